@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# BBC News from raw text to a classifier, on every visible GPU, or on two CPU processes where there is none; then a
+# prediction and two generated texts. Words given are keys of the config: bash launch/quickstart.sh lm.drop_mult=0.1
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+processes=$(visible_gpus)
+if [ "$processes" -eq 0 ]; then
+    processes=2
+    use_cpu "$processes"
+fi
+accelerate_run "$processes" run configs/quickstart.yaml "$@"
+
+run=$(python -m ulmfit_dist config configs/quickstart.yaml "$@" | awk '/^runs_dir:/ {d = $2} /^name:/ {n = $2} END {print d "/" n}')
+echo
+ulmfit-dist predict "$run" "The striker scored twice in the second half and the visitors went out of the cup."
+ulmfit-dist generate "$run" "The government said" --words 30
+echo
+cat "$run/summary.json"
+echo

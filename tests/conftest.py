@@ -1,0 +1,98 @@
+"""What the tests share: a corpus made on the spot, and real processes."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+os.environ["WANDB_MODE"] = "offline"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+ROOT = Path(__file__).parents[1]
+TOPICS = {
+    "sport": "match goal team player coach league cup season score win".split(),
+    "tech": "computer software phone network chip browser data user code server".split(),
+    "food": "bread soup kitchen salt recipe oven cheese pepper plate sauce".split(),
+}
+FILLERS = "the a of and in with for on was is The A He She they".split()
+
+TINY = (
+    "data.shard_documents=16",
+    "data.valid_pct=0.25",
+    "tokenizer.min_freq=1",
+    "model={emb_sz: 12, n_hid: 16, n_layers: 2}",
+    "lm.global_batch_size=8",
+    "lm.seq_len=10",
+    "lm.phases=[{epochs: 1, lr: 1e-2, freeze_to: -1}, {epochs: 1, lr: 1e-2}]",
+    "classifier.global_batch_size=8",
+    "classifier.seq_len=10",
+    "classifier.max_len=20",
+    "classifier.phases=[{epochs: 1, lr: 2e-2, freeze_to: -1}, {epochs: 2, lr: [1e-3, 1e-2]}]",
+)
+"""Overrides that make a recipe run in seconds."""
+
+
+def make_text(topic: str, words: int, rng: random.Random) -> str:
+    """A text of random words, a good share of them of the topic."""
+    return " ".join(rng.choice(TOPICS[topic] if rng.random() < 0.4 else FILLERS) for _ in range(words)) + "."
+
+
+def make_folder(path: Path, per_class: int, seed: int = 0) -> Path:
+    """A folder by class; documents differ in length."""
+    rng = random.Random(seed)
+    for topic in TOPICS:
+        (path / topic).mkdir(parents=True)
+        for i in range(per_class):
+            (path / topic / f"{i}.txt").write_text(make_text(topic, rng.randint(5, 45), rng))
+    return path
+
+
+def command(words: Sequence[object], processes: int = 1, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run `ulmfit_dist` for real: alone, or on several processes by `accelerate launch`."""
+    launcher = [sys.executable, "-m"]
+    if processes > 1:
+        config = str(ROOT / "configs/accelerate/multi_gpu.yaml")
+        launcher += ["accelerate.commands.launch", "--config_file", config, "--num_processes", str(processes), "-m"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT), **env}
+    words = [*launcher, "ulmfit_dist", *map(str, words)]
+    return subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240, check=False)
+
+
+def succeed(words: Sequence[object], processes: int = 1, **kwargs) -> str:
+    """As `command`, for one that must succeed; returns what it printed."""
+    result = command(words, processes, **kwargs)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+@pytest.fixture(scope="session")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty recipe, for tests that say all in overrides."""
+    path = tmp_path_factory.mktemp("recipe") / "empty.yaml"
+    path.write_text("{}\n")
+    return path
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 3 classes with 25 short documents each: 57 to train on, an uneven number."""
+    return make_folder(tmp_path_factory.mktemp("corpus") / "texts", per_class=25)
+
+
+@pytest.fixture(scope="session")
+def run_dirs(tmp_path_factory: pytest.TempPathFactory, corpus: Path, recipe: Path) -> dict[str, Path]:
+    """The same run, dropout off and in fp64, on one rank, on two, and on one with micro-batches in the language model."""
+    folder = tmp_path_factory.mktemp("runs")
+    shared = [recipe, f"data.path={corpus}", *TINY, f"runs_dir={folder}"]
+    shared += ["lm.drop_mult=0", "classifier.drop_mult=0", "classifier.head_dropout=0", "runtime.precision=fp64", "lm.grad_clip=0.3"]
+    succeed(["run", *shared, "name=one", f"data.cache={folder}/cache1"])
+    succeed(["run", *shared, "name=two", f"data.cache={folder}/cache2"], processes=2)
+    succeed(["lm", *shared, "name=micro", f"data.cache={folder}/cache1", "runtime.micro_batch_size=3"])
+    return {name: folder / name for name in ("one", "two", "micro")} | {"caches": folder}

@@ -1,0 +1,161 @@
+"""Batches against fastai's, and against themselves on other numbers of ranks. No process is started: a rank is a number."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fastai.text.data import LMDataLoader, pad_chunk
+from fastcore.foundation import L
+
+from ulmfit_dist.data.batches import IGNORED, rows_of_rank
+from ulmfit_dist.data.classifier_batches import ClassifierBatches, pad_chunks
+from ulmfit_dist.data.lm_batches import LMBatches
+from ulmfit_dist.data.store import FORMAT, TokenStore, shard_stem, write_json, write_shard
+from ulmfit_dist.errors import UserError
+
+B, T = 8, 5
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
+    """103 documents in 11 shards; each token says where it stands: no two are the same."""
+    folder = tmp_path_factory.mktemp("store")
+    lengths = np.random.default_rng(0).integers(1, 60, 103)
+    ids = np.arange(2, 2 + lengths.sum(), dtype=np.uint16)
+    begins = np.concatenate([[0], np.cumsum(lengths)])
+    for shard in range(11):
+        first, last = shard * 10, min(shard * 10 + 10, 103)
+        offsets = begins[first : last + 1] - begins[first]
+        write_shard(folder / shard_stem(shard, 11), ids[begins[first] : begins[last]], offsets, np.arange(first, last) % 3)
+    meta = {"format": FORMAT, "fingerprint": "x", "num_documents": 103, "num_shards": 11, "shard_documents": 10}
+    meta |= {"dtype": "uint16", "splits": {"train": [0, 103]}, "labels": ["a", "b", "c"]}
+    write_json(folder / "vocab.json", ["xxunk"])
+    write_json(folder / "meta.json", meta)
+    return TokenStore(folder)
+
+
+def lm_batches(store: TokenStore, rank: int = 0, world_size: int = 1, micro: int | None = None, seed: int | None = 1):
+    rows = rows_of_rank(B, rank, world_size, "lm.global_batch_size")
+    return LMBatches(store, store.split("train"), B, T, rows, micro, seed)
+
+
+def stacked(loader, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    batches = loader.step(step)
+    return torch.cat([batch.x for batch in batches]), torch.cat([batch.y for batch in batches])
+
+
+def classifier_batches(store: TokenStore, rank: int = 0, world_size: int = 1, micro: int | None = None, seed=1):
+    return ClassifierBatches(store, store.split("train"), B, T, rank, world_size, micro, seed)
+
+
+def test_a_store_gives_back_its_documents(store: TokenStore):
+    documents = np.concatenate([store.document(i) for i in range(len(store))])
+    assert documents.tolist() == list(range(2, 2 + int(store.lengths.sum())))
+
+
+def test_lm_batches_are_fastais_where_nothing_is_shuffled(store: TokenStore):
+    ours = LMBatches(store, store.split("train"), B, T, range(B), seed=1)
+    ours._order, ours._ends = ours.documents, np.cumsum(store.lengths)  # the order of the corpus, the cut of training
+    documents = L([(torch.from_numpy(store.document(i).astype(np.int64)),) for i in range(len(store))])
+    theirs = list(LMDataLoader(documents, lens=store.lengths.tolist(), bs=B, seq_len=T))
+    assert len(theirs) == len(ours)
+    for step, (x, y) in enumerate(theirs):
+        assert torch.equal(stacked(ours, step)[0], torch.as_tensor(x))
+        assert torch.equal(stacked(ours, step)[1], torch.as_tensor(y))
+
+
+@pytest.mark.parametrize(("world_size", "micro"), [(2, None), (4, None), (8, None), (1, 2), (2, 3)])
+def test_lm_rows_of_all_ranks_are_those_of_one(store: TokenStore, world_size: int, micro: int | None):
+    alone, ranks = lm_batches(store), [lm_batches(store, rank, world_size, micro) for rank in range(world_size)]
+    for epoch in range(2):
+        for loader in (alone, *ranks):
+            loader.set_epoch(epoch)
+        for step in range(len(alone)):
+            x, y = zip(*(stacked(loader, step) for loader in ranks), strict=True)
+            assert torch.equal(torch.cat(x), stacked(alone, step)[0])
+            assert torch.equal(torch.cat(y), stacked(alone, step)[1])
+            assert sum(batch.weight for loader in ranks for batch in loader.step(step)) == pytest.approx(1)
+
+
+def test_lm_epochs_differ_and_come_back_the_same(store: TokenStore):
+    loader = lm_batches(store)
+    first = stacked(loader, 0)[0]
+    loader.set_epoch(1)
+    assert not torch.equal(stacked(loader, 0)[0], first)
+    assert torch.equal(stacked(lm_batches(store), 0)[0], first)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_lm_validation_predicts_every_token_once(store: TokenStore, world_size: int):
+    seen: list[int] = []
+    for rank in range(world_size):
+        for batches in lm_batches(store, rank, world_size, seed=None):
+            for batch in batches:
+                counted = batch.y != IGNORED
+                assert torch.equal(batch.x[counted] + 1, batch.y[counted])  # tokens are numbered in order
+                seen += batch.y[counted].tolist()
+    assert sorted(seen) == list(range(3, 2 + int(store.lengths.sum())))
+
+
+def test_lm_training_drops_less_than_a_token_per_row(store: TokenStore):
+    trained = sum(batch.y.numel() for batches in lm_batches(store) for batch in batches)
+    assert 0 <= int(store.lengths.sum()) - 1 - trained < B
+
+
+def test_backwards_reads_each_document_from_its_end(store: TokenStore):
+    loader = LMBatches(store, store.split("train")[:1], 1, 100, range(1), seed=None, backwards=True)
+    assert stacked(loader, 0)[0][0].tolist() == store.document(0)[::-1][:-1].tolist()
+
+
+def test_too_little_text_and_uneven_ranks_are_refused(store: TokenStore):
+    with pytest.raises(UserError, match="too few for 99 rows"):
+        LMBatches(store, store.split("train")[:1], 99, T, range(99), seed=1)
+    with pytest.raises(UserError, match=r"lm\.global_batch_size=8 cannot be shared evenly by 3 ranks: make it 6 or 9"):
+        rows_of_rank(8, 0, 3, "lm.global_batch_size")
+
+
+@pytest.mark.parametrize("seed", [1, None])
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_classifier_ranks_share_each_global_batch(store: TokenStore, world_size: int, seed: int | None):
+    alone = classifier_batches(store, seed=seed)
+    ranks = [classifier_batches(store, rank, world_size, micro=3, seed=seed) for rank in range(world_size)]
+    seen: list[int] = []
+    for step in range(len(alone)):
+        (whole,) = alone.step(step)
+        parts = [batch for loader in ranks for batch in loader.step(step)]
+        rows = {row: (x, y) for part in parts for row, x, y in zip(part.rows, part.x, part.y, strict=True)}
+        assert sorted(rows) == list(whole.rows)
+        assert torch.equal(torch.stack([rows[row][0] for row in whole.rows]), whole.x)
+        assert torch.equal(torch.stack([rows[row][1] for row in whole.rows]), whole.y)
+        assert sum(part.weight for part in parts) == pytest.approx(1)
+        sizes = [sum(len(batch.rows) for batch in loader.step(step)) for loader in ranks]
+        assert max(sizes) - min(sizes) <= 1
+        seen += [int(row[row != 1][0]) for row in whole.x]
+    assert sorted(seen) == sorted(int(store.document(i)[0]) for i in range(len(store)))
+
+
+def test_classifier_batches_of_training_are_never_too_small(store: TokenStore):
+    sizes = [len(batches[0].rows) for batches in classifier_batches(store)]
+    assert sum(sizes) == len(store)
+    assert min(sizes) >= B
+    assert max(sizes) <= B + 1
+
+
+def test_padding_is_fastais(store: TokenStore):
+    documents = sorted((store.document(i) for i in range(9)), key=len, reverse=True)
+    width = len(documents[0])
+    theirs = [pad_chunk(torch.from_numpy(d.astype(np.int64)), seq_len=T, pad_len=width) for d in documents]
+    assert torch.equal(pad_chunks(documents, width, T), torch.stack(theirs))
+
+
+def test_a_store_cut_short_is_refused(store: TokenStore, tmp_path: Path):
+    for file in store.path.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    tokens = tmp_path / f"{shard_stem(3, 11)}.tokens"
+    tokens.write_bytes(tokens.read_bytes()[:-2])
+    with pytest.raises(UserError, match="shard-00003-of-00011"):
+        TokenStore(tmp_path)
+    (tmp_path / "meta.json").unlink()
+    with pytest.raises(UserError, match="no token store here"):
+        TokenStore(tmp_path)

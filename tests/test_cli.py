@@ -1,0 +1,163 @@
+"""The command line as a user meets it: real processes, exit codes, one line for each mistake."""
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import TINY, command, make_folder, make_text, succeed
+
+
+def refused(words: list[object], said: str, processes: int = 1, **kwargs) -> None:
+    """The command ends with exit code 2 and one line that says what is wrong."""
+    result = command(words, processes, **kwargs)
+    errors = [line for line in result.stderr.splitlines() if "ulmfit-dist: error:" in line]
+    assert len(errors) == 1, result.stdout + result.stderr
+    assert said in errors[0]
+    if processes == 1:
+        assert result.returncode == 2
+        assert result.stderr.splitlines() == errors
+    else:  # the launcher has an exit code, and a report, of its own
+        assert result.returncode != 0
+        assert result.stderr.count("exitcode  : 2") == processes
+
+
+def test_help_names_every_command():
+    text = succeed(["--help"])
+    for name in ("prepare", "lm", "classifier", "run", "evaluate", "predict", "generate", "config"):
+        assert f"\n    {name} " in text
+    assert "--temperature" in succeed(["generate", "--help"])
+
+
+def test_config_prints_each_key_with_its_meaning():
+    text = succeed(["config", "configs/quickstart.yaml", "lm.global_batch_size=48"])
+    (line,) = [line for line in text.splitlines() if line.startswith("lm.global_batch_size")]
+    assert line.startswith("lm.global_batch_size: 48 ")
+    assert "# Rows that the corpus is cut into" in line
+
+
+def test_words_and_options_may_come_in_any_order():
+    refused(["run", "configs/quickstart.yaml", "a=1", "--fresh", "b=2"], "unknown key a")
+    refused(["run", "configs/quickstart.yaml", "--frsh"], "unknown: --frsh")
+    refused(["prepare"], "required: CONFIG")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders that are wrong in one way each."""
+    folder = tmp_path_factory.mktemp("wrong")
+    make_folder(folder / "good", per_class=12)
+    (folder / "one" / "only").mkdir(parents=True)
+    for i in range(12):
+        (folder / "one" / "only" / f"{i}.txt").write_text("the same class, every time")
+    for split, classes in (("train", "ab"), ("test", "abc")):
+        for name in classes:
+            (folder / "unseen" / split / name).mkdir(parents=True)
+            for i in range(6):
+                (folder / "unseen" / split / name / f"{i}.txt").write_text("some text of some class")
+    (folder / "empty").mkdir()
+    (folder / "file").write_text("not a folder")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("data", "overrides", "said"),
+    [
+        ("nowhere", [], "no such file or folder"),
+        ("empty", [], "no .txt files"),
+        ("one", [], "a single class, 'only'"),
+        ("unseen", [], "label 'c' is in validation only (6 documents)"),
+        ("good", ["lm.batch=3"], "unknown key lm.batch"),
+        ("good", ["runtime.precision=fp16"], "use bf16"),
+        ("good", ["runs_dir={place}/file"], "set runs_dir to a folder of yours"),
+        ("good", ["data.cache={place}/file/cache"], "set data.cache to a folder of yours"),
+        ("good", ["model.pretrained=/nowhere"], "model.pretrained=/nowhere"),
+        ("good", ["tokenizer.lang=klingon"], "tokenizer.lang='klingon'"),
+        ("good", ["data.store=/nowhere"], "no token store here"),
+    ],
+)
+def test_wrong_input_is_one_line_and_nothing_is_trained(
+    place: Path, recipe: Path, data: str, overrides: list[str], said: str
+):
+    words = ["run", recipe, *TINY, f"data.path={place / data}", f"runs_dir={place}/runs", f"data.cache={place}/cache"]
+    refused([*words, *(word.format(place=place) for word in overrides)], said)
+    assert not (place / "runs").exists()
+
+
+def test_a_mistake_ends_all_ranks(place: Path, recipe: Path, tmp_path: Path):
+    words = ["run", recipe, *TINY, f"data.path={place / 'good'}", f"runs_dir={tmp_path}", f"data.cache={place}/cache"]
+    refused([*words, "lm.global_batch_size=9"], "lm.global_batch_size=9 cannot be shared evenly by 2 ranks", processes=2)
+    broken = make_folder(tmp_path / "broken", per_class=12)
+    (broken / "sport" / "3.txt").write_bytes(b"\xff\xfe")
+    refused([*words, f"data.path={broken}"], "3.txt: byte 0 is not UTF-8", processes=2)
+
+
+def test_the_classifier_alone_needs_a_language_model(place: Path, recipe: Path, tmp_path: Path):
+    words = ["classifier", recipe, *TINY, f"data.path={place / 'good'}", f"data.cache={place}/cache"]
+    refused([*words, f"runs_dir={tmp_path}"], "no exported model here")
+
+
+def test_an_encoder_of_another_vocabulary_is_refused(
+    run_dirs: dict[str, Path], place: Path, recipe: Path, tmp_path: Path
+):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "lm").symlink_to(run_dirs["one"] / "lm")
+    words = ["classifier", recipe, *TINY, f"data.path={place / 'good'}", f"data.cache={place}/cache", "name=other"]
+    refused([*words, "tokenizer.min_freq=9", f"runs_dir={tmp_path}"], "its vocabulary")
+
+
+def test_a_finished_run_is_not_trained_again_and_another_config_is_refused(
+    run_dirs: dict[str, Path], corpus: Path, recipe: Path
+):
+    words = ["run", recipe, f"data.path={corpus}", *TINY, f"runs_dir={run_dirs['caches']}", "name=one"]
+    words += ["lm.drop_mult=0", "classifier.drop_mult=0", "classifier.head_dropout=0", "lm.grad_clip=0.3"]
+    words += [f"data.cache={run_dirs['caches']}/cache1"]
+    before = (run_dirs["one"] / "metrics.jsonl").read_bytes()
+    assert succeed(words).count("done already") == 2
+    refused([*words, "lm.wd=0.2"], "lm.wd (now 0.2, then 0.1)")
+    assert (run_dirs["one"] / "metrics.jsonl").read_bytes() == before
+
+
+def test_training_needs_no_text_once_a_store_is_prepared(run_dirs: dict[str, Path], recipe: Path, tmp_path: Path):
+    store = next((run_dirs["caches"] / "cache1").iterdir())
+    words = ["lm", recipe, *TINY, f"data.store={store}", f"runs_dir={tmp_path}", "tracking.wandb=disabled"]
+    assert "lm phase 2 epoch 1/1" in succeed(words, cwd=tmp_path)
+    assert not (tmp_path / "run" / "wandb").exists()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_evaluate_finds_the_figures_of_the_training(run_dirs: dict[str, Path], processes: int):
+    words = ["evaluate", run_dirs["one"], "--precision", "fp64"]
+    text = succeed(words, processes)
+    found = json.loads(text[text.index("{") :])
+    summary = json.loads((run_dirs["one"] / "summary.json").read_text())
+    for stage in ("lm", "classifier"):
+        for name, value in found[stage].items():
+            assert value == pytest.approx(summary[stage][name], rel=1e-9), (stage, name)
+
+
+def test_predict_reads_the_command_line_a_file_and_standard_input(run_dirs: dict[str, Path], tmp_path: Path):
+    import random
+
+    texts = [make_text(topic, 30, random.Random(7)) for topic in ("food", "sport", "tech", "sport")]
+    listed, output = tmp_path / "texts.txt", tmp_path / "labels.jsonl"
+    listed.write_text("\n".join(texts) + "\n")
+    succeed(["predict", run_dirs["two"], "--file", listed, "--output", output])
+    predictions = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [p["label"] for p in predictions] == ["food", "sport", "tech", "sport"]
+    assert [p["index"] for p in predictions] == [0, 1, 2, 1]
+    assert all(sum(p["probabilities"].values()) == pytest.approx(1) for p in predictions)
+    assert succeed(["predict", run_dirs["two"] / "classifier", texts[2]]).startswith("tech (2)")
+    refused(["predict", run_dirs["two"], "--file", tmp_path / "none.txt"], "none.txt")
+    refused(["predict", tmp_path, "a text"], "no classifier model here")
+    refused(["predict", run_dirs["two"], "a text", "--file", listed], "give one of them")
+
+
+def test_generate_prints_samples_that_a_seed_repeats(run_dirs: dict[str, Path]):
+    words = ["generate", run_dirs["one"], "The match", "--words", "12"]
+    first, second = succeed(words).splitlines()
+    assert first.startswith("1: The match ")
+    assert second.startswith("2: The match ")
+    assert first[3:] != second[3:]
+    assert succeed(words).splitlines() == [first, second]
+    assert "xxunk" not in first + second
+    refused([*words, "--temperature", "0"], "temperature=0.0")

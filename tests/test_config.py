@@ -1,0 +1,69 @@
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from ulmfit_dist.config import describe, load_config, to_yaml
+from ulmfit_dist.errors import UserError
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_recipes_load_and_survive_a_round_trip(recipe: Path, tmp_path: Path):
+    config = load_config(recipe)
+    copy = tmp_path / "config.yaml"
+    copy.write_text(to_yaml(config))
+    assert load_config(copy) == config
+
+
+def test_every_key_has_a_meaning():
+    keys = list(describe(load_config(None, ["data.path=x"])))
+    assert len(keys) > 50
+    assert all(meaning.strip() and "\n" not in meaning for _, _, meaning in keys)
+
+
+def test_overrides_win_over_the_recipe_and_later_ones_over_earlier():
+    config = load_config(ROOT / "configs/quickstart.yaml", ["lm.global_batch_size=8", "lm.global_batch_size=16"])
+    assert config.lm.global_batch_size == 16
+    assert config.model.n_layers == 2
+
+
+def test_the_imdb_recipe_is_the_tutorials():
+    config = load_config(ROOT / "configs/imdb.yaml")
+    assert config.model.pretrained == "wt103_fwd"
+    assert (config.model.n_layers, config.model.n_hid, config.lm.drop_mult, config.lm.wd) == (3, 1152, 1.0, 0.1)
+    assert [(p.freeze_to, p.epochs, p.lr) for p in config.lm.phases] == [(-1, 1, 1e-2), (0, 10, 1e-3)]
+    assert [(p.freeze_to, p.epochs) for p in config.classifier.phases] == [(-1, 1), (-2, 1), (-3, 1), (0, 2)]
+    assert config.classifier.phases[1].lr == pytest.approx([1e-2 / 2.6**4, 1e-2], rel=1e-4)
+    assert config.classifier.phases[2].lr == pytest.approx([5e-3 / 2.6**4, 5e-3], rel=1e-4)
+    assert config.classifier.phases[3].lr == pytest.approx([1e-3 / 2.6**4, 1e-3], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("lm.global_batchsize=32", "did you mean 'global_batch_size'"),
+        ("lm.phases=[{epoch: 1}]", "lm.phases[0].epoch; did you mean 'epochs'"),
+        ("data.source=parket", "did you mean 'parquet'"),
+        ("lm.global_batch_size=many", "lm.global_batch_size"),
+        ("lm.global_batch_size=0", "at least 1"),
+        ("data.valid_pct=20", "between 0 and 1"),
+        ("lm.phases=[{lr: fast}]", "lm.phases[0].lr"),
+        ("lm=3", "lm is a section"),
+        ("seed", "expected key=value"),
+        ("name=a/b", "plain folder name"),
+        ("data.splits={dev: x}", "known are: train, valid, unlabelled"),
+    ],
+)
+def test_wrong_keys_and_values_are_named_with_their_mend(override: str, said: str):
+    with pytest.raises(UserError) as error:
+        load_config(None, ["data.path=x", override])
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_recipe_that_is_no_yaml_is_one_line(tmp_path: Path):
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("lm: [1,\nname: x: y")
+    with pytest.raises(UserError, match="not valid YAML") as error:
+        load_config(broken)
+    assert "\n" not in str(error.value)

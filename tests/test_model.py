@@ -1,0 +1,170 @@
+"""Our networks, loss and batch norm against fastai's and torch's."""
+
+import copy
+import math
+
+import pytest
+import torch
+from fastai.text.models import awdlstm, core
+from torch import nn
+from torch.nn import functional as F
+
+from ulmfit_dist.config import ClassifierConfig, LMConfig, ModelConfig
+from ulmfit_dist.data.batches import IGNORED, MicroBatch
+from ulmfit_dist.data.classifier_batches import pad_chunks
+from ulmfit_dist.model import loss as loss_module
+from ulmfit_dist.model.awd_lstm import build_classifier, build_language_model, encoder_of
+from ulmfit_dist.model.batch_norm import GlobalBatchNorm1d
+from ulmfit_dist.model.loss import DecoderLoss
+from ulmfit_dist.training.metrics import ClassifierMetrics, f1_macro
+
+V = 40
+SIZES = ModelConfig(emb_sz=6, n_hid=8, n_layers=3)
+FASTAI_SIZES = {"emb_sz": 6, "n_hid": 8, "n_layers": 3}
+
+
+def language_models(drop_mult: float = 1.0):
+    ours = build_language_model(V, SIZES, LMConfig(drop_mult=drop_mult))
+    theirs = core.get_language_model(awdlstm.AWD_LSTM, V, {**awdlstm.awd_lstm_lm_config, **FASTAI_SIZES}, drop_mult)
+    theirs.load_state_dict(ours.state_dict())
+    return ours, theirs
+
+
+def classifiers(max_len: int = 20):
+    ours = build_classifier(V, 3, SIZES, ClassifierConfig(seq_len=5, max_len=max_len, drop_mult=0, head_dropout=0))
+    theirs = core.get_text_classifier(awdlstm.AWD_LSTM, V, 3, 5, FASTAI_SIZES, 0, ps=[0.0], max_len=max_len)
+    theirs.load_state_dict(ours.state_dict())
+    return ours, theirs
+
+
+def test_states_are_interchangeable_with_fastais():
+    for ours, theirs in (language_models(), classifiers()):
+        assert list(ours.state_dict()) == list(theirs.state_dict())
+
+
+def test_language_model_computes_what_fastais_does_step_after_step():
+    ours, theirs = (model.eval() for model in language_models())
+    for _ in range(3):
+        x = torch.randint(2, V, (4, 7))
+        decoded, raw, dropped = theirs(x)
+        features, our_raw, our_dropped = ours(x)
+        torch.testing.assert_close(ours[1].decoder(features), decoded)
+        torch.testing.assert_close((our_raw, our_dropped), (raw, dropped))
+
+
+def test_dropout_of_zero_trains():
+    model = build_language_model(V, SIZES, LMConfig(drop_mult=0)).train()
+    for _ in range(2):
+        model.reset()
+        model(torch.randint(2, V, (4, 7)))[0].sum().backward()
+    assert all(p.grad is not None for rnn in encoder_of(model).rnns for p in rnn.parameters())
+
+
+def test_rows_in_turns_keep_their_hidden_states():
+    whole, pieces = (build_language_model(V, SIZES, LMConfig()).eval() for _ in range(2))
+    pieces.load_state_dict(whole.state_dict())
+    for _ in range(3):
+        x = torch.randint(2, V, (6, 5))
+        outputs = []
+        for first in (0, 4):
+            encoder_of(pieces).first_row = first
+            outputs.append(pieces(x[first : first + 4])[0])
+        torch.testing.assert_close(torch.cat(outputs), whole(x)[0])
+
+
+@pytest.mark.parametrize("max_len", [20, 7])
+def test_classifier_and_its_gradients_are_fastais(max_len: int):
+    ours, theirs = (model.double() for model in classifiers(max_len))
+    x = torch.full((4, 18), 1)
+    for row, begin, end in ((0, 0, 18), (1, 0, 16), (2, 5, 16), (3, 10, 16)):
+        x[row, begin:end] = torch.randint(2, V, (end - begin,))
+    for rnn in theirs[0].module.rnns:
+        rnn.weight_p = 1e-15  # fastai's fails with zero
+    y = torch.tensor([0, 1, 2, 0])
+    losses = [F.cross_entropy(model.train()(x)[0], y) for model in (ours, theirs)]
+    torch.testing.assert_close(losses[0], losses[1])
+    for loss in losses:
+        loss.backward()
+    for (name, mine), their in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, their.grad, msg=lambda text, name=name: f"{name}: {text}")
+    torch.testing.assert_close(ours.eval()(x)[0], theirs.eval()(x)[0])
+
+
+def test_a_documents_logits_do_not_depend_on_its_batch():
+    model = classifiers()[0].eval()
+    documents = [torch.randint(2, V, (length,)).numpy() for length in (18, 15, 11, 5, 1)]  # one ends before the last chunk
+    alone = torch.cat([model(pad_chunks([document], len(document), 5))[0] for document in documents])
+    torch.testing.assert_close(model(pad_chunks(documents, 18, 5))[0], alone)
+    torch.testing.assert_close(model(pad_chunks(documents[3:], 18, 5))[0], alone[3:])
+
+
+@pytest.mark.parametrize("chunk", [16, 10_000])
+def test_loss_and_gradients_are_those_of_cross_entropy(chunk: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(loss_module, "CHUNK_ELEMENTS", chunk * V)
+    decoder = nn.Linear(6, V).double()
+    x, y = torch.randn(5, 9, 6).double(), torch.randint(0, V, (5, 9))
+    expected, ours = (x.clone().requires_grad_(), copy.deepcopy(decoder)), (x.clone().requires_grad_(), decoder)
+    reference = F.cross_entropy(expected[1](expected[0]).flatten(0, 1), y.flatten())
+    fused = DecoderLoss(decoder, torch.float64)(ours[0], y)
+    (3 * reference).backward()
+    (3 * fused).backward()
+    torch.testing.assert_close(fused, reference)
+    torch.testing.assert_close(ours[0].grad, expected[0].grad)
+    torch.testing.assert_close(decoder.weight.grad, expected[1].weight.grad)
+    torch.testing.assert_close(decoder.bias.grad, expected[1].bias.grad)
+
+
+def test_bf16_products_stay_near():
+    decoder = nn.Linear(64, 500)
+    x, y = torch.randn(4, 50, 64), torch.randint(0, 500, (4, 50))
+    exact = DecoderLoss(decoder, torch.float32)(x, y)
+    torch.testing.assert_close(DecoderLoss(decoder, torch.bfloat16)(x, y), exact, rtol=1e-2, atol=0)
+
+
+def test_scores_count_what_is_not_ignored():
+    decoder = nn.Linear(6, V)
+    x, y = torch.randn(2, 9, 6), torch.randint(0, V, (2, 9))
+    y[1, 4:] = IGNORED
+    scores = DecoderLoss(decoder, torch.float32).score(x, y)
+    logits = decoder(x).flatten(0, 1)
+    kept = y.flatten() != IGNORED
+    assert scores.count == 13
+    assert scores.correct == (logits.argmax(1) == y.flatten())[kept].sum()
+    expected = F.cross_entropy(logits[kept], y.flatten()[kept], reduction="sum")
+    assert math.isclose(scores.loss.item(), expected.item(), rel_tol=1e-5)
+
+
+def test_batch_norm_is_torchs():
+    theirs, ours = nn.BatchNorm1d(5).double(), GlobalBatchNorm1d(5).double()
+    for _ in range(3):
+        x = torch.randn(7, 5).double() * 3 + 2
+        inputs = [x.clone().requires_grad_() for _ in range(2)]
+        outputs = [norm(value) for norm, value in zip((theirs, ours), inputs, strict=True)]
+        for output in outputs:
+            output.pow(2).sum().backward()
+        torch.testing.assert_close(outputs[1], outputs[0])
+        torch.testing.assert_close(inputs[1].grad, inputs[0].grad)
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
+    torch.testing.assert_close(ours.eval()(x), theirs.eval()(x))
+
+
+def test_classifier_metrics_are_sklearns():
+    from sklearn.metrics import accuracy_score, f1_score
+
+    from ulmfit_dist.config import RuntimeConfig
+    from ulmfit_dist.runtime import Runtime
+
+    metrics, logits, y = ClassifierMetrics(4), torch.randn(50, 4), torch.randint(0, 3, (50,))
+    metrics.reset(torch.device("cpu"))
+    for rows in (range(0, 30), range(30, 50)):
+        part = slice(rows.start, rows.stop)
+        metrics.update(logits[part], MicroBatch(torch.empty(0), y[part], rows, 50, 0))
+    found = metrics.compute(Runtime(RuntimeConfig()))
+    guessed = logits.argmax(1)
+    assert found["accuracy"] == pytest.approx(accuracy_score(y, guessed))
+    assert found["f1_macro"] == pytest.approx(f1_score(y, guessed, average="macro"))
+    assert found["valid_loss"] == pytest.approx(F.cross_entropy(logits, y).item(), rel=1e-6)
+
+
+def test_f1_leaves_out_classes_that_do_not_occur():
+    assert f1_macro(torch.tensor([[3.0, 0, 0], [0, 2, 0], [0, 0, 0]])) == 1

@@ -1,0 +1,122 @@
+import csv
+import json
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from ulmfit_dist.config import load_config
+from ulmfit_dist.data.sources import open_source
+from ulmfit_dist.errors import UserError
+
+TEXTS = {"train": ["one, two", 'says "three"', "vier \u00fc", "five"], "valid": ["six", "seven"]}
+LABELS = {"train": ["b", "a", "b", "a"], "valid": ["a", "b"]}
+
+
+def opened(*overrides: str):
+    return open_source(load_config(None, overrides).data)
+
+
+def contents(source):
+    return {split: documents.read(0, len(documents)) for split, documents in source.splits.items()}
+
+
+def write_csv(folder: Path, delimiter: str, ending: str) -> None:
+    for split, texts in TEXTS.items():
+        with (folder / f"{split}{ending}").open("w", newline="") as file:
+            writer = csv.writer(file, delimiter=delimiter)
+            writer.writerows([("text", "label"), *zip(texts, LABELS[split], strict=True)])
+
+
+def write_json(folder: Path) -> None:
+    for split, texts in TEXTS.items():
+        rows = [json.dumps({"text": t, "label": y}) for t, y in zip(texts, LABELS[split], strict=True)]
+        (folder / f"{split}.jsonl").write_text("\n".join(rows) + "\n")
+
+
+def write_parquet(folder: Path) -> None:
+    for split, texts in TEXTS.items():
+        pyarrow.parquet.write_table(pyarrow.table({"text": texts, "label": LABELS[split]}), folder / f"{split}.parquet")
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "json", "parquet"])
+def test_tables_of_all_kinds_give_the_same_documents(kind: str, tmp_path: Path):
+    writers = {
+        "csv": lambda: write_csv(tmp_path, ",", ".csv"),
+        "tsv": lambda: write_csv(tmp_path, "\t", ".tsv"),
+        "json": lambda: write_json(tmp_path),
+        "parquet": lambda: write_parquet(tmp_path),
+    }
+    writers[kind]()
+    source = opened(f"data.source={'csv' if kind == 'tsv' else kind}", f"data.path={tmp_path}")
+    assert contents(source) == {split: (TEXTS[split], LABELS[split]) for split in TEXTS}
+
+
+def test_a_folder_by_class_reads_in_natural_order(tmp_path: Path):
+    for name in ("train/pos/10.txt", "train/pos/2.txt", "train/neg/1.txt", "test/neg/7.txt", "unsup/3.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    assert contents(opened(f"data.path={tmp_path}")) == {
+        "train": (["train/neg/1.txt", "train/pos/2.txt", "train/pos/10.txt"], ["neg", "pos", "pos"]),
+        "valid": (["test/neg/7.txt"], ["neg"]),
+        "unlabelled": (["unsup/3.txt"], [None]),
+    }
+
+
+def test_rows_without_a_label_have_none(tmp_path: Path):
+    table = pyarrow.table({"text": ["a", "b", "c"], "label": pyarrow.array([0, -1, None], pyarrow.int64())})
+    pyarrow.parquet.write_table(table, tmp_path / "all.parquet")
+    source = opened("data.source=parquet", f"data.path={tmp_path / 'all.parquet'}")
+    assert contents(source)["train"][1] == ["0", None, None]
+
+
+def test_several_text_columns_are_marked_as_fastai_does(tmp_path: Path):
+    from fastai.text.core import _join_texts
+    from pandas import DataFrame
+
+    frame = DataFrame({"title": ["A", "B"], "body": ["first", "second"]})
+    pyarrow.parquet.write_table(pyarrow.Table.from_pandas(frame), tmp_path / "all.parquet")
+    path = f"data.path={tmp_path / 'all.parquet'}"
+    source = opened("data.source=parquet", path, "data.text=[title, body]", "data.label=null")
+    assert contents(source)["train"][0] == list(_join_texts(frame, mark_fields=True))
+
+
+def test_a_changed_file_changes_the_identity(tmp_path: Path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "1.txt").write_text("one")
+    before = opened(f"data.path={tmp_path}").identity
+    (tmp_path / "a" / "1.txt").write_text("one more")
+    assert opened(f"data.path={tmp_path}").identity != before
+
+
+def test_bad_bytes_are_refused_with_file_and_place_or_replaced(tmp_path: Path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "1.txt").write_bytes(b"good \xff bad")
+    source = opened(f"data.path={tmp_path}")
+    with pytest.raises(UserError, match=r"1\.txt: byte 5 is not UTF-8"):
+        source.splits["train"].read(0, 1)
+    replaced = opened(f"data.path={tmp_path}", "data.on_error=replace")
+    assert contents(replaced)["train"][0] == ["good \ufffd bad"]
+
+
+def test_what_is_missing_is_named(tmp_path: Path):
+    write_csv(tmp_path, ",", ".csv")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "nothing.csv").write_text("text,label\n")
+    (tmp_path / "broken.csv").write_text('text,label\n"open,a\n')
+    for overrides, said in [
+        (["data.path=/nowhere/at/all"], "no such file or folder"),
+        ([f"data.path={tmp_path / 'empty'}"], "no .txt files"),
+        ([f"data.path={tmp_path}", "data.splits={train: tr}"], "named by data.splits.train"),
+        (["data.source=csv", f"data.path={tmp_path / 'empty'}"], "no .csv or .tsv file"),
+        (["data.source=csv", f"data.path={tmp_path / 'nothing.csv'}"], "no documents"),
+        (["data.source=csv", f"data.path={tmp_path / 'broken.csv'}"], "cannot be read as csv"),
+        (["data.source=csv", f"data.path={tmp_path}", "data.text=[body]"], "its columns are: text, label"),
+        (["data.source=csv", f"data.path={tmp_path}", "data.label=class"], "its columns are: text, label"),
+        (["data.source=hub", "data.path=nobody/nothing"], "no network to reach it"),
+    ]:
+        with pytest.raises(UserError) as error:
+            opened(*overrides)
+        assert said in str(error.value)
+        assert "\n" not in str(error.value)

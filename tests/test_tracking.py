@@ -1,0 +1,76 @@
+"""W&B's own files, written by a real run and read back."""
+
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from wandb.proto.wandb_internal_pb2 import Record
+
+from ulmfit_dist.config import TrackingConfig
+from ulmfit_dist.training.tracking import wandb_mode
+
+BLOCK, HEADER = 32 * 1024, struct.Struct("<IHB")
+
+
+def records(path: Path) -> Iterator[Record]:
+    """The records of a .wandb file: LevelDB's log format behind a header of seven bytes."""
+    content, position, message = path.read_bytes(), 7, b""
+    while position + HEADER.size <= len(content):
+        if BLOCK - position % BLOCK < HEADER.size:
+            position += BLOCK - position % BLOCK
+            continue
+        _, length, kind = HEADER.unpack_from(content, position)
+        message += content[position + HEADER.size : position + HEADER.size + length]
+        position += HEADER.size + length
+        if kind in (1, 4):  # the whole, or the last piece, of a record
+            yield Record.FromString(message)
+            message = b""
+
+
+def history(path: Path) -> list[dict]:
+    rows = []
+    for record in records(path):
+        if record.HasField("history"):
+            rows.append({(i.key or i.nested_key[0]): json.loads(i.value_json) for i in record.history.item})
+    return rows
+
+
+@pytest.mark.parametrize("run", ["one", "two"])
+def test_wandbs_file_holds_every_metric_of_metrics_jsonl(run_dirs: dict[str, Path], run: str):
+    files = list((run_dirs[run] / "wandb").glob("offline-run-*/run-*.wandb"))
+    assert len(files) == 1  # one run for all stages, from rank 0 alone
+    logged = history(files[0])
+    written = [json.loads(line) for line in (run_dirs[run] / "metrics.jsonl").read_text().splitlines()]
+    assert len(logged) == len(written)
+    for row, line in zip(logged, written, strict=True):
+        metrics = {name: value for name, value in line.items() if "/" in name}
+        assert {name: row[name] for name in metrics} == metrics
+        assert row[f"{line['stage']}/step"] == line["step"]
+    names = {name for row in logged for name in row}
+    assert {"lm/perplexity", "lm/accuracy", "lm/train_loss", "classifier/accuracy", "classifier/f1_macro"} <= names
+
+
+def test_the_summary_is_the_last_evaluation(run_dirs: dict[str, Path]):
+    summary = json.loads((run_dirs["two"] / "summary.json").read_text())
+    lines = [json.loads(line) for line in (run_dirs["two"] / "metrics.jsonl").read_text().splitlines()]
+    for stage in ("lm", "classifier"):
+        last = [line for line in lines if line["stage"] == stage][-1]
+        for name in ("valid_loss", "accuracy"):
+            assert summary[stage][name] == last[f"{stage}/{name}"]
+    assert summary.keys() == {"name", "world_size", "device", "precision", "seconds", "lm", "classifier"}
+    assert summary["seconds"].keys() == {"prepare", "lm", "classifier"}
+
+
+def test_auto_is_offline_unless_logged_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert wandb_mode(TrackingConfig()) == "offline"
+    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+    assert wandb_mode(TrackingConfig()) == "online"
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert wandb_mode(TrackingConfig()) == "disabled"
+    assert wandb_mode(TrackingConfig(wandb="offline")) == "offline"

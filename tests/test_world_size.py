@@ -1,0 +1,75 @@
+"""The same run on one rank and on two: real processes, real Accelerate, every file read back."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY, succeed
+from safetensors.torch import load_file
+
+
+def weights(run: Path, stage: str) -> dict[str, torch.Tensor]:
+    return load_file(run / stage / "model.safetensors")
+
+
+def lines(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def summary(run: Path) -> dict:
+    return json.loads((run / "summary.json").read_text())
+
+
+@pytest.mark.parametrize("stage", ["lm", "classifier"])
+def test_two_ranks_train_the_same_weights_as_one(run_dirs: dict[str, Path], stage: str):
+    assert summary(run_dirs["two"])["world_size"] == 2
+    torch.testing.assert_close(weights(run_dirs["two"], stage), weights(run_dirs["one"], stage), rtol=1e-9, atol=1e-9)
+
+
+def test_accumulated_micro_batches_train_the_same_language_model(run_dirs: dict[str, Path]):
+    torch.testing.assert_close(weights(run_dirs["micro"], "lm"), weights(run_dirs["one"], "lm"), rtol=1e-9, atol=1e-9)
+
+
+def test_two_ranks_log_the_same_metrics_as_one(run_dirs: dict[str, Path]):
+    one, two = lines(run_dirs["one"]), lines(run_dirs["two"])
+    assert len(one) == len(two) > 5
+    for mine, theirs in zip(one, two, strict=True):
+        assert list(mine) == list(theirs)
+        for name in mine:
+            if name == "stage":
+                assert mine[name] == theirs[name]
+            elif not name.endswith("_per_second"):
+                assert mine[name] == pytest.approx(theirs[name], rel=1e-9), name
+
+
+def test_two_ranks_write_the_same_bytes_of_the_store(run_dirs: dict[str, Path]):
+    one, two = (next((run_dirs["caches"] / f"cache{n}").iterdir()) for n in (1, 2))
+    assert one.name == two.name
+    names = sorted(file.name for file in one.iterdir())
+    assert names == sorted(file.name for file in two.iterdir())
+    assert sum(name.endswith(".tokens") for name in names) == 5
+    assert all((one / name).read_bytes() == (two / name).read_bytes() for name in names)
+
+
+def test_perplexity_is_the_exponential_of_the_loss_and_learning_happens(run_dirs: dict[str, Path]):
+    epochs = [line for line in lines(run_dirs["one"]) if "lm/perplexity" in line]
+    assert all(line["lm/perplexity"] == pytest.approx(math.exp(line["lm/valid_loss"])) for line in epochs)
+    assert epochs[-1]["lm/perplexity"] < epochs[0]["lm/perplexity"]
+    assert summary(run_dirs["one"])["classifier"]["accuracy"] > 0.6  # three classes: chance is 0.33
+
+
+def test_a_frozen_phase_leaves_frozen_weights_alone(
+    run_dirs: dict[str, Path], corpus: Path, recipe: Path, tmp_path: Path
+):
+    (tmp_path / "head").mkdir()
+    (tmp_path / "head" / "lm").symlink_to(run_dirs["one"] / "lm")
+    place = [f"data.path={corpus}", f"data.cache={run_dirs['caches']}/cache1", f"runs_dir={tmp_path}", "name=head"]
+    phases = "classifier.phases=[{epochs: 1, freeze_to: -1, lr: 1e-2}]"
+    succeed(["classifier", recipe, *TINY, *place, "tracking.wandb=disabled", "runtime.precision=fp64", phases])
+    before, after = weights(run_dirs["one"], "lm"), weights(tmp_path / "head", "classifier")
+    encoder = {key: value for key, value in after.items() if key.startswith("0.module.rnns.")}
+    assert len(encoder) == 8
+    for key, value in encoder.items():
+        assert torch.equal(value, before[key.replace("0.module.", "0.", 1)].to(value.dtype))

@@ -1,0 +1,33 @@
+"""ULMFiT, distributed: fastai's language models and text classifiers, trained by Hugging Face Accelerate.
+
+The names below are for notebooks; each is imported when it is first used, so `import ulmfit_dist` is fast.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "Runtime": "ulmfit_dist.runtime",
+    "Tokenizer": "ulmfit_dist.data.tokenizer",
+    "TokenStore": "ulmfit_dist.data.store",
+    "Tracker": "ulmfit_dist.training.tracking",
+    "UserError": "ulmfit_dist.errors",
+    "evaluate": "ulmfit_dist.stages.evaluate",
+    "load_classifier": "ulmfit_dist.api",
+    "load_config": "ulmfit_dist.config",
+    "load_language_model": "ulmfit_dist.api",
+    "prepare": "ulmfit_dist.api",
+    "train_classifier": "ulmfit_dist.api",
+    "train_lm": "ulmfit_dist.api",
+}
+__all__ = sorted(_PUBLIC)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'ulmfit_dist' has no attribute {name!r}")
+    return getattr(import_module(_PUBLIC[name]), name)

@@ -1,0 +1,42 @@
+"""The stages as a notebook calls them: a config in, an object out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ulmfit_dist.config import Config
+from ulmfit_dist.data.store import TokenStore
+from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.stages.generate import LanguageModel
+from ulmfit_dist.stages.predict import TextClassifier
+from ulmfit_dist.stages.prepare import prepare as prepare_stage
+from ulmfit_dist.stages.run import run_stage
+
+
+def prepare(config: Config) -> TokenStore:
+    """The token store of the config's texts, made if it is not there."""
+    return prepare_stage(config, Runtime(config.runtime))
+
+
+def train_lm(config: Config) -> LanguageModel:
+    """Train the language model; it is in `runs/<name>/lm` afterwards."""
+    run_stage(config, Runtime(config.runtime), "lm")
+    return LanguageModel(config.run_dir)
+
+
+def train_classifier(config: Config) -> TextClassifier:
+    """Train the classifier on the run's language model; it is in `runs/<name>/classifier` afterwards."""
+    run_stage(config, Runtime(config.runtime), "classifier")
+    return TextClassifier(config.run_dir)
+
+
+def load_classifier(folder: str | Path, device: torch.device | str = "cpu") -> TextClassifier:
+    """An exported classifier: `.predict(list_of_str)` gives labels and probabilities."""
+    return TextClassifier(folder, device)
+
+
+def load_language_model(folder: str | Path, device: torch.device | str = "cpu") -> LanguageModel:
+    """An exported language model: `.generate(prompt)` gives texts."""
+    return LanguageModel(folder, device)

@@ -1,0 +1,205 @@
+"""The command line: one sub-command per thing that a user does.
+
+Nothing heavy is imported before the words are understood, so `--help` and a misspelt key answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from ulmfit_dist import __version__
+from ulmfit_dist.config import Config, RuntimeConfig, describe, load_config
+from ulmfit_dist.errors import EXIT_CODE, UserError
+from ulmfit_dist.runtime import Runtime, is_main_process, quieten, report_error
+
+if TYPE_CHECKING:
+    from ulmfit_dist.stages.predict import Prediction
+
+EXAMPLES = """\
+examples:
+  ulmfit-dist run configs/quickstart.yaml                       one process, all stages
+  accelerate launch -m ulmfit_dist run configs/imdb.yaml        all visible GPUs
+  ulmfit-dist run configs/imdb.yaml lm.global_batch_size=32     any key of the config can be set
+  ulmfit-dist config configs/imdb.yaml                          every key, its value and its meaning
+  ulmfit-dist predict runs/quickstart "A late goal won the cup."
+"""
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run a command; the exit code is 0, or 2 for input that the user can mend."""
+    try:
+        args = _parse(words)
+        args.command(args)
+    except UserError as error:
+        report_error(error)
+        return EXIT_CODE
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output has left: nothing to say
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, whose errors are one line, on rank 0."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def _parse(words: Sequence[str] | None) -> argparse.Namespace:
+    """As `parse_args`, with options allowed between the overrides, which argparse itself stops at."""
+    parser = _parser()
+    args, rest = parser.parse_known_args(words)
+    options = [word for word in rest if word.startswith("-")]
+    if options or (rest and not hasattr(args, "overrides")):
+        parser.error(f"unknown: {' '.join(options or rest)}")
+    if rest:
+        args.overrides = [*args.overrides, *rest]
+    return args
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="ulmfit-dist",
+        description="ULMFiT, distributed: train a language model on your texts, then a classifier on its encoder.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"ulmfit-dist {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    run = _with_config(commands, "run", "all stages: prepare, lm, classifier; what is done is not done again", _run)
+    again = run.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="keep what is done already (the default)")
+    again.add_argument("--fresh", action="store_true", help="train again from the start")
+    _with_config(commands, "prepare", "texts to token store, shared out over the ranks", _prepare)
+    _with_config(commands, "lm", "train the language model", _stage("lm"))
+    _with_config(commands, "classifier", "train the classifier on the run's language model", _stage("classifier"))
+    _with_config(commands, "config", "print the resolved config, each key with its meaning", _config)
+
+    evaluate = _with_run(commands, "evaluate", "compute a run's metrics again", _evaluate)
+    evaluate.add_argument("--precision", default="auto", help="as runtime.precision (default: auto)")
+    predict = _with_run(commands, "predict", "label texts", _predict)
+    predict.add_argument("texts", metavar="TEXT", nargs="*", help="a text; none: one per line from standard input")
+    predict.add_argument("--file", type=Path, metavar="F", help="read texts from a file, one per line")
+    predict.add_argument("--output", type=Path, metavar="F", help="write JSON lines to a file")
+    generate = _with_run(commands, "generate", "go on from a prompt", _generate)
+    generate.add_argument("prompt", metavar="PROMPT", help="the beginning of the text")
+    generate.add_argument("--words", type=int, default=40, help="tokens to add (default: %(default)s)")
+    generate.add_argument("--temperature", type=float, default=0.75, help="lower is safer (default: %(default)s)")
+    generate.add_argument("--samples", type=int, default=2, help="texts to write (default: %(default)s)")
+    generate.add_argument("--seed", type=int, default=42, help="another seed, other texts (default: %(default)s)")
+    return parser
+
+
+def _with_config(commands, name: str, help: str, command) -> argparse.ArgumentParser:  # type: ignore[no-untyped-def]
+    parser = commands.add_parser(name, help=help, description=help)
+    parser.add_argument("recipe", metavar="CONFIG", help="a YAML recipe, such as configs/quickstart.yaml")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="keys to set, such as lm.global_batch_size=32")
+    parser.set_defaults(command=command)
+    return parser
+
+
+def _with_run(commands, name: str, help: str, command) -> argparse.ArgumentParser:  # type: ignore[no-untyped-def]
+    parser = commands.add_parser(name, help=help, description=help)
+    parser.add_argument("run", metavar="RUN", type=Path, help="a run directory, such as runs/quickstart, or an exported model")
+    parser.set_defaults(command=command)
+    return parser
+
+
+def _start(args: argparse.Namespace) -> tuple[Config, Runtime]:
+    config = load_config(args.recipe, args.overrides)
+    return config, Runtime(config.runtime)
+
+
+def _run(args: argparse.Namespace) -> None:
+    config, runtime = _start(args)
+    from ulmfit_dist.stages.run import run
+
+    run(config, runtime, fresh=args.fresh)
+    runtime.close()
+
+
+def _stage(stage: str):  # type: ignore[no-untyped-def]
+    def command(args: argparse.Namespace) -> None:
+        config, runtime = _start(args)
+        from ulmfit_dist.stages.run import run_stage
+
+        run_stage(config, runtime, stage)
+        runtime.close()
+
+    return command
+
+
+def _prepare(args: argparse.Namespace) -> None:
+    config, runtime = _start(args)
+    from ulmfit_dist.stages.prepare import prepare
+
+    prepare(config, runtime)
+    runtime.close()
+
+
+def _config(args: argparse.Namespace) -> None:
+    if not is_main_process():
+        return
+    for key, value, meaning in describe(load_config(args.recipe, args.overrides)):
+        print(f"{f'{key}: {value}':<44} # {meaning}")
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    runtime = Runtime(RuntimeConfig(precision=args.precision))
+    from ulmfit_dist.stages.evaluate import evaluate
+
+    runtime.print(json.dumps(evaluate(args.run, runtime), indent=1))
+    runtime.close()
+
+
+def _predict(args: argparse.Namespace) -> None:
+    texts = _texts(args)
+    quieten()
+    from ulmfit_dist.data.store import write_bytes
+    from ulmfit_dist.stages.predict import TextClassifier
+
+    predictions = TextClassifier(args.run).predict(texts)
+    if args.output is None:
+        for line in _table(texts, predictions):
+            print(line)
+    else:
+        lines = (json.dumps(asdict(prediction), ensure_ascii=False) for prediction in predictions)
+        write_bytes(args.output, "".join(f"{line}\n" for line in lines).encode())
+
+
+def _texts(args: argparse.Namespace) -> list[str]:
+    if args.texts and args.file:
+        raise UserError("texts on the command line and --file at once: give one of them")
+    if args.texts:
+        return args.texts
+    try:
+        content = args.file.read_text(encoding="utf-8") if args.file else sys.stdin.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{args.file or 'standard input'}: cannot be read as UTF-8 text ({error})") from None
+    texts = [line for line in content.splitlines() if line.strip()]
+    if not texts:
+        raise UserError(f"{args.file or 'standard input'}: no text in it, expected one per line")
+    return texts
+
+
+def _table(texts: Sequence[str], predictions: Sequence[Prediction]) -> Iterator[str]:
+    for text, prediction in zip(texts, predictions, strict=True):
+        probabilities = "  ".join(f"{label} {p:.4f}" for label, p in prediction.probabilities.items())
+        shown = text if len(text) <= 60 else f"{text[:57]}..."
+        yield f"{prediction.label} ({prediction.index})  {probabilities}  {shown!r}"
+
+
+def _generate(args: argparse.Namespace) -> None:
+    quieten()
+    from ulmfit_dist.stages.generate import LanguageModel
+
+    model = LanguageModel(args.run)
+    for number, text in enumerate(model.generate(args.prompt, args.words, args.temperature, args.samples, args.seed), 1):
+        print(f"{number}: {text}")

@@ -1,0 +1,121 @@
+"""Batches for the classifier: documents of like length together, dealt evenly to the ranks.
+
+An epoch shuffles the documents, sorts each run of fifty batches by length, cuts it into batches and shuffles those, as
+fastai's `SortedDL` does; here all of it follows from `(seed, epoch)`. A batch, longest document first, is dealt like cards,
+so all ranks get the same lengths within a card. The documents that do not fill a last batch are spread over the others: no
+document is left out, and no batch is too small for the ranks or for batch norm.
+
+Every micro-batch is padded to the longest document of the global batch, so a row's padding, and with it AR and TAR, do not
+depend on the cut. Padding stands in front in whole chunks of `seq_len`, which the encoder skips, as fastai's `Pad_Chunk`.
+
+b: documents of a micro-batch, T: tokens of the longest document.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from ulmfit_dist.data.batches import MicroBatch, micro_batch_rows
+from ulmfit_dist.data.store import TokenStore
+from ulmfit_dist.data.vocab import PAD_ID
+from ulmfit_dist.errors import UserError
+from ulmfit_dist.training.random import permutation
+
+BATCHES_SORTED_TOGETHER = 50
+
+
+class ClassifierBatches:
+    """A rank's documents of each global batch.
+
+    Args:
+        store: the corpus.
+        documents: indices of labelled documents in the store.
+        global_batch_size: documents of a step, over all ranks.
+        seq_len: chunk that padding is counted in.
+        rank, world_size: which of the documents of a batch are this rank's.
+        micro_batch_size: documents of a micro-batch at most; None for all of the rank's.
+        seed: shuffles each epoch; None goes from the longest to the shortest, for validation.
+        backwards: read each document from its end.
+
+    Raises:
+        UserError: fewer documents to train on than ranks.
+    """
+
+    def __init__(
+        self,
+        store: TokenStore,
+        documents: np.ndarray,
+        global_batch_size: int,
+        seq_len: int,
+        rank: int = 0,
+        world_size: int = 1,
+        micro_batch_size: int | None = None,
+        seed: int | None = None,
+        backwards: bool = False,
+    ):
+        if seed is not None and len(documents) < world_size:
+            raise UserError(f"{len(documents)} labelled documents for {world_size} ranks: start fewer ranks")
+        self.store, self.documents, self.seed = store, documents, seed
+        self.global_batch_size, self.seq_len, self.micro_batch_size = global_batch_size, seq_len, micro_batch_size
+        self.rank, self.world_size = rank, world_size
+        self.direction = -1 if backwards else 1
+        self.set_epoch(0)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def to(self, device: torch.device) -> None:
+        """Nothing to move: micro-batches go to the device as they are used."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Form the global batches of the epoch."""
+        self._batches = self._sorted() if self.seed is None else self._shuffled(self.seed, epoch)
+
+    def __iter__(self) -> Iterator[list[MicroBatch]]:
+        for step in range(len(self)):
+            yield self.step(step)
+
+    def step(self, step: int) -> list[MicroBatch]:
+        """The micro-batches of one step; none where the batch has fewer documents than there are ranks."""
+        batch = self._batches[step]
+        mine = range(self.rank, len(batch), self.world_size)
+        if not mine:
+            return []
+        return [self._micro_batch(batch, rows) for rows in micro_batch_rows(mine, self.micro_batch_size)]
+
+    def _sorted(self) -> list[np.ndarray]:
+        by_length = self._longest_first(self.documents)
+        return [by_length[i : i + self.global_batch_size] for i in range(0, len(by_length), self.global_batch_size)]
+
+    def _shuffled(self, seed: int, epoch: int) -> list[np.ndarray]:
+        num_batches = max(1, len(self.documents) // self.global_batch_size)
+        shuffled = self.documents[permutation(len(self.documents), seed, "classifier", "order", epoch)]
+        num_runs = -(-num_batches // BATCHES_SORTED_TOGETHER)
+        sorted_runs = [self._longest_first(run) for run in np.array_split(shuffled, num_runs)]
+        batches = np.array_split(np.concatenate(sorted_runs), num_batches)
+        batches = [self._longest_first(batches[i]) for i in permutation(num_batches, seed, "classifier", "batches", epoch)]
+        longest = max(range(num_batches), key=lambda i: self.store.lengths[batches[i][0]])
+        batches.insert(0, batches.pop(longest))  # so that a batch too large for the memory fails at once
+        return batches
+
+    def _longest_first(self, documents: np.ndarray) -> np.ndarray:
+        return documents[np.argsort(-self.store.lengths[documents], kind="stable")]
+
+    def _micro_batch(self, batch: np.ndarray, rows: range) -> MicroBatch:
+        documents = batch[rows.start : rows.stop : rows.step]
+        tokens = [self.store.document(i)[:: self.direction] for i in documents]
+        x_bT = pad_chunks(tokens, int(self.store.lengths[batch[0]]), self.seq_len)
+        y_b = torch.from_numpy(self.store.labels[documents].astype(np.int64))
+        return MicroBatch(x_bT, y_b, rows, len(batch), int(self.store.lengths[batch].sum()))
+
+
+def pad_chunks(documents: list[np.ndarray], width: int, seq_len: int) -> torch.Tensor:
+    """Documents as one tensor, int64 [b, width]: padding in front in whole chunks of `seq_len`, the rest behind."""
+    x_bT = np.full((len(documents), width), PAD_ID, dtype=np.int64)
+    for x_T, tokens in zip(x_bT, documents, strict=True):
+        begin = (width - len(tokens)) // seq_len * seq_len
+        x_T[begin : begin + len(tokens)] = tokens
+    return torch.from_numpy(x_bT)

@@ -1,0 +1,124 @@
+"""Exported models: a folder that holds all that inference needs, and nothing that could run code.
+
+    model.safetensors     weights, keys as in fastai's state_dict, tied ones once
+    vocab.json            tokens by id
+    config.yaml           the run's config: sizes of the network, tokenizer
+    labels.json           class names by index; a classifier's only
+    training.json         what it was trained on and how well it did
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from ulmfit_dist.config import Config, load_config, to_yaml
+from ulmfit_dist.data.store import write_bytes, write_json
+from ulmfit_dist.data.vocab import load_vocab
+from ulmfit_dist.errors import UserError
+from ulmfit_dist.model.awd_lstm import AWDLSTM, build_classifier, build_language_model, encoder_of
+
+WEIGHTS = "model.safetensors"
+
+
+@dataclass
+class Exported:
+    """What an exported folder says, weights aside."""
+
+    folder: Path
+    config: Config
+    vocab: list[str]
+    labels: list[str] | None
+    training: dict[str, Any]
+
+
+def save_exported(
+    folder: Path, model: nn.Module, config: Config, vocab: list[str], labels: list[str] | None, training: dict[str, Any]
+) -> None:
+    """Write an export beside its place and rename it there, so that it is whole or not there.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True, exist_ok=True)
+        safetensors.torch.save_model(model, str(temporary / WEIGHTS))
+        write_bytes(temporary / "config.yaml", to_yaml(config).encode())
+        write_json(temporary / "vocab.json", vocab)
+        write_json(temporary / "training.json", training)
+        if labels is not None:
+            write_json(temporary / "labels.json", labels)
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.replace(folder)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror})") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def read_exported(folder: Path) -> Exported:
+    """Read all but the weights. Raises UserError where a file is missing or unreadable."""
+    if not (folder / WEIGHTS).is_file():
+        raise UserError(f"{folder}: no exported model here (no {WEIGHTS})")
+    labels = folder / "labels.json"
+    return Exported(
+        folder=folder,
+        config=load_config(folder / "config.yaml"),
+        vocab=load_vocab(folder / "vocab.json"),
+        labels=json.loads(labels.read_text(encoding="utf-8")) if labels.is_file() else None,
+        training=json.loads((folder / "training.json").read_text(encoding="utf-8")),
+    )
+
+
+def load_model(exported: Exported, device: torch.device | str = "cpu") -> nn.Module:
+    """The network of an export with its weights, ready to infer. Raises UserError where they do not fit its config."""
+    config = exported.config
+    if exported.labels is None:
+        model: nn.Module = build_language_model(len(exported.vocab), config.model, config.lm)
+    else:
+        model = build_classifier(len(exported.vocab), len(exported.labels), config.model, config.classifier)
+    load_weights(model, exported.folder / WEIGHTS)
+    return model.eval().to(device)
+
+
+def load_encoder(encoder: AWDLSTM, exported: Exported, vocab: list[str]) -> None:
+    """Give an encoder the weights of an exported language model.
+
+    Raises:
+        UserError: the language model reads by another vocabulary, or is of another size.
+    """
+    if exported.vocab != vocab:
+        raise UserError(
+            f"{exported.folder}: its vocabulary ({len(exported.vocab):,} tokens) is not that of the texts "
+            f"({len(vocab):,} tokens), so its encoder cannot read them: train the language model on these texts (--fresh)"
+        )
+    source = build_language_model(len(exported.vocab), exported.config.model, exported.config.lm)
+    load_weights(source, exported.folder / WEIGHTS)
+    try:
+        encoder.load_state_dict(encoder_of(source).state_dict())
+    except RuntimeError as error:
+        raise UserError(f"{exported.folder}: its encoder does not fit the model section: {_first_problem(error)}") from None
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Read a safetensors file into a network. Raises UserError for a damaged file or one that does not fit."""
+    try:
+        safetensors.torch.load_model(model, str(path))
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(f"{path}: damaged or unreadable ({error})") from None
+    except RuntimeError as error:
+        raise UserError(f"{path}: does not fit the config beside it: {_first_problem(error)}") from None
+
+
+def _first_problem(error: RuntimeError) -> str:
+    lines = [line.strip() for line in str(error).splitlines()]
+    return lines[1] if len(lines) > 1 else lines[0]

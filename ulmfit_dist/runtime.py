@@ -1,0 +1,151 @@
+"""Processes and devices: the one place that knows of ranks.
+
+`Runtime` holds Accelerate's `Accelerator` and adds what a run needs around it: agreement of all ranks on an error, so
+that none waits for one that has failed, and sums over ranks. Everything else asks it, and reads no launch variable.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from ulmfit_dist.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+
+    from ulmfit_dist.config import RuntimeConfig
+
+
+def is_main_process() -> bool:
+    """Whether this process is rank 0, known before torch is imported."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+class Runtime:
+    """This process among all of them.
+
+    Attributes:
+        accelerator: Accelerate's own object, for what is not here.
+        rank, world_size: this process and how many there are.
+        device: where this rank computes.
+        precision: "no", "bf16", "fp16" or "fp64": what runtime.precision came to on this machine.
+        settings: the runtime section of the config.
+    """
+
+    def __init__(self, settings: RuntimeConfig):
+        """Join the process group that the launcher describes; on one process there is none.
+
+        Raises:
+            UserError: fp16 without a GPU, fp64 with one.
+        """
+        import torch
+        from accelerate import Accelerator, DistributedDataParallelKwargs
+
+        quieten()
+        self.settings = settings
+        has_gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() != "true"
+        self.precision = resolve_precision(settings.precision, has_gpu)
+        # The head's batch norm keeps equal statistics on all ranks by itself (model/batch_norm.py).
+        ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
+        mixed = self.precision if self.precision in ("bf16", "fp16") else "no"
+        self.accelerator: Accelerator = Accelerator(mixed_precision=mixed, cpu=not has_gpu, kwargs_handlers=[ddp])
+        self.rank: int = self.accelerator.process_index
+        self.world_size: int = self.accelerator.num_processes
+        self.device: torch.device = self.accelerator.device
+        if settings.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
+        torch.autograd.set_detect_anomaly(settings.detect_anomaly)
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def is_local_main(self) -> bool:
+        """Whether this is the first rank of its node."""
+        return self.accelerator.is_local_main_process
+
+    def print(self, *words: object) -> None:
+        """Print on rank 0."""
+        if self.is_main:
+            print(*words, flush=True)
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        self.accelerator.wait_for_everyone()
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum of a tensor over all ranks, on every rank."""
+        return self.accelerator.reduce(values, reduction="sum") if self.world_size > 1 else values
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Run a block on every rank, and leave it together: if one rank fails, all raise its error.
+
+        Collective: every rank must pass through it, and the block itself must hold no other collective.
+        """
+        error: Exception | None = None
+        try:
+            yield
+        except Exception as raised:
+            error = raised
+        if self.world_size == 1:
+            if error is not None:
+                raise error
+            return
+        found = self._gather((type(error) is UserError, f"{error}", f"{type(error).__name__}: {error}") if error else None)
+        for rank, report in enumerate(found):
+            if report is not None:
+                if error is not None and rank == self.rank:
+                    raise error
+                is_users, message, full = report
+                raise UserError(message) if is_users else RuntimeError(f"rank {rank} failed with {full}")
+
+    def _gather(self, item: Any) -> list[Any]:
+        import torch.distributed
+
+        items: list[Any] = [None] * self.world_size
+        torch.distributed.all_gather_object(items, item)
+        return items
+
+    def close(self) -> None:
+        """Leave the process group, together: a rank that left early would cut off the others."""
+        self.barrier()
+        self.accelerator.end_training()
+
+
+def resolve_precision(wanted: str, has_gpu: bool) -> str:
+    """What `runtime.precision` comes to on this machine. Raises UserError for what the machine cannot do."""
+    import torch
+
+    if wanted == "fp16" and not has_gpu:
+        raise UserError("runtime.precision=fp16 needs a GPU, and none is visible: use bf16, or auto")
+    if wanted == "fp64" and has_gpu:
+        raise UserError("runtime.precision=fp64 compares runs on CPUs: use bf16, fp16 or auto on a GPU")
+    if wanted != "auto":
+        return wanted
+    if not has_gpu:
+        return "no"
+    return "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp16"
+
+
+def quieten() -> None:
+    """Keep other libraries' harmless warnings from the user."""
+    logging.getLogger("torch.distributed").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", message=".*RNN module weights are not part of single contiguous chunk.*")
+
+
+def report_error(error: BaseException) -> None:
+    """One line on standard error, on rank 0."""
+    if is_main_process():
+        print(f"ulmfit-dist: error: {error}", file=sys.stderr, flush=True)

@@ -1,0 +1,84 @@
+"""The classifier stage: the language model's encoder, a fresh head, gradual unfreezing, an exported model."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from fastai.text.models.awdlstm import awd_lstm_clas_split
+from torch.nn import functional as F
+
+from ulmfit_dist.config import Config
+from ulmfit_dist.data.batches import rows_of_rank
+from ulmfit_dist.data.classifier_batches import ClassifierBatches
+from ulmfit_dist.data.splits import check_labels, split_documents
+from ulmfit_dist.data.store import TokenStore
+from ulmfit_dist.model.awd_lstm import build_classifier, encoder_of
+from ulmfit_dist.model.export import load_encoder, read_exported, save_exported
+from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.stages.show import show_first_batch
+from ulmfit_dist.training.learner import DistributedLearner, build_learner
+from ulmfit_dist.training.metrics import ClassifierMetrics
+from ulmfit_dist.training.random import seed_torch
+from ulmfit_dist.training.recipe import run_phases
+from ulmfit_dist.training.tracking import Tracker, TrackingCallback
+
+
+def train_classifier(config: Config, runtime: Runtime, store: TokenStore, tracker: Tracker) -> Path:
+    """Train the classifier on the encoder in `<run>/lm`, and export it to `<run>/classifier`.
+
+    Raises:
+        UserError: no language model yet or one that does not fit, labels that cannot be learned, batch size and ranks.
+    """
+    with runtime.together():
+        learner = classifier_learner(config, runtime, store)
+    tracker.start_stage("classifier")
+    tracking = TrackingCallback(tracker, unit="examples")
+    learner.add_cb(tracking)
+    show_first_batch(config, runtime, store, learner)
+    started = time.perf_counter()
+    run_phases(learner, config.classifier.phases)
+    metrics = tracking.final_metrics()
+    folder = config.run_dir / "classifier"
+    with runtime.together():
+        if runtime.is_main:
+            training = {"data_fingerprint": store.fingerprint, "world_size": runtime.world_size, "metrics": metrics}
+            save_exported(folder, learner.model, config, store.vocab, store.label_names, training)
+    tracker.finish_stage("classifier", time.perf_counter() - started, metrics)
+    return folder
+
+
+def classifier_learner(config: Config, runtime: Runtime, store: TokenStore) -> DistributedLearner:
+    """The learner of the stage, untrained but for its encoder: for `train_classifier`, and for a notebook."""
+    train, valid = classifier_loaders(config, runtime, store)
+    seed_torch(config.seed, "classifier", "weights")
+    model = build_classifier(len(store.vocab), len(store.label_names), config.model, config.classifier)
+    load_encoder(encoder_of(model), read_exported(config.run_dir / "lm"), store.vocab)
+    return build_learner(
+        "classifier",
+        config.classifier,
+        model,
+        awd_lstm_clas_split,
+        F.cross_entropy,
+        ClassifierMetrics(len(store.label_names)),
+        train,
+        valid,
+        runtime,
+        config.seed,
+    )
+
+
+def classifier_loaders(
+    config: Config, runtime: Runtime, store: TokenStore
+) -> tuple[ClassifierBatches, ClassifierBatches]:
+    """Training and validation batches of this rank."""
+    settings, splits = config.classifier, split_documents(store, config)
+    check_labels(store, splits)
+    rows_of_rank(settings.global_batch_size, runtime.rank, runtime.world_size, "classifier.global_batch_size")
+    ranks = (runtime.rank, runtime.world_size, config.runtime.micro_batch_size)
+    shape = (settings.global_batch_size, settings.seq_len, *ranks)
+    backwards = config.model.backwards
+    return (
+        ClassifierBatches(store, splits.classifier_train, *shape, seed=config.seed, backwards=backwards),
+        ClassifierBatches(store, splits.classifier_valid, *shape, seed=None, backwards=backwards),
+    )

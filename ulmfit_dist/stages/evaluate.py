@@ -1,0 +1,77 @@
+"""The figures of a finished run, computed again from its exported models, on any number of ranks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ulmfit_dist.data.batches import Batches
+from ulmfit_dist.data.store import TokenStore
+from ulmfit_dist.errors import UserError
+from ulmfit_dist.model.awd_lstm import encoder_of
+from ulmfit_dist.model.export import Exported, load_model, read_exported
+from ulmfit_dist.model.loss import DecoderLoss
+from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.stages.classifier import classifier_loaders
+from ulmfit_dist.stages.lm import PRODUCT_DTYPES, lm_loaders
+from ulmfit_dist.stages.prepare import prepare
+from ulmfit_dist.stages.run import model_folder
+from ulmfit_dist.training.metrics import ClassifierMetrics, LMMetrics, Metrics
+
+
+def evaluate(run: Path, runtime: Runtime) -> dict[str, dict[str, float]]:
+    """Metrics by stage on the validation documents, for each model that the folder has.
+
+    Raises:
+        UserError: no exported model, no store of its texts, or texts that have changed since.
+    """
+    found = {}
+    for stage in ("lm", "classifier"):
+        try:
+            found[stage] = read_exported(model_folder(run, stage))
+        except UserError:
+            continue
+    if not found:
+        raise UserError(f"{run}: no exported model here: give a run directory, or an exported model's folder")
+    return {stage: _evaluate_stage(stage, exported, runtime) for stage, exported in found.items()}
+
+
+def _evaluate_stage(stage: str, exported: Exported, runtime: Runtime) -> dict[str, float]:
+    store = prepare(exported.config, runtime)
+    with runtime.together():
+        _check_store(exported, store)
+        model = load_model(exported, runtime.device)
+        if runtime.precision == "fp64":
+            model.double()
+        metrics: Metrics
+        if stage == "lm":
+            metrics = LMMetrics(DecoderLoss(model[1].decoder, PRODUCT_DTYPES[runtime.precision]))  # type: ignore[index]
+            valid: Batches = lm_loaders(exported.config, runtime, store)[1]
+        else:
+            metrics = ClassifierMetrics(len(store.label_names))
+            valid = classifier_loaders(exported.config, runtime, store)[1]
+        metrics.reset(runtime.device)
+        _run(model, valid, metrics, runtime)
+    return metrics.compute(runtime)
+
+
+@torch.no_grad()
+def _run(model: nn.Module, valid: Batches, metrics: Metrics, runtime: Runtime) -> None:
+    encoder = encoder_of(model)  # type: ignore[arg-type]
+    encoder.reset()
+    for batches in valid:
+        for batch in batches:
+            encoder.first_row = batch.rows.start
+            with runtime.accelerator.autocast():
+                prediction = model(batch.to(runtime.device).x)[0]
+            metrics.update(prediction.to(next(model.parameters()).dtype), batch.to(runtime.device))
+
+
+def _check_store(exported: Exported, store: TokenStore) -> None:
+    if exported.vocab != store.vocab:
+        raise UserError(
+            f"{exported.folder} reads by another vocabulary than {store.path}: the texts have changed since the "
+            f"training; train again, or set data.store to the store of that time"
+        )

@@ -1,0 +1,81 @@
+"""The language model stage: pretrained or fresh weights, the recipe's phases, an exported model."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+from fastai.text.models.awdlstm import awd_lstm_lm_split
+
+from ulmfit_dist.config import Config
+from ulmfit_dist.data.batches import rows_of_rank
+from ulmfit_dist.data.lm_batches import LMBatches
+from ulmfit_dist.data.splits import split_documents
+from ulmfit_dist.data.store import TokenStore
+from ulmfit_dist.model.awd_lstm import build_language_model
+from ulmfit_dist.model.export import save_exported
+from ulmfit_dist.model.loss import DecoderLoss
+from ulmfit_dist.model.pretrained import fetch_pretrained, load_pretrained
+from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.stages.show import show_first_batch
+from ulmfit_dist.training.learner import DistributedLearner, build_learner
+from ulmfit_dist.training.metrics import LMMetrics
+from ulmfit_dist.training.random import seed_torch
+from ulmfit_dist.training.recipe import run_phases
+from ulmfit_dist.training.tracking import Tracker, TrackingCallback
+
+PRODUCT_DTYPES = {"no": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def train_lm(config: Config, runtime: Runtime, store: TokenStore, tracker: Tracker) -> Path:
+    """Train the language model on the store's texts, and export it to `<run>/lm`.
+
+    Raises:
+        UserError: batch size and ranks do not fit, too little text, pretrained weights that do not fit.
+    """
+    with runtime.together():
+        if config.model.pretrained is not None and runtime.is_local_main:
+            fetch_pretrained(config.model.pretrained)
+    with runtime.together():
+        learner = lm_learner(config, runtime, store)
+    tracker.start_stage("lm")
+    tracking = TrackingCallback(tracker, unit="tokens")
+    learner.add_cb(tracking)
+    show_first_batch(config, runtime, store, learner)
+    started = time.perf_counter()
+    run_phases(learner, config.lm.phases)
+    metrics = tracking.final_metrics()
+    folder = config.run_dir / "lm"
+    with runtime.together():
+        if runtime.is_main:
+            training = {"data_fingerprint": store.fingerprint, "world_size": runtime.world_size, "metrics": metrics}
+            save_exported(folder, learner.model, config, store.vocab, None, training)
+    tracker.finish_stage("lm", time.perf_counter() - started, metrics)
+    return folder
+
+
+def lm_learner(config: Config, runtime: Runtime, store: TokenStore) -> DistributedLearner:
+    """The learner of the stage, untrained: for `train_lm`, and for a notebook."""
+    train, valid = lm_loaders(config, runtime, store)
+    seed_torch(config.seed, "lm", "weights")
+    model = build_language_model(len(store.vocab), config.model, config.lm)
+    if config.model.pretrained is not None:
+        matched = load_pretrained(model, config.model.pretrained, store.vocab, config.model)
+        runtime.print(f"pretrained {config.model.pretrained}: knows {matched:,} of {len(store.vocab):,} tokens")
+    loss = DecoderLoss(model[1].decoder, PRODUCT_DTYPES[runtime.precision])
+    return build_learner(
+        "lm", config.lm, model, awd_lstm_lm_split, loss, LMMetrics(loss), train, valid, runtime, config.seed
+    )
+
+
+def lm_loaders(config: Config, runtime: Runtime, store: TokenStore) -> tuple[LMBatches, LMBatches]:
+    """Training and validation batches of this rank."""
+    settings, splits = config.lm, split_documents(store, config)
+    rows = rows_of_rank(settings.global_batch_size, runtime.rank, runtime.world_size, "lm.global_batch_size")
+    shape = (settings.global_batch_size, settings.seq_len, rows, config.runtime.micro_batch_size)
+    backwards = config.model.backwards
+    return (
+        LMBatches(store, splits.lm_train, *shape, seed=config.seed, backwards=backwards),
+        LMBatches(store, splits.lm_valid, *shape, seed=None, backwards=backwards),
+    )

@@ -1,0 +1,34 @@
+"""Shapes and text of a stage's first batch: fastai's `show_batch` for the terminal."""
+
+from __future__ import annotations
+
+from ulmfit_dist.config import Config
+from ulmfit_dist.data.batches import IGNORED
+from ulmfit_dist.data.store import TokenStore
+from ulmfit_dist.data.vocab import PAD_ID
+from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.training.learner import DistributedLearner
+
+ROWS, TOKENS = 3, 24
+
+
+def show_first_batch(config: Config, runtime: Runtime, store: TokenStore, learner: DistributedLearner) -> None:
+    """Print rank 0's first batch, where `runtime.show_first_batch` asks for it."""
+    if not config.runtime.show_first_batch:
+        return
+    batches = next(iter(learner.dls.train))
+    first = batches[0]
+    runtime.print(
+        f"{learner.stage}: {len(learner.dls.train)} steps an epoch; a step here is {len(batches)} micro-batch(es) of "
+        f"x {tuple(first.x.shape)} {first.x.dtype}, y {tuple(first.y.shape)}, rows {first.rows}"
+    )
+    groups = [sum(parameter.numel() for parameter in group) for group in learner.splitter(learner.model)]
+    runtime.print(f"{learner.stage}: {len(groups)} layer groups of {', '.join(f'{n:,}' for n in groups)} parameters")
+    for x_T, y in zip(first.x[:ROWS], first.y[:ROWS], strict=False):
+        words = " ".join(store.vocab[i] for i in x_T[x_T != PAD_ID][:TOKENS].tolist())
+        target = store.label_names[int(y)] if y.ndim == 0 else _words(store, y[y != IGNORED][:TOKENS].tolist())
+        runtime.print(f"  x: {words!r}\n  y: {target!r}")
+
+
+def _words(store: TokenStore, ids: list[int]) -> str:
+    return " ".join(store.vocab[i] for i in ids)

@@ -1,0 +1,25 @@
+"""A recipe is data: phases run one after the other on one learner."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import fastai.callback.schedule  # noqa: F401  gives Learner its fit_one_cycle()
+
+from ulmfit_dist.config import Phase
+from ulmfit_dist.training.learner import DistributedLearner
+
+
+def run_phases(learner: DistributedLearner, phases: Sequence[Phase]) -> None:
+    """Each phase is fastai's `freeze_to` and `fit_one_cycle`, as a notebook would call them."""
+    for number, phase in enumerate(phases):
+        learner.phase = number
+        learner.freeze_to(phase.freeze_to)
+        learner.fit_one_cycle(phase.epochs, learning_rate(phase))
+
+
+def learning_rate(phase: Phase) -> float | slice:
+    """One rate for all layer groups, or a slice that fastai spreads over them geometrically."""
+    if not isinstance(phase.lr, list):
+        return float(phase.lr)
+    return slice(*map(float, phase.lr)) if len(phase.lr) == 2 else float(phase.lr[0])
