@@ -128,7 +128,7 @@ def test_scores_count_what_is_not_ignored():
     scores = DecoderLoss(decoder, torch.float32).score(x, y)
     logits = decoder(x).flatten(0, 1)
     kept = y.flatten() != IGNORED
-    assert scores.count == 13
+    assert scores.tokens == 13
     assert scores.correct == (logits.argmax(1) == y.flatten())[kept].sum()
     expected = F.cross_entropy(logits[kept], y.flatten()[kept], reduction="sum")
     assert math.isclose(scores.loss.item(), expected.item(), rel_tol=1e-5)

@@ -60,9 +60,7 @@ def test_perplexity_is_the_exponential_of_the_loss_and_learning_happens(run_dirs
     assert summary(run_dirs["one"])["classifier"]["accuracy"] > 0.6  # three classes: chance is 0.33
 
 
-def test_a_frozen_phase_leaves_frozen_weights_alone(
-    run_dirs: dict[str, Path], corpus: Path, recipe: Path, tmp_path: Path
-):
+def test_a_frozen_phase_leaves_frozen_weights_alone(run_dirs: dict[str, Path], corpus: Path, recipe: Path, tmp_path: Path):
     (tmp_path / "head").mkdir()
     (tmp_path / "head" / "lm").symlink_to(run_dirs["one"] / "lm")
     place = [f"data.path={corpus}", f"data.cache={run_dirs['caches']}/cache1", f"runs_dir={tmp_path}", "name=head"]

@@ -8,10 +8,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ulmfit_dist import __version__
 from ulmfit_dist.config import Config, RuntimeConfig, describe, load_config
@@ -20,6 +20,8 @@ from ulmfit_dist.runtime import Runtime, is_main_process, quieten, report_error
 
 if TYPE_CHECKING:
     from ulmfit_dist.stages.predict import Prediction
+
+Command = Callable[[argparse.Namespace], None]
 
 EXAMPLES = """\
 examples:
@@ -68,10 +70,10 @@ def _parser() -> _Parser:
         prog="ulmfit-dist",
         description="ULMFiT, distributed: train a language model on your texts, then a classifier on its encoder.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=16, width=100),
     )
     parser.add_argument("--version", action="version", version=f"ulmfit-dist {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     run = _with_config(commands, "run", "all stages: prepare, lm, classifier; what is done is not done again", _run)
     again = run.add_mutually_exclusive_group()
@@ -97,7 +99,7 @@ def _parser() -> _Parser:
     return parser
 
 
-def _with_config(commands, name: str, help: str, command) -> argparse.ArgumentParser:  # type: ignore[no-untyped-def]
+def _with_config(commands: Any, name: str, help: str, command: Command) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=help, description=help)
     parser.add_argument("recipe", metavar="CONFIG", help="a YAML recipe, such as configs/quickstart.yaml")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="keys to set, such as lm.global_batch_size=32")
@@ -105,9 +107,11 @@ def _with_config(commands, name: str, help: str, command) -> argparse.ArgumentPa
     return parser
 
 
-def _with_run(commands, name: str, help: str, command) -> argparse.ArgumentParser:  # type: ignore[no-untyped-def]
+def _with_run(commands: Any, name: str, help: str, command: Command) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=help, description=help)
-    parser.add_argument("run", metavar="RUN", type=Path, help="a run directory, such as runs/quickstart, or an exported model")
+    parser.add_argument(
+        "run", metavar="RUN", type=Path, help="a run directory, such as runs/quickstart, or an exported model"
+    )
     parser.set_defaults(command=command)
     return parser
 
@@ -121,17 +125,17 @@ def _run(args: argparse.Namespace) -> None:
     config, runtime = _start(args)
     from ulmfit_dist.stages.run import run
 
-    run(config, runtime, fresh=args.fresh)
-    runtime.close()
+    with runtime:
+        run(config, runtime, fresh=args.fresh)
 
 
-def _stage(stage: str):  # type: ignore[no-untyped-def]
+def _stage(stage: str) -> Command:
     def command(args: argparse.Namespace) -> None:
         config, runtime = _start(args)
         from ulmfit_dist.stages.run import run_stage
 
-        run_stage(config, runtime, stage)
-        runtime.close()
+        with runtime:
+            run_stage(config, runtime, stage)
 
     return command
 
@@ -140,23 +144,23 @@ def _prepare(args: argparse.Namespace) -> None:
     config, runtime = _start(args)
     from ulmfit_dist.stages.prepare import prepare
 
-    prepare(config, runtime)
-    runtime.close()
+    with runtime:
+        prepare(config, runtime)
 
 
 def _config(args: argparse.Namespace) -> None:
-    if not is_main_process():
-        return
-    for key, value, meaning in describe(load_config(args.recipe, args.overrides)):
-        print(f"{f'{key}: {value}':<44} # {meaning}")
+    config = load_config(args.recipe, args.overrides)
+    if is_main_process():
+        for key, value, meaning in describe(config):
+            print(f"{f'{key}: {value}':<44} # {meaning}")
 
 
 def _evaluate(args: argparse.Namespace) -> None:
     runtime = Runtime(RuntimeConfig(precision=args.precision))
     from ulmfit_dist.stages.evaluate import evaluate
 
-    runtime.print(json.dumps(evaluate(args.run, runtime), indent=1))
-    runtime.close()
+    with runtime:
+        runtime.print(json.dumps(evaluate(args.run, runtime), indent=1))
 
 
 def _predict(args: argparse.Namespace) -> None:

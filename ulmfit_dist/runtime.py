@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ulmfit_dist.errors import UserError
@@ -29,7 +30,7 @@ def is_main_process() -> bool:
 
 
 class Runtime:
-    """This process among all of them.
+    """This process among all of them. As a context manager it leaves the process group at the end.
 
     Attributes:
         accelerator: Accelerate's own object, for what is not here.
@@ -59,6 +60,7 @@ class Runtime:
         self.rank: int = self.accelerator.process_index
         self.world_size: int = self.accelerator.num_processes
         self.device: torch.device = self.accelerator.device
+        torch.set_default_dtype(torch.float64 if self.precision == "fp64" else torch.float32)
         if settings.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
@@ -116,10 +118,15 @@ class Runtime:
         torch.distributed.all_gather_object(items, item)
         return items
 
-    def close(self) -> None:
-        """Leave the process group, together: a rank that left early would cut off the others."""
-        self.barrier()
-        self.accelerator.end_training()
+    def __enter__(self) -> Runtime:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Leave the process group: together after success, so that no rank cuts off another; at once after a UserError."""
+        if kind is None:
+            self.barrier()
+        if kind is None or issubclass(kind, UserError):
+            self.accelerator.end_training()
 
 
 def resolve_precision(wanted: str, has_gpu: bool) -> str:

@@ -65,9 +65,7 @@ def rows_of_rank(global_batch_size: int, rank: int, world_size: int, key: str) -
     if global_batch_size % world_size:
         below = global_batch_size // world_size * world_size
         near = " or ".join(str(n) for n in (below, below + world_size) if n)
-        raise UserError(
-            f"{key}={global_batch_size} cannot be shared evenly by {world_size} ranks: make it {near}"
-        )
+        raise UserError(f"{key}={global_batch_size} cannot be shared evenly by {world_size} ranks: make it {near}")
     size = global_batch_size // world_size
     return range(rank * size, (rank + 1) * size)
 

@@ -89,7 +89,9 @@ class LMBatches:
     def _micro_batch(self, rows: range, step: int) -> MicroBatch:
         width = min(self.seq_len, self.row_len - step * self.seq_len)
         tokens_bT1 = np.full((len(rows), width + 1), PAD_ID, dtype=np.int64)
-        counts = [self._read(row * self.row_len + step * self.seq_len, out) for row, out in zip(rows, tokens_bT1, strict=True)]
+        counts = [
+            self._read(row * self.row_len + step * self.seq_len, out) for row, out in zip(rows, tokens_bT1, strict=True)
+        ]
         x_bT, y_bT = tokens_bT1[:, :-1].copy(), tokens_bT1[:, 1:].copy()
         for y_T, count in zip(y_bT, counts, strict=True):
             y_T[max(count - 1, 0) :] = IGNORED

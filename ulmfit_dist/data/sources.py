@@ -204,9 +204,7 @@ def _open_table(config: DataConfig) -> Source:
 
 def _open_hub(config: DataConfig) -> Source:
     wanted = config.splits or {"train": "train"}
-    tables = {
-        split: _load(config, config.path or "", name=config.subset, split=name) for split, name in wanted.items()
-    }
+    tables = {split: _load(config, config.path or "", name=config.subset, split=name) for split, name in wanted.items()}
     identity = {"hub": config.path, "subset": config.subset, "splits": wanted, **_columns(config)}
     identity["versions"] = {split: str(table.info.version) for split, table in tables.items()}
     identity["rows"] = {split: len(table) for split, table in tables.items()}
@@ -228,6 +226,8 @@ def _load(config: DataConfig, *args: Any, **kwargs: Any) -> Any:
             f"on a machine without a network set data.source to csv, json or parquet and data.path to a local copy"
         ) from None
     except Exception as error:
+        if "corresponds to no data" in str(error):
+            raise UserError(f"data.path={config.path}: a split has no documents ({_short(error)})") from None
         raise UserError(f"data.path={config.path}: cannot be read as {config.source}: {_short(error)}") from None
 
 
@@ -258,9 +258,7 @@ def _table_files(path: Path, config: DataConfig) -> dict[str, list[str]]:
         if file.stem in known:
             files.setdefault(known[file.stem], []).append(str(file))
     if "train" not in files:
-        raise UserError(
-            f"{path}: which file is what? set data.splits, such as data.splits={{train: {present[0].name}}}"
-        )
+        raise UserError(f"{path}: which file is what? set data.splits, such as data.splits={{train: {present[0].name}}}")
     return files
 
 

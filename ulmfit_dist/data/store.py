@@ -58,7 +58,9 @@ class TokenStore:
         self._offsets = offsets
         self._tokens = [_map(stem, np.dtype(self.meta["dtype"]), int(o[-1])) for stem, o in zip(stems, offsets, strict=True)]
         if len(self.lengths) != self.meta["num_documents"] or len(self.labels) != len(self.lengths):
-            raise UserError(f"{path}: holds {len(self.lengths)} documents, not the {self.meta['num_documents']} of meta.json")
+            raise UserError(
+                f"{path}: holds {len(self.lengths)} documents, not the {self.meta['num_documents']} of meta.json"
+            )
 
     def __len__(self) -> int:
         return len(self.lengths)

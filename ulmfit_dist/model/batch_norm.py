@@ -53,7 +53,9 @@ class GlobalBatchNorm1d(nn.BatchNorm1d):
 
     @torch.no_grad()
     def _update_running(self, mean_F: Tensor, variance_F: Tensor) -> None:
-        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
         self.num_batches_tracked += 1
         self.running_mean.lerp_(mean_F.to(self.running_mean.dtype), self.momentum or 0.1)
         self.running_var.lerp_(variance_F.to(self.running_var.dtype), self.momentum or 0.1)

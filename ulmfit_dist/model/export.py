@@ -1,10 +1,10 @@
 """Exported models: a folder that holds all that inference needs, and nothing that could run code.
 
-    model.safetensors     weights, keys as in fastai's state_dict, tied ones once
-    vocab.json            tokens by id
-    config.yaml           the run's config: sizes of the network, tokenizer
-    labels.json           class names by index; a classifier's only
-    training.json         what it was trained on and how well it did
+model.safetensors     weights, keys as in fastai's state_dict, tied ones once
+vocab.json            tokens by id
+config.yaml           the run's config: sizes of the network, tokenizer
+labels.json           class names by index; a classifier's only
+training.json         what it was trained on and how well it did
 """
 
 from __future__ import annotations

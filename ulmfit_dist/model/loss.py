@@ -61,11 +61,11 @@ def _loss_and_gradients(
 
 
 class Scores(NamedTuple):
-    """Sums over tokens: divide by `count` for means. float64 scalars."""
+    """Sums over tokens: divide by `tokens` for means. float64 scalars."""
 
     loss: Tensor
     correct: Tensor
-    count: Tensor
+    tokens: Tensor
 
 
 class DecoderLoss:

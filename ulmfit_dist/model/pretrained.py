@@ -107,7 +107,7 @@ def _read_tokens(path: Path) -> list[str]:
 def _check_size(weights: dict[str, torch.Tensor], tokens: list[str], path: Path, config: ModelConfig) -> None:
     vocab_size, emb_sz = weights["0.encoder.weight"].shape
     if vocab_size != len(tokens):
-        raise UserError(f"{path}: an encoder of {vocab_size:,} words, but its token file has {len(tokens):,}: not of one model")
+        raise UserError(f"{path}: weights for {vocab_size:,} words, but {len(tokens):,} in the .pkl: not of one model")
     n_layers = len({key.split(".")[2] for key in weights if key.startswith("0.rnns.")})
     hidden = weights.get("0.rnns.0.weight_hh_l0_raw")
     n_hid = hidden.shape[1] if hidden is not None else config.n_hid

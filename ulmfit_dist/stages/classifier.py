@@ -68,9 +68,7 @@ def classifier_learner(config: Config, runtime: Runtime, store: TokenStore) -> D
     )
 
 
-def classifier_loaders(
-    config: Config, runtime: Runtime, store: TokenStore
-) -> tuple[ClassifierBatches, ClassifierBatches]:
+def classifier_loaders(config: Config, runtime: Runtime, store: TokenStore) -> tuple[ClassifierBatches, ClassifierBatches]:
     """Training and validation batches of this rank."""
     settings, splits = config.classifier, split_documents(store, config)
     check_labels(store, splits)

@@ -43,8 +43,6 @@ def _evaluate_stage(stage: str, exported: Exported, runtime: Runtime) -> dict[st
     with runtime.together():
         _check_store(exported, store)
         model = load_model(exported, runtime.device)
-        if runtime.precision == "fp64":
-            model.double()
         metrics: Metrics
         if stage == "lm":
             metrics = LMMetrics(DecoderLoss(model[1].decoder, PRODUCT_DTYPES[runtime.precision]))  # type: ignore[index]

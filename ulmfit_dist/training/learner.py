@@ -161,8 +161,6 @@ def build_learner(
         splitter: fastai's, gives the parameter groups that freezing and learning rates go by.
         loss: mean loss of a micro-batch from the model's first output and the targets.
     """
-    if runtime.precision == "fp64":
-        model.double()
     learner = DistributedLearner(
         DataLoaders(train, valid, device=runtime.device),
         model.to(runtime.device),

@@ -78,7 +78,7 @@ def perplexity(loss: float) -> float:
 
 
 def f1_macro(confusion_CC: Tensor) -> float:
-    """Mean over the classes of the F1 score; rows are true classes. A class that never occurs nor is predicted is left out."""
+    """Mean F1 score of the classes that occur or are predicted; rows of the confusion matrix are true classes."""
     hits_C = confusion_CC.diagonal()
     total_C = confusion_CC.sum(0) + confusion_CC.sum(1)
     return (2 * hits_C / total_C)[total_C > 0].mean().item()

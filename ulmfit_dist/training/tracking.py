@@ -48,7 +48,7 @@ class Tracker:
         }
 
     def start_stage(self, stage: str) -> None:
-        """Open the run directory and the W&B run, and forget an earlier try of the stage. Call it when training is certain."""
+        """Open the run directory and the W&B run; forget an earlier try of the stage. For when training is certain."""
         if not self.runtime.is_main:
             return
         if not self.started:
@@ -171,7 +171,8 @@ def wandb_mode(settings: TrackingConfig) -> str:
     if settings.wandb != "auto":
         return settings.wandb
     if "WANDB_MODE" in os.environ:
-        return {"online": "online", "run": "online", "dryrun": "offline"}.get(os.environ["WANDB_MODE"], os.environ["WANDB_MODE"])
+        mode = os.environ["WANDB_MODE"]
+        return {"run": "online", "dryrun": "offline"}.get(mode, mode)
     import wandb
     from requests.utils import get_netrc_auth
 
