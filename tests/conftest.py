@@ -24,14 +24,14 @@ TOPICS = {
 FILLERS = "the a of and in with for on was is The A He She they".split()
 
 TINY = (
-    "data.shard_documents=16",
+    "data.shard_documents=48",
     "data.valid_pct=0.25",
     "tokenizer.min_freq=1",
     "model={emb_sz: 16, n_hid: 20, n_layers: 2}",
     "lm.global_batch_size=8",
     "lm.seq_len=10",
     "lm.phases=[{epochs: 1, lr: 5e-2, freeze_to: -1}, {epochs: 1, lr: 5e-2}]",
-    "classifier.global_batch_size=4",
+    "classifier.global_batch_size=8",
     "classifier.seq_len=10",
     "classifier.max_len=20",
     "classifier.phases=[{epochs: 1, lr: 2e-2, freeze_to: -1}, {epochs: 5, lr: [8e-3, 1e-2]}]",
@@ -82,8 +82,8 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of 3 classes with 45 short documents each: 102 to train on, not a multiple of the batch."""
-    return make_folder(tmp_path_factory.mktemp("corpus") / "texts", per_class=45)
+    """A folder of 3 classes with 70 short documents each: 158 to train on, not a multiple of the batch."""
+    return make_folder(tmp_path_factory.mktemp("corpus") / "texts", per_class=70)
 
 
 @pytest.fixture(scope="session")

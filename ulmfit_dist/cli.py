@@ -70,7 +70,7 @@ def _parser() -> _Parser:
         prog="ulmfit-dist",
         description="ULMFiT, distributed: train a language model on your texts, then a classifier on its encoder.",
         epilog=EXAMPLES,
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=16, width=100),
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=20, width=100),
     )
     parser.add_argument("--version", action="version", version=f"ulmfit-dist {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)

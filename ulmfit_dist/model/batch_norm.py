@@ -40,14 +40,16 @@ class GlobalBatchNorm1d(nn.BatchNorm1d):
     def forward(self, x_bF: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x_bF)
-        wide_bF = x_bF.double()
+        assert self.running_mean is not None
+        shift_F = self.running_mean.double()  # any value near the mean will do that all ranks have: squares lose digits else
+        wide_bF = x_bF.double() - shift_F
         sums = torch.cat([wide_bF.sum(0), wide_bF.square().sum(0), wide_bF.new_tensor([len(x_bF)])])
         if distributed.is_initialized() and distributed.get_world_size() > 1:
             sums = _SumOverRanks.apply(sums)
         count = sums[-1].detach()
         mean_F, square_F = sums[:-1].view(2, -1) / count
         variance_F = (square_F - mean_F.square()).clamp_min(0)
-        self._update_running(mean_F.detach(), variance_F.detach() * count / (count - 1).clamp_min(1))
+        self._update_running(mean_F.detach() + shift_F, variance_F.detach() * count / (count - 1).clamp_min(1))
         scale_F = torch.rsqrt(variance_F + self.eps) * self.weight
         return ((wide_bF - mean_F) * scale_F + self.bias).to(x_bF.dtype)
 
