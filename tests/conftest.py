@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import random
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-os.environ["WANDB_MODE"] = "offline"
-os.environ["HF_HUB_OFFLINE"] = "1"
+HOME = tempfile.mkdtemp(prefix="ulmfit-dist-tests-")
+atexit.register(shutil.rmtree, HOME, ignore_errors=True)
+os.environ |= {"WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1", "HF_HOME": f"{HOME}/hf", "FASTAI_HOME": f"{HOME}/fastai"}
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).parents[1]

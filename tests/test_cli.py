@@ -1,6 +1,7 @@
 """The command line as a user meets it: real processes, exit codes, one line for each mistake."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ def refused(words: list[object], said: str, processes: int = 1, **kwargs) -> Non
 def test_help_names_every_command():
     text = succeed(["--help"])
     for name in ("prepare", "lm", "classifier", "run", "evaluate", "predict", "generate", "config"):
-        assert f"\n    {name} " in text
+        assert re.search(rf"^ +{name}\b", text, re.MULTILINE)
     assert "--temperature" in succeed(["generate", "--help"])
 
 

@@ -34,7 +34,7 @@ class DataConfig:
     path: str | None = None
     """Folder or file of the source; for hub, the data set's name. bbc_news needs none."""
     splits: dict[str, str] = field(default_factory=dict)
-    """Which part of the source is train, valid and unlabelled: sub-folders, file names (globs too) or hub splits."""
+    """Which part of the source is train, valid and unlabelled: sub-folders, files (globs too) or hub splits."""
     text: list[str] = field(default_factory=lambda: ["text"])
     """Columns that hold the text; several are joined as fastai does, each marked with xxfld."""
     label: str | None = "label"

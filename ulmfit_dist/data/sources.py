@@ -244,7 +244,11 @@ def _table_files(path: Path, config: DataConfig) -> dict[str, list[str]]:
     if path.is_file():
         return {"train": [str(path)]}
     if config.splits:
-        files = {split: sorted(glob.glob(str(path / name))) for split, name in config.splits.items()}
+        endings = ("", *suffixes)
+        files = {
+            split: sorted(file for ending in endings for file in glob.glob(f"{path / name}{ending}"))
+            for split, name in config.splits.items()
+        }
         for split, found in files.items():
             if not found:
                 raise UserError(f"{path / config.splits[split]}: no such file, named by data.splits.{split}")
