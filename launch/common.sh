@@ -4,14 +4,22 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash launch/setup.sh
 PATH="$PWD/.venv/bin:$PATH"
 
-# accelerate_run PROCESSES WORD...: `accelerate launch -m ulmfit_dist WORD...` on this machine's GPUs, or CPU processes
-# where ACCELERATE_USE_CPU is true. The config is checked first, so that a misspelt key is one line and not a launcher's
-# report of two failed processes.
+# resolved_config CONFIG [WORD ...]: the config, options such as --fresh left out. The scripts ask for it before they launch,
+# so that a misspelt key is one line and not a launcher's report of failed processes.
+resolved_config() {
+    local words=() word
+    for word in "$@"; do
+        [[ $word == -* ]] || words+=("$word")
+    done
+    python -m ulmfit_dist config "${words[@]}"
+}
+
+# accelerate_run PROCESSES CONFIG [WORD ...]: `ulmfit-dist run` on this machine's GPUs, or on CPU processes after use_cpu.
 accelerate_run() {
     local processes=$1
     shift
-    python -m ulmfit_dist config "${@:2}" > /dev/null
-    accelerate launch --config_file configs/accelerate/multi_gpu.yaml --num_processes "$processes" -m ulmfit_dist "$@"
+    resolved_config "$@" > /dev/null
+    accelerate launch --config_file configs/accelerate/multi_gpu.yaml --num_processes "$processes" -m ulmfit_dist run "$@"
 }
 
 visible_gpus() {

@@ -8,4 +8,4 @@ if [ "$processes" -eq 0 ]; then
     echo "multi_gpu.sh: no GPU is visible: use launch/quickstart.sh or launch/debug.sh on a CPU" >&2
     exit 2
 fi
-accelerate_run "$processes" run "$@"
+accelerate_run "$processes" "$@"

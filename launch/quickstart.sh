@@ -8,9 +8,9 @@ if [ "$processes" -eq 0 ]; then
     processes=2
     use_cpu "$processes"
 fi
-accelerate_run "$processes" run configs/quickstart.yaml "$@"
+accelerate_run "$processes" configs/quickstart.yaml "$@"
 
-run=$(python -m ulmfit_dist config configs/quickstart.yaml "$@" | awk '/^runs_dir:/ {d = $2} /^name:/ {n = $2} END {print d "/" n}')
+run=$(resolved_config configs/quickstart.yaml "$@" | awk '/^runs_dir:/ {folder = $2} /^name:/ {name = $2} END {print folder "/" name}')
 echo
 ulmfit-dist predict "$run" "The striker scored twice in the second half and the visitors went out of the cup."
 ulmfit-dist generate "$run" "The government said" --words 30

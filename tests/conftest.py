@@ -58,6 +58,12 @@ def make_folder(path: Path, per_class: int, seed: int = 0) -> Path:
     return path
 
 
+def store_in(cache: Path) -> Path:
+    """The one finished token store in a cache folder."""
+    (meta,) = cache.glob("*/meta.json")
+    return meta.parent
+
+
 def command(words: Sequence[object], processes: int = 1, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
     """Run `ulmfit_dist` for real: alone, or on several processes by `accelerate launch`."""
     launcher = [sys.executable, "-m"]

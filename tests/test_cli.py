@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import TINY, TOPICS, command, make_folder, succeed
+from conftest import TINY, TOPICS, command, make_folder, store_in, succeed
 
 
 def refused(words: list[object], said: str, processes: int = 1, **kwargs) -> None:
@@ -118,7 +118,7 @@ def test_a_finished_run_is_not_trained_again_and_another_config_is_refused(
 
 
 def test_training_needs_no_text_once_a_store_is_prepared(run_dirs: dict[str, Path], recipe: Path, tmp_path: Path):
-    store = next((run_dirs["caches"] / "cache1").iterdir())
+    store = store_in(run_dirs["caches"] / "cache1")
     words = ["lm", recipe, *TINY, f"data.store={store}", f"runs_dir={tmp_path}", "tracking.wandb=disabled"]
     assert "lm phase 2 epoch 1/1" in succeed(words, cwd=tmp_path)
     assert not (tmp_path / "run" / "wandb").exists()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
-from conftest import ROOT, TINY, succeed
+from conftest import ROOT, TINY, store_in, succeed
 
 from ulmfit_dist.data.store import TokenStore
 
@@ -38,7 +38,7 @@ def test_a_slice_of_imdb_trains_from_parquet_and_a_folder_gives_the_same_store(s
     for source, path in (("parquet", "parquet"), ("folder", "text")):
         words = [recipe, f"data.source={source}", f"data.path={slices / path}", SPLITS, f"data.cache={slices / path}-cache"]
         succeed(["prepare", *words], processes=2)
-        stores[source] = TokenStore(next((slices / f"{path}-cache").iterdir()))
+        stores[source] = TokenStore(store_in(slices / f"{path}-cache"))
     assert stores["parquet"].vocab == stores["folder"].vocab
     assert len(stores["parquet"].vocab) > 15_000
     assert (stores["parquet"].lengths == stores["folder"].lengths).all()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, succeed
+from conftest import TINY, store_in, succeed
 from safetensors.torch import load_file
 
 
@@ -45,7 +45,7 @@ def test_two_ranks_log_the_same_metrics_as_one(run_dirs: dict[str, Path]):
 
 
 def test_two_ranks_write_the_same_bytes_of_the_store(run_dirs: dict[str, Path]):
-    one, two = (next((run_dirs["caches"] / f"cache{n}").iterdir()) for n in (1, 2))
+    one, two = (store_in(run_dirs["caches"] / f"cache{n}") for n in (1, 2))
     assert one.name == two.name
     names = sorted(file.name for file in one.iterdir())
     assert names == sorted(file.name for file in two.iterdir())

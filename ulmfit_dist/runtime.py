@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ulmfit_dist.errors import UserError
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from ulmfit_dist.config import RuntimeConfig
+
+Value = TypeVar("Value")
 
 
 def is_main_process() -> bool:
@@ -87,6 +89,15 @@ class Runtime:
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """Sum of a tensor over all ranks, on every rank."""
         return self.accelerator.reduce(values, reduction="sum") if self.world_size > 1 else values
+
+    def from_main(self, value: Value) -> Value:
+        """Rank 0's value, on every rank: for what each might see differently, such as a file that comes and goes."""
+        items = [value]
+        if self.world_size > 1:
+            import torch.distributed
+
+            torch.distributed.broadcast_object_list(items, src=0)
+        return items[0]
 
     @contextmanager
     def together(self) -> Iterator[None]:

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xxhash
+from filelock import FileLock
 
 from ulmfit_dist.config import Config
 from ulmfit_dist.data.sources import Documents, Source, Subset, open_source
@@ -42,17 +44,35 @@ def prepare(config: Config, runtime: Runtime) -> TokenStore:
     Raises:
         UserError: on every rank, for whatever is wrong with the source, a file in it, or the cache folder.
     """
-    if config.data.store is not None:
-        return TokenStore(Path(config.data.store))
+    folder = Path(config.data.store) if config.data.store is not None else _find_or_make(config, runtime)
+    with runtime.together():
+        store = TokenStore(folder)
+    runtime.print(_summary(store))
+    return store
+
+
+def _find_or_make(config: Config, runtime: Runtime) -> Path:
     source = _open_in_turn(config, runtime)
     identity = _identity(config, source)
     folder = Path(config.data.cache) / _fingerprint(identity)
-    if not (folder / "meta.json").exists():
-        _make(folder, identity, config, source, runtime)
-    runtime.barrier()
-    store = TokenStore(folder)
-    runtime.print(_summary(store))
-    return store
+    with _only_run(folder, runtime):
+        if not runtime.from_main((folder / "meta.json").exists()):
+            _make(folder, identity, config, source, runtime)
+    return folder
+
+
+@contextmanager
+def _only_run(folder: Path, runtime: Runtime) -> Iterator[None]:
+    """Let one run at a time make a store: the others wait, and find it. The lock goes with its process."""
+    lock = FileLock(folder.with_suffix(".lock"))
+    with runtime.together():
+        if runtime.is_main:
+            _make_folder(folder.parent)
+            lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _open_in_turn(config: Config, runtime: Runtime) -> Source:

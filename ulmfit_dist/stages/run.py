@@ -38,6 +38,8 @@ def run(config: Config, runtime: Runtime, fresh: bool = False) -> None:
     tracker.finish_stage("prepare", time.perf_counter() - started)
     with runtime.together():
         done = {stage: not fresh and is_done(config, stage, store) for stage in DECISIVE_KEYS}
+    done = runtime.from_main(done)
+    with runtime.together():
         lm_loaders(config, runtime, store)
         classifier_loaders(config, runtime, store)
     try:

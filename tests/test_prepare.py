@@ -1,0 +1,81 @@
+"""Preparing a token store: interrupted, by several runs at once, and found again."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, make_folder, store_in, succeed
+
+from ulmfit_dist.data.store import TokenStore
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """3,000 documents: a few seconds' work."""
+    return make_folder(tmp_path_factory.mktemp("large") / "texts", per_class=1000)
+
+
+def words(recipe: Path, large: Path, cache: Path) -> list[str]:
+    return ["prepare", str(recipe), f"data.path={large}", f"data.cache={cache}", "data.shard_documents=100"]
+
+
+def contents(store: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in store.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(large: Path, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    cache = tmp_path_factory.mktemp("undisturbed")
+    text = succeed(words(recipe, large, cache))
+    assert "texts: 3,000 documents" in text
+    assert "3 classes" in text
+    return store_in(cache)
+
+
+def start(arguments: list[str]) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+    return subprocess.Popen([sys.executable, "-m", "ulmfit_dist", *arguments], cwd=ROOT, env=environment)
+
+
+def test_a_killed_prepare_goes_on_with_the_missing_shards(undisturbed: Path, large: Path, recipe: Path, tmp_path: Path):
+    process = start(words(recipe, large, tmp_path))
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("*/local-00007.json")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    (kept,) = tmp_path.glob("*/local-00000.json")
+    assert not (kept.parent / "meta.json").exists()
+    made = kept.stat().st_mtime_ns
+    process = start(words(recipe, large, tmp_path))
+    seen = {made}
+    while process.poll() is None:
+        with contextlib.suppress(FileNotFoundError):  # it goes when the store is finished
+            seen.add(kept.stat().st_mtime_ns)
+        time.sleep(0.02)
+    assert process.returncode == 0
+    assert seen == {made}
+    assert contents(store_in(tmp_path)) == contents(undisturbed)
+
+
+def test_runs_that_prepare_the_same_texts_at_once_share_one_store(
+    undisturbed: Path, large: Path, recipe: Path, tmp_path: Path
+):
+    processes = [start(words(recipe, large, tmp_path)) for _ in range(2)]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    assert contents(store_in(tmp_path)) == contents(undisturbed)
+
+
+def test_a_store_says_what_it_holds(undisturbed: Path):
+    store = TokenStore(undisturbed)
+    assert store.meta["splits"] == {"train": [0, 3000]}
+    assert store.label_names == ["food", "sport", "tech"]
+    assert store.labels.tolist() == [0] * 1000 + [1] * 1000 + [2] * 1000
+    assert store.meta["num_tokens"] == store.lengths.sum()
+    assert store.meta["num_unknown"] == sum((store.document(i) == 0).sum() for i in range(len(store)))
+    assert store.vocab[store.document(0)[0]] == "xxbos"

@@ -1,0 +1,85 @@
+"""The pieces of a training step, on one process."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from fastai.optimizer import Adam
+from torch import nn
+
+from ulmfit_dist.config import Phase, RuntimeConfig
+from ulmfit_dist.errors import UserError
+from ulmfit_dist.runtime import Runtime, resolve_precision
+from ulmfit_dist.training.accelerate import AccelerateCallback
+from ulmfit_dist.training.learner import ActivationRegularization
+from ulmfit_dist.training.random import derive_seed, permutation
+from ulmfit_dist.training.recipe import learning_rate
+
+
+def stepped(
+    gradient: list[float], scale: float | None = None, grad_clip: float | None = None
+) -> tuple[nn.Parameter, object]:
+    """A parameter of zeros after one Adam step on a gradient, which a loss scaler has scaled."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale) if scale else None
+    if scaler is not None:
+        scaler.scale(torch.zeros(1))  # a scaler makes its scale at its first use
+    weight = nn.Parameter(torch.zeros(len(gradient)))
+    weight.grad = torch.tensor(gradient) * (scale or 1)
+    callback = AccelerateCallback(SimpleNamespace(accelerator=SimpleNamespace(scaler=scaler)), grad_clip)
+    callback.learn = SimpleNamespace(model=nn.ParameterList([weight]))
+    callback.step(Adam([weight], lr=0.1, eps=1.0))
+    return weight, scaler
+
+
+def test_a_scaled_step_is_the_step():
+    assert torch.equal(stepped([0.5, -2.0], scale=1024.0)[0], stepped([0.5, -2.0])[0])
+
+
+def test_gradients_are_clipped_after_unscaling():
+    clipped = stepped([3.0, 4.0], grad_clip=1.0)[0]
+    torch.testing.assert_close(clipped, stepped([0.6, 0.8])[0])
+    torch.testing.assert_close(stepped([3.0, 4.0], scale=256.0, grad_clip=1.0)[0], clipped)
+
+
+def test_a_step_of_infinite_gradients_is_left_out_and_the_scale_falls():
+    weight, scaler = stepped([float("inf"), 1.0], scale=1024.0)
+    assert torch.equal(weight, torch.zeros(2))
+    assert scaler.get_scale() == 512
+
+
+@pytest.mark.parametrize("steps", [1, 5])
+def test_activation_regularization_is_fastais_and_finite_on_one_token(steps: int):
+    dropped, raw = torch.randn(3, steps, 4), torch.randn(3, steps, 4)
+    callback = ActivationRegularization(alpha=2, beta=1)
+    callback.learn = SimpleNamespace(rnn=SimpleNamespace(out=dropped, raw_out=raw), loss_grad=torch.tensor(1.0))
+    callback.after_loss()
+    expected = 1 + 2 * dropped.pow(2).mean()
+    if steps > 1:
+        expected = expected + (raw[:, 1:] - raw[:, :-1]).pow(2).mean()
+    torch.testing.assert_close(callback.learn.loss_grad, expected)
+
+
+def test_learning_rates_are_fastais_values():
+    assert learning_rate(Phase(lr=1e-2)) == 1e-2
+    assert learning_rate(Phase(lr=[1e-3, 1e-2])) == slice(1e-3, 1e-2)
+
+
+def test_randomness_is_a_function_of_position():
+    assert derive_seed(42, "lm", 3) == 7_600_393_006_190_379_270  # stays the same from version to version
+    assert permutation(5, 42, "lm", 0).tolist() == permutation(5, 42, "lm", 0).tolist()
+    assert sorted(permutation(1000, 1)) == list(range(1000))
+    assert permutation(1000, 1).tolist() != permutation(1000, 2).tolist()
+
+
+def test_precision_is_what_the_machine_can_do():
+    assert resolve_precision("auto", has_gpu=False) == "no"
+    assert resolve_precision("bf16", has_gpu=False) == "bf16"
+    with pytest.raises(UserError, match="fp16 needs a GPU, and none is visible: use bf16"):
+        resolve_precision("fp16", has_gpu=False)
+    with pytest.raises(UserError, match="fp64"):
+        resolve_precision("fp64", has_gpu=True)
+
+
+def test_an_error_leaves_together_as_it_is_on_one_process():
+    with pytest.raises(UserError, match="this"), Runtime(RuntimeConfig()).together():
+        raise UserError("this")
