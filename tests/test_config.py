@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from ulmfit_dist.config import describe, load_config, to_yaml
+from ulmfit_dist.compose import describe, load_config, to_yaml
 from ulmfit_dist.errors import UserError
 
 
@@ -25,6 +25,10 @@ def test_overrides_win_over_the_recipe_and_later_ones_over_earlier():
     config = load_config(ROOT / "configs/quickstart.yaml", ["lm.global_batch_size=8", "lm.global_batch_size=16"])
     assert config.lm.global_batch_size == 16
     assert config.model.n_layers == 2
+
+
+def test_a_bare_no_is_a_precision():
+    assert load_config(None, ["data.path=x", "runtime.precision=no"]).runtime.precision == "no"
 
 
 def test_the_imdb_recipe_is_the_tutorials():

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ulmfit_dist.data.tokenizer import Tokenizer
-from ulmfit_dist.data.vocab import UNK_ID, LocalVocab, build_vocab, id_map, merge_counts, token_ids
+from ulmfit_dist.data.vocab import UNK_ID, LocalVocab, add_counts, build_vocab, id_map, token_ids
 from ulmfit_dist.errors import UserError
 
 TEXTS = [
@@ -45,14 +45,14 @@ def test_an_unknown_language_is_named():
 
 def test_merged_counts_make_fastais_vocabulary():
     documents = _english.tokenize(TEXTS * 2 + ["b b b a a a c c c d"])
-    parts = []
+    merged: Counter[str] = Counter()
     for start in (0, 5, 9):
         local = LocalVocab()
         for document in documents[start : {0: 5, 5: 9, 9: None}[start]]:
             local.encode(document)
-        parts.append((list(local.ids), local.counts))
+        add_counts(merged, list(local.ids), local.counts)
     counts = Counter(token for document in documents for token in document)
-    vocab = build_vocab(merge_counts(parts), min_freq=2, max_vocab=40)
+    vocab = build_vocab(merged, min_freq=2, max_vocab=40)
     assert vocab == make_vocab(counts, min_freq=2, max_vocab=40)
     assert len(vocab) % 8 == 0
 

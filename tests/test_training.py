@@ -9,10 +9,10 @@ from torch import nn
 
 from ulmfit_dist.config import Phase, RuntimeConfig
 from ulmfit_dist.errors import UserError
+from ulmfit_dist.randomness import derive_seed, permutation
 from ulmfit_dist.runtime import Runtime, resolve_precision
 from ulmfit_dist.training.accelerate import AccelerateCallback
 from ulmfit_dist.training.learner import ActivationRegularization
-from ulmfit_dist.training.random import derive_seed, permutation
 from ulmfit_dist.training.recipe import learning_rate
 
 

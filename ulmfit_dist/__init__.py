@@ -18,7 +18,7 @@ _PUBLIC = {
     "UserError": "ulmfit_dist.errors",
     "evaluate": "ulmfit_dist.stages.evaluate",
     "load_classifier": "ulmfit_dist.api",
-    "load_config": "ulmfit_dist.config",
+    "load_config": "ulmfit_dist.compose",
     "load_language_model": "ulmfit_dist.api",
     "prepare": "ulmfit_dist.api",
     "train_classifier": "ulmfit_dist.api",

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ulmfit_dist import __version__
-from ulmfit_dist.config import Config, RuntimeConfig, describe, load_config
+from ulmfit_dist.compose import describe, load_config
+from ulmfit_dist.config import Config, RuntimeConfig
 from ulmfit_dist.errors import EXIT_CODE, UserError
 from ulmfit_dist.runtime import Runtime, is_main_process, quieten, report_error
 

@@ -22,7 +22,7 @@ from ulmfit_dist.data.batches import MicroBatch, micro_batch_rows
 from ulmfit_dist.data.store import TokenStore
 from ulmfit_dist.data.vocab import PAD_ID
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.training.random import permutation
+from ulmfit_dist.randomness import permutation
 
 BATCHES_SORTED_TOGETHER = 50
 

@@ -13,7 +13,7 @@ import numpy as np
 from ulmfit_dist.config import Config
 from ulmfit_dist.data.store import NO_LABEL, TokenStore
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.training.random import permutation
+from ulmfit_dist.randomness import permutation
 
 
 @dataclass(frozen=True)

@@ -40,13 +40,10 @@ class LocalVocab:
         return encoded
 
 
-def merge_counts(parts: Iterable[tuple[Sequence[str], Sequence[int]]]) -> Counter[str]:
-    """Counts of all parts, in the order of first occurrence when the parts come in the order of the documents."""
-    total: Counter[str] = Counter()
-    for tokens, counts in parts:
-        for token, count in zip(tokens, counts, strict=True):
-            total[token] += count
-    return total
+def add_counts(total: Counter[str], tokens: Sequence[str], counts: Sequence[int]) -> None:
+    """Add a shard's counts. Shards added in the order of the documents keep the order of first occurrence."""
+    for token, count in zip(tokens, counts, strict=True):
+        total[token] += count
 
 
 def build_vocab(counts: Counter[str], min_freq: int, max_vocab: int) -> list[str]:

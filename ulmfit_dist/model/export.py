@@ -20,7 +20,8 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from ulmfit_dist.config import Config, load_config, to_yaml
+from ulmfit_dist.compose import load_config, to_yaml
+from ulmfit_dist.config import Config
 from ulmfit_dist.data.store import write_bytes, write_json
 from ulmfit_dist.data.vocab import load_vocab
 from ulmfit_dist.errors import UserError

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 from fastai.text.models.awdlstm import awd_lstm_clas_split
@@ -14,14 +13,13 @@ from ulmfit_dist.data.classifier_batches import ClassifierBatches
 from ulmfit_dist.data.splits import check_labels, split_documents
 from ulmfit_dist.data.store import TokenStore
 from ulmfit_dist.model.awd_lstm import build_classifier, encoder_of
-from ulmfit_dist.model.export import load_encoder, read_exported, save_exported
+from ulmfit_dist.model.export import load_encoder, read_exported
+from ulmfit_dist.randomness import seed_torch
 from ulmfit_dist.runtime import Runtime
-from ulmfit_dist.stages.show import show_first_batch
+from ulmfit_dist.stages.train import train_stage
 from ulmfit_dist.training.learner import DistributedLearner, build_learner
 from ulmfit_dist.training.metrics import ClassifierMetrics
-from ulmfit_dist.training.random import seed_torch
-from ulmfit_dist.training.recipe import run_phases
-from ulmfit_dist.training.tracking import Tracker, TrackingCallback
+from ulmfit_dist.training.tracking import Tracker
 
 
 def train_classifier(config: Config, runtime: Runtime, store: TokenStore, tracker: Tracker) -> Path:
@@ -32,20 +30,7 @@ def train_classifier(config: Config, runtime: Runtime, store: TokenStore, tracke
     """
     with runtime.together():
         learner = classifier_learner(config, runtime, store)
-    tracker.start_stage("classifier")
-    tracking = TrackingCallback(tracker, unit="examples")
-    learner.add_cb(tracking)
-    show_first_batch(config, runtime, store, learner)
-    started = time.perf_counter()
-    run_phases(learner, config.classifier.phases)
-    metrics = tracking.final_metrics()
-    folder = config.run_dir / "classifier"
-    with runtime.together():
-        if runtime.is_main:
-            training = {"data_fingerprint": store.fingerprint, "world_size": runtime.world_size, "metrics": metrics}
-            save_exported(folder, learner.model, config, store.vocab, store.label_names, training)
-    tracker.finish_stage("classifier", time.perf_counter() - started, metrics)
-    return folder
+    return train_stage(learner, config.classifier, "examples", store.label_names, config, runtime, store, tracker)
 
 
 def classifier_learner(config: Config, runtime: Runtime, store: TokenStore) -> DistributedLearner:

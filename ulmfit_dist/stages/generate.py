@@ -19,8 +19,8 @@ from ulmfit_dist.data.vocab import FILLER, PAD_ID, UNK_ID, token_ids
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.model.awd_lstm import encoder_of
 from ulmfit_dist.model.export import load_model, read_exported
+from ulmfit_dist.randomness import derive_seed
 from ulmfit_dist.stages.run import model_folder
-from ulmfit_dist.training.random import derive_seed
 
 
 class LanguageModel:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import torch
@@ -14,16 +13,14 @@ from ulmfit_dist.data.lm_batches import LMBatches
 from ulmfit_dist.data.splits import split_documents
 from ulmfit_dist.data.store import TokenStore
 from ulmfit_dist.model.awd_lstm import build_language_model
-from ulmfit_dist.model.export import save_exported
 from ulmfit_dist.model.loss import DecoderLoss
 from ulmfit_dist.model.pretrained import fetch_pretrained, load_pretrained
+from ulmfit_dist.randomness import seed_torch
 from ulmfit_dist.runtime import Runtime
-from ulmfit_dist.stages.show import show_first_batch
+from ulmfit_dist.stages.train import train_stage
 from ulmfit_dist.training.learner import DistributedLearner, build_learner
 from ulmfit_dist.training.metrics import LMMetrics
-from ulmfit_dist.training.random import seed_torch
-from ulmfit_dist.training.recipe import run_phases
-from ulmfit_dist.training.tracking import Tracker, TrackingCallback
+from ulmfit_dist.training.tracking import Tracker
 
 PRODUCT_DTYPES = {"no": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -39,20 +36,7 @@ def train_lm(config: Config, runtime: Runtime, store: TokenStore, tracker: Track
             fetch_pretrained(config.model.pretrained)
     with runtime.together():
         learner = lm_learner(config, runtime, store)
-    tracker.start_stage("lm")
-    tracking = TrackingCallback(tracker, unit="tokens")
-    learner.add_cb(tracking)
-    show_first_batch(config, runtime, store, learner)
-    started = time.perf_counter()
-    run_phases(learner, config.lm.phases)
-    metrics = tracking.final_metrics()
-    folder = config.run_dir / "lm"
-    with runtime.together():
-        if runtime.is_main:
-            training = {"data_fingerprint": store.fingerprint, "world_size": runtime.world_size, "metrics": metrics}
-            save_exported(folder, learner.model, config, store.vocab, None, training)
-    tracker.finish_stage("lm", time.perf_counter() - started, metrics)
-    return folder
+    return train_stage(learner, config.lm, "tokens", None, config, runtime, store, tracker)
 
 
 def lm_learner(config: Config, runtime: Runtime, store: TokenStore) -> DistributedLearner:

@@ -9,7 +9,7 @@ or it is not there.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -20,22 +20,12 @@ import xxhash
 from filelock import FileLock
 
 from ulmfit_dist.config import Config
+from ulmfit_dist.data.builder import StoreBuilder
 from ulmfit_dist.data.sources import Documents, Source, Subset, open_source
-from ulmfit_dist.data.store import (
-    FORMAT,
-    NO_LABEL,
-    TokenStore,
-    shard_stem,
-    token_dtype,
-    write_bytes,
-    write_json,
-    write_shard,
-)
-from ulmfit_dist.data.vocab import UNK_ID, LocalVocab, build_vocab, id_map, load_vocab, merge_counts
+from ulmfit_dist.data.store import FORMAT, TokenStore
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.progress import Progress
+from ulmfit_dist.randomness import permutation
 from ulmfit_dist.runtime import Runtime
-from ulmfit_dist.training.random import permutation
 
 
 def prepare(config: Config, runtime: Runtime) -> TokenStore:
@@ -117,22 +107,18 @@ def _make(folder: Path, identity: dict[str, Any], config: Config, source: Source
     with runtime.together():
         if runtime.is_main:
             _make_folder(folder)
-    shards = list(_cut(source, config.data.shard_documents))
-    mine = range(runtime.rank, len(shards), runtime.world_size)
+    builder = StoreBuilder(folder, source, config.tokenizer, config.data.shard_documents)
+    mine = range(runtime.rank, len(builder.shards), runtime.world_size)
     with runtime.together():
-        _tokenize_shards(folder, config, source, shards, mine, runtime)
-    with runtime.together():
-        if runtime.is_main:
-            vocab = _merge(folder, config, len(shards))
-            write_json(folder / "vocab.json", vocab)
-    labels = _label_names(folder, len(shards))
-    with runtime.together():
-        _map_shards(folder, labels, mine, len(shards))
+        builder.tokenize(mine, shown=runtime.is_main)
     with runtime.together():
         if runtime.is_main:
-            write_json(folder / "meta.json", _meta(folder, identity, source, labels, len(shards)))
-            for leftover in folder.glob("local-*"):
-                leftover.unlink()
+            builder.merge()
+    with runtime.together():
+        builder.map(mine)
+    with runtime.together():
+        if runtime.is_main:
+            builder.finish(identity)
 
 
 def _make_folder(folder: Path) -> None:
@@ -140,110 +126,6 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder}: cannot be made ({error.strerror}): set data.cache to a folder of yours") from None
-
-
-def _cut(source: Source, shard_documents: int) -> Iterator[list[tuple[str, int, int]]]:
-    """The shards: each a list of (split, start, stop). They count documents through all splits, so one may span two."""
-    pieces: list[tuple[str, int, int]] = []
-    room = shard_documents
-    for split, documents in source.splits.items():
-        start = 0
-        while start < len(documents):
-            stop = min(start + room, len(documents))
-            pieces.append((split, start, stop))
-            room -= stop - start
-            start = stop
-            if room == 0:
-                yield pieces
-                pieces, room = [], shard_documents
-    if pieces:
-        yield pieces
-
-
-def _tokenize_shards(
-    folder: Path, config: Config, source: Source, shards: list[Any], mine: Iterable[int], runtime: Runtime
-) -> None:
-    from ulmfit_dist.data.tokenizer import Tokenizer
-
-    missing = [i for i in mine if not _local_path(folder, i).exists()]
-    if not missing:
-        return
-    tokenizer = Tokenizer.from_config(config.tokenizer)
-    num_documents = sum(stop - start for i in missing for _, start, stop in shards[i])
-    with Progress("tokenizing", num_documents, runtime.is_main) as progress:
-        for i in missing:
-            vocab, ids, lengths, labels = LocalVocab(), [], [0], []
-            for split, start, stop in shards[i]:
-                texts, names = source.splits[split].read(start, stop)
-                labels += names
-                for tokens in tokenizer.stream(texts):
-                    ids.append(np.array(vocab.encode(tokens), dtype=np.uint32))
-                    lengths.append(len(tokens))
-                    progress.advance()
-            _write_local(_local_path(folder, i), ids, lengths, labels, vocab)
-
-
-def _local_path(folder: Path, i: int) -> Path:
-    return folder / f"local-{i:05d}.json"
-
-
-def _write_local(path: Path, ids: list[np.ndarray], lengths: list[int], labels: list[str | None], vocab: LocalVocab) -> None:
-    """A shard with ids of its own: the arrays first, so that the JSON file says that the shard is done."""
-    write_bytes(path.with_suffix(".tokens"), np.concatenate(ids).tobytes())
-    write_bytes(path.with_suffix(".offsets"), np.cumsum(lengths, dtype=np.int64).tobytes())
-    write_json(path, {"tokens": list(vocab.ids), "counts": vocab.counts, "labels": labels})
-
-
-def _read_local(folder: Path, i: int) -> dict[str, Any]:
-    return json.loads(_local_path(folder, i).read_text(encoding="utf-8"))
-
-
-def _merge(folder: Path, config: Config, num_shards: int) -> list[str]:
-    parts = (_read_local(folder, i) for i in range(num_shards))
-    counts = merge_counts((part["tokens"], part["counts"]) for part in parts)
-    return build_vocab(counts, config.tokenizer.min_freq, config.tokenizer.max_vocab)
-
-
-def _label_names(folder: Path, num_shards: int) -> list[str]:
-    """All labels, sorted; as numbers where all are numbers."""
-    names = {label for i in range(num_shards) for label in _read_local(folder, i)["labels"] if label is not None}
-    if all(name.lstrip("-").isdigit() for name in names):
-        return sorted(names, key=int)
-    return sorted(names)
-
-
-def _map_shards(folder: Path, label_names: list[str], mine: Iterable[int], num_shards: int) -> None:
-    vocab = load_vocab(folder / "vocab.json")
-    index = {name: i for i, name in enumerate(label_names)}
-    for i in mine:
-        local = _read_local(folder, i)
-        ids = np.fromfile(_local_path(folder, i).with_suffix(".tokens"), dtype=np.uint32)
-        offsets = np.fromfile(_local_path(folder, i).with_suffix(".offsets"), dtype=np.int64)
-        labels = np.array([NO_LABEL if label is None else index[label] for label in local["labels"]], dtype=np.int32)
-        tokens = id_map(local["tokens"], vocab).astype(token_dtype(vocab))[ids]
-        write_shard(folder / shard_stem(i, num_shards), tokens, offsets, labels)
-
-
-def _meta(folder: Path, identity: dict[str, Any], source: Source, labels: list[str], num_shards: int) -> dict[str, Any]:
-    vocab = load_vocab(folder / "vocab.json")
-    dtype = token_dtype(vocab)
-    splits, start = {}, 0
-    for split, documents in source.splits.items():
-        splits[split] = (start, start + len(documents))
-        start += len(documents)
-    tokens = [np.fromfile(folder / f"{shard_stem(i, num_shards)}.tokens", dtype=dtype) for i in range(num_shards)]
-    return {
-        **identity,
-        "fingerprint": folder.name,
-        "num_documents": start,
-        "num_tokens": sum(map(len, tokens)),
-        "num_unknown": sum(int((shard == UNK_ID).sum()) for shard in tokens),
-        "num_shards": num_shards,
-        "dtype": str(dtype),
-        "vocab_size": len(vocab),
-        "splits": splits,
-        "labels": labels,
-    }
 
 
 def _summary(store: TokenStore) -> str:

@@ -7,7 +7,8 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from ulmfit_dist.config import Config, to_dict
+from ulmfit_dist.compose import to_dict
+from ulmfit_dist.config import Config
 from ulmfit_dist.data.store import TokenStore
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.model.export import WEIGHTS, read_exported

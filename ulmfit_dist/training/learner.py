@@ -20,10 +20,10 @@ from torch import Tensor
 from ulmfit_dist.config import ClassifierConfig, LMConfig
 from ulmfit_dist.data.batches import Batches, MicroBatch
 from ulmfit_dist.model.awd_lstm import AWDLSTM, encoder_of
+from ulmfit_dist.randomness import seed_torch
 from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.training.accelerate import AccelerateCallback
 from ulmfit_dist.training.metrics import Metrics
-from ulmfit_dist.training.random import seed_torch
 
 
 class DistributedLearner(TextLearner):

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from fastai.callback.core import Callback
 
-from ulmfit_dist.config import Config, TrackingConfig, to_dict, to_yaml
+from ulmfit_dist.compose import to_dict, to_yaml
+from ulmfit_dist.config import Config, TrackingConfig
 from ulmfit_dist.data.store import write_bytes, write_json
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.progress import Progress

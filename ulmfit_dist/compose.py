@@ -1,0 +1,213 @@
+"""A config put together: defaults, a YAML recipe, words of the command line, each winning over the one before.
+
+OmegaConf merges and checks types; what it would say in its own terms, an unknown key or a value out of range, is said here
+in the user's.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from ulmfit_dist.config import SOURCES, SPLITS, ClassifierConfig, Config, LMConfig, Phase
+from ulmfit_dist.errors import UserError, did_you_mean
+
+
+def load_config(recipe: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Compose the configuration.
+
+    Args:
+        recipe: a YAML file, or None for the defaults alone.
+        overrides: words as `lm.global_batch_size=32`, later ones winning.
+
+    Raises:
+        UserError: an unreadable file, an unknown key, a value of the wrong type or out of range.
+    """
+    layers = [_read_yaml(Path(recipe))] if recipe is not None else []
+    layers += [_read_override(word) for word in overrides]
+    merged = OmegaConf.structured(Config)
+    for layer, origin in layers:
+        _refuse_unknown_keys(layer, Config, origin)
+        try:
+            merged = OmegaConf.merge(merged, layer)
+        except OmegaConfBaseException as error:
+            raise UserError(f"{origin}: {getattr(error, 'full_key', '')}: {_first_line(error)}") from None
+    config = cast(Config, OmegaConf.to_object(merged))
+    if config.runtime.precision == "False":
+        config.runtime.precision = "no"  # a bare no is YAML's word for false
+    check_config(config)
+    return config
+
+
+def check_config(config: Config) -> None:
+    """Refuse values that can be seen to be wrong without looking at the data. Raises UserError."""
+    _one_of("data.source", config.data.source, SOURCES)
+    _one_of("data.on_error", config.data.on_error, ("strict", "replace"))
+    _one_of("tokenizer.kind", config.tokenizer.kind, ("word",))
+    _one_of("runtime.precision", config.runtime.precision, ("auto", "no", "bf16", "fp16", "fp64"))
+    _one_of("tracking.wandb", config.tracking.wandb, ("auto", "online", "offline", "disabled"))
+    for split in config.data.splits:
+        _one_of("a key of data.splits", split, SPLITS)
+    if not config.name or "/" in config.name or config.name.startswith("."):
+        raise UserError(f"name={config.name!r}: give a plain folder name, without '/' and not starting with '.'")
+    if config.data.path is None and config.data.store is None and config.data.source != "bbc_news":
+        raise UserError(f"data.path is not set: data.source={config.data.source} needs it")
+    if not 0 < config.data.valid_pct < 1:
+        raise UserError(f"data.valid_pct={config.data.valid_pct}: give a share between 0 and 1, such as 0.1")
+    if config.lm.valid_pct is not None and not 0 < config.lm.valid_pct < 1:
+        raise UserError(f"lm.valid_pct={config.lm.valid_pct}: give a share between 0 and 1, or null")
+    if not config.data.text:
+        raise UserError("data.text is empty: name at least one column")
+    for key, value in _positive_integers(config):
+        if value < 1:
+            raise UserError(f"{key}={value}: give a whole number of at least 1")
+    for stage, settings in (("lm", config.lm), ("classifier", config.classifier)):
+        _check_stage(stage, settings)
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved configuration as YAML, for `config.yaml` in a run directory."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The resolved configuration as plain dictionaries and lists."""
+    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(config)))
+
+
+def describe(config: Config) -> Iterator[tuple[str, str, str]]:
+    """(dotted key, value as YAML, one-line meaning) of every key, in the order of this file."""
+    yield from _describe(config, "")
+
+
+def field_docs(cls: type) -> dict[str, str]:
+    """The string under each field of a dataclass of this file, by the field's name."""
+    body = ast.parse(inspect.cleandoc(inspect.getsource(cls))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    docs = {}
+    for statement, below in zip(body.body, body.body[1:], strict=False):
+        if isinstance(statement, ast.AnnAssign) and isinstance(below, ast.Expr):
+            docs[cast(ast.Name, statement.target).id] = cast(str, cast(ast.Constant, below.value).value)
+    return docs
+
+
+def _describe(node: Any, prefix: str) -> Iterator[tuple[str, str, str]]:
+    docs = field_docs(type(node))
+    for item in dataclasses.fields(node):
+        value = getattr(node, item.name)
+        if dataclasses.is_dataclass(value):
+            yield from _describe(value, f"{prefix}{item.name}.")
+        else:
+            yield f"{prefix}{item.name}", _inline_yaml(value), docs[item.name]
+
+
+def _inline_yaml(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(_inline_yaml(item) for item in value)}]"
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {_inline_yaml(item)}' for key, item in value.items())}}}"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value)
+
+
+def _read_yaml(path: Path) -> tuple[DictConfig, str]:
+    if not path.is_file():
+        raise UserError(f"{path}: no such config file; recipes lie in configs/")
+    try:
+        layer = OmegaConf.load(path)
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(layer, DictConfig):
+        raise UserError(f"{path}: expected keys and values at the top level, as in configs/quickstart.yaml")
+    return layer, str(path)
+
+
+def _read_override(word: str) -> tuple[DictConfig, str]:
+    key, equals, _ = word.partition("=")
+    if not equals or not key:
+        raise UserError(f"{word!r}: expected key=value, such as lm.global_batch_size=32")
+    try:
+        return OmegaConf.from_dotlist([word]), f"command line, {word}"
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"command line, {word}: {_first_line(error)}") from None
+
+
+def _refuse_unknown_keys(layer: Any, cls: type, origin: str, prefix: str = "") -> None:
+    """Walk a raw layer beside the dataclass that describes it."""
+    known = {item.name: item for item in dataclasses.fields(cls)}
+    for key in layer:
+        if key not in known:
+            raise UserError(f"{origin}: unknown key {prefix}{key}; {did_you_mean(str(key), known)}")
+        value = layer._get_node(key)
+        default = known[key].default_factory
+        if isinstance(default, type) and dataclasses.is_dataclass(default):
+            if not isinstance(value, DictConfig):
+                raise UserError(f"{origin}: {prefix}{key} is a section: set a key in it, such as {prefix}{key}.KEY=...")
+            _refuse_unknown_keys(value, default, origin, f"{prefix}{key}.")
+        elif key == "phases":
+            _refuse_unknown_phase_keys(layer[key], origin, f"{prefix}{key}")
+
+
+def _refuse_unknown_phase_keys(phases: Any, origin: str, key: str) -> None:
+    if not OmegaConf.is_list(phases):
+        raise UserError(f"{origin}: {key} is a list: [{{freeze_to: -1, epochs: 1, lr: 1e-2}}, ...]")
+    for number, phase in enumerate(phases):
+        if not isinstance(phase, DictConfig):
+            raise UserError(f"{origin}: {key}[{number}] must say epochs, lr and freeze_to, not {phase!r}")
+        _refuse_unknown_keys(phase, Phase, origin, f"{key}[{number}].")
+
+
+def _one_of(key: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise UserError(f"{key}={value!r} is not known; {did_you_mean(value, known)}")
+
+
+def _positive_integers(config: Config) -> Iterator[tuple[str, int]]:
+    yield "data.shard_documents", config.data.shard_documents
+    yield "tokenizer.min_freq", config.tokenizer.min_freq
+    yield "tokenizer.max_vocab", config.tokenizer.max_vocab
+    if config.data.limit is not None:
+        yield "data.limit", config.data.limit
+    if config.runtime.micro_batch_size is not None:
+        yield "runtime.micro_batch_size", config.runtime.micro_batch_size
+    for key in ("emb_sz", "n_hid", "n_layers"):
+        yield f"model.{key}", getattr(config.model, key)
+    for stage, settings in (("lm", config.lm), ("classifier", config.classifier)):
+        yield f"{stage}.global_batch_size", settings.global_batch_size
+        yield f"{stage}.seq_len", settings.seq_len
+    yield "classifier.max_len", config.classifier.max_len
+
+
+def _check_stage(stage: str, settings: LMConfig | ClassifierConfig) -> None:
+    if len(settings.moms) != 3:
+        raise UserError(f"{stage}.moms={settings.moms}: give three values, such as [0.8, 0.7, 0.8]")
+    if settings.drop_mult < 0:
+        raise UserError(f"{stage}.drop_mult={settings.drop_mult}: give a factor of at least 0")
+    if isinstance(settings, ClassifierConfig) and not 0 <= settings.head_dropout < 1:
+        raise UserError(f"{stage}.head_dropout={settings.head_dropout}: give a probability from 0 to below 1")
+    if not settings.phases:
+        raise UserError(f"{stage}.phases is empty: give at least one, such as [{{epochs: 1, lr: 1e-2}}]")
+    for number, phase in enumerate(settings.phases):
+        where = f"{stage}.phases[{number}]"
+        if phase.epochs < 1:
+            raise UserError(f"{where}.epochs={phase.epochs}: give a whole number of at least 1")
+        rates = phase.lr if isinstance(phase.lr, list) else [phase.lr]
+        if len(rates) > 2 or not all(isinstance(r, (int, float)) and not isinstance(r, bool) and r > 0 for r in rates):
+            raise UserError(f"{where}.lr={phase.lr!r}: give one rate, such as 1e-2, or [low, high]")
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0]
