@@ -142,6 +142,15 @@ def test_classifier_batches_of_training_are_never_too_small(store: TokenStore):
     assert max(sizes) <= B + 1
 
 
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_classifier_ranks_have_equally_many_micro_batches_none_of_one_document(store: TokenStore, world_size: int):
+    ranks = [classifier_batches(store, rank, world_size, micro=3) for rank in range(world_size)]
+    for step in range(len(ranks[0])):
+        pieces = [[len(batch.rows) for batch in loader.step(step)] for loader in ranks]
+        assert len({len(sizes) for sizes in pieces}) == 1
+        assert all(2 <= size <= 4 for sizes in pieces for size in sizes)
+
+
 def test_padding_is_fastais(store: TokenStore):
     documents = sorted((store.document(i) for i in range(9)), key=len, reverse=True)
     width = len(documents[0])

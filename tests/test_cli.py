@@ -7,6 +7,10 @@ from pathlib import Path
 import pytest
 from conftest import TINY, TOPICS, command, make_folder, store_in, succeed
 
+from ulmfit_dist.errors import UserError
+from ulmfit_dist.model.awd_lstm import build_classifier, encoder_of
+from ulmfit_dist.model.export import load_encoder, read_exported
+
 
 def refused(words: list[object], said: str, processes: int = 1, **kwargs) -> None:
     """The command ends with exit code 2 and one line that says what is wrong."""
@@ -102,7 +106,11 @@ def test_an_encoder_of_another_vocabulary_is_refused(run_dirs: dict[str, Path], 
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "lm").symlink_to(run_dirs["one"] / "lm")
     words = ["classifier", recipe, *TINY, f"data.path={place / 'good'}", f"data.cache={place}/cache", "name=other"]
-    refused([*words, "tokenizer.min_freq=9", f"runs_dir={tmp_path}"], "its vocabulary")
+    refused([*words, "tokenizer.min_freq=9", f"runs_dir={tmp_path}"], "was trained with another tokenizer.min_freq")
+    exported = read_exported(run_dirs["one"] / "lm")
+    model = build_classifier(len(exported.vocab), 3, exported.config.model, exported.config.classifier)
+    with pytest.raises(UserError, match=r"its vocabulary .* is not that of the texts"):
+        load_encoder(encoder_of(model), exported, [*exported.vocab[:-1], "another"])
 
 
 def test_a_finished_run_is_not_trained_again_and_another_config_is_refused(
@@ -114,6 +122,7 @@ def test_a_finished_run_is_not_trained_again_and_another_config_is_refused(
     before = (run_dirs["one"] / "metrics.jsonl").read_bytes()
     assert succeed(words).count("done already") == 2
     refused([*words, "lm.wd=0.2"], "lm.wd (now 0.2, then 0.1)")
+    refused(["classifier", *words[1:], "seed=7"], "seed (now 7, then 42)")
     assert (run_dirs["one"] / "metrics.jsonl").read_bytes() == before
 
 
@@ -122,6 +131,7 @@ def test_training_needs_no_text_once_a_store_is_prepared(run_dirs: dict[str, Pat
     words = ["lm", recipe, *TINY, f"data.store={store}", f"runs_dir={tmp_path}", "tracking.wandb=disabled"]
     assert "lm phase 2 epoch 1/1" in succeed(words, cwd=tmp_path)
     assert not (tmp_path / "run" / "wandb").exists()
+    refused([*words, "tokenizer.lang=de"], "was made with tokenizer.lang=en, the config says de")
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -138,14 +148,16 @@ def test_evaluate_finds_the_figures_of_the_training(run_dirs: dict[str, Path], p
 def test_predict_reads_the_command_line_a_file_and_standard_input(run_dirs: dict[str, Path], tmp_path: Path):
     texts = [" ".join(TOPICS[topic] * 3) for topic in ("food", "sport", "tech", "sport")]
     listed, output = tmp_path / "texts.txt", tmp_path / "labels.jsonl"
-    listed.write_text("\n".join(texts) + "\n")
+    listed.write_text("\n".join(texts) + "\n\none\u2028line\n")
     succeed(["predict", run_dirs["two"], "--file", listed, "--output", output])
     predictions = [json.loads(line) for line in output.read_text().splitlines()]
-    assert [p["label"] for p in predictions] == ["food", "sport", "tech", "sport"]
-    assert [p["index"] for p in predictions] == [0, 1, 2, 1]
+    assert len(predictions) == 6  # one for each line, the empty one too
+    assert [p["label"] for p in predictions[:4]] == ["food", "sport", "tech", "sport"]
+    assert [p["index"] for p in predictions[:4]] == [0, 1, 2, 1]
     assert all(sum(p["probabilities"].values()) == pytest.approx(1) for p in predictions)
     assert succeed(["predict", run_dirs["two"] / "classifier", texts[2]]).startswith("tech (2)")
     refused(["predict", run_dirs["two"], "--file", tmp_path / "none.txt"], "none.txt")
+    refused(["predict", run_dirs["two"], "a text", "--output", tmp_path / "no" / "file"], "no folder")
     refused(["predict", tmp_path, "a text"], "no classifier model here")
     refused(["predict", run_dirs["two"], "a text", "--file", listed], "give one of them")
 

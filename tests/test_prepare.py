@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, make_folder, store_in, succeed
 
+from ulmfit_dist.data.builder import _sorted_labels
 from ulmfit_dist.data.store import TokenStore
 
 
@@ -69,6 +70,11 @@ def test_runs_that_prepare_the_same_texts_at_once_share_one_store(
     processes = [start(words(recipe, large, tmp_path)) for _ in range(2)]
     assert [process.wait(timeout=120) for process in processes] == [0, 0]
     assert contents(store_in(tmp_path)) == contents(undisturbed)
+
+
+def test_labels_are_sorted_as_numbers_where_all_are_numbers():
+    assert _sorted_labels({"10", "9", "01", "1"}) == ["01", "1", "9", "10"]
+    assert _sorted_labels({"10", "9", "\u00b2"}) == ["10", "9", "\u00b2"]
 
 
 def test_a_store_says_what_it_holds(undisturbed: Path):

@@ -82,6 +82,24 @@ def test_several_text_columns_are_marked_as_fastai_does(tmp_path: Path):
     assert contents(source)["train"][0] == list(_join_texts(frame, mark_fields=True))
 
 
+def test_other_splits_of_the_same_files_are_another_source(tmp_path: Path):
+    for name in ("a", "b"):
+        (tmp_path / name / "x").mkdir(parents=True)
+        (tmp_path / name / "x" / "1.txt").write_text("one")
+    first, second = (
+        opened(f"data.path={tmp_path}", f"data.splits={{train: a, {split}: b}}") for split in ("valid", "unlabelled")
+    )
+    assert first.identity != second.identity
+    with pytest.raises(UserError, match="names no train split"):
+        opened(f"data.path={tmp_path}", "data.splits={valid: b}")
+
+
+def test_a_label_may_be_na_and_an_empty_cell_is_none(tmp_path: Path):
+    (tmp_path / "all.csv").write_text("text,label\nnull,NA\nb,\nc,nan\n")
+    source = opened("data.source=csv", f"data.path={tmp_path / 'all.csv'}")
+    assert contents(source)["train"] == (["null", "b", "c"], ["NA", None, "nan"])
+
+
 def test_a_changed_file_changes_the_identity(tmp_path: Path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "1.txt").write_text("one")

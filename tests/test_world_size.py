@@ -65,9 +65,23 @@ def test_a_frozen_phase_leaves_frozen_weights_alone(run_dirs: dict[str, Path], c
     (tmp_path / "head" / "lm").symlink_to(run_dirs["one"] / "lm")
     place = [f"data.path={corpus}", f"data.cache={run_dirs['caches']}/cache1", f"runs_dir={tmp_path}", "name=head"]
     phases = "classifier.phases=[{epochs: 1, freeze_to: -1, lr: 1e-2}]"
-    succeed(["classifier", recipe, *TINY, *place, "tracking.wandb=disabled", "runtime.precision=fp64", phases])
+    same = ["lm.drop_mult=0", "lm.grad_clip=0.3", "runtime.precision=fp64", "tracking.wandb=disabled"]
+    succeed(["classifier", recipe, *TINY, *place, *same, phases])
     before, after = weights(run_dirs["one"], "lm"), weights(tmp_path / "head", "classifier")
     encoder = {key: value for key, value in after.items() if key.startswith("0.module.rnns.")}
     assert len(encoder) == 8
     for key, value in encoder.items():
         assert torch.equal(value, before[key.replace("0.module.", "0.", 1)].to(value.dtype))
+
+
+def test_two_ranks_accumulate_micro_batches_of_an_uneven_classifier_batch(
+    run_dirs: dict[str, Path], corpus: Path, recipe: Path, tmp_path: Path
+):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "lm").symlink_to(run_dirs["one"] / "lm")
+    place = [f"data.path={corpus}", f"data.cache={run_dirs['caches']}/cache1", f"runs_dir={tmp_path}"]
+    same = ["lm.drop_mult=0", "lm.grad_clip=0.3", "tracking.wandb=disabled", "runtime.precision=bf16"]
+    words = [*place, *same, "runtime.micro_batch_size=4", "classifier.phases=[{epochs: 1, lr: 1e-2}]"]
+    succeed(["classifier", recipe, *TINY, *words], processes=2)
+    assert summary(tmp_path / "run")["precision"] == "bf16"
+    assert math.isfinite(summary(tmp_path / "run")["classifier"]["valid_loss"])

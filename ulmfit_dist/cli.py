@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from ulmfit_dist import __version__
 from ulmfit_dist.compose import describe, load_config
-from ulmfit_dist.config import Config, RuntimeConfig
+from ulmfit_dist.config import PRECISIONS, Config, RuntimeConfig
 from ulmfit_dist.errors import EXIT_CODE, UserError
 from ulmfit_dist.runtime import Runtime, is_main_process, quieten, report_error
 
@@ -86,7 +86,7 @@ def _parser() -> _Parser:
     _with_config(commands, "config", "print the resolved config, each key with its meaning", _config)
 
     evaluate = _with_run(commands, "evaluate", "compute a run's metrics again", _evaluate)
-    evaluate.add_argument("--precision", default="auto", help="as runtime.precision (default: auto)")
+    evaluate.add_argument("--precision", default="auto", choices=PRECISIONS, help="as runtime.precision (default: auto)")
     predict = _with_run(commands, "predict", "label texts", _predict)
     predict.add_argument("texts", metavar="TEXT", nargs="*", help="a text; none: one per line from standard input")
     predict.add_argument("--file", type=Path, metavar="F", help="read texts from a file, one per line")
@@ -166,6 +166,8 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 def _predict(args: argparse.Namespace) -> None:
     texts = _texts(args)
+    if args.output is not None and not args.output.parent.is_dir():
+        raise UserError(f"--output {args.output}: no folder {args.output.parent}")
     quieten()
     from ulmfit_dist.data.store import write_bytes
     from ulmfit_dist.stages.predict import TextClassifier
@@ -176,7 +178,11 @@ def _predict(args: argparse.Namespace) -> None:
             print(line)
     else:
         lines = (json.dumps(asdict(prediction), ensure_ascii=False) for prediction in predictions)
-        write_bytes(args.output, "".join(f"{line}\n" for line in lines).encode())
+        content = "".join(f"{line}\n" for line in lines)
+        if args.output.exists() and not args.output.is_file():  # a pipe or a device is written to, not replaced
+            args.output.write_text(content, encoding="utf-8")
+        else:
+            write_bytes(args.output, content.encode())
 
 
 def _texts(args: argparse.Namespace) -> list[str]:
@@ -188,8 +194,8 @@ def _texts(args: argparse.Namespace) -> list[str]:
         content = args.file.read_text(encoding="utf-8") if args.file else sys.stdin.read()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{args.file or 'standard input'}: cannot be read as UTF-8 text ({error})") from None
-    texts = [line for line in content.splitlines() if line.strip()]
-    if not texts:
+    texts = content.removesuffix("\n").split("\n")  # every line gives a line, so that input and output can be joined
+    if not content.strip():
         raise UserError(f"{args.file or 'standard input'}: no text in it, expected one per line")
     return texts
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import math
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -17,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from ulmfit_dist.config import SOURCES, SPLITS, ClassifierConfig, Config, LMConfig, Phase
+from ulmfit_dist.config import HIGHEST_DROPOUT, PRECISIONS, SOURCES, SPLITS, ClassifierConfig, Config, LMConfig, Phase
 from ulmfit_dist.errors import UserError, did_you_mean
 
 
@@ -34,13 +36,14 @@ def load_config(recipe: str | Path | None = None, overrides: Sequence[str] = ())
     layers = [_read_yaml(Path(recipe))] if recipe is not None else []
     layers += [_read_override(word) for word in overrides]
     merged = OmegaConf.structured(Config)
-    for layer, origin in layers:
-        _refuse_unknown_keys(layer, Config, origin)
-        try:
+    origin = "config"
+    try:
+        for layer, origin in layers:
+            _refuse_unknown_keys(layer, Config, origin)
             merged = OmegaConf.merge(merged, layer)
-        except OmegaConfBaseException as error:
-            raise UserError(f"{origin}: {getattr(error, 'full_key', '')}: {_first_line(error)}") from None
-    config = cast(Config, OmegaConf.to_object(merged))
+        config = cast(Config, OmegaConf.to_object(merged))
+    except (OmegaConfBaseException, TypeError, ValueError) as error:
+        raise UserError(f"{origin}: {getattr(error, 'full_key', None) or 'config'}: {_first_line(error)}") from None
     if config.runtime.precision == "False":
         config.runtime.precision = "no"  # a bare no is YAML's word for false
     check_config(config)
@@ -52,12 +55,12 @@ def check_config(config: Config) -> None:
     _one_of("data.source", config.data.source, SOURCES)
     _one_of("data.on_error", config.data.on_error, ("strict", "replace"))
     _one_of("tokenizer.kind", config.tokenizer.kind, ("word",))
-    _one_of("runtime.precision", config.runtime.precision, ("auto", "no", "bf16", "fp16", "fp64"))
+    _one_of("runtime.precision", config.runtime.precision, PRECISIONS)
     _one_of("tracking.wandb", config.tracking.wandb, ("auto", "online", "offline", "disabled"))
     for split in config.data.splits:
         _one_of("a key of data.splits", split, SPLITS)
-    if not config.name or "/" in config.name or config.name.startswith("."):
-        raise UserError(f"name={config.name!r}: give a plain folder name, without '/' and not starting with '.'")
+    if not re.fullmatch(r"\w[\w.+-]*", config.name):
+        raise UserError(f"name={config.name!r}: give a plain folder name of letters, digits, '.', '+', '-' and '_'")
     if config.data.path is None and config.data.store is None and config.data.source != "bbc_news":
         raise UserError(f"data.path is not set: data.source={config.data.source} needs it")
     if not 0 < config.data.valid_pct < 1:
@@ -70,7 +73,17 @@ def check_config(config: Config) -> None:
         if value < 1:
             raise UserError(f"{key}={value}: give a whole number of at least 1")
     for stage, settings in (("lm", config.lm), ("classifier", config.classifier)):
-        _check_stage(stage, settings)
+        _check_stage(stage, settings, config.model.n_layers)
+    if config.classifier.max_len < 2 * config.classifier.seq_len:
+        raise UserError(
+            f"classifier.max_len={config.classifier.max_len} is less than twice classifier.seq_len="
+            f"{config.classifier.seq_len}: short documents would be left out"
+        )
+    for width in config.classifier.lin_ftrs:
+        if width < 1:
+            raise UserError(f"classifier.lin_ftrs={config.classifier.lin_ftrs}: give widths of at least 1")
+    if not 0 <= config.classifier.head_dropout < 1:
+        raise UserError(f"classifier.head_dropout={config.classifier.head_dropout}: give a probability below 1")
 
 
 def to_yaml(config: Config) -> str:
@@ -191,22 +204,36 @@ def _positive_integers(config: Config) -> Iterator[tuple[str, int]]:
     yield "classifier.max_len", config.classifier.max_len
 
 
-def _check_stage(stage: str, settings: LMConfig | ClassifierConfig) -> None:
-    if len(settings.moms) != 3:
-        raise UserError(f"{stage}.moms={settings.moms}: give three values, such as [0.8, 0.7, 0.8]")
-    if settings.drop_mult < 0:
-        raise UserError(f"{stage}.drop_mult={settings.drop_mult}: give a factor of at least 0")
-    if isinstance(settings, ClassifierConfig) and not 0 <= settings.head_dropout < 1:
-        raise UserError(f"{stage}.head_dropout={settings.head_dropout}: give a probability from 0 to below 1")
+def _check_stage(stage: str, settings: LMConfig | ClassifierConfig, n_layers: int) -> None:
+    if len(settings.moms) != 3 or not all(0 <= mom < 1 for mom in settings.moms):
+        raise UserError(f"{stage}.moms={settings.moms}: give three values from 0 to below 1, such as [0.8, 0.7, 0.8]")
+    if not 0 <= settings.drop_mult * HIGHEST_DROPOUT[stage] < 1:
+        highest = 1 / HIGHEST_DROPOUT[stage]
+        raise UserError(f"{stage}.drop_mult={settings.drop_mult}: give a factor from 0 to below {highest:g}")
+    for key in ("wd", "alpha", "beta"):
+        if not (math.isfinite(getattr(settings, key)) and getattr(settings, key) >= 0):
+            raise UserError(f"{stage}.{key}={getattr(settings, key)}: give a number of at least 0")
+    if settings.grad_clip is not None and not settings.grad_clip > 0:
+        raise UserError(f"{stage}.grad_clip={settings.grad_clip}: give a norm above 0, or null")
     if not settings.phases:
         raise UserError(f"{stage}.phases is empty: give at least one, such as [{{epochs: 1, lr: 1e-2}}]")
+    groups = n_layers + (1 if stage == "lm" else 2)
     for number, phase in enumerate(settings.phases):
-        where = f"{stage}.phases[{number}]"
-        if phase.epochs < 1:
-            raise UserError(f"{where}.epochs={phase.epochs}: give a whole number of at least 1")
-        rates = phase.lr if isinstance(phase.lr, list) else [phase.lr]
-        if len(rates) > 2 or not all(isinstance(r, (int, float)) and not isinstance(r, bool) and r > 0 for r in rates):
-            raise UserError(f"{where}.lr={phase.lr!r}: give one rate, such as 1e-2, or [low, high]")
+        _check_phase(f"{stage}.phases[{number}]", phase, groups)
+
+
+def _check_phase(where: str, phase: Phase, groups: int) -> None:
+    if phase.epochs < 1:
+        raise UserError(f"{where}.epochs={phase.epochs}: give a whole number of at least 1")
+    if not -groups <= phase.freeze_to < groups:
+        raise UserError(f"{where}.freeze_to={phase.freeze_to}: the model has {groups} layer groups; -1 is the last, 0 all")
+    rates = phase.lr if isinstance(phase.lr, list) else [phase.lr]
+    if len(rates) not in (1, 2) or not all(_is_rate(rate) for rate in rates):
+        raise UserError(f"{where}.lr={phase.lr!r}: give one rate, such as 1e-2, or [low, high]")
+
+
+def _is_rate(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value > 0
 
 
 def _first_line(error: BaseException) -> str:

@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 SOURCES = ("folder", "csv", "json", "parquet", "hub", "bbc_news")
+PRECISIONS = ("auto", "no", "bf16", "fp16", "fp64")
+HIGHEST_DROPOUT = {"lm": 0.25, "classifier": 0.5}
+"""The largest dropout in fastai's configurations of the two stages, which drop_mult scales."""
 SPLITS = ("train", "valid", "unlabelled")
 
 
@@ -137,7 +140,7 @@ class ClassifierConfig:
     seq_len: int = 72
     """Tokens that the encoder reads at a time."""
     max_len: int = 1440
-    """The last tokens of a document that are pooled and learned from; what stands before is read only."""
+    """Tokens that are pooled and learned from, from the end of a batch's longest document; others are read only."""
     drop_mult: float = 0.5
     """Factor on all dropouts of fastai's awd_lstm_clas_config."""
     lin_ftrs: list[int] = field(default_factory=lambda: [50])

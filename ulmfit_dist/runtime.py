@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -49,7 +50,7 @@ class Runtime:
             UserError: fp16 without a GPU, fp64 with one.
         """
         import torch
-        from accelerate import Accelerator, DistributedDataParallelKwargs
+        from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
         quieten()
         self.settings = settings
@@ -57,8 +58,10 @@ class Runtime:
         self.precision = resolve_precision(settings.precision, has_gpu)
         # The head's batch norm keeps equal statistics on all ranks by itself (model/batch_norm.py).
         ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
+        # Long enough for ranks that wait while one downloads, or tokenizes a larger shard.
+        group = InitProcessGroupKwargs(timeout=timedelta(hours=3))
         mixed = self.precision if self.precision in ("bf16", "fp16") else "no"
-        self.accelerator: Accelerator = Accelerator(mixed_precision=mixed, cpu=not has_gpu, kwargs_handlers=[ddp])
+        self.accelerator: Accelerator = Accelerator(mixed_precision=mixed, cpu=not has_gpu, kwargs_handlers=[ddp, group])
         self.rank: int = self.accelerator.process_index
         self.world_size: int = self.accelerator.num_processes
         self.device: torch.device = self.accelerator.device
@@ -164,6 +167,6 @@ def quieten() -> None:
 
 
 def report_error(error: BaseException) -> None:
-    """One line on standard error, on rank 0."""
-    if is_main_process():
+    """One line on standard error, on the first rank of each node."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"ulmfit-dist: error: {error}", file=sys.stderr, flush=True)

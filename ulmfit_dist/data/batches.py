@@ -70,8 +70,7 @@ def rows_of_rank(global_batch_size: int, rank: int, world_size: int, key: str) -
     return range(rank * size, (rank + 1) * size)
 
 
-def micro_batch_rows(rows: range, micro_batch_size: int | None) -> Iterator[range]:
-    """A rank's rows in pieces of at most `micro_batch_size`; all at once for None."""
-    step = micro_batch_size or max(len(rows), 1)
-    for start in range(0, len(rows), step):
-        yield rows[start : start + step]
+def cut_evenly(rows: range, num_pieces: int) -> Iterator[range]:
+    """Rows in pieces of like size, in order."""
+    for i in range(num_pieces):
+        yield rows[i * len(rows) // num_pieces : (i + 1) * len(rows) // num_pieces]

@@ -8,6 +8,7 @@ files are there is not made again. Nothing here knows of ranks: `stages/prepare.
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -145,6 +146,6 @@ def _cut(source: Source, shard_documents: int) -> Iterator[list[tuple[str, int, 
 
 def _sorted_labels(labels: set[str]) -> list[str]:
     """Labels in order: as numbers where all are numbers."""
-    if all(label.lstrip("-").isdigit() for label in labels):
-        return sorted(labels, key=int)
+    if all(re.fullmatch(r"-?[0-9]+", label) for label in labels):
+        return sorted(labels, key=lambda label: (int(label), label))
     return sorted(labels)

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from ulmfit_dist.data.batches import MicroBatch, micro_batch_rows
+from ulmfit_dist.data.batches import MicroBatch, cut_evenly
 from ulmfit_dist.data.store import TokenStore
 from ulmfit_dist.data.vocab import PAD_ID
 from ulmfit_dist.errors import UserError
@@ -36,7 +36,7 @@ class ClassifierBatches:
         global_batch_size: documents of a step, over all ranks.
         seq_len: chunk that padding is counted in.
         rank, world_size: which of the documents of a batch are this rank's.
-        micro_batch_size: documents of a micro-batch at most; None for all of the rank's.
+        micro_batch_size: documents of a micro-batch at most, or one more where it would leave one alone; None for all.
         seed: shuffles each epoch; None goes from the longest to the shortest, for validation.
         backwards: read each document from its end.
 
@@ -84,7 +84,15 @@ class ClassifierBatches:
         mine = range(self.rank, len(batch), self.world_size)
         if not mine:
             return []
-        return [self._micro_batch(batch, rows) for rows in micro_batch_rows(mine, self.micro_batch_size)]
+        return [self._micro_batch(batch, rows) for rows in cut_evenly(mine, self._num_pieces(len(batch)))]
+
+    def _num_pieces(self, batch_size: int) -> int:
+        """Micro-batches of a rank: as many on every rank, for batch norm adds up at each; and none of one document."""
+        if self.micro_batch_size is None:
+            return 1
+        largest_share = -(-batch_size // self.world_size)
+        wanted = -(-largest_share // self.micro_batch_size)
+        return max(1, min(wanted, batch_size // self.world_size // 2))
 
     def _sorted(self) -> list[np.ndarray]:
         by_length = self._longest_first(self.documents)

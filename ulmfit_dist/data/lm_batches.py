@@ -17,7 +17,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from ulmfit_dist.data.batches import IGNORED, MicroBatch, micro_batch_rows
+from ulmfit_dist.data.batches import IGNORED, MicroBatch, cut_evenly
 from ulmfit_dist.data.store import TokenStore
 from ulmfit_dist.data.vocab import PAD_ID
 from ulmfit_dist.errors import UserError
@@ -60,7 +60,8 @@ class LMBatches:
         self.row_len = whole_rows if seed is not None else -(-targets // global_batch_size)
         if self.row_len < 1:
             raise UserError(
-                f"{self.num_tokens} tokens are too few for {global_batch_size} rows: "
+                f"{self.num_tokens} tokens to {'validate' if seed is None else 'train'} on are too few for "
+                f"{global_batch_size} rows: "
                 f"lower lm.global_batch_size, or give more text"
             )
         self.set_epoch(0)
@@ -84,7 +85,8 @@ class LMBatches:
 
     def step(self, step: int) -> list[MicroBatch]:
         """The micro-batches of one step of the epoch."""
-        return [self._micro_batch(rows, step) for rows in micro_batch_rows(self.rows, self.micro_batch_size)]
+        num_pieces = -(-len(self.rows) // (self.micro_batch_size or len(self.rows)))
+        return [self._micro_batch(rows, step) for rows in cut_evenly(self.rows, num_pieces)]
 
     def _micro_batch(self, rows: range, step: int) -> MicroBatch:
         width = min(self.seq_len, self.row_len - step * self.seq_len)

@@ -81,7 +81,7 @@ class Rows:
         return texts, [self._label_name(value) for value in rows[self.label]]
 
     def _label_name(self, value: Any) -> str | None:
-        if value is None or value == -1 or value == "" or value != value:  # NaN is a CSV's empty cell
+        if value in (None, -1, "-1", "") or value != value:  # the last is NaN
             return None
         names = getattr(self.table.features[self.label], "names", None)
         if names is not None:
@@ -141,12 +141,14 @@ def join_fields(columns: Sequence[Sequence[Any]]) -> list[str]:
     """Texts of several columns as one, each marked by xxfld and its number, as fastai's `mark_fields` does."""
     if len(columns) == 1:
         return ["" if value is None else str(value) for value in columns[0]]
-    return [" ".join(f"{FLD} {i} {value}" for i, value in enumerate(row, 1)) for row in zip(*columns, strict=True)]
+    rows = zip(*columns, strict=True)
+    return [" ".join(f"{FLD} {i} {'' if v is None else v}" for i, v in enumerate(row, 1)) for row in rows]
 
 
 def natural_order(path: Path) -> list[Any]:
     """Sort key that puts `2.txt` before `10.txt`."""
-    return [[int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)] for name in path.parts]
+    parts = [[int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)] for name in path.parts]
+    return [*parts, [str(path)]]  # 1.txt and 01.txt are the same number
 
 
 def _existing_path(config: DataConfig) -> Path:
@@ -170,6 +172,8 @@ def _open_folder(path: Path, config: DataConfig, errors: str) -> Source:
     if not config.splits:
         found = {"train": ("train",), "valid": ("valid", "test"), "unlabelled": ("unlabelled", "unsup")}
         names = {split: next((n for n in known if (path / n).is_dir()), None) for split, known in found.items()}
+    if names["train"] is None and config.splits:
+        raise UserError(f"data.splits={dict(config.splits)} names no train split: add one, such as train: .")
     if names["train"] is None:
         names = {"train": ".", "valid": None, "unlabelled": None}
     splits: dict[str, Documents] = {}
@@ -185,7 +189,7 @@ def _open_folder(path: Path, config: DataConfig, errors: str) -> Source:
             raise UserError(f"{folder}: no .txt files in it or its sub-folders")
         labels = [None if split == "unlabelled" or f.parent == folder else f.parent.name for f in files]
         splits[split] = TextFiles(files, labels, errors)
-        listing += [[str(f.relative_to(path)), *_stamp(f)] for f in files]
+        listing += [[split, str(f.relative_to(path)), *_stamp(f)] for f in files]
     return Source(splits, {"files": _digest(listing), "errors": errors})
 
 
@@ -194,7 +198,7 @@ def _open_table(config: DataConfig) -> Source:
     files = _table_files(path, config)
     kwargs: dict[str, Any] = {}
     if config.source == "csv":
-        kwargs = {"encoding_errors": config.on_error}
+        kwargs = {"encoding_errors": config.on_error, "keep_default_na": False}  # a text or label may be "NA"
         if any(name.endswith(".tsv") for names in files.values() for name in names):
             kwargs["delimiter"] = "\t"
     tables = _load(config, config.source, data_files=files, **kwargs)
@@ -241,6 +245,8 @@ def _short(error: BaseException) -> str:
 def _table_files(path: Path, config: DataConfig) -> dict[str, list[str]]:
     """Files by split: as data.splits names them, or by their names in the folder, or one file for all."""
     suffixes = TABLE_SUFFIXES[config.source]
+    if path.is_file() and config.splits:
+        raise UserError(f"data.path={path} is a single file: name its folder for data.splits, or leave data.splits out")
     if path.is_file():
         return {"train": [str(path)]}
     if config.splits:
@@ -252,6 +258,8 @@ def _table_files(path: Path, config: DataConfig) -> dict[str, list[str]]:
         for split, found in files.items():
             if not found:
                 raise UserError(f"{path / config.splits[split]}: no such file, named by data.splits.{split}")
+        if "train" not in files:
+            raise UserError(f"data.splits={dict(config.splits)} names no train split: add one, such as train: train")
         return files
     present = sorted(f for f in path.iterdir() if f.suffix in suffixes)
     if not present:

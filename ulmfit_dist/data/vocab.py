@@ -65,11 +65,11 @@ def token_ids(vocab: Sequence[str]) -> dict[str, int]:
 
 
 def load_vocab(path: Path) -> list[str]:
-    """Read `vocab.json`. Raises UserError for a file that is missing or holds something else."""
+    """Read a list of strings, as `vocab.json`. Raises UserError for a file that is missing or holds something else."""
     try:
         vocab = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a readable vocabulary ({error})") from None
+        raise UserError(f"{path}: cannot be read as a list ({error})") from None
     if not isinstance(vocab, list) or not all(isinstance(token, str) for token in vocab):
-        raise UserError(f"{path}: expected a list of tokens")
+        raise UserError(f"{path}: expected a list of strings")
     return vocab

@@ -49,7 +49,7 @@ def save_exported(
     Raises:
         UserError: the folder cannot be written.
     """
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary, previous = (folder.with_name(f".{folder.name}.{os.getpid()}.{name}") for name in ("tmp", "old"))
     try:
         temporary.mkdir(parents=True, exist_ok=True)
         safetensors.torch.save_model(model, str(temporary / WEIGHTS))
@@ -58,26 +58,36 @@ def save_exported(
         write_json(temporary / "training.json", training)
         if labels is not None:
             write_json(temporary / "labels.json", labels)
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            folder.replace(previous)
         temporary.replace(folder)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror})") from None
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"{folder}: cannot be written ({error})") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    shutil.rmtree(previous, ignore_errors=True)
 
 
 def read_exported(folder: Path) -> Exported:
     """Read all but the weights. Raises UserError where a file is missing or unreadable."""
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"{folder}: no exported model here (no {WEIGHTS})")
-    labels = folder / "labels.json"
+    is_classifier = (folder / "labels.json").is_file()
     return Exported(
         folder=folder,
         config=load_config(folder / "config.yaml"),
         vocab=load_vocab(folder / "vocab.json"),
-        labels=json.loads(labels.read_text(encoding="utf-8")) if labels.is_file() else None,
-        training=json.loads((folder / "training.json").read_text(encoding="utf-8")),
+        labels=load_vocab(folder / "labels.json") if is_classifier else None,
+        training=_read_training(folder / "training.json"),
     )
+
+
+def _read_training(path: Path) -> dict[str, Any]:
+    try:
+        training = json.loads(path.read_text(encoding="utf-8"))
+        return {"data_fingerprint": training["data_fingerprint"], **training}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: missing or damaged ({type(error).__name__}: {error}): export the model again") from None
 
 
 def load_model(exported: Exported, device: torch.device | str = "cpu") -> nn.Module:

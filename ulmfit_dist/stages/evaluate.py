@@ -1,4 +1,4 @@
-"""The figures of a finished run, computed again from its exported models, on any number of ranks."""
+"""The figures of a finished run, computed again from its exported models, on as many ranks as share its batches evenly."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.stages.classifier import classifier_loaders
 from ulmfit_dist.stages.lm import PRODUCT_DTYPES, lm_loaders
 from ulmfit_dist.stages.prepare import prepare
-from ulmfit_dist.stages.run import model_folder
+from ulmfit_dist.stages.run import find_model
 from ulmfit_dist.training.metrics import ClassifierMetrics, LMMetrics, Metrics
 
 
@@ -27,15 +27,10 @@ def evaluate(run: Path, runtime: Runtime) -> dict[str, dict[str, float]]:
     Raises:
         UserError: no exported model, no store of its texts, or texts that have changed since.
     """
-    found = {}
-    for stage in ("lm", "classifier"):
-        try:
-            found[stage] = read_exported(model_folder(run, stage))
-        except UserError:
-            continue
-    if not found:
+    folders = {stage: folder for stage in ("lm", "classifier") if (folder := find_model(run, stage)) is not None}
+    if not folders:
         raise UserError(f"{run}: no exported model here: give a run directory, or an exported model's folder")
-    return {stage: _evaluate_stage(stage, exported, runtime) for stage, exported in found.items()}
+    return {stage: _evaluate_stage(stage, read_exported(folder), runtime) for stage, folder in folders.items()}
 
 
 def _evaluate_stage(stage: str, exported: Exported, runtime: Runtime) -> dict[str, float]:
@@ -68,8 +63,8 @@ def _run(model: nn.Module, valid: Batches, metrics: Metrics, runtime: Runtime) -
 
 
 def _check_store(exported: Exported, store: TokenStore) -> None:
-    if exported.vocab != store.vocab:
+    if exported.training["data_fingerprint"] != store.fingerprint or exported.vocab != store.vocab:
         raise UserError(
-            f"{exported.folder} reads by another vocabulary than {store.path}: the texts have changed since the "
-            f"training; train again, or set data.store to the store of that time"
+            f"{exported.folder} was not trained on the texts of {store.path}: texts or labels have changed since; "
+            f"train again, or bring back what it was trained on"
         )

@@ -54,9 +54,9 @@ class LanguageModel:
         Raises:
             UserError: words, temperature or samples that are not positive.
         """
-        for name, value in (("words", words), ("temperature", temperature), ("samples", samples)):
-            if value <= 0:
-                raise UserError(f"{name}={value}: give a number above 0")
+        for name, value in (("words", float(words)), ("temperature", temperature), ("samples", samples)):
+            if not 0.01 <= value <= 1e6:
+                raise UserError(f"{name}={value}: give a number from 0.01 to a million")
         generator = torch.Generator(self.device).manual_seed(derive_seed(seed, "generate"))
         prompt_T = [self.ids.get(token, UNK_ID) for token in self.tokenizer.tokenize([prompt])[0]]
         encoder_of(self.model).reset()  # type: ignore[arg-type]

@@ -36,7 +36,10 @@ def train_lm(config: Config, runtime: Runtime, store: TokenStore, tracker: Track
             fetch_pretrained(config.model.pretrained)
     with runtime.together():
         learner = lm_learner(config, runtime, store)
-    return train_stage(learner, config.lm, "tokens", None, config, runtime, store, tracker)
+    folder = train_stage(learner, config.lm, "tokens", None, config, runtime, store, tracker)
+    with runtime.together():
+        tracker.drop_stage("classifier")  # one on an encoder that is no more
+    return folder
 
 
 def lm_learner(config: Config, runtime: Runtime, store: TokenStore) -> DistributedLearner:

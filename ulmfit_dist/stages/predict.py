@@ -12,7 +12,6 @@ import torch
 from ulmfit_dist.data.classifier_batches import pad_chunks
 from ulmfit_dist.data.tokenizer import Tokenizer
 from ulmfit_dist.data.vocab import UNK_ID, token_ids
-from ulmfit_dist.errors import UserError
 from ulmfit_dist.model.export import load_model, read_exported
 from ulmfit_dist.stages.run import model_folder
 
@@ -45,8 +44,7 @@ class TextClassifier:
 
     def __init__(self, folder: str | Path, device: torch.device | str = "cpu"):
         exported = read_exported(model_folder(Path(folder), "classifier"))
-        if exported.labels is None:
-            raise UserError(f"{exported.folder}: a language model, not a classifier")
+        assert exported.labels is not None  # model_folder has looked for them
         self.config, self.labels, self.device = exported.config, exported.labels, torch.device(device)
         self.tokenizer = Tokenizer.from_config(exported.config.tokenizer)
         self.ids = token_ids(exported.vocab)

@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 import xxhash
-from filelock import FileLock
+from filelock import BaseFileLock, FileLock, Timeout
 
 from ulmfit_dist.config import Config
 from ulmfit_dist.data.builder import StoreBuilder
 from ulmfit_dist.data.sources import Documents, Source, Subset, open_source
-from ulmfit_dist.data.store import FORMAT, TokenStore
+from ulmfit_dist.data.store import FORMAT, NO_LABEL, TokenStore
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.randomness import permutation
 from ulmfit_dist.runtime import Runtime
@@ -37,6 +37,7 @@ def prepare(config: Config, runtime: Runtime) -> TokenStore:
     folder = Path(config.data.store) if config.data.store is not None else _find_or_make(config, runtime)
     with runtime.together():
         store = TokenStore(folder)
+        _check_tokenizer(store, config)
     runtime.print(_summary(store))
     return store
 
@@ -45,10 +46,19 @@ def _find_or_make(config: Config, runtime: Runtime) -> Path:
     source = _open_in_turn(config, runtime)
     identity = _identity(config, source)
     folder = Path(config.data.cache) / _fingerprint(identity)
+    if _is_finished(folder, runtime):
+        return folder
+    with runtime.together():
+        if runtime.is_main:
+            _make_folder(folder)
     with _only_run(folder, runtime):
-        if not runtime.from_main((folder / "meta.json").exists()):
+        if not _is_finished(folder, runtime):
             _make(folder, identity, config, source, runtime)
     return folder
+
+
+def _is_finished(folder: Path, runtime: Runtime) -> bool:
+    return runtime.from_main((folder / "meta.json").exists())
 
 
 @contextmanager
@@ -57,12 +67,23 @@ def _only_run(folder: Path, runtime: Runtime) -> Iterator[None]:
     lock = FileLock(folder.with_suffix(".lock"))
     with runtime.together():
         if runtime.is_main:
-            _make_folder(folder.parent)
-            lock.acquire()
+            _acquire(lock, folder)
     try:
         yield
     finally:
         lock.release()
+
+
+def _acquire(lock: BaseFileLock, folder: Path) -> None:
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"waiting for another run that makes {folder} ...", flush=True)
+        lock.acquire()
+    except OSError as error:
+        raise UserError(
+            f"{lock.lock_file}: cannot be locked ({error.strerror}): set data.cache to a folder of yours"
+        ) from None
 
 
 def _open_in_turn(config: Config, runtime: Runtime) -> Source:
@@ -104,9 +125,6 @@ def _fingerprint(identity: dict[str, Any]) -> str:
 
 
 def _make(folder: Path, identity: dict[str, Any], config: Config, source: Source, runtime: Runtime) -> None:
-    with runtime.together():
-        if runtime.is_main:
-            _make_folder(folder)
     builder = StoreBuilder(folder, source, config.tokenizer, config.data.shard_documents)
     mine = range(runtime.rank, len(builder.shards), runtime.world_size)
     with runtime.together():
@@ -128,10 +146,19 @@ def _make_folder(folder: Path) -> None:
         raise UserError(f"{folder}: cannot be made ({error.strerror}): set data.cache to a folder of yours") from None
 
 
+def _check_tokenizer(store: TokenStore, config: Config) -> None:
+    """New texts must be tokenized as those of the store were."""
+    for key in ("kind", "lang"):
+        then, now = store.meta["tokenizer"][key], getattr(config.tokenizer, key)
+        if then != now:
+            raise UserError(f"{store.path} was made with tokenizer.{key}={then}, the config says {now}: set them alike")
+
+
 def _summary(store: TokenStore) -> str:
     meta = store.meta
     unknown = meta["num_unknown"] / max(meta["num_tokens"], 1)
     return (
         f"texts: {meta['num_documents']:,} documents, {meta['num_tokens']:,} tokens, vocabulary {meta['vocab_size']:,}, "
-        f"{unknown:.2%} unknown, {len(store.label_names)} classes ({store.path})"
+        f"{unknown:.2%} unknown, "
+        f"{int((store.labels != NO_LABEL).sum()):,} labelled with {len(store.label_names)} classes ({store.path})"
     )

@@ -38,7 +38,8 @@ def run(config: Config, runtime: Runtime, fresh: bool = False) -> None:
     store = prepare(config, runtime)
     tracker.finish_stage("prepare", time.perf_counter() - started)
     with runtime.together():
-        done = {stage: not fresh and is_done(config, stage, store) for stage in DECISIVE_KEYS}
+        lm_done = not fresh and is_done(config, "lm", store)
+        done = {"lm": lm_done, "classifier": lm_done and is_done(config, "classifier", store)}
     done = runtime.from_main(done)
     with runtime.together():
         lm_loaders(config, runtime, store)
@@ -61,6 +62,9 @@ def run_stage(config: Config, runtime: Runtime, stage: str) -> None:
     with runtime.together():
         tracker = Tracker(config, runtime)
     store = prepare(config, runtime)
+    with runtime.together():
+        if stage == "classifier":
+            is_done(config, "lm", store)
     try:
         {"lm": train_lm, "classifier": train_classifier}[stage](config, runtime, store, tracker)
     except BaseException:
@@ -103,7 +107,15 @@ def _differing(key: str, new: Any, old: Any) -> list[str]:
 
 def model_folder(run: Path, stage: str) -> Path:
     """The export of a stage, given a run directory or the export itself. Raises UserError where there is neither."""
+    folder = find_model(run, stage)
+    if folder is None:
+        raise UserError(f"{run}: no {stage} model here: give a run directory that has one, or an exported model's folder")
+    return folder
+
+
+def find_model(run: Path, stage: str) -> Path | None:
+    """As `model_folder`, None where there is none."""
     for folder in (run / stage, run):
         if (folder / WEIGHTS).is_file() and (stage == "lm") is not (folder / "labels.json").is_file():
             return folder
-    raise UserError(f"{run}: no {stage} model here: give a run directory that has one, or an exported model's folder")
+    return None

@@ -37,7 +37,8 @@ def train_stage(
         The folder.
     """
     stage = learner.stage
-    tracker.start_stage(stage)
+    with runtime.together():
+        tracker.start_stage(stage)
     tracking = TrackingCallback(tracker, unit)
     learner.add_cb(tracking)
     show_first_batch(config, runtime, store, learner)

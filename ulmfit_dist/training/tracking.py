@@ -7,7 +7,9 @@ files offline, for `wandb sync`; if W&B fails, training goes on without it.
 from __future__ import annotations
 
 import json
+import math
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -60,6 +62,15 @@ class Tracker:
             self.started = True
         _drop_lines(self.folder / "metrics.jsonl", stage)
 
+    def drop_stage(self, stage: str) -> None:
+        """Remove a stage's export and figures, because what it was built on has changed."""
+        if self.runtime.is_main:
+            shutil.rmtree(self.folder / stage, ignore_errors=True)
+            self.summary.pop(stage, None)
+            self.summary.get("seconds", {}).pop(stage, None)
+            write_json(self.folder / "summary.json", self.summary)
+            _drop_lines(self.folder / "metrics.jsonl", stage)
+
     def log(self, stage: str, position: dict[str, Any], metrics: dict[str, float]) -> None:
         """One line of metrics.jsonl: a position (phase, epoch, step, tokens) and metrics by W&B's names."""
         if not self.runtime.is_main:
@@ -67,8 +78,7 @@ class Tracker:
         named = {f"{stage}/{name}": value for name, value in metrics.items()}
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as lines:
             lines.write(json.dumps({"stage": stage, **position, **named}) + "\n")
-        if self.wandb is not None:
-            self.wandb.log({**named, f"{stage}/step": position["step"], f"{stage}/epoch": position["epoch"]})
+        self._to_wandb("log", {**named, f"{stage}/step": position["step"], f"{stage}/epoch": position["epoch"]})
 
     def finish_stage(self, stage: str, seconds: float, metrics: dict[str, float] | None = None) -> None:
         """Put a stage's figures in summary.json; those of a stage without metrics wait for the next one."""
@@ -79,13 +89,24 @@ class Tracker:
             return
         self.summary[stage] = metrics
         write_json(self.folder / "summary.json", self.summary)
-        if self.wandb is not None:
-            self.wandb.summary.update({f"{stage}/{name}": value for name, value in metrics.items()})
+        self._to_wandb("summary", {f"{stage}/{name}": value for name, value in metrics.items()})
 
     def close(self, exit_code: int = 0) -> None:
         """Finish the W&B run: 0 for a run that ended well."""
-        if self.wandb is not None:
-            self.wandb.finish(exit_code=exit_code)
+        self._to_wandb("finish", exit_code)
+        self.wandb = None
+
+    def _to_wandb(self, what: str, content: Any) -> None:
+        """Tell W&B something; if that fails, the run goes on without it."""
+        if self.wandb is None:
+            return
+        try:
+            if what == "summary":
+                self.wandb.summary.update(content)
+            else:
+                getattr(self.wandb, what)(content)
+        except Exception as error:
+            print(f"warning: W&B failed, the run goes on without it: {error}", file=sys.stderr)
             self.wandb = None
 
 
@@ -137,6 +158,11 @@ class TrackingCallback(Callback):
 
     def after_epoch(self) -> None:
         loss, weight = self.runtime.sum(self.epoch_sums).tolist()
+        if not math.isfinite(loss):
+            raise UserError(
+                f"{self._label()}: the training loss is {loss / weight}: lower the phase's lr, set grad_clip, "
+                f"or try runtime.precision=no"
+            )
         rate = self.epoch_trained / self.epoch_seconds
         metrics = {"train_loss": loss / weight, **self.learn.valid_metrics, f"{self.unit}_per_second": round(rate, 1)}
         self.tracker.log(self.learn.stage, self._position(), metrics)
@@ -148,7 +174,7 @@ class TrackingCallback(Callback):
         return {**self.learn.valid_metrics, f"{self.unit}_per_second": round(self.trained / self.train_seconds, 1)}
 
     def _log_step(self) -> None:
-        loss, weight = self.runtime.sum(self.recent_sums.clone()).tolist()
+        loss, weight = self.runtime.sum(self.recent_sums).tolist()
         self.recent_sums.zero_()
         metrics = {"train_loss": loss / weight, "learning_rate": self.learn.opt.hypers[-1]["lr"]}
         self.tracker.log(self.learn.stage, self._position(), metrics)
@@ -221,9 +247,17 @@ def _check_writable(folder: Path) -> None:
         raise UserError(f"{folder}: {existing} cannot be written: set runs_dir to a folder of yours")
 
 
+def _stage_of(line: str) -> str | None:
+    """The stage that a line of metrics.jsonl is of; None for a line cut short by a killed run."""
+    try:
+        return str(json.loads(line)["stage"])
+    except (ValueError, KeyError):
+        return None
+
+
 def _drop_lines(path: Path, stage: str) -> None:
     """Take a stage's lines out of metrics.jsonl."""
     if path.exists():
         lines = path.read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if json.loads(line)["stage"] != stage]
+        kept = [line for line in lines if _stage_of(line) not in (stage, None)]
         write_bytes(path, "".join(f"{line}\n" for line in kept).encode())
