@@ -94,6 +94,13 @@ def test_other_splits_of_the_same_files_are_another_source(tmp_path: Path):
         opened(f"data.path={tmp_path}", "data.splits={valid: b}")
 
 
+def test_an_unlabelled_csv_may_have_empty_labels_where_the_others_have_numbers(tmp_path: Path):
+    (tmp_path / "train.csv").write_text("text,label\na,1\nb,2\n")
+    (tmp_path / "unlabelled.csv").write_text("text,label\nc,\nd,\n")
+    source = opened("data.source=csv", f"data.path={tmp_path}")
+    assert contents(source) == {"train": (["a", "b"], ["1", "2"]), "unlabelled": (["c", "d"], [None, None])}
+
+
 def test_a_label_may_be_na_and_an_empty_cell_is_none(tmp_path: Path):
     (tmp_path / "all.csv").write_text("text,label\nnull,NA\nb,\nc,nan\n")
     source = opened("data.source=csv", f"data.path={tmp_path / 'all.csv'}")

@@ -196,14 +196,21 @@ def _open_folder(path: Path, config: DataConfig, errors: str) -> Source:
 def _open_table(config: DataConfig) -> Source:
     path = _existing_path(config)
     files = _table_files(path, config)
-    kwargs: dict[str, Any] = {}
-    if config.source == "csv":
-        kwargs = {"encoding_errors": config.on_error, "keep_default_na": False}  # a text or label may be "NA"
-        if any(name.endswith(".tsv") for names in files.values() for name in names):
-            kwargs["delimiter"] = "\t"
-    tables = _load(config, config.source, data_files=files, **kwargs)
+    tables = {split: _load_files(names, config) for split, names in files.items()}
     listing = [[split, Path(name).name, *_stamp(Path(name))] for split, names in files.items() for name in names]
     return Source(_rows(tables, config, str(path)), {"files": _digest(listing), **_columns(config)})
+
+
+def _load_files(names: list[str], config: DataConfig) -> Any:
+    """The files of one split. Each split has column types of its own: in an unlabelled one, a label may be of any."""
+    kwargs: dict[str, Any] = {}
+    if config.source == "csv":
+        wanted = [*config.text, *([config.label] if config.label is not None else [])]
+        as_it_is = {"converters": dict.fromkeys(wanted, str), "keep_default_na": False}  # "NA" and "007" are words
+        kwargs = {"encoding_errors": config.on_error, **as_it_is}
+        if names[0].endswith(".tsv"):
+            kwargs["delimiter"] = "\t"
+    return _load(config, config.source, data_files={"train": names}, split="train", **kwargs)
 
 
 def _open_hub(config: DataConfig) -> Source:
