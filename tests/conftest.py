@@ -64,15 +64,20 @@ def store_in(cache: Path) -> Path:
     return meta.parent
 
 
-def command(words: Sequence[object], processes: int = 1, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run `ulmfit_dist` for real: alone, or on several processes by `accelerate launch`."""
-    launcher = [sys.executable, "-m"]
+def launch(words: Sequence[object], processes: int = 1, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run Python on `words` for real: alone, or on several processes by `accelerate launch`."""
+    launcher = [sys.executable]
     if processes > 1:
         config = str(ROOT / "configs/accelerate/multi_gpu.yaml")
-        launcher += ["accelerate.commands.launch", "--config_file", config, "--num_processes", str(processes), "-m"]
+        launcher += ["-m", "accelerate.commands.launch", "--config_file", config, "--num_processes", str(processes)]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT), **env}
-    words = [*launcher, "ulmfit_dist", *map(str, words)]
+    words = [*launcher, *map(str, words)]
     return subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240, check=False)
+
+
+def command(words: Sequence[object], processes: int = 1, **kwargs) -> subprocess.CompletedProcess[str]:
+    """As `launch`, for a command of `ulmfit_dist`."""
+    return launch(["-m", "ulmfit_dist", *words], processes, **kwargs)
 
 
 def succeed(words: Sequence[object], processes: int = 1, **kwargs) -> str:

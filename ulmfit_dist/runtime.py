@@ -50,6 +50,10 @@ class Runtime:
             UserError: fp16 without a GPU, fp64 with one.
         """
         import torch
+
+        # Its functions' default arguments hold the process group that exists at its import. Imported later, by DDP, it
+        # would keep the group's threads alive past the end, where they may abort the process (pytorch issue 190489).
+        import torch.distributed.nn.functional
         from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
         quieten()
