@@ -194,8 +194,9 @@ def _positive_integers(config: Config) -> Iterator[tuple[str, int]]:
     yield "tokenizer.max_vocab", config.tokenizer.max_vocab
     if config.data.limit is not None:
         yield "data.limit", config.data.limit
-    if config.runtime.micro_batch_size is not None:
-        yield "runtime.micro_batch_size", config.runtime.micro_batch_size
+    for key in ("micro_batch_size", "virtual_ranks"):
+        if getattr(config.runtime, key) is not None:
+            yield f"runtime.{key}", getattr(config.runtime, key)
     for key in ("emb_sz", "n_hid", "n_layers"):
         yield f"model.{key}", getattr(config.model, key)
     for stage, settings in (("lm", config.lm), ("classifier", config.classifier)):

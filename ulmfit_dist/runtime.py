@@ -60,7 +60,6 @@ class Runtime:
         self.settings = settings
         has_gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() != "true"
         self.precision = resolve_precision(settings.precision, has_gpu)
-        # The head's batch norm keeps equal statistics on all ranks by itself (model/batch_norm.py).
         ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
         # Long enough for ranks that wait while one downloads, or tokenizes a larger shard.
         group = InitProcessGroupKwargs(timeout=timedelta(hours=3))

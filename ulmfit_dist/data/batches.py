@@ -3,6 +3,10 @@
 An item of a loader is a list: the micro-batches that this rank computes in one step, one after the other. Each knows the
 size of the global batch, and so its weight in it: the weighted sum of mean losses over micro-batches and ranks is the mean
 loss of the global batch, whatever the cut.
+
+The cut follows the virtual ranks (`Share`): as many as there are ranks, or more, of which each rank then computes several.
+Sums that are cut differently round differently, and training makes much of little; the same virtual ranks on other numbers
+of real ones compute the same numbers from the same rows.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from typing import Protocol
 
 import torch
 
+from ulmfit_dist.config import RuntimeConfig
 from ulmfit_dist.errors import UserError
 
 IGNORED = -100
@@ -60,17 +65,39 @@ class Batches(Protocol):
         """fastai announces the device here; micro-batches are moved as they are used."""
 
 
-def rows_of_rank(global_batch_size: int, rank: int, world_size: int, key: str) -> range:
-    """The rows that a rank owns: `[r*B/W, (r+1)*B/W)`. Raises UserError where they do not come out even."""
-    if global_batch_size % world_size:
-        below = global_batch_size // world_size * world_size
-        near = " or ".join(str(n) for n in (below, below + world_size) if n)
-        raise UserError(f"{key}={global_batch_size} cannot be shared evenly by {world_size} ranks: make it {near}")
-    size = global_batch_size // world_size
-    return range(rank * size, (rank + 1) * size)
+@dataclass(frozen=True)
+class Share:
+    """What a rank computes of every global batch.
+
+    Attributes:
+        virtual_ranks: numbers of the virtual ranks that this rank stands for.
+        num_virtual_ranks: of how many.
+        micro_batch_size: rows that are computed at once, at most; None for all of a virtual rank's.
+    """
+
+    virtual_ranks: range = range(1)
+    num_virtual_ranks: int = 1
+    micro_batch_size: int | None = None
+
+    def check(self, global_batch_size: int, key: str) -> None:
+        """Raise UserError, naming the key, where a global batch cannot be shared evenly."""
+        num = self.num_virtual_ranks
+        if global_batch_size % num:
+            below = global_batch_size // num * num
+            near = " or ".join(str(n) for n in (below, below + num) if n)
+            ranks = "ranks" if len(self.virtual_ranks) == 1 else "virtual ranks"
+            raise UserError(f"{key}={global_batch_size} cannot be shared evenly by {num} {ranks}: make it {near}")
+
+    def cut(self, rows: range) -> list[range]:
+        """A virtual rank's rows as micro-batches of like size, in order."""
+        num_pieces = -(-len(rows) // (self.micro_batch_size or max(1, len(rows))))
+        return [rows[i * len(rows) // num_pieces : (i + 1) * len(rows) // num_pieces] for i in range(num_pieces)]
 
 
-def cut_evenly(rows: range, num_pieces: int) -> Iterator[range]:
-    """Rows in pieces of like size, in order."""
-    for i in range(num_pieces):
-        yield rows[i * len(rows) // num_pieces : (i + 1) * len(rows) // num_pieces]
+def share_of_rank(rank: int, world_size: int, settings: RuntimeConfig) -> Share:
+    """A rank's share: it stands for itself alone, or for as many virtual ranks as come out even."""
+    num_virtual_ranks = settings.virtual_ranks or world_size
+    if num_virtual_ranks % world_size:
+        num_virtual_ranks = world_size
+    each = num_virtual_ranks // world_size
+    return Share(range(rank * each, (rank + 1) * each), num_virtual_ranks, settings.micro_batch_size)

@@ -3,7 +3,7 @@
 An epoch shuffles the documents, sorts each run of fifty batches by length, cuts it into batches and shuffles those, as
 fastai's `SortedDL` does; here all of it follows from `(seed, epoch)`. A batch, longest document first, is dealt like cards,
 so all ranks get the same lengths within a card. The documents that do not fill a last batch are spread over the others: no
-document is left out, and no batch is too small for the ranks or for batch norm.
+document is left out, and no batch is too small for the ranks or for batch norm. What ranks are here are virtual ranks.
 
 Every micro-batch is padded to the longest document of the global batch, so a row's padding, and with it AR and TAR, do not
 depend on the cut. Padding stands in front in whole chunks of `seq_len`, which the encoder skips, as fastai's `Pad_Chunk`.
@@ -18,7 +18,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from ulmfit_dist.data.batches import MicroBatch, cut_evenly
+from ulmfit_dist.data.batches import MicroBatch, Share
 from ulmfit_dist.data.store import TokenStore
 from ulmfit_dist.data.vocab import PAD_ID
 from ulmfit_dist.errors import UserError
@@ -35,13 +35,12 @@ class ClassifierBatches:
         documents: indices of labelled documents in the store.
         global_batch_size: documents of a step, over all ranks.
         seq_len: chunk that padding is counted in.
-        rank, world_size: which of the documents of a batch are this rank's.
-        micro_batch_size: documents of a micro-batch at most, or one more where it would leave one alone; None for all.
+        share: which of the documents of a batch are this rank's.
         seed: shuffles each epoch; None goes from the longest to the shortest, for validation.
         backwards: read each document from its end.
 
     Raises:
-        UserError: fewer documents to train on than ranks.
+        UserError: fewer documents to train on than ranks, or batches that cannot be shared evenly.
     """
 
     def __init__(
@@ -50,17 +49,15 @@ class ClassifierBatches:
         documents: np.ndarray,
         global_batch_size: int,
         seq_len: int,
-        rank: int = 0,
-        world_size: int = 1,
-        micro_batch_size: int | None = None,
+        share: Share,
         seed: int | None = None,
         backwards: bool = False,
     ):
-        if seed is not None and len(documents) < world_size:
-            raise UserError(f"{len(documents)} labelled documents for {world_size} ranks: start fewer ranks")
-        self.store, self.documents, self.seed = store, documents, seed
-        self.global_batch_size, self.seq_len, self.micro_batch_size = global_batch_size, seq_len, micro_batch_size
-        self.rank, self.world_size = rank, world_size
+        share.check(global_batch_size, "classifier.global_batch_size")
+        if seed is not None and len(documents) < share.num_virtual_ranks:
+            raise UserError(f"{len(documents)} labelled documents for {share.num_virtual_ranks} ranks: start fewer ranks")
+        self.store, self.documents, self.share, self.seed = store, documents, share, seed
+        self.global_batch_size, self.seq_len = global_batch_size, seq_len
         self.direction = -1 if backwards else 1
         self.set_epoch(0)
 
@@ -81,18 +78,8 @@ class ClassifierBatches:
     def step(self, step: int) -> list[MicroBatch]:
         """The micro-batches of one step; none where the batch has fewer documents than there are ranks."""
         batch = self._batches[step]
-        mine = range(self.rank, len(batch), self.world_size)
-        if not mine:
-            return []
-        return [self._micro_batch(batch, rows) for rows in cut_evenly(mine, self._num_pieces(len(batch)))]
-
-    def _num_pieces(self, batch_size: int) -> int:
-        """Micro-batches of a rank: as many on every rank, for batch norm adds up at each; and none of one document."""
-        if self.micro_batch_size is None:
-            return 1
-        largest_share = -(-batch_size // self.world_size)
-        wanted = -(-largest_share // self.micro_batch_size)
-        return max(1, min(wanted, batch_size // self.world_size // 2))
+        dealt = [range(rank, len(batch), self.share.num_virtual_ranks) for rank in self.share.virtual_ranks]
+        return [self._micro_batch(batch, rows) for documents in dealt for rows in self.share.cut(documents)]
 
     def _sorted(self) -> list[np.ndarray]:
         by_length = self._longest_first(self.documents)

@@ -1,8 +1,9 @@
 """Batches for the language model: one stream, cut into rows.
 
 The documents of an epoch, in its order, are one stream of tokens. It is cut into `global_batch_size` rows of equal
-length, and step t gives each row its t-th `seq_len` tokens, so a row's hidden state carries over from step to step. A rank
-reads only its own rows, through the memory map: a step costs the same whatever the size of the corpus.
+length, and step t gives each row its t-th `seq_len` tokens, so a row's hidden state carries over from step to step. Of W
+(virtual) ranks r owns the rows `[r*B/W, (r+1)*B/W)`, and reads only those, through the memory map: a step costs the same
+whatever the size of the corpus.
 
 Training drops the less than `global_batch_size` tokens behind the last full row, other ones each epoch; validation drops
 nothing: its last row is filled up with positions that do not count.
@@ -17,7 +18,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from ulmfit_dist.data.batches import IGNORED, MicroBatch, cut_evenly
+from ulmfit_dist.data.batches import IGNORED, MicroBatch, Share
 from ulmfit_dist.data.store import TokenStore
 from ulmfit_dist.data.vocab import PAD_ID
 from ulmfit_dist.errors import UserError
@@ -31,13 +32,12 @@ class LMBatches:
         store: the corpus.
         documents: indices of the documents in the store.
         global_batch_size, seq_len: rows over all ranks, and tokens of a row per step.
-        rows: the rows of this rank.
-        micro_batch_size: rows of a micro-batch at most; None for all of the rank's.
+        share: which of the rows are this rank's.
         seed: shuffles the documents each epoch; None keeps their order and every token, for validation.
         backwards: read each document from its end.
 
     Raises:
-        UserError: fewer tokens than rows.
+        UserError: fewer tokens than rows, or rows that cannot be shared evenly.
     """
 
     def __init__(
@@ -46,13 +46,15 @@ class LMBatches:
         documents: np.ndarray,
         global_batch_size: int,
         seq_len: int,
-        rows: range,
-        micro_batch_size: int | None = None,
+        share: Share,
         seed: int | None = None,
         backwards: bool = False,
     ):
-        self.store, self.documents, self.rows, self.seed = store, documents, rows, seed
-        self.global_batch_size, self.seq_len, self.micro_batch_size = global_batch_size, seq_len, micro_batch_size
+        share.check(global_batch_size, "lm.global_batch_size")
+        self.store, self.documents, self.seed = store, documents, seed
+        self.global_batch_size, self.seq_len = global_batch_size, seq_len
+        each = global_batch_size // share.num_virtual_ranks
+        self.row_ranges = [rows for rank in share.virtual_ranks for rows in share.cut(range(rank * each, (rank + 1) * each))]
         self.direction = -1 if backwards else 1
         self.num_tokens = int(store.lengths[documents].sum())
         targets = self.num_tokens - 1
@@ -85,8 +87,7 @@ class LMBatches:
 
     def step(self, step: int) -> list[MicroBatch]:
         """The micro-batches of one step of the epoch."""
-        num_pieces = -(-len(self.rows) // (self.micro_batch_size or len(self.rows)))
-        return [self._micro_batch(rows, step) for rows in cut_evenly(self.rows, num_pieces)]
+        return [self._micro_batch(rows, step) for rows in self.row_ranges]
 
     def _micro_batch(self, rows: range, step: int) -> MicroBatch:
         width = min(self.seq_len, self.row_len - step * self.seq_len)

@@ -22,7 +22,6 @@ from torch.nn import functional as F
 
 from ulmfit_dist.config import ClassifierConfig, LMConfig, ModelConfig
 from ulmfit_dist.data.vocab import PAD_ID
-from ulmfit_dist.model.batch_norm import use_global_batch_norm
 
 Hidden = list[tuple[Tensor, Tensor]]
 
@@ -113,7 +112,7 @@ class PoolingLinearClassifier(core.PoolingLinearClassifier):
     def forward(self, encoded: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """(logits [b, classes], output, output) from the encoder's output [b, T, E] and its padding mask [b, T]."""
         output_bTE, padding_bT = encoded
-        return self.layers(_concat_pool(output_bTE, padding_bT)), output_bTE, output_bTE
+        return self.layers(concat_pool(output_bTE, padding_bT)), output_bTE, output_bTE
 
 
 class LinearDecoder(core.LinearDecoder):
@@ -144,7 +143,6 @@ def build_classifier(
     widths = [model.emb_sz * 3, *settings.lin_ftrs, num_classes]
     head_dropouts = [output_p] + [settings.head_dropout] * len(settings.lin_ftrs)
     head = PoolingLinearClassifier(widths, head_dropouts, bptt=settings.seq_len)
-    use_global_batch_norm(head)
     return core.SequentialRNN(SentenceEncoder(settings.seq_len, encoder, PAD_ID, settings.max_len), head)
 
 
@@ -163,7 +161,7 @@ def _fit_rows(state_1bH: Tensor, num_rows: int) -> Tensor:
     return F.pad(state_1bH, (0, 0, 0, missing)) if missing > 0 else state_1bH[:, :num_rows].contiguous()
 
 
-def _concat_pool(output_bTE: Tensor, padding_bT: Tensor) -> Tensor:
+def concat_pool(output_bTE: Tensor, padding_bT: Tensor) -> Tensor:
     """Last, maximum and mean of each document's outputs, [b, 3E] (Howard & Ruder, 2018, section 3.3)."""
     text_bT = ~padding_bT
     positions_T = torch.arange(text_bT.shape[1], device=text_bT.device)

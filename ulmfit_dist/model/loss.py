@@ -60,6 +60,25 @@ def _loss_and_gradients(
     return total, x_grad_NE, weight_grad_VE, bias_grad_V
 
 
+class ActivationRegularization:
+    """AR and TAR (Merity et al., 2017), as fastai's `RNNRegularizer`; a step of one token has no TAR.
+
+    Args:
+        alpha: weight of the mean square of the dropped-out output.
+        beta: weight of the mean square of the raw output's change from token to token.
+    """
+
+    def __init__(self, alpha: float, beta: float):
+        self.alpha, self.beta = alpha, beta
+
+    def __call__(self, dropped_bTE: Tensor, raw_bTE: Tensor) -> Tensor:
+        """What to add to a mean loss: a scalar."""
+        penalty = self.alpha * dropped_bTE.pow(2).mean()
+        if raw_bTE.shape[1] > 1:
+            penalty = penalty + self.beta * (raw_bTE[:, 1:] - raw_bTE[:, :-1]).pow(2).mean()
+        return penalty
+
+
 class Scores(NamedTuple):
     """Sums over tokens: divide by `tokens` for means. float64 scalars."""
 

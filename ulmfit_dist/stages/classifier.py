@@ -8,7 +8,7 @@ from fastai.text.models.awdlstm import awd_lstm_clas_split
 from torch.nn import functional as F
 
 from ulmfit_dist.config import Config
-from ulmfit_dist.data.batches import rows_of_rank
+from ulmfit_dist.data.batches import share_of_rank
 from ulmfit_dist.data.classifier_batches import ClassifierBatches
 from ulmfit_dist.data.splits import check_labels, split_documents
 from ulmfit_dist.data.store import TokenStore
@@ -17,8 +17,9 @@ from ulmfit_dist.model.export import load_encoder, read_exported
 from ulmfit_dist.randomness import seed_torch
 from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.stages.train import train_stage
-from ulmfit_dist.training.learner import DistributedLearner, build_learner
+from ulmfit_dist.training.learner import build_learner
 from ulmfit_dist.training.metrics import ClassifierMetrics
+from ulmfit_dist.training.steps import ClassifierLearner
 from ulmfit_dist.training.tracking import Tracker
 
 
@@ -33,13 +34,14 @@ def train_classifier(config: Config, runtime: Runtime, store: TokenStore, tracke
     return train_stage(learner, config.classifier, "examples", store.label_names, config, runtime, store, tracker)
 
 
-def classifier_learner(config: Config, runtime: Runtime, store: TokenStore) -> DistributedLearner:
+def classifier_learner(config: Config, runtime: Runtime, store: TokenStore) -> ClassifierLearner:
     """The learner of the stage, untrained but for its encoder: for `train_classifier`, and for a notebook."""
     train, valid = classifier_loaders(config, runtime, store)
     seed_torch(config.seed, "classifier", "weights")
     model = build_classifier(len(store.vocab), len(store.label_names), config.model, config.classifier)
     load_encoder(encoder_of(model), read_exported(config.run_dir / "lm"), store.vocab)
     return build_learner(
+        ClassifierLearner,
         "classifier",
         config.classifier,
         model,
@@ -57,9 +59,8 @@ def classifier_loaders(config: Config, runtime: Runtime, store: TokenStore) -> t
     """Training and validation batches of this rank."""
     settings, splits = config.classifier, split_documents(store, config)
     check_labels(store, splits)
-    rows_of_rank(settings.global_batch_size, runtime.rank, runtime.world_size, "classifier.global_batch_size")
-    ranks = (runtime.rank, runtime.world_size, config.runtime.micro_batch_size)
-    shape = (settings.global_batch_size, settings.seq_len, *ranks)
+    share = share_of_rank(runtime.rank, runtime.world_size, config.runtime)
+    shape = (settings.global_batch_size, settings.seq_len, share)
     backwards = config.model.backwards
     return (
         ClassifierBatches(store, splits.classifier_train, *shape, seed=config.seed, backwards=backwards),

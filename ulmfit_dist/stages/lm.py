@@ -8,7 +8,7 @@ import torch
 from fastai.text.models.awdlstm import awd_lstm_lm_split
 
 from ulmfit_dist.config import Config
-from ulmfit_dist.data.batches import rows_of_rank
+from ulmfit_dist.data.batches import share_of_rank
 from ulmfit_dist.data.lm_batches import LMBatches
 from ulmfit_dist.data.splits import split_documents
 from ulmfit_dist.data.store import TokenStore
@@ -18,8 +18,9 @@ from ulmfit_dist.model.pretrained import fetch_pretrained, load_pretrained
 from ulmfit_dist.randomness import seed_torch
 from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.stages.train import train_stage
-from ulmfit_dist.training.learner import DistributedLearner, build_learner
+from ulmfit_dist.training.learner import build_learner
 from ulmfit_dist.training.metrics import LMMetrics
+from ulmfit_dist.training.steps import LMLearner
 from ulmfit_dist.training.tracking import Tracker
 
 PRODUCT_DTYPES = {"no": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -42,7 +43,7 @@ def train_lm(config: Config, runtime: Runtime, store: TokenStore, tracker: Track
     return folder
 
 
-def lm_learner(config: Config, runtime: Runtime, store: TokenStore) -> DistributedLearner:
+def lm_learner(config: Config, runtime: Runtime, store: TokenStore) -> LMLearner:
     """The learner of the stage, untrained: for `train_lm`, and for a notebook."""
     train, valid = lm_loaders(config, runtime, store)
     seed_torch(config.seed, "lm", "weights")
@@ -52,15 +53,15 @@ def lm_learner(config: Config, runtime: Runtime, store: TokenStore) -> Distribut
         runtime.print(f"pretrained {config.model.pretrained}: knows {matched:,} of {len(store.vocab):,} tokens")
     loss = DecoderLoss(model[1].decoder, PRODUCT_DTYPES[runtime.precision])
     return build_learner(
-        "lm", config.lm, model, awd_lstm_lm_split, loss, LMMetrics(loss), train, valid, runtime, config.seed
+        LMLearner, "lm", config.lm, model, awd_lstm_lm_split, loss, LMMetrics(loss), train, valid, runtime, config.seed
     )
 
 
 def lm_loaders(config: Config, runtime: Runtime, store: TokenStore) -> tuple[LMBatches, LMBatches]:
     """Training and validation batches of this rank."""
     settings, splits = config.lm, split_documents(store, config)
-    rows = rows_of_rank(settings.global_batch_size, runtime.rank, runtime.world_size, "lm.global_batch_size")
-    shape = (settings.global_batch_size, settings.seq_len, rows, config.runtime.micro_batch_size)
+    share = share_of_rank(runtime.rank, runtime.world_size, config.runtime)
+    shape = (settings.global_batch_size, settings.seq_len, share)
     backwards = config.model.backwards
     return (
         LMBatches(store, splits.lm_train, *shape, seed=config.seed, backwards=backwards),

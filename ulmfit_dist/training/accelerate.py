@@ -1,7 +1,7 @@
 """The callback that joins a fastai learner to Accelerate.
 
-For the time of a fit the learner's model is the one that Accelerate prepared: wrapped in DDP over the parameters that
-the phase trains, its forward in mixed precision. After the fit the bare model is back, and nothing of the wrapping is
+For the time of a fit the learner's modules are those that Accelerate prepared: wrapped in DDP over the parameters that
+the phase trains, their forward in mixed precision. After the fit the bare modules are back, and nothing of the wrapping is
 left. fastai's own `DistributedTrainer` also wraps the loaders, which breaks language models: here loaders are already
 each rank's own.
 """
@@ -35,19 +35,25 @@ class AccelerateCallback(Callback):
     def before_fit(self) -> None:
         for parameter in self.learn.model.parameters():
             parameter.grad = None  # else the optimizer would go on with what is frozen now
-        self.learn.model = self.accelerator.prepare_model(self.learn.model)
+        self.learn.replace_modules(self._prepare)
 
     def after_fit(self) -> None:
-        self.learn.model = self.accelerator.unwrap_model(self.learn.model, keep_fp32_wrapper=False)
+        self.learn.replace_modules(self._unwrap)
         self.accelerator.free_memory()
 
-    def gradients(self, is_last: bool) -> AbstractContextManager[None]:
-        """Around forward and backward of a micro-batch: the ranks exchange gradients at the last one of a step."""
-        return nullcontext() if is_last else self.accelerator.no_sync(self.learn.model)
+    def gradients(self, module: torch.nn.Module, is_last: bool) -> AbstractContextManager[None]:
+        """Around a module's forward and backward on a micro-batch: the ranks exchange gradients at a step's last one."""
+        return nullcontext() if is_last else self.accelerator.no_sync(module)
 
-    def backward(self, loss: Tensor) -> None:
-        """Backward, the loss scaled where the precision is fp16."""
-        self.accelerator.backward(loss)
+    def backward(self, loss: Tensor, *inner: tuple[Tensor, Tensor]) -> None:
+        """Backward of a loss, which is scaled where the precision is fp16, and of inner tensors with known gradients.
+
+        Args:
+            inner: pairs of a tensor and its gradient, scaled already.
+        """
+        scaler = self.accelerator.scaler
+        tensors, gradients = zip((loss if scaler is None else scaler.scale(loss), None), *inner, strict=True)
+        torch.autograd.backward(tensors, gradients)
 
     def step(self, optimizer: Optimizer) -> None:
         """Clip and step; with a loss scaler a step of infinite gradients is left out, on all ranks alike."""
@@ -61,3 +67,12 @@ class AccelerateCallback(Callback):
         else:
             scaler.step(optimizer)
             scaler.update()
+
+    def _prepare(self, module: torch.nn.Module) -> torch.nn.Module:
+        frozen = not any(parameter.requires_grad for parameter in module.parameters())
+        return self.accelerator.prepare_model(module, evaluation_mode=frozen)  # mixed precision, but nothing to exchange
+
+    def _unwrap(self, module: torch.nn.Module) -> torch.nn.Module:
+        bare = self.accelerator.unwrap_model(module, keep_fp32_wrapper=False)
+        bare.__dict__.pop("_is_accelerate_prepared", None)  # else the next phase would not prepare it
+        return bare

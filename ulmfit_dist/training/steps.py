@@ -1,0 +1,124 @@
+"""The two training steps: from a rank's micro-batches of a global batch to one optimizer step.
+
+The language model's loss is a mean over tokens: micro-batches go forward and backward one after the other, their losses
+weighed by their share, and DDP adds up the ranks.
+
+The classifier's head has a batch norm, which is no mean over documents. So the ranks put together what the encoder made of
+all documents, a few numbers each, and every rank computes head and loss of the whole global batch: the same numbers on all
+of them. Then each takes the gradient back through its own documents. Where they are several micro-batches, the encoder reads
+each once for the head and once more for the gradient: a third more work, and the memory of one. (It keeps a graph at both:
+without one torch's LSTM takes another path on a CPU, which rounds differently.)
+
+B: documents of the global batch, b: rows of a micro-batch, T: tokens of a step, E: width of the embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from fastai.callback.core import CancelBackwardException
+from torch import Tensor, nn
+
+from ulmfit_dist.data.batches import MicroBatch
+from ulmfit_dist.model.awd_lstm import concat_pool
+from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.training.learner import DistributedLearner
+
+
+class LMLearner(DistributedLearner):
+    """`after_pred`, `after_loss` and the backward events come once per micro-batch, all others once per step."""
+
+    def replace_modules(self, replace: Callable[[nn.Module], nn.Module]) -> None:
+        self.model = replace(self.model)
+
+    def _train_step(self) -> None:
+        rank_weight = sum(batch.weight for batch in self.micro_batches)
+        loss = torch.zeros((), device=self.dls.device)
+        for batch in self.micro_batches:
+            with self.accelerate.gradients(self.model, is_last=batch is self.micro_batches[-1]):
+                self._seed_dropout(batch.rows.start)
+                self._forward(batch)
+                self.loss_grad = self.loss_func(self.pred, *self.yb)
+                self.loss = self.loss_grad.detach()
+                loss += self.loss * (batch.weight / rank_weight)
+                self("after_loss")
+                regularized = self.loss_grad + self.regularization(self.rnn.out, self.rnn.raw_out)
+                self.loss_grad = regularized * (batch.weight * self.accelerate.runtime.world_size)
+                self._with_events(self._backward, "backward", CancelBackwardException)
+        self.loss = loss
+        self._optimizer_step()
+
+    def _backward(self) -> None:
+        self.accelerate.backward(self.loss_grad)
+
+
+class ClassifierLearner(DistributedLearner):
+    """All events come once per step; `pred` and `yb` are those of the global batch."""
+
+    def replace_modules(self, replace: Callable[[nn.Module], nn.Module]) -> None:
+        self.model[0], self.model[1].layers = replace(self.model[0]), replace(self.model[1].layers)
+
+    def _train_step(self) -> None:
+        batches, runtime = self.micro_batches, self.accelerate.runtime
+        pooled = []
+        for batch in batches:
+            encoded = self._encode(batch)
+            pooled.append(encoded[0].detach())
+        self.pooled = gather_rows(pooled, batches, runtime).requires_grad_()
+        self.xb = (torch.cat([batch.x for batch in batches]),)
+        self.yb = (gather_rows([batch.y for batch in batches], batches, runtime),)
+        self._seed_dropout("head")
+        with _one_thread():
+            self.pred = (self.model[1].layers(self.pooled), encoded[1], encoded[1])
+        self("after_pred")
+        self.loss_grad = self.loss_func(self.pred, *self.yb)
+        self.loss = self.loss_grad.detach()
+        self("after_loss")
+        self._with_events(lambda: self._backward(encoded), "backward", CancelBackwardException)
+        self._optimizer_step()
+
+    def _encode(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        """What the head reads of each document, [b, 3E], and the encoder's output, [b, T, E]."""
+        self._seed_dropout(batch.rows.start)
+        output_bTE, padding_bT = self.model[0](batch.x)
+        return concat_pool(output_bTE, padding_bT), output_bTE
+
+    def _backward(self, encoded: tuple[Tensor, Tensor]) -> None:
+        with _one_thread():
+            self.accelerate.backward(self.loss_grad)
+        pooled_grad_BE = self.pooled.grad
+        assert pooled_grad_BE is not None
+        if not any(parameter.requires_grad for parameter in self.model[0].parameters()):
+            return
+        world_size = self.accelerate.runtime.world_size  # which DDP divides by
+        for batch in self.micro_batches:
+            with self.accelerate.gradients(self.model[0], is_last=batch is self.micro_batches[-1]):
+                pooled_bE, output_bTE = encoded if len(self.micro_batches) == 1 else self._encode(batch)
+                regularization = self.regularization(output_bTE, output_bTE) * (batch.weight * world_size)
+                gradient_bE = pooled_grad_BE[_slice(batch.rows)] * world_size
+                self.accelerate.backward(regularization, (pooled_bE, gradient_bE))
+
+
+def gather_rows(pieces: Sequence[Tensor], batches: Sequence[MicroBatch], runtime: Runtime) -> Tensor:
+    """Rows [b, ...] of all ranks' micro-batches as the rows [B, ...] of the global batch. Collective."""
+    rows_B = pieces[0].new_zeros(batches[0].global_rows, *pieces[0].shape[1:])
+    for piece_b, batch in zip(pieces, batches, strict=True):
+        rows_B[_slice(batch.rows)] = piece_b
+    return runtime.sum(rows_B)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute on one CPU thread: the sums of the head's small products are split over threads, and round differently."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
+
+
+def _slice(rows: range) -> slice:
+    return slice(rows.start, rows.stop, rows.step)
