@@ -103,12 +103,15 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def run_dirs(tmp_path_factory: pytest.TempPathFactory, corpus: Path, recipe: Path) -> dict[str, Path]:
-    """The same run, dropout off and in fp64, on one rank, on two, and on one with micro-batches in the language model."""
+    """A run on one rank and on two: one, two and micro in fp64 with dropout off; one-bits and two-bits as users run it."""
     folder = tmp_path_factory.mktemp("runs")
     shared = [recipe, f"data.path={corpus}", *TINY, f"runs_dir={folder}"]
+    bits = [*shared, "runtime.virtual_ranks=2", "classifier.grad_clip=0.1"]
     shared += ["lm.drop_mult=0", "classifier.drop_mult=0", "classifier.head_dropout=0"]
     shared += ["runtime.precision=fp64", "lm.grad_clip=0.3"]
     succeed(["run", *shared, "name=one", f"data.cache={folder}/cache1"])
     succeed(["run", *shared, "name=two", f"data.cache={folder}/cache2"], processes=2)
-    succeed(["lm", *shared, "name=micro", f"data.cache={folder}/cache1", "runtime.micro_batch_size=3"])
-    return {name: folder / name for name in ("one", "two", "micro")} | {"caches": folder}
+    succeed(["run", *shared, "name=micro", f"data.cache={folder}/cache1", "runtime.micro_batch_size=3"])
+    succeed(["run", *bits, "name=one-bits", f"data.cache={folder}/cache1"], OMP_NUM_THREADS="2")
+    succeed(["run", *bits, "name=two-bits", f"data.cache={folder}/cache2"], processes=2)
+    return {name: folder / name for name in ("one", "two", "micro", "one-bits", "two-bits")} | {"caches": folder}

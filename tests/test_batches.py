@@ -8,7 +8,8 @@ import torch
 from fastai.text.data import LMDataLoader, pad_chunk
 from fastcore.foundation import L
 
-from ulmfit_dist.data.batches import IGNORED, rows_of_rank
+from ulmfit_dist.config import RuntimeConfig
+from ulmfit_dist.data.batches import IGNORED, Share, share_of_rank
 from ulmfit_dist.data.classifier_batches import ClassifierBatches, pad_chunks
 from ulmfit_dist.data.lm_batches import LMBatches
 from ulmfit_dist.data.store import FORMAT, TokenStore, shard_stem, write_json, write_shard
@@ -35,9 +36,12 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
     return TokenStore(folder)
 
 
-def lm_batches(store: TokenStore, rank: int = 0, world_size: int = 1, micro: int | None = None, seed: int | None = 1):
-    rows = rows_of_rank(B, rank, world_size, "lm.global_batch_size")
-    return LMBatches(store, store.split("train"), B, T, rows, micro, seed)
+def share(rank: int = 0, world_size: int = 1, micro: int | None = None, virtual: int | None = None) -> Share:
+    return share_of_rank(rank, world_size, RuntimeConfig(micro_batch_size=micro, virtual_ranks=virtual))
+
+
+def lm_batches(store: TokenStore, *ranks: int | None, seed: int | None = 1) -> LMBatches:
+    return LMBatches(store, store.split("train"), B, T, share(*ranks), seed)
 
 
 def stacked(loader, step: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -45,8 +49,8 @@ def stacked(loader, step: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.cat([batch.x for batch in batches]), torch.cat([batch.y for batch in batches])
 
 
-def classifier_batches(store: TokenStore, rank: int = 0, world_size: int = 1, micro: int | None = None, seed=1):
-    return ClassifierBatches(store, store.split("train"), B, T, rank, world_size, micro, seed)
+def classifier_batches(store: TokenStore, *ranks: int | None, seed: int | None = 1) -> ClassifierBatches:
+    return ClassifierBatches(store, store.split("train"), B, T, share(*ranks), seed)
 
 
 def test_a_store_gives_back_its_documents(store: TokenStore):
@@ -55,7 +59,7 @@ def test_a_store_gives_back_its_documents(store: TokenStore):
 
 
 def test_lm_batches_are_fastais_where_nothing_is_shuffled(store: TokenStore):
-    ours = LMBatches(store, store.split("train"), B, T, range(B), seed=1)
+    ours = lm_batches(store)
     ours._order, ours._ends = ours.documents, np.cumsum(store.lengths)  # the order of the corpus, the cut of training
     documents = L([(torch.from_numpy(store.document(i).astype(np.int64)),) for i in range(len(store))])
     theirs = list(LMDataLoader(documents, lens=store.lengths.tolist(), bs=B, seq_len=T))
@@ -65,9 +69,12 @@ def test_lm_batches_are_fastais_where_nothing_is_shuffled(store: TokenStore):
         assert torch.equal(stacked(ours, step)[1], torch.as_tensor(y))
 
 
-@pytest.mark.parametrize(("world_size", "micro"), [(2, None), (4, None), (8, None), (1, 2), (2, 3)])
-def test_lm_rows_of_all_ranks_are_those_of_one(store: TokenStore, world_size: int, micro: int | None):
-    alone, ranks = lm_batches(store), [lm_batches(store, rank, world_size, micro) for rank in range(world_size)]
+CUTS = [(2, None, None), (4, None, None), (8, None, None), (1, 2, None), (2, 3, None), (1, None, 2), (2, 1, 4)]
+
+
+@pytest.mark.parametrize(("world_size", "micro", "virtual"), CUTS)
+def test_lm_rows_of_all_ranks_are_those_of_one(store: TokenStore, world_size: int, micro: int | None, virtual: int | None):
+    alone, ranks = lm_batches(store), [lm_batches(store, rank, world_size, micro, virtual) for rank in range(world_size)]
     for epoch in range(2):
         for loader in (alone, *ranks):
             loader.set_epoch(epoch)
@@ -104,22 +111,38 @@ def test_lm_training_drops_less_than_a_token_per_row(store: TokenStore):
 
 
 def test_backwards_reads_each_document_from_its_end(store: TokenStore):
-    loader = LMBatches(store, store.split("train")[:1], 1, 100, range(1), seed=None, backwards=True)
+    loader = LMBatches(store, store.split("train")[:1], 1, 100, Share(), seed=None, backwards=True)
     assert stacked(loader, 0)[0][0].tolist() == store.document(0)[::-1][:-1].tolist()
 
 
 def test_too_little_text_and_uneven_ranks_are_refused(store: TokenStore):
     with pytest.raises(UserError, match="too few for 99 rows"):
-        LMBatches(store, store.split("train")[:1], 99, T, range(99), seed=1)
+        LMBatches(store, store.split("train")[:1], 99, T, Share(), seed=1)
     with pytest.raises(UserError, match=r"lm\.global_batch_size=8 cannot be shared evenly by 3 ranks: make it 6 or 9"):
-        rows_of_rank(8, 0, 3, "lm.global_batch_size")
+        lm_batches(store, 0, 3)
+    with pytest.raises(UserError, match=r"classifier\.global_batch_size=8 cannot be shared evenly by 6 virtual ranks"):
+        classifier_batches(store, 0, 2, None, 6)
+
+
+def test_virtual_ranks_are_cut_alike_on_any_number_of_ranks_that_divides_them(store: TokenStore):
+    for batches in (lm_batches, classifier_batches):
+        for world_size in (2, 4):
+            ranks = [batches(store, rank, world_size, None, 4) for rank in range(world_size)]
+            parts = [part for loader in ranks for part in loader.step(3)]
+            alone = batches(store, 0, 1, None, 4).step(3)
+            assert len(parts) == len(alone) == 4
+            for mine, theirs in zip(parts, alone, strict=True):
+                assert mine.rows == theirs.rows
+                assert torch.equal(mine.x, theirs.x)
+    assert share(0, 3, None, 4).num_virtual_ranks == 3  # four do not come out even on three
+    assert share(0, 8, None, 4).num_virtual_ranks == 8
 
 
 @pytest.mark.parametrize("seed", [1, None])
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_classifier_ranks_share_each_global_batch(store: TokenStore, world_size: int, seed: int | None):
     alone = classifier_batches(store, seed=seed)
-    ranks = [classifier_batches(store, rank, world_size, micro=3, seed=seed) for rank in range(world_size)]
+    ranks = [classifier_batches(store, rank, world_size, 3, seed=seed) for rank in range(world_size)]
     seen: list[int] = []
     for step in range(len(alone)):
         (whole,) = alone.step(step)
@@ -142,13 +165,14 @@ def test_classifier_batches_of_training_are_never_too_small(store: TokenStore):
     assert max(sizes) <= B + 1
 
 
+@pytest.mark.parametrize("micro", [1, 3])
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_classifier_ranks_have_equally_many_micro_batches_none_of_one_document(store: TokenStore, world_size: int):
-    ranks = [classifier_batches(store, rank, world_size, micro=3) for rank in range(world_size)]
+def test_classifier_ranks_have_equally_many_micro_batches_none_empty(store: TokenStore, world_size: int, micro: int):
+    ranks = [ClassifierBatches(store, store.split("train"), 6, T, share(r, world_size, micro), 1) for r in range(world_size)]
     for step in range(len(ranks[0])):
         pieces = [[len(batch.rows) for batch in loader.step(step)] for loader in ranks]
         assert len({len(sizes) for sizes in pieces}) == 1
-        assert all(2 <= size <= 4 for sizes in pieces for size in sizes)
+        assert all(1 <= size <= micro + 1 for sizes in pieces for size in sizes)
 
 
 def test_padding_is_fastais(store: TokenStore):

@@ -1,4 +1,4 @@
-"""Our networks, loss and batch norm against fastai's and torch's."""
+"""Our networks and loss against fastai's and torch's."""
 
 import copy
 import math
@@ -14,7 +14,6 @@ from ulmfit_dist.data.batches import IGNORED, MicroBatch
 from ulmfit_dist.data.classifier_batches import pad_chunks
 from ulmfit_dist.model import loss as loss_module
 from ulmfit_dist.model.awd_lstm import build_classifier, build_language_model, encoder_of
-from ulmfit_dist.model.batch_norm import GlobalBatchNorm1d
 from ulmfit_dist.model.loss import DecoderLoss
 from ulmfit_dist.training.metrics import ClassifierMetrics, f1_macro
 
@@ -132,20 +131,6 @@ def test_scores_count_what_is_not_ignored():
     assert scores.correct == (logits.argmax(1) == y.flatten())[kept].sum()
     expected = F.cross_entropy(logits[kept], y.flatten()[kept], reduction="sum")
     assert math.isclose(scores.loss.item(), expected.item(), rel_tol=1e-5)
-
-
-def test_batch_norm_is_torchs():
-    theirs, ours = nn.BatchNorm1d(5).double(), GlobalBatchNorm1d(5).double()
-    for _ in range(3):
-        x = torch.randn(7, 5).double() * 3 + 2
-        inputs = [x.clone().requires_grad_() for _ in range(2)]
-        outputs = [norm(value) for norm, value in zip((theirs, ours), inputs, strict=True)]
-        for output in outputs:
-            output.pow(2).sum().backward()
-        torch.testing.assert_close(outputs[1], outputs[0])
-        torch.testing.assert_close(inputs[1].grad, inputs[0].grad)
-    torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
-    torch.testing.assert_close(ours.eval()(x), theirs.eval()(x))
 
 
 def test_classifier_metrics_are_sklearns():

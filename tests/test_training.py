@@ -4,15 +4,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from fastai.optimizer import Adam
 from torch import nn
 
 from ulmfit_dist.config import Phase, RuntimeConfig
 from ulmfit_dist.errors import UserError
+from ulmfit_dist.model.loss import ActivationRegularization
 from ulmfit_dist.randomness import derive_seed, permutation
 from ulmfit_dist.runtime import Runtime, resolve_precision
 from ulmfit_dist.training.accelerate import AccelerateCallback
-from ulmfit_dist.training.learner import ActivationRegularization
 from ulmfit_dist.training.recipe import learning_rate
 
 
@@ -50,13 +51,30 @@ def test_a_step_of_infinite_gradients_is_left_out_and_the_scale_falls():
 @pytest.mark.parametrize("steps", [1, 5])
 def test_activation_regularization_is_fastais_and_finite_on_one_token(steps: int):
     dropped, raw = torch.randn(3, steps, 4), torch.randn(3, steps, 4)
-    callback = ActivationRegularization(alpha=2, beta=1)
-    callback.learn = SimpleNamespace(rnn=SimpleNamespace(out=dropped, raw_out=raw), loss_grad=torch.tensor(1.0))
-    callback.after_loss()
-    expected = 1 + 2 * dropped.pow(2).mean()
+    expected = 2 * dropped.pow(2).mean()
     if steps > 1:
         expected = expected + (raw[:, 1:] - raw[:, :-1]).pow(2).mean()
-    torch.testing.assert_close(callback.learn.loss_grad, expected)
+    torch.testing.assert_close(ActivationRegularization(alpha=2, beta=1)(dropped, raw), expected)
+
+
+def test_each_phase_runs_in_mixed_precision_and_leaves_the_module_bare():
+    """A phase's preparation must not make Accelerate skip the next one's."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    callback = AccelerateCallback(Runtime(RuntimeConfig(precision="bf16")))
+    learner = SimpleNamespace(model=nn.Linear(64, 64))
+    learner.replace_modules = lambda replace: setattr(learner, "model", replace(learner.model))
+    callback.learn = learner
+    x = torch.randn(5, 64)
+    bare = learner.model(x)
+    for _ in range(2):
+        callback.before_fit()
+        prepared = learner.model(x)
+        callback.after_fit()
+        assert prepared.dtype == torch.float32
+        assert not torch.equal(prepared, bare)
+        torch.testing.assert_close(prepared, bare, rtol=0.05, atol=0.05)
+        assert torch.equal(learner.model(x), bare)
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def test_learning_rates_are_fastais_values():

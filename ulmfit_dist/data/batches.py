@@ -88,9 +88,13 @@ class Share:
             ranks = "ranks" if len(self.virtual_ranks) == 1 else "virtual ranks"
             raise UserError(f"{key}={global_batch_size} cannot be shared evenly by {num} {ranks}: make it {near}")
 
-    def cut(self, rows: range) -> list[range]:
-        """A virtual rank's rows as micro-batches of like size, in order."""
-        num_pieces = -(-len(rows) // (self.micro_batch_size or max(1, len(rows))))
+    def cut(self, rows: range, global_rows: int) -> list[range]:
+        """A virtual rank's rows as micro-batches of like size, in order: as many on each, none of them empty.
+
+        So where ranks own unlike numbers of rows, a micro-batch may have one more than was asked for.
+        """
+        fewest, most = global_rows // self.num_virtual_ranks, -(-global_rows // self.num_virtual_ranks)
+        num_pieces = max(1, min(fewest, -(-most // (self.micro_batch_size or most))))
         return [rows[i * len(rows) // num_pieces : (i + 1) * len(rows) // num_pieces] for i in range(num_pieces)]
 
 

@@ -79,7 +79,8 @@ class ClassifierBatches:
         """The micro-batches of one step; none where the batch has fewer documents than there are ranks."""
         batch = self._batches[step]
         dealt = [range(rank, len(batch), self.share.num_virtual_ranks) for rank in self.share.virtual_ranks]
-        return [self._micro_batch(batch, rows) for documents in dealt for rows in self.share.cut(documents)]
+        pieces = [rows for part in dealt if part for rows in self.share.cut(part, len(batch))]
+        return [self._micro_batch(batch, rows) for rows in pieces]
 
     def _sorted(self) -> list[np.ndarray]:
         by_length = self._longest_first(self.documents)

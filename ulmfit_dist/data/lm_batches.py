@@ -54,7 +54,8 @@ class LMBatches:
         self.store, self.documents, self.seed = store, documents, seed
         self.global_batch_size, self.seq_len = global_batch_size, seq_len
         each = global_batch_size // share.num_virtual_ranks
-        self.row_ranges = [rows for rank in share.virtual_ranks for rows in share.cut(range(rank * each, (rank + 1) * each))]
+        owned = [range(rank * each, (rank + 1) * each) for rank in share.virtual_ranks]
+        self.row_ranges = [rows for part in owned for rows in share.cut(part, global_batch_size)]
         self.direction = -1 if backwards else 1
         self.num_tokens = int(store.lengths[documents].sum())
         targets = self.num_tokens - 1

@@ -63,9 +63,10 @@ class ClassifierLearner(DistributedLearner):
     def _train_step(self) -> None:
         batches, runtime = self.micro_batches, self.accelerate.runtime
         pooled = []
-        for batch in batches:
-            encoded = self._encode(batch)
-            pooled.append(encoded[0].detach())
+        with self.accelerate.gradients(self.model[0], is_last=len(batches) == 1):
+            for batch in batches:
+                encoded = self._encode(batch)
+                pooled.append(encoded[0].detach())
         self.pooled = gather_rows(pooled, batches, runtime).requires_grad_()
         self.xb = (torch.cat([batch.x for batch in batches]),)
         self.yb = (gather_rows([batch.y for batch in batches], batches, runtime),)
