@@ -52,16 +52,19 @@ class AWDLSTM(awdlstm.AWD_LSTM):
         self.hidden_states: dict[int, Hidden] = {}
 
     def forward(self, x_bT: Tensor, from_embeds: bool = False) -> Tensor:
+        num_rows = len(x_bT)
+        if num_rows == 1 and self.training:  # a product with a single row is split over threads, and rounds by their number
+            x_bT = torch.cat([x_bT, x_bT])
         hidden = self._hidden(len(x_bT))
         output = self.input_dp(x_bT if from_embeds else self.encoder_dp(x_bT))
         carried: Hidden = []
         for layer, (rnn, dropout) in enumerate(zip(self.rnns, self.hidden_dps, strict=True)):
             output, (h, c) = rnn(output, hidden[layer])
-            carried.append((h.detach(), c.detach()))
+            carried.append((h[:, :num_rows].detach(), c[:, :num_rows].detach()))
             if layer != self.n_layers - 1:
                 output = dropout(output)
         self.hidden_states[self.first_row] = carried
-        return output
+        return output[:num_rows]
 
     def _one_rnn(self, n_in: int, n_out: int, bidir: bool, weight_p: float, layer: int) -> WeightDropout:
         return WeightDropout(nn.LSTM(n_in, n_out, batch_first=True, bidirectional=bidir), weight_p)
