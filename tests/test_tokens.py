@@ -1,15 +1,18 @@
 """Tokens and vocabulary against fastai's own."""
 
+import os
 from collections import Counter
 
 import pytest
-from fastai.text.core import parallel_tokenize
+from fastai.text.core import TokenizeWithRules, WordTokenizer
 from fastai.text.data import make_vocab
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ulmfit_dist.config import TokenizerConfig
+from ulmfit_dist.data import tokenizer as tokenizer_module
 from ulmfit_dist.data.tokenizer import Tokenizer
-from ulmfit_dist.data.vocab import UNK_ID, LocalVocab, add_counts, build_vocab, id_map, token_ids
+from ulmfit_dist.data.vocab import UNK_ID, add_counts, build_vocab, id_map, localize, token_ids
 from ulmfit_dist.errors import UserError
 
 TEXTS = [
@@ -22,20 +25,80 @@ TEXTS = [
     "\U0001f44d\U0001f3fd emoji, \u0645\u0631\u062d\u0628\u0627, \u4f60\u597d, e\u0301 combining, \x00 control",
 ]
 _english = Tokenizer("en")
+_fastais: dict[str, TokenizeWithRules] = {}
 
 
-def fastai_tokens(texts: list[str]) -> list[list[str]]:
-    return [list(tokens) for _, tokens in sorted(parallel_tokenize(texts, n_workers=0), key=lambda pair: pair[0])]
+def fastai_tokens(texts: list[str], lang: str = "en") -> list[list[str]]:
+    """What fastai gives; a text a call, which `parallel_tokenize` would put out of order."""
+    if lang not in _fastais:
+        _fastais[lang] = TokenizeWithRules(WordTokenizer(lang))
+    return [list(tokens) for tokens in _fastais[lang](texts)]
 
 
 def test_tokens_are_fastais():
     assert _english.tokenize(TEXTS) == fastai_tokens(TEXTS)
 
 
-@settings(max_examples=100, deadline=None)
-@given(st.lists(st.text(), min_size=1, max_size=4))
-def test_tokens_are_fastais_on_any_text(texts: list[str]):
+PIECES = [
+    *" \t\n\r\x0b\x0c\x1c\x85\xa0\u2003\u3000\u200b\ufeff\x00\x07",
+    *"aAbBiIzZ019.,;:!?'\"()[]{}<>&@#/\\-_=+*%$^~|`\u2581\u2026\u2019\u201c\u20ac",
+    *"\u0130\u03a3\u03c3\u00df\u01c5\ufb00\u0301\u4f60\u597d\u0645\u0631\u0928\u0e01\U0001f44d\U0001f3fd\u200d",
+    *(":) :-( :)) 8) (: <3 ;) :'( xD ^_^ -_- o.O ... -- ---- !!! '' \"\" 's 'S n't 'll").split(),
+    *("xxbos xxmaj xxup xxrep xxwrep xxunk xxfld xxfake").split(),
+    *('<br /> <unk> &amp; &quot; #39; quot; nbsp; amp; \\n \\" @.@ @-@ &#128512; &nbsp; &lt;br').split(),
+    *(
+        "the The THE no No NO word word! word. can't Can't CAN'T don't He's it's I'm U.S.A. e.g. Mr. mr. a.m. 5pm 10km"
+    ).split(),
+    *("http://x.y/z?q=1#f www.a.com a@b.org 1,000.50 111 $5 3rd 1980s mother-in-law and/or no\nno\nno   ").split(" "),
+    *("EE. UU. ee. uu. z.B. d.h. l'eau aujourd'hui qu'il p.ej. \u00c1rbol Stra\u00dfe GRO\u00df \u00c9t\u00e9").split(),
+    "  ",
+    " \n\n ",
+    "\n\n",
+    " @.@ ",
+    " no no no ",
+]
+"""What fastai's rules and spaCy take notice of."""
+rich_texts = st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=3)), max_size=14).map("".join)
+EXAMPLES = int(os.environ.get("TOKENIZER_EXAMPLES", "120"))
+_tokenizers: dict[str, Tokenizer] = {}
+
+
+@pytest.mark.parametrize("lang", ["en", "de", "fr", "es", "ru"])
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(rich_texts, min_size=1, max_size=4))
+def test_tokens_are_fastais_on_any_text(lang: str, texts: list[str]):
+    tokenizer = _tokenizers.setdefault(lang, Tokenizer(lang))
+    assert tokenizer.tokenize(texts) == fastai_tokens(texts, lang)
+
+
+def test_a_line_of_a_megabyte_is_tokenized():
+    line = "Word, another word; and :) 12 xx " * 33_000
+    (tokens,) = _english.tokenize([line])
+    assert len(line) > 1_000_000  # more than spaCy's pipeline takes
+    assert tokens == ["xxbos", *fastai_tokens([line[:-1][: len(line) // 33]])[0][1:] * 33]
+
+
+def test_exceptions_of_spacy_reach_over_spaces():
+    texts = ["great:) )", "great:) and", "view:)) )", "(score): :)", "''clients''. .'"]
     assert _english.tokenize(texts) == fastai_tokens(texts)
+
+
+def test_rules_of_the_users_own_come_after_fastais():
+    tokenizer = Tokenizer("en", rules=[lambda text: text.replace("movie", "film")])
+    assert tokenizer.tokenize(["A MOVIE. movie!!!"]) == [["xxbos", "a", "xxup", "film", ".", "film", "xxrep", "3", "!"]]
+    config = TokenizerConfig(rules=["textwrap.dedent"])
+    assert Tokenizer.from_config(config).tokenize(["Hi"]) == [["xxbos", "xxmaj", "hi"]]
+    with pytest.raises(UserError, match=r"tokenizer\.rules: 'textwrap\.nothing' cannot be imported"):
+        Tokenizer.from_config(TokenizerConfig(rules=["textwrap.nothing"]))
+
+
+def test_a_full_tokenizer_starts_anew(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tokenizer_module, "CHUNKS_KEPT", 3)
+    tokenizer = Tokenizer("en")
+    for texts in (TEXTS[2:4], TEXTS[4:], TEXTS[:3]):
+        assert tokenizer.tokenize(texts) == fastai_tokens(texts)
+    assert "movie" in tokenizer.tokens
+    assert "never" not in tokenizer.tokens  # of the texts before
 
 
 def test_an_unknown_language_is_named():
@@ -44,13 +107,13 @@ def test_an_unknown_language_is_named():
 
 
 def test_merged_counts_make_fastais_vocabulary():
-    documents = _english.tokenize(TEXTS * 2 + ["b b b a a a c c c d"])
+    tokenizer, texts = Tokenizer("en"), TEXTS * 2 + ["b b b a a a c c c d"]
+    documents = tokenizer.tokenize(texts)
     merged: Counter[str] = Counter()
     for start in (0, 5, 9):
-        local = LocalVocab()
-        for document in documents[start : {0: 5, 5: 9, 9: None}[start]]:
-            local.encode(document)
-        add_counts(merged, list(local.ids), local.counts)
+        ids, _ = tokenizer.encode(texts[start : {0: 5, 5: 9, 9: None}[start]])
+        local = localize(ids, tokenizer.tokens)
+        add_counts(merged, local.tokens, local.counts)
     counts = Counter(token for document in documents for token in document)
     vocab = build_vocab(merged, min_freq=2, max_vocab=40)
     assert vocab == make_vocab(counts, min_freq=2, max_vocab=40)

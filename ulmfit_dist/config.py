@@ -55,6 +55,8 @@ class TokenizerConfig:
     """word: fastai's rules around spaCy's tokenizer."""
     lang: str = "en"
     """spaCy's code of the language: en, de, fr, es, ..."""
+    rules: list[str] = field(default_factory=list)
+    """Functions of yours from text to text, as module.function, called after fastai's rules. They take the slow way."""
     min_freq: int = 3
     """A token that occurs less often becomes xxunk."""
     max_vocab: int = 60000

@@ -31,6 +31,6 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._bar.stop()
 
-    def advance(self, label: str | None = None) -> None:
-        """One step further, under a new label if one is given."""
-        self._bar.update(self._task, advance=1, description=label)
+    def advance(self, steps: int = 1, label: str | None = None) -> None:
+        """Some steps further, under a new label if one is given."""
+        self._bar.update(self._task, advance=steps, description=label)

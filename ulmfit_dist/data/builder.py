@@ -19,7 +19,7 @@ import numpy as np
 from ulmfit_dist.config import TokenizerConfig
 from ulmfit_dist.data.sources import Source
 from ulmfit_dist.data.store import NO_LABEL, shard_stem, token_dtype, write_bytes, write_json, write_shard
-from ulmfit_dist.data.vocab import UNK_ID, LocalVocab, add_counts, build_vocab, id_map, load_vocab
+from ulmfit_dist.data.vocab import UNK_ID, add_counts, build_vocab, id_map, load_vocab, localize
 from ulmfit_dist.progress import Progress
 
 
@@ -52,17 +52,14 @@ class StoreBuilder:
         num_documents = sum(stop - start for i in missing for _, start, stop in self.shards[i])
         with Progress("tokenizing", num_documents, shown) as progress:
             for i in missing:
-                vocab, ids, lengths, labels = LocalVocab(), [], [0], []
-                for split, start, stop in self.shards[i]:
-                    texts, names = self.source.splits[split].read(start, stop)
-                    labels += names
-                    for tokens in tokenizer.stream(texts):
-                        ids.append(np.array(vocab.encode(tokens), dtype=np.uint32))
-                        lengths.append(len(tokens))
-                        progress.advance()
-                write_bytes(self._local(i, ".tokens"), np.concatenate(ids).tobytes())
-                write_bytes(self._local(i, ".offsets"), np.cumsum(lengths, dtype=np.int64).tobytes())
-                write_json(self._local(i), {"tokens": list(vocab.ids), "counts": vocab.counts, "labels": labels})
+                texts, labels = self._read_shard(i)
+                ids, lengths = tokenizer.encode(texts)
+                local = localize(ids, tokenizer.tokens)
+                offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+                write_bytes(self._local(i, ".tokens"), local.ids.tobytes())
+                write_bytes(self._local(i, ".offsets"), offsets.tobytes())
+                write_json(self._local(i), {"tokens": local.tokens, "counts": local.counts, "labels": labels})
+                progress.advance(len(texts))
 
     def merge(self) -> None:
         """Write `vocab.json` from the counts of all shards, in the order of the documents, and the list of labels."""
@@ -113,6 +110,15 @@ class StoreBuilder:
         write_json(self.folder / "meta.json", meta)
         for leftover in self.folder.glob("local-*"):
             leftover.unlink()
+
+    def _read_shard(self, i: int) -> tuple[list[str], list[str | None]]:
+        texts: list[str] = []
+        labels: list[str | None] = []
+        for split, start, stop in self.shards[i]:
+            more_texts, more_labels = self.source.splits[split].read(start, stop)
+            texts += more_texts
+            labels += more_labels
+        return texts, labels
 
     @property
     def _labels_file(self) -> Path:

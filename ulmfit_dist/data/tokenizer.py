@@ -1,51 +1,95 @@
 """fastai's tokens: its text rules, spaCy's word tokenizer for the language, its rule after that.
 
-The rules are fastai's own functions, called in its order, so the tokens are its tokens by construction; only the
-wrapping in `L` objects, and with it half of the time, is left out.
+There are two ways to them. The plain one calls fastai's rules and spaCy on each text, in fastai's order, so its tokens are
+fastai's by construction. The fast one (`chunks.py`) rests on what a text is mostly made of: words that were met before. It
+takes fastai's default rules and a tokenizer of spaCy's own kind; the plain one is for the rest, and for the few texts that
+the fast one is not sure of.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import importlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
 from fastai.text.core import defaults
 from fastcore.basics import compose
 
 from ulmfit_dist.config import TokenizerConfig
+from ulmfit_dist.data.chunks import ChunkTokenizer
+from ulmfit_dist.data.vocab import TokenIds
 from ulmfit_dist.errors import UserError
+
+Rule = Callable[[str], str]
+
+CHUNKS_KEPT = 1_000_000
+"""Distinct chunks, or tokens, after which a tokenizer starts anew: what bounds its memory, to some 400 MB."""
+
+
+class Encoded(NamedTuple):
+    """Texts as ids: one flat array, uint32 [tokens], and the number of tokens of each, int64 [texts]."""
+
+    ids: np.ndarray
+    lengths: np.ndarray
 
 
 class Tokenizer:
-    """Texts to lists of tokens, equal to those of fastai 2.8's `WordTokenizer` with its default rules.
+    """Texts to tokens, equal to those of fastai 2.8's `WordTokenizer` with its default rules.
 
     Args:
         lang: spaCy's code of the language.
+        rules: functions from text to text, called after fastai's rules.
 
     Raises:
         UserError: spaCy has no such language, or is not installed.
     """
 
-    def __init__(self, lang: str = "en"):
-        self.lang = lang
-        self._spacy = _spacy_tokenizer(lang)
-        self._before = compose(*defaults.text_proc_rules)
+    def __init__(self, lang: str = "en", rules: Sequence[Rule] = ()):
+        self.lang, self.rules = lang, rules
+        self._before = compose(*defaults.text_proc_rules, *rules)
         self._after = compose(*defaults.text_postproc_rules)
+        self._start()
 
     @classmethod
     def from_config(cls, config: TokenizerConfig) -> Tokenizer:
-        return cls(config.lang)
+        return cls(config.lang, [_import_rule(path) for path in config.rules])
+
+    @property
+    def tokens(self) -> list[str]:
+        """Token by id, of all that was encoded since the last start anew."""
+        return self._ids.tokens
 
     def tokenize(self, texts: Iterable[str]) -> list[list[str]]:
         """The tokens of each text, in order."""
-        return list(self.stream(texts))
+        ids, lengths = self.encode(texts)
+        known = self.tokens
+        tokens = [known[i] for i in ids.tolist()]
+        ends = np.cumsum(lengths).tolist()
+        return [tokens[end - length : end] for end, length in zip(ends, lengths.tolist(), strict=True)]
 
-    def stream(self, texts: Iterable[str]) -> Iterator[list[str]]:
-        """As `tokenize`, one text at a time."""
-        for text in texts:
-            yield [self._after(token.text) for token in self._spacy(self._before(text))]
+    def encode(self, texts: Iterable[str]) -> Encoded:
+        """The texts as ids in `tokens`, as that is until the next call: a full tokenizer starts anew."""
+        texts = [str(text) for text in texts]
+        if self._ids.is_full(CHUNKS_KEPT) or (self._chunks is not None and self._chunks.is_full(CHUNKS_KEPT)):
+            self._start()
+        found = [None] * len(texts) if self._chunks is None else self._chunks.encode(texts)
+        encoded = [self._encode_plainly(text) if ids is None else ids for text, ids in zip(texts, found, strict=True)]
+        lengths = np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded)) // TokenIds.itemsize
+        return Encoded(np.frombuffer(b"".join(encoded), dtype=np.uint32), lengths)
+
+    def _start(self) -> None:
+        self._spacy = _spacy_tokenizer(self.lang)
+        self._ids = TokenIds()
+        self._chunks = None
+        if not self.rules and _is_spacys_own(self._spacy):
+            self._chunks = ChunkTokenizer(self._spacy, self._ids)
+
+    def _encode_plainly(self, text: str) -> bytes:
+        return self._ids.encode([self._after(token.text) for token in self._spacy(self._before(text))])
 
 
-def _spacy_tokenizer(lang: str):  # type: ignore[no-untyped-def]
+def _spacy_tokenizer(lang: str) -> Any:
     """spaCy's tokenizer of the language, with fastai's special tokens kept whole."""
     try:
         import spacy
@@ -56,6 +100,28 @@ def _spacy_tokenizer(lang: str):  # type: ignore[no-untyped-def]
         tokenizer = spacy.blank(lang).tokenizer
     except ImportError as error:
         raise UserError(f"tokenizer.lang={lang!r}: {str(error).splitlines()[0]}") from None
+    if not hasattr(tokenizer, "add_special_case"):
+        raise UserError(f"tokenizer.lang={lang!r}: spaCy's tokenizer for it cannot keep fastai's special tokens whole")
+    tokenizer.vocab.lex_attr_getters = {}  # is_alpha, shape, ...: not needed, and most of what a new word costs
     for token in defaults.text_spec_tok:
         tokenizer.add_special_case(token, [{ORTH: token}])
     return tokenizer
+
+
+def _is_spacys_own(tokenizer: Any) -> bool:
+    """Whether it splits at spaces: some languages have a tokenizer of another kind."""
+    from spacy.tokenizer import Tokenizer as SpacyTokenizer
+
+    return type(tokenizer) is SpacyTokenizer
+
+
+def _import_rule(path: str) -> Rule:
+    """A function named as `module.function`. Raises UserError where there is none."""
+    module, _, name = path.rpartition(".")
+    try:
+        rule = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"tokenizer.rules: {path!r} cannot be imported ({error}): give it as module.function") from None
+    if not callable(rule):
+        raise UserError(f"tokenizer.rules: {path!r} is not a function from text to text")
+    return rule

@@ -8,9 +8,11 @@ of eight.
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from array import array
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,23 +23,46 @@ PAD_ID = 1
 FILLER = "xxfake"
 
 
-class LocalVocab:
-    """Ids by order of first occurrence, given out while tokens pass by, with their counts."""
+class TokenIds:
+    """Ids by order of first occurrence, given out while tokens pass by."""
+
+    itemsize = 4
 
     def __init__(self) -> None:
-        self.ids: dict[str, int] = {}
-        self.counts: list[int] = []
+        self._ids: defaultdict[str, int] = defaultdict()
+        self._ids.default_factory = self._ids.__len__
 
-    def encode(self, tokens: Iterable[str]) -> list[int]:
-        """Ids of the tokens; each is counted."""
-        encoded = []
-        for token in tokens:
-            i = self.ids.setdefault(token, len(self.ids))
-            if i == len(self.counts):
-                self.counts.append(0)
-            self.counts[i] += 1
-            encoded.append(i)
-        return encoded
+    @property
+    def tokens(self) -> list[str]:
+        """Token by id."""
+        return list(self._ids)
+
+    def is_full(self, num_tokens: int) -> bool:
+        return len(self._ids) > num_tokens
+
+    def encode(self, tokens: Sequence[str]) -> bytes:
+        """Ids of the tokens, as the bytes of a uint32 array."""
+        return array("I", map(self._ids.__getitem__, tokens)).tobytes()
+
+
+class LocalIds(NamedTuple):
+    """A shard's ids, numbered by first occurrence in the shard: uint32 [tokens]; and its tokens and their counts by id."""
+
+    ids: np.ndarray
+    tokens: list[str]
+    counts: list[int]
+
+
+def localize(ids: np.ndarray, tokens: Sequence[str]) -> LocalIds:
+    """Number ids anew by first occurrence, so that they do not depend on what was encoded before them."""
+    counts = np.bincount(ids, minlength=len(tokens))
+    first = np.full(len(tokens), len(ids))
+    first[ids[::-1]] = np.arange(len(ids))[::-1]  # of several writes to a place the last one stays
+    present = np.flatnonzero(counts)
+    present = present[np.argsort(first[present])]
+    number = np.zeros(len(tokens), dtype=np.uint32)
+    number[present] = np.arange(len(present))
+    return LocalIds(number[ids], [tokens[i] for i in present.tolist()], counts[present].tolist())
 
 
 def add_counts(total: Counter[str], tokens: Sequence[str], counts: Sequence[int]) -> None:

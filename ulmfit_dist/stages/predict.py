@@ -53,7 +53,7 @@ class TextClassifier:
     def predict(self, texts: Sequence[str], batch_size: int = 64) -> list[Prediction]:
         """One prediction per text, in order; texts of like length are computed together."""
         direction = -1 if self.config.model.backwards else 1
-        documents = [self._encode(tokens)[::direction] for tokens in self.tokenizer.stream(texts)]
+        documents = [self._encode(tokens)[::direction] for tokens in self.tokenizer.tokenize(texts)]
         order = sorted(range(len(documents)), key=lambda i: -len(documents[i]))
         predictions: list[Prediction | None] = [None] * len(documents)
         for start in range(0, len(order), batch_size):
