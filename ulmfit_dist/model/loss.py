@@ -119,5 +119,7 @@ class DecoderLoss:
 
 
 def _chunks(num_tokens: int, vocab_size: int) -> list[slice]:
-    size = max(16, CHUNK_ELEMENTS // vocab_size)
-    return [slice(start, min(start + size, num_tokens)) for start in range(0, num_tokens, size)]
+    """Slices of like size: the products of a small rest would be split over threads, and round by their number."""
+    num_chunks = -(-num_tokens // max(16, CHUNK_ELEMENTS // vocab_size))
+    ends = [num_tokens * (i + 1) // num_chunks for i in range(num_chunks)]
+    return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]

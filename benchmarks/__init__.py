@@ -1,0 +1,1 @@
+"""Measurements against fastai, side by side; each module is a script with a table at its end."""
