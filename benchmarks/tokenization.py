@@ -60,7 +60,7 @@ def our_ids(texts: list[str], folder: Path) -> TokenStore:
     folder.mkdir()
     builder = StoreBuilder(folder, Source({"train": Texts(texts)}, {}), TokenizerConfig(), SHARD_DOCUMENTS)
     shards = range(len(builder.shards))
-    builder.tokenize(shards, shown=False)
+    builder.tokenize(shards, num_workers=1, shown=False)
     builder.merge()
     builder.map(shards)
     builder.finish({"format": FORMAT, "shard_documents": SHARD_DOCUMENTS})
@@ -90,7 +90,8 @@ def main() -> None:
             num_tokens = int(store.lengths.sum())
             if repeat == 0:
                 differing = sum(not np.array_equal(store.document(i), document) for i, document in enumerate(documents))
-                print(f"{differing} texts differ; vocabularies are {'equal' if vocab == store.vocab else 'DIFFERENT'}", flush=True)
+                same = "equal" if vocab == store.vocab else "DIFFERENT"
+                print(f"{differing} texts differ; the vocabularies are {same}", flush=True)
         print(f"round {repeat + 1}: fastai {seconds['fastai'][-1]:.1f} s, ours {seconds['ours'][-1]:.1f} s", flush=True)
     for name, values in seconds.items():
         low, middle, high = min(values), statistics.median(values), max(values)

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,8 +12,12 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, make_folder, store_in, succeed
 
-from ulmfit_dist.data.builder import _sorted_labels
-from ulmfit_dist.data.store import TokenStore
+from ulmfit_dist.config import DataConfig, TokenizerConfig
+from ulmfit_dist.data.builder import StoreBuilder, _sorted_labels
+from ulmfit_dist.data.sources import open_source
+from ulmfit_dist.data.store import TokenStore, shard_stem
+from ulmfit_dist.data.workers import run_in_workers
+from ulmfit_dist.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +77,40 @@ def test_runs_that_prepare_the_same_texts_at_once_share_one_store(
     assert contents(store_in(tmp_path)) == contents(undisturbed)
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_damaged_shard_is_made_again(undisturbed: Path, large: Path, recipe: Path, tmp_path: Path, processes: int):
+    store = tmp_path / undisturbed.name
+    shutil.copytree(undisturbed, store)
+    damaged = store / f"{shard_stem(7, 30)}.tokens"
+    damaged.write_bytes(damaged.read_bytes()[:-2] + b"\xff\xff")  # as long as before
+    (store / f"{shard_stem(8, 30)}.labels").unlink()
+    assert "2 damaged shard(s)" in succeed(words(recipe, large, tmp_path), processes)
+    assert contents(store) == contents(undisturbed)
+    assert "made again" not in succeed(words(recipe, large, tmp_path))
+
+
+def test_worker_processes_make_the_same_shards(undisturbed: Path, large: Path, tmp_path: Path):
+    source = open_source(DataConfig(path=str(large)))
+    made = {}
+    for num_workers in (1, 2):
+        folder = tmp_path / str(num_workers)
+        folder.mkdir()
+        builder = StoreBuilder(folder, source, TokenizerConfig(), 500)
+        counts = list(run_in_workers(builder, range(6), num_workers))
+        assert sum(documents for documents, _ in counts) == 3000
+        made[num_workers] = contents(folder)
+    assert len(made[1]) == 18
+    assert made[1] == made[2]
+
+
+def test_a_workers_error_is_the_users(large: Path, tmp_path: Path):
+    source = open_source(DataConfig(path=str(large)))
+    source.splits["train"].paths[1234] = tmp_path / "gone.txt"
+    builder = StoreBuilder(tmp_path, source, TokenizerConfig(), 500)
+    with pytest.raises(UserError, match=r"gone\.txt: cannot be read"):
+        list(run_in_workers(builder, range(6), 2))
+
+
 def test_labels_are_sorted_as_numbers_where_all_are_numbers():
     assert _sorted_labels({"10", "9", "01", "1"}) == ["01", "1", "9", "10"]
     assert _sorted_labels({"10", "9", "\u00b2"}) == ["10", "9", "\u00b2"]
@@ -83,5 +122,8 @@ def test_a_store_says_what_it_holds(undisturbed: Path):
     assert store.label_names == ["food", "sport", "tech"]
     assert store.labels.tolist() == [0] * 1000 + [1] * 1000 + [2] * 1000
     assert store.meta["num_tokens"] == store.lengths.sum()
-    assert store.meta["num_unknown"] == sum((store.document(i) == 0).sum() for i in range(len(store)))
+    assert store.meta["tokens"] == {"train": store.lengths.sum()}
+    assert store.meta["unknown"] == {"train": sum((store.document(i) == 0).sum() for i in range(len(store)))}
+    assert store.meta["longest"] == store.lengths.max()
+    assert store.meta["num_empty"] == 0
     assert store.vocab[store.document(0)[0]] == "xxbos"

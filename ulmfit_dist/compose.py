@@ -194,6 +194,7 @@ def _positive_integers(config: Config) -> Iterator[tuple[str, int]]:
     yield "tokenizer.max_vocab", config.tokenizer.max_vocab
     if config.data.limit is not None:
         yield "data.limit", config.data.limit
+    yield "runtime.num_workers", config.runtime.num_workers
     for key in ("micro_batch_size", "virtual_ranks"):
         if getattr(config.runtime, key) is not None:
             yield f"runtime.{key}", getattr(config.runtime, key)

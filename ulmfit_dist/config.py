@@ -87,6 +87,8 @@ class RuntimeConfig:
     """no (fp32), bf16, fp16 (GPUs only), fp64 (CPU only, to compare runs), auto: bf16 or fp16 on a GPU, else no."""
     micro_batch_size: int | None = None
     """Rows or documents that a rank computes at a time; more are accumulated. null: all of the rank's at once."""
+    num_workers: int = 2
+    """Processes of each rank that tokenize, where there are texts enough for them."""
     virtual_ranks: int | None = None
     """Compute as this many ranks would, on any number that divides it: 1 and 2 then give equal bits. null: one each."""
     deterministic: bool = False

@@ -120,7 +120,7 @@ class Runtime:
             if error is not None:
                 raise error
             return
-        found = self._gather((type(error) is UserError, f"{error}", f"{type(error).__name__}: {error}") if error else None)
+        found = self.gather((type(error) is UserError, f"{error}", f"{type(error).__name__}: {error}") if error else None)
         for rank, report in enumerate(found):
             if report is not None:
                 if error is not None and rank == self.rank:
@@ -128,7 +128,10 @@ class Runtime:
                 is_users, message, full = report
                 raise UserError(message) if is_users else RuntimeError(f"rank {rank} failed with {full}")
 
-    def _gather(self, item: Any) -> list[Any]:
+    def gather(self, item: Value) -> list[Value]:
+        """Every rank's value by rank, on every rank."""
+        if self.world_size == 1:
+            return [item]
         import torch.distributed
 
         items: list[Any] = [None] * self.world_size

@@ -12,15 +12,23 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ulmfit_dist.config import TokenizerConfig
 from ulmfit_dist.data.sources import Source
-from ulmfit_dist.data.store import NO_LABEL, shard_stem, token_dtype, write_bytes, write_json, write_shard
+from ulmfit_dist.data.store import NO_LABEL, shard_checksum, shard_stem, token_dtype, write_bytes, write_json, write_shard
 from ulmfit_dist.data.vocab import UNK_ID, add_counts, build_vocab, id_map, load_vocab, localize
+from ulmfit_dist.data.workers import run_in_workers
+from ulmfit_dist.errors import UserError
 from ulmfit_dist.progress import Progress
+
+if TYPE_CHECKING:
+    from ulmfit_dist.data.tokenizer import Tokenizer
+
+DOCUMENTS_PER_WORKER = 5000
+"""Fewer are not worth the seconds that a process takes to start."""
 
 
 class StoreBuilder:
@@ -37,8 +45,11 @@ class StoreBuilder:
         self.folder, self.source, self.tokenizer = folder, source, tokenizer
         self.shards = list(_cut(source, shard_documents))
 
-    def tokenize(self, which: Iterable[int], shown: bool) -> None:
+    def tokenize(self, which: Iterable[int], num_workers: int, shown: bool) -> None:
         """Tokenize the shards of these numbers that are missing, with a progress bar if `shown`.
+
+        Args:
+            num_workers: processes at most; a small corpus is tokenized in this one.
 
         Raises:
             UserError: a document cannot be read, or a file not written.
@@ -46,20 +57,32 @@ class StoreBuilder:
         missing = [i for i in which if not self._local(i).exists()]
         if not missing:
             return
+        num_documents = sum(map(self.num_documents, missing))
+        num_workers = min(num_workers, num_documents // DOCUMENTS_PER_WORKER)
+        with Progress("tokenizing", num_documents, shown) as progress:
+            for num_done, num_tokens in run_in_workers(self, missing, num_workers):
+                progress.advance(num_done, counted=num_tokens)
+
+    def open_tokenizer(self) -> Tokenizer:
+        """The tokenizer, imported only where there is something to do: it needs spaCy."""
         from ulmfit_dist.data.tokenizer import Tokenizer
 
-        tokenizer = Tokenizer.from_config(self.tokenizer)
-        num_documents = sum(stop - start for i in missing for _, start, stop in self.shards[i])
-        with Progress("tokenizing", num_documents, shown) as progress:
-            for i in missing:
-                texts, labels = self._read_shard(i)
-                ids, lengths = tokenizer.encode(texts)
-                local = localize(ids, tokenizer.tokens)
-                offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-                write_bytes(self._local(i, ".tokens"), local.ids.tobytes())
-                write_bytes(self._local(i, ".offsets"), offsets.tobytes())
-                write_json(self._local(i), {"tokens": local.tokens, "counts": local.counts, "labels": labels})
-                progress.advance(len(texts))
+        return Tokenizer.from_config(self.tokenizer)
+
+    def num_documents(self, i: int) -> int:
+        """Documents of a shard."""
+        return sum(stop - start for _, start, stop in self.shards[i])
+
+    def tokenize_shard(self, i: int, tokenizer: Tokenizer) -> tuple[int, int]:
+        """Write one shard with ids of its own; returns its documents and tokens."""
+        texts, labels = self._read_shard(i)
+        ids, lengths = tokenizer.encode(texts)
+        local = localize(ids, tokenizer.tokens)
+        offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        write_bytes(self._local(i, ".tokens"), local.ids.tobytes())
+        write_bytes(self._local(i, ".offsets"), offsets.tobytes())
+        write_json(self._local(i), {"tokens": local.tokens, "counts": local.counts, "labels": labels})
+        return len(texts), len(ids)
 
     def merge(self) -> None:
         """Write `vocab.json` from the counts of all shards, in the order of the documents, and the list of labels."""
@@ -75,7 +98,7 @@ class StoreBuilder:
     def map(self, which: Iterable[int]) -> None:
         """Write the shards of these numbers with the ids of the vocabulary."""
         vocab = load_vocab(self.folder / "vocab.json")
-        index: dict[str | None, int] = {name: i for i, name in enumerate(json.loads(self._labels_file.read_text("utf-8")))}
+        index: dict[str | None, int] = {name: i for i, name in enumerate(self._labels())}
         index[None] = NO_LABEL
         for i in which:
             local = self._read_local(i)
@@ -83,33 +106,68 @@ class StoreBuilder:
             offsets = np.fromfile(self._local(i, ".offsets"), dtype=np.int64)
             labels = np.array([index[label] for label in local["labels"]], dtype=np.int32)
             tokens = id_map(local["tokens"], vocab).astype(token_dtype(vocab))[ids]
-            write_shard(self.folder / shard_stem(i, len(self.shards)), tokens, offsets, labels)
+            stem = self.folder / shard_stem(i, len(self.shards))
+            write_shard(stem, tokens, offsets, labels)
+            write_json(self._local(i, ".facts.json"), {"checksum": shard_checksum(stem), **self._count(i, tokens, offsets)})
 
     def finish(self, identity: dict[str, Any]) -> None:
         """Write `meta.json`, with which the store is finished, and remove what was needed on the way."""
         vocab = load_vocab(self.folder / "vocab.json")
-        dtype = token_dtype(vocab)
+        facts = [json.loads(self._local(i, ".facts.json").read_text("utf-8")) for i in range(len(self.shards))]
         splits, start = {}, 0
         for split, documents in self.source.splits.items():
             splits[split] = (start, start + len(documents))
             start += len(documents)
-        num_shards = len(self.shards)
-        shards = [np.fromfile(self.folder / f"{shard_stem(i, num_shards)}.tokens", dtype) for i in range(num_shards)]
         meta = {
             **identity,
             "fingerprint": self.folder.name,
             "num_documents": start,
-            "num_tokens": sum(map(len, shards)),
-            "num_unknown": sum(int((shard == UNK_ID).sum()) for shard in shards),
-            "num_shards": num_shards,
-            "dtype": str(dtype),
+            "num_tokens": sum(sum(fact["tokens"].values()) for fact in facts),
+            "tokens": {split: sum(fact["tokens"].get(split, 0) for fact in facts) for split in splits},
+            "unknown": {split: sum(fact["unknown"].get(split, 0) for fact in facts) for split in splits},
+            "num_empty": sum(fact["empty"] for fact in facts),
+            "longest": max(fact["longest"] for fact in facts),
+            "num_shards": len(self.shards),
+            "dtype": str(token_dtype(vocab)),
             "vocab_size": len(vocab),
             "splits": splits,
-            "labels": json.loads(self._labels_file.read_text("utf-8")),
+            "labels": self._labels(),
+            "checksums": [fact["checksum"] for fact in facts],
         }
         write_json(self.folder / "meta.json", meta)
         for leftover in self.folder.glob("local-*"):
             leftover.unlink()
+
+    def remake(self, which: Iterable[int], meta: dict[str, Any]) -> None:
+        """Write damaged shards of a finished store anew.
+
+        Raises:
+            UserError: they come out otherwise than they were.
+        """
+        which = list(which)
+        write_json(self._labels_file, meta["labels"])
+        self.tokenize(which, num_workers=1, shown=False)
+        self.map(which)
+        for i in which:
+            if shard_checksum(self.folder / shard_stem(i, len(self.shards))) != meta["checksums"][i]:
+                raise UserError(f"{self.folder}: damaged, and the texts have changed since: delete it and prepare again")
+        for leftover in self.folder.glob("local-*"):
+            leftover.unlink()
+
+    def _count(self, i: int, tokens: np.ndarray, offsets: np.ndarray) -> dict[str, Any]:
+        """What is told of a shard: tokens and unknown ones by split, the longest document, documents without a word."""
+        counted: dict[str, dict[str, int]] = {"tokens": {}, "unknown": {}}
+        first = 0
+        for split, start, stop in self.shards[i]:
+            part = tokens[offsets[first] : offsets[first + stop - start]]
+            counted["tokens"][split] = len(part)
+            counted["unknown"][split] = int((part == UNK_ID).sum())
+            first += stop - start
+        lengths = np.diff(offsets)
+        return {**counted, "longest": int(lengths.max()), "empty": int((lengths == 1).sum())}
+
+    def _labels(self) -> list[str]:
+        return json.loads(self._labels_file.read_text("utf-8"))
 
     def _read_shard(self, i: int) -> tuple[list[str], list[str | None]]:
         texts: list[str] = []

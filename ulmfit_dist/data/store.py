@@ -16,16 +16,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 
 from ulmfit_dist.data.vocab import load_vocab
 from ulmfit_dist.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 NO_LABEL = -1
 
 
@@ -109,6 +110,23 @@ def write_shard(stem: Path, tokens: np.ndarray, offsets: np.ndarray, labels: np.
     write_bytes(stem.with_name(stem.name + ".labels"), labels.astype(np.int32).tobytes())
     write_bytes(stem.with_name(stem.name + ".offsets"), offsets.astype(np.int64).tobytes())
     write_bytes(stem.with_name(stem.name + ".tokens"), tokens.tobytes())
+
+
+def shard_checksum(stem: Path) -> str:
+    """xxh3 of a shard's three files; empty where one is missing or cannot be read."""
+    digest = xxhash.xxh3_64()
+    try:
+        for ending in (".tokens", ".offsets", ".labels"):
+            digest.update(stem.with_name(stem.name + ending).read_bytes())
+    except OSError:
+        return ""
+    return digest.hexdigest()
+
+
+def damaged_shards(path: Path, meta: dict[str, Any], which: Iterable[int]) -> list[int]:
+    """Those of the shards of these numbers that are not as `meta.json` says."""
+    stems = {i: path / shard_stem(i, meta["num_shards"]) for i in which}
+    return [i for i, stem in stems.items() if shard_checksum(stem) != meta["checksums"][i]]
 
 
 def write_bytes(path: Path, content: bytes) -> None:

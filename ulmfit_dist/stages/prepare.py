@@ -22,7 +22,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 from ulmfit_dist.config import Config
 from ulmfit_dist.data.builder import StoreBuilder
 from ulmfit_dist.data.sources import Documents, Source, Subset, open_source
-from ulmfit_dist.data.store import FORMAT, NO_LABEL, TokenStore
+from ulmfit_dist.data.store import FORMAT, NO_LABEL, TokenStore, damaged_shards, read_meta
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.randomness import permutation
 from ulmfit_dist.runtime import Runtime
@@ -46,15 +46,30 @@ def _find_or_make(config: Config, runtime: Runtime) -> Path:
     source = _open_in_turn(config, runtime)
     identity = _identity(config, source)
     folder = Path(config.data.cache) / _fingerprint(identity)
-    if _is_finished(folder, runtime):
+    if _is_finished(folder, runtime) and not _damaged(folder, runtime):
         return folder
     with runtime.together():
         if runtime.is_main:
             _make_folder(folder)
+    builder = StoreBuilder(folder, source, config.tokenizer, config.data.shard_documents)
     with _only_run(folder, runtime):
         if not _is_finished(folder, runtime):
-            _make(folder, identity, config, source, runtime)
+            _make(builder, identity, config.runtime.num_workers, runtime)
+        elif damaged := _damaged(folder, runtime):
+            runtime.print(f"{folder}: {len(damaged)} damaged shard(s), made again")
+            with runtime.together():
+                if runtime.is_main:
+                    builder.remake(damaged, read_meta(folder))
     return folder
+
+
+def _damaged(folder: Path, runtime: Runtime) -> list[int]:
+    """Numbers of the shards that are not what they were, found by all ranks together."""
+    found: list[int] = []
+    with runtime.together():
+        meta = read_meta(folder)
+        found = damaged_shards(folder, meta, range(runtime.rank, meta["num_shards"], runtime.world_size))
+    return sorted(i for part in runtime.gather(found) for i in part)
 
 
 def _is_finished(folder: Path, runtime: Runtime) -> bool:
@@ -124,11 +139,10 @@ def _fingerprint(identity: dict[str, Any]) -> str:
     return xxhash.xxh3_128_hexdigest(json.dumps(identity, sort_keys=True).encode())[:16]
 
 
-def _make(folder: Path, identity: dict[str, Any], config: Config, source: Source, runtime: Runtime) -> None:
-    builder = StoreBuilder(folder, source, config.tokenizer, config.data.shard_documents)
+def _make(builder: StoreBuilder, identity: dict[str, Any], num_workers: int, runtime: Runtime) -> None:
     mine = range(runtime.rank, len(builder.shards), runtime.world_size)
     with runtime.together():
-        builder.tokenize(mine, shown=runtime.is_main)
+        builder.tokenize(mine, num_workers, shown=runtime.is_main)
     with runtime.together():
         if runtime.is_main:
             builder.merge()
@@ -156,9 +170,10 @@ def _check_tokenizer(store: TokenStore, config: Config) -> None:
 
 def _summary(store: TokenStore) -> str:
     meta = store.meta
-    unknown = meta["num_unknown"] / max(meta["num_tokens"], 1)
+    unknown = ", ".join(f"{meta['unknown'][split] / max(n, 1):.2%} of {split}" for split, n in meta["tokens"].items())
+    empty = f" ({meta['num_empty']:,} of them empty)" if meta["num_empty"] else ""
     return (
-        f"texts: {meta['num_documents']:,} documents, {meta['num_tokens']:,} tokens, vocabulary {meta['vocab_size']:,}, "
-        f"{unknown:.2%} unknown, "
+        f"texts: {meta['num_documents']:,} documents{empty}, {meta['num_tokens']:,} tokens, "
+        f"{meta['longest']:,} in the longest; vocabulary {meta['vocab_size']:,}, unknown {unknown}; "
         f"{int((store.labels != NO_LABEL).sum()):,} labelled with {len(store.label_names)} classes ({store.path})"
     )

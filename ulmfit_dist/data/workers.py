@@ -1,0 +1,67 @@
+"""Worker processes that tokenize shards.
+
+Workers are spawned, not forked: a fork of a process that has threads (torch, gloo, pyarrow) may hang. What they make lies
+on disk when they say so; nothing but counts comes back. A worker whose parent is gone ends by itself.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from typing import TYPE_CHECKING
+
+from ulmfit_dist.errors import UserError
+
+if TYPE_CHECKING:
+    from ulmfit_dist.data.builder import StoreBuilder
+    from ulmfit_dist.data.tokenizer import Tokenizer
+
+_builder: StoreBuilder
+_tokenizer: Tokenizer
+
+
+def run_in_workers(builder: StoreBuilder, shards: Sequence[int], num_workers: int) -> Iterator[tuple[int, int]]:
+    """Tokenize shards; yields documents and tokens of each as it is done. Fewer than two workers: in this process.
+
+    Raises:
+        UserError: what a worker raised, or one was killed.
+    """
+    if num_workers < 2:
+        tokenizer = builder.open_tokenizer()
+        for i in shards:
+            yield builder.tokenize_shard(i, tokenizer)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(num_workers, context, initializer=_start, initargs=(builder, os.getpid())) as pool:
+        tasks = [pool.submit(_tokenize, i) for i in shards]
+        try:
+            for task in as_completed(tasks):
+                yield task.result()
+        except BrokenProcessPool:
+            raise UserError(
+                "a worker that tokenizes was killed, perhaps for memory: lower data.shard_documents or runtime.num_workers"
+            ) from None
+        finally:
+            for task in tasks:
+                task.cancel()
+
+
+def _start(builder: StoreBuilder, parent: int) -> None:
+    global _builder, _tokenizer
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    _builder, _tokenizer = builder, builder.open_tokenizer()
+
+
+def _tokenize(i: int) -> tuple[int, int]:
+    return _builder.tokenize_shard(i, _tokenizer)
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
