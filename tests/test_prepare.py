@@ -77,6 +77,13 @@ def test_runs_that_prepare_the_same_texts_at_once_share_one_store(
     assert contents(store_in(tmp_path)) == contents(undisturbed)
 
 
+def test_prepare_shows_documents_as_the_model_reads_them(undisturbed: Path, large: Path, recipe: Path):
+    text = succeed([*words(recipe, large, undisturbed.parent), "--show", "3"])
+    store = TokenStore(undisturbed)
+    assert text.count("\ndocument ") == 3
+    assert f"document 1000 (train, label sport, {len(store.document(1000))} tokens)\n  xxbos " in text
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_damaged_shard_is_made_again(undisturbed: Path, large: Path, recipe: Path, tmp_path: Path, processes: int):
     store = tmp_path / undisturbed.name

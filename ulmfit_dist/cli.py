@@ -80,7 +80,8 @@ def _parser() -> _Parser:
     again = run.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="keep what is done already (the default)")
     again.add_argument("--fresh", action="store_true", help="train again from the start")
-    _with_config(commands, "prepare", "texts to token store, shared out over the ranks", _prepare)
+    prepare = _with_config(commands, "prepare", "texts to token store, shared out over the ranks", _prepare)
+    prepare.add_argument("--show", type=int, default=0, metavar="N", help="print N documents as the model will read them")
     _with_config(commands, "lm", "train the language model", _stage("lm"))
     _with_config(commands, "classifier", "train the classifier on the run's language model", _stage("classifier"))
     _with_config(commands, "config", "print the resolved config, each key with its meaning", _config)
@@ -144,9 +145,10 @@ def _stage(stage: str) -> Command:
 def _prepare(args: argparse.Namespace) -> None:
     config, runtime = _start(args)
     from ulmfit_dist.stages.prepare import prepare
+    from ulmfit_dist.stages.show import show_documents
 
     with runtime:
-        prepare(config, runtime)
+        show_documents(prepare(config, runtime), args.show, runtime)
 
 
 def _config(args: argparse.Namespace) -> None:

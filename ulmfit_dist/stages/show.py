@@ -1,15 +1,16 @@
-"""Shapes and text of a stage's first batch: fastai's `show_batch` for the terminal."""
+"""Documents of a store, and shapes and text of a stage's first batch: fastai's `show_batch` for the terminal."""
 
 from __future__ import annotations
 
 from ulmfit_dist.config import Config
 from ulmfit_dist.data.batches import IGNORED
-from ulmfit_dist.data.store import TokenStore
+from ulmfit_dist.data.store import NO_LABEL, TokenStore
 from ulmfit_dist.data.vocab import PAD_ID
 from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.training.learner import DistributedLearner
 
 ROWS, TOKENS = 3, 24
+TOKENS_OF_A_DOCUMENT = 80
 
 
 def show_first_batch(config: Config, runtime: Runtime, store: TokenStore, learner: DistributedLearner) -> None:
@@ -28,6 +29,18 @@ def show_first_batch(config: Config, runtime: Runtime, store: TokenStore, learne
         words = " ".join(store.vocab[i] for i in x_T[x_T != PAD_ID][:TOKENS].tolist())
         target = store.label_names[int(y)] if y.ndim == 0 else _words(store, y[y != IGNORED][:TOKENS].tolist())
         runtime.print(f"  x: {words!r}\n  y: {target!r}")
+
+
+def show_documents(store: TokenStore, num_documents: int, runtime: Runtime) -> None:
+    """Print some documents of a store, evenly from all of it: split, label, length and the first tokens."""
+    shown = min(num_documents, len(store))
+    for i in [k * len(store) // shown for k in range(shown)]:
+        ids = store.document(i)
+        split = next(name for name, (start, stop) in store.meta["splits"].items() if start <= i < stop)
+        label = f", label {store.label_names[store.labels[i]]}" if store.labels[i] != NO_LABEL else ""
+        rest = " …" if len(ids) > TOKENS_OF_A_DOCUMENT else ""
+        runtime.print(f"\ndocument {i} ({split}{label}, {len(ids):,} tokens)")
+        runtime.print(f"  {_words(store, ids[:TOKENS_OF_A_DOCUMENT].tolist())}{rest}")
 
 
 def _words(store: TokenStore, ids: list[int]) -> str:
