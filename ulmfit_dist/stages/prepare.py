@@ -162,7 +162,7 @@ def _make_folder(folder: Path) -> None:
 
 def _check_tokenizer(store: TokenStore, config: Config) -> None:
     """New texts must be tokenized as those of the store were."""
-    for key in ("kind", "lang"):
+    for key in ("kind", "lang", "rules"):
         then, now = store.meta["tokenizer"][key], getattr(config.tokenizer, key)
         if then != now:
             raise UserError(f"{store.path} was made with tokenizer.{key}={then}, the config says {now}: set them alike")
