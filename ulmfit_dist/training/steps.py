@@ -65,19 +65,21 @@ class ClassifierLearner(DistributedLearner):
         pooled = []
         with self.accelerate.gradients(self.model[0], is_last=len(batches) == 1):
             for batch in batches:
-                encoded = self._encode(batch)
-                pooled.append(encoded[0].detach())
+                pooled_bE, output_bTE = self._encode(batch)
+                pooled.append(pooled_bE.detach())
+                if len(batches) > 1:
+                    pooled_bE, output_bTE = pooled_bE.detach(), output_bTE.detach()  # lets go of the graph
         self.pooled = gather_rows(pooled, batches, runtime).requires_grad_()
         self.xb = (torch.cat([batch.x for batch in batches]),)
         self.yb = (gather_rows([batch.y for batch in batches], batches, runtime),)
         self._seed_dropout("head")
         with _one_thread():
-            self.pred = (self.model[1].layers(self.pooled), encoded[1], encoded[1])
+            self.pred = (self.model[1].layers(self.pooled), output_bTE, output_bTE)
         self("after_pred")
         self.loss_grad = self.loss_func(self.pred, *self.yb)
         self.loss = self.loss_grad.detach()
         self("after_loss")
-        self._with_events(lambda: self._backward(encoded), "backward", CancelBackwardException)
+        self._with_events(lambda: self._backward(pooled_bE, output_bTE), "backward", CancelBackwardException)
         self._optimizer_step()
 
     def _encode(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
@@ -86,7 +88,8 @@ class ClassifierLearner(DistributedLearner):
         output_bTE, padding_bT = self.model[0](batch.x)
         return concat_pool(output_bTE, padding_bT), output_bTE
 
-    def _backward(self, encoded: tuple[Tensor, Tensor]) -> None:
+    def _backward(self, pooled_bE: Tensor, output_bTE: Tensor) -> None:
+        """Through the head, then through the encoder: from these, or, of several micro-batches, from each anew."""
         with _one_thread():
             self.accelerate.backward(self.loss_grad)
         pooled_grad_BE = self.pooled.grad
@@ -96,7 +99,8 @@ class ClassifierLearner(DistributedLearner):
         world_size = self.accelerate.runtime.world_size  # which DDP divides by
         for batch in self.micro_batches:
             with self.accelerate.gradients(self.model[0], is_last=batch is self.micro_batches[-1]):
-                pooled_bE, output_bTE = encoded if len(self.micro_batches) == 1 else self._encode(batch)
+                if len(self.micro_batches) > 1:
+                    pooled_bE, output_bTE = self._encode(batch)
                 regularization = self.regularization(output_bTE, output_bTE) * (batch.weight * world_size)
                 gradient_bE = pooled_grad_BE[_slice(batch.rows)] * world_size
                 self.accelerate.backward(regularization, (pooled_bE, gradient_bE))
