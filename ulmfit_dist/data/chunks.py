@@ -16,13 +16,14 @@ The price is memory: some 200 bytes for every distinct chunk.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain, filterfalse
 from operator import eq
 from typing import Any
 
 import numpy as np
 from fastai.text import core
-from fastai.text.core import BOS
+from fastai.text.core import BOS, TK_MAJ, TK_UP
 
 from ulmfit_dist.data.special_cases import SpecialCases
 from ulmfit_dist.data.vocab import TokenIds
@@ -44,9 +45,12 @@ class ChunkTokenizer:
         self.tokenizer, self.ids = tokenizer, ids
         self.special_cases = SpecialCases(tokenizer)
         self.begin = ids.encode([BOS])
+        self.capitals = {"": b"", TK_MAJ: ids.encode([TK_MAJ]), TK_UP: ids.encode([TK_UP])}
         self.known: dict[str, bytes] = {}
+        self.lower: dict[str, bytes] = {}
         self.tripled: set[str] = set()
         self.unsure: set[str] = set()
+        self.unsure_lower: set[str] = set()
 
     def is_full(self, num_chunks: int) -> bool:
         return len(self.known) > num_chunks
@@ -56,45 +60,54 @@ class ChunkTokenizer:
         texts = [core.fix_html(text) for text in texts]
         documents = [_cut(text) for text in texts]
         self._learn(documents)
-        repeating = [i for i, chunks in enumerate(documents) if self._may_repeat(texts[i], chunks)]
-        for i in repeating:
-            documents[i] = _cut(core.replace_wrep(core.replace_rep(texts[i])))
-        self._learn(documents[i] for i in repeating)
+        self._rewrite(texts, documents, [not self.tripled.isdisjoint(chunks) for chunks in documents], core.replace_rep)
+        self._rewrite(texts, documents, list(map(_may_repeat_words, texts, documents)), core.replace_wrep)
         look_up, unsure = self.known.__getitem__, self.unsure
         return [self.begin + b"".join(map(look_up, chunks)) if unsure.isdisjoint(chunks) else None for chunks in documents]
 
-    def _may_repeat(self, text: str, chunks: list[str]) -> bool:
-        """Whether xxrep or xxwrep may come in: a character three times in a chunk, or two equal chunks on end."""
-        if not self.tripled.isdisjoint(chunks):
-            return True
-        words = chunks if text.isprintable() else [chunk for chunk in chunks if not chunk[0].isspace()]
-        return any(map(eq, words, words[1:]))
+    def _rewrite(self, texts: list[str], documents: list[list[str]], which: list[bool], rule: Callable[[str], str]) -> None:
+        """Put what a rule makes of some texts in their places, and learn their chunks."""
+        rewritten = [i for i, chosen in enumerate(which) if chosen]
+        for i in rewritten:
+            texts[i] = rule(texts[i])
+            documents[i] = _cut(texts[i])
+        self._learn(documents[i] for i in rewritten)
 
     def _learn(self, documents: Iterable[list[str]]) -> None:
         """Tokenize the chunks that are not known."""
-        new = set().union(*documents).difference(self.known)
+        new = set(filterfalse(self.known.__contains__, chain.from_iterable(documents)))
         spaces = {chunk for chunk in new if chunk[0].isspace()}
         self._learn_words(list(new - spaces))
         for space in spaces:
             self.known[space] = self.ids.encode(self._tokenize_space(space))
 
     def _learn_words(self, words: list[str]) -> None:
-        """Tokenize words as the lines of one text, where what capital letters become may stand before a word."""
+        """Learn words, each of which is its lower case and what its capital letters become before it."""
         if not words:
             return
         self.tripled.update(filter(_TRIPLE.search, words))
-        text = core.replace_maj(core.replace_all_caps("\n".join(words))).lower()
-        doc = self.tokenizer(text)
+        lines = core.replace_maj(core.replace_all_caps("\n".join(words))).lower().split("\n")
+        parted = [line.rpartition(" ") for line in lines]
+        self._learn_lower(list({lower for _, _, lower in parted if lower not in self.lower}))
+        for word, (capital, _, lower) in zip(words, parted, strict=True):
+            self.known[word] = self.capitals[capital] + self.lower[lower]
+            if lower in self.unsure_lower:
+                self.unsure.add(word)
+
+    def _learn_lower(self, words: list[str]) -> None:
+        """Tokenize words in lower case as the lines of one text."""
+        if not words:
+            return
+        doc = self.tokenizer("\n".join(words))
         keys = doc.to_array("ORTH")
         ids = self._ids_of(keys)
         breaks = np.flatnonzero(keys == self.tokenizer.vocab.strings["\n"])
         begins, ends = [0, *(breaks + 1).tolist()], [*breaks.tolist(), len(keys)]
         for word, begin, end in zip(words, begins, ends, strict=True):
-            self.known[word] = ids[begin * TokenIds.itemsize : end * TokenIds.itemsize]
-        lines = text.split("\n")
+            self.lower[word] = ids[begin * TokenIds.itemsize : end * TokenIds.itemsize]
         for i in self._suspects(keys, breaks):
-            if self.special_cases.may_reach_over(lines[i], [token.text for token in doc[begins[i] : ends[i]]]):
-                self.unsure.add(words[i])
+            if self.special_cases.may_reach_over(words[i], [token.text for token in doc[begins[i] : ends[i]]]):
+                self.unsure_lower.add(words[i])
 
     def _ids_of(self, keys: np.ndarray) -> bytes:
         """Ids of tokens given by spaCy's keys, made without a Python object for each."""
@@ -113,6 +126,12 @@ class ChunkTokenizer:
         """The tokens of a run of white space between two words, as `_set_apart` made it."""
         doc = self.tokenizer(f"{BOS}{space.replace('▁', ' ')}{BOS}")
         return [core.replace_space(token.text) for token in doc[1:-1]]
+
+
+def _may_repeat_words(text: str, chunks: list[str]) -> bool:
+    """Whether xxwrep may come in: for a word three times on end there must be two."""
+    words = chunks if text.isprintable() else text.split()
+    return any(map(eq, words, words[1:]))
 
 
 def _cut(text: str) -> list[str]:

@@ -48,14 +48,14 @@ class SpecialCases:
         self.has_spanning = bool(longest)
         self.keys = np.array([tokenizer.vocab.strings[token] for token in self._outcomes], dtype=np.uint64)
 
-    def may_reach_over(self, text: str, tokens: list[str]) -> bool:
-        """Whether spaCy's second look may have changed the tokens of a text of one chunk or two. In doubt, yes."""
-        if self._spanning is not None and self._spanning.search(text):
+    def may_reach_over(self, chunk: str, tokens: list[str]) -> bool:
+        """Whether spaCy's second look may have changed the tokens of a chunk. In doubt, yes."""
+        if self._spanning is not None and self._spanning.search(chunk):
             return True
         outcomes = [outcome for token in tokens for outcome in self._outcomes.get(token, ())]
         if not any(_contains(tokens, outcome) for outcome in outcomes):
             return False
-        return tokens != [token for chunk in text.split(" ") for token in self._first_look(chunk)]
+        return tokens != self._first_look(chunk)
 
     def _first_look(self, chunk: str) -> list[str]:
         """The tokens of a chunk that is an exception between affixes, or has none in it."""
