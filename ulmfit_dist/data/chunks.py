@@ -10,7 +10,7 @@ chunks, joined. What fastai's rules and spaCy do beyond a chunk is done to the t
 Capital letters, lower case and spaCy's affixes and exceptions depend on the chunk alone; chunks not seen before are run
 through them together, as the lines of one text, which spares spaCy's cost per text. (But see `special_cases.py`.)
 
-The price is memory: some 200 bytes for every distinct chunk.
+The price is memory for every distinct chunk.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from ulmfit_dist.errors import UserError
 Rule = Callable[[str], str]
 
 CHUNKS_KEPT = 1_000_000
-"""Distinct chunks, or tokens, after which a tokenizer starts anew: what bounds its memory, to some 400 MB."""
+"""Distinct chunks, or tokens, after which a tokenizer starts anew: what bounds its memory."""
 
 
 class Encoded(NamedTuple):
