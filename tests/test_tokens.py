@@ -44,6 +44,7 @@ PIECES = [
     *"aAbBiIzZ019.,;:!?'\"()[]{}<>&@#/\\-_=+*%$^~|`\u2581\u2026\u2019\u201c\u20ac",
     *"\u0130\u03a3\u03c3\u00df\u01c5\ufb00\u0301\u4f60\u597d\u0645\u0631\u0928\u0e01\U0001f44d\U0001f3fd\u200d",
     *(":) :-( :)) 8) (: <3 ;) :'( xD ^_^ -_- o.O ... -- ---- !!! '' \"\" 's 'S n't 'll").split(),
+    *("/// //// ### \\\\\\ http:///x a///b ///\n// 1/1/1 # # #").split(" "),
     *("xxbos xxmaj xxup xxrep xxwrep xxunk xxfld xxfake").split(),
     *('<br /> <unk> &amp; &quot; #39; quot; nbsp; amp; \\n \\" @.@ @-@ &#128512; &nbsp; &lt;br').split(),
     *(
@@ -76,6 +77,11 @@ def test_a_line_of_a_megabyte_is_tokenized():
     (tokens,) = _english.tokenize([line])
     assert len(line) > 1_000_000  # more than spaCy's pipeline takes
     assert tokens == ["xxbos", *fastai_tokens([line[:-1][: len(line) // 33]])[0][1:] * 33]
+
+
+@pytest.mark.parametrize("text", ["a///b", "/// x", "###", "\\\\\\ y", "no\nno\nno", "111 1 1 1", "aaa aaa aaa", "333 3"])
+def test_repetitions_are_found_wherever_they_are(text: str):
+    assert _english.tokenize([text]) == fastai_tokens([text])
 
 
 def test_exceptions_of_spacy_reach_over_spaces():

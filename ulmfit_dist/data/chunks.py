@@ -60,10 +60,14 @@ class ChunkTokenizer:
         texts = [core.fix_html(text) for text in texts]
         documents = [_cut(text) for text in texts]
         self._learn(documents)
-        self._rewrite(texts, documents, [not self.tripled.isdisjoint(chunks) for chunks in documents], core.replace_rep)
+        self._rewrite(texts, documents, list(map(self._has_triple, texts, documents)), core.replace_rep)
         self._rewrite(texts, documents, list(map(_may_repeat_words, texts, documents)), core.replace_wrep)
         look_up, unsure = self.known.__getitem__, self.unsure
         return [self.begin + b"".join(map(look_up, chunks)) if unsure.isdisjoint(chunks) else None for chunks in documents]
+
+    def _has_triple(self, text: str, chunks: list[str]) -> bool:
+        """Whether xxrep comes in. Those of / # and \\ are looked for in the text: the chunks have them one by one."""
+        return not self.tripled.isdisjoint(chunks) or "///" in text or "###" in text or "\\\\\\" in text
 
     def _rewrite(self, texts: list[str], documents: list[list[str]], which: list[bool], rule: Callable[[str], str]) -> None:
         """Put what a rule makes of some texts in their places, and learn their chunks."""
