@@ -13,32 +13,43 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from ulmfit_dist.errors import UserError
 
 if TYPE_CHECKING:
-    from ulmfit_dist.data.builder import StoreBuilder
     from ulmfit_dist.data.tokenizer import Tokenizer
 
-_builder: StoreBuilder
+
+class Shards(Protocol):
+    """What there is to tokenize: picklable, for it goes to the workers."""
+
+    def open_tokenizer(self) -> Tokenizer: ...
+
+    def tokenize_shard(self, i: int, tokenizer: Tokenizer) -> tuple[int, int]:
+        """Tokenize one shard and write it; returns its documents and tokens."""
+
+
+_shards: Shards
 _tokenizer: Tokenizer
 
 
-def run_in_workers(builder: StoreBuilder, shards: Sequence[int], num_workers: int) -> Iterator[tuple[int, int]]:
-    """Tokenize shards; yields documents and tokens of each as it is done. Fewer than two workers: in this process.
+def run_in_workers(shards: Shards, which: Sequence[int], num_workers: int) -> Iterator[tuple[int, int]]:
+    """Tokenize the shards of these numbers; yields documents and tokens of each as it is done.
+
+    With fewer than two workers it is done in this process.
 
     Raises:
         UserError: what a worker raised, or one was killed.
     """
     if num_workers < 2:
-        tokenizer = builder.open_tokenizer()
-        for i in shards:
-            yield builder.tokenize_shard(i, tokenizer)
+        tokenizer = shards.open_tokenizer()
+        for i in which:
+            yield shards.tokenize_shard(i, tokenizer)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_workers, context, initializer=_start, initargs=(builder, os.getpid())) as pool:
-        tasks = [pool.submit(_tokenize, i) for i in shards]
+    with ProcessPoolExecutor(num_workers, context, initializer=_start, initargs=(shards, os.getpid())) as pool:
+        tasks = [pool.submit(_tokenize, i) for i in which]
         try:
             for task in as_completed(tasks):
                 yield task.result()
@@ -51,14 +62,14 @@ def run_in_workers(builder: StoreBuilder, shards: Sequence[int], num_workers: in
                 task.cancel()
 
 
-def _start(builder: StoreBuilder, parent: int) -> None:
-    global _builder, _tokenizer
+def _start(shards: Shards, parent: int) -> None:
+    global _shards, _tokenizer
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    _builder, _tokenizer = builder, builder.open_tokenizer()
+    _shards, _tokenizer = shards, shards.open_tokenizer()
 
 
 def _tokenize(i: int) -> tuple[int, int]:
-    return _builder.tokenize_shard(i, _tokenizer)
+    return _shards.tokenize_shard(i, _tokenizer)
 
 
 def _end_with(parent: int) -> None:
