@@ -7,6 +7,7 @@ they know.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -29,8 +30,8 @@ from ulmfit_dist.training.metrics import Metrics
 Stage = TypeVar("Stage", bound="DistributedLearner")
 
 
-class DistributedLearner(TextLearner):
-    """A `TextLearner` over loaders that yield lists of `MicroBatch`.
+class DistributedLearner(TextLearner, ABC):
+    """A `TextLearner` over loaders that yield lists of `MicroBatch`; its training step is a stage's own (`steps.py`).
 
     Attributes:
         stage: "lm" or "classifier".
@@ -63,13 +64,13 @@ class DistributedLearner(TextLearner):
         else:
             self._evaluate_step()
 
+    @abstractmethod
     def _train_step(self) -> None:
-        """One optimizer step from `self.micro_batches`: a stage's own (`training/steps.py`)."""
-        raise NotImplementedError
+        """One optimizer step from `self.micro_batches`."""
 
+    @abstractmethod
     def replace_modules(self, replace: Callable[[nn.Module], nn.Module]) -> None:
         """Put another module in the place of each one that is trained as a whole."""
-        raise NotImplementedError
 
     def _evaluate_step(self) -> None:
         for batch in self.micro_batches:
