@@ -81,12 +81,12 @@ class ModelConfig:
 
 @dataclass
 class RuntimeConfig:
-    """How the machine is used. Nothing here changes what is computed, except precision within its rounding."""
+    """How the machine is used. What is computed changes by rounding alone, and by the dropout masks of a cut."""
 
     precision: str = "auto"
     """no (fp32), bf16, fp16 (GPUs only), fp64 (CPU only, to compare runs), auto: bf16 or fp16 on a GPU, else no."""
     micro_batch_size: int | None = None
-    """Rows or documents that a rank computes at a time; more are accumulated. null: all of the rank's at once."""
+    """Rows or documents that a (virtual) rank computes at a time; more are accumulated. null: all of its own at once."""
     num_workers: int = 2
     """Processes of each rank that tokenize, where there are texts enough for them."""
     virtual_ranks: int | None = None

@@ -23,7 +23,6 @@ class SpecialCases:
         tokenizer: a `spacy.tokenizer.Tokenizer`.
 
     Attributes:
-        has_spanning: whether there are exceptions with a space in them (in lower case: others meet no text).
         keys: spaCy's keys of tokens (ORTH), uint64: where none of them is, the second look has changed nothing.
     """
 
@@ -41,12 +40,15 @@ class SpecialCases:
             outcome = _texts(tokenizer(case))
             if outcome != pattern and (len(pattern) > 1 or pattern[0] in within_longer):
                 self._outcomes[max(outcome, key=len)].append(outcome)
-
         spaced = [case.split() for case in tokenizer.rules if case == case.lower() and len(case.split()) > 1]
         longest = sorted({max(parts, key=len) for parts in spaced})
         self._spanning = re.compile("|".join(map(re.escape, longest))) if longest else None
-        self.has_spanning = bool(longest)
         self.keys = np.array([tokenizer.vocab.strings[token] for token in self._outcomes], dtype=np.uint64)
+
+    @property
+    def has_spanning(self) -> bool:
+        """Whether there are exceptions with a space in them (in lower case: others meet no text)."""
+        return self._spanning is not None
 
     def may_reach_over(self, chunk: str, tokens: list[str]) -> bool:
         """Whether spaCy's second look may have changed the tokens of a chunk. In doubt, yes."""
