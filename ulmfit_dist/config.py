@@ -81,7 +81,7 @@ class ModelConfig:
 
 @dataclass
 class RuntimeConfig:
-    """How the machine is used. What is computed changes by rounding alone, and by the dropout masks of a cut."""
+    """How the machine is used. What is computed changes by rounding, and by the dropout masks of a cut."""
 
     precision: str = "auto"
     """no (fp32), bf16, fp16 (GPUs only), fp64 (CPU only, to compare runs), auto: bf16 or fp16 on a GPU, else no."""
