@@ -7,7 +7,7 @@ they know.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import ABCMeta, abstractmethod
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -30,7 +30,8 @@ from ulmfit_dist.training.metrics import Metrics
 Stage = TypeVar("Stage", bound="DistributedLearner")
 
 
-class DistributedLearner(TextLearner, ABC):
+# ABCMeta, for ABC brings empty __slots__, and fastcore's store_attr in Learner keeps only what __slots__ names.
+class DistributedLearner(TextLearner, metaclass=ABCMeta):
     """A `TextLearner` over loaders that yield lists of `MicroBatch`; its training step is a stage's own (`steps.py`).
 
     Attributes:
