@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ulmfit_dist.config import TokenizerConfig
 from ulmfit_dist.data import tokenizer as tokenizer_module
 from ulmfit_dist.data.tokenizer import Tokenizer
-from ulmfit_dist.data.vocab import UNK_ID, add_counts, build_vocab, id_map, localize, token_ids
+from ulmfit_dist.data.vocab import UNK_ID, build_vocab, id_map, localize, token_ids, total_counts
 from ulmfit_dist.errors import UserError
 
 TEXTS = [
@@ -115,18 +115,18 @@ def test_an_unknown_language_is_named():
 def test_merged_counts_make_fastais_vocabulary():
     tokenizer, texts = Tokenizer("en"), TEXTS * 2 + ["b b b a a a c c c d"]
     documents = tokenizer.tokenize(texts)
-    merged: Counter[str] = Counter()
+    shards = []
     for start in (0, 5, 9):
         ids, _ = tokenizer.encode(texts[start : {0: 5, 5: 9, 9: None}[start]])
         local = localize(ids, tokenizer.tokens)
-        add_counts(merged, local.tokens, local.counts)
+        shards.append((local.tokens, local.counts))
     counts = Counter(token for document in documents for token in document)
-    vocab = build_vocab(merged, min_freq=2, max_vocab=40)
+    vocab = build_vocab(total_counts(shards), min_freq=2, max_vocab=40)
     assert vocab == make_vocab(counts, min_freq=2, max_vocab=40)
     assert len(vocab) % 8 == 0
 
 
 def test_local_ids_map_to_the_vocabulary():
     vocab = ["xxunk", "xxpad", "b", "a", "xxfake", "xxfake"]
-    assert id_map(["a", "never seen", "b", "xxfake"], vocab).tolist() == [3, UNK_ID, 2, UNK_ID]
+    assert id_map(["a", "never seen", "b", "xxfake"], token_ids(vocab)).tolist() == [3, UNK_ID, 2, UNK_ID]
     assert token_ids(vocab) == {"xxunk": 0, "xxpad": 1, "b": 2, "a": 3}

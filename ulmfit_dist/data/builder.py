@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ import numpy as np
 from ulmfit_dist.config import TokenizerConfig
 from ulmfit_dist.data.sources import Source
 from ulmfit_dist.data.store import NO_LABEL, shard_checksum, shard_stem, token_dtype, write_bytes, write_json, write_shard
-from ulmfit_dist.data.vocab import UNK_ID, add_counts, build_vocab, id_map, load_vocab, localize
+from ulmfit_dist.data.vocab import UNK_ID, build_vocab, id_map, load_vocab, localize, token_ids, total_counts
 from ulmfit_dist.data.workers import run_in_workers
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.progress import Progress
@@ -81,23 +80,27 @@ class StoreBuilder:
         offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
         write_bytes(self._local(i, ".tokens"), local.ids.tobytes())
         write_bytes(self._local(i, ".offsets"), offsets.tobytes())
-        write_json(self._local(i), {"tokens": local.tokens, "counts": local.counts, "labels": labels})
+        write_json(self._local(i), {"tokens": local.tokens, "counts": local.counts, "labels": labels}, indent=None)
         return len(texts), len(ids)
 
     def merge(self) -> None:
         """Write `vocab.json` from the counts of all shards, in the order of the documents, and the list of labels."""
-        counts: Counter[str] = Counter()
         labels: set[str] = set()
-        for i in range(len(self.shards)):
-            local = self._read_local(i)
-            add_counts(counts, local["tokens"], local["counts"])
-            labels.update(label for label in local["labels"] if label is not None)
+
+        def counted() -> Iterator[tuple[list[str], list[int]]]:
+            for i in range(len(self.shards)):
+                local = self._read_local(i)
+                labels.update(label for label in local["labels"] if label is not None)
+                yield local["tokens"], local["counts"]
+
+        counts = total_counts(counted())
         write_json(self.folder / "vocab.json", build_vocab(counts, self.tokenizer.min_freq, self.tokenizer.max_vocab))
         write_json(self._labels_file, _sorted_labels(labels))
 
     def map(self, which: Iterable[int]) -> None:
         """Write the shards of these numbers with the ids of the vocabulary."""
         vocab = load_vocab(self.folder / "vocab.json")
+        known = token_ids(vocab)
         index: dict[str | None, int] = {name: i for i, name in enumerate(self._labels())}
         index[None] = NO_LABEL
         for i in which:
@@ -105,7 +108,7 @@ class StoreBuilder:
             ids = np.fromfile(self._local(i, ".tokens"), dtype=np.uint32)
             offsets = np.fromfile(self._local(i, ".offsets"), dtype=np.int64)
             labels = np.array([index[label] for label in local["labels"]], dtype=np.int32)
-            tokens = id_map(local["tokens"], vocab).astype(token_dtype(vocab))[ids]
+            tokens = id_map(local["tokens"], known).astype(token_dtype(vocab))[ids]
             stem = self.folder / shard_stem(i, len(self.shards))
             write_shard(stem, tokens, offsets, labels)
             write_json(self._local(i, ".facts.json"), {"checksum": shard_checksum(stem), **self._count(i, tokens, offsets)})

@@ -1,14 +1,14 @@
 """Tokenizing by chunks: what stands between two spaces is tokenized once, and looked up ever after.
 
 97 % of the chunks of a corpus of reviews were seen before. So a text is cut at its spaces, and its ids are those of its
-chunks, joined. What fastai's rules and spaCy do beyond a chunk is done to the text before it is cut:
+chunks, joined. Most of fastai's rules, and spaCy's affixes and exceptions, depend on the chunk alone, and are run over the
+new chunks of many texts at once, as the lines of one text (`lexicon.py`, `special_cases.py`). What depends on more than a
+chunk is seen to for each text:
 
-* HTML and spaces around / and # as fastai does them;
-* repeated characters and words (xxrep, xxwrep), only where a cheap test finds that there may be some;
-* runs of other white space, such as line breaks, which to spaCy are tokens: they are set apart as chunks of their own.
-
-Capital letters, lower case and spaCy's affixes and exceptions depend on the chunk alone; chunks not seen before are run
-through them together, as the lines of one text, which spares spaCy's cost per text. (But see `special_cases.py`.)
+* HTML is mended before the text is cut;
+* runs of other white space, such as line breaks, which to spaCy are tokens, are set apart as chunks of their own;
+* repeated words (xxwrep) are looked for where two neighbours are equal, and such texts are rewritten before they are cut;
+* so are texts where a rule puts a space behind a line break, which becomes part of it.
 
 The price is memory for every distinct chunk.
 """
@@ -16,21 +16,28 @@ The price is memory for every distinct chunk.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
-from itertools import chain, filterfalse
+from collections.abc import Sequence
+from itertools import pairwise
 from operator import eq
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from fastai.text import core
 from fastai.text.core import BOS, TK_MAJ, TK_UP
 
-from ulmfit_dist.data.special_cases import SpecialCases
-from ulmfit_dist.data.vocab import TokenIds
+from ulmfit_dist.data.lexicon import Lexicon
+from ulmfit_dist.data.ragged import Growing, Ragged
+from ulmfit_dist.data.vocab import Numbers
 
-_SPACES = re.compile(" {2,}")
+_STEMS = re.compile(r"^ ?(\w*)", re.MULTILINE)
+_RARE_SPACE = (*"\t\x0b\x0c\r\x1c\x1d\x1e\x1f", "▁")  # in ASCII; ▁ stands for a space, and so cannot for itself
 _OTHER_SPACE = re.compile(r" ?([^\S ]\s*)")
-_TRIPLE = re.compile(r"(\S)\1\1")
+
+SPACE, REPEATS, DOUBLE, BEGINS_WITH_SPACE, UNSURE = 1, 2, 4, 8, 16
+"""What is known of a chunk: it is white space; repeated characters were found in it (xxrep); a word stands twice in what
+came of that; fastai's rules put a space before it; its tokens may depend on its neighbours."""
 
 
 class ChunkTokenizer:
@@ -38,114 +45,157 @@ class ChunkTokenizer:
 
     Args:
         tokenizer: a `spacy.tokenizer.Tokenizer` that knows fastai's special tokens.
-        ids: gives out ids.
+        ids: the ids of tokens.
     """
 
-    def __init__(self, tokenizer: Any, ids: TokenIds):
+    def __init__(self, tokenizer: Any, ids: Numbers):
         self.tokenizer, self.ids = tokenizer, ids
-        self.special_cases = SpecialCases(tokenizer)
-        self.begin = ids.encode([BOS])
-        self.capitals = {"": b"", TK_MAJ: ids.encode([TK_MAJ]), TK_UP: ids.encode([TK_UP])}
-        self.known: dict[str, bytes] = {}
-        self.lower: dict[str, bytes] = {}
-        self.tripled: set[str] = set()
-        self.unsure: set[str] = set()
-        self.unsure_lower: set[str] = set()
+        self.lexicon = Lexicon(tokenizer, ids)
+        self._pairs = {tuple(ids.of(pair).tolist()) for pair in self.lexicon.special_cases.pairs}
+        self._capitals = dict(zip(self.lexicon.look_up([TK_MAJ, TK_UP]).tolist(), ids.of([TK_MAJ, TK_UP]).tolist(), strict=True))
+        self._chunks = Numbers()
+        self._ids_of_chunks, self._facts = Ragged(np.uint32), Growing(np.uint8)
+        self._first_word, self._last_word, self._stem = Growing(np.int64), Growing(np.int64), Growing(np.int64)
+        self._edges: dict[int, tuple[int, int]] = {}
 
     def is_full(self, num_chunks: int) -> bool:
-        return len(self.known) > num_chunks
+        return len(self._chunks) > num_chunks
 
-    def encode(self, texts: Sequence[str]) -> list[bytes | None]:
-        """The ids of each text; None for a text that must be tokenized as a whole."""
-        texts = [core.fix_html(text) for text in texts]
-        documents = [_cut(text) for text in texts]
-        self._learn(documents)
-        self._rewrite(texts, documents, list(map(self._has_triple, texts, documents)), core.replace_rep)
-        self._rewrite(texts, documents, list(map(_may_repeat_words, texts, documents)), core.replace_wrep)
-        look_up, unsure = self.known.__getitem__, self.unsure
-        return [self.begin + b"".join(map(look_up, chunks)) if unsure.isdisjoint(chunks) else None for chunks in documents]
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray | None]:
+        """The ids of each text, uint32; None for a text that must be tokenized as a whole."""
+        texts = list(map(core.fix_html, texts))
+        documents = self._look_up(list(map(_space_out, texts)))
+        rewritten = self._to_rewrite(documents)
+        again = [core.spec_add_spaces(core.replace_wrep(core.replace_rep(texts[i]))) for i in rewritten]
+        for i, document in zip(rewritten, self._look_up(list(map(_space_out, again))), strict=True):
+            documents[i] = document
+        numbers, ends = _joined(documents)
+        facts = self._facts[numbers]
+        unsure = {i for i in _documents_of(np.flatnonzero(facts & UNSURE), ends) if self._meet(documents[i])}
+        repeats = _documents_of(np.flatnonzero(facts & REPEATS), ends)
+        unsure.update(set(repeats).intersection(rewritten))  # a count such as 111, which is no repetition
+        ids, lengths = self._ids_of_chunks.get(numbers)
+        parts = np.split(ids, np.cumsum(lengths)[ends[:-1] - 1])
+        return [None if i in unsure else part for i, part in enumerate(parts)]
 
-    def _has_triple(self, text: str, chunks: list[str]) -> bool:
-        """Whether xxrep comes in. Those of / # and \\ are looked for in the text: the chunks have them one by one."""
-        return not self.tripled.isdisjoint(chunks) or "///" in text or "###" in text or "\\\\\\" in text
+    def _look_up(self, texts: list[str]) -> list[np.ndarray]:
+        """The numbers of each text's chunks, which one space parts; chunks not met before are learned."""
+        if not texts:
+            return []
+        known = len(self._chunks)
+        documents = pc.split_pattern(pa.array(texts, pa.large_string()), " ")
+        chunks = documents.values.dictionary_encode()
+        numbers = self._chunks.of(chunks.dictionary.to_pylist())[chunks.indices.to_numpy()]
+        new = self._chunks.since(known)
+        spaces = [chunk for chunk in new if chunk[0].isspace()]
+        self._learn_spaces(spaces)
+        self._learn_words([chunk for chunk in new if not chunk[0].isspace()] if spaces else new)
+        return np.split(numbers, documents.offsets.to_numpy()[1:-1])
 
-    def _rewrite(self, texts: list[str], documents: list[list[str]], which: list[bool], rule: Callable[[str], str]) -> None:
-        """Put what a rule makes of some texts in their places, and learn their chunks."""
-        rewritten = [i for i, chosen in enumerate(which) if chosen]
-        for i in rewritten:
-            texts[i] = rule(texts[i])
-            documents[i] = _cut(texts[i])
-        self._learn(documents[i] for i in rewritten)
+    def _to_rewrite(self, documents: list[np.ndarray]) -> list[int]:
+        """Documents where xxwrep may come in, or the white space changes, when fastai's rules see the whole of it."""
+        numbers, ends = _joined(documents)
+        facts = self._facts[numbers]
+        glued = (facts[:-1] & SPACE != 0) & (facts[1:] & BEGINS_WITH_SPACE != 0)
+        words = np.flatnonzero(facts & SPACE == 0)
+        last, first, stem = self._last_word[numbers[words]], self._first_word[numbers[words]], self._stem[numbers[words]]
+        repeated = (last[:-2] == first[1:-1]) & (first[1:-1] == stem[2:])
+        doubled = np.flatnonzero(facts & DOUBLE)
+        return _documents_of(np.concatenate([np.flatnonzero(glued), words[:-2][repeated], doubled]), ends)
 
-    def _learn(self, documents: Iterable[list[str]]) -> None:
-        """Tokenize the chunks that are not known."""
-        new = set(filterfalse(self.known.__contains__, chain.from_iterable(documents)))
-        spaces = {chunk for chunk in new if chunk[0].isspace()}
-        self._learn_words(list(new - spaces))
-        for space in spaces:
-            self.known[space] = self.ids.encode(self._tokenize_space(space))
+    def _meet(self, document: np.ndarray) -> bool:
+        """Whether an exception of spaCy may run from a chunk that it has changed into one beside it."""
+        for place in np.flatnonzero(self._facts[document] & UNSURE).tolist():
+            around = document[place - 1 : place + 2].tolist()
+            if around[1] not in self._edges:
+                return True
+            if any((left[1], right[0]) in self._pairs for left, right in pairwise(map(self._edges_of, around))):
+                return True
+        return False
 
-    def _learn_words(self, words: list[str]) -> None:
-        """Learn words, each of which is its lower case and what its capital letters become before it."""
-        if not words:
+    def _edges_of(self, chunk: int) -> tuple[int, int]:
+        """The first and last token of a chunk, before spaCy's second look if that has changed it."""
+        ids, _ = self._ids_of_chunks.get(np.array([chunk]))
+        return self._edges.get(chunk, (int(ids[0]), int(ids[-1])))
+
+    def _learn_words(self, chunks: list[str]) -> None:
+        """Run fastai's rules over chunks without white space, and look up the words that come out."""
+        if not chunks:
             return
-        self.tripled.update(filter(_TRIPLE.search, words))
-        lines = core.replace_maj(core.replace_all_caps("\n".join(words))).lower().split("\n")
-        parted = [line.rpartition(" ") for line in lines]
-        self._learn_lower(list({lower for _, _, lower in parted if lower not in self.lower}))
-        for word, (capital, _, lower) in zip(words, parted, strict=True):
-            self.known[word] = self.capitals[capital] + self.lower[lower]
-            if lower in self.unsure_lower:
-                self.unsure.add(word)
+        numbers = self._chunks.of(chunks)
+        text = core.replace_rep("\n".join(chunks))
+        lines = text.split("\n")
+        facts = np.array([BEGINS_WITH_SPACE if line[0] in " /#\\" else 0 for line in lines], dtype=np.uint8)
+        first, last = list(lines), list(lines)
+        for i in [i for i, line in enumerate(lines) if " " in line]:
+            first[i], *_, last[i] = parts = lines[i].split()
+            facts[i] |= REPEATS | (DOUBLE if any(map(eq, parts, parts[1:])) else 0)
+        self._first_word.put(numbers, _hashes(first))
+        self._last_word.put(numbers, _hashes(last))
+        self._stem.put(numbers, _hashes(_STEMS.findall(text)))
+        text = core.replace_maj(core.replace_all_caps(core.spec_add_spaces(text))).lower()
+        counts = np.array([len(line.split()) if " " in line else 1 for line in text.split("\n")])
+        words = self.lexicon.look_up(text.split())
+        starts = np.cumsum(counts) - counts
+        ids, lengths = self.lexicon.ids_of_words.get(words)
+        self._ids_of_chunks.set(numbers, ids, np.add.reduceat(lengths, starts))
+        unsure = np.logical_or.reduceat(self.lexicon.unsure[words], starts)
+        facts[unsure] |= UNSURE
+        self._facts.put(numbers, facts)
+        for i in np.flatnonzero(unsure):
+            self._learn_edges(numbers[i], words[starts[i] : starts[i] + counts[i]].tolist())
 
-    def _learn_lower(self, words: list[str]) -> None:
-        """Tokenize words in lower case as the lines of one text."""
-        if not words:
-            return
-        doc = self.tokenizer("\n".join(words))
-        keys = doc.to_array("ORTH")
-        ids = self._ids_of(keys)
-        breaks = np.flatnonzero(keys == self.tokenizer.vocab.strings["\n"])
-        begins, ends = [0, *(breaks + 1).tolist()], [*breaks.tolist(), len(keys)]
-        for word, begin, end in zip(words, begins, ends, strict=True):
-            self.lower[word] = ids[begin * TokenIds.itemsize : end * TokenIds.itemsize]
-        for i in self._suspects(keys, breaks):
-            if self.special_cases.may_reach_over(words[i], [token.text for token in doc[begins[i] : ends[i]]]):
-                self.unsure_lower.add(words[i])
+    def _learn_edges(self, chunk: int, words: list[int]) -> None:
+        """Keep the edges of a chunk that spaCy's second look changes, if it is one word or one with a capital letter."""
+        if words[-1] in self.lexicon.edges and (len(words) == 1 or (len(words) == 2 and words[0] in self._capitals)):
+            first, last = self.ids.of(self.lexicon.edges[words[-1]]).tolist()
+            self._edges[chunk] = (self._capitals[words[0]] if len(words) == 2 else first), last
 
-    def _ids_of(self, keys: np.ndarray) -> bytes:
-        """Ids of tokens given by spaCy's keys, made without a Python object for each."""
-        unique, places = np.unique(keys, return_inverse=True)
-        strings = [self.tokenizer.vocab.strings[key] for key in unique.tolist()]
-        return np.frombuffer(self.ids.encode(strings), dtype=np.uint32)[places].tobytes()
-
-    def _suspects(self, keys: np.ndarray, breaks: np.ndarray) -> Iterable[int]:
-        """Numbers of the lines that `special_cases` must look at."""
-        if self.special_cases.has_spanning:
-            return range(len(breaks) + 1)
-        places = np.flatnonzero(np.isin(keys, self.special_cases.keys))
-        return np.unique(np.searchsorted(breaks, places)).tolist()
-
-    def _tokenize_space(self, space: str) -> list[str]:
-        """The tokens of a run of white space between two words, as `_set_apart` made it."""
-        doc = self.tokenizer(f"{BOS}{space.replace('▁', ' ')}{BOS}")
-        return [core.replace_space(token.text) for token in doc[1:-1]]
+    def _learn_spaces(self, chunks: list[str]) -> None:
+        """Tokenize runs of white space, as they stand between two words."""
+        for chunk in chunks:
+            doc = self.tokenizer(f"{BOS}{chunk.replace('▁', ' ')}{BOS}")
+            ids = self.ids.of([core.replace_space(token.text) for token in doc[1:-1]])
+            number = np.array([self._chunks[chunk]])
+            self._ids_of_chunks.set(number, ids, np.array([len(ids)]))
+            self._facts.put(number, np.array([SPACE]))
 
 
-def _may_repeat_words(text: str, chunks: list[str]) -> bool:
-    """Whether xxwrep may come in: for a word three times on end there must be two."""
-    words = chunks if text.isprintable() else text.split()
-    return any(map(eq, words, words[1:]))
+def _hashes(strings: list[str]) -> np.ndarray:
+    """A number for each string, the same for equal ones, int64."""
+    return np.fromiter(map(hash, strings), dtype=np.int64, count=len(strings))
 
 
-def _cut(text: str) -> list[str]:
-    """The chunks of a text. A run of white space other than single spaces is a chunk, its spaces written as ▁."""
-    if "/" in text or "#" in text or "\\" in text:
-        text = core.spec_add_spaces(text)
-    if text.isprintable():  # then no white space but the space itself is in it
-        return text.split()
-    text = _OTHER_SPACE.sub(_set_apart, _SPACES.sub(" ", text).strip())
-    return text.split(" ") if text else []
+def _joined(documents: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Documents one after another, and where each ends."""
+    return np.concatenate(documents), np.cumsum(list(map(len, documents)))
+
+
+def _documents_of(places: np.ndarray, ends: np.ndarray) -> list[int]:
+    """The documents in which places lie, each once."""
+    return np.unique(np.searchsorted(ends, places, side="right")).tolist()
+
+
+def _space_out(text: str) -> str:
+    """xxbos and the text, a space between all chunks. Other white space is a chunk, the spaces in it written as ▁."""
+    if "  " in text:
+        text = core.rm_useless_spaces(text)
+    text = text.strip()
+    if not text.isascii() and not text.replace("\n", "").isprintable() or any(space in text for space in _RARE_SPACE):
+        text = _OTHER_SPACE.sub(_set_apart, text)
+    elif "\n" in text:
+        text = _set_line_breaks_apart(text)
+    return f"{BOS} {text}" if text else BOS
+
+
+def _set_line_breaks_apart(text: str) -> str:
+    """What `_set_apart` does, faster, for a text without ▁ whose only other white space are line breaks."""
+    text = text.replace("\n ", "\n▁ ").replace(" \n", "\n").replace("\n", " \n ")
+    while "\n  \n" in text:
+        text = text.replace("\n  \n", "\n\n")
+    if "▁" in text:
+        text = text.replace("\n ▁", "\n▁").replace("▁ \n", "▁\n")
+    return text
 
 
 def _set_apart(run: re.Match[str]) -> str:

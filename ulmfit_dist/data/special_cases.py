@@ -4,13 +4,14 @@ spaCy splits a text at spaces, each chunk by its affixes, and looks up exception
 exceptions once more, in all tokens of the text: `great:)` has come out as `great`, `:`, `)`, of which the last two become
 one. There the longest match wins, and a match may run on into the next chunk, where it then changes nothing but takes the
 place of one that would: in `great:) )` the three last tokens match the exception `:))`. So a chunk that this second look
-changes is not to be tokenized alone; nor is one that may be part of an exception with a space in it, such as Russian has.
+changes is not to be tokenized alone, unless no exception may cross its borders; nor is one that may be part of an exception with a space in it, such as Russian has.
 """
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,8 @@ class SpecialCases:
 
     Attributes:
         keys: spaCy's keys of tokens (ORTH), uint64: where none of them is, the second look has changed nothing.
+        pairs: tokens that follow each other in an exception: a match runs from one chunk into the next only with one of
+            these on the border.
     """
 
     def __init__(self, tokenizer: Any):
@@ -34,6 +37,7 @@ class SpecialCases:
         matches = {name: getattr(tokenizer, name) for name in ("token_match", "url_match")}
         self.without = Tokenizer(tokenizer.vocab, rules={}, **affixes, **matches)
         patterns = {case: _texts(self.without(case)) for case in tokenizer.rules}
+        self.pairs = {pair for pattern in patterns.values() for pair in pairwise(pattern)}
         within_longer = {token for pattern in patterns.values() if len(pattern) > 1 for token in pattern}
         self._outcomes: defaultdict[str, list[list[str]]] = defaultdict(list)  # by their longest token
         for case, pattern in patterns.items():
@@ -50,14 +54,17 @@ class SpecialCases:
         """Whether there are exceptions with a space in them (in lower case: others meet no text)."""
         return self._spanning is not None
 
-    def may_reach_over(self, chunk: str, tokens: list[str]) -> bool:
-        """Whether spaCy's second look may have changed the tokens of a chunk. In doubt, yes."""
-        if self._spanning is not None and self._spanning.search(chunk):
-            return True
+    def may_span(self, chunk: str) -> bool:
+        """Whether a chunk may be part of an exception with a space in it. In doubt, yes."""
+        return self._spanning is not None and self._spanning.search(chunk) is not None
+
+    def tokens_before(self, chunk: str, tokens: list[str]) -> list[str] | None:
+        """The tokens of a chunk as they were before spaCy's second look; None where that has changed nothing."""
         outcomes = [outcome for token in tokens for outcome in self._outcomes.get(token, ())]
         if not any(_contains(tokens, outcome) for outcome in outcomes):
-            return False
-        return tokens != self._first_look(chunk)
+            return None
+        before = self._first_look(chunk)
+        return None if tokens == before else before
 
     def _first_look(self, chunk: str) -> list[str]:
         """The tokens of a chunk that is an exception between affixes, or has none in it."""

@@ -140,9 +140,9 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from None
 
 
-def write_json(path: Path, content: Any) -> None:
-    """As `write_bytes`, for JSON."""
-    write_bytes(path, json.dumps(content, ensure_ascii=False, indent=1).encode("utf-8"))
+def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
+    """As `write_bytes`, for JSON. Without an indent it is written many times faster."""
+    write_bytes(path, json.dumps(content, ensure_ascii=False, indent=indent).encode("utf-8"))
 
 
 def _read(stem: Path, ending: str, dtype: np.dtype) -> np.ndarray:

@@ -18,7 +18,7 @@ from fastcore.basics import compose
 
 from ulmfit_dist.config import TokenizerConfig
 from ulmfit_dist.data.chunks import ChunkTokenizer
-from ulmfit_dist.data.vocab import TokenIds
+from ulmfit_dist.data.vocab import Numbers
 from ulmfit_dist.errors import UserError
 
 Rule = Callable[[str], str]
@@ -58,7 +58,7 @@ class Tokenizer:
     @property
     def tokens(self) -> list[str]:
         """Token by id, of all that was encoded since the last start anew."""
-        return self._ids.tokens
+        return list(self._ids)
 
     def tokenize(self, texts: Iterable[str]) -> list[list[str]]:
         """The tokens of each text, in order."""
@@ -71,22 +71,23 @@ class Tokenizer:
     def encode(self, texts: Iterable[str]) -> Encoded:
         """The texts as ids in `tokens`, as that is until the next call: a full tokenizer starts anew."""
         texts = [str(text) for text in texts]
-        if self._ids.is_full(CHUNKS_KEPT) or (self._chunks is not None and self._chunks.is_full(CHUNKS_KEPT)):
+        if len(self._ids) > CHUNKS_KEPT or (self._chunks is not None and self._chunks.is_full(CHUNKS_KEPT)):
             self._start()
+        if not texts:
+            return Encoded(np.empty(0, dtype=np.uint32), np.empty(0, dtype=np.int64))
         found = [None] * len(texts) if self._chunks is None else self._chunks.encode(texts)
         encoded = [self._encode_plainly(text) if ids is None else ids for text, ids in zip(texts, found, strict=True)]
-        lengths = np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded)) // TokenIds.itemsize
-        return Encoded(np.frombuffer(b"".join(encoded), dtype=np.uint32), lengths)
+        return Encoded(np.concatenate(encoded).astype(np.uint32), np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded)))
 
     def _start(self) -> None:
         self._spacy = _spacy_tokenizer(self.lang)
-        self._ids = TokenIds()
+        self._ids = Numbers()
         self._chunks = None
         if not self.rules and _is_spacys_own(self._spacy):
             self._chunks = ChunkTokenizer(self._spacy, self._ids)
 
-    def _encode_plainly(self, text: str) -> bytes:
-        return self._ids.encode([self._after(token.text) for token in self._spacy(self._before(text))])
+    def _encode_plainly(self, text: str) -> np.ndarray:
+        return self._ids.of([self._after(token.text) for token in self._spacy(self._before(text))])
 
 
 def _spacy_tokenizer(lang: str) -> Any:

@@ -8,9 +8,9 @@ of eight.
 from __future__ import annotations
 
 import json
-from array import array
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice, repeat
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,26 +23,20 @@ PAD_ID = 1
 FILLER = "xxfake"
 
 
-class TokenIds:
-    """Ids by order of first occurrence, given out while tokens pass by."""
-
-    itemsize = 4
+class Numbers(defaultdict[str, int]):
+    """Numbers from 0 by order of first occurrence, given out while strings are looked up."""
 
     def __init__(self) -> None:
-        self._ids: defaultdict[str, int] = defaultdict()
-        self._ids.default_factory = self._ids.__len__
+        super().__init__()
+        self.default_factory = self.__len__
 
-    @property
-    def tokens(self) -> list[str]:
-        """Token by id."""
-        return list(self._ids)
+    def of(self, strings: Sequence[str]) -> np.ndarray:
+        """The number of each string, int64."""
+        return np.fromiter(map(self.__getitem__, strings), dtype=np.int64, count=len(strings))
 
-    def is_full(self, num_tokens: int) -> bool:
-        return len(self._ids) > num_tokens
-
-    def encode(self, tokens: Sequence[str]) -> bytes:
-        """Ids of the tokens, as the bytes of a uint32 array."""
-        return array("I", map(self._ids.__getitem__, tokens)).tobytes()
+    def since(self, number: int) -> list[str]:
+        """The strings that came in from this number on, in order."""
+        return list(islice(reversed(self), len(self) - number))[::-1]
 
 
 class LocalIds(NamedTuple):
@@ -65,10 +59,14 @@ def localize(ids: np.ndarray, tokens: Sequence[str]) -> LocalIds:
     return LocalIds(number[ids], [tokens[i] for i in present.tolist()], counts[present].tolist())
 
 
-def add_counts(total: Counter[str], tokens: Sequence[str], counts: Sequence[int]) -> None:
-    """Add a shard's counts. Shards added in the order of the documents keep the order of first occurrence."""
-    for token, count in zip(tokens, counts, strict=True):
-        total[token] += count
+def total_counts(shards: Iterable[tuple[Sequence[str], Sequence[int]]]) -> Counter[str]:
+    """Add up the tokens and counts of shards. In the order of the documents they keep that of first occurrence."""
+    numbers, totals = Numbers(), np.zeros(0, dtype=np.int64)
+    for tokens, counts in shards:
+        places = numbers.of(tokens)
+        totals = np.pad(totals, (0, len(numbers) - len(totals)))
+        totals[places] += np.asarray(counts)
+    return Counter(dict(zip(numbers, totals.tolist(), strict=True)))
 
 
 def build_vocab(counts: Counter[str], min_freq: int, max_vocab: int) -> list[str]:
@@ -78,10 +76,9 @@ def build_vocab(counts: Counter[str], min_freq: int, max_vocab: int) -> list[str
     return make_vocab(counts, min_freq=min_freq, max_vocab=max_vocab)
 
 
-def id_map(tokens: Sequence[str], vocab: Sequence[str]) -> np.ndarray:
-    """Id in the vocabulary of each token (int64); `UNK_ID` for tokens that it does not have."""
-    known = token_ids(vocab)
-    return np.fromiter((known.get(token, UNK_ID) for token in tokens), dtype=np.int64, count=len(tokens))
+def id_map(tokens: Sequence[str], known: Mapping[str, int]) -> np.ndarray:
+    """Id of each token (int64) by `token_ids`; `UNK_ID` for tokens that it does not have."""
+    return np.fromiter(map(known.get, tokens, repeat(UNK_ID)), dtype=np.int64, count=len(tokens))
 
 
 def token_ids(vocab: Sequence[str]) -> dict[str, int]:
