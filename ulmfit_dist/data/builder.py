@@ -7,6 +7,7 @@ files are there is not made again. Nothing here knows of ranks: `stages/prepare.
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -66,7 +67,9 @@ class StoreBuilder:
         """The tokenizer, imported only where there is something to do: it needs spaCy."""
         from ulmfit_dist.data.tokenizer import Tokenizer
 
-        return Tokenizer.from_config(self.tokenizer)
+        tokenizer = Tokenizer.from_config(self.tokenizer)
+        gc.freeze()  # the modules loaded by now stay: the garbage collector need not go through them again and again
+        return tokenizer
 
     def num_documents(self, i: int) -> int:
         """Documents of a shard."""

@@ -28,12 +28,11 @@ from fastai.text import core
 from fastai.text.core import BOS, TK_MAJ, TK_UP
 
 from ulmfit_dist.data.lexicon import Lexicon
-from ulmfit_dist.data.ragged import Growing, Ragged
+from ulmfit_dist.data.ragged import Growing, Ragged, take_rows
 from ulmfit_dist.data.vocab import Numbers
+from ulmfit_dist.data.white_space import space_out
 
 _STEMS = re.compile(r"^ ?(\w*)", re.MULTILINE)
-_RARE_SPACE = (*"\t\x0b\x0c\r\x1c\x1d\x1e\x1f", "▁")  # in ASCII; ▁ stands for a space, and so cannot for itself
-_OTHER_SPACE = re.compile(r" ?([^\S ]\s*)")
 
 SPACE, REPEATS, DOUBLE, BEGINS_WITH_SPACE, UNSURE = 1, 2, 4, 8, 16
 """What is known of a chunk: it is white space; repeated characters were found in it (xxrep); a word stands twice in what
@@ -52,7 +51,8 @@ class ChunkTokenizer:
         self.tokenizer, self.ids = tokenizer, ids
         self.lexicon = Lexicon(tokenizer, ids)
         self._pairs = {tuple(ids.of(pair).tolist()) for pair in self.lexicon.special_cases.pairs}
-        self._capitals = dict(zip(self.lexicon.look_up([TK_MAJ, TK_UP]).tolist(), ids.of([TK_MAJ, TK_UP]).tolist(), strict=True))
+        marks = [TK_MAJ, TK_UP]
+        self._capitals = dict(zip(self.lexicon.look_up(marks).tolist(), ids.of(marks).tolist(), strict=True))
         self._chunks = Numbers()
         self._ids_of_chunks, self._facts = Ragged(np.uint32), Growing(np.uint8)
         self._first_word, self._last_word, self._stem = Growing(np.int64), Growing(np.int64), Growing(np.int64)
@@ -64,41 +64,42 @@ class ChunkTokenizer:
     def encode(self, texts: Sequence[str]) -> list[np.ndarray | None]:
         """The ids of each text, uint32; None for a text that must be tokenized as a whole."""
         texts = list(map(core.fix_html, texts))
-        documents = self._look_up(list(map(_space_out, texts)))
-        rewritten = self._to_rewrite(documents)
+        chunks, documents = self._look_up(list(map(space_out, texts)))
+        rewritten = self._to_rewrite(chunks, documents)
         again = [core.spec_add_spaces(core.replace_wrep(core.replace_rep(texts[i]))) for i in rewritten]
-        for i, document in zip(rewritten, self._look_up(list(map(_space_out, again))), strict=True):
-            documents[i] = document
-        numbers, ends = _joined(documents)
-        facts = self._facts[numbers]
-        unsure = {i for i in _documents_of(np.flatnonzero(facts & UNSURE), ends) if self._meet(documents[i])}
+        more, rewritings = self._look_up(list(map(space_out, again)))
+        for i, rewriting in zip(rewritten, rewritings, strict=True):
+            documents[i] = rewriting + len(chunks)
+        chunks = np.concatenate([chunks, more])
+        places, ends = _joined(documents)
+        facts = self._facts[chunks][places]
+        unsure = {i for i in _documents_of(np.flatnonzero(facts & UNSURE), ends) if self._meet(chunks[documents[i]])}
         repeats = _documents_of(np.flatnonzero(facts & REPEATS), ends)
         unsure.update(set(repeats).intersection(rewritten))  # a count such as 111, which is no repetition
-        ids, lengths = self._ids_of_chunks.get(numbers)
+        ids, lengths = take_rows(*self._ids_of_chunks.get(chunks), places)
         parts = np.split(ids, np.cumsum(lengths)[ends[:-1] - 1])
         return [None if i in unsure else part for i, part in enumerate(parts)]
 
-    def _look_up(self, texts: list[str]) -> list[np.ndarray]:
-        """The numbers of each text's chunks, which one space parts; chunks not met before are learned."""
-        if not texts:
-            return []
+    def _look_up(self, texts: list[str]) -> tuple[np.ndarray, list[np.ndarray]]:
+        """The numbers of the distinct chunks of texts in which one space parts them, int64, learned if they are new; and of
+        each text where its chunks are among them, int32."""
         known = len(self._chunks)
         documents = pc.split_pattern(pa.array(texts, pa.large_string()), " ")
-        chunks = documents.values.dictionary_encode()
-        numbers = self._chunks.of(chunks.dictionary.to_pylist())[chunks.indices.to_numpy()]
+        parts = documents.values.dictionary_encode()
+        chunks = self._chunks.of(parts.dictionary.to_pylist())
         new = self._chunks.since(known)
         spaces = [chunk for chunk in new if chunk[0].isspace()]
         self._learn_spaces(spaces)
         self._learn_words([chunk for chunk in new if not chunk[0].isspace()] if spaces else new)
-        return np.split(numbers, documents.offsets.to_numpy()[1:-1])
+        return chunks, np.split(parts.indices.to_numpy(), documents.offsets.to_numpy()[1:-1])[: len(texts)]
 
-    def _to_rewrite(self, documents: list[np.ndarray]) -> list[int]:
+    def _to_rewrite(self, chunks: np.ndarray, documents: list[np.ndarray]) -> list[int]:
         """Documents where xxwrep may come in, or the white space changes, when fastai's rules see the whole of it."""
-        numbers, ends = _joined(documents)
-        facts = self._facts[numbers]
+        places, ends = _joined(documents)
+        facts = self._facts[chunks][places]
         glued = (facts[:-1] & SPACE != 0) & (facts[1:] & BEGINS_WITH_SPACE != 0)
         words = np.flatnonzero(facts & SPACE == 0)
-        last, first, stem = self._last_word[numbers[words]], self._first_word[numbers[words]], self._stem[numbers[words]]
+        last, first, stem = (table[chunks][places[words]] for table in (self._last_word, self._first_word, self._stem))
         repeated = (last[:-2] == first[1:-1]) & (first[1:-1] == stem[2:])
         doubled = np.flatnonzero(facts & DOUBLE)
         return _documents_of(np.concatenate([np.flatnonzero(glued), words[:-2][repeated], doubled]), ends)
@@ -128,7 +129,8 @@ class ChunkTokenizer:
         facts = np.array([BEGINS_WITH_SPACE if line[0] in " /#\\" else 0 for line in lines], dtype=np.uint8)
         first, last = list(lines), list(lines)
         for i in [i for i, line in enumerate(lines) if " " in line]:
-            first[i], *_, last[i] = parts = lines[i].split()
+            parts = lines[i].split()
+            first[i], last[i] = parts[0], parts[-1]
             facts[i] |= REPEATS | (DOUBLE if any(map(eq, parts, parts[1:])) else 0)
         self._first_word.put(numbers, _hashes(first))
         self._last_word.put(numbers, _hashes(last))
@@ -142,8 +144,8 @@ class ChunkTokenizer:
         unsure = np.logical_or.reduceat(self.lexicon.unsure[words], starts)
         facts[unsure] |= UNSURE
         self._facts.put(numbers, facts)
-        for i in np.flatnonzero(unsure):
-            self._learn_edges(numbers[i], words[starts[i] : starts[i] + counts[i]].tolist())
+        for line in np.flatnonzero(unsure).tolist():
+            self._learn_edges(int(numbers[line]), words[starts[line] : starts[line] + counts[line]].tolist())
 
     def _learn_edges(self, chunk: int, words: list[int]) -> None:
         """Keep the edges of a chunk that spaCy's second look changes, if it is one word or one with a capital letter."""
@@ -174,30 +176,3 @@ def _joined(documents: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 def _documents_of(places: np.ndarray, ends: np.ndarray) -> list[int]:
     """The documents in which places lie, each once."""
     return np.unique(np.searchsorted(ends, places, side="right")).tolist()
-
-
-def _space_out(text: str) -> str:
-    """xxbos and the text, a space between all chunks. Other white space is a chunk, the spaces in it written as ▁."""
-    if "  " in text:
-        text = core.rm_useless_spaces(text)
-    text = text.strip()
-    if not text.isascii() and not text.replace("\n", "").isprintable() or any(space in text for space in _RARE_SPACE):
-        text = _OTHER_SPACE.sub(_set_apart, text)
-    elif "\n" in text:
-        text = _set_line_breaks_apart(text)
-    return f"{BOS} {text}" if text else BOS
-
-
-def _set_line_breaks_apart(text: str) -> str:
-    """What `_set_apart` does, faster, for a text without ▁ whose only other white space are line breaks."""
-    text = text.replace("\n ", "\n▁ ").replace(" \n", "\n").replace("\n", " \n ")
-    while "\n  \n" in text:
-        text = text.replace("\n  \n", "\n\n")
-    if "▁" in text:
-        text = text.replace("\n ▁", "\n▁").replace("▁ \n", "▁\n")
-    return text
-
-
-def _set_apart(run: re.Match[str]) -> str:
-    """spaCy takes a space before other white space as the end of the word, and what follows as a token."""
-    return f" {run[1].replace(' ', '▁')} "

@@ -31,9 +31,17 @@ class Ragged:
 
     def get(self, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The values of rows, one after another, and how many there are of each (int64)."""
-        lengths = self._lengths[which]
-        shifts = self._starts[which] - (np.cumsum(lengths) - lengths)
-        return self._values[np.repeat(shifts, lengths) + np.arange(lengths.sum())], lengths
+        return _gather(self._values, self._starts[which], self._lengths[which])
+
+
+def take_rows(values: np.ndarray, lengths: np.ndarray, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """As `Ragged.get`, of rows that are given as it returns them."""
+    return _gather(values, (np.cumsum(lengths) - lengths)[which], lengths[which])
+
+
+def _gather(values: np.ndarray | Growing, starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    shifts = starts - (np.cumsum(lengths) - lengths)
+    return values[np.repeat(shifts, lengths) + np.arange(lengths.sum())], lengths
 
 
 class Growing:

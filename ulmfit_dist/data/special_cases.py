@@ -4,7 +4,8 @@ spaCy splits a text at spaces, each chunk by its affixes, and looks up exception
 exceptions once more, in all tokens of the text: `great:)` has come out as `great`, `:`, `)`, of which the last two become
 one. There the longest match wins, and a match may run on into the next chunk, where it then changes nothing but takes the
 place of one that would: in `great:) )` the three last tokens match the exception `:))`. So a chunk that this second look
-changes is not to be tokenized alone, unless no exception may cross its borders; nor is one that may be part of an exception with a space in it, such as Russian has.
+changes may be tokenized alone only where no exception can cross its borders; and one that may be part of an exception
+with a space in it, such as Russian has, never.
 """
 
 from __future__ import annotations

@@ -77,7 +77,9 @@ class Tokenizer:
             return Encoded(np.empty(0, dtype=np.uint32), np.empty(0, dtype=np.int64))
         found = [None] * len(texts) if self._chunks is None else self._chunks.encode(texts)
         encoded = [self._encode_plainly(text) if ids is None else ids for text, ids in zip(texts, found, strict=True)]
-        return Encoded(np.concatenate(encoded).astype(np.uint32), np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded)))
+        return Encoded(
+            np.concatenate(encoded).astype(np.uint32), np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded))
+        )
 
     def _start(self) -> None:
         self._spacy = _spacy_tokenizer(self.lang)
