@@ -26,7 +26,7 @@ from fastai.text.data import Numericalize, make_vocab
 
 from ulmfit_dist.config import TokenizerConfig
 from ulmfit_dist.data.builder import StoreBuilder
-from ulmfit_dist.data.sources import Source
+from ulmfit_dist.data.documents import Source
 from ulmfit_dist.data.store import FORMAT, TokenStore
 
 SHARD_DOCUMENTS = 2000
@@ -41,8 +41,8 @@ class Texts:
     def __len__(self) -> int:
         return len(self.texts)
 
-    def read(self, start: int, stop: int) -> tuple[list[str], list[str | None]]:
-        return self.texts[start:stop], [None] * (min(stop, len(self.texts)) - start)
+    def read(self, start: int, stop: int) -> tuple[list[str | None], list[str | None]]:
+        return list(self.texts[start:stop]), [None] * (min(stop, len(self.texts)) - start)
 
 
 def fastai_ids(texts: list[str]) -> tuple[list[np.ndarray], list[str]]:

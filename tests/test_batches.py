@@ -29,7 +29,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
         first, last = shard * 10, min(shard * 10 + 10, 103)
         offsets = begins[first : last + 1] - begins[first]
         write_shard(folder / shard_stem(shard, 11), ids[begins[first] : begins[last]], offsets, np.arange(first, last) % 3)
-    meta = {"format": FORMAT, "fingerprint": "x", "num_documents": 103, "num_shards": 11, "shard_documents": 10}
+    meta = {"format": FORMAT, "fingerprint": "x", "num_documents": 103, "num_shards": 11}
     meta |= {"dtype": "uint16", "splits": {"train": [0, 103]}, "labels": ["a", "b", "c"]}
     write_json(folder / "vocab.json", ["xxunk"])
     write_json(folder / "meta.json", meta)

@@ -2,15 +2,17 @@
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, make_folder, store_in, succeed
+from conftest import ROOT, command, make_folder, store_in, succeed
 
 from ulmfit_dist.config import DataConfig, TokenizerConfig
 from ulmfit_dist.data.builder import StoreBuilder, _sorted_labels
@@ -94,6 +96,68 @@ def test_a_damaged_shard_is_made_again(undisturbed: Path, large: Path, recipe: P
     assert "2 damaged shard(s)" in succeed(words(recipe, large, tmp_path), processes)
     assert contents(store) == contents(undisturbed)
     assert "made again" not in succeed(words(recipe, large, tmp_path))
+
+
+def test_documents_without_a_word_or_unreadable_are_left_out_and_told(recipe: Path, tmp_path: Path):
+    texts = [b"one", b" \n ", b"bad \xff", b"two two", b"<br />", b"three"]
+    for i, text in enumerate(texts):
+        file = tmp_path / "texts" / "ab"[i % 2] / f"{i}.txt"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(text)
+    words = ["prepare", recipe, f"data.path={tmp_path / 'texts'}", f"data.cache={tmp_path}", "data.on_error=skip"]
+    text = succeed([*words, "data.shard_documents=2", "tokenizer.min_freq=1"], processes=2)
+    assert "texts: 3 documents (2 empty left out) (1 unreadable left out), 7 tokens" in text
+    store = TokenStore(store_in(tmp_path))
+    assert [" ".join(store.vocab[i] for i in store.document(n)) for n in range(3)] == [
+        "xxbos one",
+        "xxbos two two",
+        "xxbos three",
+    ]
+    assert store.labels.tolist() == [0, 1, 1]
+    assert store.meta["splits"] == {"train": [0, 3]}
+
+
+def fail(arguments: list[str]) -> str:
+    """Run a command that must fail for what the user can mend; returns what it said."""
+    result = command(arguments)
+    assert result.returncode == 2, result.stdout + result.stderr
+    return result.stderr
+
+
+@contextlib.contextmanager
+def mounted(folder: Path, size: str) -> Iterator[None]:
+    """A small file system in memory."""
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("a file system can be mounted by root alone")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk_stops_with_one_line_and_goes_on_when_there_is_room(
+    undisturbed: Path, large: Path, recipe: Path, tmp_path: Path
+):
+    with mounted(tmp_path / "cache", "600k"):
+        said = fail(words(recipe, large, tmp_path / "cache"))
+        assert re.fullmatch(r"ulmfit-dist: error: \S+/local-\d+\.\S+: cannot be written \(No space left on device\)\n", said)
+        assert not list((tmp_path / "cache").glob("*/meta.json"))
+        assert not list((tmp_path / "cache").glob("*/*.tmp"))
+        subprocess.run(["mount", "-o", "remount,size=50m", tmp_path / "cache"], check=True)
+        succeed(words(recipe, large, tmp_path / "cache"))
+        assert contents(store_in(tmp_path / "cache")) == contents(undisturbed)
+
+
+def test_a_cache_that_cannot_be_written_is_named_and_one_with_a_store_is_enough(
+    undisturbed: Path, large: Path, recipe: Path, tmp_path: Path
+):
+    with mounted(tmp_path / "cache", "50m"):
+        shutil.copytree(undisturbed, tmp_path / "cache" / undisturbed.name)
+        subprocess.run(["mount", "-o", "remount,ro", tmp_path / "cache"], check=True)
+        assert "texts: 3,000 documents" in succeed(words(recipe, large, tmp_path / "cache"), processes=2)
+        said = fail([*words(recipe, large, tmp_path / "cache"), "tokenizer.min_freq=7"])
+        assert re.fullmatch(r"ulmfit-dist: error: \S+ cannot be made \(Read-only file system\): set data\.cache.*\n", said)
 
 
 def test_worker_processes_make_the_same_shards(undisturbed: Path, large: Path, tmp_path: Path):

@@ -123,6 +123,65 @@ def test_bad_bytes_are_refused_with_file_and_place_or_replaced(tmp_path: Path):
         source.splits["train"].read(0, 1)
     replaced = opened(f"data.path={tmp_path}", "data.on_error=replace")
     assert contents(replaced)["train"][0] == ["good \ufffd bad"]
+    assert contents(opened(f"data.path={tmp_path}", "data.on_error=skip"))["train"][0] == [None]
+
+
+GOOD = {
+    "csv": [b"text,label", b"one,a", b"two,b"],
+    "json": [b'{"text": "one", "label": "a"}', b'{"text": "two", "label": "b"}'],
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "line", "said", "replaced"),
+    [
+        ("csv", b"bad \xff\xfe,a", "line 3: byte 5 of it is not UTF-8", "bad \ufffd\ufffd"),
+        ("csv", b"one,two,three", "line 3 has 3 fields, the header has 2", None),
+        ("csv", b'"a"b,c', "line 3: ',' expected after '\"'", None),
+        ("json", b'{"text": "\xff", "label": "a"}', "line 2: byte 11 of it is not UTF-8", "\ufffd"),
+        ("json", b'{"text": "half', "line 2 is not JSON", None),
+        ("json", b'{"body": "x"}', "line 2 has no 'text'", None),
+        ("json", b'["x"]', "line 2 is not a JSON object", None),
+        ("json", b'{"text": "\\ud83d"}', "line 2 has half of a surrogate pair", None),
+    ],
+)
+def test_a_bad_line_is_refused_with_file_and_number_or_replaced_or_skipped(
+    kind: str, line: bytes, said: str, replaced: str | None, tmp_path: Path
+):
+    file = tmp_path / f"all.{ {'csv': 'csv', 'json': 'jsonl'}[kind] }"
+    *first, last = GOOD[kind]
+    file.write_bytes(b"\n".join([*first, line, last]) + b"\n")
+    overrides = [f"data.source={kind}", f"data.path={file}"]
+    for on_error in ("strict",) if replaced is not None else ("strict", "replace"):
+        with pytest.raises(UserError) as error:
+            opened(*overrides, f"data.on_error={on_error}")
+        assert str(error.value).startswith(f"{file}, {said}")
+    if replaced is not None:
+        assert contents(opened(*overrides, "data.on_error=replace"))["train"][0] == ["one", replaced, "two"]
+    assert contents(opened(*overrides, "data.on_error=skip"))["train"][0] == ["one", None, "two"]
+
+
+def test_bad_bytes_in_parquet_are_refused_with_their_row_or_replaced_or_skipped(tmp_path: Path):
+    texts = pyarrow.array([b"one", b"bad \xff", b"two"]).view(pyarrow.string())
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts, "label": ["a", "b", "a"]}), tmp_path / "all.parquet")
+    overrides = ["data.source=parquet", f"data.path={tmp_path / 'all.parquet'}"]
+    with pytest.raises(UserError, match=r"all\.parquet, row 2: the text is not UTF-8"):
+        contents(opened(*overrides))
+    assert contents(opened(*overrides, "data.on_error=replace"))["train"][0] == ["one", "bad \ufffd", "two"]
+    assert contents(opened(*overrides, "data.on_error=skip"))["train"][0] == ["one", None, "two"]
+
+
+def test_a_csv_has_long_cells_line_breaks_in_quotes_and_a_byte_order_mark(tmp_path: Path):
+    long = "word " * 200_000
+    (tmp_path / "all.csv").write_text(f'\ufefftext,label\r\n"a\r\nb",x\r\n\r\n{long},y\r\n', newline="")
+    source = opened("data.source=csv", f"data.path={tmp_path / 'all.csv'}")
+    assert contents(source)["train"] == (["a\r\nb", long], ["x", "y"])
+
+
+def test_a_json_file_may_be_a_list_and_rows_may_lack_a_label(tmp_path: Path):
+    (tmp_path / "all.json").write_text(json.dumps([{"text": "one", "n": 1}, {"text": None, "label": 2.0}]))
+    source = opened("data.source=json", f"data.path={tmp_path / 'all.json'}")
+    assert contents(source)["train"] == (["one", ""], [None, "2"])
 
 
 def test_what_is_missing_is_named(tmp_path: Path):
@@ -136,7 +195,7 @@ def test_what_is_missing_is_named(tmp_path: Path):
         ([f"data.path={tmp_path}", "data.splits={train: tr}"], "named by data.splits.train"),
         (["data.source=csv", f"data.path={tmp_path / 'empty'}"], "no .csv or .tsv file"),
         (["data.source=csv", f"data.path={tmp_path / 'nothing.csv'}"], "no documents"),
-        (["data.source=csv", f"data.path={tmp_path / 'broken.csv'}"], "cannot be read as csv"),
+        (["data.source=csv", f"data.path={tmp_path / 'broken.csv'}"], "line 2: a quote that opens here is never closed"),
         (["data.source=csv", f"data.path={tmp_path}", "data.text=[body]"], "its columns are: text, label"),
         (["data.source=csv", f"data.path={tmp_path}", "data.label=class"], "its columns are: text, label"),
         (["data.source=hub", "data.path=nobody/nothing"], "no network to reach it"),

@@ -53,7 +53,7 @@ def load_config(recipe: str | Path | None = None, overrides: Sequence[str] = ())
 def check_config(config: Config) -> None:
     """Refuse values that can be seen to be wrong without looking at the data. Raises UserError."""
     _one_of("data.source", config.data.source, SOURCES)
-    _one_of("data.on_error", config.data.on_error, ("strict", "replace"))
+    _one_of("data.on_error", config.data.on_error, ("strict", "replace", "skip"))
     _one_of("tokenizer.kind", config.tokenizer.kind, ("word",))
     _one_of("runtime.precision", config.runtime.precision, PRECISIONS)
     _one_of("tracking.wandb", config.tracking.wandb, ("auto", "online", "offline", "disabled"))

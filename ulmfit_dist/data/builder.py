@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ulmfit_dist.config import TokenizerConfig
-from ulmfit_dist.data.sources import Source
+from ulmfit_dist.data.documents import Source
 from ulmfit_dist.data.store import NO_LABEL, shard_checksum, shard_stem, token_dtype, write_bytes, write_json, write_shard
 from ulmfit_dist.data.vocab import UNK_ID, build_vocab, id_map, load_vocab, localize, token_ids, total_counts
 from ulmfit_dist.data.workers import run_in_workers
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 DOCUMENTS_PER_WORKER = 5000
 """Fewer are not worth the seconds that a process takes to start."""
+EMPTY = 1
+"""Tokens of a document without a word: xxbos. Such documents are left out."""
 
 
 class StoreBuilder:
@@ -77,13 +80,24 @@ class StoreBuilder:
 
     def tokenize_shard(self, i: int, tokenizer: Tokenizer) -> tuple[int, int]:
         """Write one shard with ids of its own; returns its documents and tokens."""
-        texts, labels = self._read_shard(i)
-        ids, lengths = tokenizer.encode(texts)
-        local = localize(ids, tokenizer.tokens)
-        offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        texts, labels, splits = self._read_shard(i)
+        ids, lengths = tokenizer.encode([text for text in texts if text is not None])
+        kept = lengths > EMPTY
+        local = localize(ids[np.repeat(kept, lengths)], tokenizer.tokens)
+        offsets = np.concatenate([[0], np.cumsum(lengths[kept], dtype=np.int64)])
+        readable = np.array([n for n, text in enumerate(texts) if text is not None], dtype=np.int64)
+        documents = readable[kept].tolist()
+        facts = {
+            "tokens": local.tokens,
+            "counts": local.counts,
+            "labels": [labels[n] for n in documents],
+            "documents": Counter(splits[n] for n in documents),
+            "num_empty": len(readable) - len(documents),
+            "num_skipped": len(texts) - len(readable),
+        }
         write_bytes(self._local(i, ".tokens"), local.ids.tobytes())
         write_bytes(self._local(i, ".offsets"), offsets.tobytes())
-        write_json(self._local(i), {"tokens": local.tokens, "counts": local.counts, "labels": labels}, indent=None)
+        write_json(self._local(i), facts, indent=None)
         return len(texts), len(ids)
 
     def merge(self) -> None:
@@ -114,24 +128,30 @@ class StoreBuilder:
             tokens = id_map(local["tokens"], known).astype(token_dtype(vocab))[ids]
             stem = self.folder / shard_stem(i, len(self.shards))
             write_shard(stem, tokens, offsets, labels)
-            write_json(self._local(i, ".facts.json"), {"checksum": shard_checksum(stem), **self._count(i, tokens, offsets)})
+            facts = {key: local[key] for key in ("documents", "num_empty", "num_skipped")}
+            facts |= {"checksum": shard_checksum(stem), **_count(local["documents"], tokens, offsets)}
+            write_json(self._local(i, ".facts.json"), facts)
 
     def finish(self, identity: dict[str, Any]) -> None:
         """Write `meta.json`, with which the store is finished, and remove what was needed on the way."""
         vocab = load_vocab(self.folder / "vocab.json")
         facts = [json.loads(self._local(i, ".facts.json").read_text("utf-8")) for i in range(len(self.shards))]
         splits, start = {}, 0
-        for split, documents in self.source.splits.items():
-            splits[split] = (start, start + len(documents))
-            start += len(documents)
+        for split in self.source.splits:
+            stop = start + _sum_of(facts, "documents", split)
+            if stop == start:
+                raise UserError(f"the {split} split has no document with a word in it")
+            splits[split] = (start, stop)
+            start = stop
         meta = {
             **identity,
             "fingerprint": self.folder.name,
             "num_documents": start,
             "num_tokens": sum(sum(fact["tokens"].values()) for fact in facts),
-            "tokens": {split: sum(fact["tokens"].get(split, 0) for fact in facts) for split in splits},
-            "unknown": {split: sum(fact["unknown"].get(split, 0) for fact in facts) for split in splits},
-            "num_empty": sum(fact["empty"] for fact in facts),
+            "tokens": {split: _sum_of(facts, "tokens", split) for split in splits},
+            "unknown": {split: _sum_of(facts, "unknown", split) for split in splits},
+            "num_empty": sum(fact["num_empty"] for fact in facts),
+            "num_skipped": sum(fact["num_skipped"] for fact in facts),
             "longest": max(fact["longest"] for fact in facts),
             "num_shards": len(self.shards),
             "dtype": str(token_dtype(vocab)),
@@ -160,29 +180,20 @@ class StoreBuilder:
         for leftover in self.folder.glob("local-*"):
             leftover.unlink()
 
-    def _count(self, i: int, tokens: np.ndarray, offsets: np.ndarray) -> dict[str, Any]:
-        """What is told of a shard: tokens and unknown ones by split, the longest document, documents without a word."""
-        counted: dict[str, dict[str, int]] = {"tokens": {}, "unknown": {}}
-        first = 0
-        for split, start, stop in self.shards[i]:
-            part = tokens[offsets[first] : offsets[first + stop - start]]
-            counted["tokens"][split] = len(part)
-            counted["unknown"][split] = int((part == UNK_ID).sum())
-            first += stop - start
-        lengths = np.diff(offsets)
-        return {**counted, "longest": int(lengths.max()), "empty": int((lengths == 1).sum())}
-
     def _labels(self) -> list[str]:
         return json.loads(self._labels_file.read_text("utf-8"))
 
-    def _read_shard(self, i: int) -> tuple[list[str], list[str | None]]:
-        texts: list[str] = []
+    def _read_shard(self, i: int) -> tuple[list[str | None], list[str | None], list[str]]:
+        """Text, label and split of each document."""
+        texts: list[str | None] = []
         labels: list[str | None] = []
+        splits: list[str] = []
         for split, start, stop in self.shards[i]:
             more_texts, more_labels = self.source.splits[split].read(start, stop)
             texts += more_texts
             labels += more_labels
-        return texts, labels
+            splits += [split] * len(more_texts)
+        return texts, labels, splits
 
     @property
     def _labels_file(self) -> Path:
@@ -212,6 +223,23 @@ def _cut(source: Source, shard_documents: int) -> Iterator[list[tuple[str, int, 
                 pieces, room = [], shard_documents
     if pieces:
         yield pieces
+
+
+def _count(documents: dict[str, int], tokens: np.ndarray, offsets: np.ndarray) -> dict[str, Any]:
+    """What is told of a shard with so many documents by split: tokens and unknown ones by split, the longest document."""
+    counted: dict[str, dict[str, int]] = {"tokens": {}, "unknown": {}}
+    first = 0
+    for split, number in documents.items():
+        part = tokens[offsets[first] : offsets[first + number]]
+        counted["tokens"][split] = len(part)
+        counted["unknown"][split] = int((part == UNK_ID).sum())
+        first += number
+    return {**counted, "longest": int(np.diff(offsets).max(initial=0))}
+
+
+def _sum_of(facts: list[dict[str, Any]], key: str, split: str) -> int:
+    """A figure of a split, over all shards."""
+    return sum(fact[key].get(split, 0) for fact in facts)
 
 
 def _sorted_labels(labels: set[str]) -> list[str]:

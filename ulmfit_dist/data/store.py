@@ -1,9 +1,9 @@
 """The token store: a corpus as ids on disk, read through memory maps.
 
 A store is one folder, named by a fingerprint of what made it, and read-only once `meta.json` is there. Documents keep
-the order of the source, train before valid before unlabelled, and are cut into shards of equal numbers of documents, so
-the bytes depend on the data and the config alone. Offsets and labels (12 bytes a document) are held in memory; ids stay
-on disk, and the pages in use are the operating system's to keep.
+the order of the source, train before valid before unlabelled, and are cut into shards of equal numbers of documents (of
+which empty ones are then left out), so the bytes depend on the data and the config alone. Offsets and labels (12 bytes a
+document) are held in memory; ids stay on disk, and the pages in use are the operating system's to keep.
 
     meta.json                         what made it, counts, splits, labels
     vocab.json                        tokens by id
@@ -26,7 +26,7 @@ import xxhash
 from ulmfit_dist.data.vocab import load_vocab
 from ulmfit_dist.errors import UserError
 
-FORMAT = 2
+FORMAT = 3
 NO_LABEL = -1
 
 
@@ -50,13 +50,13 @@ class TokenStore:
         self.meta = read_meta(path)
         self.vocab = load_vocab(path / "vocab.json")
         self.label_names: list[str] = self.meta["labels"]
-        self._shard_documents: int = self.meta["shard_documents"]
         num_shards = self.meta["num_shards"]
         stems = [path / shard_stem(i, num_shards) for i in range(num_shards)]
         offsets = [_read(stem, ".offsets", np.dtype(np.int64)) for stem in stems]
         self.lengths = np.concatenate([np.diff(o) for o in offsets])
         self.labels = np.concatenate([_read(stem, ".labels", np.dtype(np.int32)) for stem in stems])
         self._offsets = offsets
+        self._starts = np.cumsum([0, *(len(o) - 1 for o in offsets)])  # number of each shard's first document
         self._tokens = [_map(stem, np.dtype(self.meta["dtype"]), int(o[-1])) for stem, o in zip(stems, offsets, strict=True)]
         if len(self.lengths) != self.meta["num_documents"] or len(self.labels) != len(self.lengths):
             raise UserError(
@@ -72,7 +72,8 @@ class TokenStore:
 
     def document(self, i: int) -> np.ndarray:
         """Ids of a document: a view into the memory map."""
-        shard, within = divmod(i, self._shard_documents)
+        shard = int(np.searchsorted(self._starts, i, side="right")) - 1
+        within = i - self._starts[shard]
         offsets = self._offsets[shard]
         return self._tokens[shard][offsets[within] : offsets[within + 1]]
 

@@ -65,7 +65,7 @@ def total_counts(shards: Iterable[tuple[Sequence[str], Sequence[int]]]) -> Count
     for tokens, counts in shards:
         places = numbers.of(tokens)
         totals = np.pad(totals, (0, len(numbers) - len(totals)))
-        totals[places] += np.asarray(counts)
+        totals[places] += np.asarray(counts, dtype=np.int64)
     return Counter(dict(zip(numbers, totals.tolist(), strict=True)))
 
 

@@ -21,7 +21,8 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 from ulmfit_dist.config import Config
 from ulmfit_dist.data.builder import StoreBuilder
-from ulmfit_dist.data.sources import Documents, Source, Subset, open_source
+from ulmfit_dist.data.documents import Documents, Source, Subset
+from ulmfit_dist.data.sources import open_source
 from ulmfit_dist.data.store import FORMAT, NO_LABEL, TokenStore, damaged_shards, read_meta
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.randomness import permutation
@@ -171,9 +172,10 @@ def _check_tokenizer(store: TokenStore, config: Config) -> None:
 def _summary(store: TokenStore) -> str:
     meta = store.meta
     unknown = ", ".join(f"{meta['unknown'][split] / max(n, 1):.2%} of {split}" for split, n in meta["tokens"].items())
-    empty = f" ({meta['num_empty']:,} of them empty)" if meta["num_empty"] else ""
+    left_out = {"empty": meta["num_empty"], "unreadable": meta["num_skipped"]}
+    told = "".join(f" ({number:,} {kind} left out)" for kind, number in left_out.items() if number)
     return (
-        f"texts: {meta['num_documents']:,} documents{empty}, {meta['num_tokens']:,} tokens, "
+        f"texts: {meta['num_documents']:,} documents{told}, {meta['num_tokens']:,} tokens, "
         f"{meta['longest']:,} in the longest; vocabulary {meta['vocab_size']:,}, unknown {unknown}; "
         f"{int((store.labels != NO_LABEL).sum()):,} labelled with {len(store.label_names)} classes ({store.path})"
     )

@@ -1,0 +1,170 @@
+"""Lines of CSV and JSON, read one at a time, so that a bad one can be named, mended or left out (`data.on_error`)."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ulmfit_dist.errors import UserError
+
+Row = dict[str, str | None]
+VERSION = 1
+"""Changes when the same files give other rows."""
+COLUMNS_FROM = 1000
+"""Lines of JSON that are read for the names of columns: each says its own."""
+
+UNREADABLE = "\ufdd0"
+"""A noncharacter of Unicode: stands for what cannot be read, until the document is skipped."""
+
+
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+
+
+class BadLineError(Exception):
+    """A line that holds no row. The message says why, beginning where the line's number ends."""
+
+
+Rows = Iterator[tuple[int, Row | BadLineError]]
+"""Rows, or why there is none, with the numbers of the lines on which they begin."""
+
+
+def read_lines(files: Sequence[str], text: Sequence[str], label: str | None, on_error: str) -> Iterator[Row]:
+    """The rows of files, in order.
+
+    Args:
+        files: CSV, TSV or JSON lines, by their endings.
+        text: columns of text.
+        label: column of labels, which a row of JSON may lack.
+        on_error: strict; replace, which reads bytes that are not UTF-8 as U+FFFD; skip.
+
+    Yields:
+        Text and label by column. In a row that is to be skipped, `UNREADABLE` stands in each column of text.
+
+    Raises:
+        UserError: a line is no row (which only skip allows for), or has bytes that are not UTF-8.
+    """
+    skipped: Row = dict.fromkeys([label] if label is not None else []) | dict.fromkeys(text, UNREADABLE)
+    for file in files:
+        read = _csv_rows if Path(file).suffix in _DELIMITERS else _json_rows
+        for number, row in read(Path(file), text, label, on_error):
+            if not isinstance(row, BadLineError):
+                yield row
+            elif on_error == "skip":
+                yield skipped
+            else:
+                raise UserError(f"{file}, line {number}{row}: mend it, or set data.on_error=skip to leave such lines out")
+
+
+def column_names(file: Path) -> list[str]:
+    """The columns of a file, from its first lines."""
+    lines = _decoded(file, on_error="replace")
+    if file.suffix in _DELIMITERS:
+        return next(csv.reader((line for _, line in lines), delimiter=_DELIMITERS[file.suffix]), [])
+    names: dict[str, None] = {}
+    for _, row in islice(_objects(file, on_error="replace"), COLUMNS_FROM):
+        names |= dict.fromkeys(row if isinstance(row, dict) else ())
+    return list(names)
+
+
+def _csv_rows(file: Path, text: Sequence[str], label: str | None, on_error: str) -> Rows:
+    csv.field_size_limit(sys.maxsize)  # Python's own is 128 KiB
+    lines = (line for _, line in _decoded(file, on_error))
+    reader = csv.reader(lines, delimiter=_DELIMITERS[file.suffix], strict=True)
+    header = next(reader, [])
+    wanted = {name: header.index(name) for name in [*text, *([label] if label is not None else [])]}
+    while True:
+        number = reader.line_num + 1
+        try:
+            values = next(reader, None)
+        except csv.Error as error:
+            if "unexpected end" in str(error):  # to skip it would be to skip all lines behind it
+                raise UserError(f"{file}, line {number}: a quote that opens here is never closed: mend it") from None
+            yield number, BadLineError(f": {error}")
+            continue
+        if values is None:
+            return
+        if len(values) == len(header):
+            yield number, {name: values[i] for name, i in wanted.items()}
+        elif values:  # an empty line is none
+            yield number, BadLineError(f" has {len(values)} fields, the header has {len(header)}")
+
+
+def _json_rows(file: Path, text: Sequence[str], label: str | None, on_error: str) -> Rows:
+    for number, row in _objects(file, on_error):
+        try:
+            yield number, _json_row(row, text, label)
+        except BadLineError as error:
+            yield number, error
+
+
+def _json_row(row: Any, text: Sequence[str], label: str | None) -> Row:
+    if isinstance(row, BadLineError):
+        raise row
+    if not isinstance(row, dict):
+        raise BadLineError(" is not a JSON object")
+    for column in text:
+        if column not in row:
+            raise BadLineError(f" has no {column!r}")
+    texts: Row = {column: _as_text(row[column]) for column in text}
+    return texts if label is None else {**texts, label: _as_label(row.get(label))}
+
+
+def _objects(file: Path, on_error: str) -> Iterator[tuple[int, Any]]:
+    """What the lines of a file say in JSON, or why they do not, with their numbers; or the items of a JSON list."""
+    for number, line in _decoded(file, on_error):
+        if number == 1 and line.lstrip().startswith("["):
+            yield from _items(file, on_error)
+            return
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except ValueError as error:
+                yield number, BadLineError(f" is not JSON ({error})")
+
+
+def _items(file: Path, on_error: str) -> Iterator[tuple[int, Any]]:
+    try:
+        yield from enumerate(json.loads("".join(line for _, line in _decoded(file, on_error))), start=1)
+    except ValueError as error:
+        raise UserError(f"{file}: begins as a list, and is not JSON ({error})") from None
+
+
+def _as_text(value: Any) -> str:
+    text = "" if value is None else str(value)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise BadLineError(" has half of a surrogate pair, which is no character") from None
+    return text
+
+
+def _as_label(value: Any) -> str | None:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return None if value is None else str(value)
+
+
+def _decoded(file: Path, on_error: str) -> Iterator[tuple[int, str]]:
+    """The lines of a file with their numbers, from 1."""
+    with file.open("rb") as binary:
+        for number, line in enumerate(binary, start=1):
+            encoding = "utf-8-sig" if number == 1 else "utf-8"
+            try:
+                yield number, line.decode(encoding)
+            except UnicodeDecodeError as error:
+                if on_error == "strict":
+                    _refuse(file, number, error)
+                mark = UNREADABLE if on_error == "skip" else "\ufffd"
+                yield number, line.decode(encoding, errors="replace").replace("\ufffd", mark)
+
+
+def _refuse(file: Path, number: int, error: UnicodeDecodeError) -> NoReturn:
+    raise UserError(
+        f"{file}, line {number}: byte {error.start + 1} of it is not UTF-8: convert the file, or set data.on_error to "
+        f"replace or skip"
+    )
