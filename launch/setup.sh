@@ -19,5 +19,5 @@ wanted=$(cat pyproject.toml constraints.txt launch/setup.sh | cksum)
 echo "setup: making .venv (once, some minutes) ..." >&2
 [ -x .venv/bin/python ] || "$python" -m venv .venv
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-.venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[demo,dev]'
+.venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[demo,sentencepiece,dev]'
 echo "$wanted" > .venv/installed

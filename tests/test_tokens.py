@@ -2,6 +2,7 @@
 
 import os
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from fastai.text.core import TokenizeWithRules, WordTokenizer
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from ulmfit_dist.config import TokenizerConfig
 from ulmfit_dist.data import tokenizer as tokenizer_module
-from ulmfit_dist.data.tokenizer import Tokenizer
+from ulmfit_dist.data.tokenizer import Tokenizer, open_tokenizer
 from ulmfit_dist.data.vocab import UNK_ID, build_vocab, id_map, localize, token_ids, total_counts
 from ulmfit_dist.errors import UserError
 
@@ -89,17 +90,17 @@ def test_exceptions_of_spacy_reach_over_spaces():
     assert _english.tokenize(texts) == fastai_tokens(texts)
 
 
-def test_rules_of_the_users_own_come_after_fastais():
+def test_rules_of_the_users_own_come_after_fastais(tmp_path: Path):
     tokenizer = Tokenizer("en", rules=[lambda text: text.replace("movie", "film")])
     assert tokenizer.tokenize(["A MOVIE. movie!!!"]) == [["xxbos", "a", "xxup", "film", ".", "film", "xxrep", "3", "!"]]
     config = TokenizerConfig(rules=["textwrap.dedent"])
-    assert Tokenizer.from_config(config).tokenize(["Hi"]) == [["xxbos", "xxmaj", "hi"]]
+    assert open_tokenizer(config, tmp_path).tokenize(["Hi"]) == [["xxbos", "xxmaj", "hi"]]
     with pytest.raises(UserError, match=r"tokenizer\.rules: 'textwrap\.nothing' cannot be imported"):
-        Tokenizer.from_config(TokenizerConfig(rules=["textwrap.nothing"]))
+        open_tokenizer(TokenizerConfig(rules=["textwrap.nothing"]), tmp_path)
 
 
 def test_a_full_tokenizer_starts_anew(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(tokenizer_module, "CHUNKS_KEPT", 3)
+    monkeypatch.setattr(tokenizer_module, "TOKENS_KEPT", 3)
     tokenizer = Tokenizer("en")
     for texts in (TEXTS[2:4], TEXTS[4:], TEXTS[:3]):
         assert tokenizer.tokenize(texts) == fastai_tokens(texts)

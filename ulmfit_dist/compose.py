@@ -54,7 +54,8 @@ def check_config(config: Config) -> None:
     """Refuse values that can be seen to be wrong without looking at the data. Raises UserError."""
     _one_of("data.source", config.data.source, SOURCES)
     _one_of("data.on_error", config.data.on_error, ("strict", "replace", "skip"))
-    _one_of("tokenizer.kind", config.tokenizer.kind, ("word",))
+    _one_of("tokenizer.kind", config.tokenizer.kind, ("word", "sentencepiece"))
+    _one_of("tokenizer.model_type", config.tokenizer.model_type, ("unigram", "bpe"))
     _one_of("runtime.precision", config.runtime.precision, PRECISIONS)
     _one_of("tracking.wandb", config.tracking.wandb, ("auto", "online", "offline", "disabled"))
     for split in config.data.splits:
@@ -192,6 +193,9 @@ def _positive_integers(config: Config) -> Iterator[tuple[str, int]]:
     yield "data.shard_documents", config.data.shard_documents
     yield "tokenizer.min_freq", config.tokenizer.min_freq
     yield "tokenizer.max_vocab", config.tokenizer.max_vocab
+    yield "tokenizer.sample_documents", config.tokenizer.sample_documents
+    if config.tokenizer.pieces is not None:
+        yield "tokenizer.pieces", config.tokenizer.pieces
     if config.data.limit is not None:
         yield "data.limit", config.data.limit
     yield "runtime.num_workers", config.runtime.num_workers

@@ -50,10 +50,10 @@ class DataConfig:
 
 @dataclass
 class TokenizerConfig:
-    """fastai's rules and spaCy's word tokenizer."""
+    """fastai's rules, then spaCy's word tokenizer or SentencePiece."""
 
     kind: str = "word"
-    """word: fastai's rules around spaCy's tokenizer."""
+    """word: spaCy's tokenizer, as fastai uses it; sentencepiece: pieces of words, where words are no unit."""
     lang: str = "en"
     """spaCy's code of the language: en, de, fr, es, ..."""
     rules: list[str] = field(default_factory=list)
@@ -62,6 +62,14 @@ class TokenizerConfig:
     """A token that occurs less often becomes xxunk."""
     max_vocab: int = 60000
     """Tokens in the vocabulary at most, the special ones included."""
+    model: str | None = None
+    """A SentencePiece model file to use. null: one is trained on a sample of the texts, and kept in the token store."""
+    model_type: str = "unigram"
+    """Of the SentencePiece model to train: unigram or bpe."""
+    pieces: int | None = None
+    """Pieces of the SentencePiece model to train. null: a quarter of the distinct words, 30000 at most, as in fastai."""
+    sample_documents: int = 20000
+    """Documents that a SentencePiece model is trained on at most, evenly from all, and 20 million characters of them."""
 
 
 @dataclass

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -19,14 +20,23 @@ import numpy as np
 
 from ulmfit_dist.config import TokenizerConfig
 from ulmfit_dist.data.documents import Source
-from ulmfit_dist.data.store import NO_LABEL, shard_checksum, shard_stem, token_dtype, write_bytes, write_json, write_shard
+from ulmfit_dist.data.store import (
+    MODEL_FILE,
+    NO_LABEL,
+    shard_checksum,
+    shard_stem,
+    token_dtype,
+    write_bytes,
+    write_json,
+    write_shard,
+)
 from ulmfit_dist.data.vocab import UNK_ID, build_vocab, id_map, load_vocab, localize, token_ids, total_counts
 from ulmfit_dist.data.workers import run_in_workers
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.progress import Progress
 
 if TYPE_CHECKING:
-    from ulmfit_dist.data.tokenizer import Tokenizer
+    from ulmfit_dist.data.tokenizer import TextTokenizer
 
 DOCUMENTS_PER_WORKER = 5000
 """Fewer are not worth the seconds that a process takes to start."""
@@ -66,11 +76,22 @@ class StoreBuilder:
             for num_done, num_tokens in run_in_workers(self, missing, num_workers):
                 progress.advance(num_done, counted=num_tokens)
 
-    def open_tokenizer(self) -> Tokenizer:
-        """The tokenizer, imported only where there is something to do: it needs spaCy."""
-        from ulmfit_dist.data.tokenizer import Tokenizer
+    def train_tokenizer(self) -> None:
+        """Put the model of SentencePiece into the folder, trained on a sample of the texts or copied, if it is to be one.
 
-        tokenizer = Tokenizer.from_config(self.tokenizer)
+        Raises:
+            UserError: it cannot be trained, read or written.
+        """
+        if self.tokenizer.kind == "sentencepiece" and not (self.folder / MODEL_FILE).exists():
+            from ulmfit_dist.data.sentence_pieces import make_model
+
+            write_bytes(self.folder / MODEL_FILE, make_model(self.tokenizer, self._sample(self.tokenizer.sample_documents)))
+
+    def open_tokenizer(self) -> TextTokenizer:
+        """The tokenizer, imported only where there is something to do: it needs spaCy."""
+        from ulmfit_dist.data.tokenizer import open_tokenizer
+
+        tokenizer = open_tokenizer(self.tokenizer, self.folder)
         gc.freeze()  # the modules loaded by now stay: the garbage collector need not go through them again and again
         return tokenizer
 
@@ -78,7 +99,7 @@ class StoreBuilder:
         """Documents of a shard."""
         return sum(stop - start for _, start, stop in self.shards[i])
 
-    def tokenize_shard(self, i: int, tokenizer: Tokenizer) -> tuple[int, int]:
+    def tokenize_shard(self, i: int, tokenizer: TextTokenizer) -> tuple[int, int]:
         """Write one shard with ids of its own; returns its documents and tokens."""
         texts, labels, splits = self._read_shard(i)
         ids, lengths = tokenizer.encode([text for text in texts if text is not None])
@@ -182,6 +203,15 @@ class StoreBuilder:
 
     def _labels(self) -> list[str]:
         return json.loads(self._labels_file.read_text("utf-8"))
+
+    def _sample(self, num_documents: int) -> Iterator[str]:
+        """The texts of so many documents, an equal number from each shard."""
+        for pieces in self.shards:
+            left = math.ceil(num_documents / len(self.shards))
+            for split, start, stop in pieces:
+                texts, _ = self.source.splits[split].read(start, min(stop, start + left))
+                left -= len(texts)
+                yield from (text for text in texts if text is not None)
 
     def _read_shard(self, i: int) -> tuple[list[str | None], list[str | None], list[str]]:
         """Text, label and split of each document."""

@@ -7,6 +7,7 @@ document) are held in memory; ids stay on disk, and the pages in use are the ope
 
     meta.json                         what made it, counts, splits, labels
     vocab.json                        tokens by id
+    sentencepiece.model               what made the tokens, if it was SentencePiece
     shard-00003-of-00016.tokens       ids, flat: uint16 where the vocabulary fits, else uint32
     shard-00003-of-00016.offsets      int64 [documents + 1]: where each document begins
     shard-00003-of-00016.labels       int32 [documents]: index in the labels, -1 for none
@@ -28,6 +29,8 @@ from ulmfit_dist.errors import UserError
 
 FORMAT = 3
 NO_LABEL = -1
+MODEL_FILE = "sentencepiece.model"
+"""The model of SentencePiece, if that made the tokens: in a token store and in an exported model."""
 
 
 class TokenStore:

@@ -9,7 +9,9 @@ the fast one is not sure of.
 from __future__ import annotations
 
 import importlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,12 +20,13 @@ from fastcore.basics import compose
 
 from ulmfit_dist.config import TokenizerConfig
 from ulmfit_dist.data.chunks import ChunkTokenizer
+from ulmfit_dist.data.store import MODEL_FILE
 from ulmfit_dist.data.vocab import Numbers
 from ulmfit_dist.errors import UserError
 
 Rule = Callable[[str], str]
 
-CHUNKS_KEPT = 1_000_000
+TOKENS_KEPT = 1_000_000
 """Distinct chunks, or tokens, after which a tokenizer starts anew: what bounds its memory."""
 
 
@@ -34,7 +37,32 @@ class Encoded(NamedTuple):
     lengths: np.ndarray
 
 
-class Tokenizer:
+class TextTokenizer(ABC):
+    """Texts to tokens."""
+
+    @property
+    @abstractmethod
+    def tokens(self) -> list[str]:
+        """Token by id, of all that was encoded since the last start anew."""
+
+    @abstractmethod
+    def encode(self, texts: Iterable[str]) -> Encoded:
+        """The texts as ids in `tokens`, as that is until the next call: a full tokenizer starts anew."""
+
+    @abstractmethod
+    def words(self, tokens: Sequence[str]) -> list[str]:
+        """The words of which these are the tokens."""
+
+    def tokenize(self, texts: Iterable[str]) -> list[list[str]]:
+        """The tokens of each text, in order."""
+        ids, lengths = self.encode(texts)
+        known = self.tokens
+        tokens = [known[i] for i in ids.tolist()]
+        ends = np.cumsum(lengths).tolist()
+        return [tokens[end - length : end] for end, length in zip(ends, lengths.tolist(), strict=True)]
+
+
+class Tokenizer(TextTokenizer):
     """Texts to tokens, equal to those of fastai 2.8's `WordTokenizer` with its default rules.
 
     Args:
@@ -51,27 +79,16 @@ class Tokenizer:
         self._after = compose(*defaults.text_postproc_rules)
         self._start()
 
-    @classmethod
-    def from_config(cls, config: TokenizerConfig) -> Tokenizer:
-        return cls(config.lang, [_import_rule(path) for path in config.rules])
-
     @property
     def tokens(self) -> list[str]:
-        """Token by id, of all that was encoded since the last start anew."""
         return list(self._ids)
 
-    def tokenize(self, texts: Iterable[str]) -> list[list[str]]:
-        """The tokens of each text, in order."""
-        ids, lengths = self.encode(texts)
-        known = self.tokens
-        tokens = [known[i] for i in ids.tolist()]
-        ends = np.cumsum(lengths).tolist()
-        return [tokens[end - length : end] for end, length in zip(ends, lengths.tolist(), strict=True)]
+    def words(self, tokens: Sequence[str]) -> list[str]:
+        return list(tokens)
 
     def encode(self, texts: Iterable[str]) -> Encoded:
-        """The texts as ids in `tokens`, as that is until the next call: a full tokenizer starts anew."""
         texts = [str(text) for text in texts]
-        if len(self._ids) > CHUNKS_KEPT or (self._chunks is not None and self._chunks.is_full(CHUNKS_KEPT)):
+        if len(self._ids) > TOKENS_KEPT or (self._chunks is not None and self._chunks.is_full(TOKENS_KEPT)):
             self._start()
         if not texts:
             return Encoded(np.empty(0, dtype=np.uint32), np.empty(0, dtype=np.int64))
@@ -90,6 +107,26 @@ class Tokenizer:
 
     def _encode_plainly(self, text: str) -> np.ndarray:
         return self._ids.of([self._after(token.text) for token in self._spacy(self._before(text))])
+
+
+def open_tokenizer(config: TokenizerConfig, folder: Path) -> TextTokenizer:
+    """The tokenizer of a config.
+
+    Args:
+        folder: a token store or an exported model, with the model of SentencePiece in it.
+
+    Raises:
+        UserError: no such language or rule; no model there, or a damaged one; a package is not installed.
+    """
+    rules = [import_rule(path) for path in config.rules]
+    if config.kind == "word":
+        return Tokenizer(config.lang, rules)
+    from ulmfit_dist.data.sentence_pieces import SentencePieceTokenizer
+
+    try:
+        return SentencePieceTokenizer((folder / MODEL_FILE).read_bytes(), rules)
+    except OSError as error:
+        raise UserError(f"{folder / MODEL_FILE}: cannot be read ({error.strerror})") from None
 
 
 def _spacy_tokenizer(lang: str) -> Any:
@@ -118,7 +155,7 @@ def _is_spacys_own(tokenizer: Any) -> bool:
     return type(tokenizer) is SpacyTokenizer
 
 
-def _import_rule(path: str) -> Rule:
+def import_rule(path: str) -> Rule:
     """A function named as `module.function`. Raises UserError where there is none."""
     module, _, name = path.rpartition(".")
     try:

@@ -18,20 +18,20 @@ from typing import TYPE_CHECKING, Protocol
 from ulmfit_dist.errors import UserError
 
 if TYPE_CHECKING:
-    from ulmfit_dist.data.tokenizer import Tokenizer
+    from ulmfit_dist.data.tokenizer import TextTokenizer
 
 
 class Shards(Protocol):
     """What there is to tokenize: picklable, for it goes to the workers."""
 
-    def open_tokenizer(self) -> Tokenizer: ...
+    def open_tokenizer(self) -> TextTokenizer: ...
 
-    def tokenize_shard(self, i: int, tokenizer: Tokenizer) -> tuple[int, int]:
+    def tokenize_shard(self, i: int, tokenizer: TextTokenizer) -> tuple[int, int]:
         """Tokenize one shard and write it; returns its documents and tokens."""
 
 
 _shards: Shards
-_tokenizer: Tokenizer
+_tokenizer: TextTokenizer
 
 
 def run_in_workers(shards: Shards, which: Sequence[int], num_workers: int) -> Iterator[tuple[int, int]]:

@@ -4,6 +4,7 @@ model.safetensors     weights, keys as in fastai's state_dict, tied ones once
 vocab.json            tokens by id
 config.yaml           the run's config: sizes of the network, tokenizer
 labels.json           class names by index; a classifier's only
+sentencepiece.model   what makes its tokens, if that is SentencePiece
 training.json         what it was trained on and how well it did
 """
 
@@ -22,7 +23,7 @@ from torch import nn
 
 from ulmfit_dist.compose import load_config, to_yaml
 from ulmfit_dist.config import Config
-from ulmfit_dist.data.store import write_bytes, write_json
+from ulmfit_dist.data.store import MODEL_FILE, TokenStore, write_bytes, write_json
 from ulmfit_dist.data.vocab import load_vocab
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.model.awd_lstm import AWDLSTM, build_classifier, build_language_model, encoder_of
@@ -42,9 +43,12 @@ class Exported:
 
 
 def save_exported(
-    folder: Path, model: nn.Module, config: Config, vocab: list[str], labels: list[str] | None, training: dict[str, Any]
+    folder: Path, model: nn.Module, config: Config, store: TokenStore, labels: list[str] | None, training: dict[str, Any]
 ) -> None:
     """Write an export beside its place and rename it there, so that it is whole or not there.
+
+    Args:
+        store: what the model was trained on: vocabulary and tokenizer are its.
 
     Raises:
         UserError: the folder cannot be written.
@@ -54,8 +58,10 @@ def save_exported(
         temporary.mkdir(parents=True, exist_ok=True)
         safetensors.torch.save_model(model, str(temporary / WEIGHTS))
         write_bytes(temporary / "config.yaml", to_yaml(config).encode())
-        write_json(temporary / "vocab.json", vocab)
+        write_json(temporary / "vocab.json", store.vocab)
         write_json(temporary / "training.json", training)
+        if (store.path / MODEL_FILE).exists():
+            shutil.copyfile(store.path / MODEL_FILE, temporary / MODEL_FILE)
         if labels is not None:
             write_json(temporary / "labels.json", labels)
         if folder.exists():

@@ -14,7 +14,7 @@ import torch
 from fastai.text.learner import decode_spec_tokens
 from torch import Tensor
 
-from ulmfit_dist.data.tokenizer import Tokenizer
+from ulmfit_dist.data.tokenizer import open_tokenizer
 from ulmfit_dist.data.vocab import FILLER, PAD_ID, UNK_ID, token_ids
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.model.awd_lstm import encoder_of
@@ -39,7 +39,7 @@ class LanguageModel:
         if exported.config.model.backwards:
             raise UserError(f"{exported.folder} reads texts backwards: it cannot go on from a prompt")
         self.vocab, self.device = exported.vocab, torch.device(device)
-        self.tokenizer = Tokenizer.from_config(exported.config.tokenizer)
+        self.tokenizer = open_tokenizer(exported.config.tokenizer, exported.folder)
         self.ids = token_ids(exported.vocab)
         self.model = load_model(exported, self.device)
         never = [UNK_ID, PAD_ID, *(i for i, token in enumerate(self.vocab) if token == FILLER)]
@@ -77,4 +77,5 @@ class LanguageModel:
 
     def _decode(self, ids: list[int]) -> str:
         tokens = [self.vocab[i] for i in ids]
-        return " ".join(decode_spec_tokens([token for token in tokens if token not in ("xxbos", "xxpad")]))
+        words = self.tokenizer.words([token for token in tokens if token not in ("xxbos", "xxpad")])
+        return " ".join(decode_spec_tokens(words))

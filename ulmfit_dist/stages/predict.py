@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ulmfit_dist.data.classifier_batches import pad_chunks
-from ulmfit_dist.data.tokenizer import Tokenizer
+from ulmfit_dist.data.tokenizer import open_tokenizer
 from ulmfit_dist.data.vocab import UNK_ID, token_ids
 from ulmfit_dist.model.export import load_model, read_exported
 from ulmfit_dist.stages.run import model_folder
@@ -46,7 +46,7 @@ class TextClassifier:
         exported = read_exported(model_folder(Path(folder), "classifier"))
         assert exported.labels is not None  # model_folder has looked for them
         self.config, self.labels, self.device = exported.config, exported.labels, torch.device(device)
-        self.tokenizer = Tokenizer.from_config(exported.config.tokenizer)
+        self.tokenizer = open_tokenizer(exported.config.tokenizer, exported.folder)
         self.ids = token_ids(exported.vocab)
         self.model = load_model(exported, self.device)
 

@@ -19,7 +19,7 @@ import numpy as np
 import xxhash
 from filelock import BaseFileLock, FileLock, Timeout
 
-from ulmfit_dist.config import Config
+from ulmfit_dist.config import Config, TokenizerConfig
 from ulmfit_dist.data.builder import StoreBuilder
 from ulmfit_dist.data.documents import Documents, Source, Subset
 from ulmfit_dist.data.sources import open_source
@@ -27,6 +27,8 @@ from ulmfit_dist.data.store import FORMAT, NO_LABEL, TokenStore, damaged_shards,
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.randomness import permutation
 from ulmfit_dist.runtime import Runtime
+
+SENTENCEPIECE_KEYS = ("model", "model_type", "pieces", "sample_documents")
 
 
 def prepare(config: Config, runtime: Runtime) -> TokenStore:
@@ -130,10 +132,28 @@ def _identity(config: Config, source: Source) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "source": {"kind": config.data.source, **source.identity},
-        "tokenizer": vars(config.tokenizer),
+        "tokenizer": _tokenizer_identity(config.tokenizer),
         "shard_documents": config.data.shard_documents,
-        "versions": {package: version(package) for package in ("fastai", "spacy")},
+        "versions": {package: version(package) for package in _makers(config.tokenizer)},
     }
+
+
+def _tokenizer_identity(config: TokenizerConfig) -> dict[str, Any]:
+    """The config of a tokenizer, with what is in its model instead of where that lies."""
+    identity = dict(vars(config))
+    if config.kind == "word":
+        return {key: value for key, value in identity.items() if key not in SENTENCEPIECE_KEYS}
+    if config.model is not None:
+        try:
+            identity["model"] = xxhash.xxh3_64_hexdigest(Path(config.model).read_bytes())
+        except OSError as error:
+            raise UserError(f"tokenizer.model={config.model}: cannot be read ({error.strerror})") from None
+    return identity
+
+
+def _makers(config: TokenizerConfig) -> tuple[str, ...]:
+    """The packages that the tokens depend on."""
+    return ("fastai", "spacy") if config.kind == "word" else ("fastai", "sentencepiece")
 
 
 def _fingerprint(identity: dict[str, Any]) -> str:
@@ -142,6 +162,9 @@ def _fingerprint(identity: dict[str, Any]) -> str:
 
 def _make(builder: StoreBuilder, identity: dict[str, Any], num_workers: int, runtime: Runtime) -> None:
     mine = range(runtime.rank, len(builder.shards), runtime.world_size)
+    with runtime.together():
+        if runtime.is_main:
+            builder.train_tokenizer()
     with runtime.together():
         builder.tokenize(mine, num_workers, shown=runtime.is_main)
     with runtime.together():

@@ -49,6 +49,6 @@ def train_stage(
     with runtime.together():
         if runtime.is_main:
             training = {"data_fingerprint": store.fingerprint, "world_size": runtime.world_size, "metrics": metrics}
-            save_exported(folder, learner.model, config, store.vocab, labels, training)
+            save_exported(folder, learner.model, config, store, labels, training)
     tracker.finish_stage(stage, time.perf_counter() - started, metrics)
     return folder
