@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 import re
 import shutil
 import signal
@@ -20,6 +21,8 @@ from ulmfit_dist.data.sources import open_source
 from ulmfit_dist.data.store import TokenStore, shard_stem
 from ulmfit_dist.data.workers import run_in_workers
 from ulmfit_dist.errors import UserError
+
+KILLS = int(os.environ.get("KILLS", "1"))
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +48,20 @@ def undisturbed(large: Path, recipe: Path, tmp_path_factory: pytest.TempPathFact
     return store_in(cache)
 
 
-def start(arguments: list[str]) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
-    return subprocess.Popen([sys.executable, "-m", "ulmfit_dist", *arguments], cwd=ROOT, env=environment)
+def start(arguments: list[str], processes: int = 1) -> subprocess.Popen[bytes]:
+    """Start a command, its processes in a group of their own."""
+    config = str(ROOT / "configs/accelerate/multi_gpu.yaml")
+    launcher = ["-m", "accelerate.commands.launch", "--config_file", config, "--num_processes", str(processes)]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, *(launcher if processes > 1 else []), "-m", "ulmfit_dist", *arguments]
+    return subprocess.Popen(words, cwd=ROOT, env=environment, start_new_session=True, stderr=subprocess.DEVNULL)
+
+
+def seconds_until(cache: Path, pattern: str) -> float:
+    started = time.monotonic()
+    while not list(cache.glob(pattern)) and time.monotonic() < started + 60:
+        time.sleep(0.005)
+    return time.monotonic() - started
 
 
 def test_a_killed_prepare_goes_on_with_the_missing_shards(undisturbed: Path, large: Path, recipe: Path, tmp_path: Path):
@@ -69,6 +83,29 @@ def test_a_killed_prepare_goes_on_with_the_missing_shards(undisturbed: Path, lar
     assert process.returncode == 0
     assert seen == {made}
     assert contents(store_in(tmp_path)) == contents(undisturbed)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_prepare_killed_at_any_moment_gives_the_same_bytes_in_the_end(
+    undisturbed: Path, large: Path, recipe: Path, tmp_path: Path, processes: int
+):
+    process = start(words(recipe, large, tmp_path / "whole"), processes)
+    seconds_until(tmp_path, "whole/*/")
+    window = seconds_until(tmp_path, "whole/*/meta.json")
+    assert process.wait() == 0
+    killed = 0
+    while killed < KILLS:
+        cache = tmp_path / str(killed)
+        process = start(words(recipe, large, cache), processes)
+        seconds_until(cache, "*/")
+        time.sleep(random.uniform(0, window))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        if not list(cache.glob("*/meta.json")):
+            killed += 1
+            succeed(words(recipe, large, cache), processes)
+            assert contents(store_in(cache)) == contents(undisturbed)
+        shutil.rmtree(cache)
 
 
 def test_runs_that_prepare_the_same_texts_at_once_share_one_store(
