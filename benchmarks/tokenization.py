@@ -62,7 +62,7 @@ def our_ids(texts: list[str], folder: Path) -> TokenStore:
     shards = range(len(builder.shards))
     builder.tokenize(shards, num_workers=1, shown=False)
     builder.merge()
-    builder.map(shards)
+    builder.map(shards, num_workers=1)
     builder.finish({"format": FORMAT, "shard_documents": SHARD_DOCUMENTS})
     return TokenStore(folder)
 
@@ -76,7 +76,7 @@ def main() -> None:
     texts = [text for file in sorted(args.folder.glob("*.parquet")) for text in pq.read_table(file)["text"].to_pylist()]
     if args.limit is not None:
         texts = texts[:: max(1, len(texts) // args.limit)][: args.limit]
-    print(f"{len(texts):,} texts, {sum(map(len, texts)):,} characters; {_machine()}", flush=True)
+    print(f"{len(texts):,} texts, {sum(map(len, texts)):,} characters; {machine()}", flush=True)
     seconds: dict[str, list[float]] = {"fastai": [], "ours": []}
     num_tokens = 0
     for repeat in range(args.repeats):
@@ -100,7 +100,8 @@ def main() -> None:
     print(f"ratio of the medians: {statistics.median(seconds['fastai']) / statistics.median(seconds['ours']):.1f}")
 
 
-def _machine() -> str:
+def machine() -> str:
+    """Processor and versions that a result depends on."""
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():

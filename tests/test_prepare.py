@@ -16,6 +16,7 @@ import pytest
 from conftest import ROOT, command, make_folder, store_in, succeed
 
 from ulmfit_dist.config import DataConfig, TokenizerConfig
+from ulmfit_dist.data import builder as builder_module
 from ulmfit_dist.data.builder import StoreBuilder, _sorted_labels
 from ulmfit_dist.data.sources import open_source
 from ulmfit_dist.data.store import TokenStore, shard_stem
@@ -197,17 +198,19 @@ def test_a_cache_that_cannot_be_written_is_named_and_one_with_a_store_is_enough(
         assert re.fullmatch(r"ulmfit-dist: error: \S+ cannot be made \(Read-only file system\): set data\.cache.*\n", said)
 
 
-def test_worker_processes_make_the_same_shards(undisturbed: Path, large: Path, tmp_path: Path):
-    source = open_source(DataConfig(path=str(large)))
+def test_worker_processes_make_the_same_shards(large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(builder_module, "DOCUMENTS_PER_WORKER", 1000)
+    monkeypatch.setattr(builder_module, "MAPPED_PER_WORKER", 1000)
     made = {}
     for num_workers in (1, 2):
         folder = tmp_path / str(num_workers)
         folder.mkdir()
-        builder = StoreBuilder(folder, source, TokenizerConfig(), 500)
-        counts = list(run_in_workers(builder, range(6), num_workers))
-        assert sum(documents for documents, _ in counts) == 3000
+        builder = StoreBuilder(folder, open_source(DataConfig(path=str(large))), TokenizerConfig(), 500)
+        builder.tokenize(range(6), num_workers, shown=False)
+        builder.merge()
+        builder.map(range(6), num_workers)
         made[num_workers] = contents(folder)
-    assert len(made[1]) == 18
+    assert len(made[1]) == 6 * 7 + 2
     assert made[1] == made[2]
 
 
@@ -216,7 +219,7 @@ def test_a_workers_error_is_the_users(large: Path, tmp_path: Path):
     source.splits["train"].paths[1234] = tmp_path / "gone.txt"
     builder = StoreBuilder(tmp_path, source, TokenizerConfig(), 500)
     with pytest.raises(UserError, match=r"gone\.txt: cannot be read"):
-        list(run_in_workers(builder, range(6), 2))
+        list(run_in_workers(builder.open_tokenizer, builder.tokenize_shard, range(6), 2))
 
 
 def test_labels_are_sorted_as_numbers_where_all_are_numbers():

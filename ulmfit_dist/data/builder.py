@@ -14,7 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -42,6 +42,16 @@ DOCUMENTS_PER_WORKER = 5000
 """Fewer are not worth the seconds that a process takes to start."""
 EMPTY = 1
 """Tokens of a document without a word: xxbos. Such documents are left out."""
+MAPPED_PER_WORKER = 100_000
+"""The same for mapping, which takes a hundredth of the time."""
+
+
+class Indices(NamedTuple):
+    """Ids by token and their dtype, and numbers by label."""
+
+    tokens: dict[str, int]
+    dtype: np.dtype
+    labels: dict[str | None, int]
 
 
 class StoreBuilder:
@@ -73,7 +83,7 @@ class StoreBuilder:
         num_documents = sum(map(self.num_documents, missing))
         num_workers = min(num_workers, num_documents // DOCUMENTS_PER_WORKER)
         with Progress("tokenizing", num_documents, shown) as progress:
-            for num_done, num_tokens in run_in_workers(self, missing, num_workers):
+            for num_done, num_tokens in run_in_workers(self.open_tokenizer, self.tokenize_shard, missing, num_workers):
                 progress.advance(num_done, counted=num_tokens)
 
     def train_tokenizer(self) -> None:
@@ -135,23 +145,31 @@ class StoreBuilder:
         write_json(self.folder / "vocab.json", build_vocab(counts, self.tokenizer.min_freq, self.tokenizer.max_vocab))
         write_json(self._labels_file, _sorted_labels(labels))
 
-    def map(self, which: Iterable[int]) -> None:
+    def map(self, which: Iterable[int], num_workers: int) -> None:
         """Write the shards of these numbers with the ids of the vocabulary."""
+        shards = list(which)
+        num_workers = min(num_workers, sum(map(self.num_documents, shards)) // MAPPED_PER_WORKER)
+        for _ in run_in_workers(self.open_indices, self.map_shard, shards, num_workers):
+            pass
+
+    def open_indices(self) -> Indices:
+        """What maps a shard's own ids and labels to those of the store."""
         vocab = load_vocab(self.folder / "vocab.json")
-        known = token_ids(vocab)
-        index: dict[str | None, int] = {name: i for i, name in enumerate(self._labels())}
-        index[None] = NO_LABEL
-        for i in which:
-            local = self._read_local(i)
-            ids = np.fromfile(self._local(i, ".tokens"), dtype=np.uint32)
-            offsets = np.fromfile(self._local(i, ".offsets"), dtype=np.int64)
-            labels = np.array([index[label] for label in local["labels"]], dtype=np.int32)
-            tokens = id_map(local["tokens"], known).astype(token_dtype(vocab))[ids]
-            stem = self.folder / shard_stem(i, len(self.shards))
-            write_shard(stem, tokens, offsets, labels)
-            facts = {key: local[key] for key in ("documents", "num_empty", "num_skipped")}
-            facts |= {"checksum": shard_checksum(stem), **_count(local["documents"], tokens, offsets)}
-            write_json(self._local(i, ".facts.json"), facts)
+        labels: dict[str | None, int] = {name: i for i, name in enumerate(self._labels())}
+        return Indices(token_ids(vocab), token_dtype(vocab), {**labels, None: NO_LABEL})
+
+    def map_shard(self, i: int, indices: Indices) -> None:
+        """Write one shard with the ids of the vocabulary, and what is to be told of it."""
+        local = self._read_local(i)
+        ids = np.fromfile(self._local(i, ".tokens"), dtype=np.uint32)
+        offsets = np.fromfile(self._local(i, ".offsets"), dtype=np.int64)
+        labels = np.array([indices.labels[label] for label in local["labels"]], dtype=np.int32)
+        tokens = id_map(local["tokens"], indices.tokens).astype(indices.dtype)[ids]
+        stem = self.folder / shard_stem(i, len(self.shards))
+        write_shard(stem, tokens, offsets, labels)
+        facts = {key: local[key] for key in ("documents", "num_empty", "num_skipped")}
+        facts |= {"checksum": shard_checksum(stem), **_count(local["documents"], tokens, offsets)}
+        write_json(self._local(i, ".facts.json"), facts)
 
     def finish(self, identity: dict[str, Any]) -> None:
         """Write `meta.json`, with which the store is finished, and remove what was needed on the way."""
@@ -194,7 +212,7 @@ class StoreBuilder:
         which = list(which)
         write_json(self._labels_file, meta["labels"])
         self.tokenize(which, num_workers=1, shown=False)
-        self.map(which)
+        self.map(which, num_workers=1)
         for i in which:
             if shard_checksum(self.folder / shard_stem(i, len(self.shards))) != meta["checksums"][i]:
                 raise UserError(f"{self.folder}: damaged, and the texts have changed since: delete it and prepare again")

@@ -77,6 +77,7 @@ class Tokenizer(TextTokenizer):
         self.lang, self.rules = lang, rules
         self._before = compose(*defaults.text_proc_rules, *rules)
         self._after = compose(*defaults.text_postproc_rules)
+        self._chunks: ChunkTokenizer | None
         self._start()
 
     @property
@@ -99,9 +100,8 @@ class Tokenizer(TextTokenizer):
         )
 
     def _start(self) -> None:
+        self._chunks, self._ids = None, Numbers()  # what was known goes before more is learned
         self._spacy = _spacy_tokenizer(self.lang)
-        self._ids = Numbers()
-        self._chunks = None
         if not self.rules and _is_spacys_own(self._spacy):
             self._chunks = ChunkTokenizer(self._spacy, self._ids)
 

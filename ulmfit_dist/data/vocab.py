@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice, repeat
+from itertools import count, islice, repeat
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,8 +27,7 @@ class Numbers(defaultdict[str, int]):
     """Numbers from 0 by order of first occurrence, given out while strings are looked up."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.default_factory = self.__len__
+        super().__init__(count().__next__)  # not a method of its own: millions of strings must go when the last name does
 
     def of(self, strings: Sequence[str]) -> np.ndarray:
         """The number of each string, int64."""

@@ -1,4 +1,4 @@
-"""Worker processes that tokenize shards.
+"""Worker processes that work on shards.
 
 Workers are spawned, not forked: a fork of a process that has threads (torch, gloo, pyarrow) may hang. What they make lies
 on disk when they say so; nothing but counts comes back. A worker whose parent is gone ends by itself.
@@ -10,66 +10,62 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from typing import TYPE_CHECKING, Protocol
+from typing import Any, TypeVar
 
 from ulmfit_dist.errors import UserError
 
-if TYPE_CHECKING:
-    from ulmfit_dist.data.tokenizer import TextTokenizer
+Tools = TypeVar("Tools")
+Result = TypeVar("Result")
+
+_work: Callable[[int, Any], Any]
+_tools: Any
 
 
-class Shards(Protocol):
-    """What there is to tokenize: picklable, for it goes to the workers."""
-
-    def open_tokenizer(self) -> TextTokenizer: ...
-
-    def tokenize_shard(self, i: int, tokenizer: TextTokenizer) -> tuple[int, int]:
-        """Tokenize one shard and write it; returns its documents and tokens."""
-
-
-_shards: Shards
-_tokenizer: TextTokenizer
-
-
-def run_in_workers(shards: Shards, which: Sequence[int], num_workers: int) -> Iterator[tuple[int, int]]:
-    """Tokenize the shards of these numbers; yields documents and tokens of each as it is done.
+def run_in_workers(
+    open_tools: Callable[[], Tools], work: Callable[[int, Tools], Result], shards: Sequence[int], num_workers: int
+) -> Iterator[Result]:
+    """Do a piece of work for each of the shards of these numbers; yields what each comes to as it is done.
 
     With fewer than two workers it is done in this process.
+
+    Args:
+        open_tools: what a process needs for the work, made once in each. Picklable, as is `work`.
+        work: what to do for one shard.
 
     Raises:
         UserError: what a worker raised, or one was killed.
     """
     if num_workers < 2:
-        tokenizer = shards.open_tokenizer()
-        for i in which:
-            yield shards.tokenize_shard(i, tokenizer)
+        tools = open_tools()
+        for i in shards:
+            yield work(i, tools)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_workers, context, initializer=_start, initargs=(shards, os.getpid())) as pool:
-        tasks = [pool.submit(_tokenize, i) for i in which]
+    with ProcessPoolExecutor(num_workers, context, initializer=_start, initargs=(open_tools, work, os.getpid())) as pool:
+        tasks = [pool.submit(_do, i) for i in shards]
         try:
             for task in as_completed(tasks):
                 yield task.result()
         except BrokenProcessPool:
             raise UserError(
-                "a worker that tokenizes was killed, perhaps for memory: lower data.shard_documents or runtime.num_workers"
+                "a worker process was killed, perhaps for memory: lower data.shard_documents or runtime.num_workers"
             ) from None
         finally:
             for task in tasks:
                 task.cancel()
 
 
-def _start(shards: Shards, parent: int) -> None:
-    global _shards, _tokenizer
+def _start(open_tools: Callable[[], Any], work: Callable[[int, Any], Any], parent: int) -> None:
+    global _work, _tools
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    _shards, _tokenizer = shards, shards.open_tokenizer()
+    _work, _tools = work, open_tools()
 
 
-def _tokenize(i: int) -> tuple[int, int]:
-    return _shards.tokenize_shard(i, _tokenizer)
+def _do(i: int) -> Any:
+    return _work(i, _tools)
 
 
 def _end_with(parent: int) -> None:

@@ -171,7 +171,7 @@ def _make(builder: StoreBuilder, identity: dict[str, Any], num_workers: int, run
         if runtime.is_main:
             builder.merge()
     with runtime.together():
-        builder.map(mine)
+        builder.map(mine, num_workers)
     with runtime.together():
         if runtime.is_main:
             builder.finish(identity)
