@@ -26,8 +26,8 @@ from fastai.text.data import Numericalize, make_vocab
 
 from ulmfit_dist.config import TokenizerConfig
 from ulmfit_dist.data.builder import StoreBuilder
-from ulmfit_dist.data.documents import Source
 from ulmfit_dist.data.store import FORMAT, TokenStore
+from ulmfit_dist.data.texts.documents import Source
 
 SHARD_DOCUMENTS = 2000
 

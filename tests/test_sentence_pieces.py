@@ -9,8 +9,8 @@ from fastai.text.core import defaults
 from fastcore.basics import compose
 
 from ulmfit_dist.config import TokenizerConfig
-from ulmfit_dist.data.sentence_pieces import SentencePieceTokenizer, make_model
 from ulmfit_dist.data.store import TokenStore
+from ulmfit_dist.data.tokens.sentence_pieces import SentencePieceTokenizer, make_model
 from ulmfit_dist.errors import UserError
 
 sentencepiece = pytest.importorskip("sentencepiece")

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ulmfit_dist.config import TokenizerConfig
-from ulmfit_dist.data.documents import Source
 from ulmfit_dist.data.store import (
     MODEL_FILE,
     NO_LABEL,
@@ -30,6 +29,7 @@ from ulmfit_dist.data.store import (
     write_json,
     write_shard,
 )
+from ulmfit_dist.data.texts.documents import Source
 from ulmfit_dist.data.vocab import UNK_ID, build_vocab, id_map, load_vocab, localize, token_ids, total_counts
 from ulmfit_dist.data.workers import run_in_workers
 from ulmfit_dist.errors import UserError
@@ -93,7 +93,7 @@ class StoreBuilder:
             UserError: it cannot be trained, read or written.
         """
         if self.tokenizer.kind == "sentencepiece" and not (self.folder / MODEL_FILE).exists():
-            from ulmfit_dist.data.sentence_pieces import make_model
+            from ulmfit_dist.data.tokens.sentence_pieces import make_model
 
             write_bytes(self.folder / MODEL_FILE, make_model(self.tokenizer, self._sample(self.tokenizer.sample_documents)))
 

@@ -7,9 +7,9 @@ tokenizes.
 from __future__ import annotations
 
 from ulmfit_dist.config import DataConfig
-from ulmfit_dist.data.documents import Source
-from ulmfit_dist.data.tables import open_hub, open_table
-from ulmfit_dist.data.text_files import open_folder
+from ulmfit_dist.data.texts.documents import Source
+from ulmfit_dist.data.texts.tables import open_hub, open_table
+from ulmfit_dist.data.texts.text_files import open_folder
 from ulmfit_dist.errors import UserError
 
 

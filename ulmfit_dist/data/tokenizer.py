@@ -1,9 +1,9 @@
 """fastai's tokens: its text rules, spaCy's word tokenizer for the language, its rule after that.
 
 There are two ways to them. The plain one calls fastai's rules and spaCy on each text, in fastai's order, so its tokens are
-fastai's by construction. The fast one (`chunks.py`) rests on what a text is mostly made of: words that were met before. It
-takes fastai's default rules and a tokenizer of spaCy's own kind; the plain one is for the rest, and for the few texts that
-the fast one is not sure of.
+fastai's by construction. The fast one (`tokens/chunks.py`) rests on what a text is mostly made of: words that were met
+before. It takes fastai's default rules and a tokenizer of spaCy's own kind; the plain one is for the rest, and for the few
+texts that the fast one is not sure of.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from fastai.text.core import defaults
 from fastcore.basics import compose
 
 from ulmfit_dist.config import TokenizerConfig
-from ulmfit_dist.data.chunks import ChunkTokenizer
 from ulmfit_dist.data.store import MODEL_FILE
+from ulmfit_dist.data.tokens.chunks import ChunkTokenizer
 from ulmfit_dist.data.vocab import Numbers
 from ulmfit_dist.errors import UserError
 
@@ -121,7 +121,7 @@ def open_tokenizer(config: TokenizerConfig, folder: Path) -> TextTokenizer:
     rules = [import_rule(path) for path in config.rules]
     if config.kind == "word":
         return Tokenizer(config.lang, rules)
-    from ulmfit_dist.data.sentence_pieces import SentencePieceTokenizer
+    from ulmfit_dist.data.tokens.sentence_pieces import SentencePieceTokenizer
 
     try:
         return SentencePieceTokenizer((folder / MODEL_FILE).read_bytes(), rules)

@@ -21,9 +21,9 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 from ulmfit_dist.config import Config, TokenizerConfig
 from ulmfit_dist.data.builder import StoreBuilder
-from ulmfit_dist.data.documents import Documents, Source, Subset
 from ulmfit_dist.data.sources import open_source
 from ulmfit_dist.data.store import FORMAT, NO_LABEL, TokenStore, damaged_shards, read_meta
+from ulmfit_dist.data.texts.documents import Documents, Source, Subset
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.randomness import permutation
 from ulmfit_dist.runtime import Runtime

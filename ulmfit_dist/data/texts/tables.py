@@ -16,8 +16,8 @@ from typing import Any
 import pyarrow as pa
 
 from ulmfit_dist.config import DataConfig
-from ulmfit_dist.data.documents import Documents, Source, digest, existing_path, stamp
-from ulmfit_dist.data.table_lines import UNREADABLE, VERSION, column_names, read_lines
+from ulmfit_dist.data.texts.documents import Documents, Source, digest, existing_path, stamp
+from ulmfit_dist.data.texts.table_lines import UNREADABLE, VERSION, column_names, read_lines
 from ulmfit_dist.errors import UserError
 
 TABLE_SUFFIXES = {"csv": (".csv", ".tsv"), "json": (".jsonl", ".json"), "parquet": (".parquet",)}

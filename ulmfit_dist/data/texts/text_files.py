@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ulmfit_dist.config import DataConfig
-from ulmfit_dist.data.documents import Documents, Source, digest, existing_path, stamp
+from ulmfit_dist.data.texts.documents import Documents, Source, digest, existing_path, stamp
 from ulmfit_dist.errors import UserError
 
 

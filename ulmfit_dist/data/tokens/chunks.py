@@ -27,10 +27,10 @@ import pyarrow.compute as pc
 from fastai.text import core
 from fastai.text.core import BOS, TK_MAJ, TK_UP
 
-from ulmfit_dist.data.lexicon import Lexicon
-from ulmfit_dist.data.ragged import Growing, Ragged, take_rows
+from ulmfit_dist.data.tokens.lexicon import Lexicon
+from ulmfit_dist.data.tokens.ragged import Growing, Ragged, take_rows
+from ulmfit_dist.data.tokens.white_space import space_out
 from ulmfit_dist.data.vocab import Numbers
-from ulmfit_dist.data.white_space import space_out
 
 _STEMS = re.compile(r"^ ?(\w*)", re.MULTILINE)
 

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ulmfit_dist.data.ragged import Growing, Ragged
-from ulmfit_dist.data.special_cases import SpecialCases
+from ulmfit_dist.data.tokens.ragged import Growing, Ragged
+from ulmfit_dist.data.tokens.special_cases import SpecialCases
+from ulmfit_dist.data.tokens.word_shapes import WordShapes, splits_a_run
 from ulmfit_dist.data.vocab import Numbers
-from ulmfit_dist.data.word_shapes import WordShapes, splits_a_run
 
 
 class Split(NamedTuple):
