@@ -36,7 +36,7 @@ from ulmfit_dist.errors import UserError
 from ulmfit_dist.progress import Progress
 
 if TYPE_CHECKING:
-    from ulmfit_dist.data.tokenizer import TextTokenizer
+    from ulmfit_dist.data.tokens.base import TextTokenizer
 
 DOCUMENTS_PER_WORKER = 5000
 """Fewer are not worth the seconds that a process takes to start."""

@@ -8,11 +8,9 @@ texts that the fast one is not sure of.
 
 from __future__ import annotations
 
-import importlib
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from fastai.text.core import defaults
@@ -20,46 +18,11 @@ from fastcore.basics import compose
 
 from ulmfit_dist.config import TokenizerConfig
 from ulmfit_dist.data.store import MODEL_FILE
+from ulmfit_dist.data.tokens.base import TOKENS_KEPT, Encoded, Rule, TextTokenizer, import_rule
 from ulmfit_dist.data.tokens.chunks import ChunkTokenizer
+from ulmfit_dist.data.tokens.sentence_pieces import SentencePieceTokenizer
 from ulmfit_dist.data.vocab import Numbers
 from ulmfit_dist.errors import UserError
-
-Rule = Callable[[str], str]
-
-TOKENS_KEPT = 1_000_000
-"""Distinct chunks, or tokens, after which a tokenizer starts anew: what bounds its memory."""
-
-
-class Encoded(NamedTuple):
-    """Texts as ids: one flat array, uint32 [tokens], and the number of tokens of each, int64 [texts]."""
-
-    ids: np.ndarray
-    lengths: np.ndarray
-
-
-class TextTokenizer(ABC):
-    """Texts to tokens."""
-
-    @property
-    @abstractmethod
-    def tokens(self) -> list[str]:
-        """Token by id, of all that was encoded since the last start anew."""
-
-    @abstractmethod
-    def encode(self, texts: Iterable[str]) -> Encoded:
-        """The texts as ids in `tokens`, as that is until the next call: a full tokenizer starts anew."""
-
-    @abstractmethod
-    def words(self, tokens: Sequence[str]) -> list[str]:
-        """The words of which these are the tokens."""
-
-    def tokenize(self, texts: Iterable[str]) -> list[list[str]]:
-        """The tokens of each text, in order."""
-        ids, lengths = self.encode(texts)
-        known = self.tokens
-        tokens = [known[i] for i in ids.tolist()]
-        ends = np.cumsum(lengths).tolist()
-        return [tokens[end - length : end] for end, length in zip(ends, lengths.tolist(), strict=True)]
 
 
 class Tokenizer(TextTokenizer):
@@ -121,8 +84,6 @@ def open_tokenizer(config: TokenizerConfig, folder: Path) -> TextTokenizer:
     rules = [import_rule(path) for path in config.rules]
     if config.kind == "word":
         return Tokenizer(config.lang, rules)
-    from ulmfit_dist.data.tokens.sentence_pieces import SentencePieceTokenizer
-
     try:
         return SentencePieceTokenizer((folder / MODEL_FILE).read_bytes(), rules)
     except OSError as error:
@@ -153,15 +114,3 @@ def _is_spacys_own(tokenizer: Any) -> bool:
     from spacy.tokenizer import Tokenizer as SpacyTokenizer
 
     return type(tokenizer) is SpacyTokenizer
-
-
-def import_rule(path: str) -> Rule:
-    """A function named as `module.function`. Raises UserError where there is none."""
-    module, _, name = path.rpartition(".")
-    try:
-        rule = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"tokenizer.rules: {path!r} cannot be imported ({error}): give it as module.function") from None
-    if not callable(rule):
-        raise UserError(f"tokenizer.rules: {path!r} is not a function from text to text")
-    return rule

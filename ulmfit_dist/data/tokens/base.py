@@ -1,0 +1,61 @@
+"""What every tokenizer is."""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ulmfit_dist.errors import UserError
+
+Rule = Callable[[str], str]
+
+TOKENS_KEPT = 1_000_000
+"""Distinct chunks, or tokens, after which a tokenizer starts anew: what bounds its memory."""
+
+
+class Encoded(NamedTuple):
+    """Texts as ids: one flat array, uint32 [tokens], and the number of tokens of each, int64 [texts]."""
+
+    ids: np.ndarray
+    lengths: np.ndarray
+
+
+class TextTokenizer(ABC):
+    """Texts to tokens."""
+
+    @property
+    @abstractmethod
+    def tokens(self) -> list[str]:
+        """Token by id, of all that was encoded since the last start anew."""
+
+    @abstractmethod
+    def encode(self, texts: Iterable[str]) -> Encoded:
+        """The texts as ids in `tokens`, as that is until the next call: a full tokenizer starts anew."""
+
+    @abstractmethod
+    def words(self, tokens: Sequence[str]) -> list[str]:
+        """The words of which these are the tokens."""
+
+    def tokenize(self, texts: Iterable[str]) -> list[list[str]]:
+        """The tokens of each text, in order."""
+        ids, lengths = self.encode(texts)
+        known = self.tokens
+        tokens = [known[i] for i in ids.tolist()]
+        ends = np.cumsum(lengths).tolist()
+        return [tokens[end - length : end] for end, length in zip(ends, lengths.tolist(), strict=True)]
+
+
+def import_rule(path: str) -> Rule:
+    """A function named as `module.function`. Raises UserError where there is none."""
+    module, _, name = path.rpartition(".")
+    try:
+        rule = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"tokenizer.rules: {path!r} cannot be imported ({error}): give it as module.function") from None
+    if not callable(rule):
+        raise UserError(f"tokenizer.rules: {path!r} is not a function from text to text")
+    return rule
