@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, command, make_folder, store_in, succeed
+from conftest import ROOT, command, launch, make_folder, store_in, succeed
 
 from ulmfit_dist.config import DataConfig, TokenizerConfig
 from ulmfit_dist.data import builder as builder_module
@@ -220,6 +220,20 @@ def test_a_workers_error_is_the_users(large: Path, tmp_path: Path):
     builder = StoreBuilder(tmp_path, source, TokenizerConfig(), 500)
     with pytest.raises(UserError, match=r"gone\.txt: cannot be read"):
         list(run_in_workers(builder.open_tokenizer, builder.tokenize_shard, range(6), 2))
+
+
+def test_a_script_that_prepares_without_a_main_guard_is_told_so(large: Path, tmp_path: Path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from ulmfit_dist import load_config, prepare\n"
+        "from ulmfit_dist.data import builder\n"
+        "builder.DOCUMENTS_PER_WORKER = 100\n"
+        f"prepare(load_config(None, ['data.path={large}', 'data.cache={tmp_path}']))\n"
+    )
+    result = launch([script])
+    assert result.returncode == 1
+    assert "put what it does below: if __name__ == '__main__':" in result.stderr
+    assert "UserError: a worker process ended" in result.stderr
 
 
 def test_labels_are_sorted_as_numbers_where_all_are_numbers():

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ulmfit_dist.config import TokenizerConfig
 from ulmfit_dist.data import tokenizer as tokenizer_module
 from ulmfit_dist.data.tokenizer import Tokenizer, open_tokenizer
-from ulmfit_dist.data.vocab import UNK_ID, build_vocab, id_map, localize, token_ids, total_counts
+from ulmfit_dist.data.vocab import UNK_ID, build_vocab, frequent_tokens, id_map, localize, token_ids
 from ulmfit_dist.errors import UserError
 
 TEXTS = [
@@ -122,7 +122,7 @@ def test_merged_counts_make_fastais_vocabulary():
         local = localize(ids, tokenizer.tokens)
         shards.append((local.tokens, local.counts))
     counts = Counter(token for document in documents for token in document)
-    vocab = build_vocab(total_counts(shards), min_freq=2, max_vocab=40)
+    vocab = build_vocab(frequent_tokens(shards, 2), min_freq=2, max_vocab=40)
     assert vocab == make_vocab(counts, min_freq=2, max_vocab=40)
     assert len(vocab) % 8 == 0
 

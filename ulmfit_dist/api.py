@@ -16,7 +16,10 @@ from ulmfit_dist.stages.run import run_stage
 
 
 def prepare(config: Config) -> TokenStore:
-    """The token store of the config's texts, made if it is not there."""
+    """The token store of the config's texts, made if it is not there.
+
+    A script must call this below `if __name__ == "__main__":`, for worker processes import the script.
+    """
     return prepare_stage(config, Runtime(config.runtime))
 
 

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ulmfit_dist.errors import UserError
+from ulmfit_dist.spawned import refuse_in_worker
 
 if TYPE_CHECKING:
     import torch
@@ -47,8 +48,9 @@ class Runtime:
         """Join the process group that the launcher describes; on one process there is none.
 
         Raises:
-            UserError: fp16 without a GPU, fp64 with one.
+            UserError: fp16 without a GPU, fp64 with one; a worker process that tokenizes has come here.
         """
+        refuse_in_worker()
         import torch
 
         # Its functions' default arguments hold the process group that exists at its import. Imported later, by DDP, it

@@ -30,7 +30,7 @@ from ulmfit_dist.data.store import (
     write_shard,
 )
 from ulmfit_dist.data.texts.documents import Source
-from ulmfit_dist.data.vocab import UNK_ID, build_vocab, id_map, load_vocab, localize, token_ids, total_counts
+from ulmfit_dist.data.vocab import UNK_ID, build_vocab, frequent_tokens, id_map, load_vocab, localize, token_ids
 from ulmfit_dist.data.workers import run_in_workers
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.progress import Progress
@@ -141,7 +141,7 @@ class StoreBuilder:
                 labels.update(label for label in local["labels"] if label is not None)
                 yield local["tokens"], local["counts"]
 
-        counts = total_counts(counted())
+        counts = frequent_tokens(counted(), self.tokenizer.min_freq)
         write_json(self.folder / "vocab.json", build_vocab(counts, self.tokenizer.min_freq, self.tokenizer.max_vocab))
         write_json(self._labels_file, _sorted_labels(labels))
 

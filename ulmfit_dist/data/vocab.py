@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import count, islice, repeat
+from itertools import compress, count, islice, repeat
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,18 +58,22 @@ def localize(ids: np.ndarray, tokens: Sequence[str]) -> LocalIds:
     return LocalIds(number[ids], [tokens[i] for i in present.tolist()], counts[present].tolist())
 
 
-def total_counts(shards: Iterable[tuple[Sequence[str], Sequence[int]]]) -> Counter[str]:
-    """Add up the tokens and counts of shards. In the order of the documents they keep that of first occurrence."""
+def frequent_tokens(shards: Iterable[tuple[Sequence[str], Sequence[int]]], min_freq: int) -> Counter[str]:
+    """Add up the tokens and counts of shards, and keep those that occur `min_freq` times.
+
+    With the shards in the order of the documents, tokens are in that of first occurrence.
+    """
     numbers, totals = Numbers(), np.zeros(0, dtype=np.int64)
     for tokens, counts in shards:
         places = numbers.of(tokens)
         totals = np.pad(totals, (0, len(numbers) - len(totals)))
         totals[places] += np.asarray(counts, dtype=np.int64)
-    return Counter(dict(zip(numbers, totals.tolist(), strict=True)))
+    frequent = totals >= min_freq
+    return Counter(dict(zip(compress(numbers, frequent.tolist()), totals[frequent].tolist(), strict=True)))
 
 
 def build_vocab(counts: Counter[str], min_freq: int, max_vocab: int) -> list[str]:
-    """fastai's `make_vocab` over the counts."""
+    """fastai's `make_vocab` over the counts; tokens that occur less than `min_freq` times may be missing from them."""
     from fastai.text.data import make_vocab
 
     return make_vocab(counts, min_freq=min_freq, max_vocab=max_vocab)

@@ -16,6 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
 from ulmfit_dist.errors import UserError
+from ulmfit_dist.spawned import spawning_workers
 
 Tools = TypeVar("Tools")
 Result = TypeVar("Result")
@@ -44,14 +45,16 @@ def run_in_workers(
             yield work(i, tools)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_workers, context, initializer=_start, initargs=(open_tools, work, os.getpid())) as pool:
+    pool = ProcessPoolExecutor(num_workers, context, initializer=_start, initargs=(open_tools, work, os.getpid()))
+    with spawning_workers(), pool:
         tasks = [pool.submit(_do, i) for i in shards]
         try:
             for task in as_completed(tasks):
                 yield task.result()
         except BrokenProcessPool:
             raise UserError(
-                "a worker process was killed, perhaps for memory: lower data.shard_documents or runtime.num_workers"
+                "a worker process ended before its work was done. If it said nothing, it was killed, perhaps for memory: "
+                "lower data.shard_documents or runtime.num_workers"
             ) from None
         finally:
             for task in tasks:

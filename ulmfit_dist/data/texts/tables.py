@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import glob
 import logging
+import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from ulmfit_dist.errors import UserError
 
 TABLE_SUFFIXES = {"csv": (".csv", ".tsv"), "json": (".jsonl", ".json"), "parquet": (".parquet",)}
 FLD = "xxfld"
+MAPPED_ROWS = 50_000
+"""Rows that are read before their files are mapped into memory anew."""
 
 
 @dataclass
@@ -40,17 +43,26 @@ class Rows:
     label: str | None
     on_error: str
     origin: str
+    _read_since: int = 0
 
     def __len__(self) -> int:
         return len(self.table)
 
     def read(self, start: int, stop: int) -> tuple[list[str | None], list[str | None]]:
+        self._map_anew(stop - start)
         rows = self.table[start:stop]
         texts = join_fields([self._read_column(rows[column], start) for column in self.text])
         readable = [None if UNREADABLE in text and self.on_error == "skip" else text for text in texts]
         if self.label is None:
             return readable, [None] * len(texts)
         return readable, [self._label_name(value) for value in rows[self.label].to_pylist()]
+
+    def _map_anew(self, num_rows: int) -> None:
+        """Now and then, map the files into memory anew: the pages read so far no longer count as this process's."""
+        self._read_since += num_rows
+        if self._read_since > MAPPED_ROWS and self.table.cache_files:
+            self.table = pickle.loads(pickle.dumps(self.table))
+            self._read_since = 0
 
     def _read_column(self, column: Any, start: int) -> list[Any]:
         try:
