@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 from typing import Any, TypeVar
 
 from ulmfit_dist.errors import UserError
@@ -45,8 +48,15 @@ def run_in_workers(
             yield work(i, tools)
         return
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(num_workers, context, initializer=_start, initargs=(open_tools, work, os.getpid()))
-    with spawning_workers(), pool:
+    # By a file: were a worker to end before it reads arguments that fill a pipe, this process would write for ever.
+    with spawning_workers(), tempfile.NamedTemporaryFile(prefix="ulmfit-dist-") as file:
+        pickle.dump((open_tools, work), file)
+        file.flush()
+        yield from _run(ProcessPoolExecutor(num_workers, context, _start, (file.name, os.getpid())), shards)
+
+
+def _run(workers: ProcessPoolExecutor, shards: Sequence[int]) -> Iterator[Any]:
+    with workers as pool:
         tasks = [pool.submit(_do, i) for i in shards]
         try:
             for task in as_completed(tasks):
@@ -61,10 +71,11 @@ def run_in_workers(
                 task.cancel()
 
 
-def _start(open_tools: Callable[[], Any], work: Callable[[int, Any], Any], parent: int) -> None:
+def _start(file: str, parent: int) -> None:
     global _work, _tools
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    _work, _tools = work, open_tools()
+    open_tools, _work = pickle.loads(Path(file).read_bytes())
+    _tools = open_tools()
 
 
 def _do(i: int) -> Any:
