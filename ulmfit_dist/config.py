@@ -36,7 +36,7 @@ class DataConfig:
     limit: int | None = None
     """Use this many documents of each split at most, drawn by seed: for a first try."""
     on_error: str = "strict"
-    """Bytes that are not UTF-8, lines that are no row: strict stops and says where, replace reads U+FFFD, skip leaves out."""
+    """Bytes that are no UTF-8, lines that are no row: strict stops and says where, replace reads U+FFFD, skip leaves out."""
     subset: str | None = None
     """Name of the hub data set's configuration, where it has several."""
     shard_documents: int = 2000
