@@ -178,6 +178,14 @@ def test_a_csv_has_long_cells_line_breaks_in_quotes_and_a_byte_order_mark(tmp_pa
     assert contents(source)["train"] == (["a\r\nb", long], ["x", "y"])
 
 
+def test_a_csv_may_have_any_name_and_one_that_cannot_be_opened_is_named(tmp_path: Path):
+    (tmp_path / "all.txt").write_text("text,label\na,x\n")
+    (tmp_path / "folder.csv").mkdir()
+    assert contents(opened("data.source=csv", f"data.path={tmp_path / 'all.txt'}"))["train"] == (["a"], ["x"])
+    with pytest.raises(UserError, match=r"folder\.csv: cannot be read \(Is a directory\)"):
+        opened("data.source=csv", f"data.path={tmp_path}", "data.splits={train: folder.csv}")
+
+
 def test_a_json_file_may_be_a_list_and_rows_may_lack_a_label(tmp_path: Path):
     (tmp_path / "all.json").write_text(json.dumps([{"text": "one", "n": 1}, {"text": None, "label": 2.0}]))
     source = opened("data.source=json", f"data.path={tmp_path / 'all.json'}")

@@ -52,23 +52,23 @@ def run_in_workers(
     with spawning_workers(), tempfile.NamedTemporaryFile(prefix="ulmfit-dist-") as file:
         pickle.dump((open_tools, work), file)
         file.flush()
-        yield from _run(ProcessPoolExecutor(num_workers, context, _start, (file.name, os.getpid())), shards)
+        with ProcessPoolExecutor(num_workers, context, initializer=_start, initargs=(file.name, os.getpid())) as pool:
+            yield from _results(pool, shards)
 
 
-def _run(workers: ProcessPoolExecutor, shards: Sequence[int]) -> Iterator[Any]:
-    with workers as pool:
-        tasks = [pool.submit(_do, i) for i in shards]
-        try:
-            for task in as_completed(tasks):
-                yield task.result()
-        except BrokenProcessPool:
-            raise UserError(
-                "a worker process ended before its work was done. If it said nothing, it was killed, perhaps for memory: "
-                "lower data.shard_documents or runtime.num_workers"
-            ) from None
-        finally:
-            for task in tasks:
-                task.cancel()
+def _results(pool: ProcessPoolExecutor, shards: Sequence[int]) -> Iterator[Any]:
+    tasks = [pool.submit(_do, i) for i in shards]
+    try:
+        for task in as_completed(tasks):
+            yield task.result()
+    except BrokenProcessPool:
+        raise UserError(
+            "a worker process ended before its work was done. If it said nothing, it was killed, perhaps for memory: "
+            "lower data.shard_documents or runtime.num_workers"
+        ) from None
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 def _start(file: str, parent: int) -> None:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from ulmfit_dist.errors import UserError
 
@@ -22,9 +22,6 @@ UNREADABLE = "\ufdd0"
 """A noncharacter of Unicode: stands for what cannot be read, until the document is skipped."""
 
 
-_DELIMITERS = {".csv": ",", ".tsv": "\t"}
-
-
 class BadLineError(Exception):
     """A line that holds no row. The message says why, beginning where the line's number ends."""
 
@@ -33,11 +30,12 @@ Rows = Iterator[tuple[int, Row | BadLineError]]
 """Rows, or why there is none, with the numbers of the lines on which they begin."""
 
 
-def read_lines(files: Sequence[str], text: Sequence[str], label: str | None, on_error: str) -> Iterator[Row]:
+def read_lines(kind: str, files: Sequence[str], text: Sequence[str], label: str | None, on_error: str) -> Iterator[Row]:
     """The rows of files, in order.
 
     Args:
-        files: CSV, TSV or JSON lines, by their endings.
+        kind: csv, or json for JSON lines and lists.
+        files: their names; those that end in .tsv are CSV with tabs.
         text: columns of text.
         label: column of labels, which a row of JSON may lack.
         on_error: strict; replace, which reads bytes that are not UTF-8 as U+FFFD; skip.
@@ -46,12 +44,11 @@ def read_lines(files: Sequence[str], text: Sequence[str], label: str | None, on_
         Text and label by column. In a row that is to be skipped, `UNREADABLE` stands in each column of text.
 
     Raises:
-        UserError: a line is no row (which only skip allows for), or has bytes that are not UTF-8.
+        UserError: a line is no row (which only skip allows for), or has bytes that are not UTF-8; a file cannot be read.
     """
     skipped: Row = dict.fromkeys([label] if label is not None else []) | dict.fromkeys(text, UNREADABLE)
     for file in files:
-        read = _csv_rows if Path(file).suffix in _DELIMITERS else _json_rows
-        for number, row in read(Path(file), text, label, on_error):
+        for number, row in _READERS[kind](Path(file), text, label, on_error):
             if not isinstance(row, BadLineError):
                 yield row
             elif on_error == "skip":
@@ -60,11 +57,10 @@ def read_lines(files: Sequence[str], text: Sequence[str], label: str | None, on_
                 raise UserError(f"{file}, line {number}{row}: mend it, or set data.on_error=skip to leave such lines out")
 
 
-def column_names(file: Path) -> list[str]:
-    """The columns of a file, from its first lines."""
-    lines = _decoded(file, on_error="replace")
-    if file.suffix in _DELIMITERS:
-        return next(csv.reader((line for _, line in lines), delimiter=_DELIMITERS[file.suffix]), [])
+def column_names(kind: str, file: Path) -> list[str]:
+    """The columns of a file, from its first lines. Raises UserError where it cannot be read."""
+    if kind == "csv":
+        return next(csv.reader((line for _, line in _decoded(file, on_error="replace")), delimiter=_delimiter(file)), [])
     names: dict[str, None] = {}
     for _, row in islice(_objects(file, on_error="replace"), COLUMNS_FROM):
         names |= dict.fromkeys(row if isinstance(row, dict) else ())
@@ -74,7 +70,7 @@ def column_names(file: Path) -> list[str]:
 def _csv_rows(file: Path, text: Sequence[str], label: str | None, on_error: str) -> Rows:
     csv.field_size_limit(sys.maxsize)  # Python's own is 128 KiB
     lines = (line for _, line in _decoded(file, on_error))
-    reader = csv.reader(lines, delimiter=_DELIMITERS[file.suffix], strict=True)
+    reader = csv.reader(lines, delimiter=_delimiter(file), strict=True)
     header = next(reader, [])
     wanted = {name: header.index(name) for name in [*text, *([label] if label is not None else [])]}
     while True:
@@ -151,20 +147,29 @@ def _as_label(value: Any) -> str | None:
 
 def _decoded(file: Path, on_error: str) -> Iterator[tuple[int, str]]:
     """The lines of a file with their numbers, from 1."""
-    with file.open("rb") as binary:
-        for number, line in enumerate(binary, start=1):
-            encoding = "utf-8-sig" if number == 1 else "utf-8"
-            try:
-                yield number, line.decode(encoding)
-            except UnicodeDecodeError as error:
-                if on_error == "strict":
-                    _refuse(file, number, error)
-                mark = UNREADABLE if on_error == "skip" else "\ufffd"
-                yield number, line.decode(encoding, errors="replace").replace("\ufffd", mark)
+    try:
+        with file.open("rb") as binary:
+            for number, line in enumerate(binary, start=1):
+                yield number, _decode(line, file, number, on_error)
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
 
 
-def _refuse(file: Path, number: int, error: UnicodeDecodeError) -> NoReturn:
-    raise UserError(
-        f"{file}, line {number}: byte {error.start + 1} of it is not UTF-8: convert the file, or set data.on_error to "
-        f"replace or skip"
-    )
+def _decode(line: bytes, file: Path, number: int, on_error: str) -> str:
+    encoding = "utf-8-sig" if number == 1 else "utf-8"
+    try:
+        return line.decode(encoding)
+    except UnicodeDecodeError as error:
+        if on_error == "strict":
+            raise UserError(
+                f"{file}, line {number}: byte {error.start + 1} of it is not UTF-8: convert the file, or set data.on_error "
+                f"to replace or skip"
+            ) from None
+        return line.decode(encoding, errors="replace").replace("\ufffd", UNREADABLE if on_error == "skip" else "\ufffd")
+
+
+def _delimiter(file: Path) -> str:
+    return "\t" if file.suffix == ".tsv" else ","
+
+
+_READERS = {"csv": _csv_rows, "json": _json_rows}

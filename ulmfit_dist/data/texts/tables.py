@@ -10,7 +10,7 @@ import glob
 import logging
 import pickle
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ class Rows:
     label: str | None
     on_error: str
     origin: str
-    _read_since: int = 0
+    _read_since: int = field(default=0, init=False)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -115,8 +115,8 @@ def _load_files(names: list[str], config: DataConfig, split: str) -> Any:
 
     label = None if split == "unlabelled" else config.label
     for name in names:
-        _check_columns(column_names(Path(name)), config, split, name)
-    reading = {"files": names, "text": list(config.text), "label": label, "on_error": config.on_error}
+        _check_columns(column_names(config.source, Path(name)), config, split, name)
+    reading = {"kind": config.source, "files": names, "text": list(config.text), "label": label, "on_error": config.on_error}
     columns = [*config.text, *([label] if label is not None else [])]
     return _load(
         config,
