@@ -200,7 +200,6 @@ def test_a_cache_that_cannot_be_written_is_named_and_one_with_a_store_is_enough(
 
 def test_worker_processes_make_the_same_shards(large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(builder_module, "DOCUMENTS_PER_WORKER", 1000)
-    monkeypatch.setattr(builder_module, "MAPPED_PER_WORKER", 1000)
     made = {}
     for num_workers in (1, 2):
         folder = tmp_path / str(num_workers)
@@ -210,7 +209,7 @@ def test_worker_processes_make_the_same_shards(large: Path, tmp_path: Path, monk
         builder.merge()
         builder.map(range(6), num_workers)
         made[num_workers] = contents(folder)
-    assert len(made[1]) == 6 * 7 + 2
+    assert len(made[1]) == 6 * 8 + 2
     assert made[1] == made[2]
 
 

@@ -12,8 +12,18 @@ from hypothesis import strategies as st
 
 from ulmfit_dist.config import TokenizerConfig
 from ulmfit_dist.data import tokenizer as tokenizer_module
+from ulmfit_dist.data import vocab as vocab_module
 from ulmfit_dist.data.tokenizer import Tokenizer, open_tokenizer
-from ulmfit_dist.data.vocab import UNK_ID, build_vocab, frequent_tokens, id_map, localize, token_ids
+from ulmfit_dist.data.vocab import (
+    UNK_ID,
+    build_vocab,
+    frequent_tokens,
+    id_map,
+    known_tokens,
+    localize,
+    token_counts,
+    token_ids,
+)
 from ulmfit_dist.errors import UserError
 
 TEXTS = [
@@ -113,14 +123,15 @@ def test_an_unknown_language_is_named():
         Tokenizer("klingon")
 
 
-def test_merged_counts_make_fastais_vocabulary():
+@pytest.mark.parametrize("at_once", [0, 30, 1_000_000])
+def test_merged_counts_make_fastais_vocabulary(at_once: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(vocab_module, "COUNTS_AT_ONCE", at_once)
     tokenizer, texts = Tokenizer("en"), TEXTS * 2 + ["b b b a a a c c c d"]
     documents = tokenizer.tokenize(texts)
     shards = []
     for start in (0, 5, 9):
         ids, _ = tokenizer.encode(texts[start : {0: 5, 5: 9, 9: None}[start]])
-        local = localize(ids, tokenizer.tokens)
-        shards.append((local.tokens, local.counts))
+        shards.append(localize(ids, tokenizer.tokens).counts)
     counts = Counter(token for document in documents for token in document)
     vocab = build_vocab(frequent_tokens(shards, 2), min_freq=2, max_vocab=40)
     assert vocab == make_vocab(counts, min_freq=2, max_vocab=40)
@@ -129,5 +140,6 @@ def test_merged_counts_make_fastais_vocabulary():
 
 def test_local_ids_map_to_the_vocabulary():
     vocab = ["xxunk", "xxpad", "b", "a", "xxfake", "xxfake"]
-    assert id_map(["a", "never seen", "b", "xxfake"], token_ids(vocab)).tolist() == [3, UNK_ID, 2, UNK_ID]
+    tokens = token_counts(["a", "never seen", "b", "xxfake"], [1, 1, 1, 1])["token"]
+    assert id_map(tokens, known_tokens(vocab)).tolist() == [3, UNK_ID, 2, UNK_ID]
     assert token_ids(vocab) == {"xxunk": 0, "xxpad": 1, "b": 2, "a": 3}

@@ -145,10 +145,13 @@ def _stage(stage: str) -> Command:
 def _prepare(args: argparse.Namespace) -> None:
     config, runtime = _start(args)
     from ulmfit_dist.stages.prepare import prepare
-    from ulmfit_dist.stages.show import show_documents
 
     with runtime:
-        show_documents(prepare(config, runtime), args.show, runtime)
+        store = prepare(config, runtime)
+        if args.show:
+            from ulmfit_dist.stages.show import show_documents
+
+            show_documents(store, args.show, runtime)
 
 
 def _config(args: argparse.Namespace) -> None:

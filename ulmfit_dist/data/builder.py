@@ -13,10 +13,12 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
 from ulmfit_dist.config import TokenizerConfig
 from ulmfit_dist.data.store import (
@@ -28,9 +30,10 @@ from ulmfit_dist.data.store import (
     write_bytes,
     write_json,
     write_shard,
+    write_table,
 )
 from ulmfit_dist.data.texts.documents import Source
-from ulmfit_dist.data.vocab import UNK_ID, build_vocab, frequent_tokens, id_map, load_vocab, localize, token_ids
+from ulmfit_dist.data.vocab import UNK_ID, build_vocab, frequent_tokens, id_map, known_tokens, load_vocab, localize
 from ulmfit_dist.data.workers import run_in_workers
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.progress import Progress
@@ -42,14 +45,12 @@ DOCUMENTS_PER_WORKER = 5000
 """Fewer are not worth the seconds that a process takes to start."""
 EMPTY = 1
 """Tokens of a document without a word: xxbos. Such documents are left out."""
-MAPPED_PER_WORKER = 100_000
-"""The same for mapping, which takes a hundredth of the time."""
 
 
 class Indices(NamedTuple):
-    """Ids by token and their dtype, and numbers by label."""
+    """Tokens by id and the dtype of ids, and numbers by label."""
 
-    tokens: dict[str, int]
+    tokens: pa.Array
     dtype: np.dtype
     labels: dict[str | None, int]
 
@@ -119,13 +120,12 @@ class StoreBuilder:
         readable = np.array([n for n, text in enumerate(texts) if text is not None], dtype=np.int64)
         documents = readable[kept].tolist()
         facts = {
-            "tokens": local.tokens,
-            "counts": local.counts,
             "labels": [labels[n] for n in documents],
             "documents": Counter(splits[n] for n in documents),
             "num_empty": len(readable) - len(documents),
             "num_skipped": len(texts) - len(readable),
         }
+        write_table(self._local(i, ".counts"), local.counts)
         write_bytes(self._local(i, ".tokens"), local.ids.tobytes())
         write_bytes(self._local(i, ".offsets"), offsets.tobytes())
         write_json(self._local(i), facts, indent=None)
@@ -133,38 +133,32 @@ class StoreBuilder:
 
     def merge(self) -> None:
         """Write `vocab.json` from the counts of all shards, in the order of the documents, and the list of labels."""
-        labels: set[str] = set()
-
-        def counted() -> Iterator[tuple[list[str], list[int]]]:
-            for i in range(len(self.shards)):
-                local = self._read_local(i)
-                labels.update(label for label in local["labels"] if label is not None)
-                yield local["tokens"], local["counts"]
-
-        counts = frequent_tokens(counted(), self.tokenizer.min_freq)
+        shards = range(len(self.shards))
+        counts = frequent_tokens((self._read_counts(i) for i in shards), self.tokenizer.min_freq)
+        labels = {label for i in shards for label in self._read_facts(i)["labels"] if label is not None}
         write_json(self.folder / "vocab.json", build_vocab(counts, self.tokenizer.min_freq, self.tokenizer.max_vocab))
         write_json(self._labels_file, _sorted_labels(labels))
 
     def map(self, which: Iterable[int], num_workers: int) -> None:
-        """Write the shards of these numbers with the ids of the vocabulary."""
-        shards = list(which)
-        num_workers = min(num_workers, sum(map(self.num_documents, shards)) // MAPPED_PER_WORKER)
-        for _ in run_in_workers(self.open_indices, self.map_shard, shards, num_workers):
-            pass
+        """Write the shards of these numbers with the ids of the vocabulary, in threads: it is numpy's and Arrow's work."""
+        indices = self.open_indices()
+        with ThreadPoolExecutor(max(num_workers, 1)) as pool:
+            for _ in pool.map(lambda i: self.map_shard(i, indices), which):
+                pass
 
     def open_indices(self) -> Indices:
         """What maps a shard's own ids and labels to those of the store."""
         vocab = load_vocab(self.folder / "vocab.json")
         labels: dict[str | None, int] = {name: i for i, name in enumerate(self._labels())}
-        return Indices(token_ids(vocab), token_dtype(vocab), {**labels, None: NO_LABEL})
+        return Indices(known_tokens(vocab), token_dtype(vocab), {**labels, None: NO_LABEL})
 
     def map_shard(self, i: int, indices: Indices) -> None:
         """Write one shard with the ids of the vocabulary, and what is to be told of it."""
-        local = self._read_local(i)
+        local = self._read_facts(i)
         ids = np.fromfile(self._local(i, ".tokens"), dtype=np.uint32)
         offsets = np.fromfile(self._local(i, ".offsets"), dtype=np.int64)
         labels = np.array([indices.labels[label] for label in local["labels"]], dtype=np.int32)
-        tokens = id_map(local["tokens"], indices.tokens).astype(indices.dtype)[ids]
+        tokens = id_map(self._read_counts(i)["token"], indices.tokens).astype(indices.dtype)[ids]
         stem = self.folder / shard_stem(i, len(self.shards))
         write_shard(stem, tokens, offsets, labels)
         facts = {key: local[key] for key in ("documents", "num_empty", "num_skipped")}
@@ -251,7 +245,10 @@ class StoreBuilder:
         """A file of a shard with ids of its own; the JSON file is written last."""
         return self.folder / f"local-{i:05d}{ending}"
 
-    def _read_local(self, i: int) -> dict[str, Any]:
+    def _read_counts(self, i: int) -> pa.Table:
+        return pa.ipc.open_file(self._local(i, ".counts").read_bytes()).read_all()
+
+    def _read_facts(self, i: int) -> dict[str, Any]:
         return json.loads(self._local(i).read_text(encoding="utf-8"))
 
 

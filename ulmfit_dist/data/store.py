@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import xxhash
 
 from ulmfit_dist.data.vocab import load_vocab
@@ -147,6 +148,14 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
     """As `write_bytes`, for JSON. Without an indent it is written many times faster."""
     write_bytes(path, json.dumps(content, ensure_ascii=False, indent=indent).encode("utf-8"))
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """As `write_bytes`, for a table, in Arrow's file format."""
+    buffer = pa.BufferOutputStream()
+    with pa.ipc.new_file(buffer, table.schema) as writer:
+        writer.write_table(table)
+    write_bytes(path, buffer.getvalue().to_pybytes())
 
 
 def _read(stem: Path, ending: str, dtype: np.dtype) -> np.ndarray:

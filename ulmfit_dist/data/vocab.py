@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import compress, count, islice, repeat
+from collections.abc import Iterable, Sequence
+from itertools import count, islice
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from ulmfit_dist.errors import UserError
 
 UNK_ID = 0
 PAD_ID = 1
 FILLER = "xxfake"
+COUNTS_AT_ONCE = 1_000_000
+"""Counts of shards that are added up at once: some 30 MB."""
 
 
 class Numbers(defaultdict[str, int]):
@@ -39,11 +43,15 @@ class Numbers(defaultdict[str, int]):
 
 
 class LocalIds(NamedTuple):
-    """A shard's ids, numbered by first occurrence in the shard: uint32 [tokens]; and its tokens and their counts by id."""
+    """A shard's ids, numbered by first occurrence in the shard: uint32 [tokens]; and by id, each token and its count."""
 
     ids: np.ndarray
-    tokens: list[str]
-    counts: list[int]
+    counts: pa.Table
+
+
+def token_counts(tokens: Sequence[str], counts: Sequence[int] | np.ndarray) -> pa.Table:
+    """A table of tokens (large_string) and how often each occurs (int64)."""
+    return pa.table({"token": pa.array(tokens, pa.large_string()), "count": pa.array(counts, pa.int64())})
 
 
 def localize(ids: np.ndarray, tokens: Sequence[str]) -> LocalIds:
@@ -55,21 +63,30 @@ def localize(ids: np.ndarray, tokens: Sequence[str]) -> LocalIds:
     present = present[np.argsort(first[present])]
     number = np.zeros(len(tokens), dtype=np.uint32)
     number[present] = np.arange(len(present))
-    return LocalIds(number[ids], [tokens[i] for i in present.tolist()], counts[present].tolist())
+    return LocalIds(number[ids], token_counts([tokens[i] for i in present.tolist()], counts[present]))
 
 
-def frequent_tokens(shards: Iterable[tuple[Sequence[str], Sequence[int]]], min_freq: int) -> Counter[str]:
-    """Add up the tokens and counts of shards, and keep those that occur `min_freq` times.
+def frequent_tokens(shards: Iterable[pa.Table], min_freq: int) -> Counter[str]:
+    """Add up the `token_counts` of shards, and keep the tokens that occur `min_freq` times.
 
     With the shards in the order of the documents, tokens are in that of first occurrence.
     """
-    numbers, totals = Numbers(), np.zeros(0, dtype=np.int64)
-    for tokens, counts in shards:
-        places = numbers.of(tokens)
-        totals = np.pad(totals, (0, len(numbers) - len(totals)))
-        totals[places] += np.asarray(counts, dtype=np.int64)
-    frequent = totals >= min_freq
-    return Counter(dict(zip(compress(numbers, frequent.tolist()), totals[frequent].tolist(), strict=True)))
+    total, waiting = token_counts([], []), []
+    for counts in shards:
+        waiting.append(counts)
+        if sum(map(len, waiting)) > max(COUNTS_AT_ONCE, 2 * len(total)):  # what is added up already is seldom gone through
+            total, waiting = _added_up([total, *waiting]), []
+    total = _added_up([total, *waiting])
+    frequent = total.filter(pc.greater_equal(total["count"], min_freq))
+    return Counter(dict(zip(frequent["token"].to_pylist(), frequent["count"].to_pylist(), strict=True)))
+
+
+def _added_up(tables: Sequence[pa.Table]) -> pa.Table:
+    joined = pa.concat_tables(tables)
+    tokens = joined["token"].combine_chunks().dictionary_encode()  # numbers them by first occurrence
+    counts = np.zeros(len(tokens.dictionary), dtype=np.int64)
+    np.add.at(counts, tokens.indices.to_numpy(), joined["count"].to_numpy())
+    return token_counts(tokens.dictionary, counts)
 
 
 def build_vocab(counts: Counter[str], min_freq: int, max_vocab: int) -> list[str]:
@@ -79,13 +96,18 @@ def build_vocab(counts: Counter[str], min_freq: int, max_vocab: int) -> list[str
     return make_vocab(counts, min_freq=min_freq, max_vocab=max_vocab)
 
 
-def id_map(tokens: Sequence[str], known: Mapping[str, int]) -> np.ndarray:
-    """Id of each token (int64) by `token_ids`; `UNK_ID` for tokens that it does not have."""
-    return np.fromiter(map(known.get, tokens, repeat(UNK_ID)), dtype=np.int64, count=len(tokens))
+def known_tokens(vocab: Sequence[str]) -> pa.Array:
+    """A vocabulary for `id_map`: tokens by id, with nothing for the filler: a text that says xxfake says an unknown word."""
+    return pa.array([None if token == FILLER else token for token in vocab], pa.large_string())
+
+
+def id_map(tokens: pa.ChunkedArray, known: pa.Array) -> np.ndarray:
+    """Id of each token (uint32) in `known_tokens`; `UNK_ID` for tokens that are not there."""
+    return pc.index_in(tokens, value_set=known).fill_null(UNK_ID).to_numpy().astype(np.uint32)
 
 
 def token_ids(vocab: Sequence[str]) -> dict[str, int]:
-    """Id by token. The filler has none: a text that says xxfake says an unknown word."""
+    """Id by token. The filler has none."""
     return {token: i for i, token in enumerate(vocab) if token != FILLER}
 
 

@@ -1,4 +1,4 @@
-"""Worker processes that work on shards.
+"""Processes that work on shards: this one, and workers that it starts.
 
 Workers are spawned, not forked: a fork of a process that has threads (torch, gloo, pyarrow) may hang. What they make lies
 on disk when they say so; nothing but counts comes back. A worker whose parent is gone ends by itself.
@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,11 +33,10 @@ def run_in_workers(
 ) -> Iterator[Result]:
     """Do a piece of work for each of the shards of these numbers; yields what each comes to as it is done.
 
-    With fewer than two workers it is done in this process.
-
     Args:
         open_tools: what a process needs for the work, made once in each. Picklable, as is `work`.
         work: what to do for one shard.
+        num_workers: how many processes work, this one among them.
 
     Raises:
         UserError: what a worker raised, or one was killed.
@@ -52,14 +51,25 @@ def run_in_workers(
     with spawning_workers(), tempfile.NamedTemporaryFile(prefix="ulmfit-dist-") as file:
         pickle.dump((open_tools, work), file)
         file.flush()
-        with ProcessPoolExecutor(num_workers, context, initializer=_start, initargs=(file.name, os.getpid())) as pool:
-            yield from _results(pool, shards)
+        with ProcessPoolExecutor(num_workers - 1, context, initializer=_start, initargs=(file.name, os.getpid())) as pool:
+            yield from _share({i: pool.submit(_do, i) for i in shards}, open_tools, work)
 
 
-def _results(pool: ProcessPoolExecutor, shards: Sequence[int]) -> Iterator[Any]:
-    tasks = [pool.submit(_do, i) for i in shards]
+def _share(
+    tasks: dict[int, Future[Result]], open_tools: Callable[[], Tools], work: Callable[[int, Tools], Result]
+) -> Iterator[Result]:
+    """What tasks come to: a pool does them from the first on, this process from the last, until they meet."""
     try:
-        for task in as_completed(tasks):
+        tools = open_tools()
+        begun = set(tasks.values())
+        for i, task in reversed(tasks.items()):
+            if task.cancel():
+                begun.remove(task)
+                yield work(i, tools)
+            done = {task for task in begun if task.done()}
+            yield from (task.result() for task in done)
+            begun -= done
+        for task in as_completed(begun):
             yield task.result()
     except BrokenProcessPool:
         raise UserError(
@@ -67,7 +77,7 @@ def _results(pool: ProcessPoolExecutor, shards: Sequence[int]) -> Iterator[Any]:
             "lower data.shard_documents or runtime.num_workers"
         ) from None
     finally:
-        for task in tasks:
+        for task in tasks.values():
             task.cancel()
 
 

@@ -23,7 +23,7 @@ from ulmfit_dist.errors import UserError
 
 TABLE_SUFFIXES = {"csv": (".csv", ".tsv"), "json": (".jsonl", ".json"), "parquet": (".parquet",)}
 FLD = "xxfld"
-MAPPED_ROWS = 50_000
+MAPPED_ROWS = 10_000
 """Rows that are read before their files are mapped into memory anew."""
 
 
