@@ -13,7 +13,7 @@ from ulmfit_dist.errors import UserError
 
 Rule = Callable[[str], str]
 
-TOKENS_KEPT = 1_000_000
+TOKENS_KEPT = 700_000
 """Distinct chunks, or tokens, after which a tokenizer starts anew: what bounds its memory."""
 
 

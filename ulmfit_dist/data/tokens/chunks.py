@@ -32,6 +32,7 @@ from ulmfit_dist.data.tokens.ragged import Growing, Ragged, take_rows
 from ulmfit_dist.data.tokens.white_space import space_out
 from ulmfit_dist.data.vocab import Numbers
 
+_CAPITALS = (TK_MAJ, TK_UP)
 _STEMS = re.compile(r"^ ?(\w*)", re.MULTILINE)
 
 SPACE, REPEATS, DOUBLE, BEGINS_WITH_SPACE, UNSURE = 1, 2, 4, 8, 16
@@ -51,8 +52,7 @@ class ChunkTokenizer:
         self.tokenizer, self.ids = tokenizer, ids
         self.lexicon = Lexicon(tokenizer, ids)
         self._pairs = {tuple(ids.of(pair).tolist()) for pair in self.lexicon.special_cases.pairs}
-        marks = [TK_MAJ, TK_UP]
-        self._capitals = dict(zip(self.lexicon.look_up(marks).tolist(), ids.of(marks).tolist(), strict=True))
+        self._capitals = dict(zip(_CAPITALS, ids.of(_CAPITALS).tolist(), strict=True))
         self._chunks = Numbers()
         self._ids_of_chunks, self._facts = Ragged(np.uint32), Growing(np.uint8)
         self._first_word, self._last_word, self._stem = Growing(np.int64), Growing(np.int64), Growing(np.int64)
@@ -137,20 +137,20 @@ class ChunkTokenizer:
         self._stem.put(numbers, _hashes(_STEMS.findall(text)))
         text = core.replace_maj(core.replace_all_caps(core.spec_add_spaces(text))).lower()
         counts = np.array([len(line.split()) if " " in line else 1 for line in text.split("\n")])
-        words = self.lexicon.look_up(text.split())
+        words = text.split()
+        tokens = self.lexicon.look_up(words)
         starts = np.cumsum(counts) - counts
-        ids, lengths = self.lexicon.ids_of_words.get(words)
-        self._ids_of_chunks.set(numbers, ids, np.add.reduceat(lengths, starts))
-        unsure = np.logical_or.reduceat(self.lexicon.unsure[words], starts)
+        self._ids_of_chunks.set(numbers, tokens.ids, np.add.reduceat(tokens.lengths, starts))
+        unsure = np.logical_or.reduceat(tokens.unsure, starts)
         facts[unsure] |= UNSURE
         self._facts.put(numbers, facts)
         for line in np.flatnonzero(unsure).tolist():
-            self._learn_edges(int(numbers[line]), words[starts[line] : starts[line] + counts[line]].tolist())
+            self._learn_edges(int(numbers[line]), words[starts[line] : starts[line] + counts[line]], tokens.edges)
 
-    def _learn_edges(self, chunk: int, words: list[int]) -> None:
+    def _learn_edges(self, chunk: int, words: list[str], edges: dict[str, tuple[str, str]]) -> None:
         """Keep the edges of a chunk that spaCy's second look changes, if it is one word or one with a capital letter."""
-        if words[-1] in self.lexicon.edges and (len(words) == 1 or (len(words) == 2 and words[0] in self._capitals)):
-            first, last = self.ids.of(self.lexicon.edges[words[-1]]).tolist()
+        if words[-1] in edges and (len(words) == 1 or (len(words) == 2 and words[0] in self._capitals)):
+            first, last = self.ids.of(edges[words[-1]]).tolist()
             self._edges[chunk] = (self._capitals[words[0]] if len(words) == 2 else first), last
 
     def _learn_spaces(self, chunks: list[str]) -> None:

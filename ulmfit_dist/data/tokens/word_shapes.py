@@ -17,12 +17,14 @@ import re
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 _parser = importlib.import_module("re._parser" if sys.version_info >= (3, 11) else "sre_parse")
 
 LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz")
 _RUN = re.compile("[a-z]+")
+_TWO_LETTERS = re.compile("[a-z]{2}")
 _EXPRESSIONS = ("prefix_search", "suffix_search", "infix_finditer", "token_match", "url_match")
 _ALWAYS = ""
 
@@ -64,19 +66,24 @@ class WordShapes:
         exchanged = sorted(LETTERS - kept)
         if not exchanged:
             return words
-        table = str.maketrans(dict.fromkeys(exchanged, exchanged[0]))
-        exceptions = self._exceptions
+        table = bytes.maketrans("".join(exchanged).encode(), exchanged[0].encode() * len(exchanged))
+        text = "\n".join(words)
+        changed = text.encode().translate(table).decode()  # as bytes: of a string, this takes many times as long
+        exceptions, runs, new_runs = self._exceptions, _RUN.findall(text), _RUN.findall(changed)
+        for i, (run, new) in enumerate(zip(runs, new_runs, strict=True)):
+            if run in exceptions or new in exceptions:
+                new_runs[i] = run
+        between = _RUN.split(changed)
+        return "".join(chain.from_iterable(zip(between, [*new_runs, ""], strict=True))).split("\n")
 
-        def exchange(run: re.Match[str]) -> str:
-            shape = run[0].translate(table)
-            return run[0] if run[0] in exceptions or shape in exceptions else shape
 
-        return _RUN.sub(exchange, "\n".join(words)).split("\n")
+def splits_a_run(shape: str, bounds: Sequence[int]) -> bool:
+    """Whether a token ends between two letters: such a shape speaks for itself alone, for exceptions may begin there.
 
-
-def splits_a_run(shape: str, ends: Iterable[int]) -> bool:
-    """Whether a token ends between two letters: such a shape speaks for itself alone, for exceptions may begin there."""
-    return any(shape[end - 1 : end] in LETTERS and shape[end : end + 1] in LETTERS for end in ends)
+    Args:
+        bounds: where the tokens of the shape begin, and where the last ends.
+    """
+    return any(_TWO_LETTERS.match(shape, bound - 1) for bound in bounds[1:-1])
 
 
 def _told_apart(search: Any, is_prefix: bool) -> Told:
