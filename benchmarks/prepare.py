@@ -1,10 +1,11 @@
 """`ulmfit-dist prepare`, whole: seconds and peak memory, on one worker and on two, of a corpus and of ten times as much.
 
-    python -m benchmarks.prepare FOLDER [--copies 10]
+    python -m benchmarks.prepare FOLDER [--copies 10] [--repeats 3]
 
 FOLDER holds Parquet files with a column `text`. In each copy of a text one word is another, so that the copies are not the
-same to a cache. Memory is the largest that the system saw in one process: anonymous, for mapped files are the system's to
-drop, and in all. The last line is a store that is found instead of made.
+same to a cache. Seconds are those of the whole command, the median, minimum and maximum of runs on one worker and on two in
+turn. Memory is the largest that the system saw in one process: anonymous, for mapped files are the system's to drop, and in
+all. The last runs find the store instead of making it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -95,37 +98,62 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--copies", type=int, default=10)
+    parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     print(f"{args.folder.name}; {machine()}", flush=True)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         os.environ["HF_DATASETS_CACHE"] = str(folder / "datasets")  # the conversion to Arrow is measured too
         (folder / "recipe.yaml").write_text("{}\n")
-        for copies in (1, args.copies):
-            write_copies(args.folder, copies, folder / f"x{copies}")
-            _prepare(folder, copies, workers=1, cache="converted")  # makes the Arrow files
-            for workers in (1, 2):
-                _prepare(folder, copies, workers, cache=f"on{workers}")
-        _prepare(folder, 1, workers=1, cache="on1", note="found")
+        write_copies(args.folder, 1, folder / "x1")
+        write_copies(args.folder, args.copies, folder / f"x{args.copies}")
+        once = _compare(folder, 1, args.repeats)
+        many = _compare(folder, args.copies, args.repeats)
+        _report(1, "found", [_prepare(folder, 1, workers=2, fresh=False) for _ in range(args.repeats)])
+    for name, of_one, of_many in zip(("anonymous memory", "all memory"), _largest(once[1]), _largest(many[1]), strict=True):
+        print(f"one worker, {name} of {args.copies} x against 1 x: {of_many / of_one:.2f}")
+    print(f"{args.copies} x, seconds of one worker against two: {_seconds(many[1]) / _seconds(many[2]):.2f}")
 
 
-def _prepare(folder: Path, copies: int, workers: int, cache: str, note: str = "") -> None:
-    words = [
-        "prepare",
-        folder / "recipe.yaml",
-        "data.source=parquet",
-        f"data.path={folder / f'x{copies}'}",
-        "data.label=null",
-    ]
-    words += ["data.splits={train: '*.parquet'}", f"data.cache={folder / cache}", f"runtime.num_workers={workers}"]
-    seconds, peak, printed = measure([sys.executable, "-m", "ulmfit_dist", *map(str, words)])
-    documents = re.search(r"[\d,]+ documents, [\d,]+ tokens", printed)
+def _compare(folder: Path, copies: int, repeats: int) -> dict[int, list[Measured]]:
+    """Prepare on one worker and on two in turn; what was measured, by the number of workers."""
+    _report(copies, "1 worker, and conversion to Arrow", [_prepare(folder, copies, workers=1)])
+    measured: dict[int, list[Measured]] = {1: [], 2: []}
+    for _ in range(repeats):
+        for workers, runs in measured.items():
+            runs.append(_prepare(folder, copies, workers))
+    for workers, runs in measured.items():
+        _report(copies, f"{workers} worker(s)", runs)
+    return measured
+
+
+def _prepare(folder: Path, copies: int, workers: int, fresh: bool = True) -> Measured:
+    cache = folder / f"cache{copies}"
+    if fresh:
+        shutil.rmtree(cache, ignore_errors=True)
+    words = ["prepare", folder / "recipe.yaml", "data.source=parquet", f"data.path={folder / f'x{copies}'}"]
+    words += ["data.label=null", "data.splits={train: '*.parquet'}", f"data.cache={cache}", f"runtime.num_workers={workers}"]
+    return measure([sys.executable, "-m", "ulmfit_dist", *map(str, words)])
+
+
+def _report(copies: int, name: str, runs: list[Measured]) -> None:
+    seconds = [run.seconds for run in runs]
+    anonymous, resident = _largest(runs)
+    documents = re.search(r"[\d,]+ documents, [\d,]+ tokens", runs[0].printed)
     print(
-        f"{copies:3} x, {workers} worker(s), {note or cache:9}: {seconds:6.1f} s, largest process "
-        f"{peak.anonymous / 2**20:6,.0f} MiB anonymous, {peak.resident / 2**20:6,.0f} MiB in all; "
-        f"{documents[0] if documents else printed}",
+        f"{copies:3} x, {name}: {_seconds(runs):.1f} s ({min(seconds):.1f} to {max(seconds):.1f}), largest process "
+        f"{anonymous / 2**20:,.0f} MiB anonymous, {resident / 2**20:,.0f} MiB in all; "
+        f"{documents[0] if documents else runs[0].printed}",
         flush=True,
     )
+
+
+def _seconds(runs: list[Measured]) -> float:
+    return statistics.median(run.seconds for run in runs)
+
+
+def _largest(runs: list[Measured]) -> Peak:
+    return Peak(max(run.peak.anonymous for run in runs), max(run.peak.resident for run in runs))
 
 
 if __name__ == "__main__":

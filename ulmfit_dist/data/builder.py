@@ -41,7 +41,7 @@ from ulmfit_dist.progress import Progress
 if TYPE_CHECKING:
     from ulmfit_dist.data.tokens.base import TextTokenizer
 
-DOCUMENTS_PER_WORKER = 5000
+DOCUMENTS_PER_WORKER = 20_000
 """Fewer are not worth the seconds that a process takes to start."""
 EMPTY = 1
 """Tokens of a document without a word: xxbos. Such documents are left out."""

@@ -13,8 +13,8 @@ from ulmfit_dist.errors import UserError
 
 Rule = Callable[[str], str]
 
-TOKENS_KEPT = 700_000
-"""Distinct chunks, or tokens, after which a tokenizer starts anew: what bounds its memory."""
+TOKENS_KEPT = 600_000
+"""Distinct chunks, or tokens, after which a tokenizer starts anew, which bounds its memory: some 0.5 kB for each."""
 
 
 class Encoded(NamedTuple):
