@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -215,10 +216,21 @@ def test_worker_processes_make_the_same_shards(large: Path, tmp_path: Path, monk
 
 def test_a_workers_error_is_the_users(large: Path, tmp_path: Path):
     source = open_source(DataConfig(path=str(large)))
-    source.splits["train"].paths[1234] = tmp_path / "gone.txt"
+    source.splits["train"].paths[123] = tmp_path / "gone.txt"
     builder = StoreBuilder(tmp_path, source, TokenizerConfig(), 500)
     with pytest.raises(UserError, match=r"gone\.txt: cannot be read"):
         list(run_in_workers(builder.open_tokenizer, builder.tokenize_shard, range(6), 2))
+
+
+def die_in_a_worker(i: int, main: int) -> int:
+    if os.getpid() != main:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return i
+
+
+def test_a_killed_worker_is_told():
+    with pytest.raises(UserError, match="a worker process ended before its work was done"):
+        list(run_in_workers(partial(int, os.getpid()), die_in_a_worker, range(6), 2))
 
 
 def test_a_script_that_prepares_without_a_main_guard_is_told_so(large: Path, tmp_path: Path):

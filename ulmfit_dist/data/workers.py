@@ -6,6 +6,7 @@ on disk when they say so; nothing but counts comes back. A worker whose parent i
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import pickle
@@ -84,6 +85,7 @@ def _share(
 def _start(file: str, parent: int) -> None:
     global _work, _tools
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    atexit.register(os._exit, 0)  # at once: to free millions of strings one by one takes a while
     open_tools, _work = pickle.loads(Path(file).read_bytes())
     _tools = open_tools()
 
