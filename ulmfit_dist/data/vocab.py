@@ -82,6 +82,7 @@ def frequent_tokens(shards: Iterable[pa.Table], min_freq: int) -> Counter[str]:
 
 
 def _added_up(tables: Sequence[pa.Table]) -> pa.Table:
+    """Arrow's `group_by` without threads comes to the same, in the same order, but takes four times as long."""
     joined = pa.concat_tables(tables)
     tokens = joined["token"].combine_chunks().dictionary_encode()  # numbers them by first occurrence
     counts = np.zeros(len(tokens.dictionary), dtype=np.int64)

@@ -61,7 +61,8 @@ class Rows:
         """Now and then, map the files into memory anew: the pages read so far no longer count as this process's."""
         self._read_since += num_rows
         if self._read_since > MAPPED_ROWS and self.table.cache_files:
-            self.table = pickle.loads(pickle.dumps(self.table))
+            pickled, self.table = pickle.dumps(self.table), None  # never mapped twice
+            self.table = pickle.loads(pickled)
             self._read_since = 0
 
     def _read_column(self, column: Any, start: int) -> list[Any]:
