@@ -66,7 +66,7 @@ def test_rows_in_turns_keep_their_hidden_states():
         x = torch.randint(2, V, (6, 5))
         outputs = []
         for first in (0, 4):
-            encoder_of(pieces).first_row = first
+            encoder_of(pieces).position.rows = range(first, min(first + 4, 6))
             outputs.append(pieces(x[first : first + 4])[0])
         torch.testing.assert_close(torch.cat(outputs), whole(x)[0])
 

@@ -11,7 +11,6 @@ from torch import nn
 from ulmfit_dist.config import Phase, RuntimeConfig
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.model.loss import ActivationRegularization
-from ulmfit_dist.randomness import derive_seed, permutation
 from ulmfit_dist.runtime import Runtime, resolve_precision
 from ulmfit_dist.training.accelerate import AccelerateCallback
 from ulmfit_dist.training.recipe import learning_rate
@@ -80,13 +79,6 @@ def test_each_phase_runs_in_mixed_precision_and_leaves_the_module_bare():
 def test_learning_rates_are_fastais_values():
     assert learning_rate(Phase(lr=1e-2)) == 1e-2
     assert learning_rate(Phase(lr=[1e-3, 1e-2])) == slice(1e-3, 1e-2)
-
-
-def test_randomness_is_a_function_of_position():
-    assert derive_seed(42, "lm", 3) == 6_207_555_202_310_102_606  # stays the same from version to version
-    assert permutation(5, 42, "lm", 0).tolist() == permutation(5, 42, "lm", 0).tolist()
-    assert sorted(permutation(1000, 1)) == list(range(1000))
-    assert permutation(1000, 1).tolist() != permutation(1000, 2).tolist()
 
 
 def test_precision_is_what_the_machine_can_do():

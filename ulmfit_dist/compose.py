@@ -208,6 +208,7 @@ def _positive_integers(config: Config) -> Iterator[tuple[str, int]]:
         yield f"{stage}.global_batch_size", settings.global_batch_size
         yield f"{stage}.seq_len", settings.seq_len
     yield "classifier.max_len", config.classifier.max_len
+    yield "tracking.log_every", config.tracking.log_every
 
 
 def _check_stage(stage: str, settings: LMConfig | ClassifierConfig, n_layers: int) -> None:

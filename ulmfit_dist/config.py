@@ -194,6 +194,8 @@ class TrackingConfig:
     """Group of the run: for several seeds of one recipe."""
     tags: list[str] = field(default_factory=list)
     """Tags of the run."""
+    log_every: int = 20
+    """Steps from one line of metrics.jsonl to the next; its train_loss is their mean."""
 
 
 @dataclass

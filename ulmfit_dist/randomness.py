@@ -10,11 +10,20 @@ from __future__ import annotations
 import numpy as np
 import torch
 import xxhash
+from torch import Tensor
+
+from ulmfit_dist.philox import Key, random_words
 
 
 def derive_seed(*position: int | str) -> int:
     """A 63-bit seed from a position such as `(seed, "lm", epoch)`: equal positions give equal seeds."""
-    return xxhash.xxh3_64_intdigest("/".join(map(str, position)).encode()) >> 1
+    return xxhash.xxh3_64_intdigest(_name(position)) >> 1
+
+
+def derive_key(*position: int | str) -> Key:
+    """The key of a position's own stream of Philox numbers."""
+    key = xxhash.xxh3_128_intdigest(_name(position))
+    return key >> 64, key & ((1 << 64) - 1)
 
 
 def permutation(n: int, *position: int | str) -> np.ndarray:
@@ -27,6 +36,16 @@ def permutation(n: int, *position: int | str) -> np.ndarray:
     return np.argsort(words, kind="stable")
 
 
+def uniform(n: int, *position: int | str) -> Tensor:
+    """Numbers from 0 to 1, float64 [n], on the CPU: 53 random bits each."""
+    words = random_words(derive_key(*position), 0, -(-n // 4)).flatten()[:n]
+    return ((words >> 11) & ((1 << 53) - 1)).double() * 2.0**-53
+
+
 def seed_torch(*position: int | str) -> None:
-    """Seed torch's own generators, which initial weights and dropout draw from."""
+    """Seed torch's own generators, which initial weights are drawn from."""
     torch.manual_seed(derive_seed(*position))
+
+
+def _name(position: tuple[int | str, ...]) -> bytes:
+    return "/".join(map(str, position)).encode()

@@ -1,7 +1,7 @@
 """fastai's AWD-LSTM, language model and classifier, fit for rows that are computed in pieces.
 
 The networks are fastai's: same modules, same `state_dict` keys, same sums. They run differently: hidden states are kept by
-row, so micro-batches take turns; dropout of zero works (fastai's `WeightDropout` fails on its next reset); the language
+row, so micro-batches take turns; dropout masks are computed from where they are used (`model/dropout.py`); the language
 model's forward stops before the decoder, which the loss fuses (`model/loss.py`); the encoder reads the part of a document
 that is not pooled without keeping a graph (fastai detaches it, so the gradients are the same). And two slips are mended by
 which a document's outcome depended on the others in its batch, and so on the number of ranks: see `SentenceEncoder` and
@@ -22,33 +22,29 @@ from torch.nn import functional as F
 
 from ulmfit_dist.config import ClassifierConfig, LMConfig, ModelConfig
 from ulmfit_dist.data.vocab import PAD_ID
+from ulmfit_dist.model.dropout import EmbeddingDropout, Position, RowDropout, WeightDropout
 
 Hidden = list[tuple[Tensor, Tensor]]
-
-
-class WeightDropout(awdlstm.WeightDropout):
-    """fastai's dropout of the hidden-to-hidden weights, with a probability of zero allowed."""
-
-    def _setweights(self) -> None:
-        for name in self.layer_names:
-            raw = getattr(self, f"{name}_raw")
-            dropped = F.dropout(raw, self.weight_p) if self.training and self.weight_p > 0 else raw.clone()
-            setattr(self.module, name, dropped)
-
-    def reset(self) -> None:
-        """Nothing is kept between steps: the weights are set anew in each forward."""
 
 
 class AWDLSTM(awdlstm.AWD_LSTM):
     """fastai's encoder, with a hidden state for each piece of the rows.
 
     Attributes:
-        first_row: number of the first row in the next input: whose hidden state to go on with.
+        position: where the next input stands: `position.rows` says whose hidden state to go on with.
         hidden_states: (h, c) of each layer, [1, b, width], by first row; a row that is not there begins with zeros.
     """
 
+    def __init__(self, vocab_size: int, model: ModelConfig, dropouts: dict[str, float]):
+        self.position = Position()
+        super().__init__(vocab_size, model.emb_sz, model.n_hid, model.n_layers, PAD_ID, **dropouts)
+        self.encoder_dp = EmbeddingDropout(self.encoder, dropouts["embed_p"], "embedding", self.position)
+        self.input_dp = RowDropout(dropouts["input_p"], "input", self.position)
+        self.hidden_dps = nn.ModuleList(
+            RowDropout(dropouts["hidden_p"], f"hidden {layer}", self.position) for layer in range(self.n_layers)
+        )
+
     def reset(self) -> None:
-        self.first_row = 0
         self.hidden_states: dict[int, Hidden] = {}
 
     def forward(self, x_bT: Tensor, from_embeds: bool = False) -> Tensor:
@@ -63,15 +59,16 @@ class AWDLSTM(awdlstm.AWD_LSTM):
             carried.append((h[:, :num_rows].detach(), c[:, :num_rows].detach()))
             if layer != self.n_layers - 1:
                 output = dropout(output)
-        self.hidden_states[self.first_row] = carried
+        self.hidden_states[self.position.rows.start] = carried
         return output[:num_rows]
 
     def _one_rnn(self, n_in: int, n_out: int, bidir: bool, weight_p: float, layer: int) -> WeightDropout:
-        return WeightDropout(nn.LSTM(n_in, n_out, batch_first=True, bidirectional=bidir), weight_p)
+        lstm = nn.LSTM(n_in, n_out, batch_first=True, bidirectional=bidir)
+        return WeightDropout(lstm, weight_p, f"weights {layer}", self.position)
 
     def _hidden(self, num_rows: int) -> Hidden:
         """The state to go on with, cut or filled up with zeros to the rows of the input."""
-        known = self.hidden_states.get(self.first_row)
+        known = self.hidden_states.get(self.position.rows.start)
         if known is None:
             self.bs = num_rows
             return [self._one_hidden(layer) for layer in range(self.n_layers)]
@@ -92,7 +89,8 @@ class SentenceEncoder(core.SentenceEncoder):
         begun = [*(~padding_bT[:, :: self.bptt]).sum(0).tolist()[:-1], num_rows]
         outputs: list[Tensor | None] = []
         first_kept = 0
-        for start, rows in zip(range(0, num_tokens, self.bptt), begun, strict=True):
+        for chunk, (start, rows) in enumerate(zip(range(0, num_tokens, self.bptt), begun, strict=True)):
+            self.module.position.chunk = chunk
             kept = self.max_len is None or num_tokens - start <= self.max_len
             output = None
             if rows:
@@ -112,6 +110,13 @@ class PoolingLinearClassifier(core.PoolingLinearClassifier):
     among longer ones, it counts the padding in front too, and takes the output of a position before the document.
     """
 
+    def __init__(self, widths: list[int], dropouts: list[float], bptt: int, position: Position):
+        super().__init__(widths, dropouts, bptt)
+        for number, block in enumerate(self.layers):
+            for name, layer in block.named_children():
+                if isinstance(layer, nn.Dropout):
+                    setattr(block, name, RowDropout(layer.p, f"head {number}", position))
+
     def forward(self, encoded: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """(logits [b, classes], output, output) from the encoder's output [b, T, E] and its padding mask [b, T]."""
         output_bTE, padding_bT = encoded
@@ -120,6 +125,10 @@ class PoolingLinearClassifier(core.PoolingLinearClassifier):
 
 class LinearDecoder(core.LinearDecoder):
     """fastai's decoder, which leaves the product with the vocabulary to the loss."""
+
+    def __init__(self, encoder: AWDLSTM, output_p: float):
+        super().__init__(*encoder.encoder.weight.shape, output_p, tie_encoder=encoder.encoder)
+        self.output_dp = RowDropout(output_p, "output", encoder.position)
 
     def forward(self, x_bTE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(what to decode, raw output, dropped-out output), each [b, T, E]."""
@@ -131,9 +140,8 @@ def build_language_model(vocab_size: int, model: ModelConfig, settings: LMConfig
     """Encoder and tied decoder with fresh weights; keys as in fastai's `get_language_model`."""
     dropouts = _dropouts(awd_lstm_lm_config, settings.drop_mult)
     output_p = dropouts.pop("output_p")
-    encoder = AWDLSTM(vocab_size, model.emb_sz, model.n_hid, model.n_layers, PAD_ID, **dropouts)
-    decoder = LinearDecoder(vocab_size, model.emb_sz, output_p, tie_encoder=encoder.encoder)
-    return core.SequentialRNN(encoder, decoder)
+    encoder = AWDLSTM(vocab_size, model, dropouts)
+    return core.SequentialRNN(encoder, LinearDecoder(encoder, output_p))
 
 
 def build_classifier(
@@ -142,10 +150,10 @@ def build_classifier(
     """Encoder and pooling head with fresh weights; keys as in fastai's `get_text_classifier`."""
     dropouts = _dropouts(awd_lstm_clas_config, settings.drop_mult)
     output_p = dropouts.pop("output_p")
-    encoder = AWDLSTM(vocab_size, model.emb_sz, model.n_hid, model.n_layers, PAD_ID, **dropouts)
+    encoder = AWDLSTM(vocab_size, model, dropouts)
     widths = [model.emb_sz * 3, *settings.lin_ftrs, num_classes]
     head_dropouts = [output_p] + [settings.head_dropout] * len(settings.lin_ftrs)
-    head = PoolingLinearClassifier(widths, head_dropouts, bptt=settings.seq_len)
+    head = PoolingLinearClassifier(widths, head_dropouts, settings.seq_len, encoder.position)
     return core.SequentialRNN(SentenceEncoder(settings.seq_len, encoder, PAD_ID, settings.max_len), head)
 
 

@@ -56,7 +56,7 @@ def _run(model: nn.Module, valid: Batches, metrics: Metrics, runtime: Runtime) -
     encoder.reset()
     for batches in valid:
         for batch in batches:
-            encoder.first_row = batch.rows.start
+            encoder.position.rows = batch.rows
             with runtime.accelerator.autocast():
                 prediction = model(batch.to(runtime.device).x)[0]
             metrics.update(prediction.to(next(model.parameters()).dtype), batch.to(runtime.device))

@@ -1,7 +1,8 @@
 """Text that goes on from a prompt, from an exported language model.
 
 The prompt is read once; after that each word is one step of the LSTM, for all samples together. As in fastai, words are
-drawn from the model's distribution, sharpened by the temperature, and never `xxunk`.
+drawn from the model's distribution, sharpened by the temperature, and never `xxunk`; here by the number that belongs to
+seed, word and sample, so a text does not depend on how many are written with it.
 
 b: samples, T: tokens of the prompt, V: vocabulary.
 """
@@ -19,7 +20,7 @@ from ulmfit_dist.data.vocab import FILLER, PAD_ID, UNK_ID, token_ids
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.model.awd_lstm import encoder_of
 from ulmfit_dist.model.export import load_model, read_exported
-from ulmfit_dist.randomness import derive_seed
+from ulmfit_dist.randomness import uniform
 from ulmfit_dist.stages.run import model_folder
 
 
@@ -49,7 +50,7 @@ class LanguageModel:
     def generate(
         self, prompt: str, words: int = 40, temperature: float = 0.75, samples: int = 1, seed: int = 42
     ) -> list[str]:
-        """The prompt and `words` tokens more, once per sample. The same seed gives the same texts on one kind of device.
+        """The prompt and `words` tokens more, once per sample. The same seed gives the same texts.
 
         Raises:
             UserError: words, temperature or samples that are not positive.
@@ -57,14 +58,12 @@ class LanguageModel:
         for name, value in (("words", float(words)), ("temperature", temperature), ("samples", samples)):
             if not 0.01 <= value <= 1e6:
                 raise UserError(f"{name}={value}: give a number from 0.01 to a million")
-        generator = torch.Generator(self.device).manual_seed(derive_seed(seed, "generate"))
         prompt_T = [self.ids.get(token, UNK_ID) for token in self.tokenizer.tokenize([prompt])[0]]
         encoder_of(self.model).reset()  # type: ignore[arg-type]
         tokens_bT = torch.tensor([prompt_T] * samples, device=self.device)
         texts_bT = [tokens_bT]
-        for _ in range(words):
-            p_bV = self._next(tokens_bT, temperature)
-            tokens_bT = torch.multinomial(p_bV, 1, generator=generator)
+        for word in range(words):
+            tokens_bT = draw(self._next(tokens_bT, temperature), seed, "generate", word)[:, None]
             texts_bT.append(tokens_bT)
         return [self._decode(row) for row in torch.cat(texts_bT, dim=1).tolist()]
 
@@ -79,3 +78,10 @@ class LanguageModel:
         tokens = [self.vocab[i] for i in ids]
         words = self.tokenizer.words([token for token in tokens if token not in ("xxbos", "xxpad")])
         return " ".join(decode_spec_tokens(words))
+
+
+def draw(p_bV: Tensor, *position: int | str) -> Tensor:
+    """An index for each row, int64 [b], as likely as its probability: where the cumulative ones pass the row's number."""
+    cumulative_bV = p_bV.double().cumsum(1)
+    targets_b1 = uniform(len(p_bV), *position).to(p_bV.device)[:, None] * cumulative_bV[:, -1:]
+    return torch.searchsorted(cumulative_bV, targets_b1, right=True)[:, 0].clamp(max=p_bV.shape[1] - 1)

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from ulmfit_dist.config import ClassifierConfig, LMConfig
 from ulmfit_dist.data.batches import Batches, MicroBatch
-from ulmfit_dist.model.awd_lstm import AWDLSTM, encoder_of
+from ulmfit_dist.model.awd_lstm import encoder_of
+from ulmfit_dist.model.dropout import Position
 from ulmfit_dist.model.loss import ActivationRegularization
-from ulmfit_dist.randomness import seed_torch
 from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.training.accelerate import AccelerateCallback
 from ulmfit_dist.training.metrics import Metrics
@@ -36,9 +36,8 @@ class DistributedLearner(TextLearner, metaclass=ABCMeta):
 
     Attributes:
         stage: "lm" or "classifier".
-        seed: what dropout is drawn from, with the position.
+        position: where the model is used: what its dropout masks and hidden states go by.
         stage_epoch, stage_step: epochs and steps of the stage so far, over all phases.
-        encoder: the AWD-LSTM within the model, wrapped or not.
         valid_metrics: what the last evaluation found.
         loss: mean loss of the last training step over the rows that this rank knows it of, without AR and TAR.
         regularization: AR and TAR.
@@ -46,10 +45,9 @@ class DistributedLearner(TextLearner, metaclass=ABCMeta):
 
     model: SequentialRNN
     stage: str
-    seed: int
+    position: Position
     stage_epoch: int
     stage_step: int
-    encoder: AWDLSTM
     regularization: ActivationRegularization
     micro_batches: list[MicroBatch]
 
@@ -81,7 +79,7 @@ class DistributedLearner(TextLearner, metaclass=ABCMeta):
     def _forward(self, batch: MicroBatch) -> None:
         """fastai's `xb`, `yb` and `pred` of one micro-batch."""
         self.xb, self.yb = (batch.x,), (batch.y,)
-        self.encoder.first_row = batch.rows.start
+        self.move_to(batch.rows)
         self.pred = self.model(*self.xb)
         self("after_pred")
 
@@ -90,9 +88,9 @@ class DistributedLearner(TextLearner, metaclass=ABCMeta):
         self.opt.zero_grad()
         self.stage_step += 1
 
-    def _seed_dropout(self, part: int | str) -> None:
-        """Dropout is drawn from where it is: the step, and the first row of the micro-batch or the name of the part."""
-        seed_torch(self.seed, self.stage, "step", self.stage_step, part)
+    def move_to(self, rows: range) -> None:
+        """Tell the model which rows of which step it computes next."""
+        self.position.step, self.position.rows = self.stage_step, rows
 
 
 class StagePosition(Callback):
@@ -141,6 +139,7 @@ def build_learner(
         kind: the stage's learner (`training/steps.py`).
         splitter: fastai's, gives the parameter groups that freezing and learning rates go by.
         loss: mean loss from the model's first output and the targets.
+        seed: what dropout masks are computed from, with the position.
     """
     learner = kind(
         DataLoaders(train, valid, device=runtime.device),
@@ -159,7 +158,8 @@ def build_learner(
             Evaluation(metrics, runtime),
         ],
     )
-    learner.stage, learner.seed, learner.encoder = stage, seed, encoder_of(model)
+    learner.stage, learner.position = stage, encoder_of(model).position
+    learner.position.seed, learner.position.stage = seed, stage
     learner.stage_epoch, learner.stage_step = 0, 0
     learner.regularization = ActivationRegularization(settings.alpha, settings.beta)
     return learner

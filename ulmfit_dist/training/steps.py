@@ -38,7 +38,6 @@ class LMLearner(DistributedLearner):
         loss = torch.zeros((), device=self.dls.device)
         for batch in self.micro_batches:
             with self.accelerate.gradients(self.model, is_last=batch is self.micro_batches[-1]):
-                self._seed_dropout(batch.rows.start)
                 self._forward(batch)
                 self.loss_grad = self.loss_func(self.pred, *self.yb)
                 self.loss = self.loss_grad.detach()
@@ -72,7 +71,7 @@ class ClassifierLearner(DistributedLearner):
         self.pooled = gather_rows(pooled, batches, runtime).requires_grad_()
         self.xb = (torch.cat([batch.x for batch in batches]),)
         self.yb = (gather_rows([batch.y for batch in batches], batches, runtime),)
-        self._seed_dropout("head")
+        self.move_to(range(len(self.pooled)))
         with _one_thread():
             self.pred = (self.model[1].layers(self.pooled), output_bTE, output_bTE)
         self("after_pred")
@@ -84,7 +83,7 @@ class ClassifierLearner(DistributedLearner):
 
     def _encode(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """What the head reads of each document, [b, 3E], and the encoder's output, [b, T, E]."""
-        self._seed_dropout(batch.rows.start)
+        self.move_to(batch.rows)
         output_bTE, padding_bT = self.model[0](batch.x)
         return concat_pool(output_bTE, padding_bT), output_bTE
 

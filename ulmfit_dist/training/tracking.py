@@ -25,8 +25,6 @@ from ulmfit_dist.errors import UserError
 from ulmfit_dist.progress import Progress
 from ulmfit_dist.runtime import Runtime
 
-STEPS_BETWEEN_LOGS = 20
-
 
 class Tracker:
     """The run directory, and the W&B run, of one training run. On ranks other than 0 all calls do nothing.
@@ -144,7 +142,7 @@ class TrackingCallback(Callback):
         self.epoch_trained += batches[0].global_tokens if self.unit == "tokens" else batches[0].global_rows
         assert self.progress is not None
         self.progress.advance()
-        if self.learn.stage_step % STEPS_BETWEEN_LOGS == 0:
+        if self.learn.stage_step % self.tracker.config.tracking.log_every == 0:
             self._log_step()
 
     def after_train(self) -> None:

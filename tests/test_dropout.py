@@ -1,0 +1,124 @@
+"""Masks against fastai's, and against themselves where the rows are cut otherwise."""
+
+import pytest
+import torch
+from fastai.text.models import awdlstm
+from torch import nn
+
+from ulmfit_dist.config import ClassifierConfig, LMConfig, ModelConfig
+from ulmfit_dist.model.awd_lstm import build_classifier, build_language_model, encoder_of
+from ulmfit_dist.model.dropout import EmbeddingDropout, Position, RowDropout, WeightDropout
+
+B, T, H = 64, 5, 1150
+PROBABILITIES = [0.02, 0.15, 0.5]
+
+
+@pytest.fixture(autouse=True)
+def _fastai_draws_the_same_each_time():
+    torch.manual_seed(0)
+
+
+def position(rows: range = range(B), step: int = 3) -> Position:
+    return Position(seed=42, stage="lm", step=step, rows=rows)
+
+
+def rows_dropped(rows: range, p: float = 0.5, step: int = 3, site: str = "input") -> torch.Tensor:
+    return RowDropout(p, site, position(rows, step))(torch.ones(len(rows), T, H))
+
+
+def weight_dropped(p: float, dropout: type[awdlstm.WeightDropout]) -> torch.Tensor:
+    """What the LSTM computes with, in place of weights of one."""
+    lstm = nn.LSTM(8, 300)
+    nn.init.ones_(lstm.weight_hh_l0)
+    ours = (lstm, p, "weights 0", position()) if dropout is WeightDropout else (lstm, p)
+    module = dropout(*ours)
+    module._setweights()
+    return lstm.weight_hh_l0.detach()
+
+
+def words_dropped(p: float, dropout: type[awdlstm.EmbeddingDropout]) -> torch.Tensor:
+    """[V, 2] of an embedding of ones."""
+    embedding = nn.Embedding(20_000, 2)
+    nn.init.ones_(embedding.weight)
+    ours = (embedding, p, "embedding", position()) if dropout is EmbeddingDropout else (embedding, p)
+    return dropout(*ours)(torch.arange(20_000)[None])[0].detach()
+
+
+def check_statistics(ours: torch.Tensor, theirs: torch.Tensor, p: float) -> None:
+    """The same values; kept as often, within what chance allows."""
+    assert ours.unique().tolist() == pytest.approx([0, 1 / (1 - p)], rel=2e-5)
+    assert theirs.unique().tolist() == pytest.approx([0, 1 / (1 - p)], rel=2e-5)
+    limit = 4 * (p * (1 - p) / ours.numel()) ** 0.5
+    for mask in (ours, theirs):
+        assert (mask != 0).double().mean().item() == pytest.approx(1 - p, abs=limit)
+        assert mask.double().mean().item() == pytest.approx(1, abs=limit / (1 - p))
+
+
+@pytest.mark.parametrize("p", PROBABILITIES)
+def test_row_dropout_has_fastais_statistics_and_is_constant_over_time(p: float):
+    ours, theirs = rows_dropped(range(B), p), awdlstm.RNNDropout(p)(torch.ones(B, T, H))
+    for mask in (ours, theirs):
+        assert torch.equal(mask, mask[:, :1].expand_as(mask))
+    check_statistics(ours[:, 0], theirs[:, 0], p)
+    kept_per_row = (ours[:, 0] != 0).double().mean(1)
+    assert kept_per_row.std().item() == pytest.approx((p * (1 - p) / H) ** 0.5, rel=0.5)
+
+
+@pytest.mark.parametrize("p", PROBABILITIES)
+def test_weight_dropout_has_fastais_statistics(p: float):
+    check_statistics(weight_dropped(p, WeightDropout), weight_dropped(p, awdlstm.WeightDropout), p)
+
+
+@pytest.mark.parametrize("p", PROBABILITIES)
+def test_embedding_dropout_has_fastais_statistics_and_drops_whole_words(p: float):
+    ours, theirs = words_dropped(p, EmbeddingDropout), words_dropped(p, awdlstm.EmbeddingDropout)
+    for mask in (ours, theirs):
+        assert torch.equal(mask[:, 0], mask[:, 1])
+    check_statistics(ours[:, 0], theirs[:, 0], p)
+
+
+@pytest.mark.parametrize("rows", [range(0, 32), range(17, 18), range(1, 64, 2), range(3, 60, 4)])
+def test_a_row_is_dropped_alike_whichever_rows_are_with_it(rows: range):
+    whole = rows_dropped(range(B))
+    assert torch.equal(rows_dropped(rows), whole[rows.start : rows.stop : rows.step])
+
+
+def test_masks_differ_between_steps_and_places_and_come_back():
+    mask = rows_dropped(range(B))
+    assert torch.equal(rows_dropped(range(B)), mask)
+    for other in (rows_dropped(range(B), step=4), rows_dropped(range(B), site="output")):
+        assert (other == mask).double().mean().item() == pytest.approx(0.5, abs=0.02)
+
+
+def test_all_rows_of_a_narrower_input_are_dropped_as_in_the_head():
+    features = RowDropout(0.5, "head 0", position())(torch.ones(B, H))
+    assert torch.equal(features, rows_dropped(range(B), site="head 0")[:, 0])
+
+
+def test_gradients_flow_through_what_is_kept():
+    embedding = nn.Embedding(50, 3)
+    words = torch.randint(0, 50, (4, 9))
+    dropped = EmbeddingDropout(embedding, 0.5, "embedding", position())
+    dropped(words).sum().backward()
+    mask = dropped(words)[0, 0] / embedding.weight[words[0, 0]]
+    times = (words == words[0, 0]).sum()
+    torch.testing.assert_close(embedding.weight.grad[words[0, 0]], mask.detach() * times)
+
+
+def test_every_dropout_of_both_networks_is_ours_and_has_a_place_of_its_own():
+    sizes = ModelConfig(emb_sz=6, n_hid=8, n_layers=3)
+    for model, places in (
+        (build_language_model(40, sizes, LMConfig()), 9),
+        (build_classifier(40, 3, sizes, ClassifierConfig()), 10),
+    ):
+        ours = [m for m in model.modules() if isinstance(m, (RowDropout, WeightDropout, EmbeddingDropout))]
+        assert len({module.site for module in ours}) == len(ours) == places
+        assert all(module.position is encoder_of(model).position for module in ours)
+        left = [m for m in model.modules() if isinstance(m, (nn.Dropout, awdlstm.RNNDropout))]
+        assert not left
+
+
+def test_training_without_a_step_is_refused():
+    model = build_language_model(40, ModelConfig(emb_sz=6, n_hid=8, n_layers=2), LMConfig()).train()
+    with pytest.raises(RuntimeError, match="step"):
+        model(torch.randint(2, 40, (4, 7)))

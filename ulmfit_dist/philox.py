@@ -1,0 +1,96 @@
+"""Philox4x64-10: a random number generator without a state.
+
+256 random bits are a function of a counter (256 bits) and a key (128 bits): ten rounds of multiplying and mixing (Salmon,
+Moraes, Dror & Shaw, 2011, "Parallel random numbers: as easy as 1, 2, 3", section 4). So any process can compute the numbers
+of any other, or of any other time. This one of the family is numpy's, which computes it in C on a CPU; elsewhere the same
+integers are computed by torch, which has no unsigned 64-bit arithmetic: products are put together from halves.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Key = tuple[int, int]
+"""Two unsigned 64-bit integers."""
+
+ROUNDS = 10
+MULTIPLIERS = (0xD2E7470EE14C6C93, 0xCA5A826395121157)
+KEY_INCREMENTS = (0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B)
+_HALF = (1 << 32) - 1
+_WHOLE = (1 << 64) - 1
+
+
+def random_words(key: Key, first: int, count: int, device: torch.device | str = "cpu") -> Tensor:
+    """The random numbers of the counters `first` to `first + count`, the same on every device.
+
+    Args:
+        key: chooses one of 2^128 streams.
+        first: not negative, below 2^63.
+
+    Returns:
+        int64 [count, 4], to be read as 64 random bits each.
+    """
+    device = torch.device(device)
+    if device.type == "cpu":
+        before = (first - 1) % (1 << 256)  # numpy counts up before it computes
+        counter = [before >> shift & _WHOLE for shift in (0, 64, 128, 192)]
+        generator = np.random.Philox(counter=np.array(counter, np.uint64), key=np.array(key, np.uint64))
+        return torch.from_numpy(generator.random_raw(4 * count).view(np.int64)).view(count, 4)
+    counters = torch.zeros(4, count, dtype=torch.int64, device=device)
+    counters[0] = torch.arange(first, first + count, device=device)
+    return _kernel(device.type)(counters, torch.tensor([_signed(word) for word in key], device=device))
+
+
+def philox(counter: Tensor, key: Tensor) -> Tensor:
+    """The generator in torch's operations, on any device.
+
+    Args:
+        counter: int64 [4, n], the low word first.
+        key: int64 [2].
+
+    Returns:
+        int64 [n, 4].
+    """
+    c0, c1, c2, c3 = counter
+    for i in range(ROUNDS):
+        k0, k1 = (word + _signed(i * increment) for word, increment in zip(key, KEY_INCREMENTS, strict=True))
+        high0, low0 = _product(c0, MULTIPLIERS[0])
+        high1, low1 = _product(c2, MULTIPLIERS[1])
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+    return torch.stack([c0, c1, c2, c3], dim=1)
+
+
+def _product(a: Tensor, b: int) -> tuple[Tensor, Tensor]:
+    """High and low 64 bits of an unsigned product."""
+    a_high, a_low = (a >> 32) & _HALF, a & _HALF
+    b_high, b_low = b >> 32, b & _HALF
+    cross0, cross1 = a_high * b_low, a_low * b_high
+    carry = (((a_low * b_low) >> 32) & _HALF) + (cross0 & _HALF) + (cross1 & _HALF)
+    high = a_high * b_high + ((cross0 >> 32) & _HALF) + ((cross1 >> 32) & _HALF) + (carry >> 32)
+    return high, a * _signed(b)
+
+
+@functools.cache
+def _kernel(device_type: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """`philox` as one GPU kernel; as some hundred small ones where there is no compiler."""
+    if device_type != "cuda":
+        return philox
+    compiled = torch.compile(philox, dynamic=True)
+    try:
+        compiled(torch.zeros(4, 2, dtype=torch.int64, device="cuda"), torch.zeros(2, dtype=torch.int64, device="cuda"))
+    except Exception as error:
+        warnings.warn(f"dropout masks are slow here, torch.compile failed ({type(error).__name__}: {error})", stacklevel=2)
+        return philox
+    return compiled
+
+
+def _signed(word: int) -> int:
+    """A word's bits as a signed integer, which is what torch computes with."""
+    word &= _WHOLE
+    return word - (1 << 64) if word >> 63 else word
