@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import TINY, TOPICS, command, make_folder, store_in, succeed
+from conftest import LEARNING, TINY, TOPICS, command, make_folder, store_in, succeed
 
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.model.awd_lstm import build_classifier, encoder_of
@@ -116,8 +116,7 @@ def test_an_encoder_of_another_vocabulary_is_refused(run_dirs: dict[str, Path], 
 def test_a_finished_run_is_not_trained_again_and_another_config_is_refused(
     run_dirs: dict[str, Path], corpus: Path, recipe: Path
 ):
-    words = ["run", recipe, f"data.path={corpus}", *TINY, f"runs_dir={run_dirs['caches']}", "name=one"]
-    words += ["lm.drop_mult=0", "classifier.drop_mult=0", "classifier.head_dropout=0", "lm.grad_clip=0.3"]
+    words = ["run", recipe, f"data.path={corpus}", *TINY, *LEARNING, f"runs_dir={run_dirs['caches']}", "name=one"]
     words += [f"data.cache={run_dirs['caches']}/cache1"]
     before = (run_dirs["one"] / "metrics.jsonl").read_bytes()
     assert succeed(words).count("done already") == 2
@@ -136,13 +135,13 @@ def test_training_needs_no_text_once_a_store_is_prepared(run_dirs: dict[str, Pat
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_evaluate_finds_the_figures_of_the_training(run_dirs: dict[str, Path], processes: int):
-    words = ["evaluate", run_dirs["one"], "--precision", "fp64"]
+    words = ["evaluate", run_dirs["one"]]
     text = succeed(words, processes)
     found = json.loads(text[text.index("{") :])
     summary = json.loads((run_dirs["one"] / "summary.json").read_text())
     for stage in ("lm", "classifier"):
         for name, value in found[stage].items():
-            assert value == pytest.approx(summary[stage][name], rel=1e-9), (stage, name)
+            assert value == pytest.approx(summary[stage][name], rel=1e-6), (stage, name)
 
 
 def test_predict_reads_the_command_line_a_file_and_standard_input(run_dirs: dict[str, Path], tmp_path: Path):

@@ -9,10 +9,12 @@ from fastai.optimizer import Adam
 from torch import nn
 
 from ulmfit_dist.config import Phase, RuntimeConfig
+from ulmfit_dist.data.batches import Share
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.model.loss import ActivationRegularization
 from ulmfit_dist.runtime import Runtime, resolve_precision
 from ulmfit_dist.training.accelerate import AccelerateCallback
+from ulmfit_dist.training.pairwise import PairwiseSum
 from ulmfit_dist.training.recipe import learning_rate
 
 
@@ -25,7 +27,9 @@ def stepped(
         scaler.scale(torch.zeros(1))  # a scaler makes its scale at its first use
     weight = nn.Parameter(torch.zeros(len(gradient)))
     weight.grad = torch.tensor(gradient) * (scale or 1)
-    callback = AccelerateCallback(SimpleNamespace(accelerator=SimpleNamespace(scaler=scaler)), grad_clip)
+    callback = AccelerateCallback(
+        SimpleNamespace(accelerator=SimpleNamespace(scaler=scaler), world_size=1), Share(), grad_clip
+    )
     callback.learn = SimpleNamespace(model=nn.ParameterList([weight]))
     callback.step(Adam([weight], lr=0.1, eps=1.0))
     return weight, scaler
@@ -59,7 +63,7 @@ def test_activation_regularization_is_fastais_and_finite_on_one_token(steps: int
 def test_each_phase_runs_in_mixed_precision_and_leaves_the_module_bare():
     """A phase's preparation must not make Accelerate skip the next one's."""
     AcceleratorState._reset_state(reset_partial_state=True)
-    callback = AccelerateCallback(Runtime(RuntimeConfig(precision="bf16")))
+    callback = AccelerateCallback(Runtime(RuntimeConfig(precision="bf16")), Share())
     learner = SimpleNamespace(model=nn.Linear(64, 64))
     learner.replace_modules = lambda replace: setattr(learner, "model", replace(learner.model))
     callback.learn = learner
@@ -93,3 +97,19 @@ def test_precision_is_what_the_machine_can_do():
 def test_an_error_leaves_together_as_it_is_on_one_process():
     with pytest.raises(UserError, match="this"), Runtime(RuntimeConfig()).together():
         raise UserError("this")
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 8])
+def test_pairs_are_added_first_then_pairs_of_pairs(count: int):
+    terms = torch.randn(count, 1000)
+    total = PairwiseSum()
+    for term in terms:
+        total.add([term.clone(), 2 * term])
+    expected = terms
+    while len(expected) > 1:
+        expected = expected[::2] + expected[1::2]
+    first, second = total.take()
+    assert torch.equal(first, expected[0])
+    assert torch.equal(second, 2 * expected[0])
+    total.add([terms[0]])
+    assert torch.equal(total.take()[0], terms[0])

@@ -73,6 +73,9 @@ def check_config(config: Config) -> None:
     for key, value in _positive_integers(config):
         if value < 1:
             raise UserError(f"{key}={value}: give a whole number of at least 1")
+    virtual_ranks = config.runtime.virtual_ranks or 1
+    if virtual_ranks & (virtual_ranks - 1):
+        raise UserError(f"runtime.virtual_ranks={virtual_ranks}: give a power of two, such as 2, 4 or 8, or null")
     for stage, settings in (("lm", config.lm), ("classifier", config.classifier)):
         _check_stage(stage, settings, config.model.n_layers)
     if config.classifier.max_len < 2 * config.classifier.seq_len:

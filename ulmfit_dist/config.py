@@ -89,7 +89,7 @@ class ModelConfig:
 
 @dataclass
 class RuntimeConfig:
-    """How the machine is used. What is computed changes by rounding, and by the dropout masks of a cut."""
+    """How the machine is used. What is computed changes by rounding alone."""
 
     precision: str = "auto"
     """no (fp32), bf16, fp16 (GPUs only), fp64 (CPU only, to compare runs), auto: bf16 or fp16 on a GPU, else no."""
@@ -98,7 +98,7 @@ class RuntimeConfig:
     num_workers: int = 2
     """Processes of each rank that tokenize, where there are texts enough for them."""
     virtual_ranks: int | None = None
-    """Compute as this many ranks would, on any number that divides it: 1 and 2 then give equal bits. null: one each."""
+    """Compute as this power of two of ranks would: any number of ranks that divides it gives equal bits. null: one each."""
     deterministic: bool = False
     """Only deterministic algorithms, in torch and cuDNN. Slower."""
     detect_anomaly: bool = False

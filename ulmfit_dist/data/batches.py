@@ -6,7 +6,7 @@ loss of the global batch, whatever the cut.
 
 The cut follows the virtual ranks (`Share`): as many as there are ranks, or more, of which each rank then computes several.
 Sums that are cut differently round differently, and training makes much of little; the same virtual ranks on other numbers
-of real ones compute the same numbers from the same rows.
+of real ones compute the same numbers from the same rows, and add them up in the same order (`training/pairwise.py`).
 """
 
 from __future__ import annotations
@@ -52,7 +52,13 @@ class MicroBatch:
 
 
 class Batches(Protocol):
-    """A loader as fastai's `DataLoaders` takes it: the same number of steps on every rank."""
+    """A loader as fastai's `DataLoaders` takes it: the same number of steps on every rank.
+
+    Attributes:
+        share: what of every global batch is this rank's.
+    """
+
+    share: Share
 
     def __len__(self) -> int: ...
 
@@ -73,11 +79,13 @@ class Share:
         virtual_ranks: numbers of the virtual ranks that this rank stands for.
         num_virtual_ranks: of how many.
         micro_batch_size: rows that are computed at once, at most; None for all of a virtual rank's.
+        exact: whether gradients are to be added up in an order that does not depend on the number of ranks.
     """
 
     virtual_ranks: range = range(1)
     num_virtual_ranks: int = 1
     micro_batch_size: int | None = None
+    exact: bool = False
 
     def check(self, global_batch_size: int, key: str) -> None:
         """Raise UserError, naming the key, where a global batch cannot be shared evenly."""
@@ -100,8 +108,7 @@ class Share:
 
 def share_of_rank(rank: int, world_size: int, settings: RuntimeConfig) -> Share:
     """A rank's share: it stands for itself alone, or for as many virtual ranks as come out even."""
-    num_virtual_ranks = settings.virtual_ranks or world_size
-    if num_virtual_ranks % world_size:
-        num_virtual_ranks = world_size
+    exact = settings.virtual_ranks is not None and settings.virtual_ranks % world_size == 0
+    num_virtual_ranks = settings.virtual_ranks if exact and settings.virtual_ranks else world_size
     each = num_virtual_ranks // world_size
-    return Share(range(rank * each, (rank + 1) * each), num_virtual_ranks, settings.micro_batch_size)
+    return Share(range(rank * each, (rank + 1) * each), num_virtual_ranks, settings.micro_batch_size, exact)

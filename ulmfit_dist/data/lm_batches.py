@@ -51,7 +51,7 @@ class LMBatches:
         backwards: bool = False,
     ):
         share.check(global_batch_size, "lm.global_batch_size")
-        self.store, self.documents, self.seed = store, documents, seed
+        self.store, self.documents, self.share, self.seed = store, documents, share, seed
         self.global_batch_size, self.seq_len = global_batch_size, seq_len
         each = global_batch_size // share.num_virtual_ranks
         owned = [range(rank * each, (rank + 1) * each) for rank in share.virtual_ranks]

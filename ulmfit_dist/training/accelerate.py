@@ -3,12 +3,13 @@
 For the time of a fit the learner's modules are those that Accelerate prepared: wrapped in DDP over the parameters that
 the phase trains, their forward in mixed precision. After the fit the bare modules are back, and nothing of the wrapping is
 left. fastai's own `DistributedTrainer` also wraps the loaders, which breaks language models: here loaders are already
-each rank's own.
+each rank's own. Where sums are to be exact, gradients go another way than DDP's (`training/pairwise.py`).
 """
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import fastai.distributed  # noqa: F401  gives DDP the reset() that fastai's ModelResetter calls
 import torch
@@ -16,7 +17,9 @@ from fastai.callback.core import Callback
 from fastai.optimizer import Optimizer
 from torch import Tensor
 
+from ulmfit_dist.data.batches import Share
 from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.training.pairwise import PairwiseGradients
 
 
 class AccelerateCallback(Callback):
@@ -24,26 +27,44 @@ class AccelerateCallback(Callback):
 
     Args:
         runtime: holds the `Accelerator`.
+        share: what of every global batch is this rank's.
         grad_clip: norm that the global gradient is clipped to; None for no clipping.
     """
 
     order = -5  # after fastai's TrainEvalCallback has moved the model to its device
 
-    def __init__(self, runtime: Runtime, grad_clip: float | None = None):
-        self.runtime, self.accelerator, self.grad_clip = runtime, runtime.accelerator, grad_clip
+    def __init__(self, runtime: Runtime, share: Share, grad_clip: float | None = None):
+        self.runtime, self.accelerator, self.share, self.grad_clip = runtime, runtime.accelerator, share, grad_clip
+        self.scale = 1 if share.exact else runtime.world_size  # DDP divides the sum by the number of ranks
+        self.pairwise: PairwiseGradients | None = None
 
     def before_fit(self) -> None:
         for parameter in self.learn.model.parameters():
             parameter.grad = None  # else the optimizer would go on with what is frozen now
+        self.pairwise = None
         self.learn.replace_modules(self._prepare)
 
     def after_fit(self) -> None:
         self.learn.replace_modules(self._unwrap)
         self.accelerator.free_memory()
 
-    def gradients(self, module: torch.nn.Module, is_last: bool) -> AbstractContextManager[None]:
-        """Around a module's forward and backward on a micro-batch: the ranks exchange gradients at a step's last one."""
-        return nullcontext() if is_last else self.accelerator.no_sync(module)
+    @contextmanager
+    def gradients(self, module: torch.nn.Module, number: int, count: int) -> Iterator[None]:
+        """Around forward and backward of micro-batch `number` of `count`: at the last one the ranks exchange gradients."""
+        is_last = number == count - 1
+        with nullcontext() if is_last else self.without_exchange(module):
+            yield
+        if not self.share.exact:
+            return
+        self.pairwise = self.pairwise or PairwiseGradients(module.parameters(), self.runtime)
+        if (number + 1) % (count // len(self.share.virtual_ranks)) == 0:  # the last one of a virtual rank
+            self.pairwise.add()
+        if is_last:
+            self.pairwise.finish()
+
+    def without_exchange(self, module: torch.nn.Module) -> AbstractContextManager[None]:
+        """Around forward and backward passes whose gradients stay on this rank."""
+        return self.accelerator.no_sync(module)
 
     def backward(self, loss: Tensor, *inner: tuple[Tensor, Tensor]) -> None:
         """Backward of a loss, which is scaled where the precision is fp16, and of inner tensors with known gradients.
@@ -70,7 +91,8 @@ class AccelerateCallback(Callback):
 
     def _prepare(self, module: torch.nn.Module) -> torch.nn.Module:
         frozen = not any(parameter.requires_grad for parameter in module.parameters())
-        return self.accelerator.prepare_model(module, evaluation_mode=frozen)  # mixed precision, but nothing to exchange
+        no_ddp = frozen or self.share.exact  # mixed precision, but nothing to exchange
+        return self.accelerator.prepare_model(module, evaluation_mode=no_ddp)
 
     def _unwrap(self, module: torch.nn.Module) -> torch.nn.Module:
         bare = self.accelerator.unwrap_model(module, keep_fp32_wrapper=False)

@@ -154,7 +154,7 @@ def build_learner(
         cbs=[
             TrainEvalCallback(),
             StagePosition(),
-            AccelerateCallback(runtime, settings.grad_clip),
+            AccelerateCallback(runtime, train.share, settings.grad_clip),
             Evaluation(metrics, runtime),
         ],
     )

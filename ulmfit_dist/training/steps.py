@@ -5,9 +5,9 @@ weighed by their share, and DDP adds up the ranks.
 
 The classifier's head has a batch norm, which is no mean over documents. So the ranks put together what the encoder made of
 all documents, a few numbers each, and every rank computes head and loss of the whole global batch: the same numbers on all
-of them. Then each takes the gradient back through its own documents. Where they are several micro-batches, the encoder reads
-each once for the head and once more for the gradient: a third more work, and the memory of one. (It keeps a graph at both:
-without one torch's LSTM takes another path on a CPU, which rounds differently.)
+of them. Then each takes the gradient back through its own documents. Where micro-batches are to save memory, the encoder
+reads each once for the head and once more for the gradient: a third more work, and the memory of one. (It keeps a graph at
+both: without one torch's LSTM takes another path on a CPU, which rounds differently.)
 
 B: documents of the global batch, b: rows of a micro-batch, T: tokens of a step, E: width of the embedding.
 """
@@ -26,6 +26,9 @@ from ulmfit_dist.model.awd_lstm import concat_pool
 from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.training.learner import DistributedLearner
 
+Encoded = tuple[Tensor, Tensor]
+"""What the head reads of each document, [b, 3E], and the encoder's output, [b, T, E]."""
+
 
 class LMLearner(DistributedLearner):
     """`after_pred`, `after_loss` and the backward events come once per micro-batch, all others once per step."""
@@ -36,15 +39,15 @@ class LMLearner(DistributedLearner):
     def _train_step(self) -> None:
         rank_weight = sum(batch.weight for batch in self.micro_batches)
         loss = torch.zeros((), device=self.dls.device)
-        for batch in self.micro_batches:
-            with self.accelerate.gradients(self.model, is_last=batch is self.micro_batches[-1]):
+        for number, batch in enumerate(self.micro_batches):
+            with self.accelerate.gradients(self.model, number, len(self.micro_batches)):
                 self._forward(batch)
                 self.loss_grad = self.loss_func(self.pred, *self.yb)
                 self.loss = self.loss_grad.detach()
                 loss += self.loss * (batch.weight / rank_weight)
                 self("after_loss")
                 regularized = self.loss_grad + self.regularization(self.rnn.out, self.rnn.raw_out)
-                self.loss_grad = regularized * (batch.weight * self.accelerate.runtime.world_size)
+                self.loss_grad = regularized * (batch.weight * self.accelerate.scale)
                 self._with_events(self._backward, "backward", CancelBackwardException)
         self.loss = loss
         self._optimizer_step()
@@ -61,13 +64,13 @@ class ClassifierLearner(DistributedLearner):
 
     def _train_step(self) -> None:
         batches, runtime = self.micro_batches, self.accelerate.runtime
-        pooled = []
-        with self.accelerate.gradients(self.model[0], is_last=len(batches) == 1):
-            for batch in batches:
-                pooled_bE, output_bTE = self._encode(batch)
-                pooled.append(pooled_bE.detach())
-                if len(batches) > 1:
-                    pooled_bE, output_bTE = pooled_bE.detach(), output_bTE.detach()  # lets go of the graph
+        self.reads_twice = len(batches) > 1 and self.accelerate.share.micro_batch_size is not None
+        pooled: list[Tensor] = []
+        encoded: list[Encoded] = []
+        for batch in batches:
+            encoded = [self._encode_without_graph(batch)] if self.reads_twice else [*encoded, self._encode(batch)]
+            pooled.append(encoded[-1][0].detach())
+        output_bTE = encoded[-1][1]
         self.pooled = gather_rows(pooled, batches, runtime).requires_grad_()
         self.xb = (torch.cat([batch.x for batch in batches]),)
         self.yb = (gather_rows([batch.y for batch in batches], batches, runtime),)
@@ -78,31 +81,33 @@ class ClassifierLearner(DistributedLearner):
         self.loss_grad = self.loss_func(self.pred, *self.yb)
         self.loss = self.loss_grad.detach()
         self("after_loss")
-        self._with_events(lambda: self._backward(pooled_bE, output_bTE), "backward", CancelBackwardException)
+        self._with_events(lambda: self._backward(encoded), "backward", CancelBackwardException)
         self._optimizer_step()
 
-    def _encode(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """What the head reads of each document, [b, 3E], and the encoder's output, [b, T, E]."""
+    def _encode(self, batch: MicroBatch) -> Encoded:
         self.move_to(batch.rows)
         output_bTE, padding_bT = self.model[0](batch.x)
         return concat_pool(output_bTE, padding_bT), output_bTE
 
-    def _backward(self, pooled_bE: Tensor, output_bTE: Tensor) -> None:
-        """Through the head, then through the encoder: from these, or, of several micro-batches, from each anew."""
+    def _encode_without_graph(self, batch: MicroBatch) -> Encoded:
+        with self.accelerate.without_exchange(self.model[0]):
+            pooled_bE, output_bTE = self._encode(batch)
+        return pooled_bE.detach(), output_bTE.detach()
+
+    def _backward(self, encoded: list[Encoded]) -> None:
+        """Through the head, then through the encoder, from what it made of the micro-batches, or makes of them anew."""
         with _one_thread():
             self.accelerate.backward(self.loss_grad)
         pooled_grad_BE = self.pooled.grad
         assert pooled_grad_BE is not None
         if not any(parameter.requires_grad for parameter in self.model[0].parameters()):
             return
-        world_size = self.accelerate.runtime.world_size  # which DDP divides by
-        for batch in self.micro_batches:
-            with self.accelerate.gradients(self.model[0], is_last=batch is self.micro_batches[-1]):
-                if len(self.micro_batches) > 1:
-                    pooled_bE, output_bTE = self._encode(batch)
-                regularization = self.regularization(output_bTE, output_bTE) * (batch.weight * world_size)
-                gradient_bE = pooled_grad_BE[_slice(batch.rows)] * world_size
-                self.accelerate.backward(regularization, (pooled_bE, gradient_bE))
+        for number, batch in enumerate(self.micro_batches):
+            with self.accelerate.gradients(self.model[0], number, len(self.micro_batches)):
+                pooled_bE, output_bTE = self._encode(batch) if self.reads_twice else encoded[number]
+                scale = self.accelerate.scale
+                regularization = self.regularization(output_bTE, output_bTE) * (batch.weight * scale)
+                self.accelerate.backward(regularization, (pooled_bE, pooled_grad_BE[_slice(batch.rows)] * scale))
 
 
 def gather_rows(pieces: Sequence[Tensor], batches: Sequence[MicroBatch], runtime: Runtime) -> Tensor:
