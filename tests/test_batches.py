@@ -7,12 +7,13 @@ import pytest
 import torch
 from fastai.text.data import LMDataLoader, pad_chunk
 from fastcore.foundation import L
+from stores import make_store
 
 from ulmfit_dist.config import RuntimeConfig
 from ulmfit_dist.data.batches import IGNORED, Share, share_of_rank
 from ulmfit_dist.data.classifier_batches import ClassifierBatches, pad_chunks
 from ulmfit_dist.data.lm_batches import LMBatches
-from ulmfit_dist.data.store import FORMAT, TokenStore, shard_stem, write_json, write_shard
+from ulmfit_dist.data.store import TokenStore, shard_stem
 from ulmfit_dist.errors import UserError
 
 B, T = 8, 5
@@ -21,19 +22,10 @@ B, T = 8, 5
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
     """103 documents in 11 shards; each token says where it stands: no two are the same."""
-    folder = tmp_path_factory.mktemp("store")
     lengths = np.random.default_rng(0).integers(1, 60, 103)
-    ids = np.arange(2, 2 + lengths.sum(), dtype=np.uint16)
-    begins = np.concatenate([[0], np.cumsum(lengths)])
-    for shard in range(11):
-        first, last = shard * 10, min(shard * 10 + 10, 103)
-        offsets = begins[first : last + 1] - begins[first]
-        write_shard(folder / shard_stem(shard, 11), ids[begins[first] : begins[last]], offsets, np.arange(first, last) % 3)
-    meta = {"format": FORMAT, "fingerprint": "x", "num_documents": 103, "num_shards": 11}
-    meta |= {"dtype": "uint16", "splits": {"train": [0, 103]}, "labels": ["a", "b", "c"]}
-    write_json(folder / "vocab.json", ["xxunk"])
-    write_json(folder / "meta.json", meta)
-    return TokenStore(folder)
+    ids = np.arange(2, 2 + lengths.sum())
+    documents = np.split(ids, np.cumsum(lengths)[:-1])
+    return make_store(tmp_path_factory.mktemp("store"), documents, np.arange(103) % 3, ["xxunk"])
 
 
 def share(rank: int = 0, world_size: int = 1, micro: int | None = None, virtual: int | None = None) -> Share:
