@@ -1,0 +1,102 @@
+"""Whether our dropout trains as well as fastai's: the accuracy of both over several seeds.
+
+    python -m benchmarks.dropout CONFIG [key=value ...] [--seeds 5]
+
+For each seed the config's language model and classifier are trained twice: with our masks, computed from their position, and
+with fastai's own modules, drawn from torch's generator. Cut of the data, initial weights and batches are the same for both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from pathlib import Path
+
+import torch
+from fastai.text.models import awdlstm
+from torch import nn
+from torch.nn import functional as F
+
+from benchmarks.tokenization import machine
+from ulmfit_dist.compose import load_config
+from ulmfit_dist.config import Config
+from ulmfit_dist.data.store import TokenStore
+from ulmfit_dist.model.awd_lstm import encoder_of
+from ulmfit_dist.model.dropout import RowDropout, WeightDropout
+from ulmfit_dist.model.export import save_exported
+from ulmfit_dist.randomness import seed_torch
+from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.stages.classifier import classifier_learner
+from ulmfit_dist.stages.lm import lm_learner
+from ulmfit_dist.stages.prepare import prepare
+from ulmfit_dist.training.learner import DistributedLearner
+from ulmfit_dist.training.recipe import run_phases
+
+
+class DrawnWeightDropout(WeightDropout):
+    """With the mask that fastai's draws."""
+
+    def _dropped(self, raw: torch.Tensor, name: str) -> torch.Tensor:
+        return F.dropout(raw, self.weight_p) if self.training else super()._dropped(raw, name)
+
+
+def use_fastais_dropout(model: nn.Module) -> None:
+    """Put fastai's modules in the place of ours."""
+    encoder = encoder_of(model)  # type: ignore[arg-type]
+    encoder.encoder_dp = awdlstm.EmbeddingDropout(encoder.encoder, encoder.encoder_dp.embed_p)
+    for module in list(model.modules()):
+        if isinstance(module, WeightDropout):
+            module.__class__ = DrawnWeightDropout
+        for name, child in module.named_children():
+            if isinstance(child, RowDropout):
+                in_head = child.site.startswith("head")
+                setattr(module, name, nn.Dropout(child.p) if in_head else awdlstm.RNNDropout(child.p))
+
+
+def accuracy(config: Config, runtime: Runtime, store: TokenStore, fastais: bool) -> dict[str, float]:
+    """What both stages reach on the validation split."""
+    language_model = train(lm_learner(config, runtime, store), config.lm.phases, fastais)
+    training = {"data_fingerprint": store.fingerprint}
+    save_exported(config.run_dir / "lm", language_model.model, config, store, None, training)
+    classifier = train(classifier_learner(config, runtime, store), config.classifier.phases, fastais)
+    return {"perplexity": language_model.valid_metrics["perplexity"], "accuracy": classifier.valid_metrics["accuracy"]}
+
+
+def train(learner: DistributedLearner, phases: list, fastais: bool) -> DistributedLearner:
+    if fastais:
+        use_fastais_dropout(learner.model)
+        seed_torch(learner.position.seed, learner.stage)
+    run_phases(learner, phases)
+    return learner
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path)
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("--seeds", type=int, default=5)
+    args = parser.parse_args()
+    print(f"{machine()}, torch {torch.__version__}, {torch.get_num_threads()} threads", flush=True)
+    found: dict[str, list[dict[str, float]]] = {"ours": [], "fastai": []}
+    for seed in range(1, args.seeds + 1):
+        for name, results in found.items():
+            with tempfile.TemporaryDirectory() as folder:
+                config = load_config(args.config, [*args.overrides, f"seed={seed}", f"runs_dir={folder}"])
+                runtime = Runtime(config.runtime)
+                results.append(accuracy(config, runtime, prepare(config, runtime), fastais=name == "fastai"))
+            figures = ", ".join(f"{key} {value:.4f}" for key, value in results[-1].items())
+            print(f"seed {seed}, {name}: {figures}", flush=True)
+    means = {}
+    for name, results in found.items():
+        values = [result["accuracy"] for result in results]
+        error = statistics.stdev(values) / len(values) ** 0.5
+        means[name] = (statistics.mean(values), error)
+        perplexity = statistics.mean(result["perplexity"] for result in results)
+        print(f"{name:<7} accuracy {means[name][0]:.4f}, standard error {error:.4f}; perplexity {perplexity:.2f}")
+    (ours, our_error), (theirs, their_error) = means["ours"], means["fastai"]
+    print(f"difference {ours - theirs:+.4f}, its standard error {(our_error**2 + their_error**2) ** 0.5:.4f}")
+
+
+if __name__ == "__main__":
+    main()
