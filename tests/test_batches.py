@@ -102,6 +102,20 @@ def test_lm_training_drops_less_than_a_token_per_row(store: TokenStore):
     assert 0 <= int(store.lengths.sum()) - 1 - trained < B
 
 
+@pytest.mark.parametrize("copies", [1, 20])
+def test_a_step_of_the_language_model_reads_no_more_of_a_larger_corpus(
+    store: TokenStore, copies: int, monkeypatch: pytest.MonkeyPatch
+):
+    loader = LMBatches(store, np.tile(store.split("train"), copies), B, T, Share(), seed=1)
+    read: list[int] = []
+    document = store.document
+    monkeypatch.setattr(store, "document", lambda i: read.append(i) or document(i))
+    for step in range(20):
+        read.clear()
+        loader.step(step)
+        assert B <= len(read) <= B * (T + 1)  # a row's documents: one, or some more where they are short
+
+
 def test_backwards_reads_each_document_from_its_end(store: TokenStore):
     loader = LMBatches(store, store.split("train")[:1], 1, 100, Share(), seed=None, backwards=True)
     assert stacked(loader, 0)[0][0].tolist() == store.document(0)[::-1][:-1].tolist()

@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import LEARNING, TINY, TOPICS, command, make_folder, store_in, succeed
 
@@ -139,6 +140,9 @@ def test_evaluate_finds_the_figures_of_the_training(run_dirs: dict[str, Path], p
     text = succeed(words, processes)
     found = json.loads(text[text.index("{") :])
     summary = json.loads((run_dirs["one"] / "summary.json").read_text())
+    confusion = np.array(found["classifier"].pop("confusion_matrix"))
+    assert confusion.sum() == 52  # every document of the validation split, once
+    assert confusion.trace() / 52 == found["classifier"]["accuracy"]
     for stage in ("lm", "classifier"):
         for name, value in found[stage].items():
             assert value == pytest.approx(summary[stage][name], rel=1e-6), (stage, name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,8 +22,11 @@ from ulmfit_dist.stages.run import find_model
 from ulmfit_dist.training.metrics import ClassifierMetrics, LMMetrics, Metrics
 
 
-def evaluate(run: Path, runtime: Runtime) -> dict[str, dict[str, float]]:
+def evaluate(run: Path, runtime: Runtime) -> dict[str, dict[str, Any]]:
     """Metrics by stage on the validation documents, for each model that the folder has.
+
+    The classifier's have its confusion matrix, too: documents by true class (rows) and predicted class, in the order of
+    its labels.
 
     Raises:
         UserError: no exported model, no store of its texts, or texts that have changed since.
@@ -33,7 +37,7 @@ def evaluate(run: Path, runtime: Runtime) -> dict[str, dict[str, float]]:
     return {stage: _evaluate_stage(stage, read_exported(folder), runtime) for stage, folder in folders.items()}
 
 
-def _evaluate_stage(stage: str, exported: Exported, runtime: Runtime) -> dict[str, float]:
+def _evaluate_stage(stage: str, exported: Exported, runtime: Runtime) -> dict[str, Any]:
     store = prepare(exported.config, runtime)
     with runtime.together():
         _check_store(exported, store)
@@ -47,7 +51,10 @@ def _evaluate_stage(stage: str, exported: Exported, runtime: Runtime) -> dict[st
             valid = classifier_loaders(exported.config, runtime, store)[1]
         metrics.reset(runtime.device)
         _run(model, valid, metrics, runtime)
-    return metrics.compute(runtime)
+    found: dict[str, Any] = metrics.compute(runtime)
+    if isinstance(metrics, ClassifierMetrics):
+        found["confusion_matrix"] = metrics.confusion_CC.long().tolist()
+    return found
 
 
 @torch.no_grad()

@@ -47,7 +47,11 @@ class LMMetrics:
 
 
 class ClassifierMetrics:
-    """Cross-entropy per document, accuracy and macro-F1, the latter two from the confusion matrix."""
+    """Cross-entropy per document, accuracy and macro-F1, the latter two from the confusion matrix.
+
+    Attributes:
+        confusion_CC: documents by true and predicted class, float64 [classes, classes]; over all ranks after `compute`.
+    """
 
     def __init__(self, num_classes: int):
         self.num_classes = num_classes
@@ -63,12 +67,12 @@ class ClassifierMetrics:
 
     def compute(self, runtime: Runtime) -> dict[str, float]:
         sums = runtime.sum(torch.cat([self.loss, self.confusion_CC.flatten()])).cpu()
-        confusion_CC = sums[1:].view(self.num_classes, self.num_classes)
-        count = confusion_CC.sum().item()
+        self.confusion_CC = sums[1:].view(self.num_classes, self.num_classes)
+        count = self.confusion_CC.sum().item()
         return {
             "valid_loss": sums[0].item() / count,
-            "accuracy": confusion_CC.diagonal().sum().item() / count,
-            "f1_macro": f1_macro(confusion_CC),
+            "accuracy": self.confusion_CC.diagonal().sum().item() / count,
+            "f1_macro": f1_macro(self.confusion_CC),
         }
 
 
