@@ -36,12 +36,10 @@ class AccelerateCallback(Callback):
     def __init__(self, runtime: Runtime, share: Share, grad_clip: float | None = None):
         self.runtime, self.accelerator, self.share, self.grad_clip = runtime, runtime.accelerator, share, grad_clip
         self.scale = 1 if share.exact else runtime.world_size  # DDP divides the sum by the number of ranks
-        self.pairwise: PairwiseGradients | None = None
 
     def before_fit(self) -> None:
         for parameter in self.learn.model.parameters():
             parameter.grad = None  # else the optimizer would go on with what is frozen now
-        self.pairwise = None
         self.learn.replace_modules(self._prepare)
 
     def after_fit(self) -> None:
@@ -52,14 +50,13 @@ class AccelerateCallback(Callback):
     def gradients(self, module: torch.nn.Module, number: int, count: int) -> Iterator[None]:
         """Around forward and backward of micro-batch `number` of `count`: at the last one the ranks exchange gradients."""
         is_last = number == count - 1
+        if self.share.exact and number == 0:
+            self.pairwise = PairwiseGradients(module.parameters(), self.runtime)
         with nullcontext() if is_last else self.without_exchange(module):
             yield
-        if not self.share.exact:
-            return
-        self.pairwise = self.pairwise or PairwiseGradients(module.parameters(), self.runtime)
-        if (number + 1) % (count // len(self.share.virtual_ranks)) == 0:  # the last one of a virtual rank
+        if self.share.exact and (number + 1) % (count // len(self.share.virtual_ranks)) == 0:  # a virtual rank's last one
             self.pairwise.add()
-        if is_last:
+        if self.share.exact and is_last:
             self.pairwise.finish()
 
     def without_exchange(self, module: torch.nn.Module) -> AbstractContextManager[None]:

@@ -1,0 +1,25 @@
+"""Random numbers and masks on a GPU against those on the CPU. Skipped where there is no GPU."""
+
+import pytest
+import torch
+
+from ulmfit_dist.model.dropout import Position, row_mask, shared_mask
+from ulmfit_dist.philox import random_words
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is visible")
+
+KEY = Position(seed=42, stage="lm", step=3).key("input")
+
+
+@pytest.mark.parametrize(("first", "count"), [(0, 1), (5, 1000), (2**40, 331_776)])
+def test_a_gpu_computes_the_numbers_of_a_cpu(first: int, count: int):
+    assert torch.equal(random_words(KEY, first, count, "cuda").cpu(), random_words(KEY, first, count))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_masks_are_those_of_a_cpu(dtype: torch.dtype):
+    on_cpu, on_gpu = (torch.empty(0, dtype=dtype, device=device) for device in ("cpu", "cuda"))
+    assert torch.equal(
+        row_mask(KEY, range(3, 60, 4), 1150, 0.25, on_gpu).cpu(), row_mask(KEY, range(3, 60, 4), 1150, 0.25, on_cpu)
+    )
+    assert torch.equal(shared_mask(KEY, 12_345, 0.5, on_gpu).cpu(), shared_mask(KEY, 12_345, 0.5, on_cpu))
