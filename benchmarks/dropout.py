@@ -43,7 +43,7 @@ class DrawnWeightDropout(WeightDropout):
 
 def use_fastais_dropout(model: nn.Module) -> None:
     """Put fastai's modules in the place of ours."""
-    encoder = encoder_of(model)  # type: ignore[arg-type]
+    encoder = encoder_of(model)
     encoder.encoder_dp = awdlstm.EmbeddingDropout(encoder.encoder, encoder.encoder_dp.embed_p)
     for module in list(model.modules()):
         if isinstance(module, WeightDropout):

@@ -81,7 +81,7 @@ def main() -> None:
     quarters = {stage: f"runtime.micro_batch_size={size // 4}" for stage, size in sizes.items()}
     bits = dict.fromkeys(STAGES, f"runtime.virtual_ranks={args.virtual_ranks}")
     cuts = {"one": (1, whole), "two": (2, whole), "four": (4, whole), "accumulated": (1, quarters)}
-    cuts |= {"one, bits": (1, bits), "two, bits": (2, bits), "four, bits": (4, bits)}
+    cuts |= {"one-bits": (1, bits), "two-bits": (2, bits), "four-bits": (4, bits)}
     for precision in args.precisions:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
@@ -91,7 +91,7 @@ def main() -> None:
                 if precision == "fp64" and cut is bits:
                     continue
                 train(folder, name, processes, {stage: [*fixed, cut[stage]] for stage in STAGES})
-                reference = "one, bits" if name.endswith("bits") else "one"
+                reference = "one-bits" if name.endswith("bits") else "one"
                 for stage in STAGES:
                     print(f"{precision:<6}{stage:<12}{name:<16}{compare(folder, name, stage, reference)}", flush=True)
 

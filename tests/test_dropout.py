@@ -120,5 +120,14 @@ def test_every_dropout_of_both_networks_is_ours_and_has_a_place_of_its_own():
 
 def test_training_without_a_step_is_refused():
     model = build_language_model(40, ModelConfig(emb_sz=6, n_hid=8, n_layers=2), LMConfig()).train()
-    with pytest.raises(RuntimeError, match="step"):
+    with pytest.raises(RuntimeError, match="set step and rows"):
         model(torch.randint(2, 40, (4, 7)))
+    encoder_of(model).position.step = 0
+    with pytest.raises(RuntimeError, match="numbers 0 rows of an input of 4"):
+        model(torch.randint(2, 40, (4, 7)))
+    encoder_of(model).position.rows = range(4)
+    assert torch.isfinite(model(torch.randint(2, 40, (4, 7)))[0]).all()
+
+
+def test_a_probability_close_to_one_drops_nearly_all():
+    assert 0 < rows_dropped(range(B), p=0.999999).ne(0).double().mean() < 1e-3

@@ -14,7 +14,7 @@ from ulmfit_dist.errors import UserError
 from ulmfit_dist.model.loss import ActivationRegularization
 from ulmfit_dist.runtime import Runtime, resolve_precision
 from ulmfit_dist.training.accelerate import AccelerateCallback
-from ulmfit_dist.training.pairwise import PairwiseSum
+from ulmfit_dist.training.pairwise import PairwiseGradients, PairwiseSum
 from ulmfit_dist.training.recipe import learning_rate
 
 
@@ -113,3 +113,15 @@ def test_pairs_are_added_first_then_pairs_of_pairs(count: int):
     assert torch.equal(second, 2 * expected[0])
     total.add([terms[0]])
     assert torch.equal(total.take()[0], terms[0])
+
+
+def test_gradients_that_were_there_before_a_step_are_added_once():
+    weight, frozen = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(2), requires_grad=False)
+    weight.grad = torch.tensor([1.0, 2.0, 3.0])
+    gradients = PairwiseGradients([weight, frozen], SimpleNamespace(world_size=1))
+    for _ in range(4):
+        weight.grad = torch.full((3,), 0.25)
+        gradients.add()
+    gradients.finish()
+    assert torch.equal(weight.grad, torch.tensor([2.0, 3.0, 4.0]))
+    assert frozen.grad is None

@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from types import TracebackType
@@ -112,6 +112,14 @@ class Runtime:
             distance *= 2
         return values
 
+    def copy_from_main(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Give tensors rank 0's values, in place, on every rank."""
+        if self.world_size > 1:
+            import torch.distributed
+
+            for tensor in tensors:
+                torch.distributed.broadcast(tensor.data, src=0)
+
     def from_main(self, value: Value) -> Value:
         """Rank 0's value, on every rank: for what each might see differently, such as a file that comes and goes."""
         items = [value]
@@ -159,6 +167,9 @@ class Runtime:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Leave the process group: together after success, so that no rank cuts off another; at once after a UserError."""
+        import torch
+
+        torch.set_default_dtype(torch.float32)
         if kind is None:
             self.barrier()
         if kind is None or issubclass(kind, UserError):

@@ -19,6 +19,7 @@ from fastai.text.models import awdlstm, core
 from fastai.text.models.awdlstm import awd_lstm_clas_config, awd_lstm_lm_config
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 
 from ulmfit_dist.config import ClassifierConfig, LMConfig, ModelConfig
 from ulmfit_dist.data.vocab import PAD_ID
@@ -157,10 +158,16 @@ def build_classifier(
     return core.SequentialRNN(SentenceEncoder(settings.seq_len, encoder, PAD_ID, settings.max_len), head)
 
 
-def encoder_of(model: core.SequentialRNN) -> AWDLSTM:
-    """The AWD-LSTM inside a language model or a classifier."""
-    first = model[0]
-    return first.module if isinstance(first, SentenceEncoder) else first
+def encoder_of(model: nn.Module) -> AWDLSTM:
+    """The AWD-LSTM inside a language model or a classifier, also while they are wrapped for training."""
+    first = _bare(_bare(model)[0])  # type: ignore[index]
+    encoder = first.module if isinstance(first, SentenceEncoder) else first
+    assert isinstance(encoder, AWDLSTM)
+    return encoder
+
+
+def _bare(module: nn.Module) -> nn.Module:
+    return module.module if isinstance(module, DistributedDataParallel) else module
 
 
 def _dropouts(config: dict[str, Any], drop_mult: float) -> dict[str, float]:

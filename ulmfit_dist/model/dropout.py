@@ -1,8 +1,8 @@
 """fastai's dropouts, their masks computed from where they are used.
 
 A mask is a function of seed, stage, step and place in the network; a row's mask of the row's number in the global batch,
-too. So the rows of a batch are dropped alike whichever rank computes them, in whichever micro-batch, on a CPU or a GPU, in
-the first run or in a resumed one. Weights and embeddings have one mask for all rows, and so the same one on all ranks.
+too. So the rows of a batch are dropped alike whichever rank computes them, in whichever micro-batch, on a CPU or a GPU.
+Weights and embeddings have one mask for all rows, and so the same one on all ranks.
 
 Sixteen random bits decide on an element: a probability is rounded to a multiple of 2^-16, and what is kept is scaled by the
 rounded one, so that the mean stays exact.
@@ -47,7 +47,9 @@ class Position:
     def key(self, site: str) -> Key:
         """The key of the masks of one place in the network."""
         if self.step is None:
-            raise RuntimeError("dropout is computed from the step: set encoder_of(model).position.step before each one")
+            raise RuntimeError(
+                "dropout is computed from the step: set step and rows of encoder_of(model).position before it"
+            )
         return derive_key(self.seed, self.stage, "dropout", self.step, self.chunk, site)
 
 
@@ -68,8 +70,10 @@ class RowDropout(nn.Module):
         """x: [b, T, H] or [b, H], of the rows `position.rows`, or the first of them."""
         if not self.training or self.p == 0:
             return x
-        rows = self.position.rows[: len(x)]
-        mask_bH = row_mask(self.position.key(self.site), rows, x.shape[-1], self.p, x)
+        key, rows = self.position.key(self.site), self.position.rows[: len(x)]
+        if (len(rows), len(x)) != (1, 2) and len(rows) != len(x):  # the encoder reads a single row as two
+            raise RuntimeError(f"position.rows numbers {len(rows)} rows of an input of {len(x)}")
+        mask_bH = row_mask(key, rows, x.shape[-1], self.p, x)
         return x * (mask_bH if x.dim() == 2 else mask_bH[:, None])
 
     def extra_repr(self) -> str:
@@ -129,5 +133,5 @@ def shared_mask(key: Key, num_elements: int, p: float, like: Tensor) -> Tensor:
 
 
 def _mask(bits: Tensor, p: float, like: Tensor) -> Tensor:
-    dropped = round(p * LEVELS)
+    dropped = min(round(p * LEVELS), LEVELS - 1)
     return (bits >= dropped - LEVELS // 2).to(like.dtype).mul_(LEVELS / (LEVELS - dropped))

@@ -59,7 +59,7 @@ def _evaluate_stage(stage: str, exported: Exported, runtime: Runtime) -> dict[st
 
 @torch.no_grad()
 def _run(model: nn.Module, valid: Batches, metrics: Metrics, runtime: Runtime) -> None:
-    encoder = encoder_of(model)  # type: ignore[arg-type]
+    encoder = encoder_of(model)
     encoder.reset()
     for batches in valid:
         for batch in batches:

@@ -59,7 +59,7 @@ class LanguageModel:
             if not 0.01 <= value <= 1e6:
                 raise UserError(f"{name}={value}: give a number from 0.01 to a million")
         prompt_T = [self.ids.get(token, UNK_ID) for token in self.tokenizer.tokenize([prompt])[0]]
-        encoder_of(self.model).reset()  # type: ignore[arg-type]
+        encoder_of(self.model).reset()
         tokens_bT = torch.tensor([prompt_T] * samples, device=self.device)
         texts_bT = [tokens_bT]
         for word in range(words):

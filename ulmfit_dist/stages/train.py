@@ -39,6 +39,8 @@ def train_stage(
     stage = learner.stage
     with runtime.together():
         tracker.start_stage(stage)
+    if runtime.settings.virtual_ranks is not None and not learner.dls.train.share.exact:
+        runtime.print(f"runtime.virtual_ranks={runtime.settings.virtual_ranks} is set aside: it is no multiple of the ranks")
     tracking = TrackingCallback(tracker, unit)
     learner.add_cb(tracking)
     show_first_batch(config, runtime, store, learner)

@@ -40,6 +40,8 @@ class AccelerateCallback(Callback):
     def before_fit(self) -> None:
         for parameter in self.learn.model.parameters():
             parameter.grad = None  # else the optimizer would go on with what is frozen now
+        if self.share.exact:
+            self.runtime.copy_from_main(self.learn.model.parameters())  # as DDP does
         self.learn.replace_modules(self._prepare)
 
     def after_fit(self) -> None:

@@ -104,6 +104,9 @@ class StagePosition(Callback):
     def after_train(self) -> None:
         self.learn.stage_epoch += 1
 
+    def after_fit(self) -> None:
+        self.learn.position.step = None  # whoever goes on with the model must say where
+
 
 class Evaluation(Callback):
     """Metrics of a validation: set to zero before it, added up over the ranks after it."""

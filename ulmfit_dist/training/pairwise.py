@@ -39,22 +39,21 @@ class PairwiseSum:
 
 
 class PairwiseGradients:
-    """What the parameters' gradients come to over all virtual ranks.
+    """What the parameters' gradients of one step come to over all virtual ranks. What they held before is added at the end.
 
     Args:
-        parameters: those that are trained; frozen ones among them are left out.
+        parameters: frozen ones among them are left out.
         runtime: a power of two of ranks, each with as many virtual ranks.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], runtime: Runtime):
         self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
         self.runtime, self._sum = runtime, PairwiseSum()
+        self._before = self._take()
 
     def add(self) -> None:
         """Take the gradients that a virtual rank has left in the parameters."""
-        self._sum.add([self._gradient(parameter) for parameter in self.parameters])
-        for parameter in self.parameters:
-            parameter.grad = None
+        self._sum.add(self._take())
 
     def finish(self) -> None:
         """Put the sum over all ranks into the parameters. Collective."""
@@ -63,9 +62,12 @@ class PairwiseGradients:
             flat = self.runtime.sum_by_pairs(torch.cat([gradient.flatten() for gradient in gradients]))
             for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
                 gradient.copy_(part.view_as(gradient))
+        torch._foreach_add_(gradients, self._before)
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
 
-    @staticmethod
-    def _gradient(parameter: nn.Parameter) -> Tensor:
-        return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+    def _take(self) -> list[Tensor]:
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+        for parameter in self.parameters:
+            parameter.grad = None
+        return gradients
