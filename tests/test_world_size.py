@@ -81,6 +81,21 @@ def test_every_steps_loss_is_that_of_one_rank(cuts: tuple[Path, str], other: str
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("other", OTHERS)
+def test_every_line_of_the_metrics_is_that_of_one_rank(cuts: tuple[Path, str], other: str, stage: str):
+    folder, precision = cuts
+    one, found = (lines(run_of(folder, cut, stage)) for cut in ("one", other))
+    assert len(one) == len(found) > 200
+    for mine, theirs in zip(one, found, strict=True):
+        assert list(mine) == list(theirs)
+        for name in mine:
+            if name == "stage":
+                assert mine[name] == theirs[name]
+            elif not name.endswith("_per_second"):
+                assert theirs[name] == pytest.approx(mine[name], rel=1e-9 if precision == "fp64" else 1e-4), name
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("other", OTHERS)
 def test_final_weights_and_metrics_are_those_of_one_rank(cuts: tuple[Path, str], other: str, stage: str):
     folder, precision = cuts
     one, run = (run_of(folder, cut, stage) for cut in ("one", other))

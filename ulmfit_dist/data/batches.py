@@ -108,7 +108,8 @@ class Share:
 
 def share_of_rank(rank: int, world_size: int, settings: RuntimeConfig) -> Share:
     """A rank's share: it stands for itself alone, or for as many virtual ranks as come out even."""
-    exact = settings.virtual_ranks is not None and settings.virtual_ranks % world_size == 0
-    num_virtual_ranks = settings.virtual_ranks if exact and settings.virtual_ranks else world_size
+    wanted = settings.virtual_ranks or 0
+    exact = wanted > 0 and wanted % world_size == 0
+    num_virtual_ranks = wanted if exact else world_size
     each = num_virtual_ranks // world_size
     return Share(range(rank * each, (rank + 1) * each), num_virtual_ranks, settings.micro_batch_size, exact)
