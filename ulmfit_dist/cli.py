@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from ulmfit_dist import __version__
 from ulmfit_dist.compose import describe, load_config
 from ulmfit_dist.config import PRECISIONS, Config, RuntimeConfig
-from ulmfit_dist.errors import EXIT_CODE, UserError
-from ulmfit_dist.runtime import Runtime, is_main_process, quieten, report_error
+from ulmfit_dist.errors import EXIT_CODE, FAILED, RESUMABLE, Interrupted, RankLostError, UserError
+from ulmfit_dist.runtime import Runtime, is_main_process, quieten, report, report_error
 
 if TYPE_CHECKING:
     from ulmfit_dist.stages.predict import Prediction
@@ -35,13 +35,19 @@ examples:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run a command; the exit code is 0, or 2 for input that the user can mend."""
+    """Run a command; the exit code is 0, or one of those in `errors.py`."""
     try:
         args = _parse(words)
         args.command(args)
     except UserError as error:
         report_error(error)
         return EXIT_CODE
+    except RankLostError as error:
+        print(f"ulmfit-dist: error: {error}; so this rank stops, too", file=sys.stderr, flush=True)
+        return FAILED
+    except Interrupted as stop:
+        report(stop)
+        return RESUMABLE
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output has left: nothing to say
     return 0
@@ -77,13 +83,14 @@ def _parser() -> _Parser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     run = _with_config(commands, "run", "all stages: prepare, lm, classifier; what is done is not done again", _run)
-    again = run.add_mutually_exclusive_group()
-    again.add_argument("--resume", action="store_true", help="keep what is done already (the default)")
-    again.add_argument("--fresh", action="store_true", help="train again from the start")
+    _add_fresh(run)
     prepare = _with_config(commands, "prepare", "texts to token store, shared out over the ranks", _prepare)
     prepare.add_argument("--show", type=int, default=0, metavar="N", help="print N documents as the model will read them")
-    _with_config(commands, "lm", "train the language model", _stage("lm"))
-    _with_config(commands, "classifier", "train the classifier on the run's language model", _stage("classifier"))
+    _add_fresh(_with_config(commands, "lm", "train the language model", _stage("lm")))
+    classifier = _with_config(
+        commands, "classifier", "train the classifier on the run's language model", _stage("classifier")
+    )
+    _add_fresh(classifier)
     _with_config(commands, "config", "print the resolved config, each key with its meaning", _config)
 
     evaluate = _with_run(commands, "evaluate", "compute a run's metrics again", _evaluate)
@@ -107,6 +114,12 @@ def _with_config(commands: Any, name: str, help: str, command: Command) -> argpa
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="keys to set, such as lm.global_batch_size=32")
     parser.set_defaults(command=command)
     return parser
+
+
+def _add_fresh(parser: argparse.ArgumentParser) -> None:
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="go on with what was begun (the default)")
+    again.add_argument("--fresh", action="store_true", help="train again from the start")
 
 
 def _with_run(commands: Any, name: str, help: str, command: Command) -> argparse.ArgumentParser:
@@ -137,7 +150,7 @@ def _stage(stage: str) -> Command:
         from ulmfit_dist.stages.run import run_stage
 
         with runtime:
-            run_stage(config, runtime, stage)
+            run_stage(config, runtime, stage, fresh=args.fresh)
 
     return command
 

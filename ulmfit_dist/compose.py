@@ -73,6 +73,9 @@ def check_config(config: Config) -> None:
     for key, value in _positive_integers(config):
         if value < 1:
             raise UserError(f"{key}={value}: give a whole number of at least 1")
+    minutes = config.checkpoint.every_minutes
+    if minutes is not None and not (math.isfinite(minutes) and minutes > 0):
+        raise UserError(f"checkpoint.every_minutes={minutes}: give a number above 0, or null")
     virtual_ranks = config.runtime.virtual_ranks or 1
     if virtual_ranks & (virtual_ranks - 1):
         raise UserError(f"runtime.virtual_ranks={virtual_ranks}: give a power of two, such as 2, 4 or 8, or null")
@@ -211,6 +214,9 @@ def _positive_integers(config: Config) -> Iterator[tuple[str, int]]:
         yield f"{stage}.global_batch_size", settings.global_batch_size
         yield f"{stage}.seq_len", settings.seq_len
     yield "classifier.max_len", config.classifier.max_len
+    if config.checkpoint.every_steps is not None:
+        yield "checkpoint.every_steps", config.checkpoint.every_steps
+    yield "checkpoint.keep", config.checkpoint.keep
     yield "tracking.log_every", config.tracking.log_every
 
 

@@ -183,6 +183,18 @@ class ClassifierConfig:
 
 
 @dataclass
+class CheckpointConfig:
+    """What a killed run goes on from. One is also saved at the end of each epoch, and when a signal asks to stop."""
+
+    every_minutes: float | None = 5
+    """Minutes of training from one checkpoint to the next; null: none by the clock."""
+    every_steps: int | None = None
+    """Optimizer steps of the stage from one checkpoint to the next, beside every_minutes; null: none by steps."""
+    keep: int = 2
+    """Newest checkpoints of each stage that are kept, beside the best one by the validation metric."""
+
+
+@dataclass
 class TrackingConfig:
     """Weights & Biases, on rank 0 alone."""
 
@@ -220,9 +232,15 @@ class Config:
     """The language model's training."""
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
     """The classifier's training."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """What is saved while training."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """What is logged, and where."""
 
     @property
     def run_dir(self) -> Path:
         return Path(self.runs_dir) / self.name
+
+    @property
+    def checkpoints_dir(self) -> Path:
+        return self.run_dir / "checkpoints"

@@ -1,16 +1,38 @@
-"""The one exception for what a user can mend, and the wording that all of its messages share."""
+"""What ends a command before its time, its exit codes, and the wording that all messages share."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import TypeVar
 
 EXIT_CODE = 2
 """Exit code of every command after a `UserError`, on every rank."""
+FAILED = 1
+"""Exit code of the other ranks after one has died or failed."""
+RESUMABLE = 85
+"""Exit code after a signal: what was done is saved, and the same command goes on from there."""
 
 
 class UserError(Exception):
     """Wrong input. The message is one line: what was found, where, what was expected, what to do."""
+
+
+class RankLostError(Exception):
+    """Another rank has died, or failed, and this one cannot go on without it."""
+
+
+class Interrupted(BaseException):
+    """The run was asked to stop by a signal, and can be resumed. Like KeyboardInterrupt it is not for `except Exception`."""
+
+
+Error = TypeVar("Error", bound=BaseException)
+
+
+def shared(error: Error) -> Error:
+    """Mark an error that all ranks raise at once, so that none is taken for a rank that failed alone."""
+    error.shared = True  # type: ignore[attr-defined]
+    return error
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -1,23 +1,27 @@
 """Processes and devices: the one place that knows of ranks.
 
 `Runtime` holds Accelerate's `Accelerator` and adds what a run needs around it: agreement of all ranks on an error, so
-that none waits for one that has failed, and sums over ranks. Everything else asks it, and reads no launch variable.
+that none waits for one that has failed; news of a rank that has died (`watch.py`); and sums over ranks. Everything else
+asks it, and reads no launch variable.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ulmfit_dist.errors import UserError
+from ulmfit_dist import stopping
+from ulmfit_dist.errors import Interrupted, RankLostError, UserError, shared
 from ulmfit_dist.spawned import refuse_in_worker
+from ulmfit_dist.watch import Watch, open_door, watch_from, watch_from_main
 
 if TYPE_CHECKING:
     import torch
@@ -75,6 +79,8 @@ class Runtime:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
         torch.autograd.set_detect_anomaly(settings.detect_anomaly)
+        self._watch = self._start_watch() if self.world_size > 1 else None
+        self._handlers = ExitStack()
 
     @property
     def is_main(self) -> bool:
@@ -148,9 +154,9 @@ class Runtime:
         for rank, report in enumerate(found):
             if report is not None:
                 if error is not None and rank == self.rank:
-                    raise error
+                    raise shared(error)
                 is_users, message, full = report
-                raise UserError(message) if is_users else RuntimeError(f"rank {rank} failed with {full}")
+                raise shared(UserError(message) if is_users else RuntimeError(f"rank {rank} failed with {full}"))
 
     def gather(self, item: Value) -> list[Value]:
         """Every rank's value by rank, on every rank."""
@@ -162,18 +168,63 @@ class Runtime:
         torch.distributed.all_gather_object(items, item)
         return items
 
+    def tensors_from_main(self, tensors: dict[str, torch.Tensor] | None) -> dict[str, torch.Tensor]:
+        """Rank 0's tensors, on every rank's own device; other ranks give None."""
+        import torch
+
+        spec = self.from_main({name: (t.shape, t.dtype) for name, t in tensors.items()} if tensors is not None else {})
+        found = {}
+        for name, (shape, dtype) in spec.items():
+            given = None if tensors is None else tensors[name].to(self.device)
+            found[name] = torch.empty(shape, dtype=dtype, device=self.device) if given is None else given
+        self.copy_from_main(found.values())
+        return found
+
+    def _start_watch(self) -> Watch | None:
+        """Watch each other; where the network does not allow it, say so and do without."""
+        hosts = self.gather(socket.gethostname())
+        all_here = len(set(hosts)) == 1
+        door, port, secret = open_door(all_here) if self.is_main else (None, 0, "")
+        host = "127.0.0.1" if all_here else os.environ.get("MASTER_ADDR", hosts[0])
+        address = self.from_main((host, port, secret))
+        watch, error = None, None
+        try:
+            watch = watch_from(self.rank, address) if door is None else watch_from_main(door, secret, self.world_size)
+        except OSError as refused:
+            error = f"rank {self.rank}: {refused}"
+        errors = [error for error in self.gather(error) if error is not None]
+        if errors:
+            self.print(f"warning: the ranks cannot watch each other ({errors[0]}): one that dies may not be noticed")
+        if errors and watch is not None:
+            watch.leave()
+        return None if errors else watch
+
     def __enter__(self) -> Runtime:
+        self._handlers.enter_context(stopping.at_once())
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Leave the process group: together after success, so that no rank cuts off another; at once after a UserError."""
+        """Leave the process group: together after success, so that no rank cuts off another; at once after a UserError.
+
+        Raises:
+            RankLostError: instead of what a collective has raised, where another rank has died.
+        """
         import torch
 
         torch.set_default_dtype(torch.float32)
         if kind is None:
             self.barrier()
-        if kind is None or issubclass(kind, UserError):
+        is_mine_alone = error is not None and not getattr(error, "shared", False)
+        lost = None
+        if self._watch is not None:
+            if is_mine_alone and not isinstance(error, (UserError, Interrupted)):
+                lost = self._watch.loss(patience=2)
+            self._watch.leave(f"{type(error).__name__}: {error}" if is_mine_alone else None)
+        self._handlers.close()
+        if kind is None or issubclass(kind, (UserError, Interrupted)):
             self.accelerator.end_training()
+        if lost is not None:
+            raise RankLostError(lost) from error
 
 
 def resolve_precision(wanted: str, has_gpu: bool) -> str:
@@ -199,7 +250,12 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message=".*RNN module weights are not part of single contiguous chunk.*")
 
 
-def report_error(error: BaseException) -> None:
+def report(message: object) -> None:
     """One line on standard error, on the first rank of each node."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(f"ulmfit-dist: error: {error}", file=sys.stderr, flush=True)
+        print(f"ulmfit-dist: {message}", file=sys.stderr, flush=True)
+
+
+def report_error(error: BaseException) -> None:
+    """As `report`, for an error."""
+    report(f"error: {error}")

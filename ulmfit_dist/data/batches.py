@@ -64,6 +64,9 @@ class Batches(Protocol):
 
     def __iter__(self) -> Iterator[list[MicroBatch]]: ...
 
+    def from_step(self, first: int) -> Iterator[list[MicroBatch]]:
+        """The steps of the epoch from one on: nothing before it is read."""
+
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of the epoch: counted over all phases of the stage."""
 

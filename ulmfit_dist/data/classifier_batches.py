@@ -72,8 +72,11 @@ class ClassifierBatches:
         self._batches = self._sorted() if self.seed is None else self._shuffled(self.seed, epoch)
 
     def __iter__(self) -> Iterator[list[MicroBatch]]:
-        for step in range(len(self)):
-            yield self.step(step)
+        return self.from_step(0)
+
+    def from_step(self, first: int) -> Iterator[list[MicroBatch]]:
+        """The steps of the epoch from one on: nothing before it is read."""
+        return map(self.step, range(first, len(self)))
 
     def step(self, step: int) -> list[MicroBatch]:
         """The micro-batches of one step; none where the batch has fewer documents than there are ranks."""

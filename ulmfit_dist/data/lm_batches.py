@@ -83,8 +83,11 @@ class LMBatches:
         self._order, self._ends = order, np.cumsum(self.store.lengths[order])
 
     def __iter__(self) -> Iterator[list[MicroBatch]]:
-        for step in range(len(self)):
-            yield self.step(step)
+        return self.from_step(0)
+
+    def from_step(self, first: int) -> Iterator[list[MicroBatch]]:
+        """The steps of the epoch from one on: nothing before it is read."""
+        return map(self.step, range(first, len(self)))
 
     def step(self, step: int) -> list[MicroBatch]:
         """The micro-batches of one step of the epoch."""

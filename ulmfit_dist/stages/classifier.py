@@ -16,6 +16,7 @@ from ulmfit_dist.model.awd_lstm import build_classifier, encoder_of
 from ulmfit_dist.model.export import load_encoder, read_exported
 from ulmfit_dist.randomness import seed_torch
 from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.stages.resume import Found
 from ulmfit_dist.stages.train import train_stage
 from ulmfit_dist.training.learner import build_learner
 from ulmfit_dist.training.metrics import ClassifierMetrics
@@ -23,15 +24,17 @@ from ulmfit_dist.training.steps import ClassifierLearner
 from ulmfit_dist.training.tracking import Tracker
 
 
-def train_classifier(config: Config, runtime: Runtime, store: TokenStore, tracker: Tracker) -> Path:
-    """Train the classifier on the encoder in `<run>/lm`, and export it to `<run>/classifier`.
+def train_classifier(
+    config: Config, runtime: Runtime, store: TokenStore, tracker: Tracker, found: Found | None = None
+) -> Path:
+    """Train the classifier on the encoder in `<run>/lm`, from a checkpoint on if one was found; export it beside that.
 
     Raises:
         UserError: no language model yet or one that does not fit, labels that cannot be learned, batch size and ranks.
     """
     with runtime.together():
         learner = classifier_learner(config, runtime, store)
-    return train_stage(learner, config.classifier, "examples", store.label_names, config, runtime, store, tracker)
+    return train_stage(learner, config.classifier, "examples", store.label_names, config, runtime, store, tracker, found)
 
 
 def classifier_learner(config: Config, runtime: Runtime, store: TokenStore) -> ClassifierLearner:

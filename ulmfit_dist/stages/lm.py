@@ -17,6 +17,7 @@ from ulmfit_dist.model.loss import DecoderLoss
 from ulmfit_dist.model.pretrained import fetch_pretrained, load_pretrained
 from ulmfit_dist.randomness import seed_torch
 from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.stages.resume import Found
 from ulmfit_dist.stages.train import train_stage
 from ulmfit_dist.training.learner import build_learner
 from ulmfit_dist.training.metrics import LMMetrics
@@ -26,8 +27,8 @@ from ulmfit_dist.training.tracking import Tracker
 PRODUCT_DTYPES = {"no": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def train_lm(config: Config, runtime: Runtime, store: TokenStore, tracker: Tracker) -> Path:
-    """Train the language model on the store's texts, and export it to `<run>/lm`.
+def train_lm(config: Config, runtime: Runtime, store: TokenStore, tracker: Tracker, found: Found | None = None) -> Path:
+    """Train the language model on the store's texts, from a checkpoint on if one was found, and export it to `<run>/lm`.
 
     Raises:
         UserError: batch size and ranks do not fit, too little text, pretrained weights that do not fit.
@@ -37,10 +38,7 @@ def train_lm(config: Config, runtime: Runtime, store: TokenStore, tracker: Track
             fetch_pretrained(config.model.pretrained)
     with runtime.together():
         learner = lm_learner(config, runtime, store)
-    folder = train_stage(learner, config.lm, "tokens", None, config, runtime, store, tracker)
-    with runtime.together():
-        tracker.drop_stage("classifier")  # one on an encoder that is no more
-    return folder
+    return train_stage(learner, config.lm, "tokens", None, config, runtime, store, tracker, found)
 
 
 def lm_learner(config: Config, runtime: Runtime, store: TokenStore) -> LMLearner:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from functools import reduce
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from ulmfit_dist.compose import to_dict
 from ulmfit_dist.config import Config
@@ -16,93 +16,106 @@ from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.stages.classifier import classifier_loaders, train_classifier
 from ulmfit_dist.stages.lm import lm_loaders, train_lm
 from ulmfit_dist.stages.prepare import prepare
+from ulmfit_dist.stages.resume import Found, find_checkpoint
+from ulmfit_dist.training.compatibility import differences
 from ulmfit_dist.training.tracking import Tracker
 
-LM_KEYS = ("seed", "tokenizer", "model", "lm", "data.valid_pct")
-DECISIVE_KEYS = {"lm": LM_KEYS, "classifier": (*LM_KEYS, "classifier")}
-"""The keys that a stage's result depends on, beside the texts."""
+TRAIN = {"lm": train_lm, "classifier": train_classifier}
 
 
 def run(config: Config, runtime: Runtime, fresh: bool = False) -> None:
     """Prepare, train the language model, train the classifier; all inputs are checked before the first step.
 
+    What is done is not done again, and what was begun goes on from its newest checkpoint.
+
     Args:
-        fresh: train again what is done.
+        fresh: start over.
 
     Raises:
-        UserError: wrong input, or a finished stage that was trained with another config.
+        UserError: wrong input, or a stage that was trained, or begun, with another config.
+        Interrupted: a signal has asked to stop; all is saved.
     """
     with runtime.together():
-        tracker = Tracker(config, runtime)
+        tracker = Tracker(config, runtime, resume=not fresh)
     started = time.perf_counter()
     store = prepare(config, runtime)
     tracker.finish_stage("prepare", time.perf_counter() - started)
-    with runtime.together():
-        lm_done = not fresh and is_done(config, "lm", store)
-        done = {"lm": lm_done, "classifier": lm_done and is_done(config, "classifier", store)}
-    done = runtime.from_main(done)
+    done: dict[str, bool] = {}
+    found: dict[str, Found | None] = {}
+    for stage in TRAIN:
+        is_open = not fresh and all(done.values())  # a stage on one that is to be trained is to be trained, too
+        done[stage], found[stage] = _look(config, runtime, stage, store) if is_open else (False, None)
     with runtime.together():
         lm_loaders(config, runtime, store)
         classifier_loaders(config, runtime, store)
-    try:
-        for stage, train in (("lm", train_lm), ("classifier", train_classifier)):
+    with _closing(tracker):
+        for stage, train in TRAIN.items():
             if done[stage]:
                 runtime.print(f"{stage}: done already, in {config.run_dir / stage} (--fresh trains it again)")
             else:
-                train(config, runtime, store, tracker)
-    except BaseException:
-        tracker.close(exit_code=1)
-        raise
-    tracker.close()
+                train(config, runtime, store, tracker, found[stage])
     runtime.print(f"done: {config.run_dir}")
 
 
-def run_stage(config: Config, runtime: Runtime, stage: str) -> None:
-    """One stage alone, trained anew."""
+def run_stage(config: Config, runtime: Runtime, stage: str, fresh: bool = False) -> None:
+    """One stage alone: from its checkpoint on if it was begun, else anew.
+
+    Args:
+        fresh: anew in any case.
+    """
     with runtime.together():
         tracker = Tracker(config, runtime)
     store = prepare(config, runtime)
     with runtime.together():
         if stage == "classifier":
-            is_done(config, "lm", store)
-    try:
-        {"lm": train_lm, "classifier": train_classifier}[stage](config, runtime, store, tracker)
-    except BaseException:
-        tracker.close(exit_code=1)
-        raise
-    tracker.close()
+            has_export(config, "lm", store)
+    found = None if fresh else find_checkpoint(config, runtime, stage)
+    if found is not None and found.is_end and find_model(config.run_dir / stage, stage):
+        found = None  # of a training that is over
+    with runtime.together():
+        if found is not None:
+            found.check(config, stage, store)
+    with _closing(tracker):
+        TRAIN[stage](config, runtime, store, tracker, found)
 
 
-def is_done(config: Config, stage: str, store: TokenStore) -> bool:
+def has_export(config: Config, stage: str, store: TokenStore) -> bool:
     """Whether the run has this stage's model. Raises UserError if it was trained with another config or other data."""
     folder = config.run_dir / stage
     if not (folder / WEIGHTS).is_file():
         return False
     exported = read_exported(folder)
-    differing = _differing_keys(config, exported.config, DECISIVE_KEYS[stage])
-    if exported.training["data_fingerprint"] != store.fingerprint:
-        differing.append("data")
-    if differing:
+    then = exported.training["data_fingerprint"]
+    changed = differences(stage, config, to_dict(exported.config), store.fingerprint, then)
+    if changed:
         raise UserError(
-            f"{folder} was trained with another {', '.join(differing)}: train again with --fresh, or give the run "
+            f"{folder} was trained with another {', '.join(changed)}: train again with --fresh, or give the run "
             f"another name, such as name={config.name}-2"
         )
     return True
 
 
-def _differing_keys(now: Config, then: Config, keys: tuple[str, ...]) -> list[str]:
-    new, old = to_dict(now), to_dict(then)
-    return [name for key in keys for name in _differing(key, _at(new, key), _at(old, key))]
+def _look(config: Config, runtime: Runtime, stage: str, store: TokenStore) -> tuple[bool, Found | None]:
+    """Whether a stage is done, and the checkpoint to go on from where it is not. Collective."""
+    found = find_checkpoint(config, runtime, stage)
+    done = False
+    with runtime.together():
+        if runtime.is_main and (found is None or found.is_end):
+            done = has_export(config, stage, store)
+        if found is not None and not done:
+            found.check(config, stage, store)
+    done = runtime.from_main(done)
+    return done, None if done else found
 
 
-def _at(config: dict[str, Any], key: str) -> Any:
-    return reduce(lambda section, name: section[name], key.split("."), config)
-
-
-def _differing(key: str, new: Any, old: Any) -> list[str]:
-    if isinstance(new, dict) and isinstance(old, dict):
-        return [name for part in new for name in _differing(f"{key}.{part}", new[part], old.get(part))]
-    return [] if new == old else [f"{key} (now {new}, then {old})"]
+@contextmanager
+def _closing(tracker: Tracker) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        tracker.close(exit_code=1)
+        raise
+    tracker.close()
 
 
 def model_folder(run: Path, stage: str) -> Path:

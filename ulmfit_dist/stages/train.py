@@ -1,18 +1,29 @@
-"""What the two training stages share: tracking around the recipe, then the export."""
+"""What the two training stages share: checkpoints and tracking around the recipe, then the export."""
 
 from __future__ import annotations
 
-import time
+import platform
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+from ulmfit_dist import __version__, stopping
+from ulmfit_dist.compose import to_dict
 from ulmfit_dist.config import ClassifierConfig, Config, LMConfig
 from ulmfit_dist.data.store import TokenStore
 from ulmfit_dist.model.export import save_exported
 from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.stages.resume import Found
 from ulmfit_dist.stages.show import show_first_batch
+from ulmfit_dist.training.checkpoints.callback import CheckpointCallback
+from ulmfit_dist.training.checkpoints.folder import StageFolder
+from ulmfit_dist.training.checkpoints.snapshot import LearnerState
+from ulmfit_dist.training.checkpoints.writer import CheckpointWriter
 from ulmfit_dist.training.learner import DistributedLearner
+from ulmfit_dist.training.position import START
 from ulmfit_dist.training.recipe import run_phases
-from ulmfit_dist.training.tracking import Tracker, TrackingCallback
+from ulmfit_dist.training.tracking import Tracker
+from ulmfit_dist.training.tracking_callback import TrackingCallback
 
 
 def train_stage(
@@ -24,6 +35,7 @@ def train_stage(
     runtime: Runtime,
     store: TokenStore,
     tracker: Tracker,
+    found: Found | None,
 ) -> Path:
     """Run a stage's recipe and export its model to the folder of its name in the run directory.
 
@@ -32,25 +44,58 @@ def train_stage(
         settings: the stage's section of the config.
         unit: "tokens" or "examples": what throughput is counted in.
         labels: class names; None for a language model.
+        found: a checkpoint to go on from; without one, those of an earlier try are removed.
 
     Returns:
         The folder.
+
+    Raises:
+        Interrupted: a signal has asked to stop; all is saved.
     """
     stage = learner.stage
+    folder = StageFolder(config.checkpoints_dir, stage)
     with runtime.together():
-        tracker.start_stage(stage)
+        tracker.start_stage(stage, *((found.lines(), found.state["wandb_run_id"]) if found and runtime.is_main else ()))
+        if found is None and runtime.is_main:
+            folder.clear()
     if runtime.settings.virtual_ranks is not None and not learner.dls.train.share.exact:
         runtime.print(f"runtime.virtual_ranks={runtime.settings.virtual_ranks} is set aside: it is no multiple of the ranks")
     tracking = TrackingCallback(tracker, unit)
     learner.add_cb(tracking)
+    state, begin = LearnerState(learner, runtime), START
+    if found is not None:
+        tensors = found.tensors(runtime)
+        with runtime.together():
+            begin = state.restore(tensors, found.state)
+        runtime.print(f"{stage}: goes on from {found.path}, made on {found.state['world_size']} rank(s)")
     show_first_batch(config, runtime, store, learner)
-    started = time.perf_counter()
-    run_phases(learner, settings.phases)
+    with stopping.when_ready() as stop:
+        writer = CheckpointWriter(folder, config.checkpoint.keep, found.path if found else None)
+        facts = _facts(config, runtime, store)
+        checkpoints = CheckpointCallback(config.checkpoint, state, writer, tracker, stop, facts, begin)
+        learner.add_cb(checkpoints)
+        run_phases(learner, settings.phases, begin)
+        checkpoints.finish()
     metrics = tracking.final_metrics()
-    folder = config.run_dir / stage
     with runtime.together():
+        tracker.finish_stage(stage, tracking.seconds, metrics)
+        if stage == "lm":
+            tracker.drop_stage("classifier")  # one on an encoder that is no more
         if runtime.is_main:
             training = {"data_fingerprint": store.fingerprint, "world_size": runtime.world_size, "metrics": metrics}
-            save_exported(folder, learner.model, config, store, labels, training)
-    tracker.finish_stage(stage, time.perf_counter() - started, metrics)
-    return folder
+            save_exported(config.run_dir / stage, learner.model, config, store, labels, training)
+    return config.run_dir / stage
+
+
+def _facts(config: Config, runtime: Runtime, store: TokenStore) -> dict[str, Any]:
+    """What a checkpoint says of its making."""
+    return {
+        "config": to_dict(config),
+        "data_fingerprint": store.fingerprint,
+        "world_size": runtime.world_size,
+        "versions": {
+            "ulmfit-dist": __version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "fastai", "accelerate")},
+        },
+    }

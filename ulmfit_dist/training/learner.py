@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import torch
-from fastai.callback.core import Callback, CancelStepException, TrainEvalCallback
+from fastai.callback.core import Callback, CancelEpochException, CancelStepException, TrainEvalCallback
 from fastai.data.core import DataLoaders
 from fastai.text.learner import TextLearner
 from fastai.text.models.core import SequentialRNN
@@ -38,6 +38,7 @@ class DistributedLearner(TextLearner, metaclass=ABCMeta):
         stage: "lm" or "classifier".
         position: where the model is used: what its dropout masks and hidden states go by.
         stage_epoch, stage_step: epochs and steps of the stage so far, over all phases.
+        first_epoch, first_step: where the next fit begins: after a resume not at its start.
         valid_metrics: what the last evaluation found.
         loss: mean loss of the last training step over the rows that this rank knows it of, without AR and TAR.
         regularization: AR and TAR.
@@ -48,8 +49,11 @@ class DistributedLearner(TextLearner, metaclass=ABCMeta):
     position: Position
     stage_epoch: int
     stage_step: int
+    first_epoch: int
+    first_step: int
     regularization: ActivationRegularization
     micro_batches: list[MicroBatch]
+    valid_metrics: dict[str, float]
 
     def _set_device(self, micro_batches: list[MicroBatch]) -> list[MicroBatch]:
         return [batch.to(self.dls.device) for batch in micro_batches]
@@ -57,11 +61,28 @@ class DistributedLearner(TextLearner, metaclass=ABCMeta):
     def _split(self, micro_batches: list[MicroBatch]) -> None:
         self.micro_batches = micro_batches
 
+    def _do_fit(self) -> None:
+        for epoch in range(self.first_epoch, self.n_epoch):
+            self.epoch = epoch
+            self._with_events(self._do_epoch, "epoch", CancelEpochException)
+
+    def all_batches(self) -> None:
+        """fastai's, from the middle of an epoch on where training is taken up there."""
+        self.n_iter = len(self.dl)
+        first = self.first_step if self.training else 0
+        for step, micro_batches in enumerate(self.dl.from_step(first) if first else self.dl, first):
+            self.one_batch(step, micro_batches)
+
     def _do_one_batch(self) -> None:
         if self.training:
             self._train_step()
         else:
             self._evaluate_step()
+
+    @property
+    @abstractmethod
+    def score(self) -> float:
+        """What checkpoints are compared by, of the last evaluation; higher is better."""
 
     @abstractmethod
     def _train_step(self) -> None:
@@ -103,8 +124,10 @@ class StagePosition(Callback):
 
     def after_train(self) -> None:
         self.learn.stage_epoch += 1
+        self.learn.first_step = 0
 
     def after_fit(self) -> None:
+        self.learn.first_epoch = 0
         self.learn.position.step = None  # whoever goes on with the model must say where
 
 
@@ -164,5 +187,6 @@ def build_learner(
     learner.stage, learner.position = stage, encoder_of(model).position
     learner.position.seed, learner.position.stage = seed, stage
     learner.stage_epoch, learner.stage_step = 0, 0
+    learner.first_epoch, learner.first_step = 0, 0
     learner.regularization = ActivationRegularization(settings.alpha, settings.beta)
     return learner

@@ -8,11 +8,18 @@ import fastai.callback.schedule  # noqa: F401  gives Learner its fit_one_cycle()
 
 from ulmfit_dist.config import Phase
 from ulmfit_dist.training.learner import DistributedLearner
+from ulmfit_dist.training.position import START, RecipePosition
 
 
-def run_phases(learner: DistributedLearner, phases: Sequence[Phase]) -> None:
-    """Each phase is fastai's `freeze_to` and `fit_one_cycle`, as a notebook would call them."""
-    for number, phase in enumerate(phases):
+def run_phases(learner: DistributedLearner, phases: Sequence[Phase], begin: RecipePosition = START) -> None:
+    """Each phase is fastai's `freeze_to` and `fit_one_cycle`, as a notebook would call them.
+
+    Args:
+        begin: where to go on; what is before it is taken for done.
+    """
+    learner.stage_epoch, learner.stage_step = begin.stage_epoch(phases), begin.stage_step
+    learner.first_epoch, learner.first_step = begin.epoch, begin.step
+    for number, phase in list(enumerate(phases))[begin.phase :]:
         learner.phase = number
         learner.freeze_to(phase.freeze_to)
         learner.fit_one_cycle(phase.epochs, learning_rate(phase))

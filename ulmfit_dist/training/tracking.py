@@ -1,42 +1,47 @@
-"""What a run leaves to be read: metrics.jsonl, summary.json, W&B's files, and a line per epoch in the terminal.
+"""What a run leaves to be read: metrics.jsonl, summary.json, and W&B's files.
 
-Only rank 0 writes. W&B gets one run for all stages, with a step axis of each stage's own. Without a login it writes its
-files offline, for `wandb sync`; if W&B fails, training goes on without it.
+Only rank 0 writes. W&B gets one run for all stages, with a step axis of each stage's own; a resumed run goes on with it.
+Without a login it writes its files offline, for `wandb sync`. If W&B fails, or a line cannot be written, training goes on.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from fastai.callback.core import Callback
 
 from ulmfit_dist.compose import to_dict, to_yaml
 from ulmfit_dist.config import Config, TrackingConfig
 from ulmfit_dist.data.store import write_bytes, write_json
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.progress import Progress
 from ulmfit_dist.runtime import Runtime
 
 
 class Tracker:
     """The run directory, and the W&B run, of one training run. On ranks other than 0 all calls do nothing.
 
+    Args:
+        resume: go on with the run directory's W&B run, if it has one.
+
+    Attributes:
+        lines: the running stage's part of metrics.jsonl.
+        run_id: W&B's, once it has started.
+
     Raises:
         UserError: the run directory cannot be written.
     """
 
-    def __init__(self, config: Config, runtime: Runtime):
-        self.config, self.runtime, self.folder = config, runtime, config.run_dir
+    def __init__(self, config: Config, runtime: Runtime, resume: bool = False):
+        self.config, self.runtime, self.folder, self.resume = config, runtime, config.run_dir, resume
         self.wandb: Any = None
+        self.run_id: str | None = None
         self.started = False
+        self.lines, self.lines_of_others, self.is_torn = "", "", False
         if not runtime.is_main:
             return
         _check_writable(self.folder)
@@ -48,34 +53,43 @@ class Tracker:
             "precision": runtime.precision,
         }
 
-    def start_stage(self, stage: str) -> None:
-        """Open the run directory and the W&B run; forget an earlier try of the stage. For when training is certain."""
+    def start_stage(self, stage: str, lines: str = "", run_id: str | None = None) -> None:
+        """Open the run directory and the W&B run; forget an earlier try of the stage. For when training is certain.
+
+        Args:
+            lines: the stage's part of metrics.jsonl up to where it goes on.
+            run_id: W&B's, from the checkpoint.
+        """
         if not self.runtime.is_main:
             return
         if not self.started:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_bytes(self.folder / "config.yaml", to_yaml(self.config).encode())
-            mode = wandb_mode(self.config.tracking)
-            self.wandb = None if mode == "disabled" else _start_wandb(self.config, self.summary, mode)
+            self._start_wandb(run_id)
             self.started = True
-        _drop_lines(self.folder / "metrics.jsonl", stage)
+        self.lines, self.lines_of_others = lines, _lines_of_others(self._metrics, stage)
+        self._write_metrics()
 
     def drop_stage(self, stage: str) -> None:
-        """Remove a stage's export and figures, because what it was built on has changed."""
-        if self.runtime.is_main:
-            shutil.rmtree(self.folder / stage, ignore_errors=True)
-            self.summary.pop(stage, None)
-            self.summary.get("seconds", {}).pop(stage, None)
-            write_json(self.folder / "summary.json", self.summary)
-            _drop_lines(self.folder / "metrics.jsonl", stage)
+        """Remove a stage's export, checkpoints and figures, because what it was built on has changed."""
+        if not self.runtime.is_main:
+            return
+        shutil.rmtree(self.folder / stage, ignore_errors=True)
+        shutil.rmtree(self.config.checkpoints_dir / stage, ignore_errors=True)
+        self.summary.pop(stage, None)
+        self.summary.get("seconds", {}).pop(stage, None)
+        write_json(self.folder / "summary.json", self.summary)
+        self.lines_of_others = "".join(line for line in self.lines_of_others.splitlines(True) if _stage_of(line) != stage)
+        self._write_metrics()
 
     def log(self, stage: str, position: dict[str, Any], metrics: dict[str, float]) -> None:
         """One line of metrics.jsonl: a position (phase, epoch, step, tokens) and metrics by W&B's names."""
         if not self.runtime.is_main:
             return
         named = {f"{stage}/{name}": value for name, value in metrics.items()}
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps({"stage": stage, **position, **named}) + "\n")
+        line = json.dumps({"stage": stage, **position, **named}) + "\n"
+        self.lines += line
+        self._append(line)
         self._to_wandb("log", {**named, f"{stage}/step": position["step"], f"{stage}/epoch": position["epoch"]})
 
     def finish_stage(self, stage: str, seconds: float, metrics: dict[str, float] | None = None) -> None:
@@ -94,6 +108,40 @@ class Tracker:
         self._to_wandb("finish", exit_code)
         self.wandb = None
 
+    @property
+    def _metrics(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    def _write_metrics(self) -> None:
+        write_bytes(self._metrics, (self.lines_of_others + self.lines).encode())
+        self.is_torn = False
+
+    def _append(self, line: str) -> None:
+        """Add a line to metrics.jsonl; if there is no room, go on, and try again with the next one."""
+        try:
+            if self.is_torn:
+                self._write_metrics()
+                return
+            with self._metrics.open("a", encoding="utf-8") as lines:
+                lines.write(line)
+        except (OSError, UserError) as error:
+            if not self.is_torn:
+                print(f"warning: {self._metrics} cannot be written, training goes on: {error}", file=sys.stderr, flush=True)
+            self.is_torn = True
+
+    def _start_wandb(self, run_id: str | None) -> None:
+        mode = wandb_mode(self.config.tracking)
+        if mode == "disabled":
+            return
+        note = self.folder / "wandb" / "run_id"
+        if run_id is None and self.resume and note.is_file():
+            run_id = note.read_text(encoding="utf-8").strip()
+        self.wandb = _start_wandb(self.config, self.summary, mode, run_id)
+        if self.wandb is not None:
+            self.run_id = str(self.wandb.id)
+            note.parent.mkdir(exist_ok=True)
+            write_bytes(note, self.run_id.encode())
+
     def _to_wandb(self, what: str, content: Any) -> None:
         """Tell W&B something; if that fails, the run goes on without it."""
         if self.wandb is None:
@@ -106,89 +154,6 @@ class Tracker:
         except Exception as error:
             print(f"warning: W&B failed, the run goes on without it: {error}", file=sys.stderr)
             self.wandb = None
-
-
-class TrackingCallback(Callback):
-    """Follows a fit: training loss and learning rate now and then, all metrics and a line in the terminal per epoch.
-
-    Args:
-        tracker: where it goes.
-        unit: "tokens" or "examples": what throughput is counted in.
-    """
-
-    order, run_valid = 80, False
-
-    def __init__(self, tracker: Tracker, unit: str):
-        self.tracker, self.unit, self.runtime = tracker, unit, tracker.runtime
-        self.tokens, self.train_seconds, self.trained = 0, 0.0, 0
-        self.progress: Progress | None = None
-
-    def before_train(self) -> None:
-        device = self.runtime.device
-        self.epoch_sums = torch.zeros(2, dtype=torch.float64, device=device)
-        self.recent_sums = torch.zeros(2, dtype=torch.float64, device=device)
-        self.started = time.perf_counter()
-        self.epoch_trained = 0
-        self.progress = Progress(self._label(), len(self.learn.dls.train), self.runtime.is_main)
-        self.progress.__enter__()
-
-    def after_batch(self) -> None:
-        batches = self.learn.micro_batches
-        weight = sum(batch.weight for batch in batches)  # of this rank in the global batch
-        shares = torch.stack([self.learn.loss.double() * weight, self.epoch_sums.new_tensor(weight)])
-        self.epoch_sums += shares
-        self.recent_sums += shares
-        self.tokens += batches[0].global_tokens
-        self.epoch_trained += batches[0].global_tokens if self.unit == "tokens" else batches[0].global_rows
-        assert self.progress is not None
-        self.progress.advance()
-        if self.learn.stage_step % self.tracker.config.tracking.log_every == 0:
-            self._log_step()
-
-    def after_train(self) -> None:
-        self._close_progress()
-        self.epoch_seconds = time.perf_counter() - self.started
-        self.train_seconds += self.epoch_seconds
-        self.trained += self.epoch_trained
-
-    def after_cancel_train(self) -> None:
-        self._close_progress()
-
-    def after_epoch(self) -> None:
-        loss, weight = self.runtime.sum(self.epoch_sums).tolist()
-        if not math.isfinite(loss):
-            raise UserError(
-                f"{self._label()}: the training loss is {loss / weight}: lower the phase's lr, set grad_clip, "
-                f"or try runtime.precision=no"
-            )
-        rate = self.epoch_trained / self.epoch_seconds
-        metrics = {"train_loss": loss / weight, **self.learn.valid_metrics, f"{self.unit}_per_second": round(rate, 1)}
-        self.tracker.log(self.learn.stage, self._position(), metrics)
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if not name.endswith("_per_second"))
-        self.runtime.print(f"{self._label():<34}{shown}  {rate:,.0f} {self.unit}/s  {self.epoch_seconds:.0f} s")
-
-    def final_metrics(self) -> dict[str, float]:
-        """What summary.json says of the stage."""
-        return {**self.learn.valid_metrics, f"{self.unit}_per_second": round(self.trained / self.train_seconds, 1)}
-
-    def _log_step(self) -> None:
-        loss, weight = self.runtime.sum(self.recent_sums).tolist()
-        self.recent_sums.zero_()
-        metrics = {"train_loss": loss / weight, "learning_rate": self.learn.opt.hypers[-1]["lr"]}
-        self.tracker.log(self.learn.stage, self._position(), metrics)
-
-    def _position(self) -> dict[str, Any]:
-        learn = self.learn
-        return {"phase": learn.phase, "epoch": learn.stage_epoch, "step": learn.stage_step, "tokens": self.tokens}
-
-    def _label(self) -> str:
-        learn = self.learn
-        return f"{learn.stage} phase {learn.phase + 1} epoch {learn.epoch + 1}/{learn.n_epoch}"
-
-    def _close_progress(self) -> None:
-        if self.progress is not None:
-            self.progress.__exit__(None, None, None)
-            self.progress = None
 
 
 def wandb_mode(settings: TrackingConfig) -> str:
@@ -209,7 +174,8 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
-def _start_wandb(config: Config, facts: dict[str, Any], mode: str) -> Any:
+def _start_wandb(config: Config, facts: dict[str, Any], mode: str, run_id: str | None) -> Any:
+    """W&B's run: a new one, or one that goes on. None, with a warning, if W&B cannot."""
     import wandb
 
     try:
@@ -221,6 +187,8 @@ def _start_wandb(config: Config, facts: dict[str, Any], mode: str) -> Any:
             tags=config.tracking.tags,
             config={**to_dict(config), "world_size": facts["world_size"], "precision": facts["precision"]},
             mode=mode,  # type: ignore[arg-type]
+            id=run_id,
+            resume="allow" if run_id is not None and mode == "online" else None,
             settings=wandb.Settings(silent=True, console="off", init_timeout=60),
         )
     except Exception as error:
@@ -253,9 +221,7 @@ def _stage_of(line: str) -> str | None:
         return None
 
 
-def _drop_lines(path: Path, stage: str) -> None:
-    """Take a stage's lines out of metrics.jsonl."""
-    if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if _stage_of(line) not in (stage, None)]
-        write_bytes(path, "".join(f"{line}\n" for line in kept).encode())
+def _lines_of_others(path: Path, stage: str) -> str:
+    """The lines of metrics.jsonl that are not of this stage."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return "".join(f"{line}\n" for line in lines if _stage_of(line) not in (stage, None))

@@ -1,0 +1,198 @@
+"""Kill all ranks again and again, go on each time, and compare the end with that of a run left alone.
+
+    python tests/kill_and_resume.py [--kills 20] [--ranks 2 [N ...]] [--seed 0] [key=value ...]
+
+The ranks are those of the first life, the second, and so on, around again. Every other kill is aimed at a save: it comes a
+few milliseconds after the folder of a checkpoint has appeared; the rest come at random. Every life but the last gets a share
+of the time that a run takes, so the kills are spread over both stages. The test suite holds a short form.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from conftest import ROOT, TINY, make_folder
+from safetensors.torch import load_file
+
+RECIPE = (
+    *TINY,
+    "model={emb_sz: 24, n_hid: 32, n_layers: 3}",
+    "lm.phases=[{epochs: 2, lr: 1e-2, freeze_to: -1}, {epochs: 6, lr: 5e-3}]",
+    "classifier.phases=[{epochs: 6, lr: 2e-2, freeze_to: -1}, {epochs: 6, lr: [2.188e-4, 1e-2], freeze_to: -2},"
+    " {epochs: 8, lr: [1.094e-4, 5e-3], freeze_to: 0}]",
+    "lm.grad_clip=0.3",
+    "classifier.grad_clip=0.1",
+    "checkpoint.every_steps=7",
+    "tracking.log_every=5",
+    "tracking.wandb=disabled",
+)
+STAGES = ("lm", "classifier")
+
+
+def start(words: Sequence[object], processes: int, notes: Path, *options: str) -> subprocess.Popen[str]:
+    """`ulmfit-dist WORDS` on several ranks, which note what they read in a folder."""
+    config = str(ROOT / "configs/accelerate/multi_gpu.yaml")
+    launcher = ["-m", "accelerate.commands.launch", "--config_file", config, "--num_processes", str(processes), *options]
+    notes.mkdir(exist_ok=True)
+    command = [sys.executable, *(launcher if processes > 1 else []), str(ROOT / "tests/recorded.py"), str(notes)]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([*command, *map(str, words)], cwd=ROOT, env=environment, text=True, **pipes)
+
+
+def ranks_of(process: subprocess.Popen[str]) -> list[int]:
+    """The ranks that a launcher has started, in order; itself where it started none."""
+    children = [int(path.name) for path in Path("/proc").glob("[0-9]*") if _parent(path) == process.pid]
+    ranks = {_rank(child): child for child in children}
+    return [ranks[rank] for rank in sorted(rank for rank in ranks if rank is not None)] or [process.pid]
+
+
+def _parent(process: Path) -> int:
+    try:
+        return int((process / "stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
+
+
+def _rank(process: int) -> int | None:
+    try:
+        environment = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return None
+    return next((int(item[5:]) for item in environment if item.startswith(b"RANK=")), None)
+
+
+def kill_all(process: subprocess.Popen[str]) -> None:
+    """SIGKILL for the launcher and all its ranks, at once."""
+    for pid in {process.pid, *ranks_of(process)}:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.communicate()
+
+
+def steps_noted(notes: Path) -> int:
+    """How many lines the processes have noted so far."""
+    return sum(path.read_bytes().count(b"\n") for path in notes.glob("*.txt"))
+
+
+def rows_read(notes: Path) -> Iterator[tuple[tuple[str, int, int], str]]:
+    """((stage, step, row), token ids) as noted; a line that a kill cut short is left out."""
+    for path in sorted(notes.glob("*.txt")):
+        for line in path.read_text().splitlines(keepends=True):
+            words = line.split()
+            if line.endswith("\n") and len(words) == 4:
+                yield (words[0], int(words[1]), int(words[2])), words[3]
+
+
+def metrics(run: Path) -> list[dict]:
+    """The lines of metrics.jsonl, without what depends on the clock."""
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [{key: value for key, value in line.items() if not key.endswith("_per_second")} for line in lines]
+
+
+def weights(run: Path, stage: str) -> dict[str, torch.Tensor]:
+    return load_file(run / stage / "model.safetensors")
+
+
+def wait_for_moment(process: subprocess.Popen[str], run: Path, in_a_save: bool, rng: random.Random, seconds: float) -> bool:
+    """Until a random moment of the training, or until a checkpoint is being written after it. False if the run has ended."""
+    deadline = time.monotonic() + rng.uniform(0, seconds)
+    while time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.005)
+    while in_a_save and process.poll() is None and not list(run.glob("checkpoints/*/.step-*.tmp")):
+        time.sleep(0.0005)
+    time.sleep(rng.uniform(0, 0.01))
+    return process.poll() is None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--ranks", type=int, nargs="+", default=[2])
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        compare(Path(temporary), args.kills, args.ranks, args.seed, args.overrides)
+
+
+def compare(folder: Path, kills: int, ranks: Sequence[int], seed: int, overrides: Sequence[str]) -> None:
+    """A run left alone, a run killed, and what is equal; printed."""
+    make_folder(folder / "texts", per_class=70)
+    (folder / "empty.yaml").write_text("{}\n")
+    words = ["run", folder / "empty.yaml", *RECIPE, f"data.path={folder}/texts", f"data.cache={folder}/cache"]
+    words += [f"runs_dir={folder}", *overrides]
+    process = start([*words, "name=alone"], ranks[0], folder / "alone-notes")
+    seconds = -wait_for_training(process, folder / "alone-notes")
+    finish(process)
+    seconds += time.monotonic()
+    print(f"left alone, {ranks[0]} rank(s): {seconds:.0f} s of training", flush=True)
+
+    rng, run, notes = random.Random(seed), folder / "killed", folder / "killed-notes"
+    lives = itertools.cycle(ranks)
+    for number in range(kills):
+        processes = next(lives)
+        process = start([*words, "name=killed"], processes, notes)
+        wait_for_training(process, notes)
+        alive = wait_for_moment(process, run, number % 2 == 0, rng, 1.4 * seconds / kills)
+        kill_all(process)
+        if not alive:
+            print(f"the run has ended before kill {number + 1}")
+            break
+        stage, step, _ = max((key for key, _ in rows_read(notes)), key=lambda key: (STAGES.index(key[0]), key[1]))
+        left = [str(path.relative_to(run / "checkpoints")) for path in run.glob("checkpoints/*/.step-*")]
+        print(f"kill {number + 1:2}, {processes} rank(s), {stage} step {step}", *left, flush=True)
+    said = finish(start([*words, "name=killed"], next(lives), notes))
+    print(*[line for line in said.splitlines() if "goes on" in line or "damaged" in line], sep="\n")
+    report(folder)
+
+
+def wait_for_training(process: subprocess.Popen[str], notes: Path) -> float:
+    """Until the process has begun a training step; returns when that was."""
+    noted = steps_noted(notes)
+    while steps_noted(notes) == noted and process.poll() is None:
+        time.sleep(0.005)
+    return time.monotonic()
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    """What a process that must succeed has said."""
+    output, errors = process.communicate()
+    assert process.returncode == 0, output + errors
+    return output + errors
+
+
+def report(folder: Path) -> None:
+    """Compare what the two runs have read, trained and logged."""
+    expected, found = dict(rows_read(folder / "alone-notes")), list(rows_read(folder / "killed-notes"))
+    keys = {key for key, _ in found}
+    print(f"rows of training steps: {len(expected)} read alone, {len(keys)} by the other, {len(found) - len(keys)} twice")
+    others = sum(expected.get(key) != ids for key, ids in found)
+    print(f"  with other token ids: {others}; never read: {len(expected.keys() - keys)}")
+    for stage in STAGES:
+        mine, theirs = weights(folder / "killed", stage), weights(folder / "alone", stage)
+        bits = all(torch.equal(mine[name], theirs[name]) for name in theirs)
+        largest = max((mine[name] - theirs[name]).abs().max().item() for name in theirs)
+        print(f"{stage}: final weights {'equal bit by bit' if bits else f'differ by {largest:.1e} at most'}")
+    mine, theirs = metrics(folder / "killed"), metrics(folder / "alone")
+    assert [list(line) for line in mine] == [list(line) for line in theirs]
+    pairs = [(a[key], b[key]) for a, b in zip(mine, theirs, strict=True) for key in b if isinstance(b[key], float)]
+    largest = max(abs(a - b) / max(abs(b), 1e-30) for a, b in pairs)
+    print(f"metrics.jsonl: {len(mine)} lines in both, figures differ by {largest:.1e} at most, relatively")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""What a run finds of itself: the newest checkpoint that is intact, and whether it is of the config at hand."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ulmfit_dist.config import Config
+from ulmfit_dist.data.store import TokenStore
+from ulmfit_dist.errors import UserError
+from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.training.checkpoints.folder import DamagedError, StageFolder, read_lines, read_state, read_tensors
+from ulmfit_dist.training.compatibility import differences
+from ulmfit_dist.training.position import RecipePosition
+
+
+@dataclass
+class Found:
+    """A checkpoint to go on from. All ranks know of it; rank 0 alone reads its files.
+
+    Attributes:
+        path: its folder.
+        state: the content of state.json.
+        is_end: whether nothing of the recipe is left to do.
+    """
+
+    path: Path
+    state: dict[str, Any]
+    is_end: bool
+
+    def check(self, config: Config, stage: str, store: TokenStore) -> None:
+        """Raise UserError if it was made with another config, or from other texts."""
+        changed = differences(stage, config, self.state["config"], store.fingerprint, self.state["data_fingerprint"])
+        if changed:
+            raise UserError(
+                f"{self.path} was made with another {', '.join(changed)}: start over with --fresh, or give the run another "
+                f"name, such as name={config.name}-2"
+            )
+
+    def lines(self) -> str:
+        """The stage's part of metrics.jsonl. Raises UserError."""
+        try:
+            return read_lines(self.path)
+        except DamagedError as error:
+            raise UserError(f"{self.path}: {error}") from None
+
+    def tensors(self, runtime: Runtime) -> dict[str, dict[str, Tensor]]:
+        """By file and name, on every rank's device. Collective. Raises UserError."""
+        mine: dict[str, dict[str, Tensor]] = {}
+        with runtime.together():
+            if runtime.is_main:
+                try:
+                    mine = read_tensors(self.path)
+                except DamagedError as error:
+                    raise UserError(f"{self.path}: {error}") from None
+        names = runtime.from_main(list(mine))
+        return {name: runtime.tensors_from_main(mine.get(name)) for name in names}
+
+
+def find_checkpoint(config: Config, runtime: Runtime, stage: str) -> Found | None:
+    """The newest intact checkpoint of a stage; damaged ones are named and passed over. Collective."""
+    found = None
+    with runtime.together():
+        if runtime.is_main:
+            folder = StageFolder(config.checkpoints_dir, stage)
+            with suppress(OSError):  # another user's: what is there can be read all the same
+                folder.tidy()
+            found = folder.newest_intact(lambda path: _read(path, stage), _warn)
+    return runtime.from_main(found)
+
+
+def _read(path: Path, stage: str) -> Found:
+    state = read_state(path)
+    try:
+        position, phases = RecipePosition.from_json(state["position"]), state["config"][stage]["phases"]
+        return Found(path, state, position.phase >= len(phases))
+    except (KeyError, TypeError, ValueError) as error:
+        raise DamagedError(f"state.json: {type(error).__name__}: {error}") from None
+
+
+def _warn(path: Path, error: DamagedError) -> None:
+    print(f"warning: {path} is damaged ({error}): the one before it is used", file=sys.stderr, flush=True)

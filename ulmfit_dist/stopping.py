@@ -1,0 +1,66 @@
+"""Signals that ask a run to stop: SIGTERM and SIGUSR1, as schedulers send them, and SIGINT from a keyboard.
+
+While there is nothing to lose the run stops at once. During training it first finishes its step and saves, so there a signal
+is only noted (`when_ready`). Who sends SIGINT and then SIGINT or SIGTERM is in a hurry: that ends the process at once.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+from ulmfit_dist.errors import Interrupted
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+@dataclass
+class StopRequest:
+    """Whether this process was asked to stop, and by which signal."""
+
+    signal: signal.Signals | None = None
+
+
+@contextmanager
+def at_once() -> Iterator[None]:
+    """A signal raises `Interrupted` where the process is."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Interrupted(f"stopped by {signal.Signals(number).name}: the same command goes on from there")
+
+    with _handling(stop):
+        yield
+
+
+@contextmanager
+def when_ready() -> Iterator[StopRequest]:
+    """A signal is noted in the `StopRequest`, for whoever trains to look at."""
+    request = StopRequest()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        request.signal = request.signal or signal.Signals(number)
+        if number == signal.SIGINT:
+            for hasty in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(hasty, signal.SIG_DFL)
+
+    with _handling(note):
+        yield request
+
+
+@contextmanager
+def _handling(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
+    """Handle the signals so for a while; outside the main thread, which alone may, they are left as they are."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)

@@ -1,0 +1,259 @@
+"""Checkpoints on disk: folders that are whole or not there, and that hold nothing that could run code.
+
+    checkpoints/latest                       link to the newest one, for people; a resume looks for itself
+    checkpoints/<stage>/step-00001234/
+        model.safetensors                    parameters and buffers, named as in the model; tied ones once
+        optimizer.safetensors                moments by parameter
+        hidden_states.safetensors            the LSTMs' (h, c) by global row; empty at an epoch's edge
+        state.json                           position, hyper-parameters, loss scaler, sums so far, config, versions
+        metrics.jsonl                        the stage's lines so far
+        manifest.json                        size and xxh3 of each file above, and the validation's score
+
+A folder is written under another name, each file and the folder itself brought to the disk (fsync), the manifest last, and
+then renamed. So a name like `step-00001234` stands for a whole checkpoint, whenever the process or the machine stops. What
+the disk does to it later, the manifest shows. No file depends on the number of ranks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import safetensors
+import safetensors.torch
+import xxhash
+from torch import Tensor
+
+Found = TypeVar("Found")
+
+FORMAT = 1
+TENSOR_FILES = ("model", "optimizer", "hidden_states")
+FILES = (*(f"{name}.safetensors" for name in TENSOR_FILES), "state.json", "metrics.jsonl")
+LONGEST_JSON = 1 << 24
+"""Bytes of manifest.json or state.json that are read at most."""
+
+
+class DamagedError(Exception):
+    """A checkpoint that is not what its manifest says, or has none."""
+
+
+@dataclass
+class Content:
+    """What a checkpoint holds.
+
+    Attributes:
+        tensors: by file (`TENSOR_FILES`), then by name; on the CPU.
+        state: what JSON can say.
+        lines: the stage's part of metrics.jsonl.
+        score: what the validation at this very step came to, higher is better; None where there was none.
+    """
+
+    tensors: dict[str, dict[str, Tensor]]
+    state: dict[str, Any]
+    lines: str = ""
+    score: float | None = None
+
+
+class StageFolder:
+    """The checkpoints of one stage.
+
+    Args:
+        checkpoints: folder of all stages' checkpoints.
+        stage: "lm" or "classifier".
+    """
+
+    def __init__(self, checkpoints: Path, stage: str):
+        self.checkpoints, self.path = checkpoints, checkpoints / stage
+
+    def at(self, step: int) -> Path:
+        return self.path / f"step-{step:08d}"
+
+    def newest_first(self) -> list[Path]:
+        """Folders of this stage's checkpoints, damaged ones among them."""
+        found = [path for path in _entries(self.path) if re.fullmatch(r"step-\d{8,}", path.name)]
+        return sorted((path for path in found if path.is_dir() and not path.is_symlink()), key=_step, reverse=True)
+
+    def newest_intact(self, read: Callable[[Path], Found], skip: Callable[[Path, DamagedError], None]) -> Found | None:
+        """What `read` makes of the newest checkpoint that is as its manifest says; None where there is none.
+
+        Args:
+            read: may raise DamagedError, too.
+            skip: told of each damaged one that is passed over.
+        """
+        for path in self.newest_first():
+            try:
+                verify(path)
+                return read(path)
+            except DamagedError as error:
+                skip(path, error)
+        return None
+
+    def write(self, content: Content, keep: int) -> Path:
+        """Add a checkpoint, then drop all but the newest `keep` and the best.
+
+        Raises:
+            OSError, SafetensorError: it could not be written; what was there before still is.
+        """
+        path = self.at(content.state["position"]["stage_step"])
+        temporary, previous = (path.with_name(f".{path.name}.{ending}") for ending in ("tmp", "old"))
+        self.tidy()
+        try:
+            temporary.mkdir(parents=True)
+            _write_files(temporary, content)
+            if path.exists():
+                path.replace(previous)
+            temporary.replace(path)
+            _sync(self.path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        self._link(path)
+        self._prune(keep)
+        self.tidy()
+        return path
+
+    def tidy(self) -> None:
+        """Remove what a killed run left half-written or half-removed."""
+        for path in _entries(self.path):
+            name = re.fullmatch(r"\.(step-\d{8,})\.(tmp|old|gone)", path.name)
+            if name is None:
+                continue
+            if name[2] == "old" and not path.with_name(name[1]).exists():
+                path.replace(path.with_name(name[1]))  # killed before its successor had taken its place
+            else:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def clear(self) -> None:
+        """Remove all checkpoints of the stage."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def _prune(self, keep: int) -> None:
+        paths = self.newest_first()
+        scores = {path: score for path in paths if (score := _score(path)) is not None}
+        best = max(scores, key=lambda path: scores[path], default=None)  # the newest of the best
+        for path in paths[keep:]:
+            if path != best:
+                path.replace(path.with_name(f".{path.name}.gone"))
+
+    def _link(self, path: Path) -> None:
+        """Let `latest` name a checkpoint, on a file system that has links."""
+        link = self.checkpoints / f".latest.{os.getpid()}"
+        try:
+            link.unlink(missing_ok=True)
+            link.symlink_to(path.relative_to(self.checkpoints))
+            link.replace(self.checkpoints / "latest")
+        except OSError:
+            link.unlink(missing_ok=True)
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint that is as it says. Raises DamagedError."""
+    manifest = read_json(path / "manifest.json")
+    files = manifest.get("files")
+    if manifest.get("format") != FORMAT:
+        raise DamagedError(f"manifest.json: format {manifest.get('format')!r}, this version reads {FORMAT}")
+    if not isinstance(files, dict) or sorted(files) != sorted(FILES):
+        raise DamagedError(f"manifest.json: does not list {', '.join(FILES)}")
+    for name, facts in files.items():
+        file = path / name
+        if file.is_symlink() or not file.is_file():
+            raise DamagedError(f"{name}: missing, or not a plain file")
+        if not isinstance(facts, dict) or file.stat().st_size != facts.get("bytes"):
+            raise DamagedError(f"{name}: {file.stat().st_size} bytes, not the {_of(facts, 'bytes')} of its manifest")
+        if _checksum(file) != facts.get("xxh3"):
+            raise DamagedError(f"{name}: its checksum is not that of its manifest")
+    return manifest
+
+
+def read_tensors(path: Path) -> dict[str, dict[str, Tensor]]:
+    """The tensors of a checkpoint by file and name, on the CPU. Raises DamagedError."""
+    try:
+        return {name: safetensors.torch.load_file(path / f"{name}.safetensors") for name in TENSOR_FILES}
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise DamagedError(f"not safetensors ({error})") from None
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """What state.json says. Raises DamagedError."""
+    return read_json(path / "state.json")
+
+
+def read_lines(path: Path) -> str:
+    """The stage's part of metrics.jsonl. Raises DamagedError."""
+    try:
+        return (path / "metrics.jsonl").read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise DamagedError(f"metrics.jsonl: cannot be read ({error})") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a plain file of sensible size. Raises DamagedError."""
+    try:
+        if path.is_symlink() or not path.is_file():
+            raise DamagedError(f"{path.name}: missing, or not a plain file")
+        if path.stat().st_size > LONGEST_JSON:
+            raise DamagedError(f"{path.name}: {path.stat().st_size:,} bytes, far more than it could have")
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise DamagedError(f"{path.name}: cannot be read ({type(error).__name__}: {error})") from None
+    if not isinstance(content, dict):
+        raise DamagedError(f"{path.name}: not a JSON object")
+    return content
+
+
+def _write_files(folder: Path, content: Content) -> None:
+    for name, tensors in content.tensors.items():
+        safetensors.torch.save_file(tensors, folder / f"{name}.safetensors")
+    (folder / "state.json").write_text(json.dumps(content.state, indent=1), encoding="utf-8")
+    (folder / "metrics.jsonl").write_text(content.lines, encoding="utf-8")
+    files = {}
+    for name in FILES:
+        _sync(folder / name)
+        files[name] = {"bytes": (folder / name).stat().st_size, "xxh3": _checksum(folder / name)}
+    manifest = {"format": FORMAT, "score": content.score, "files": files}
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    _sync(folder / "manifest.json")
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def _checksum(file: Path) -> str:
+    digest = xxhash.xxh3_128()
+    with file.open("rb") as stream:
+        while piece := stream.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
+def _score(path: Path) -> float | None:
+    try:
+        score = read_json(path / "manifest.json").get("score")
+    except DamagedError:
+        return None
+    return float(score) if isinstance(score, (int, float)) else None
+
+
+def _entries(folder: Path) -> Iterator[Path]:
+    return iter(sorted(folder.iterdir())) if folder.is_dir() else iter(())
+
+
+def _of(facts: Any, key: str) -> Any:
+    return facts.get(key) if isinstance(facts, dict) else None

@@ -1,0 +1,47 @@
+"""Writes checkpoints behind the training: rank 0's thread, one checkpoint at a time."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from pathlib import Path
+
+from ulmfit_dist.training.checkpoints.folder import Content, StageFolder
+
+
+class CheckpointWriter:
+    """Writes to a stage's folder; what fails is a warning, and the checkpoints before it stay.
+
+    Attributes:
+        last: the newest checkpoint that is safely on the disk; None before the first.
+        error: why the newest one is not; None if it is.
+    """
+
+    def __init__(self, folder: StageFolder, keep: int, last: Path | None = None):
+        self.folder, self.keep, self.last = folder, keep, last
+        self.error: Exception | None = None
+        self._thread: threading.Thread | None = None
+
+    def write(self, content: Content) -> None:
+        """Begin to write; waits for the one before to be done."""
+        self.wait()
+        self._thread = threading.Thread(
+            target=self._write, args=(content,), name="checkpoint"
+        )  # no daemon: it ends its work
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Until the newest checkpoint is on the disk, or has failed."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _write(self, content: Content) -> None:
+        try:
+            self.last = self.folder.write(content, self.keep)
+            self.error = None
+        except Exception as error:
+            self.error = error
+            kept = f"the last good one is {self.last}" if self.last else "there is none before it"
+            where = self.folder.at(content.state["position"]["stage_step"])
+            print(f"warning: {where} could not be written ({error}): {kept}; training goes on", file=sys.stderr, flush=True)

@@ -1,0 +1,36 @@
+"""Whether what a run has done so far is of the config and the texts at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import reduce
+from typing import Any
+
+from ulmfit_dist.compose import to_dict
+from ulmfit_dist.config import Config
+
+LM_KEYS = ("seed", "tokenizer", "model", "lm", "data.valid_pct")
+DECISIVE_KEYS = {"lm": LM_KEYS, "classifier": (*LM_KEYS, "classifier")}
+"""The keys that a stage's result depends on, beside the texts. All others may change between a run and its resumption."""
+
+
+def differences(stage: str, now: Config, then: Mapping[str, Any], fingerprint: str, then_fingerprint: Any) -> list[str]:
+    """What has changed for a stage, as `lm.wd (now 0.1, then 0.2)`.
+
+    Args:
+        then: the earlier config, as plain dictionaries and lists.
+        fingerprint, then_fingerprint: of the token store, now and then.
+    """
+    new = to_dict(now)
+    changed = [name for key in DECISIVE_KEYS[stage] for name in _differing(key, _at(new, key), _at(then, key))]
+    return changed if fingerprint == then_fingerprint else [*changed, "data"]
+
+
+def _at(config: Any, key: str) -> Any:
+    return reduce(lambda section, name: section.get(name) if isinstance(section, Mapping) else None, key.split("."), config)
+
+
+def _differing(key: str, new: Any, old: Any) -> list[str]:
+    if isinstance(new, dict) and isinstance(old, dict):
+        return [name for part in new for name in _differing(f"{key}.{part}", new[part], old.get(part))]
+    return [] if new == old else [f"{key} (now {new}, then {old})"]
