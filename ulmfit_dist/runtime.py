@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 Value = TypeVar("Value")
 
+LONGEST_WAIT = timedelta(hours=3)
+"""Of a rank for the others: long enough while one downloads, or tokenizes a larger shard."""
+
 
 def is_main_process() -> bool:
     """Whether this process is rank 0, known before torch is imported."""
@@ -67,8 +70,8 @@ class Runtime:
         has_gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() != "true"
         self.precision = resolve_precision(settings.precision, has_gpu)
         ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
-        # Long enough for ranks that wait while one downloads, or tokenizes a larger shard.
-        group = InitProcessGroupKwargs(timeout=timedelta(hours=3))
+        _join_after_restart("nccl" if has_gpu else "gloo")
+        group = InitProcessGroupKwargs(timeout=LONGEST_WAIT)
         mixed = self.precision if self.precision in ("bf16", "fp16") else "no"
         self.accelerator: Accelerator = Accelerator(mixed_precision=mixed, cpu=not has_gpu, kwargs_handlers=[ddp, group])
         self.rank: int = self.accelerator.process_index
@@ -85,6 +88,11 @@ class Runtime:
     @property
     def is_main(self) -> bool:
         return self.rank == 0
+
+    @property
+    def name(self) -> str:
+        """What messages call this rank."""
+        return f"rank {self.rank} ({socket.gethostname()}, process {os.getpid()})"
 
     @property
     def is_local_main(self) -> bool:
@@ -186,10 +194,10 @@ class Runtime:
         all_here = len(set(hosts)) == 1
         door, port, secret = open_door(all_here) if self.is_main else (None, 0, "")
         host = "127.0.0.1" if all_here else os.environ.get("MASTER_ADDR", hosts[0])
-        address = self.from_main((host, port, secret))
+        address = self.from_main((host, port, secret, self.name))
         watch, error = None, None
         try:
-            watch = watch_from(self.rank, address) if door is None else watch_from_main(door, secret, self.world_size)
+            watch = watch_from(self.name, address) if door is None else watch_from_main(door, address, self.world_size)
         except OSError as refused:
             error = f"rank {self.rank}: {refused}"
         errors = [error for error in self.gather(error) if error is not None]
@@ -204,7 +212,7 @@ class Runtime:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Leave the process group: together after success, so that no rank cuts off another; at once after a UserError.
+        """Leave the process group: together after what all ranks have come to, so that none is cut off by another's end.
 
         Raises:
             RankLostError: instead of what a collective has raised, where another rank has died.
@@ -212,9 +220,9 @@ class Runtime:
         import torch
 
         torch.set_default_dtype(torch.float32)
-        if kind is None:
-            self.barrier()
         is_mine_alone = error is not None and not getattr(error, "shared", False)
+        if not is_mine_alone:
+            self.barrier()
         lost = None
         if self._watch is not None:
             if is_mine_alone and not isinstance(error, (UserError, Interrupted)):
@@ -225,6 +233,22 @@ class Runtime:
             self.accelerator.end_training()
         if lost is not None:
             raise RankLostError(lost) from error
+
+
+def _join_after_restart(backend: str) -> None:
+    """Join the process group where a launcher has started all ranks again (`--max_restarts`).
+
+    Their addresses are exchanged through a store that outlives them, so the last attempt's could be found in it (pytorch
+    issue 135712): each attempt keeps its own under a name of its own.
+    """
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if attempt == "0":
+        return
+    import torch.distributed as dist
+
+    store, rank, world_size = next(dist.rendezvous("env://"))
+    store = dist.PrefixStore(f"attempt {attempt}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=LONGEST_WAIT)
 
 
 def resolve_precision(wanted: str, has_gpu: bool) -> str:

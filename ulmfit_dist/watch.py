@@ -33,21 +33,24 @@ KILLED = "ended without a word: it was killed, for memory perhaps, or its machin
 LONGEST_WORD = 4096
 
 Word = dict[str, Any]
-Address = tuple[str, int, str]
-"""Host, port, and a secret without which nobody may speak."""
+Address = tuple[str, int, str, str]
+"""Rank 0's host and port, a secret without which nobody may speak, and rank 0's name."""
 
 
 class Watch:
     """One rank's end of the watch.
 
     Args:
-        rank: of this process.
-        peers: connections, and the names of who is at their other end: all ranks' on rank 0, rank 0's on the others.
+        name: of this process.
+        peers: connections, and the names of who is at their other end: the others' on rank 0, rank 0's on the others.
+        relay: whether to tell all peers of a loss.
         give_up: called with the message, in another thread, where this process goes on for `GRACE` seconds after a loss.
     """
 
-    def __init__(self, rank: int, peers: dict[socket.socket, str], give_up: Callable[[str], None] | None = None):
-        self.rank, self.peers, self.give_up = rank, peers, give_up or end_process
+    def __init__(
+        self, name: str, peers: dict[socket.socket, str], relay: bool, give_up: Callable[[str], None] | None = None
+    ):
+        self.name, self.peers, self.relay, self.give_up = name, peers, relay, give_up or end_process
         self._lost, self._left, self._message = threading.Event(), threading.Event(), ""
         for peer in peers:
             _keep_alive(peer)
@@ -61,7 +64,7 @@ class Watch:
         """Tell the others that this rank ends, and with which error if not in order; and watch no more."""
         self._left.set()
         for peer in self.peers:
-            _send(peer, {"who": _name(self.rank), "why": error and f"failed with {error[:1000]}"})
+            _send(peer, {"who": self.name, "why": error and f"failed with {error[:1000]}"})
             with contextlib.suppress(OSError):
                 peer.shutdown(socket.SHUT_WR)
 
@@ -81,7 +84,7 @@ class Watch:
     def _lose(self, word: Word) -> None:
         self._message = f"{word['who']} {word['why']}"
         self._lost.set()
-        if self.rank == 0:
+        if self.relay:
             for peer in self.peers:
                 _send(peer, word)
         if not self._left.wait(GRACE):
@@ -94,7 +97,7 @@ def open_door(all_here: bool) -> tuple[socket.socket, int, str]:
     return door, door.getsockname()[1], secrets.token_hex(16)
 
 
-def watch_from_main(door: socket.socket, secret: str, world_size: int) -> Watch:
+def watch_from_main(door: socket.socket, address: Address, world_size: int) -> Watch:
     """Rank 0's watch, once the other ranks have connected. Raises OSError where some do not."""
     peers: dict[socket.socket, str] = {}
     deadline = time.monotonic() + JOINING
@@ -104,29 +107,25 @@ def watch_from_main(door: socket.socket, secret: str, world_size: int) -> Watch:
             peer, _ = door.accept()
             peer.settimeout(JOINING)
             word = _receive(peer) or {}
-            if word.get("secret") == secret:
-                peers[peer] = word["who"]
+            if word.get("secret") == address[2]:
+                peers[peer] = str(word["who"])
             else:
                 peer.close()
-    return Watch(0, peers)
+    return Watch(address[3], peers, relay=True)
 
 
-def watch_from(rank: int, address: Address) -> Watch:
+def watch_from(name: str, address: Address) -> Watch:
     """Another rank's watch. Raises OSError where rank 0 cannot be reached."""
-    host, port, secret = address
+    host, port, secret, name_of_main = address
     main = socket.create_connection((host, port), timeout=JOINING)
-    _send(main, {"who": _name(rank), "secret": secret})
-    return Watch(rank, {main: "rank 0"})
+    _send(main, {"who": name, "secret": secret})
+    return Watch(name, {main: name_of_main}, relay=False)
 
 
 def end_process(message: str) -> None:
     """End this process, whatever its main thread is waiting for."""
     print(f"ulmfit-dist: error: {message}; so this rank stops, too", file=sys.stderr, flush=True)
     os._exit(FAILED)
-
-
-def _name(rank: int) -> str:
-    return f"rank {rank} ({socket.gethostname()}, process {os.getpid()})"
 
 
 def _keep_alive(peer: socket.socket) -> None:

@@ -16,6 +16,7 @@ import torch
 from fastai.callback.core import Callback
 from fastai.optimizer import Optimizer
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from ulmfit_dist.data.batches import Share
 from ulmfit_dist.runtime import Runtime
@@ -91,9 +92,26 @@ class AccelerateCallback(Callback):
     def _prepare(self, module: torch.nn.Module) -> torch.nn.Module:
         frozen = not any(parameter.requires_grad for parameter in module.parameters())
         no_ddp = frozen or self.share.exact  # mixed precision, but nothing to exchange
-        return self.accelerator.prepare_model(module, evaluation_mode=no_ddp)
+        prepared = self.accelerator.prepare_model(module, evaluation_mode=no_ddp)
+        if isinstance(prepared, DistributedDataParallel):
+            _settle_buckets(prepared)
+        return prepared
 
     def _unwrap(self, module: torch.nn.Module) -> torch.nn.Module:
         bare = self.accelerator.unwrap_model(module, keep_fp32_wrapper=False)
         bare.__dict__.pop("_is_accelerate_prepared", None)  # else the next phase would not prepare it
         return bare
+
+
+def _settle_buckets(module: DistributedDataParallel) -> None:
+    """Have DDP choose its buckets for good before the first step, by a backward pass of nothing. Collective.
+
+    DDP chooses them anew after its first backward pass. With more than two ranks the order in which an element is added up
+    depends on its place in the bucket, so a run that was resumed would round its first step differently.
+    """
+    parameters = [parameter for parameter in module.module.parameters() if parameter.requires_grad]
+    module.reducer.prepare_for_backward([])
+    torch.stack([parameter.sum() for parameter in parameters]).sum().backward()
+    module.reducer._rebuild_buckets()
+    for parameter in parameters:
+        parameter.grad = None
