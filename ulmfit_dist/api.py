@@ -23,23 +23,23 @@ def prepare(config: Config) -> TokenStore:
     return prepare_stage(config, Runtime(config.runtime))
 
 
-def train_lm(config: Config) -> LanguageModel:
-    """Train the language model; it is in `runs/<name>/lm` afterwards."""
-    run_stage(config, Runtime(config.runtime), "lm")
-    return LanguageModel(config.run_dir)
+def train_lm(config: Config, fresh: bool = False) -> LanguageModel:
+    """Train the language model; it is in `runs/<name>/lm` afterwards. What was interrupted goes on, unless `fresh`."""
+    run_stage(config, Runtime(config.runtime), "lm", fresh)
+    return LanguageModel(config.run_dir, trust_rules=True)
 
 
-def train_classifier(config: Config) -> TextClassifier:
-    """Train the classifier on the run's language model; it is in `runs/<name>/classifier` afterwards."""
-    run_stage(config, Runtime(config.runtime), "classifier")
-    return TextClassifier(config.run_dir)
+def train_classifier(config: Config, fresh: bool = False) -> TextClassifier:
+    """As `train_lm`, for the classifier on the run's language model; it is in `runs/<name>/classifier` afterwards."""
+    run_stage(config, Runtime(config.runtime), "classifier", fresh)
+    return TextClassifier(config.run_dir, trust_rules=True)
 
 
-def load_classifier(folder: str | Path, device: torch.device | str = "cpu") -> TextClassifier:
+def load_classifier(folder: str | Path, device: torch.device | str = "cpu", trust_rules: bool = False) -> TextClassifier:
     """An exported classifier: `.predict(list_of_str)` gives labels and probabilities."""
-    return TextClassifier(folder, device)
+    return TextClassifier(folder, device, trust_rules)
 
 
-def load_language_model(folder: str | Path, device: torch.device | str = "cpu") -> LanguageModel:
+def load_language_model(folder: str | Path, device: torch.device | str = "cpu", trust_rules: bool = False) -> LanguageModel:
     """An exported language model: `.generate(prompt)` gives texts."""
-    return LanguageModel(folder, device)
+    return LanguageModel(folder, device, trust_rules)

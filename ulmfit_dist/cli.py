@@ -127,6 +127,7 @@ def _with_run(commands: Any, name: str, help: str, command: Command) -> argparse
     parser.add_argument(
         "run", metavar="RUN", type=Path, help="a run directory, such as runs/quickstart, or an exported model"
     )
+    parser.add_argument("--trust-rules", action="store_true", help="call the functions in the model's tokenizer.rules")
     parser.set_defaults(command=command)
     return parser
 
@@ -179,7 +180,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     from ulmfit_dist.stages.evaluate import evaluate
 
     with runtime:
-        runtime.print(json.dumps(evaluate(args.run, runtime), indent=1))
+        runtime.print(json.dumps(evaluate(args.run, runtime, args.trust_rules), indent=1))
 
 
 def _predict(args: argparse.Namespace) -> None:
@@ -190,7 +191,7 @@ def _predict(args: argparse.Namespace) -> None:
     from ulmfit_dist.data.store import write_bytes
     from ulmfit_dist.stages.predict import TextClassifier
 
-    predictions = TextClassifier(args.run).predict(texts)
+    predictions = TextClassifier(args.run, trust_rules=args.trust_rules).predict(texts)
     if args.output is None:
         for line in _table(texts, predictions):
             print(line)
@@ -229,6 +230,6 @@ def _generate(args: argparse.Namespace) -> None:
     quieten()
     from ulmfit_dist.stages.generate import LanguageModel
 
-    model = LanguageModel(args.run)
+    model = LanguageModel(args.run, trust_rules=args.trust_rules)
     for number, text in enumerate(model.generate(args.prompt, args.words, args.temperature, args.samples, args.seed), 1):
         print(f"{number}: {text}")

@@ -72,15 +72,17 @@ class Tokenizer(TextTokenizer):
         return self._ids.of([self._after(token.text) for token in self._spacy(self._before(text))])
 
 
-def open_tokenizer(config: TokenizerConfig, folder: Path) -> TextTokenizer:
+def open_tokenizer(config: TokenizerConfig, folder: Path, trust_rules: bool = True) -> TextTokenizer:
     """The tokenizer of a config.
 
     Args:
         folder: a token store or an exported model, with the model of SentencePiece in it.
+        trust_rules: whether functions that the config names may be called.
 
     Raises:
-        UserError: no such language or rule; no model there, or a damaged one; a package is not installed.
+        UserError: no such language or rule; no model there, or a damaged one; a package is not installed; no trust.
     """
+    check_rules(config, folder, trust_rules)
     rules = [import_rule(path) for path in config.rules]
     if config.kind == "word":
         return Tokenizer(config.lang, rules)
@@ -88,6 +90,15 @@ def open_tokenizer(config: TokenizerConfig, folder: Path) -> TextTokenizer:
         return SentencePieceTokenizer((folder / MODEL_FILE).read_bytes(), rules)
     except OSError as error:
         raise UserError(f"{folder / MODEL_FILE}: cannot be read ({error.strerror})") from None
+
+
+def check_rules(config: TokenizerConfig, folder: Path, trust_rules: bool) -> None:
+    """Raise UserError if the config of a model names functions to be called, and nobody has said that it may."""
+    if config.rules and not trust_rules:
+        raise UserError(
+            f"{folder}: its tokenizer.rules would call {', '.join(config.rules)}: if you trust whoever made this model, say "
+            f"--trust-rules (in Python: trust_rules=True)"
+        )
 
 
 def _spacy_tokenizer(lang: str) -> Any:

@@ -19,10 +19,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ulmfit_dist.errors import UserError
+from ulmfit_dist.files import read_bounded
 
 UNK_ID = 0
 PAD_ID = 1
 FILLER = "xxfake"
+LONGEST_VOCAB = 1 << 28
+"""Bytes of a file of tokens that are read at most."""
 COUNTS_AT_ONCE = 1_000_000
 """Counts of shards that are added up at once: some 30 MB."""
 
@@ -115,8 +118,8 @@ def token_ids(vocab: Sequence[str]) -> dict[str, int]:
 def load_vocab(path: Path) -> list[str]:
     """Read a list of strings, as `vocab.json`. Raises UserError for a file that is missing or holds something else."""
     try:
-        vocab = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        vocab = json.loads(read_bounded(path, LONGEST_VOCAB))
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as a list ({error})") from None
     if not isinstance(vocab, list) or not all(isinstance(token, str) for token in vocab):
         raise UserError(f"{path}: expected a list of strings")

@@ -19,6 +19,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
+import yaml
 from torch import nn
 
 from ulmfit_dist.compose import load_config, to_yaml
@@ -26,9 +27,12 @@ from ulmfit_dist.config import Config
 from ulmfit_dist.data.store import MODEL_FILE, TokenStore, write_bytes, write_json
 from ulmfit_dist.data.vocab import load_vocab
 from ulmfit_dist.errors import UserError
+from ulmfit_dist.files import read_bounded
 from ulmfit_dist.model.awd_lstm import AWDLSTM, build_classifier, build_language_model, encoder_of
 
 WEIGHTS = "model.safetensors"
+LONGEST_TEXT = 1 << 20
+"""Bytes of config.yaml or training.json that are read at most."""
 
 
 @dataclass
@@ -81,18 +85,29 @@ def read_exported(folder: Path) -> Exported:
     is_classifier = (folder / "labels.json").is_file()
     return Exported(
         folder=folder,
-        config=load_config(folder / "config.yaml"),
+        config=_read_config(folder / "config.yaml"),
         vocab=load_vocab(folder / "vocab.json"),
         labels=load_vocab(folder / "labels.json") if is_classifier else None,
         training=_read_training(folder / "training.json"),
     )
 
 
+def _read_config(path: Path) -> Config:
+    """The config of an export: whoever wrote it, no larger than ours, and without the aliases that can make YAML grow."""
+    try:
+        content = read_bounded(path, LONGEST_TEXT)
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(content)):
+            raise UserError(f"{path}: not written by this program (it has YAML aliases): export the model again")
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: missing or damaged ({' '.join(str(error).split())}): export the model again") from None
+    return load_config(path)
+
+
 def _read_training(path: Path) -> dict[str, Any]:
     try:
-        training = json.loads(path.read_text(encoding="utf-8"))
+        training = json.loads(read_bounded(path, LONGEST_TEXT))
         return {"data_fingerprint": training["data_fingerprint"], **training}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: missing or damaged ({type(error).__name__}: {error}): export the model again") from None
 
 

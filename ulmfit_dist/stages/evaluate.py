@@ -10,6 +10,7 @@ from torch import nn
 
 from ulmfit_dist.data.batches import Batches
 from ulmfit_dist.data.store import TokenStore
+from ulmfit_dist.data.tokenizer import check_rules
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.model.awd_lstm import encoder_of
 from ulmfit_dist.model.export import Exported, load_model, read_exported
@@ -22,11 +23,14 @@ from ulmfit_dist.stages.run import find_model
 from ulmfit_dist.training.metrics import ClassifierMetrics, LMMetrics, Metrics
 
 
-def evaluate(run: Path, runtime: Runtime) -> dict[str, dict[str, Any]]:
+def evaluate(run: Path, runtime: Runtime, trust_rules: bool = False) -> dict[str, dict[str, Any]]:
     """Metrics by stage on the validation documents, for each model that the folder has.
 
     The classifier's have its confusion matrix, too: documents by true class (rows) and predicted class, in the order of
     its labels.
+
+    Args:
+        trust_rules: whether to call the functions that the model's config names (tokenizer.rules).
 
     Raises:
         UserError: no exported model, no store of its texts, or texts that have changed since.
@@ -34,7 +38,10 @@ def evaluate(run: Path, runtime: Runtime) -> dict[str, dict[str, Any]]:
     folders = {stage: folder for stage in ("lm", "classifier") if (folder := find_model(run, stage)) is not None}
     if not folders:
         raise UserError(f"{run}: no exported model here: give a run directory, or an exported model's folder")
-    return {stage: _evaluate_stage(stage, read_exported(folder), runtime) for stage, folder in folders.items()}
+    exports = {stage: read_exported(folder) for stage, folder in folders.items()}
+    for exported in exports.values():
+        check_rules(exported.config.tokenizer, exported.folder, trust_rules)
+    return {stage: _evaluate_stage(stage, exported, runtime) for stage, exported in exports.items()}
 
 
 def _evaluate_stage(stage: str, exported: Exported, runtime: Runtime) -> dict[str, Any]:

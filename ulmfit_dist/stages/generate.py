@@ -30,17 +30,18 @@ class LanguageModel:
     Args:
         folder: a run directory, or its `lm/`.
         device: where to compute.
+        trust_rules: whether to call the functions of yours that the model's config names (tokenizer.rules).
 
     Raises:
         UserError: no language model there, or a damaged one.
     """
 
-    def __init__(self, folder: str | Path, device: torch.device | str = "cpu"):
+    def __init__(self, folder: str | Path, device: torch.device | str = "cpu", trust_rules: bool = False):
         exported = read_exported(model_folder(Path(folder), "lm"))
         if exported.config.model.backwards:
             raise UserError(f"{exported.folder} reads texts backwards: it cannot go on from a prompt")
         self.vocab, self.device = exported.vocab, torch.device(device)
-        self.tokenizer = open_tokenizer(exported.config.tokenizer, exported.folder)
+        self.tokenizer = open_tokenizer(exported.config.tokenizer, exported.folder, trust_rules)
         self.ids = token_ids(exported.vocab)
         self.model = load_model(exported, self.device)
         never = [UNK_ID, PAD_ID, *(i for i, token in enumerate(self.vocab) if token == FILLER)]

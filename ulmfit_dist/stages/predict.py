@@ -37,16 +37,17 @@ class TextClassifier:
     Args:
         folder: a run directory, or its `classifier/`.
         device: where to compute.
+        trust_rules: whether to call the functions of yours that the model's config names (tokenizer.rules).
 
     Raises:
         UserError: no classifier there, or a damaged one.
     """
 
-    def __init__(self, folder: str | Path, device: torch.device | str = "cpu"):
+    def __init__(self, folder: str | Path, device: torch.device | str = "cpu", trust_rules: bool = False):
         exported = read_exported(model_folder(Path(folder), "classifier"))
         assert exported.labels is not None  # model_folder has looked for them
         self.config, self.labels, self.device = exported.config, exported.labels, torch.device(device)
-        self.tokenizer = open_tokenizer(exported.config.tokenizer, exported.folder)
+        self.tokenizer = open_tokenizer(exported.config.tokenizer, exported.folder, trust_rules)
         self.ids = token_ids(exported.vocab)
         self.model = load_model(exported, self.device)
 

@@ -30,6 +30,8 @@ import safetensors.torch
 import xxhash
 from torch import Tensor
 
+from ulmfit_dist.files import read_bounded
+
 Found = TypeVar("Found")
 
 FORMAT = 1
@@ -37,6 +39,8 @@ TENSOR_FILES = ("model", "optimizer", "hidden_states")
 FILES = (*(f"{name}.safetensors" for name in TENSOR_FILES), "state.json", "metrics.jsonl")
 LONGEST_JSON = 1 << 24
 """Bytes of manifest.json or state.json that are read at most."""
+LONGEST_LINES = 1 << 28
+"""Bytes of metrics.jsonl that are read at most."""
 
 
 class DamagedError(Exception):
@@ -187,21 +191,19 @@ def read_state(path: Path) -> dict[str, Any]:
 def read_lines(path: Path) -> str:
     """The stage's part of metrics.jsonl. Raises DamagedError."""
     try:
-        return (path / "metrics.jsonl").read_text(encoding="utf-8")
+        return read_bounded(path / "metrics.jsonl", LONGEST_LINES).decode("utf-8")
     except (OSError, ValueError) as error:
-        raise DamagedError(f"metrics.jsonl: cannot be read ({error})") from None
+        raise DamagedError(f"metrics.jsonl: {error}") from None
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a plain file of sensible size. Raises DamagedError."""
     try:
-        if path.is_symlink() or not path.is_file():
-            raise DamagedError(f"{path.name}: missing, or not a plain file")
-        if path.stat().st_size > LONGEST_JSON:
-            raise DamagedError(f"{path.name}: {path.stat().st_size:,} bytes, far more than it could have")
-        content = json.loads(path.read_bytes())
+        if path.is_symlink():
+            raise OSError("a link, not a plain file")
+        content = json.loads(read_bounded(path, LONGEST_JSON))
     except (OSError, ValueError, RecursionError) as error:
-        raise DamagedError(f"{path.name}: cannot be read ({type(error).__name__}: {error})") from None
+        raise DamagedError(f"{path.name}: {getattr(error, 'strerror', None) or error}") from None
     if not isinstance(content, dict):
         raise DamagedError(f"{path.name}: not a JSON object")
     return content
