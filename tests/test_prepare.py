@@ -9,12 +9,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, command, launch, make_folder, store_in, succeed
+from conftest import ROOT, command, launch, make_folder, mounted, store_in, succeed
 
 from ulmfit_dist.config import DataConfig, TokenizerConfig
 from ulmfit_dist.data import builder as builder_module
@@ -161,18 +160,6 @@ def fail(arguments: list[str]) -> str:
     result = command(arguments)
     assert result.returncode == 2, result.stdout + result.stderr
     return result.stderr
-
-
-@contextlib.contextmanager
-def mounted(folder: Path, size: str) -> Iterator[None]:
-    """A small file system in memory."""
-    folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True).returncode:
-        pytest.skip("a file system can be mounted by root alone")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", folder], check=True)
 
 
 def test_a_full_disk_stops_with_one_line_and_goes_on_when_there_is_room(

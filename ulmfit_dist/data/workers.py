@@ -10,6 +10,7 @@ import atexit
 import multiprocessing
 import os
 import pickle
+import signal
 import tempfile
 import threading
 import time
@@ -84,6 +85,7 @@ def _share(
 
 def _start(file: str, parent: int) -> None:
     global _work, _tools
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # from a keyboard it reaches all; the parent decides
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     atexit.register(os._exit, 0)  # at once: to free millions of strings one by one takes a while
     open_tools, _work = pickle.loads(Path(file).read_bytes())

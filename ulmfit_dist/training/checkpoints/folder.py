@@ -172,7 +172,18 @@ def verify(path: Path) -> dict[str, Any]:
             raise DamagedError(f"{name}: {file.stat().st_size} bytes, not the {_of(facts, 'bytes')} of its manifest")
         if _checksum(file) != facts.get("xxh3"):
             raise DamagedError(f"{name}: its checksum is not that of its manifest")
+    for name in TENSOR_FILES:
+        _check_tensors(path / f"{name}.safetensors")
     return manifest
+
+
+def _check_tensors(file: Path) -> None:
+    """Whether it is what it is called, as far as its head goes."""
+    try:
+        with safetensors.safe_open(file, "pt"):
+            pass
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise DamagedError(f"{file.name}: not safetensors ({error})") from None
 
 
 def read_tensors(path: Path) -> dict[str, dict[str, Tensor]]:

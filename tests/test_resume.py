@@ -1,0 +1,214 @@
+"""Runs that are killed and go on: real processes, real kills, every file read back."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import LEARNING, TINY, command, mounted
+from killing import STAGES, finish, kill_all, metrics, ranks_of, rows_read, start, steps_noted, wait_for_training, weights
+
+RECIPE = (
+    *TINY,
+    "lm.phases=[{epochs: 1, lr: 1e-2, freeze_to: -1}, {epochs: 2, lr: 5e-3}]",
+    "classifier.phases=[{epochs: 2, lr: 2e-2, freeze_to: -1}, {epochs: 4, lr: [2.188e-4, 1e-2]}]",
+    "checkpoint.every_steps=7",
+    "tracking.log_every=5",
+)
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def begin(tmp_path: Path, corpus: Path, recipe: Path, run_dirs: dict[str, Path]) -> Iterator[Start]:
+    """Starts `run` in a folder of the test's; whatever still runs at its end is killed."""
+    started = []
+    shared = [recipe, f"data.path={corpus}", f"data.cache={run_dirs['caches']}/cache1", f"runs_dir={tmp_path}"]
+
+    def begin(*words: str, processes: int = 2, options: tuple[str, ...] = (), command: str = "run") -> subprocess.Popen[str]:
+        started.append(start([command, *shared, *words], processes, tmp_path / "notes", *options))
+        return started[-1]
+
+    yield begin
+    for process in started:
+        if process.poll() is None:
+            kill_all(process)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, corpus: Path, recipe: Path, run_dirs: dict[str, Path]) -> Path:
+    """The run on two ranks that nobody disturbs."""
+    folder = tmp_path_factory.mktemp("alone")
+    place = [f"data.path={corpus}", f"data.cache={run_dirs['caches']}/cache1", f"runs_dir={folder}", "name=run"]
+    finish(start(["run", recipe, *place, *RECIPE], 2, folder / "notes"))
+    return folder
+
+
+def wait_for_rows(process: subprocess.Popen[str], notes: Path, count: int) -> None:
+    """Until so many more rows of training steps have been read."""
+    count += steps_noted(notes)
+    while steps_noted(notes) < count:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.002)
+
+
+def wait_for_save(process: subprocess.Popen[str], run: Path) -> None:
+    """Until a checkpoint is being written."""
+    while not list(run.glob("checkpoints/*/.step-*.tmp")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.0005)
+
+
+def catches(pid: int, number: signal.Signals) -> bool:
+    """Whether a process has a handler for a signal."""
+    (caught,) = re.findall(r"SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
+    return bool(int(caught, 16) >> (number - 1) & 1)
+
+
+def same_bits(run: Path, other: Path) -> bool:
+    pairs = [(weights(run, stage), weights(other, stage)) for stage in STAGES]
+    return all(torch.equal(mine[name], theirs[name]) for mine, theirs in pairs for name in theirs)
+
+
+def test_a_run_that_is_killed_again_and_again_ends_as_one_left_alone(begin: Start, alone: Path, tmp_path: Path):
+    run, notes = tmp_path / "run", tmp_path / "notes"
+    process = begin(*RECIPE, "name=run")
+    wait_for_training(process, notes)
+    wait_for_rows(process, notes, 500)  # in the language model's second phase
+    wait_for_save(process, run)
+    kill_all(process)
+    assert list(run.glob("checkpoints/lm/step-*"))
+
+    process = begin(*RECIPE, "name=run")
+    wait_for_training(process, notes)
+    wait_for_rows(process, notes, 900)  # in the classifier
+    os.kill(process.pid, signal.SIGTERM)
+    errors = process.communicate()[1]
+    assert re.search(r"stopped by SIGTERM after step \d+: classifier is saved in \S+; start again to go on", errors)
+
+    process = begin(*RECIPE, "name=run")
+    wait_for_training(process, notes)
+    wait_for_rows(process, notes, 120)
+    kill_all(process)
+    said = finish(begin(*RECIPE, "name=run"))
+    assert "lm: done already" in said
+    assert "classifier: goes on from" in said
+
+    assert same_bits(run, alone / "run")
+    assert metrics(run) == metrics(alone / "run")
+    expected, found = dict(rows_read(alone / "notes")), list(rows_read(notes))
+    assert all(expected[key] == ids for key, ids in found)
+    assert expected.keys() == {key for key, _ in found}
+    assert len(found) > len(expected)  # some steps were made twice: what was not saved
+    ids = {path.name.split("-")[-1] for path in (run / "wandb").glob("offline-run-*")}
+    assert len(ids) == 1  # one W&B run through all lives
+
+
+def test_a_run_goes_on_to_the_same_bits_on_another_number_of_ranks(begin: Start, run_dirs: dict[str, Path], tmp_path: Path):
+    words = [*TINY, *LEARNING, "checkpoint.every_steps=7", "tracking.wandb=disabled", "name=run"]
+    notes = tmp_path / "notes"
+    for processes, rows in ((2, 700), (1, 500), (4, 300)):
+        process = begin(*words, processes=processes)
+        wait_for_training(process, notes)
+        wait_for_rows(process, notes, rows)
+        kill_all(process)
+    said = finish(begin(*words, processes=2))
+    assert "classifier: goes on from" in said
+    assert "made on 4 rank(s)" in said
+    assert same_bits(tmp_path / "run", run_dirs["one"])
+
+
+def test_when_a_rank_dies_the_others_name_it_and_end_and_a_restart_goes_on(begin: Start, alone: Path, tmp_path: Path):
+    notes = tmp_path / "notes"
+    process = begin(*RECIPE, "name=run")
+    wait_for_training(process, notes)
+    wait_for_rows(process, notes, 300)
+    killed, began = ranks_of(process)[1], time.monotonic()
+    os.kill(killed, signal.SIGKILL)
+    errors = process.communicate(timeout=30)[1]
+    assert time.monotonic() - began < 30
+    assert process.returncode != 0
+    assert re.search(rf"error: rank 1 \(\S+ process {killed}\) ended without a word: it was killed", errors)
+
+    process = begin(*RECIPE, "name=run", options=("--max_restarts", "1"))
+    wait_for_training(process, notes)
+    wait_for_rows(process, notes, 300)
+    os.kill(ranks_of(process)[0], signal.SIGKILL)
+    said = finish(process)
+    assert re.search(r"error: rank 0 \(\S+ process \d+\) ended without a word", said)
+    assert same_bits(tmp_path / "run", alone / "run")
+
+
+def test_signals_end_a_run_with_85_and_what_no_longer_fits_is_refused(begin: Start, tmp_path: Path, recipe: Path):
+    words = [*RECIPE, "name=run", "tracking.wandb=disabled", "lm.phases=[{epochs: 200, lr: 1e-3}]"]
+    notes = tmp_path / "notes"
+    process = begin(*words, processes=1)
+    wait_for_training(process, notes)
+    os.kill(process.pid, signal.SIGUSR1)
+    said = process.communicate(timeout=30)[1]
+    assert process.returncode == 85
+    assert "ulmfit-dist: stopped by SIGUSR1 after step" in said
+    (saved,) = re.findall(r"lm is saved in (\S+);", said)
+    assert json.loads(Path(saved, "state.json").read_text())["position"]["step"] > 0
+
+    process = begin(*words, "lm.wd=0.3", "checkpoint.keep=5", processes=1)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 2
+    assert f"{saved} was made with another lm.wd (now 0.3, then 0.1): start over with --fresh" in said
+
+    process = begin(*words, "checkpoint.keep=5", "tracking.log_every=3", processes=1)  # harmless
+    wait_for_training(process, notes)
+    os.kill(process.pid, signal.SIGINT)
+    while catches(process.pid, signal.SIGINT):
+        time.sleep(0.001)
+    os.kill(process.pid, signal.SIGINT)
+    output = process.communicate(timeout=30)[0]
+    assert process.returncode == -signal.SIGINT
+    assert f"lm: goes on from {saved}" in output
+
+
+def test_a_full_disk_does_not_stop_a_run(begin: Start, tmp_path: Path):
+    run, notes = tmp_path / "small" / "run", tmp_path / "notes"
+    with mounted(tmp_path / "small", "3m"):
+        words = [*RECIPE, "name=run", f"runs_dir={tmp_path}/small", "tracking.wandb=disabled", "lm.phases=[{epochs: 8}]"]
+        process = begin(*words, processes=1, command="lm")
+        wait_for_training(process, notes)
+        wait_for_rows(process, notes, 200)
+        filler = tmp_path / "small" / "filler"
+        with filler.open("wb", buffering=0) as file:
+            try:
+                while file.write(b"x" * 4096) == 4096:
+                    pass
+            except OSError:
+                pass
+        before = {path.name for path in run.glob("checkpoints/lm/step-*")}
+        wait_for_rows(process, notes, 300)
+        assert before <= {path.name for path in run.glob("checkpoints/lm/step-*")}
+        filler.unlink()
+        said = finish(process)
+        assert "could not be written (" in said
+        assert "No space left on device" in said
+        assert max(path.name for path in run.glob("checkpoints/lm/step-*")) > max(before)
+        steps = [line["step"] for line in metrics(run) if "lm/learning_rate" in line]
+        assert steps == list(range(5, steps[-1] + 1, 5))  # not a line is missing
+        assert (run / "lm" / "model.safetensors").is_file()
+
+
+def test_a_loss_that_is_no_number_stops_with_the_step_and_keeps_the_last_good_checkpoint(
+    run_dirs: dict[str, Path], corpus: Path, recipe: Path, tmp_path: Path
+):
+    place = [f"data.path={corpus}", f"data.cache={run_dirs['caches']}/cache1", f"runs_dir={tmp_path}", "name=run"]
+    words = [*TINY, "lm.phases=[{epochs: 1, lr: 1e30}]", "checkpoint.every_steps=1", "tracking.wandb=disabled"]
+    result = command(["lm", recipe, *place, *words])
+    assert result.returncode == 2
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("ulmfit-dist: error:")]
+    found = re.search(r"lm phase 1 epoch 1: .* is no finite number at step (\d+); the last good checkpoint, (\S+), is", line)
+    assert found is not None, line
+    assert "Lower the phase's lr" in line
+    assert Path(found[2]).is_dir()
+    assert int(Path(found[2]).name[5:]) < int(found[1])
