@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import LEARNING, TINY, command, mounted
-from killing import STAGES, finish, kill_all, metrics, ranks_of, rows_read, start, steps_noted, wait_for_training, weights
+from killing import STAGES, finish, kill_all, metrics, ranks_of, rows_read, start, wait_for_training, weights
 
 RECIPE = (
     *TINY,
@@ -49,10 +49,10 @@ def alone(tmp_path_factory: pytest.TempPathFactory, corpus: Path, recipe: Path, 
     return folder
 
 
-def wait_for_rows(process: subprocess.Popen[str], notes: Path, count: int) -> None:
-    """Until so many more rows of training steps have been read."""
-    count += steps_noted(notes)
-    while steps_noted(notes) < count:
+def wait_for_step(process: subprocess.Popen[str], notes: Path, stage: str, step: int) -> None:
+    """Until a training step is about to be made that none of the runs before has come to."""
+    mark = f"\n{stage} {step} ".encode()
+    while not any(mark in path.read_bytes() for path in notes.glob("*.txt")):
         assert process.poll() is None, process.communicate()
         time.sleep(0.002)
 
@@ -78,22 +78,19 @@ def same_bits(run: Path, other: Path) -> bool:
 def test_a_run_that_is_killed_again_and_again_ends_as_one_left_alone(begin: Start, alone: Path, tmp_path: Path):
     run, notes = tmp_path / "run", tmp_path / "notes"
     process = begin(*RECIPE, "name=run")
-    wait_for_training(process, notes)
-    wait_for_rows(process, notes, 500)  # in the language model's second phase
+    wait_for_step(process, notes, "lm", 62)  # in the second phase
     wait_for_save(process, run)
     kill_all(process)
     assert list(run.glob("checkpoints/lm/step-*"))
 
     process = begin(*RECIPE, "name=run")
-    wait_for_training(process, notes)
-    wait_for_rows(process, notes, 900)  # in the classifier
+    wait_for_step(process, notes, "classifier", 10)
     os.kill(process.pid, signal.SIGTERM)
     errors = process.communicate()[1]
     assert re.search(r"stopped by SIGTERM after step \d+: classifier is saved in \S+; start again to go on", errors)
 
     process = begin(*RECIPE, "name=run")
-    wait_for_training(process, notes)
-    wait_for_rows(process, notes, 120)
+    wait_for_step(process, notes, "classifier", 80)
     kill_all(process)
     said = finish(begin(*RECIPE, "name=run"))
     assert "lm: done already" in said
@@ -112,10 +109,9 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_left_alone(begin: Star
 def test_a_run_goes_on_to_the_same_bits_on_another_number_of_ranks(begin: Start, run_dirs: dict[str, Path], tmp_path: Path):
     words = [*TINY, *LEARNING, "checkpoint.every_steps=7", "tracking.wandb=disabled", "name=run"]
     notes = tmp_path / "notes"
-    for processes, rows in ((2, 700), (1, 500), (4, 300)):
+    for processes, stage, step in ((2, "lm", 70), (1, "classifier", 25), (4, "classifier", 60)):
         process = begin(*words, processes=processes)
-        wait_for_training(process, notes)
-        wait_for_rows(process, notes, rows)
+        wait_for_step(process, notes, stage, step)
         kill_all(process)
     said = finish(begin(*words, processes=2))
     assert "classifier: goes on from" in said
@@ -126,8 +122,7 @@ def test_a_run_goes_on_to_the_same_bits_on_another_number_of_ranks(begin: Start,
 def test_when_a_rank_dies_the_others_name_it_and_end_and_a_restart_goes_on(begin: Start, alone: Path, tmp_path: Path):
     notes = tmp_path / "notes"
     process = begin(*RECIPE, "name=run")
-    wait_for_training(process, notes)
-    wait_for_rows(process, notes, 300)
+    wait_for_step(process, notes, "lm", 30)
     killed, began = ranks_of(process)[1], time.monotonic()
     os.kill(killed, signal.SIGKILL)
     errors = process.communicate(timeout=30)[1]
@@ -136,8 +131,7 @@ def test_when_a_rank_dies_the_others_name_it_and_end_and_a_restart_goes_on(begin
     assert re.search(rf"error: rank 1 \(\S+ process {killed}\) ended without a word: it was killed", errors)
 
     process = begin(*RECIPE, "name=run", options=("--max_restarts", "1"))
-    wait_for_training(process, notes)
-    wait_for_rows(process, notes, 300)
+    wait_for_step(process, notes, "lm", 70)
     os.kill(ranks_of(process)[0], signal.SIGKILL)
     said = finish(process)
     assert re.search(r"error: rank 0 \(\S+ process \d+\) ended without a word", said)
@@ -175,10 +169,11 @@ def test_signals_end_a_run_with_85_and_what_no_longer_fits_is_refused(begin: Sta
 def test_a_full_disk_does_not_stop_a_run(begin: Start, tmp_path: Path):
     run, notes = tmp_path / "small" / "run", tmp_path / "notes"
     with mounted(tmp_path / "small", "3m"):
-        words = [*RECIPE, "name=run", f"runs_dir={tmp_path}/small", "tracking.wandb=disabled", "lm.phases=[{epochs: 8}]"]
+        by_the_clock = ["checkpoint.every_steps=null", "checkpoint.every_minutes=0.002"]
+        words = [*RECIPE, *by_the_clock, "name=run", f"runs_dir={tmp_path}/small", "lm.phases=[{epochs: 8}]"]
+        words += ["tracking.wandb=disabled"]
         process = begin(*words, processes=1, command="lm")
-        wait_for_training(process, notes)
-        wait_for_rows(process, notes, 200)
+        wait_for_step(process, notes, "lm", 25)
         filler = tmp_path / "small" / "filler"
         with filler.open("wb", buffering=0) as file:
             try:
@@ -187,7 +182,7 @@ def test_a_full_disk_does_not_stop_a_run(begin: Start, tmp_path: Path):
             except OSError:
                 pass
         before = {path.name for path in run.glob("checkpoints/lm/step-*")}
-        wait_for_rows(process, notes, 300)
+        wait_for_step(process, notes, "lm", 90)
         assert before <= {path.name for path in run.glob("checkpoints/lm/step-*")}
         filler.unlink()
         said = finish(process)

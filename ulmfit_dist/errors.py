@@ -17,6 +17,13 @@ RESUMABLE = 85
 class UserError(Exception):
     """Wrong input. The message is one line: what was found, where, what was expected, what to do."""
 
+    def __init__(self, message: str):
+        super().__init__(message)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message  # fastai rewrites the arguments of what a callback raises
+
 
 class RankLostError(Exception):
     """Another rank has died, or failed, and this one cannot go on without it."""

@@ -72,7 +72,8 @@ def train_stage(
     with stopping.when_ready() as stop:
         writer = CheckpointWriter(folder, config.checkpoint.keep, found.path if found else None)
         facts = _facts(config, runtime, store)
-        checkpoints = CheckpointCallback(config.checkpoint, state, writer, tracker, stop, facts, begin)
+        num_phases = len(settings.phases)
+        checkpoints = CheckpointCallback(config.checkpoint, state, writer, tracker, stop, facts, begin, num_phases)
         learner.add_cb(checkpoints)
         run_phases(learner, settings.phases, begin)
         checkpoints.finish()

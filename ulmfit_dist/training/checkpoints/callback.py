@@ -8,7 +8,7 @@ steps make up that second is agreed upon as well.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from fastai.callback.core import Callback
@@ -55,6 +55,7 @@ class CheckpointCallback(Callback):
         stop: whether this process is asked to stop.
         facts: what else is to be found in state.json.
         begin: where this process began.
+        num_phases: of the recipe.
     """
 
     order = 90  # after all others, so that what they add up is that of the finished step
@@ -68,10 +69,11 @@ class CheckpointCallback(Callback):
         stop: StopRequest,
         facts: dict[str, object],
         begin: RecipePosition,
+        num_phases: int,
     ):
         self.settings, self.state, self.writer, self.tracker, self.stop = settings, state, writer, tracker, stop
         self.runtime: Runtime = state.runtime
-        self.facts, self.reached, self.saved = facts, begin, begin
+        self.facts, self.reached, self.saved, self.num_phases = facts, begin, begin, num_phases
         self.stalls: list[float] = []
         self.losses: list[tuple[int, torch.Tensor]] = []
         self.last_saved = time.perf_counter()
@@ -108,6 +110,8 @@ class CheckpointCallback(Callback):
 
     def finish(self) -> None:
         """After the last phase: come back when its checkpoint is on the disk, or stop if that was asked for meanwhile."""
+        self.reached = replace(self.reached, phase=self.num_phases, epoch=0, step=0)  # whichever way the last fit has ended
+        self.save()
         self._stop_if_asked(self.runtime.gather(self._vote()))
         self.writer.wait()
 
