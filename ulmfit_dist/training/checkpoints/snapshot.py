@@ -93,6 +93,7 @@ class LearnerState:
         dtype = None if state["precision"] == self.runtime.precision else next(iter(self.parameters.values())).dtype
         share_done = float(state["position"]["pct_train"])
         optimizer = self._read_optimizer(tensors["optimizer"], state["optimizer"])
+        self._check_hidden_states(tensors["hidden_states"], position)
         learner.add_cb(ResumeEpoch(position, share_done, optimizer, tensors["hidden_states"], dtype))
         return position
 
@@ -120,10 +121,23 @@ class LearnerState:
         for path, moment in moments.items():
             name, key = path.rsplit("/", 1)
             parameter = self.parameters[name]
+            if moment.dim() and moment.shape != parameter.shape:
+                raise ValueError(f"{path} differs")
             by_name[name][key] = moment.to(parameter.device, parameter.dtype if moment.dim() else None, copy=True)
         by_parameter = {parameter: by_name[name] for name, parameter in self.parameters.items()}
         in_order = [by_parameter[parameter] for parameter, *_ in self.learner.opt.all_params()]
-        return {"state": in_order, "hypers": [dict(hyper) for hyper in state["hypers"]]}
+        pairs = zip(self.learner.opt.hypers, state["hypers"], strict=True)
+        return {"state": in_order, "hypers": [{**own, **saved} for own, saved in pairs]}
+
+    def _check_hidden_states(self, hidden_states: Mapping[str, Tensor], position: RecipePosition) -> None:
+        """Raise ValueError if these are not (h, c) of all rows, where there are to be any."""
+        if self.learner.stage != "lm" or not position.step:
+            return
+        encoder, num_rows = encoder_of(self.learner.model), self.learner.dls.train.global_batch_size
+        for layer, rnn in enumerate(encoder.rnns):
+            for part in "hc":
+                if hidden_states[f"{layer}.{part}"].shape != (num_rows, rnn.module.hidden_size):
+                    raise ValueError(f"hidden state {layer}.{part} differs")
 
     def _hidden_states(self) -> dict[str, Tensor]:
         """(h, c) of each layer by global row, [B, H]; empty for a stage that keeps none from step to step. Collective."""
