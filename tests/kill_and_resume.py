@@ -1,6 +1,6 @@
 """Kill all ranks again and again, go on each time, and compare the end with that of a run left alone.
 
-    python tests/kill_and_resume.py [--kills 20] [--ranks 2 [N ...]] [--seed 0] [key=value ...]
+    python tests/kill_and_resume.py [key=value ...] [--kills 20] [--ranks 2 [N ...]] [--seed 0]
 
 The ranks are those of the first life, the second, and so on, around again. Every other kill is aimed at a save: it comes a
 few milliseconds after the folder of a checkpoint has appeared; the rest come at random. Every life but the last gets a share
@@ -76,7 +76,7 @@ def compare(folder: Path, kills: int, ranks: Sequence[int], seed: int, overrides
         processes = next(lives)
         process = start([*words, "name=killed"], processes, notes)
         wait_for_training(process, notes)
-        alive = wait_for_moment(process, run, number % 2 == 0, rng, 1.4 * seconds / kills)
+        alive = wait_for_moment(process, run, number % 2 == 0, rng, 2.6 * seconds / kills)
         kill_all(process)
         if not alive:
             print(f"the run has ended before kill {number + 1}")
