@@ -14,6 +14,8 @@ from conftest import mounted
 
 from ulmfit_dist.compose import to_dict
 from ulmfit_dist.config import Config, Phase
+from ulmfit_dist.errors import UserError
+from ulmfit_dist.stages.resume import _find
 from ulmfit_dist.training.checkpoints import folder as folder_module
 from ulmfit_dist.training.checkpoints.folder import Content, DamagedError, StageFolder, read_state, read_tensors, verify
 from ulmfit_dist.training.checkpoints.writer import CheckpointWriter
@@ -234,6 +236,16 @@ def test_a_config_that_no_longer_fits_is_told_by_its_keys():
     assert differences("lm", harmless, to_dict(Config()), "a", "a") == []
     assert differences("classifier", harmless, to_dict(Config()), "a", "a") == ["classifier.wd (now 0.5, then 0.01)"]
     assert differences("lm", Config(), {}, "a", "a") != []
+
+
+def test_where_all_are_damaged_nothing_starts_over_by_itself(stage: StageFolder, capsys: pytest.CaptureFixture[str]):
+    config = Config(name="run", runs_dir=str(stage.checkpoints.parent.parent))
+    config.name = stage.checkpoints.parent.name
+    for step in (10, 20, 30):
+        flip(stage.at(step))
+    with pytest.raises(UserError, match="all checkpoints are damaged: start over with --fresh"):
+        _find(config, "lm")
+    assert capsys.readouterr().err.count("is damaged (model.safetensors: its checksum") == 3
 
 
 def test_a_position_is_read_with_care():

@@ -3,15 +3,17 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import LEARNING, TINY, command, mounted
+from conftest import LEARNING, ROOT, TINY, command, mounted
 from killing import STAGES, finish, kill_all, metrics, ranks_of, rows_read, start, wait_for_training, weights
 
 RECIPE = (
@@ -164,6 +166,42 @@ def test_signals_end_a_run_with_85_and_what_no_longer_fits_is_refused(begin: Sta
     output = process.communicate(timeout=30)[0]
     assert process.returncode == -signal.SIGINT
     assert f"lm: goes on from {saved}" in output
+
+
+def test_a_command_is_stopped_before_it_trains_with_85(recipe: Path, corpus: Path, tmp_path: Path):
+    words = ["run", recipe, f"data.path={corpus}", f"data.cache={tmp_path}", f"runs_dir={tmp_path}"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ulmfit_dist", *map(str, words)], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+    )
+    while not catches(process.pid, signal.SIGTERM):
+        time.sleep(0.001)
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.communicate(timeout=30)[1] == "ulmfit-dist: stopped by SIGTERM: the same command goes on from there\n"
+    assert process.returncode == 85
+
+
+def test_a_fresh_start_that_is_killed_goes_on_and_leaves_the_models_before_aside(
+    begin: Start, run_dirs: dict[str, Path], tmp_path: Path
+):
+    shutil.copytree(run_dirs["one"], tmp_path / "run")
+    words = [*TINY, *LEARNING, "name=run", "tracking.wandb=disabled", "lm.wd=0.2"]
+    process = begin(*words, "--fresh", processes=1)
+    wait_for_step(process, tmp_path / "notes", "lm", 40)  # there is no checkpoint yet but that before the first step
+    kill_all(process)
+    process = begin(*words, processes=1)
+    wait_for_step(process, tmp_path / "notes", "lm", 70)
+    os.kill(process.pid, signal.SIGTERM)
+    output = process.communicate()[0]
+    assert process.returncode == 85
+    assert re.search(r"lm: goes on from \S+/step-00000000, made on 1 rank", output)
+    said = finish(begin(*words, processes=1))
+    assert "lm: goes on from" in said
+    assert "done already" not in said
+    exported = [json.loads((tmp_path / "run" / stage / "training.json").read_text()) for stage in STAGES]
+    assert len({training["training_id"] for training in exported}) == 2
+    said = finish(begin(*words, processes=1))
+    assert [line.split(",")[0] for line in said.splitlines() if "done" in line][:2] == [f"{s}: done already" for s in STAGES]
 
 
 def test_a_full_disk_does_not_stop_a_run(begin: Start, tmp_path: Path):

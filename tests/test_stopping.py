@@ -1,6 +1,5 @@
 """Signals, and the news of a rank that is gone."""
 
-import os
 import signal
 import socket
 import subprocess
@@ -23,12 +22,11 @@ def test_a_signal_stops_at_once_where_there_is_nothing_to_lose(number: signal.Si
     assert signal.getsignal(number) is before
 
 
-def test_a_signal_is_noted_while_training():
-    with stopping.when_ready() as stop:
+def test_a_signal_is_noted_while_training_and_not_lost_at_its_end():
+    with pytest.raises(Interrupted, match="stopped by SIGUSR1"), stopping.when_ready() as stop:  # noqa: PT012
         assert stop.signal is None
-        os.kill(os.getpid(), signal.SIGUSR1)
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(0.01)
+        signal.raise_signal(signal.SIGUSR1)
+        signal.raise_signal(signal.SIGTERM)
         assert stop.signal is signal.SIGUSR1
         assert signal.getsignal(signal.SIGINT) is not signal.SIG_DFL
 

@@ -9,11 +9,12 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ulmfit_dist import __version__
+from ulmfit_dist import __version__, stopping
 from ulmfit_dist.compose import describe, load_config
 from ulmfit_dist.config import PRECISIONS, Config, RuntimeConfig
 from ulmfit_dist.errors import EXIT_CODE, FAILED, RESUMABLE, Interrupted, RankLostError, UserError
@@ -38,7 +39,8 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run a command; the exit code is 0, or one of those in `errors.py`."""
     try:
         args = _parse(words)
-        args.command(args)
+        with stopping.at_once() if args.goes_on else nullcontext():
+            args.command(args)
     except UserError as error:
         report_error(error)
         return EXIT_CODE
@@ -112,7 +114,7 @@ def _with_config(commands: Any, name: str, help: str, command: Command) -> argpa
     parser = commands.add_parser(name, help=help, description=help)
     parser.add_argument("recipe", metavar="CONFIG", help="a YAML recipe, such as configs/quickstart.yaml")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="keys to set, such as lm.global_batch_size=32")
-    parser.set_defaults(command=command)
+    parser.set_defaults(command=command, goes_on=name != "config")
     return parser
 
 
@@ -128,7 +130,7 @@ def _with_run(commands: Any, name: str, help: str, command: Command) -> argparse
         "run", metavar="RUN", type=Path, help="a run directory, such as runs/quickstart, or an exported model"
     )
     parser.add_argument("--trust-rules", action="store_true", help="call the functions in the model's tokenizer.rules")
-    parser.set_defaults(command=command)
+    parser.set_defaults(command=command, goes_on=False)
     return parser
 
 
@@ -142,7 +144,7 @@ def _run(args: argparse.Namespace) -> None:
     from ulmfit_dist.stages.run import run
 
     with runtime:
-        run(config, runtime, fresh=args.fresh)
+        run(config, runtime, fresh=args.fresh and not runtime.is_restart)
 
 
 def _stage(stage: str) -> Command:
@@ -151,7 +153,7 @@ def _stage(stage: str) -> Command:
         from ulmfit_dist.stages.run import run_stage
 
         with runtime:
-            run_stage(config, runtime, stage, fresh=args.fresh)
+            run_stage(config, runtime, stage, fresh=args.fresh and not runtime.is_restart)
 
     return command
 

@@ -13,12 +13,11 @@ import socket
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ulmfit_dist import stopping
 from ulmfit_dist.errors import Interrupted, RankLostError, UserError, shared
 from ulmfit_dist.spawned import refuse_in_worker
 from ulmfit_dist.watch import Watch, open_door, watch_from, watch_from_main
@@ -83,7 +82,6 @@ class Runtime:
             torch.use_deterministic_algorithms(True)
         torch.autograd.set_detect_anomaly(settings.detect_anomaly)
         self._watch = self._start_watch() if self.world_size > 1 else None
-        self._handlers = ExitStack()
 
     @property
     def is_main(self) -> bool:
@@ -95,14 +93,22 @@ class Runtime:
         return f"rank {self.rank} ({socket.gethostname()}, process {os.getpid()})"
 
     @property
+    def is_restart(self) -> bool:
+        """Whether the launcher has started all ranks again, after one had failed."""
+        return _attempt() != "0"
+
+    @property
     def is_local_main(self) -> bool:
         """Whether this is the first rank of its node."""
         return self.accelerator.is_local_main_process
 
     def print(self, *words: object) -> None:
-        """Print on rank 0."""
+        """Print on rank 0; a reader of our output who has left stops nothing."""
         if self.is_main:
-            print(*words, flush=True)
+            try:
+                print(*words, flush=True)
+            except BrokenPipeError:
+                sys.stdout = open(os.devnull, "w")  # noqa: SIM115  until the process ends
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
@@ -208,7 +214,6 @@ class Runtime:
         return None if errors else watch
 
     def __enter__(self) -> Runtime:
-        self._handlers.enter_context(stopping.at_once())
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -228,7 +233,6 @@ class Runtime:
             if is_mine_alone and not isinstance(error, (UserError, Interrupted)):
                 lost = self._watch.loss(patience=2)
             self._watch.leave(f"{type(error).__name__}: {error}" if is_mine_alone else None)
-        self._handlers.close()
         if kind is None or issubclass(kind, (UserError, Interrupted)):
             self.accelerator.end_training()
         if lost is not None:
@@ -241,14 +245,18 @@ def _join_after_restart(backend: str) -> None:
     Their addresses are exchanged through a store that outlives them, so the last attempt's could be found in it (pytorch
     issue 135712): each attempt keeps its own under a name of its own.
     """
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    if attempt == "0":
+    if _attempt() == "0":
         return
     import torch.distributed as dist
 
     store, rank, world_size = next(dist.rendezvous("env://"))
-    store = dist.PrefixStore(f"attempt {attempt}", store)
+    store = dist.PrefixStore(f"attempt {_attempt()}", store)
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=LONGEST_WAIT)
+
+
+def _attempt() -> str:
+    """How often torchrun, and so `accelerate launch`, has started the ranks of this node again."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
 
 
 def resolve_precision(wanted: str, has_gpu: bool) -> str:

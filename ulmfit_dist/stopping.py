@@ -16,7 +16,7 @@ from typing import Any
 
 from ulmfit_dist.errors import Interrupted
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name))
 
 
 @dataclass
@@ -31,7 +31,7 @@ def at_once() -> Iterator[None]:
     """A signal raises `Interrupted` where the process is."""
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise Interrupted(f"stopped by {signal.Signals(number).name}: the same command goes on from there")
+        raise Interrupted(_message(number))
 
     with _handling(stop):
         yield
@@ -50,6 +50,12 @@ def when_ready() -> Iterator[StopRequest]:
 
     with _handling(note):
         yield request
+    if request.signal is not None:  # too late for whoever trained to see it
+        raise Interrupted(_message(request.signal))
+
+
+def _message(number: int) -> str:
+    return f"stopped by {signal.Signals(number).name}: the same command goes on from there"
 
 
 @contextmanager

@@ -83,10 +83,10 @@ class Watch:
 
     def _lose(self, word: Word) -> None:
         self._message = f"{word['who']} {word['why']}"
-        self._lost.set()
-        if self.relay:
+        if self.relay:  # before this rank can end because of it
             for peer in self.peers:
                 _send(peer, word)
+        self._lost.set()
         if not self._left.wait(GRACE):
             self.give_up(self._message)
 

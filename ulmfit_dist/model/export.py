@@ -83,10 +83,13 @@ def read_exported(folder: Path) -> Exported:
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"{folder}: no exported model here (no {WEIGHTS})")
     is_classifier = (folder / "labels.json").is_file()
+    vocab = load_vocab(folder / "vocab.json")
+    if not vocab:
+        raise UserError(f"{folder / 'vocab.json'}: no tokens in it: export the model again")
     return Exported(
         folder=folder,
         config=_read_config(folder / "config.yaml"),
-        vocab=load_vocab(folder / "vocab.json"),
+        vocab=vocab,
         labels=load_vocab(folder / "labels.json") if is_classifier else None,
         training=_read_training(folder / "training.json"),
     )

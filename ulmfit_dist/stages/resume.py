@@ -13,6 +13,7 @@ from torch import Tensor
 from ulmfit_dist.config import Config
 from ulmfit_dist.data.store import TokenStore
 from ulmfit_dist.errors import UserError
+from ulmfit_dist.model.export import WEIGHTS, Exported
 from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.training.checkpoints.folder import DamagedError, StageFolder, read_lines, read_state, read_tensors
 from ulmfit_dist.training.compatibility import differences
@@ -42,6 +43,10 @@ class Found:
                 f"name, such as name={config.name}-2"
             )
 
+    def is_of(self, exported: Exported) -> bool:
+        """Whether an exported model comes from the training that this checkpoint is of."""
+        return bool(self.state["training_id"] == exported.training.get("training_id"))
+
     def lines(self) -> str:
         """The stage's part of metrics.jsonl. Raises UserError."""
         try:
@@ -63,25 +68,42 @@ class Found:
 
 
 def find_checkpoint(config: Config, runtime: Runtime, stage: str) -> Found | None:
-    """The newest intact checkpoint of a stage; damaged ones are named and passed over. Collective."""
+    """The newest intact checkpoint of a stage; damaged ones are named and passed over. Collective.
+
+    Raises:
+        UserError: all are damaged, and the stage has no exported model either.
+    """
     found = None
     with runtime.together():
         if runtime.is_main:
-            folder = StageFolder(config.checkpoints_dir, stage)
-            with suppress(OSError):  # another user's: what is there can be read all the same
-                folder.tidy()
-            found = folder.newest_intact(lambda path: _read(path, stage), _warn)
+            found = _find(config, stage)
     return runtime.from_main(found)
 
 
+def _find(config: Config, stage: str) -> Found | None:
+    folder = StageFolder(config.checkpoints_dir, stage)
+    with suppress(OSError):  # another user's: what is there can be read all the same
+        folder.tidy()
+    found = folder.newest_intact(lambda path: _read(path, stage), _warn)
+    if found is None and folder.newest_first() and not (config.run_dir / stage / WEIGHTS).is_file():
+        raise UserError(f"{folder.path}: all checkpoints are damaged: start over with --fresh")
+    return found
+
+
 def _read(path: Path, stage: str) -> Found:
+    """Raises DamagedError where what is needed before training begins is not there."""
     state = read_state(path)
     try:
         position, phases = RecipePosition.from_json(state["position"]), state["config"][stage]["phases"]
-        return Found(path, state, position.phase >= len(phases))
+        is_end = position.phase >= len(phases)
+        if not is_end and position.epoch >= phases[position.phase]["epochs"]:
+            raise ValueError("a position beyond the end")
+        for key in ("training_id", "data_fingerprint", "world_size", "wandb_run_id"):
+            state[key]
+        return Found(path, state, is_end)
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedError(f"state.json: {type(error).__name__}: {error}") from None
 
 
 def _warn(path: Path, error: DamagedError) -> None:
-    print(f"warning: {path} is damaged ({error}): the one before it is used", file=sys.stderr, flush=True)
+    print(f"warning: {path} is damaged ({error}) and passed over", file=sys.stderr, flush=True)

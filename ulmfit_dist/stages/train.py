@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import secrets
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -71,10 +72,12 @@ def train_stage(
     show_first_batch(config, runtime, store, learner)
     with stopping.when_ready() as stop:
         writer = CheckpointWriter(folder, config.checkpoint.keep, found.path if found else None)
-        facts = _facts(config, runtime, store)
+        training_id = found.state["training_id"] if found else runtime.from_main(secrets.token_hex(8))
+        facts = {"training_id": training_id, **_facts(config, runtime, store)}
         num_phases = len(settings.phases)
         checkpoints = CheckpointCallback(config.checkpoint, state, writer, tracker, stop, facts, begin, num_phases)
         learner.add_cb(checkpoints)
+        checkpoints.save()  # so that a training that replaces another is taken up wherever it is killed
         run_phases(learner, settings.phases, begin)
         checkpoints.finish()
     metrics = tracking.final_metrics()
@@ -83,7 +86,8 @@ def train_stage(
         if stage == "lm":
             tracker.drop_stage("classifier")  # one on an encoder that is no more
         if runtime.is_main:
-            training = {"data_fingerprint": store.fingerprint, "world_size": runtime.world_size, "metrics": metrics}
+            training = {"training_id": training_id, "data_fingerprint": store.fingerprint}
+            training |= {"world_size": runtime.world_size, "metrics": metrics}
             save_exported(config.run_dir / stage, learner.model, config, store, labels, training)
     return config.run_dir / stage
 

@@ -201,9 +201,11 @@ def _start_wandb(config: Config, facts: dict[str, Any], mode: str, run_id: str |
 
 def _read_summary(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        summary = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
+    is_ours = isinstance(summary, dict) and isinstance(summary.get("seconds", {}), dict)
+    return summary if is_ours else {}
 
 
 def _check_writable(folder: Path) -> None:
@@ -217,11 +219,11 @@ def _stage_of(line: str) -> str | None:
     """The stage that a line of metrics.jsonl is of; None for a line cut short by a killed run."""
     try:
         return str(json.loads(line)["stage"])
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError):
         return None
 
 
 def _lines_of_others(path: Path, stage: str) -> str:
     """The lines of metrics.jsonl that are not of this stage."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
     return "".join(f"{line}\n" for line in lines if _stage_of(line) not in (stage, None))

@@ -103,8 +103,9 @@ class TrackingCallback(Callback):
             sums = getattr(self, name)
             sums.copy_(sums.new_tensor(state[name]) * float(self.runtime.is_main))
         for name in ("tokens", "trained", "epoch_trained", "train_seconds", "epoch_seconds"):
-            setattr(self, name, state[name])
-        self.earlier_seconds = state["seconds"]
+            kind = type(getattr(self, name))
+            setattr(self, name, kind(state[name]))
+        self.earlier_seconds = float(state["seconds"])
         if state["valid_metrics"] is not None:
             self.learn.valid_metrics = state["valid_metrics"]
 

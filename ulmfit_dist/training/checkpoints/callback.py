@@ -73,7 +73,8 @@ class CheckpointCallback(Callback):
     ):
         self.settings, self.state, self.writer, self.tracker, self.stop = settings, state, writer, tracker, stop
         self.runtime: Runtime = state.runtime
-        self.facts, self.reached, self.saved, self.num_phases = facts, begin, begin, num_phases
+        self.facts, self.reached, self.num_phases = facts, begin, num_phases
+        self.saved = begin if writer.last is not None else None
         self.stalls: list[float] = []
         self.losses: list[tuple[int, torch.Tensor]] = []
         self.last_saved = time.perf_counter()
@@ -112,8 +113,8 @@ class CheckpointCallback(Callback):
         """After the last phase: come back when its checkpoint is on the disk, or stop if that was asked for meanwhile."""
         self.reached = replace(self.reached, phase=self.num_phases, epoch=0, step=0)  # whichever way the last fit has ended
         self.save()
-        self._stop_if_asked(self.runtime.gather(self._vote()))
         self.writer.wait()
+        self._stop_if_asked(self.runtime.gather(self._vote()))
 
     def save(self, score: float | None = None) -> None:
         """Save where training stands, unless that is saved already. Collective; the disk's part goes on behind."""

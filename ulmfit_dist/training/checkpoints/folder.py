@@ -17,6 +17,7 @@ the disk does to it later, the manifest shows. No file depends on the number of 
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -261,7 +262,7 @@ def _score(path: Path) -> float | None:
         score = read_json(path / "manifest.json").get("score")
     except DamagedError:
         return None
-    return float(score) if isinstance(score, (int, float)) else None
+    return score if isinstance(score, float) and math.isfinite(score) else None
 
 
 def _entries(folder: Path) -> Iterator[Path]:

@@ -58,7 +58,7 @@ class LearnerState:
         scaler = self.runtime.accelerator.scaler
         moments, counters = self._optimizer_state()
         state = {
-            "position": {**asdict(position), "pct_train": float(learner.pct_train)},
+            "position": {**asdict(position), "pct_train": float(learner.pct_train) if position.step else 0.0},
             "optimizer": {"hypers": [dict(hyper) for hyper in learner.opt.hypers], "counters": counters},
             "scaler": None if scaler is None else scaler.state_dict(),
             "precision": self.runtime.precision,
@@ -78,8 +78,9 @@ class LearnerState:
         """
         try:
             return self._restore(tensors, state)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise UserError(f"the checkpoint is not of this model ({error}): start over with --fresh") from None
+        except Exception as error:  # whatever somebody has put into it
+            what = f"{type(error).__name__}: {error}"
+            raise UserError(f"the checkpoint is not of this model ({what}): start over with --fresh") from None
 
     def _restore(self, tensors: Tensors, state: Mapping[str, Any]) -> RecipePosition:
         learner, position = self.learner, RecipePosition.from_json(state["position"])
@@ -92,6 +93,8 @@ class LearnerState:
                 callback.load_state_dict(state["callbacks"][callback.name])
         dtype = None if state["precision"] == self.runtime.precision else next(iter(self.parameters.values())).dtype
         share_done = float(state["position"]["pct_train"])
+        if not 0 <= share_done <= 1.01 or position.step > len(learner.dls.train):
+            raise ValueError("a position beyond the end")
         optimizer = self._read_optimizer(tensors["optimizer"], state["optimizer"])
         self._check_hidden_states(tensors["hidden_states"], position)
         learner.add_cb(ResumeEpoch(position, share_done, optimizer, tensors["hidden_states"], dtype))
@@ -121,7 +124,7 @@ class LearnerState:
         for path, moment in moments.items():
             name, key = path.rsplit("/", 1)
             parameter = self.parameters[name]
-            if moment.dim() and moment.shape != parameter.shape:
+            if moment.dim() and not _alike(moment, parameter):
                 raise ValueError(f"{path} differs")
             by_name[name][key] = moment.to(parameter.device, parameter.dtype if moment.dim() else None, copy=True)
         by_parameter = {parameter: by_name[name] for name, parameter in self.parameters.items()}
@@ -136,7 +139,8 @@ class LearnerState:
         encoder, num_rows = encoder_of(self.learner.model), self.learner.dls.train.global_batch_size
         for layer, rnn in enumerate(encoder.rnns):
             for part in "hc":
-                if hidden_states[f"{layer}.{part}"].shape != (num_rows, rnn.module.hidden_size):
+                hidden = hidden_states[f"{layer}.{part}"]
+                if hidden.shape != (num_rows, rnn.module.hidden_size) or not hidden.is_floating_point():
                     raise ValueError(f"hidden state {layer}.{part} differs")
 
     def _hidden_states(self) -> dict[str, Tensor]:
@@ -208,8 +212,12 @@ def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _copy_into(own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
-    odd = sorted(own.keys() ^ saved.keys()) or [name for name in own if own[name].shape != saved[name].shape]
+    odd = sorted(own.keys() ^ saved.keys()) or [name for name in own if not _alike(own[name], saved[name])]
     if odd:
         raise ValueError(f"{odd[0]} differs")
     for name, tensor in own.items():
         tensor.copy_(saved[name])
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and one.is_floating_point() == other.is_floating_point()
