@@ -70,9 +70,9 @@ def run_stage(config: Config, runtime: Runtime, stage: str, fresh: bool = False)
         if stage == "classifier":
             has_export(config, "lm", store)
     found = None if fresh else find_checkpoint(config, runtime, stage)
+    if found is not None and _is_over(config, runtime, stage, found):
+        found = None
     with runtime.together():
-        if found is not None and is_over(config, stage, found):
-            found = None
         if found is not None:
             found.check(config, stage, store)
     with _closing(tracker):
@@ -99,19 +99,23 @@ def _look(config: Config, runtime: Runtime, stage: str, store: TokenStore) -> tu
     """Whether a stage is done, and the checkpoint to go on from where it is not. Collective."""
     found = find_checkpoint(config, runtime, stage)
     done = False
+    if found is None or _is_over(config, runtime, stage, found):
+        with runtime.together():
+            done = runtime.is_main and has_export(config, stage, store)
+        done = runtime.from_main(done)
     with runtime.together():
-        if runtime.is_main and (found is None or is_over(config, stage, found)):
-            done = has_export(config, stage, store)
         if found is not None and not done:
             found.check(config, stage, store)
-    done = runtime.from_main(done)
     return done, None if done else found
 
 
-def is_over(config: Config, stage: str, found: Found) -> bool:
-    """Whether the training of a checkpoint has come to its end, and to the model that lies in the run directory."""
-    folder = config.run_dir / stage
-    return found.is_end and (folder / WEIGHTS).is_file() and found.is_of(read_exported(folder))
+def _is_over(config: Config, runtime: Runtime, stage: str, found: Found) -> bool:
+    """Whether the training of a checkpoint has come to its end, and to the model in the run directory. Collective."""
+    folder, is_over = config.run_dir / stage, False
+    with runtime.together():
+        if runtime.is_main and found.is_end and (folder / WEIGHTS).is_file():
+            is_over = found.is_of(read_exported(folder))
+    return runtime.from_main(is_over)
 
 
 @contextmanager
