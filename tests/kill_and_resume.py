@@ -3,8 +3,8 @@
     python tests/kill_and_resume.py [key=value ...] [--kills 20] [--ranks 2 [N ...]] [--seed 0]
 
 The ranks are those of the first life, the second, and so on, around again. Every other kill is aimed at a save: it comes a
-few milliseconds after the folder of a checkpoint has appeared; the rest come at random. Every life but the last gets a share
-of the time that a run takes, so the kills are spread over both stages. The test suite holds a short form.
+few milliseconds after the folder of a checkpoint has appeared; the rest come at random. Every life gets a share of the training
+that is left, so the kills are spread over both stages. The test suite holds a short form.
 """
 
 from __future__ import annotations
@@ -71,19 +71,21 @@ def compare(folder: Path, kills: int, ranks: Sequence[int], seed: int, overrides
     print(f"left alone, {ranks[0]} rank(s): {seconds:.0f} s of training", flush=True)
 
     rng, run, notes = random.Random(seed), folder / "killed", folder / "killed-notes"
+    rows = len(dict(rows_read(folder / "alone-notes")))
     lives = itertools.cycle(ranks)
     for number in range(kills):
         processes = next(lives)
         process = start([*words, "name=killed"], processes, notes)
         wait_for_training(process, notes)
-        alive = wait_for_moment(process, run, number % 2 == 0, rng, 2.6 * seconds / kills)
+        left = seconds * (1 - len(dict(rows_read(notes))) / rows)
+        alive = wait_for_moment(process, run, number % 2 == 0, rng, 2 * left / (kills - number + 1))
         kill_all(process)
         if not alive:
             print(f"the run has ended before kill {number + 1}")
             break
         stage, step, _ = max((key for key, _ in rows_read(notes)), key=lambda key: (STAGES.index(key[0]), key[1]))
-        left = [str(path.relative_to(run / "checkpoints")) for path in run.glob("checkpoints/*/.step-*")]
-        print(f"kill {number + 1:2}, {processes} rank(s), {stage} step {step}", *left, flush=True)
+        half_done = [str(path.relative_to(run / "checkpoints")) for path in run.glob("checkpoints/*/.step-*")]
+        print(f"kill {number + 1:2}, {processes} rank(s), {stage} step {step}", *half_done, flush=True)
     said = finish(start([*words, "name=killed"], next(lives), notes))
     print(*[line for line in said.splitlines() if "goes on" in line or "damaged" in line], sep="\n")
     report(folder)
