@@ -3,8 +3,8 @@
     python tests/kill_and_resume.py [key=value ...] [--kills 20] [--ranks 2 [N ...]] [--seed 0]
 
 The ranks are those of the first life, the second, and so on, around again. Every other kill is aimed at a save: it comes a
-few milliseconds after the folder of a checkpoint has appeared; the rest come at random. Every life gets a share of the training
-that is left, so the kills are spread over both stages. The test suite holds a short form.
+few milliseconds after the folder of a checkpoint has appeared; the rest come at random. Every life gets a share of the
+training that is left, so the kills are spread over both stages. The test suite holds a short form.
 """
 
 from __future__ import annotations
