@@ -20,6 +20,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ulmfit_dist import stopping
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.spawned import spawning_workers
 
@@ -85,7 +86,8 @@ def _share(
 
 def _start(file: str, parent: int) -> None:
     global _work, _tools
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # from a keyboard it reaches all; the parent decides
+    for number in set(stopping.SIGNALS) - {signal.SIGTERM}:  # by which the pool itself ends a worker
+        signal.signal(number, signal.SIG_IGN)  # they may reach the whole group: the parent decides
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     atexit.register(os._exit, 0)  # at once: to free millions of strings one by one takes a while
     open_tools, _work = pickle.loads(Path(file).read_bytes())
