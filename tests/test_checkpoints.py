@@ -190,6 +190,15 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path):
     assert [path.name for path in stage.newest_first()] == ["step-00000007", "step-00000006", "step-00000004"]
 
 
+def test_a_damaged_newer_one_does_not_cost_those_written_after_it(stage: StageFolder):
+    flip(stage.at(30))
+    stage.write(content(21), keep=1)
+    assert newest(stage)[0] == 21
+    stage.write(content(22), keep=1)
+    assert newest(stage)[0] == 22
+    assert not stage.at(21).exists()
+
+
 def test_what_a_kill_left_is_tidied_up_and_nothing_is_lost(stage: StageFolder):
     stage.at(30).replace(stage.path / ".step-00000030.old")  # killed between the two names of a step that is saved again
     (stage.path / ".step-00000030.tmp").mkdir()

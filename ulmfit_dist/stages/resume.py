@@ -98,8 +98,9 @@ def _read(path: Path, stage: str) -> Found:
         is_end = position.phase >= len(phases)
         if not is_end and position.epoch >= phases[position.phase]["epochs"]:
             raise ValueError("a position beyond the end")
-        for key in ("training_id", "data_fingerprint", "world_size", "wandb_run_id"):
-            state[key]
+        missing = {"training_id", "data_fingerprint", "world_size", "wandb_run_id"} - state.keys()
+        if missing:
+            raise ValueError(f"lacks {', '.join(sorted(missing))}")
         return Found(path, state, is_end)
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedError(f"state.json: {type(error).__name__}: {error}") from None

@@ -188,5 +188,6 @@ def build_learner(
     learner.position.seed, learner.position.stage = seed, stage
     learner.stage_epoch, learner.stage_step = 0, 0
     learner.first_epoch, learner.first_step = 0, 0
+    learner.phase, learner.epoch = 0, 0  # for a message before the first fit
     learner.regularization = ActivationRegularization(settings.alpha, settings.beta)
     return learner

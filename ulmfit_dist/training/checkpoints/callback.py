@@ -167,8 +167,8 @@ class CheckpointCallback(Callback):
             return
         self.save()
         self.writer.wait()
-        last, error = self.runtime.from_main((self.writer.last, self.writer.error))
-        where = f"{self.learn.stage} is saved in {last}" if error is None else f"the last good checkpoint is {last}"
+        last, is_saved = self.runtime.from_main((self.writer.last, self.writer.error is None))
+        where = f"{self.learn.stage} is saved in {last}" if is_saved else f"the last good checkpoint is {last}"
         raise shared(Interrupted(f"stopped by {signal} after step {self.learn.stage_step}: {where}; start again to go on"))
 
     def _refuse_bad_losses(self, votes: list[Vote]) -> None:

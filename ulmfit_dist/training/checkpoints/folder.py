@@ -119,7 +119,7 @@ class StageFolder:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         self._link(path)
-        self._prune(keep)
+        self._prune(path, keep)
         self.tidy()
         return path
 
@@ -138,8 +138,9 @@ class StageFolder:
         """Remove all checkpoints of the stage."""
         shutil.rmtree(self.path, ignore_errors=True)
 
-    def _prune(self, keep: int) -> None:
-        paths = self.newest_first()
+    def _prune(self, newest: Path, keep: int) -> None:
+        """Of those up to the one just written: what has a later step was damaged, or it would have been gone on from."""
+        paths = [path for path in self.newest_first() if _step(path) <= _step(newest)]
         scores = {path: score for path in paths if (score := _score(path)) is not None}
         best = max(scores, key=lambda path: scores[path], default=None)  # the newest of the best
         for path in paths[keep:]:
@@ -157,29 +158,28 @@ class StageFolder:
             link.unlink(missing_ok=True)
 
 
-def verify(path: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint that is as it says. Raises DamagedError."""
+def verify(path: Path) -> None:
+    """Raise DamagedError if a checkpoint is not as its manifest says."""
     manifest = read_json(path / "manifest.json")
     files = manifest.get("files")
     if manifest.get("format") != FORMAT:
         raise DamagedError(f"manifest.json: format {manifest.get('format')!r}, this version reads {FORMAT}")
     if not isinstance(files, dict) or sorted(files) != sorted(FILES):
         raise DamagedError(f"manifest.json: does not list {', '.join(FILES)}")
-    for name, facts in files.items():
-        file = path / name
+    for name, said in files.items():
+        file, facts = path / name, said if isinstance(said, dict) else {}
         if file.is_symlink() or not file.is_file():
             raise DamagedError(f"{name}: missing, or not a plain file")
-        if not isinstance(facts, dict) or file.stat().st_size != facts.get("bytes"):
-            raise DamagedError(f"{name}: {file.stat().st_size} bytes, not the {_of(facts, 'bytes')} of its manifest")
+        if file.stat().st_size != facts.get("bytes"):
+            raise DamagedError(f"{name}: {file.stat().st_size} bytes, not the {facts.get('bytes')} of its manifest")
         if _checksum(file) != facts.get("xxh3"):
             raise DamagedError(f"{name}: its checksum is not that of its manifest")
     for name in TENSOR_FILES:
         _check_tensors(path / f"{name}.safetensors")
-    return manifest
 
 
 def _check_tensors(file: Path) -> None:
-    """Whether it is what it is called, as far as its head goes."""
+    """Raise DamagedError if it is not what it is called, as far as its head goes."""
     try:
         with safetensors.safe_open(file, "pt"):
             pass
@@ -267,7 +267,3 @@ def _score(path: Path) -> float | None:
 
 def _entries(folder: Path) -> Iterator[Path]:
     return iter(sorted(folder.iterdir())) if folder.is_dir() else iter(())
-
-
-def _of(facts: Any, key: str) -> Any:
-    return facts.get(key) if isinstance(facts, dict) else None
