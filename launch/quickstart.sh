@@ -10,7 +10,8 @@ if [ "$processes" -eq 0 ]; then
 fi
 accelerate_run "$processes" configs/quickstart.yaml "$@"
 
-run=$(resolved_config configs/quickstart.yaml "$@" | awk '/^runs_dir:/ {folder = $2} /^name:/ {name = $2} END {print folder "/" name}')
+mapfile -t place < <(values_of "runs_dir name" configs/quickstart.yaml "$@")
+run=${place[0]}/${place[1]}
 echo
 ulmfit-dist predict "$run" "The striker scored twice in the second half and the visitors went out of the cup."
 ulmfit-dist generate "$run" "The government said" --words 30

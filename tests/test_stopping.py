@@ -22,6 +22,16 @@ def test_a_signal_stops_at_once_where_there_is_nothing_to_lose(number: signal.Si
     assert signal.getsignal(number) is before
 
 
+def test_a_scheduler_that_repeats_itself_does_not_disturb_the_end():
+    with pytest.raises(Interrupted, match="stopped by SIGTERM"), stopping.at_once():  # noqa: PT012
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGUSR1)
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+
+
 def test_a_signal_is_noted_while_training_and_not_lost_at_its_end():
     with pytest.raises(Interrupted, match="stopped by SIGUSR1"), stopping.when_ready() as stop:  # noqa: PT012
         assert stop.signal is None

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from ulmfit_dist import __version__, stopping
 from ulmfit_dist.compose import describe, load_config
 from ulmfit_dist.config import PRECISIONS, Config, RuntimeConfig
-from ulmfit_dist.errors import EXIT_CODE, FAILED, RESUMABLE, Interrupted, RankLostError, UserError
+from ulmfit_dist.errors import EXIT_CODE, FAILED, RESUMABLE, Interrupted, RankLostError, UserError, did_you_mean
 from ulmfit_dist.runtime import Runtime, is_main_process, quieten, report, report_error
 
 if TYPE_CHECKING:
@@ -93,7 +93,8 @@ def _parser() -> _Parser:
         commands, "classifier", "train the classifier on the run's language model", _stage("classifier")
     )
     _add_fresh(classifier)
-    _with_config(commands, "config", "print the resolved config, each key with its meaning", _config)
+    show = _with_config(commands, "config", "print the resolved config, each key with its meaning", _config)
+    show.add_argument("--get", action="append", metavar="KEY", help="print a key's value alone, for scripts; may be repeated")
 
     evaluate = _with_run(commands, "evaluate", "compute a run's metrics again", _evaluate)
     evaluate.add_argument("--precision", default="auto", choices=PRECISIONS, help="as runtime.precision (default: auto)")
@@ -144,7 +145,7 @@ def _run(args: argparse.Namespace) -> None:
     from ulmfit_dist.stages.run import run
 
     with runtime:
-        run(config, runtime, fresh=args.fresh and not runtime.is_restart)
+        run(config, runtime, fresh=args.fresh)
 
 
 def _stage(stage: str) -> Command:
@@ -153,7 +154,7 @@ def _stage(stage: str) -> Command:
         from ulmfit_dist.stages.run import run_stage
 
         with runtime:
-            run_stage(config, runtime, stage, fresh=args.fresh and not runtime.is_restart)
+            run_stage(config, runtime, stage, fresh=args.fresh)
 
     return command
 
@@ -171,9 +172,17 @@ def _prepare(args: argparse.Namespace) -> None:
 
 
 def _config(args: argparse.Namespace) -> None:
-    config = load_config(args.recipe, args.overrides)
-    if is_main_process():
-        for key, value, meaning in describe(config):
+    described = list(describe(load_config(args.recipe, args.overrides)))
+    values = {key: value for key, value, _ in described}
+    for key in args.get or ():
+        if key not in values:
+            raise UserError(f"--get {key}: unknown key; {did_you_mean(key, values)}")
+    if not is_main_process():
+        return
+    if args.get:
+        print(*(values[key] for key in args.get), sep="\n")
+    else:
+        for key, value, meaning in described:
             print(f"{f'{key}: {value}':<44} # {meaning}")
 
 

@@ -45,6 +45,8 @@ class DataConfig:
     """Folder of the token stores. One store serves all runs with the same texts and tokenizer."""
     store: str | None = None
     """A prepared token store to train from as it is: then neither the texts nor spaCy are needed."""
+    local_cache: str | None = None
+    """Folder on each node's own disk to copy the token store to, once per node, such as ${oc.env:TMPDIR}/tokens. null: none."""
 
 
 @dataclass

@@ -94,8 +94,13 @@ class Runtime:
 
     @property
     def is_restart(self) -> bool:
-        """Whether the launcher has started all ranks again, after one had failed."""
-        return _attempt() != "0"
+        """Whether all ranks were started again: by the launcher after one had failed, or by SLURM as a requeued job."""
+        return _attempt() != "0" or os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+
+    @property
+    def job(self) -> str:
+        """What has started the ranks: it stays the same when they are started again."""
+        return os.environ.get("SLURM_JOB_ID") or os.environ.get("TORCHELASTIC_RUN_ID", "")
 
     @property
     def is_local_main(self) -> bool:

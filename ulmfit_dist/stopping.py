@@ -28,9 +28,12 @@ class StopRequest:
 
 @contextmanager
 def at_once() -> Iterator[None]:
-    """A signal raises `Interrupted` where the process is."""
+    """A signal raises `Interrupted` where the process is; a scheduler's repetition of it is ignored."""
 
     def stop(number: int, frame: FrameType | None) -> None:
+        for later in SIGNALS:
+            is_hasty = later == signal.SIGINT or (later == signal.SIGTERM and number == signal.SIGINT)
+            signal.signal(later, signal.SIG_DFL if is_hasty else signal.SIG_IGN)
         raise Interrupted(_message(number))
 
     with _handling(stop):

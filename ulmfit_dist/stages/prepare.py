@@ -21,6 +21,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 from ulmfit_dist.config import Config, TokenizerConfig
 from ulmfit_dist.data.builder import StoreBuilder
+from ulmfit_dist.data.local_copy import copy_store
 from ulmfit_dist.data.sources import open_source
 from ulmfit_dist.data.store import FORMAT, NO_LABEL, TokenStore, damaged_shards, read_meta
 from ulmfit_dist.data.texts.documents import Documents, Source, Subset
@@ -38,6 +39,8 @@ def prepare(config: Config, runtime: Runtime) -> TokenStore:
         UserError: on every rank, for whatever is wrong with the source, a file in it, or the cache folder.
     """
     folder = Path(config.data.store) if config.data.store is not None else _find_or_make(config, runtime)
+    if config.data.local_cache is not None:
+        folder = _copy_to_node(folder, Path(config.data.local_cache), runtime)
     with runtime.together():
         store = TokenStore(folder)
         _check_tokenizer(store, config)
@@ -64,6 +67,14 @@ def _find_or_make(config: Config, runtime: Runtime) -> Path:
                 if runtime.is_main:
                     builder.remake(damaged, read_meta(folder))
     return folder
+
+
+def _copy_to_node(folder: Path, cache: Path, runtime: Runtime) -> Path:
+    """The store's copy on this node's own disk, made by the node's first rank."""
+    with runtime.together():
+        if runtime.is_local_main:
+            copy_store(folder, cache)
+    return cache / str(read_meta(folder)["fingerprint"])
 
 
 def _damaged(folder: Path, runtime: Runtime) -> list[int]:

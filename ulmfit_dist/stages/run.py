@@ -35,6 +35,7 @@ def run(config: Config, runtime: Runtime, fresh: bool = False) -> None:
         UserError: wrong input, or a stage that was trained, or begun, with another config.
         Interrupted: a signal has asked to stop; all is saved.
     """
+    fresh = fresh and not _has_begun(config, runtime, "lm")
     with runtime.together():
         tracker = Tracker(config, runtime, resume=not fresh)
     started = time.perf_counter()
@@ -69,6 +70,7 @@ def run_stage(config: Config, runtime: Runtime, stage: str, fresh: bool = False)
     with runtime.together():
         if stage == "classifier":
             has_export(config, "lm", store)
+    fresh = fresh and not _has_begun(config, runtime, stage)
     found = None if fresh else find_checkpoint(config, runtime, stage)
     if found is not None and _is_over(config, runtime, stage, found):
         found = None
@@ -93,6 +95,12 @@ def has_export(config: Config, stage: str, store: TokenStore) -> bool:
             f"another name, such as name={config.name}-2"
         )
     return True
+
+
+def _has_begun(config: Config, runtime: Runtime, stage: str) -> bool:
+    """Whether a job that was started again has begun a stage before, so that --fresh is done with. Collective."""
+    found = find_checkpoint(config, runtime, stage) if runtime.is_restart else None
+    return found is not None and bool(found.state.get("job") == runtime.job)
 
 
 def _look(config: Config, runtime: Runtime, stage: str, store: TokenStore) -> tuple[bool, Found | None]:

@@ -98,6 +98,7 @@ def _facts(config: Config, runtime: Runtime, store: TokenStore) -> dict[str, Any
         "config": to_dict(config),
         "data_fingerprint": store.fingerprint,
         "world_size": runtime.world_size,
+        "job": runtime.job,
         "versions": {
             "ulmfit-dist": __version__,
             "python": platform.python_version(),

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,8 @@ class Tracker:
     def close(self, exit_code: int = 0) -> None:
         """Finish the W&B run: 0 for a run that ended well."""
         self._to_wandb("finish", exit_code)
+        if self.run_id is not None and self.wandb is None:
+            _leave_wandb()
         self.wandb = None
 
     @property
@@ -152,8 +155,19 @@ class Tracker:
             else:
                 getattr(self.wandb, what)(content)
         except Exception as error:
-            print(f"warning: W&B failed, the run goes on without it: {error}", file=sys.stderr)
+            print(f"warning: W&B failed, {self._metrics} has what it lacks: {error}", file=sys.stderr, flush=True)
             self.wandb = None
+
+
+def _leave_wandb() -> None:
+    """End what is left of W&B after a failure, which it would report with a traceback at the end of this process.
+
+    Its own process ends at a SIGTERM (wandb issue 9963), which SLURM sends to all processes of a job.
+    """
+    import wandb
+
+    with suppress(Exception, SystemExit):
+        wandb.teardown(1)
 
 
 def wandb_mode(settings: TrackingConfig) -> str:

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# One node's part of a job, as srun starts it: `accelerate launch` of the node's ranks, with the exit code of theirs.
+set -euo pipefail
+
+if [ "$SLURM_NODEID" -eq 0 ]; then
+    echo $$ > "$LOG.pid"
+else
+    exec >> "$LOG-node$SLURM_NODEID.log" 2>&1
+fi
+exec python -m ulmfit_dist.launcher \
+    --config_file "$(dirname "$0")/../configs/accelerate/multi_node.yaml" \
+    --num_machines "$SLURM_JOB_NUM_NODES" --machine_rank "$SLURM_NODEID" \
+    --num_processes "$((SLURM_JOB_NUM_NODES * PROCESSES_PER_NODE))" \
+    --main_process_ip "$ADDRESS" --main_process_port "$PORT" \
+    -m ulmfit_dist "$@"

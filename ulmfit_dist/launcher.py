@@ -1,0 +1,69 @@
+"""`accelerate launch`, which ends as its ranks do.
+
+    python -m ulmfit_dist.launcher [OPTION ...] -m ulmfit_dist run CONFIG     # the words of `accelerate launch`
+
+Accelerate's launcher exits with 1 whatever its ranks say, with a report of a screenful, and on SIGTERM gives them thirty seconds.
+Here the exit code is that of the ranks (0, 2 for wrong input, 85 for a run that goes on later), what they printed is all that
+is printed, and signals are passed on and their end waited for, as long as whoever sent them allows.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from types import FrameType
+
+from ulmfit_dist.errors import FAILED, RESUMABLE
+
+PASSED_ON = (signal.SIGTERM, signal.SIGUSR1)
+"""Signals that schedulers send. SIGINT is left to torchrun, which passes it on: a keyboard sends it to all processes anyway."""
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run `accelerate launch` with these words; returns the exit code of its ranks."""
+    for number in PASSED_ON:
+        signal.signal(number, _pass_on)
+    os.environ["PET_SIGNALS_TO_HANDLE"] = "SIGINT"  # torchrun's option, which Accelerate does not have
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it would name the ranks' exit codes
+    try:
+        launch_command(launch_command_parser().parse_args(words))
+    except ChildFailedError as error:
+        codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
+        for rank, code in codes.items():
+            if code < 0:
+                print(f"ulmfit-dist: rank {rank} was ended by {signal.Signals(-code).name}", file=sys.stderr, flush=True)
+        return exit_code(list(codes.values()))
+    except subprocess.CalledProcessError as error:  # of a single process
+        return exit_code([error.returncode])
+    return 0
+
+
+def exit_code(codes: Sequence[int]) -> int:
+    """What the launcher ends with, given those of its ranks that failed, negative ones being signals."""
+    by_signal = {-number for number in PASSED_ON}  # before the rank could handle it: nothing was begun
+    if all(code == RESUMABLE or code in by_signal for code in codes):
+        return RESUMABLE
+    return next((code for code in codes if code > 0 and code != RESUMABLE), FAILED)
+
+
+def _pass_on(number: int, frame: FrameType | None) -> None:
+    import psutil  # Accelerate's
+
+    ranks = psutil.Process().children()
+    if not ranks:  # not started yet
+        sys.exit(RESUMABLE)
+    for rank in ranks:
+        with suppress(psutil.NoSuchProcess):
+            rank.send_signal(number)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
