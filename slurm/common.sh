@@ -111,7 +111,7 @@ conclude() {
 # requeue: back into the queue, unless that has led nowhere for some times.
 requeue() {
     local count=0 before='' now
-    now=$(find "$runs_dir/$name/checkpoints" "$cache" -name '*-*' 2> /dev/null | sort | cksum)
+    now=$({ find "$runs_dir/$name/checkpoints" "$cache" -name '*-*' 2> /dev/null || true; } | sort | cksum)
     [ ! -f "$log.requeues" ] || { read -r count && read -r before; } < "$log.requeues"
     [ "$now" = "$before" ] && count=$((count + 1)) || count=0
     if [ "$count" -ge "${MAX_REQUEUES:-3}" ]; then

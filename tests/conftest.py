@@ -46,6 +46,15 @@ TINY = (
 LEARNING = ("lm.drop_mult=0.2", "classifier.drop_mult=0.2", "classifier.grad_clip=0.1", "runtime.virtual_ranks=4")
 """What else the runs have that are to learn something."""
 
+RECIPE = (
+    *TINY,
+    "lm.phases=[{epochs: 1, lr: 1e-2, freeze_to: -1}, {epochs: 2, lr: 5e-3}]",
+    "classifier.phases=[{epochs: 2, lr: 2e-2, freeze_to: -1}, {epochs: 4, lr: [2.188e-4, 1e-2]}]",
+    "checkpoint.every_steps=7",
+    "tracking.log_every=5",
+)
+"""A recipe of some steps more, for runs that are stopped."""
+
 
 def make_text(topic: str, words: int, rng: random.Random) -> str:
     """A text of random words, a good share of them of the topic."""
@@ -125,3 +134,14 @@ def run_dirs(tmp_path_factory: pytest.TempPathFactory, corpus: Path, recipe: Pat
     succeed(["run", *shared, "name=one", f"data.cache={folder}/cache1"], OMP_NUM_THREADS="2")
     succeed(["run", *shared, "name=two", f"data.cache={folder}/cache2"], processes=2)
     return {name: folder / name for name in ("one", "two")} | {"caches": folder}
+
+
+@pytest.fixture(scope="session")
+def alone(tmp_path_factory: pytest.TempPathFactory, corpus: Path, recipe: Path, run_dirs: dict[str, Path]) -> Path:
+    """A folder with `run`, trained by two ranks on `RECIPE` that nobody disturbs, and the `notes` of what they read."""
+    from killing import finish, start
+
+    folder = tmp_path_factory.mktemp("alone")
+    place = [f"data.path={corpus}", f"data.cache={run_dirs['caches']}/cache1", f"runs_dir={folder}", "name=run"]
+    finish(start(["run", recipe, *place, *RECIPE], 2, folder / "notes"))
+    return folder

@@ -84,6 +84,12 @@ def weights(run: Path, stage: str) -> dict[str, torch.Tensor]:
     return load_file(run / stage / "model.safetensors")
 
 
+def same_bits(run: Path, other: Path) -> bool:
+    """Whether two runs ended with the same models."""
+    pairs = [(weights(run, stage), weights(other, stage)) for stage in STAGES]
+    return all(torch.equal(mine[name], theirs[name]) for mine, theirs in pairs for name in theirs)
+
+
 def wait_for_training(process: subprocess.Popen[str], notes: Path) -> float:
     """Until the process has begun a training step; returns when that was."""
     noted = steps_noted(notes)

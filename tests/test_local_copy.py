@@ -52,6 +52,6 @@ def test_what_a_killed_copy_left_is_removed(store: Path, tmp_path: Path):
 
 def test_a_full_disk_is_named_with_what_it_would_have_to_hold(store: Path, tmp_path: Path):
     with mounted(tmp_path / "small", "4k"):
-        with pytest.raises(UserError, match=r"data\.local_cache=\S+: cannot hold a copy of \S+, 0 MB \(No space left on device\)"):
+        with pytest.raises(UserError, match=r"=\S+small: cannot hold a copy of \S+, 0 MB \(No space left on device\)"):
             copy_store(store, tmp_path / "small")
         assert not list((tmp_path / "small").glob(".*.tmp"))

@@ -12,17 +12,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch
-from conftest import LEARNING, ROOT, TINY, command, mounted
-from killing import STAGES, finish, kill_all, metrics, ranks_of, rows_read, start, wait_for_training, weights
+from conftest import LEARNING, RECIPE, ROOT, TINY, command, mounted
+from killing import STAGES, finish, kill_all, metrics, ranks_of, rows_read, same_bits, start, wait_for_training
 
-RECIPE = (
-    *TINY,
-    "lm.phases=[{epochs: 1, lr: 1e-2, freeze_to: -1}, {epochs: 2, lr: 5e-3}]",
-    "classifier.phases=[{epochs: 2, lr: 2e-2, freeze_to: -1}, {epochs: 4, lr: [2.188e-4, 1e-2]}]",
-    "checkpoint.every_steps=7",
-    "tracking.log_every=5",
-)
 Start = Callable[..., subprocess.Popen[str]]
 
 
@@ -40,15 +32,6 @@ def begin(tmp_path: Path, corpus: Path, recipe: Path, run_dirs: dict[str, Path])
     for process in started:
         if process.poll() is None:
             kill_all(process)
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory, corpus: Path, recipe: Path, run_dirs: dict[str, Path]) -> Path:
-    """The run on two ranks that nobody disturbs."""
-    folder = tmp_path_factory.mktemp("alone")
-    place = [f"data.path={corpus}", f"data.cache={run_dirs['caches']}/cache1", f"runs_dir={folder}", "name=run"]
-    finish(start(["run", recipe, *place, *RECIPE], 2, folder / "notes"))
-    return folder
 
 
 def wait_for_step(process: subprocess.Popen[str], notes: Path, stage: str, step: int) -> None:
@@ -70,11 +53,6 @@ def catches(pid: int, number: signal.Signals) -> bool:
     """Whether a process has a handler for a signal."""
     (caught,) = re.findall(r"SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
     return bool(int(caught, 16) >> (number - 1) & 1)
-
-
-def same_bits(run: Path, other: Path) -> bool:
-    pairs = [(weights(run, stage), weights(other, stage)) for stage in STAGES]
-    return all(torch.equal(mine[name], theirs[name]) for mine, theirs in pairs for name in theirs)
 
 
 def test_a_run_that_is_killed_again_and_again_ends_as_one_left_alone(begin: Start, alone: Path, tmp_path: Path):

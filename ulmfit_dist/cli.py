@@ -94,7 +94,9 @@ def _parser() -> _Parser:
     )
     _add_fresh(classifier)
     show = _with_config(commands, "config", "print the resolved config, each key with its meaning", _config)
-    show.add_argument("--get", action="append", metavar="KEY", help="print a key's value alone, for scripts; may be repeated")
+    show.add_argument(
+        "--get", action="append", metavar="KEY", help="print a key's value alone, for scripts; may be repeated"
+    )
 
     evaluate = _with_run(commands, "evaluate", "compute a run's metrics again", _evaluate)
     evaluate.add_argument("--precision", default="auto", choices=PRECISIONS, help="as runtime.precision (default: auto)")

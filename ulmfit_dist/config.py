@@ -46,7 +46,7 @@ class DataConfig:
     store: str | None = None
     """A prepared token store to train from as it is: then neither the texts nor spaCy are needed."""
     local_cache: str | None = None
-    """Folder on each node's own disk to copy the token store to, once per node, such as ${oc.env:TMPDIR}/tokens. null: none."""
+    """Folder on each node's own disk, such as ${oc.env:TMPDIR}/tokens, to read a copy of the store from. null: no copy."""
 
 
 @dataclass

@@ -2,9 +2,9 @@
 
     python -m ulmfit_dist.launcher [OPTION ...] -m ulmfit_dist run CONFIG     # the words of `accelerate launch`
 
-Accelerate's launcher exits with 1 whatever its ranks say, with a report of a screenful, and on SIGTERM gives them thirty seconds.
-Here the exit code is that of the ranks (0, 2 for wrong input, 85 for a run that goes on later), what they printed is all that
-is printed, and signals are passed on and their end waited for, as long as whoever sent them allows.
+Accelerate's launcher exits with 1 whatever its ranks say, with a report of a screenful, and gives them thirty seconds after
+a SIGTERM. Here the exit code is that of the ranks (0, 2 for wrong input, 85 for a run that goes on later), what they print
+is all that is printed, and after a signal they have as long as whoever sent it allows.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from types import FrameType
 from ulmfit_dist.errors import FAILED, RESUMABLE
 
 PASSED_ON = (signal.SIGTERM, signal.SIGUSR1)
-"""Signals that schedulers send. SIGINT is left to torchrun, which passes it on: a keyboard sends it to all processes anyway."""
+"""Signals that schedulers send. SIGINT is left to torchrun, which passes it on."""
 
 
 def main(words: Sequence[str] | None = None) -> int:

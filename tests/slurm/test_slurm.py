@@ -1,0 +1,199 @@
+"""The batch scripts under a real SLURM: two nodes, real signals, real time limits, a node that dies."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from cluster import Cluster, Job, cluster_of_two, job_processes, missing_programs, wait_until
+from conftest import RECIPE, ROOT, TINY, store_in, succeed
+from killing import same_bits
+from wandb_files import records
+
+pytestmark = pytest.mark.skipif(
+    bool(missing_programs()) and not os.environ.get("ULMFIT_DIST_NEED_SLURM"),
+    reason=f"SLURM is not installed ({', '.join(missing_programs())} missing): apt-get install slurm-wlm munge",
+)
+SHORT = ("lm.phases=[{epochs: 1, lr: 1e-2}]", "classifier.phases=[{epochs: 1, lr: 2e-2}]")
+Submit = Callable[..., Job]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with cluster_of_two([Path(sys.prefix), Path(sys.base_prefix)]) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def house(cluster: Cluster) -> Path:
+    """A copy of the project in a path with spaces; the environment that runs the tests is the one that is activated."""
+    house = cluster.folder / "a house with spaces"
+    for name in ("launch", "configs", "slurm", "ulmfit_dist"):
+        shutil.copytree(ROOT / name, house / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return house
+
+
+@pytest.fixture
+def submit(cluster: Cluster, house: Path, tmp_path: Path, corpus: Path, recipe: Path) -> Iterator[Submit]:
+    """Submits a script of the house with the tests' recipe, from another folder; a job that is left is cancelled."""
+    jobs = []
+    fixed = [f"data.path={corpus}", *TINY, f"runs_dir={tmp_path}/runs"]
+
+    def submit(script: str, *words: str, options: tuple[str, ...] = (), **env: str) -> Job:
+        words = (str(recipe), *fixed, *words)
+        jobs.append(cluster.submit(*options, house / "slurm" / script, *words, cwd=tmp_path, **surroundings(), **env))
+        return jobs[-1]
+
+    yield submit
+    for job in jobs:
+        with suppress(AssertionError):
+            cluster.ask("scancel", job.number)
+            wait_until(lambda: not cluster.ask("squeue", "-h"), "the end of the job", 40)
+
+
+def surroundings() -> dict[str, str]:
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return {"PATH": path, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+
+
+def wait_for_step(job: Job, run: Path, stage: str, step: int) -> None:
+    """Until a checkpoint of this step or a later one is there."""
+
+    def is_there() -> bool:
+        assert job.state in ("PENDING", "RUNNING"), job.log()
+        return any(int(path.name[5:]) >= step for path in run.glob(f"checkpoints/{stage}/step-*"))
+
+    wait_until(is_there, f"{stage} step {step}", 90, job.log)
+
+
+def test_two_nodes_train_the_quick_starts_language_model_to_the_weights_of_one_process(
+    cluster: Cluster, house: Path, tmp_path: Path
+):
+    words = ["data.limit=60", "tokenizer.max_vocab=2000", "lm.phases=[{epochs: 1, lr: 1e-2}]", SHORT[1]]
+    succeed(["run", house / "configs/quickstart.yaml", *words, f"runs_dir={tmp_path}", f"data.cache={tmp_path}/cache"])
+    work = cluster.folder / "of another user"
+    work.mkdir()
+    user = "nobody" if os.geteuid() == 0 else None
+    if user:
+        shutil.chown(work, user)
+    script = "../a house with spaces/slurm/multi_node.sbatch"
+    environment = {**surroundings(), **{name: str(work) for name in ("FASTAI_HOME", "HF_HOME", "MPLCONFIGDIR")}}
+    job = cluster.submit(
+        script, "../a house with spaces/configs/quickstart.yaml", *words, cwd=work, user=user, **environment
+    )
+    job.wait_for("COMPLETED", "FAILED")
+    assert job.state == "COMPLETED", job.log()
+    assert same_bits(work / "runs/quickstart", tmp_path / "quickstart")
+    assert json.loads((work / "runs/quickstart/summary.json").read_text())["world_size"] == 2
+    assert (work / "runs/quickstart").owner() == (user or work.owner())
+    assert "done: runs/quickstart" in (work / f"ulmfit-{job.number}.log").read_text()
+    assert (work / f"ulmfit-{job.number}-node1.log").read_text() == ""
+
+
+def test_a_job_that_is_stopped_in_every_way_ends_as_one_left_alone(
+    cluster: Cluster, submit: Submit, alone: Path, run_dirs: dict[str, Path], tmp_path: Path
+):
+    run = tmp_path / "runs/run"
+    words = [*RECIPE, "name=run", f"data.cache={run_dirs['caches']}/cache1"]
+    job = submit("multi_node.sbatch", *words, options=("--time=5", "--signal=USR1@30"))
+    wait_for_step(job, run, "lm", 20)
+    cluster.ask("scancel", "--signal=USR1", job.number)
+    job.wait_for_requeue(1)
+
+    wait_for_step(job, run, "lm", 60)
+    let_the_time_run_out(job)
+    job.wait_for_requeue(2)
+    cluster.ask("scontrol", "update", f"JobId={job.number}", "TimeLimit=5")
+
+    wait_for_step(job, run, "classifier", 7)
+    cluster.ask("scontrol", "requeue", job.number)
+    job.wait_for_requeue(3)
+
+    wait_for_step(job, run, "classifier", 40)
+    cluster.kill_node("node2")
+    began = time.monotonic()
+    wait_until(lambda: "ended with exit code" in job.log(), "the job's failure", 60, job.log)
+    assert "ended without a word: it was killed" in job.log()
+    cluster.start_node("node2")
+    job.wait_for("FAILED", seconds=60 - (time.monotonic() - began))
+    cluster.ask("scontrol", "requeue", job.number)
+    job.wait_for_requeue(4)
+
+    job.wait_for("COMPLETED", "FAILED")
+    log = job.log()
+    assert job.state == "COMPLETED", log
+    assert len(re.findall(r"stopped by SIGUSR1 after step \d+: lm is saved", log)) == 4  # on both nodes, twice
+    assert len(re.findall(r"stopped by SIGTERM after step \d+: classifier is saved", log)) == 2
+    assert "Traceback" not in log
+    assert same_bits(run, alone / "run")
+    assert len({path.name.split("-")[-1] for path in (run / "wandb").glob("offline-run-*")}) == 1
+
+
+def let_the_time_run_out(job: Job) -> None:
+    """Cut a job's time to the minute. SLURM looks at the time every half a minute, and wakes ranks that are suspended."""
+    ranks = [pid for pid in job_processes(job.cluster.environment["SLURM_CONF"]) if is_rank(pid)]
+    assert len(ranks) == 2
+    for pid in ranks:
+        os.kill(pid, signal.SIGSTOP)
+    job.cluster.ask("scontrol", "update", f"JobId={job.number}", "TimeLimit=1")
+
+
+def is_rank(pid: int) -> bool:
+    """Whether this is a rank, and not its launcher, or a process of W&B's."""
+    with suppress(OSError):
+        words = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        is_ours = b"\0ulmfit_dist\0" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        return is_ours and any(word.startswith(b"LOCAL_RANK=") for word in words)
+    return False
+
+
+def test_an_array_of_three_seeds_is_three_runs_in_one_group(submit: Submit, tmp_path: Path):
+    job = submit("array.sbatch", *SHORT, "name=reviews", f"data.cache={tmp_path}/cache", options=("--cpus-per-task=5",))
+    runs = [tmp_path / f"runs/reviews-seed{seed}" for seed in (42, 43, 44)]
+    wait_until(lambda: all((run / "classifier").is_dir() for run in runs), "three runs", 120, job.log)
+    wait_until(lambda: job.state == "COMPLETED", "the end", 30)
+    facts = []
+    for run in runs:
+        (path,) = (run / "wandb").glob("offline-run-*/run-*.wandb")
+        facts += [record.run for record in records(path) if record.HasField("run")][:1]
+    assert [fact.display_name for fact in facts] == [run.name for run in runs]
+    assert {fact.run_group for fact in facts} == {"reviews"}
+    assert len({fact.run_id for fact in facts}) == 3
+    assert not any(same_bits(runs[0], other) for other in runs[1:])
+
+
+def test_two_nodes_prepare_the_bytes_of_one(submit: Submit, run_dirs: dict[str, Path], tmp_path: Path):
+    job = submit("prepare.sbatch", f"data.cache={tmp_path}/cache")
+    job.wait_for("COMPLETED", "FAILED")
+    assert job.state == "COMPLETED", job.log()
+    mine, theirs = store_in(tmp_path / "cache"), store_in(run_dirs["caches"] / "cache1")
+    names = {path.name for path in theirs.iterdir()}
+    assert {path.name for path in mine.iterdir()} == names
+    for name in names:
+        assert (mine / name).read_bytes() == (theirs / name).read_bytes(), name
+
+
+def test_a_job_that_gets_nowhere_leaves_the_queue(cluster: Cluster, submit: Submit):
+    job = submit("single_node.sbatch", "lm.phases=[{epochs: 900}]", MAX_REQUEUES="1")
+    for restart in (1, 2):
+        wait_until(lambda: any(map(is_rank, job_processes(cluster.environment["SLURM_CONF"]))), "a rank", 30, job.log)
+        cluster.ask("scancel", "--signal=USR1", job.number)
+        if restart == 1:
+            job.wait_for_requeue(restart)
+    job.wait_for("FAILED", seconds=30)
+    assert "back in the queue 1 times without a step of progress" in job.log()
+
+
+def test_a_misspelt_key_ends_the_job_before_anything_is_started(submit: Submit):
+    job = submit("multi_node.sbatch", "lm.bathc=3")
+    job.wait_for("FAILED", seconds=30)
+    assert job.fact("ExitCode") == "2:0"
+    assert "unknown key lm.bathc" in job.log()
+    assert len(job.log().splitlines()) == 2, job.log()  # the name of the log, and the error
