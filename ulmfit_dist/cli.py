@@ -25,11 +25,21 @@ if TYPE_CHECKING:
 
 Command = Callable[[argparse.Namespace], None]
 
+SBATCH_OPTIONS = {
+    "gpus-per-node": "4",
+    "cpus-per-task": "16, for all ranks of a node",
+    "time": "4:00:00",
+    "account": "nlp",
+    "partition": "gpu",
+}
+"""Options of sbatch that `submit` has under their own names, with examples."""
+
 EXAMPLES = """\
 examples:
   ulmfit-dist run configs/quickstart.yaml                       one process, all stages
   accelerate launch -m ulmfit_dist run configs/imdb.yaml        all visible GPUs
   ulmfit-dist run configs/imdb.yaml lm.global_batch_size=32     any key of the config can be set
+  ulmfit-dist submit configs/imdb.yaml --nodes 2 --gpus-per-node 4 --time 4:00:00        the same under SLURM
   ulmfit-dist config configs/imdb.yaml                          every key, its value and its meaning
   ulmfit-dist predict runs/quickstart "A late goal won the cup."
 """
@@ -97,6 +107,7 @@ def _parser() -> _Parser:
     show.add_argument(
         "--get", action="append", metavar="KEY", help="print a key's value alone, for scripts; may be repeated"
     )
+    _add_submit(commands)
 
     evaluate = _with_run(commands, "evaluate", "compute a run's metrics again", _evaluate)
     evaluate.add_argument("--precision", default="auto", choices=PRECISIONS, help="as runtime.precision (default: auto)")
@@ -117,7 +128,7 @@ def _with_config(commands: Any, name: str, help: str, command: Command) -> argpa
     parser = commands.add_parser(name, help=help, description=help)
     parser.add_argument("recipe", metavar="CONFIG", help="a YAML recipe, such as configs/quickstart.yaml")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="keys to set, such as lm.global_batch_size=32")
-    parser.set_defaults(command=command, goes_on=name != "config")
+    parser.set_defaults(command=command, goes_on=name not in ("config", "submit"))
     return parser
 
 
@@ -125,6 +136,18 @@ def _add_fresh(parser: argparse.ArgumentParser) -> None:
     again = parser.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="go on with what was begun (the default)")
     again.add_argument("--fresh", action="store_true", help="train again from the start")
+
+
+def _add_submit(commands: Any) -> None:
+    parser = _with_config(commands, "submit", "run all stages as a batch job of SLURM", _submit)
+    parser.add_argument("--nodes", type=int, default=1, metavar="N", help="nodes of the job (default: %(default)s)")
+    for name, example in SBATCH_OPTIONS.items():
+        parser.add_argument(f"--{name}", metavar="X", help=f"as sbatch's, such as {example}")
+    parser.add_argument(
+        "--sbatch", action="append", default=[], metavar="OPTION=X", help="another option of sbatch, such as constraint=a100"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the script, and submit nothing")
+    _add_fresh(parser)
 
 
 def _with_run(commands: Any, name: str, help: str, command: Command) -> argparse.ArgumentParser:
@@ -186,6 +209,19 @@ def _config(args: argparse.Namespace) -> None:
     else:
         for key, value, meaning in described:
             print(f"{f'{key}: {value}':<44} # {meaning}")
+
+
+def _submit(args: argparse.Namespace) -> None:
+    config = load_config(args.recipe, args.overrides)
+    if args.nodes < 1:
+        raise UserError(f"--nodes {args.nodes}: give a whole number of at least 1")
+    options = {"nodes": str(args.nodes)}
+    options |= {name: value for name in SBATCH_OPTIONS if (value := getattr(args, name.replace("-", "_"))) is not None}
+    options |= {name: value for name, _, value in (option.lstrip("-").partition("=") for option in args.sbatch)}
+    from ulmfit_dist.stages.submit import submit
+
+    words = [args.recipe, *args.overrides, *(["--fresh"] if args.fresh else [])]
+    print(submit(config, words, options, args.dry_run))
 
 
 def _evaluate(args: argparse.Namespace) -> None:

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -178,6 +179,24 @@ def test_two_nodes_prepare_the_bytes_of_one(submit: Submit, run_dirs: dict[str, 
     assert {path.name for path in mine.iterdir()} == names
     for name in names:
         assert (mine / name).read_bytes() == (theirs / name).read_bytes(), name
+
+
+def test_submit_runs_a_job_that_reads_its_nodes_own_copy_of_the_tokens(
+    cluster: Cluster, house: Path, corpus: Path, recipe: Path, tmp_path: Path
+):
+    words = [str(recipe), f"data.path={corpus}", *TINY, *SHORT, "name=sent", "runs_dir=my runs"]
+    words += [f"data.cache={tmp_path}/cache", "data.local_cache=${oc.env:SLURM_TMPDIR,local disk}", "--time", "5"]
+    environment = {**cluster.environment, **surroundings(), "PYTHONPATH": str(house)}
+    command = [sys.executable, "-m", "ulmfit_dist", "submit", *words]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    job = Job(cluster, done.stdout.split()[1].strip(":"))
+    log = tmp_path / f"my runs/sent/slurm/sent-{job.number}.log"
+    assert str(log) in done.stdout
+    job.wait_for("COMPLETED", "FAILED")
+    assert job.state == "COMPLETED", job.log()
+    assert "done: my runs/sent" in log.read_text()
+    assert store_in(tmp_path / "local disk").name == store_in(tmp_path / "cache").name
+    assert "(local disk/" in log.read_text()
 
 
 def test_a_job_that_gets_nowhere_leaves_the_queue(cluster: Cluster, submit: Submit):

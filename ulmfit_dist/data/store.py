@@ -134,6 +134,14 @@ def damaged_shards(path: Path, meta: dict[str, Any], which: Iterable[int]) -> li
     return [i for i, stem in stems.items() if shard_checksum(stem) != meta["checksums"][i]]
 
 
+def make_folder(path: Path, key: str) -> None:
+    """Make a folder whose place a key of the config decides. Raises UserError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be made ({error.strerror}): set {key} to a folder of yours") from None
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file beside its place and rename it there."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")

@@ -23,7 +23,7 @@ from ulmfit_dist.config import Config, TokenizerConfig
 from ulmfit_dist.data.builder import StoreBuilder
 from ulmfit_dist.data.local_copy import copy_store
 from ulmfit_dist.data.sources import open_source
-from ulmfit_dist.data.store import FORMAT, NO_LABEL, TokenStore, damaged_shards, read_meta
+from ulmfit_dist.data.store import FORMAT, NO_LABEL, TokenStore, damaged_shards, make_folder, read_meta
 from ulmfit_dist.data.texts.documents import Documents, Source, Subset
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.randomness import permutation
@@ -56,7 +56,7 @@ def _find_or_make(config: Config, runtime: Runtime) -> Path:
         return folder
     with runtime.together():
         if runtime.is_main:
-            _make_folder(folder)
+            make_folder(folder, "data.cache")
     builder = StoreBuilder(folder, source, config.tokenizer, config.data.shard_documents)
     with _only_run(folder, runtime):
         if not _is_finished(folder, runtime):
@@ -186,13 +186,6 @@ def _make(builder: StoreBuilder, identity: dict[str, Any], num_workers: int, run
     with runtime.together():
         if runtime.is_main:
             builder.finish(identity)
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be made ({error.strerror}): set data.cache to a folder of yours") from None
 
 
 def _check_tokenizer(store: TokenStore, config: Config) -> None:

@@ -1,0 +1,53 @@
+"""The batch script that `submit` writes."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from ulmfit_dist.cli import main
+from ulmfit_dist.stages import submit
+
+COMMAND = ["submit", "configs/quickstart.yaml", "lm.global_batch_size=512", "--dry-run"]
+
+
+def directives(script: str) -> dict[str, str]:
+    """The options of sbatch that a script names."""
+    return dict(re.findall(r"^#SBATCH --([\w-]+)(?:=(.+))?$", script, re.MULTILINE))
+
+
+def test_the_script_asks_for_what_the_user_asks_for_and_keeps_the_rest(capsys: pytest.CaptureFixture[str]):
+    options = "--nodes 2 --gpus-per-node 4 --time 1:00 --account nlp --sbatch constraint=a100 --sbatch=exclusive".split()
+    assert main([*COMMAND, *options]) == 0
+    script = capsys.readouterr().out
+    asked = directives(script)
+    given = directives((submit.SCRIPTS / "multi_node.sbatch").read_text())
+    assert asked.items() >= {"nodes": "2", "gpus-per-node": "4", "time": "1:00", "account": "nlp"}.items()
+    assert asked.items() >= {"constraint": "a100", "exclusive": "", "job-name": "quickstart"}.items()
+    assert asked["signal"] == given["signal"].split()[0]
+    assert asked.keys() >= given.keys()
+    assert "requeue" in asked
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+
+
+def test_words_with_spaces_and_quotes_stay_words(tmp_path: Path):
+    words = ["my recipe.yaml", "lm.phases=[{epochs: 1, lr: 1e-2}]", "data.path=it's"]
+    script = submit.batch_script("run", words, {}, tmp_path / "a b" / "100%", tmp_path / "a b")
+    assert directives(script)["output"] == f'"{tmp_path}/a b/100%%/%x-%j.log"'
+    body = script.replace("source ", ": ").partition("\n: ")[2].partition("\n")[2]
+    functions = "prepare_job() { printf '%s\\n' \"$@\"; }\non_nodes() { :; }\n"
+    printed = subprocess.run(["bash", "-c", functions + body], capture_output=True, text=True, check=True).stdout
+    assert printed.splitlines() == words
+
+
+def test_without_slurm_and_with_wrong_words_it_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main([*COMMAND[:-1], f"runs_dir={tmp_path}"]) == 2
+    assert "sbatch is not here" in capsys.readouterr().err
+    assert main([*COMMAND, "--nodes", "0"]) == 2
+    assert "--nodes 0: give a whole number of at least 1" in capsys.readouterr().err
+    assert main([*COMMAND, "lm.bathc=3"]) == 2
+    assert not list(tmp_path.iterdir())
