@@ -13,8 +13,12 @@ export PYTHONPATH="$home${PYTHONPATH:+:$PYTHONPATH}"
 # shellcheck source=launch/functions.sh
 source "$home/launch/functions.sh"
 
+# The job's number; of an array's task, since that of the array would mean all of them.
+job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+job=${job:-$SLURM_JOB_ID}
+
 say() {
-    echo "job ${SLURM_JOB_ID:-}: $*"
+    echo "job $job: $*"
 }
 
 fail() {
@@ -24,7 +28,7 @@ fail() {
 
 # of_job FIELD: what SLURM knows of this job.
 of_job() {
-    scontrol show job "$SLURM_JOB_ID" | sed -n "/ $1=/{s/.* $1=//p;q}"
+    scontrol show job "$job" | sed -n "s/.* $1=//p"
 }
 
 # prepare_job CONFIG [WORD ...]: check what can be checked before anything is started, and learn where run and logs lie.
@@ -44,19 +48,22 @@ on_nodes() {
     local code=0
     rendezvous
     say "$name, start $((${SLURM_RESTART_COUNT:-0} + 1)): $* on $SLURM_JOB_NUM_NODES node(s) with $PROCESSES_PER_NODE rank(s) each"
-    say "ranks meet at $ADDRESS:$PORT; nodes other than the first write to $log-node*.log"
+    say "ranks meet at $ADDRESS:$PORT; nodes other than the first write to ${log##*/}-node*.log"
     export LOG=$log
     rm -f "$log.pid"
-    trap 'ended_by=SIGTERM' TERM
-    trap 'kill -USR1 "$srun"' USR1 # of scancel --batch; srun passes it on
+    trap : TERM                    # the ranks have it, too, and end
+    trap 'kill -USR1 "$srun"' USR1 # of scancel --batch: srun passes it on to the ranks
     [ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
     srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --wait=60 bash "$home/slurm/node.sh" "$@" &
     srun=$!
     leave_dead_nodes &
-    while kill -0 "$srun" 2> /dev/null; do wait "$srun" || true; done # a signal ends the waiting, not srun
+    while kill -0 "$srun" 2> /dev/null; do wait "$srun" 2> /dev/null || true; done # a signal ends the waiting, not srun
     wait "$srun" || code=$?
     conclude "$code"
 }
+
+ADDRESS_OF='import psutil, socket, sys
+print(*(address.address for address in psutil.net_if_addrs().get(sys.argv[1], []) if address.family == socket.AF_INET))'
 
 # rendezvous: where the ranks meet, and how many there are on a node.
 rendezvous() {
@@ -64,8 +71,8 @@ rendezvous() {
     head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p) # this script runs there
     if [ -n "${NETWORK_INTERFACE:-}" ]; then
         export NCCL_SOCKET_IFNAME=$NETWORK_INTERFACE GLOO_SOCKET_IFNAME=$NETWORK_INTERFACE
-        ADDRESS=$(ip -oneline -4 address show dev "$NETWORK_INTERFACE" | sed -n 's/.* inet \([^/ ]*\).*/\1/p;q')
-        [ -n "$ADDRESS" ] || fail "NETWORK_INTERFACE=$NETWORK_INTERFACE: no such interface with an IPv4 address on $head"
+        ADDRESS=$(python -c "$ADDRESS_OF" "$NETWORK_INTERFACE")
+        [ -n "$ADDRESS" ] || fail "NETWORK_INTERFACE=$NETWORK_INTERFACE: $head has no such interface with an IPv4 address"
     else
         ADDRESS=$(scontrol show node "$head" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')
     fi
@@ -88,20 +95,22 @@ leave_dead_nodes() {
     launcher=$(cat "$log.pid")
     while kill -0 "$launcher" 2> /dev/null; do sleep 1; done
     sleep 10
+    ! kill -0 "$srun" 2> /dev/null || say "a node does not end with the others, and is left behind"
     kill -KILL "$srun" 2> /dev/null
 }
 
 # conclude CODE: the end of the job, or its way back into the queue.
 conclude() {
-    local code=$1
+    local code=$1 state
+    state=$(of_job JobState) || state=unknown
     rm -f "$log.pid"
     if [ "$code" -eq 0 ]; then
         rm -f "$log.requeues"
         say "done"
     elif [ "$code" -ne 85 ]; then
-        say "ended with exit code $code; what is saved stays, and 'scontrol requeue $SLURM_JOB_ID' goes on from it"
-    elif [ -n "${ended_by:-}" ]; then
-        say "was asked to end (preemption, scancel, scontrol requeue, time limit): what was done is saved"
+        say "ended with exit code $code; what is saved stays, and 'scontrol requeue $job' goes on from it"
+    elif [[ $state != RUNNING* ]]; then
+        say "SLURM has ended it (scancel, scontrol requeue, preemption, time limit); what was done is saved"
     else
         requeue
     fi
@@ -120,7 +129,7 @@ requeue() {
         exit 1
     fi
     printf '%s\n' "$count" "$now" > "$log.requeues"
-    if scontrol requeue "$SLURM_JOB_ID"; then
+    if scontrol requeue "$job"; then
         say "stopped and saved; back in the queue to go on"
     else
         say "stopped and saved, but SLURM does not requeue it: submit the same command again to go on"

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from conftest import LEARNING, TINY, TOPICS, command, make_folder, store_in, succeed
 
+from ulmfit_dist.cli import main
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.model.awd_lstm import build_classifier, encoder_of
 from ulmfit_dist.model.export import load_encoder, read_exported
@@ -30,7 +31,7 @@ def refused(words: list[object], said: str, processes: int = 1, **kwargs) -> Non
 
 def test_help_names_every_command():
     text = succeed(["--help"])
-    for name in ("prepare", "lm", "classifier", "run", "evaluate", "predict", "generate", "config"):
+    for name in ("prepare", "lm", "classifier", "run", "evaluate", "predict", "generate", "submit", "config"):
         assert re.search(rf"^ +{name}\b", text, re.MULTILINE)
     assert "--temperature" in succeed(["generate", "--help"])
 
@@ -40,6 +41,14 @@ def test_config_prints_each_key_with_its_meaning():
     (line,) = [line for line in text.splitlines() if line.startswith("lm.global_batch_size")]
     assert line.startswith("lm.global_batch_size: 48 ")
     assert "# Rows that the corpus is cut into" in line
+
+
+def test_config_gives_scripts_single_values(capsys: pytest.CaptureFixture[str]):
+    words = ["config", "configs/quickstart.yaml", "runs_dir=my runs"]
+    assert main([*words, "--get", "runs_dir", "--get", "lm.global_batch_size"]) == 0
+    assert capsys.readouterr().out == "my runs\n32\n"
+    assert main([*words, "--get", "runs_dri"]) == 2
+    assert "--get runs_dri: unknown key; did you mean 'runs_dir'?" in capsys.readouterr().err
 
 
 def test_words_and_options_may_come_in_any_order():

@@ -6,6 +6,7 @@ classifier, one-cycle, discriminative learning rates, every dropout at its defau
 
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -35,13 +36,23 @@ def cuts(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """Run directories by cut, and the precision they were computed in. All classifiers start from the same encoder."""
     folder = tmp_path_factory.mktemp(request.param)
     shared = [recipe, *RECIPE, f"data.path={corpus}", f"data.cache={folder}", f"runs_dir={folder}"]
-    for name, (processes, words) in CUTS.items():
-        words = [*shared, f"runtime.precision={request.param}", *words]
-        succeed(["lm", *words, f"name={name}-lm"], processes)
+    shared += [f"runtime.precision={request.param}"]
+    succeed(["prepare", *shared])
+    for name in CUTS:
         (folder / name).mkdir()
         (folder / name / "lm").symlink_to(folder / "one-lm" / "lm")
-        succeed(["classifier", *words, f"name={name}"], processes)
+    for stage in STAGES:
+        with ThreadPoolExecutor(2) as pool:  # those of one rank, at once
+            runs = [pool.submit(train, stage, name, shared) for name in ("one", "accumulated")]
+        assert all(run.result() for run in runs)
+        for name in ("two", "four"):
+            train(stage, name, shared)
     return folder, request.param
+
+
+def train(stage: str, name: str, words: list[object]) -> str:
+    processes, cut = CUTS[name]
+    return succeed([stage, *words, *cut, f"name={name}" + ("-lm" if stage == "lm" else "")], processes)
 
 
 def run_of(folder: Path, cut: str, stage: str) -> Path:

@@ -102,7 +102,7 @@ def test_a_job_that_is_stopped_in_every_way_ends_as_one_left_alone(
     cluster: Cluster, submit: Submit, alone: Path, run_dirs: dict[str, Path], tmp_path: Path
 ):
     run = tmp_path / "runs/run"
-    words = [*RECIPE, "name=run", f"data.cache={run_dirs['caches']}/cache1"]
+    words = [*RECIPE, "name=run", f"data.cache={run_dirs['caches']}/cache1", "--fresh"]
     job = submit("multi_node.sbatch", *words, options=("--time=5", "--signal=USR1@30"))
     wait_for_step(job, run, "lm", 20)
     cluster.ask("scancel", "--signal=USR1", job.number)
@@ -117,6 +117,10 @@ def test_a_job_that_is_stopped_in_every_way_ends_as_one_left_alone(
     cluster.ask("scontrol", "requeue", job.number)
     job.wait_for_requeue(3)
 
+    wait_for_step(job, run, "classifier", 20)
+    cluster.ask("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true")
+    job.wait_for_requeue(4)
+
     wait_for_step(job, run, "classifier", 40)
     cluster.kill_node("node2")
     began = time.monotonic()
@@ -125,13 +129,14 @@ def test_a_job_that_is_stopped_in_every_way_ends_as_one_left_alone(
     cluster.start_node("node2")
     job.wait_for("FAILED", seconds=60 - (time.monotonic() - began))
     cluster.ask("scontrol", "requeue", job.number)
-    job.wait_for_requeue(4)
+    job.wait_for_requeue(5)
 
     job.wait_for("COMPLETED", "FAILED")
     log = job.log()
     assert job.state == "COMPLETED", log
     assert len(re.findall(r"stopped by SIGUSR1 after step \d+: lm is saved", log)) == 4  # on both nodes, twice
-    assert len(re.findall(r"stopped by SIGTERM after step \d+: classifier is saved", log)) == 2
+    assert len(re.findall(r"stopped by SIGTERM after step \d+: classifier is saved", log)) == 4
+    assert log.count(": goes on from ") == 5
     assert "Traceback" not in log
     assert same_bits(run, alone / "run")
     assert len({path.name.split("-")[-1] for path in (run / "wandb").glob("offline-run-*")}) == 1
@@ -159,7 +164,9 @@ def test_an_array_of_three_seeds_is_three_runs_in_one_group(submit: Submit, tmp_
     job = submit("array.sbatch", *SHORT, "name=reviews", f"data.cache={tmp_path}/cache", options=("--cpus-per-task=5",))
     runs = [tmp_path / f"runs/reviews-seed{seed}" for seed in (42, 43, 44)]
     wait_until(lambda: all((run / "classifier").is_dir() for run in runs), "three runs", 120, job.log)
-    wait_until(lambda: job.state == "COMPLETED", "the end", 30)
+    for task in range(3):
+        log = tmp_path / f"ulmfit-{job.number}_{task}.log"
+        wait_until(lambda log=log: "done" in log.read_text().splitlines()[-1], log.name, 30)
     facts = []
     for run in runs:
         (path,) = (run / "wandb").glob("offline-run-*/run-*.wandb")
@@ -171,7 +178,7 @@ def test_an_array_of_three_seeds_is_three_runs_in_one_group(submit: Submit, tmp_
 
 
 def test_two_nodes_prepare_the_bytes_of_one(submit: Submit, run_dirs: dict[str, Path], tmp_path: Path):
-    job = submit("prepare.sbatch", f"data.cache={tmp_path}/cache")
+    job = submit("prepare.sbatch", f"data.cache={tmp_path}/cache", NETWORK_INTERFACE="lo")
     job.wait_for("COMPLETED", "FAILED")
     assert job.state == "COMPLETED", job.log()
     mine, theirs = store_in(tmp_path / "cache"), store_in(run_dirs["caches"] / "cache1")
