@@ -78,12 +78,12 @@ rendezvous() {
     fi
     PORT=$((15000 + SLURM_JOB_ID % 15000))
     while (: < "/dev/tcp/$ADDRESS/$PORT") 2> /dev/null; do PORT=$((PORT + 1)); done # somebody listens there
-    [ "${ACCELERATE_USE_CPU:-}" = true ] || gpus=$(visible_gpus)
-    PROCESSES_PER_NODE=${PROCESSES_PER_NODE:-$((gpus > 0 ? gpus : 1))}
-    if [ "$gpus" -eq 0 ]; then
-        use_cpu "$PROCESSES_PER_NODE"
-        say "no GPU in this job: its CPUs are used, $OMP_NUM_THREADS thread(s) per rank (--gpus-per-node=N asks for GPUs)"
+    if [ "${ACCELERATE_USE_CPU:-}" != true ]; then
+        gpus=$(visible_gpus)
+        [ "$gpus" -gt 0 ] || say "no GPU in this job (--gpus-per-node=N asks for them): its CPUs are used"
     fi
+    PROCESSES_PER_NODE=${PROCESSES_PER_NODE:-$((gpus > 0 ? gpus : 1))}
+    [ "$gpus" -gt 0 ] || use_cpu "$PROCESSES_PER_NODE"
     export ADDRESS PORT PROCESSES_PER_NODE
 }
 
