@@ -6,16 +6,14 @@
 #   MAX_REQUEUES         times in a row that the job goes back into the queue without progress; default: 3
 # shellcheck shell=bash
 set -euo pipefail
+job=$SLURM_JOB_ID asked_to_stop=''
+trap 'asked_to_stop=yes' USR1 TERM
 
 home=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 [ ! -d "$home/.venv" ] || PATH="$home/.venv/bin:$PATH"
 export PYTHONPATH="$home${PYTHONPATH:+:$PYTHONPATH}"
 # shellcheck source=launch/functions.sh
 source "$home/launch/functions.sh"
-
-# The job's number; of an array's task, since that of the array would mean all of them.
-job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
-job=${job:-$SLURM_JOB_ID}
 
 say() {
     echo "job $job: $*"
@@ -26,39 +24,54 @@ fail() {
     exit 2
 }
 
-# of_job FIELD: what SLURM knows of this job.
+# of_job FIELD: what SLURM knows of this job. The environment may know of another one, from which this one was submitted; and
+# the number of an array means all its tasks.
 of_job() {
-    scontrol show job "$job" | sed -n "s/.* $1=//p"
+    scontrol show job "$SLURM_JOB_ID" | awk -v RS= -v id="JobId=$SLURM_JOB_ID" '$1 == id' | sed -n "s/.* $1=//p"
 }
 
 # prepare_job CONFIG [WORD ...]: check what can be checked before anything is started, and learn where run and logs lie.
 prepare_job() {
-    local values
+    local values array task
+    array=$(of_job ArrayJobId) task=$(of_job ArrayTaskId)
+    [ -z "$array" ] || job=${array%% *}_${task%% *}
     python -c 'import sys; from importlib.util import find_spec; sys.exit(not (find_spec("torch") and find_spec("fastai")))' ||
         fail "no Python with torch and fastai: run 'bash launch/setup.sh' in $home, or activate an environment, then submit"
     values=$(values_of "runs_dir name data.cache" "$@")
     mapfile -t values <<< "$values"
     runs_dir=${values[0]} name=${values[1]} cache=${values[2]}
+    find_log
+}
+
+# find_log: where other nodes write, and where requeues are counted: beside the job's own log, if that is a file.
+find_log() {
     log=$(of_job StdOut)
-    log=${log%.*}
+    [ -f "$log" ] && [ -w "$(dirname "$log")" ] || log=$PWD/ulmfit-$job.log
+    requeues=$(dirname "$log")/.ulmfit-$SLURM_JOB_ID.requeues
+    [[ ${log##*/} != ?*.* ]] || log=${log%.*}
 }
 
 # on_nodes COMMAND CONFIG [WORD ...]: `ulmfit-dist COMMAND` on all ranks of the job, then what follows from its exit code.
 on_nodes() {
-    local code=0
+    local code=0 restarts watcher
     rendezvous
-    say "$name, start $((${SLURM_RESTART_COUNT:-0} + 1)): $* on $SLURM_JOB_NUM_NODES node(s) with $PROCESSES_PER_NODE rank(s) each"
+    restarts=$(of_job Restarts)
+    export SLURM_RESTART_COUNT=${restarts%% *}
+    say "$name, start $((SLURM_RESTART_COUNT + 1)): $* on $SLURM_JOB_NUM_NODES node(s) with $PROCESSES_PER_NODE rank(s) each"
     say "ranks meet at $ADDRESS:$PORT; nodes other than the first write to ${log##*/}-node*.log"
-    export LOG=$log
-    rm -f "$log.pid"
-    trap : TERM                    # the ranks have it, too, and end
-    trap 'kill -USR1 "$srun"' USR1 # of scancel --batch: srun passes it on to the ranks
+    LAUNCHER=$(mktemp)
+    export LOG=$log LAUNCHER
+    [ -z "$asked_to_stop" ] || conclude 85
     [ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
     srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --wait=60 bash "$home/slurm/node.sh" "$@" &
     srun=$!
+    trap 'kill -USR1 "$srun" 2> /dev/null || true' USR1 TERM # srun passes it on to the ranks
     leave_dead_nodes &
+    watcher=$!
     while kill -0 "$srun" 2> /dev/null; do wait "$srun" 2> /dev/null || true; done # a signal ends the waiting, not srun
     wait "$srun" || code=$?
+    [ "$code" -ne $((128 + $(kill -l USR1))) ] || code=85 # srun itself, before it could pass it on
+    kill "$watcher" 2> /dev/null || true
     conclude "$code"
 }
 
@@ -87,33 +100,31 @@ rendezvous() {
     export ADDRESS PORT PROCESSES_PER_NODE
 }
 
-# leave_dead_nodes: SLURM keeps srun waiting for minutes where a node is gone. Once the first node has ended, nobody else has
-# anything to do, so a few seconds later srun is given up.
+# leave_dead_nodes: SLURM keeps srun waiting for minutes where a node is gone. Once the first node's launcher has ended,
+# nobody else has anything to do, so a few seconds later srun is given up.
 leave_dead_nodes() {
-    local launcher
-    until [ -s "$log.pid" ]; do sleep 1; done
-    launcher=$(cat "$log.pid")
-    while kill -0 "$launcher" 2> /dev/null; do sleep 1; done
+    until [ -s "$LAUNCHER" ] && ! kill -0 "$(cat "$LAUNCHER")" 2> /dev/null; do sleep 1; done
     sleep 10
-    ! kill -0 "$srun" 2> /dev/null || say "a node does not end with the others, and is left behind"
-    kill -KILL "$srun" 2> /dev/null
+    say "a node does not end with the others, and is left behind"
+    kill -KILL "$srun"
 }
 
 # conclude CODE: the end of the job, or its way back into the queue.
 conclude() {
     local code=$1 state
-    state=$(of_job JobState) || state=unknown
-    rm -f "$log.pid"
-    if [ "$code" -eq 0 ]; then
-        rm -f "$log.requeues"
-        say "done"
-    elif [ "$code" -ne 85 ]; then
-        say "ended with exit code $code; what is saved stays, and 'scontrol requeue $job' goes on from it"
-    elif [[ $state != RUNNING* ]]; then
-        say "SLURM has ended it (scancel, scontrol requeue, preemption, time limit); what was done is saved"
-    else
+    rm -f "$LAUNCHER"
+    state=$(of_job JobState) || state=RUNNING
+    if [ "$code" -eq 85 ] && [[ $state == RUNNING* ]]; then
         requeue
+        exit "$code"
     fi
+    rm -f "$requeues"
+    case $code in
+        0) say "done" ;;
+        2) say "ended with exit code 2, for what is said above" ;;
+        85) say "SLURM has ended it (scancel, scontrol requeue, preemption, time limit); what was done is saved" ;;
+        *) say "ended with exit code $code; what is saved stays, and 'scontrol requeue $job' goes on from it" ;;
+    esac
     exit "$code"
 }
 
@@ -121,17 +132,18 @@ conclude() {
 requeue() {
     local count=0 before='' now
     now=$({ find "$runs_dir/$name/checkpoints" "$cache" -name '*-*' 2> /dev/null || true; } | sort | cksum)
-    [ ! -f "$log.requeues" ] || { read -r count && read -r before; } < "$log.requeues"
+    [ ! -f "$requeues" ] || { read -r count && read -r before; } < "$requeues"
     [ "$now" = "$before" ] && count=$((count + 1)) || count=0
     if [ "$count" -ge "${MAX_REQUEUES:-3}" ]; then
-        rm -f "$log.requeues"
-        say "error: back in the queue $count times without a step of progress: give it more --time, or checkpoint more often" >&2
+        rm -f "$requeues"
+        say "error: back in the queue $count time(s) without a step of progress: give it more --time, or checkpoint more often" >&2
         exit 1
     fi
-    printf '%s\n' "$count" "$now" > "$log.requeues"
+    printf '%s\n' "$count" "$now" > "$requeues"
     if scontrol requeue "$job"; then
         say "stopped and saved; back in the queue to go on"
     else
+        rm -f "$requeues"
         say "stopped and saved, but SLURM does not requeue it: submit the same command again to go on"
     fi
 }

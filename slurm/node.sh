@@ -3,7 +3,7 @@
 set -euo pipefail
 
 if [ "$SLURM_NODEID" -eq 0 ]; then
-    echo $$ > "$LOG.pid"
+    echo $$ > "$LAUNCHER"
 else
     exec >> "$LOG-node$SLURM_NODEID.log" 2>&1
 fi

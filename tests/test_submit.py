@@ -49,5 +49,9 @@ def test_without_slurm_and_with_wrong_words_it_is_one_line(
     assert "sbatch is not here" in capsys.readouterr().err
     assert main([*COMMAND, "--nodes", "0"]) == 2
     assert "--nodes 0: give a whole number of at least 1" in capsys.readouterr().err
+    assert main([*COMMAND, "--sbatch", "array=0-3"]) == 2
+    assert "--sbatch array: submit decides this one" in capsys.readouterr().err
+    for option in ("", "comment=a\nrm", 'comment="'):
+        assert main([*COMMAND, "--sbatch", option]) == 2
     assert main([*COMMAND, "lm.bathc=3"]) == 2
     assert not list(tmp_path.iterdir())

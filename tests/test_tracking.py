@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 from wandb_files import records
 
+from ulmfit_dist.compose import load_config
 from ulmfit_dist.config import TrackingConfig
-from ulmfit_dist.training.tracking import wandb_mode
+from ulmfit_dist.errors import UserError
+from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.training.tracking import Tracker, wandb_mode
 
 
 def history(path: Path) -> list[dict]:
@@ -55,3 +58,14 @@ def test_auto_is_offline_unless_logged_in(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setenv("WANDB_MODE", "disabled")
     assert wandb_mode(TrackingConfig()) == "disabled"
     assert wandb_mode(TrackingConfig(wandb="offline")) == "offline"
+
+
+def test_two_do_not_train_in_one_run_directory(tmp_path: Path):
+    config = load_config(overrides=["data.source=bbc_news", f"runs_dir={tmp_path}", "name=a", "tracking.wandb=disabled"])
+    first, second = (Tracker(config, Runtime(config.runtime)) for _ in range(2))
+    first.start_stage("lm")
+    with pytest.raises(UserError, match=r"another process trains in it: .* such as name=a-2"):
+        second.start_stage("lm")
+    first.close()
+    second.start_stage("lm")
+    second.close()

@@ -26,8 +26,18 @@ PASSED_ON = (signal.SIGTERM, signal.SIGUSR1)
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run `accelerate launch` with these words; returns the exit code of its ranks."""
+    import psutil  # here, since a signal may come at any time
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        ranks = psutil.Process().children()
+        if not ranks:
+            os._exit(RESUMABLE)  # nothing was begun; an exception could be lost in whatever is being imported
+        for rank in ranks:
+            with suppress(psutil.NoSuchProcess):
+                rank.send_signal(number)
+
     for number in PASSED_ON:
-        signal.signal(number, _pass_on)
+        signal.signal(number, pass_on)
     os.environ["PET_SIGNALS_TO_HANDLE"] = "SIGINT"  # torchrun's option, which Accelerate does not have
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -39,7 +49,7 @@ def main(words: Sequence[str] | None = None) -> int:
         codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
         for rank, code in codes.items():
             if code < 0:
-                print(f"ulmfit-dist: rank {rank} was ended by {signal.Signals(-code).name}", file=sys.stderr, flush=True)
+                print(f"ulmfit-dist: rank {rank} was ended by signal {-code}", file=sys.stderr, flush=True)
         return exit_code(list(codes.values()))
     except subprocess.CalledProcessError as error:  # of a single process
         return exit_code([error.returncode])
@@ -52,17 +62,6 @@ def exit_code(codes: Sequence[int]) -> int:
     if all(code == RESUMABLE or code in by_signal for code in codes):
         return RESUMABLE
     return next((code for code in codes if code > 0 and code != RESUMABLE), FAILED)
-
-
-def _pass_on(number: int, frame: FrameType | None) -> None:
-    import psutil  # Accelerate's
-
-    ranks = psutil.Process().children()
-    if not ranks:  # not started yet
-        sys.exit(RESUMABLE)
-    for rank in ranks:
-        with suppress(psutil.NoSuchProcess):
-            rank.send_signal(number)
 
 
 if __name__ == "__main__":

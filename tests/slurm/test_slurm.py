@@ -103,9 +103,11 @@ def test_a_job_that_is_stopped_in_every_way_ends_as_one_left_alone(
 ):
     run = tmp_path / "runs/run"
     words = [*RECIPE, "name=run", f"data.cache={run_dirs['caches']}/cache1", "--fresh"]
-    job = submit("multi_node.sbatch", *words, options=("--time=5", "--signal=USR1@30"))
+    inside_another = {"SLURM_ARRAY_JOB_ID": "999", "SLURM_ARRAY_TASK_ID": "0", "SLURM_RESTART_COUNT": "7"}
+    job = submit("multi_node.sbatch", *words, options=("--time=5", "--signal=USR1@30"), **inside_another)
     wait_for_step(job, run, "lm", 20)
-    cluster.ask("scancel", "--signal=USR1", job.number)
+    for signals in ("USR1", "USR1", "TERM"):
+        cluster.ask("scancel", f"--signal={signals}", job.number)
     job.wait_for_requeue(1)
 
     wait_for_step(job, run, "lm", 60)
@@ -139,6 +141,7 @@ def test_a_job_that_is_stopped_in_every_way_ends_as_one_left_alone(
     assert log.count(": goes on from ") == 5
     assert "Traceback" not in log
     assert same_bits(run, alone / "run")
+    assert not list(tmp_path.glob(".*"))
     assert len({path.name.split("-")[-1] for path in (run / "wandb").glob("offline-run-*")}) == 1
 
 
@@ -214,7 +217,17 @@ def test_a_job_that_gets_nowhere_leaves_the_queue(cluster: Cluster, submit: Subm
         if restart == 1:
             job.wait_for_requeue(restart)
     job.wait_for("FAILED", seconds=30)
-    assert "back in the queue 1 times without a step of progress" in job.log()
+    assert "back in the queue 1 time(s) without a step of progress" in job.log()
+
+
+def test_a_job_that_is_cancelled_is_saved_and_stays_out_of_the_queue(cluster: Cluster, submit: Submit, tmp_path: Path):
+    job = submit("single_node.sbatch", "lm.phases=[{epochs: 900}]", "checkpoint.every_steps=7", PROCESSES_PER_NODE="2")
+    wait_for_step(job, tmp_path / "runs/run", "lm", 7)
+    cluster.ask("scancel", job.number)
+    wait_until(lambda: "SLURM has ended it" in job.log(), "the end", 40, job.log)
+    assert re.search(r"stopped by SIGTERM after step \d+: lm is saved", job.log())
+    assert job.state == "CANCELLED"
+    assert "2 rank(s) each" in job.log()
 
 
 def test_a_misspelt_key_ends_the_job_before_anything_is_started(submit: Submit):

@@ -20,6 +20,8 @@ from ulmfit_dist.config import Config
 from ulmfit_dist.data.store import make_folder, write_bytes
 from ulmfit_dist.errors import UserError
 
+OURS = ("array", "chdir", "job-name", "output")
+"""Options of sbatch that follow from the config, and from where the job is submitted."""
 SCRIPTS = Path(ulmfit_dist.__file__).parents[1] / "slurm"
 
 
@@ -61,7 +63,11 @@ def batch_script(name: str, words: Sequence[str], options: Mapping[str, str], fo
         options: of sbatch; those in `slurm/` that are not among them stay.
         folder: for its logs.
         cwd: where its relative paths begin.
+
+    Raises:
+        UserError: an option that cannot be chosen; the scripts are not there.
     """
+    _check(options)
     template = SCRIPTS / ("single_node.sbatch" if options.get("nodes", "1") == "1" else "multi_node.sbatch")
     if not template.is_file():
         raise UserError(
@@ -86,6 +92,14 @@ def batch_script(name: str, words: Sequence[str], options: Mapping[str, str], fo
             "",
         ]
     )
+
+
+def _check(options: Mapping[str, str]) -> None:
+    for option, value in options.items():
+        if option in OURS:
+            raise UserError(f"--sbatch {option}: submit decides this one; give a script in {SCRIPTS} to sbatch yourself")
+        if not re.fullmatch(r"[a-z][a-z-]*", option) or set(value) & set('"\n'):
+            raise UserError(f"--sbatch {option}={value}: expected OPTION or OPTION=X, long, without quotes in it")
 
 
 def _directive(option: str, value: str) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from ulmfit_dist.compose import to_dict, to_yaml
 from ulmfit_dist.config import Config, TrackingConfig
@@ -40,6 +41,7 @@ class Tracker:
     def __init__(self, config: Config, runtime: Runtime, resume: bool = False):
         self.config, self.runtime, self.folder, self.resume = config, runtime, config.run_dir, resume
         self.wandb: Any = None
+        self.lock = FileLock(self.folder / ".lock")
         self.run_id: str | None = None
         self.started = False
         self.lines, self.lines_of_others, self.is_torn = "", "", False
@@ -65,6 +67,7 @@ class Tracker:
             return
         if not self.started:
             self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock()
             write_bytes(self.folder / "config.yaml", to_yaml(self.config).encode())
             self._start_wandb(run_id)
             self.started = True
@@ -110,6 +113,19 @@ class Tracker:
         if self.run_id is not None and self.wandb is None:
             _leave_wandb()
         self.wandb = None
+        self.lock.release()
+
+    def _lock(self) -> None:
+        """Keep others from training in this run directory until this process closes the tracker, or ends in any way."""
+        try:
+            self.lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(
+                f"{self.folder}: another process trains in it: wait for its end, or give this run another name, such as "
+                f"name={self.config.name}-2"
+            ) from None
+        except (OSError, NotImplementedError) as error:  # a file system that has no locks
+            print(f"warning: {self.lock.lock_file} cannot be locked: {error}", file=sys.stderr, flush=True)
 
     @property
     def _metrics(self) -> Path:
