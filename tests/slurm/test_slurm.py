@@ -226,7 +226,7 @@ def test_a_job_that_is_cancelled_is_saved_and_stays_out_of_the_queue(cluster: Cl
     cluster.ask("scancel", job.number)
     wait_until(lambda: "SLURM has ended it" in job.log(), "the end", 40, job.log)
     assert re.search(r"stopped by SIGTERM after step \d+: lm is saved", job.log())
-    assert job.state == "CANCELLED"
+    job.wait_for("CANCELLED", seconds=20)
     assert "2 rank(s) each" in job.log()
 
 
