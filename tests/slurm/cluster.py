@@ -91,6 +91,11 @@ class Cluster:
         self._start(node, [*opening(self.open_paths), "slurmd", "-D", "-N", node])
         wait_until(lambda: self.ask("sinfo", "-h", "-n", node, "-o", "%t") in ("idle", "mix", "alloc"), node)
 
+    def start_dead_nodes(self) -> None:
+        for node in NODES:
+            if self.daemons[node].poll() is not None:
+                self.start_node(node)
+
     def kill_node(self, node: str) -> None:
         """SIGKILL for all that runs on a node: its daemon, the keepers of its job steps, and what they have started."""
         on_node = [pid for pid in job_processes(self.environment["SLURM_CONF"]) if node_of(pid) == node]

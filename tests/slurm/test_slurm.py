@@ -43,7 +43,7 @@ def house(cluster: Cluster) -> Path:
 
 @pytest.fixture
 def submit(cluster: Cluster, house: Path, tmp_path: Path, corpus: Path, recipe: Path) -> Iterator[Submit]:
-    """Submits a script of the house with the tests' recipe, from another folder; a job that is left is cancelled."""
+    """Submits a script of the house with the tests' recipe, from another folder, and at the end puts the cluster in order."""
     jobs = []
     fixed = [f"data.path={corpus}", *TINY, f"runs_dir={tmp_path}/runs"]
 
@@ -53,6 +53,7 @@ def submit(cluster: Cluster, house: Path, tmp_path: Path, corpus: Path, recipe: 
         return jobs[-1]
 
     yield submit
+    cluster.start_dead_nodes()
     for job in jobs:
         with suppress(AssertionError):
             cluster.ask("scancel", job.number)
@@ -64,13 +65,17 @@ def surroundings() -> dict[str, str]:
     return {"PATH": path, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
 
 
-def wait_for_step(job: Job, run: Path, stage: str, step: int) -> None:
-    """Until a checkpoint of this step or a later one is there."""
+def wait_for_step(job: Job, run: Path, stage: str, step: int = 1) -> None:
+    """Until a stage has come to a step, and further than it is now."""
+
+    def newest() -> int:
+        return max((int(path.name[5:]) for path in run.glob(f"checkpoints/{stage}/step-*")), default=0)
 
     def is_there() -> bool:
         assert job.state in ("PENDING", "RUNNING"), job.log()
-        return any(int(path.name[5:]) >= step for path in run.glob(f"checkpoints/{stage}/step-*"))
+        return newest() >= step
 
+    step = max(step, newest() + 1)
     wait_until(is_there, f"{stage} step {step}", 90, job.log)
 
 
@@ -115,15 +120,15 @@ def test_a_job_that_is_stopped_in_every_way_ends_as_one_left_alone(
     job.wait_for_requeue(2)
     cluster.ask("scontrol", "update", f"JobId={job.number}", "TimeLimit=5")
 
-    wait_for_step(job, run, "classifier", 7)
+    wait_for_step(job, run, "classifier")
     cluster.ask("scontrol", "requeue", job.number)
     job.wait_for_requeue(3)
 
-    wait_for_step(job, run, "classifier", 20)
+    wait_for_step(job, run, "classifier")
     cluster.ask("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true")
     job.wait_for_requeue(4)
 
-    wait_for_step(job, run, "classifier", 40)
+    wait_for_step(job, run, "classifier")
     cluster.kill_node("node2")
     began = time.monotonic()
     wait_until(lambda: "ended with exit code" in job.log(), "the job's failure", 60, job.log)
@@ -222,7 +227,7 @@ def test_a_job_that_gets_nowhere_leaves_the_queue(cluster: Cluster, submit: Subm
 
 def test_a_job_that_is_cancelled_is_saved_and_stays_out_of_the_queue(cluster: Cluster, submit: Submit, tmp_path: Path):
     job = submit("single_node.sbatch", "lm.phases=[{epochs: 900}]", "checkpoint.every_steps=7", PROCESSES_PER_NODE="2")
-    wait_for_step(job, tmp_path / "runs/run", "lm", 7)
+    wait_for_step(job, tmp_path / "runs/run", "lm")
     cluster.ask("scancel", job.number)
     wait_until(lambda: "SLURM has ended it" in job.log(), "the end", 40, job.log)
     assert re.search(r"stopped by SIGTERM after step \d+: lm is saved", job.log())

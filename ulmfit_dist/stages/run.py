@@ -35,21 +35,22 @@ def run(config: Config, runtime: Runtime, fresh: bool = False) -> None:
         UserError: wrong input, or a stage that was trained, or begun, with another config.
         Interrupted: a signal has asked to stop; all is saved.
     """
-    fresh = fresh and not _has_begun(config, runtime, "lm")
     with runtime.together():
-        tracker = Tracker(config, runtime, resume=not fresh)
+        tracker = Tracker(config, runtime)
     started = time.perf_counter()
     store = prepare(config, runtime)
     tracker.finish_stage("prepare", time.perf_counter() - started)
-    done: dict[str, bool] = {}
-    found: dict[str, Found | None] = {}
-    for stage in TRAIN:
-        is_open = not fresh and all(done.values())  # a stage on one that is to be trained is to be trained, too
-        done[stage], found[stage] = _look(config, runtime, stage, store) if is_open else (False, None)
-    with runtime.together():
-        lm_loaders(config, runtime, store)
-        classifier_loaders(config, runtime, store)
-    with _closing(tracker):
+    with _only_one(tracker, runtime):
+        fresh = fresh and not _has_begun(config, runtime, "lm")
+        tracker.resume = not fresh
+        done: dict[str, bool] = {}
+        found: dict[str, Found | None] = {}
+        for stage in TRAIN:
+            is_open = not fresh and all(done.values())  # a stage on one that is to be trained is to be trained, too
+            done[stage], found[stage] = _look(config, runtime, stage, store) if is_open else (False, None)
+        with runtime.together():
+            lm_loaders(config, runtime, store)
+            classifier_loaders(config, runtime, store)
         for stage, train in TRAIN.items():
             if done[stage]:
                 runtime.print(f"{stage}: done already, in {config.run_dir / stage} (--fresh trains it again)")
@@ -70,14 +71,14 @@ def run_stage(config: Config, runtime: Runtime, stage: str, fresh: bool = False)
     with runtime.together():
         if stage == "classifier":
             has_export(config, "lm", store)
-    fresh = fresh and not _has_begun(config, runtime, stage)
-    found = None if fresh else find_checkpoint(config, runtime, stage)
-    if found is not None and _is_over(config, runtime, stage, found):
-        found = None
-    with runtime.together():
-        if found is not None:
-            found.check(config, stage, store)
-    with _closing(tracker):
+    with _only_one(tracker, runtime):
+        fresh = fresh and not _has_begun(config, runtime, stage)
+        found = None if fresh else find_checkpoint(config, runtime, stage)
+        if found is not None and _is_over(config, runtime, stage, found):
+            found = None
+        with runtime.together():
+            if found is not None:
+                found.check(config, stage, store)
         TRAIN[stage](config, runtime, store, tracker, found)
 
 
@@ -127,8 +128,11 @@ def _is_over(config: Config, runtime: Runtime, stage: str, found: Found) -> bool
 
 
 @contextmanager
-def _closing(tracker: Tracker) -> Iterator[None]:
+def _only_one(tracker: Tracker, runtime: Runtime) -> Iterator[None]:
+    """Be the only one that works in the run directory, and close the tracker at the end."""
     try:
+        with runtime.together():
+            tracker.lock()
         yield
     except BaseException:
         tracker.close(exit_code=1)

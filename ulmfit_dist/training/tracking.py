@@ -27,10 +27,8 @@ from ulmfit_dist.runtime import Runtime
 class Tracker:
     """The run directory, and the W&B run, of one training run. On ranks other than 0 all calls do nothing.
 
-    Args:
-        resume: go on with the run directory's W&B run, if it has one.
-
     Attributes:
+        resume: whether to go on with the run directory's W&B run, if it has one.
         lines: the running stage's part of metrics.jsonl.
         run_id: W&B's, once it has started.
 
@@ -38,10 +36,10 @@ class Tracker:
         UserError: the run directory cannot be written.
     """
 
-    def __init__(self, config: Config, runtime: Runtime, resume: bool = False):
-        self.config, self.runtime, self.folder, self.resume = config, runtime, config.run_dir, resume
+    def __init__(self, config: Config, runtime: Runtime):
+        self.config, self.runtime, self.folder, self.resume = config, runtime, config.run_dir, False
         self.wandb: Any = None
-        self.lock = FileLock(self.folder / ".lock")
+        self._lock = FileLock(self.folder / ".lock")
         self.run_id: str | None = None
         self.started = False
         self.lines, self.lines_of_others, self.is_torn = "", "", False
@@ -67,7 +65,7 @@ class Tracker:
             return
         if not self.started:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock()
+            self.lock()
             write_bytes(self.folder / "config.yaml", to_yaml(self.config).encode())
             self._start_wandb(run_id)
             self.started = True
@@ -113,19 +111,21 @@ class Tracker:
         if self.run_id is not None and self.wandb is None:
             _leave_wandb()
         self.wandb = None
-        self.lock.release()
+        self._lock.release()
 
-    def _lock(self) -> None:
-        """Keep others from training in this run directory until this process closes the tracker, or ends in any way."""
+    def lock(self) -> None:
+        """Keep others out of the run directory, if there is one, until `close` or the end of this process. Raises UserError."""
+        if not self.runtime.is_main or self._lock.is_locked or not self.folder.is_dir():
+            return
         try:
-            self.lock.acquire(timeout=0)
+            self._lock.acquire(timeout=0)
         except Timeout:
             raise UserError(
                 f"{self.folder}: another process trains in it: wait for its end, or give this run another name, such as "
                 f"name={self.config.name}-2"
             ) from None
         except (OSError, NotImplementedError) as error:  # a file system that has no locks
-            print(f"warning: {self.lock.lock_file} cannot be locked: {error}", file=sys.stderr, flush=True)
+            print(f"warning: {self._lock.lock_file} cannot be locked: {error}", file=sys.stderr, flush=True)
 
     @property
     def _metrics(self) -> Path:
