@@ -6,7 +6,7 @@
 #   MAX_REQUEUES         times in a row that the job goes back into the queue without progress; default: 3
 # shellcheck shell=bash
 set -euo pipefail
-job=$SLURM_JOB_ID asked_to_stop=''
+asked_to_stop=''
 trap 'asked_to_stop=yes' USR1 TERM
 
 home=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -14,6 +14,16 @@ home=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export PYTHONPATH="$home${PYTHONPATH:+:$PYTHONPATH}"
 # shellcheck source=launch/functions.sh
 source "$home/launch/functions.sh"
+
+# of_job FIELD: what SLURM knows of this job. The environment may know of another one, from which this one was submitted; and
+# the number of an array means all its tasks.
+of_job() {
+    scontrol show job "$SLURM_JOB_ID" | awk -v RS= -v id="JobId=$SLURM_JOB_ID" '$1 == id' | sed -n "s/.* $1=//p"
+}
+
+array=$(of_job ArrayJobId) task=$(of_job ArrayTaskId)
+job=${array:+${array%% *}_${task%% *}}
+job=${job:-$SLURM_JOB_ID}
 
 say() {
     echo "job $job: $*"
@@ -24,17 +34,9 @@ fail() {
     exit 2
 }
 
-# of_job FIELD: what SLURM knows of this job. The environment may know of another one, from which this one was submitted; and
-# the number of an array means all its tasks.
-of_job() {
-    scontrol show job "$SLURM_JOB_ID" | awk -v RS= -v id="JobId=$SLURM_JOB_ID" '$1 == id' | sed -n "s/.* $1=//p"
-}
-
 # prepare_job CONFIG [WORD ...]: check what can be checked before anything is started, and learn where run and logs lie.
 prepare_job() {
-    local values array task
-    array=$(of_job ArrayJobId) task=$(of_job ArrayTaskId)
-    [ -z "$array" ] || job=${array%% *}_${task%% *}
+    local values
     python -c 'import sys; from importlib.util import find_spec; sys.exit(not (find_spec("torch") and find_spec("fastai")))' ||
         fail "no Python with torch and fastai: run 'bash launch/setup.sh' in $home, or activate an environment, then submit"
     values=$(values_of "runs_dir name data.cache" "$@")

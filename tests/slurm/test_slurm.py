@@ -43,7 +43,7 @@ def house(cluster: Cluster) -> Path:
 
 @pytest.fixture
 def submit(cluster: Cluster, house: Path, tmp_path: Path, corpus: Path, recipe: Path) -> Iterator[Submit]:
-    """Submits a script of the house with the tests' recipe, from another folder, and at the end puts the cluster in order."""
+    """Submits a script of the house with the tests' recipe, from another folder; at the end it puts the cluster in order."""
     jobs = []
     fixed = [f"data.path={corpus}", *TINY, f"runs_dir={tmp_path}/runs"]
 
@@ -235,9 +235,15 @@ def test_a_job_that_is_cancelled_is_saved_and_stays_out_of_the_queue(cluster: Cl
     assert "2 rank(s) each" in job.log()
 
 
-def test_a_misspelt_key_ends_the_job_before_anything_is_started(submit: Submit):
-    job = submit("multi_node.sbatch", "lm.bathc=3")
-    job.wait_for("FAILED", seconds=30)
-    assert job.fact("ExitCode") == "2:0"
-    assert "unknown key lm.bathc" in job.log()
-    assert len(job.log().splitlines()) == 2, job.log()  # the name of the log, and the error
+def test_wrong_words_end_the_job_before_anything_is_started(submit: Submit, tmp_path: Path):
+    (tmp_path / "sweep.txt").write_text("# rates\nlm.drop_mult=0.5\nname=it's\n")
+    jobs = {
+        submit("multi_node.sbatch", "lm.bathc=3"): "unknown key lm.bathc",
+        submit("array.sbatch", SWEEP="sweep.txt", options=("--array=1",)): "sweep.txt, task 1: No closing quotation",
+        submit("array.sbatch", SWEEP="sweep.txt", options=("--array=2",)): "sweep.txt has 2 line(s) of words",
+    }
+    for job, said in jobs.items():
+        job.wait_for("FAILED", seconds=30)
+        assert job.fact("ExitCode") == "2:0"
+        assert said in job.log()
+        assert len(job.log().splitlines()) == 2, job.log()  # the name of the log, and the error

@@ -114,7 +114,7 @@ class Tracker:
         self._lock.release()
 
     def lock(self) -> None:
-        """Keep others out of the run directory, if there is one, until `close` or the end of this process. Raises UserError."""
+        """Keep others out of the run directory, if there is one, until `close` or this process's end. Raises UserError."""
         if not self.runtime.is_main or self._lock.is_locked or not self.folder.is_dir():
             return
         try:
