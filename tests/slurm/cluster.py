@@ -163,7 +163,7 @@ class Job:
         """Until it is back in the queue for the nth time; then spare it most of the two minutes that SLURM lets it wait."""
         self.wait_for("PENDING", "FAILED")
         assert (self.state, self.fact("Restarts")) == ("PENDING", str(number)), self.log()
-        self.cluster.ask("scontrol", "update", f"JobId={self.number}", "StartTime=now+3")
+        self.cluster.ask("scontrol", "update", f"JobId={self.number}", "StartTime=now+2")
 
     def log(self) -> str:
         """What it has written by now, on all nodes."""

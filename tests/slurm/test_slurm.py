@@ -83,7 +83,6 @@ def test_two_nodes_train_the_quick_starts_language_model_to_the_weights_of_one_p
     cluster: Cluster, house: Path, tmp_path: Path
 ):
     words = ["data.limit=60", "tokenizer.max_vocab=2000", "lm.phases=[{epochs: 1, lr: 1e-2}]", SHORT[1]]
-    succeed(["run", house / "configs/quickstart.yaml", *words, f"runs_dir={tmp_path}", f"data.cache={tmp_path}/cache"])
     work = cluster.folder / "of another user"
     work.mkdir()
     user = "nobody" if os.geteuid() == 0 else None
@@ -94,6 +93,7 @@ def test_two_nodes_train_the_quick_starts_language_model_to_the_weights_of_one_p
     job = cluster.submit(
         script, "../a house with spaces/configs/quickstart.yaml", *words, cwd=work, user=user, **environment
     )
+    succeed(["run", house / "configs/quickstart.yaml", *words, f"runs_dir={tmp_path}", f"data.cache={tmp_path}/cache"])
     job.wait_for("COMPLETED", "FAILED")
     assert job.state == "COMPLETED", job.log()
     assert same_bits(work / "runs/quickstart", tmp_path / "quickstart")
