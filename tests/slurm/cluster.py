@@ -106,7 +106,7 @@ class Cluster:
         self.daemons[node].wait()
 
     def stop(self) -> None:
-        with suppress(AssertionError, subprocess.SubprocessError):  # whatever its state, its daemons end
+        with suppress(AssertionError, OSError, subprocess.SubprocessError):  # whatever its state, its daemons end
             self.ask("scancel", "--user", getpass.getuser(), "--full", "--signal=KILL")
             self.ask("scancel", *self.ask("squeue", "-h", "-o", "%A").split() or ["--state=PENDING"])
             wait_until(lambda: not self.ask("squeue", "-h"), "the end of all jobs", seconds=20)
