@@ -1,5 +1,6 @@
 """W&B's own files, written by a real run and read back."""
 
+import errno
 import json
 from pathlib import Path
 
@@ -60,9 +61,26 @@ def test_auto_is_offline_unless_logged_in(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert wandb_mode(TrackingConfig(wandb="offline")) == "offline"
 
 
+def two_trackers(folder: Path) -> list[Tracker]:
+    config = load_config(overrides=["data.source=bbc_news", f"runs_dir={folder}", "name=a", "tracking.wandb=disabled"])
+    return [Tracker(config, Runtime(config.runtime)) for _ in range(2)]
+
+
+def test_without_locks_in_the_file_system_a_killed_run_keeps_nobody_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    def flock(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    killed, resumed = two_trackers(tmp_path)
+    killed.start_stage("lm")  # and is never closed
+    resumed.start_stage("lm")
+    assert capsys.readouterr().err.count("cannot be locked (Function not implemented)") == 2
+
+
 def test_two_do_not_train_in_one_run_directory(tmp_path: Path):
-    config = load_config(overrides=["data.source=bbc_news", f"runs_dir={tmp_path}", "name=a", "tracking.wandb=disabled"])
-    first, second = (Tracker(config, Runtime(config.runtime)) for _ in range(2))
+    first, second = two_trackers(tmp_path)
     first.start_stage("lm")
     with pytest.raises(UserError, match=r"another process trains in it: .* such as name=a-2"):
         second.start_stage("lm")

@@ -39,7 +39,7 @@ class Tracker:
     def __init__(self, config: Config, runtime: Runtime):
         self.config, self.runtime, self.folder, self.resume = config, runtime, config.run_dir, False
         self.wandb: Any = None
-        self._lock = FileLock(self.folder / ".lock")
+        self._lock = FileLock(self.folder / ".lock", fallback_to_soft=False)  # a soft lock would outlive a killed process
         self.run_id: str | None = None
         self.started = False
         self.lines, self.lines_of_others, self.is_torn = "", "", False
@@ -124,8 +124,9 @@ class Tracker:
                 f"{self.folder}: another process trains in it: wait for its end, or give this run another name, such as "
                 f"name={self.config.name}-2"
             ) from None
-        except (OSError, NotImplementedError) as error:  # a file system that has no locks
-            print(f"warning: {self._lock.lock_file} cannot be locked: {error}", file=sys.stderr, flush=True)
+        except OSError as error:  # a file system without locks, such as some clusters' Lustre
+            warning = f"{self._lock.lock_file} cannot be locked ({error.strerror}): let nobody else train here"
+            print(f"warning: {warning}", file=sys.stderr, flush=True)
 
     @property
     def _metrics(self) -> Path:
