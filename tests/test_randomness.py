@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from ulmfit_dist.model.sampling import draw
 from ulmfit_dist.philox import _signed, philox, random_words
 from ulmfit_dist.randomness import derive_key, derive_seed, permutation, uniform
-from ulmfit_dist.stages.generate import draw
 
 ONES = 2**64 - 1
 KNOWN = [  # counter, key and result: kat_vectors of Random123 (Salmon et al., 2011), philox4x64 10

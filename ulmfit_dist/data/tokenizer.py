@@ -47,9 +47,6 @@ class Tokenizer(TextTokenizer):
     def tokens(self) -> list[str]:
         return list(self._ids)
 
-    def words(self, tokens: Sequence[str]) -> list[str]:
-        return list(tokens)
-
     def encode(self, texts: Iterable[str]) -> Encoded:
         texts = [str(text) for text in texts]
         if len(self._ids) > TOKENS_KEPT or (self._chunks is not None and self._chunks.is_full(TOKENS_KEPT)):

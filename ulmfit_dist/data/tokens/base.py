@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -35,10 +35,6 @@ class TextTokenizer(ABC):
     @abstractmethod
     def encode(self, texts: Iterable[str]) -> Encoded:
         """The texts as ids in `tokens`, as that is until the next call: a full tokenizer starts anew."""
-
-    @abstractmethod
-    def words(self, tokens: Sequence[str]) -> list[str]:
-        """The words of which these are the tokens."""
 
     def tokenize(self, texts: Iterable[str]) -> list[list[str]]:
         """The tokens of each text, in order."""

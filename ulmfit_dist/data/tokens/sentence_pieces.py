@@ -69,9 +69,6 @@ class SentencePieceTokenizer(TextTokenizer):
         ids = self._ids.of(list(chain.from_iterable(documents)))
         return Encoded(ids.astype(np.uint32), np.fromiter(map(len, documents), dtype=np.int64, count=len(documents)))
 
-    def words(self, tokens: Sequence[str]) -> list[str]:
-        return "".join(f"▁{t}▁" if t in defaults.text_spec_tok else t for t in tokens).replace("▁", " ").split()
-
 
 def make_model(config: TokenizerConfig, texts: Iterable[str]) -> bytes:
     """The content of the model file that the config names, or of a model trained on a sample of texts.
