@@ -1,0 +1,402 @@
+"""The report: what its page says is what the run's files say, and nothing in it leads out of it or runs."""
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from ulmfit_dist.errors import UserError
+from ulmfit_dist.report.charts import MOST_POINTS, thin
+from ulmfit_dist.report.figures import stage_charts
+from ulmfit_dist.report.page import write_report
+from ulmfit_dist.report.runs import read_run
+
+LABELS = "business entertainment politics sports tech".split()
+PHASES = {
+    "lm": [{"epochs": 2, "lr": 0.01, "freeze_to": 0}],
+    "classifier": [{"epochs": 1, "lr": 0.02, "freeze_to": -1}, {"epochs": 4, "lr": [0.001479, 0.01], "freeze_to": 0}],
+}
+STEPS = {"lm": 245, "classifier": 111}
+"""Of an epoch."""
+GROUPS = {"lm": 4, "classifier": 4}
+SPEED = {"lm": 9700.0, "classifier": 58.0}
+UNIT = {"lm": "tokens_per_second", "classifier": "examples_per_second"}
+PARTS = {"data": 0.004, "forward": 0.11, "backward": 0.19, "communication": 0.02, "optimizer": 0.03, "checkpoint": 0.01}
+VOID = {"meta", "br", "link", "img", "use", "input"}
+TEXTS = ["Shares in the firm fell by a tenth on Monday.", 'The minister said the film would be "a great boost".\n' * 12]
+HOSTILE = (
+    "<script>alert('x')</script>\"'><img src=http://evil.test/x.png onerror=alert(1)> {{ 7 * 7 }} $\\frac{x}$ & \x00 \ud800"
+)
+
+
+def one_cycle(progress: float, highest: float) -> float:
+    """fastai's one-cycle schedule at a point between 0 and 1."""
+    if progress < 0.25:
+        return highest / 25 + (highest - highest / 25) * (1 - math.cos(math.pi * progress / 0.25)) / 2
+    return highest * (1 + math.cos(math.pi * (progress - 0.25) / 0.75)) / 2
+
+
+def epoch_metrics(stage: str, epoch: float, gain: float) -> dict[str, float]:
+    """Validation metrics that could be those of the quick start."""
+    if stage == "lm":
+        loss = 4.0 + 2.2 * math.exp(-1.2 * epoch) - gain
+        return {"valid_loss": loss, "perplexity": math.exp(loss), "accuracy": 0.31 - 0.12 * math.exp(-epoch) + gain / 10}
+    error = 0.03 + 0.22 * math.exp(-0.8 * epoch) - gain / 10
+    return {"valid_loss": 3.5 * error, "accuracy": 1 - error, "f1_macro": 1 - 1.06 * error}
+
+
+def stage_lines(stage: str, gain: float, speed: float) -> Iterator[dict[str, Any]]:
+    """A stage's lines of metrics.jsonl."""
+    rng = np.random.default_rng(len(stage))
+    step, epoch, smoothed = 0, 0, 0.0
+    for phase, recipe in enumerate(PHASES[stage]):
+        highest = np.atleast_1d(recipe["lr"])
+        highest = np.geomspace(highest[0], highest[-1], GROUPS[stage])
+        num_steps = recipe["epochs"] * STEPS[stage]
+        for i in range(1, num_steps + 1):
+            step += 1
+            position = {"stage": stage, "phase": phase, "epoch": epoch, "step": step, "tokens": step * 4608}
+            loss = {"lm": 4.1 + 4.9 * math.exp(-step / 60), "classifier": 0.1 + 1.5 * math.exp(-step / 90)}[stage] - gain
+            loss *= rng.normal(1, 0.02 if stage == "lm" else 0.15)
+            smoothed = 0.9 * (smoothed or loss) + 0.1 * loss
+            if step % 5 == 0:
+                rates = [one_cycle(i / num_steps, float(high)) for high in highest]
+                parts = {f"{part}_seconds": mean / speed * rng.uniform(0.8, 1.2) for part, mean in PARTS.items()}
+                metrics = {
+                    "loss": loss,
+                    "loss_smoothed": smoothed,
+                    "learning_rate": rates[-1],
+                    **{f"learning_rate_{group}": rate for group, rate in enumerate(rates)},
+                    "momentum": 0.8,
+                    "gradient_norm": 0.4 + 1.6 * math.exp(-step / 100) * rng.uniform(0.5, 1.5),
+                    UNIT[stage]: SPEED[stage] * speed * rng.uniform(0.95, 1.03),
+                    "memory_gb": 1.21,
+                    **parts,
+                }
+                yield {**position, **{f"{stage}/{name}": value for name, value in metrics.items()}}
+            if i % STEPS[stage] == 0:
+                epoch += 1
+                position["epoch"] = epoch
+                metrics = {"train_loss": loss, **epoch_metrics(stage, epoch, gain), UNIT[stage]: SPEED[stage] * speed}
+                yield {**position, **{f"{stage}/{name}": value for name, value in metrics.items()}}
+
+
+def make_run(
+    folder: Path, gain: float = 0.0, speed: float = 1.0, stages: tuple[str, ...] = ("lm", "classifier"), **config: Any
+) -> Path:
+    """A run directory as a finished run leaves it."""
+    folder.mkdir(parents=True)
+    name = config.pop("name", folder.name)
+    tree: dict[str, Any] = {"name": name, "seed": 42, "data": {"source": "bbc_news", "valid_pct": 0.2}}
+    tree |= {stage: {"global_batch_size": 32, "phases": PHASES[stage], **config} for stage in PHASES}
+    (folder / "config.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+    lines = [line for stage in stages for line in stage_lines(stage, gain, speed)]
+    (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    summary: dict[str, Any] = {"name": name, "world_size": 2, "device": "cpu", "precision": "no"}
+    summary["seconds"] = {"prepare": 10.6, "lm": 188.2 / speed, "classifier": 136.9 / speed}
+    for stage in stages:
+        num_epochs = sum(phase["epochs"] for phase in PHASES[stage])
+        summary[stage] = {**epoch_metrics(stage, num_epochs, gain), UNIT[stage]: SPEED[stage] * speed}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    (folder / "tables.json").write_text(json.dumps({"lm": lm_tables(), "classifier": classifier_tables(LABELS)}))
+    versions = {"ulmfit-dist": "0.1.0", "python": "3.11.2", "torch": "2.13.0", "fastai": "2.8.12", "accelerate": "1.15.0"}
+    command = "ulmfit-dist run configs/quickstart.yaml lm.global_batch_size=32"
+    environment = {"command": command, "revision": "6ac823b0c1d4", "versions": versions, "host": "node-17"}
+    (folder / "environment.json").write_text(json.dumps(environment))
+    return folder
+
+
+def lm_tables() -> dict[str, Any]:
+    texts = ["the company said it would cut 1,200 jobs in the uk .", "the film has won three awards at the festival"]
+    return {"samples": [{"epoch": epoch, "text": f"{text} after {epoch} epochs"} for epoch in (1, 2) for text in texts]}
+
+
+def classifier_tables(labels: list[str], text: bool = True) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    matrix = np.diag(rng.integers(60, 110, len(labels))) + rng.integers(0, 4, (len(labels), len(labels)))
+    wrong = [
+        {
+            "document": 17 * i,
+            "label": labels[i % len(labels)],
+            "predicted": labels[(i + 1) % len(labels)],
+            "probability": 0.97,
+            "loss": 4.2 - i / 9,
+        }
+        | ({"text": TEXTS[i % 2]} if text else {})
+        for i in range(7)
+    ]
+    return {"labels": labels, "confusion_matrix": matrix.tolist(), "most_wrong": wrong}
+
+
+class Page(HTMLParser):
+    """A page taken apart; every tag that is opened must be closed in turn."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.texts: list[tuple[str, str]] = []
+        self.feed(html)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if data.strip():
+            self.texts.append((self.open[-1] if self.open else "", data.strip()))
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def read(*runs: Path) -> Page:
+    return Page(write_report(runs, runs[0] / "report.html").read_text())
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("runs") / "quickstart")
+
+
+def test_final_figures_are_those_of_the_summary(run: Path):
+    shown = {float(str(data["value"])) for data in read(run).all("data")}
+    summary = json.loads((run / "summary.json").read_text())
+    assert shown == {value for stage in ("lm", "classifier") for value in summary[stage].values()}
+
+
+def test_nothing_leads_out_of_the_page_and_nothing_runs(run: Path):
+    page = read(run)
+    for tag, attributes in page.tags:
+        assert tag not in ("script", "link", "iframe", "object", "embed", "img", "base", "form")
+        assert not [name for name in attributes if name.startswith("on")]
+        for name in ("src", "href", "xlink:href", "action", "data", "srcset", "poster"):
+            assert str(attributes.get(name, "#")).startswith("#")
+    html = (run / "report.html").read_text()
+    assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", html))
+    assert "@import" not in html
+    assert "//" not in html
+    policy = next(meta["content"] for meta in page.all("meta") if meta.get("http-equiv") == "Content-Security-Policy")
+    assert str(policy).startswith("default-src 'none'")
+
+
+def test_every_reference_has_one_target(run: Path):
+    page = read(run)
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    html = (run / "report.html").read_text()
+    targets = {str(attributes["href"])[1:] for _, attributes in page.tags if "href" in attributes}
+    assert targets | set(re.findall(r"url\(#([^)]*)\)", html)) <= set(ids)
+
+
+def test_all_of_a_run_is_there(run: Path):
+    page = read(run)
+    headings = {text for tag, text in page.texts if tag in ("h2", "h3")}
+    assert headings >= {"Loss", "Perplexity", "Learning rate", "Validation accuracy", "Validation accuracy and macro-F1"}
+    assert headings >= {"Throughput", "Where the time of a step goes", "Gradient norm", "Memory", "Confusion matrix"}
+    assert headings >= {"Most wrong", "Samples of the language model", "How to reproduce"}
+    charts = page.all("svg")
+    assert len(charts) == 8 + 7
+    assert all(str(chart["aria-label"]).startswith("Chart: ") for chart in charts)
+    words = [text for _, text in page.texts]
+    assert words.count("phase 1") == words.count("phase 2") == 7  # the language model's only phase needs no mark
+    assert len(page.all("h1")) == 1
+    assert f"ulmfit-dist run {run}/config.yaml\nulmfit-dist run {run}/config.yaml name=quickstart-again" in words
+
+
+def test_a_validation_stands_where_its_epoch_ends(run: Path):
+    charts = {chart.title: chart for chart in stage_charts("classifier", [read_run(run)], "chart")}
+    by_epoch, by_step = charts["Validation accuracy and macro-F1"], charts["Loss"]
+    assert by_epoch.series[0].x.tolist() == [1, 2, 3, 4, 5]
+    assert by_step.series[-1].x.tolist() == [111, 222, 333, 444, 555]
+    assert (by_epoch.phases, by_step.phases) == ([0, 1, 5], [0, 111, 555])
+
+
+def test_the_confusion_matrix_is_that_of_the_run(run: Path):
+    html = write_report([run]).read_text()
+    rows = re.findall(r"<tr>(.*?)</tr>", html.split('<table class="confusion">')[1].split("</table>")[0], re.DOTALL)[1:]
+    shown = [[int(count) for count in re.findall(r"<td[^>]*>(\d+)", row)] for row in rows]
+    assert shown == json.loads((run / "tables.json").read_text())["classifier"]["confusion_matrix"]
+
+
+@pytest.mark.parametrize(
+    "matrix", [[[1, 2]], [[1, 2], [3]], [[1, 2], [3, 4, 5]], [[1, -2], [3, 4]], [[1, 0.5], [3, 4]], 5, None]
+)
+def test_a_matrix_that_is_none_is_left_out(tmp_path: Path, matrix: Any):
+    run = make_run(tmp_path / "run", stages=())
+    (run / "tables.json").write_text(json.dumps({"classifier": {"labels": ["a", "b"], "confusion_matrix": matrix}}))
+    words = [text for _, text in read(run).texts]
+    assert any(word.startswith("the confusion matrix of tables.json is not") for word in words)
+    assert "Confusion matrix" not in words
+
+
+def test_what_is_hostile_is_text(tmp_path: Path):
+    run = make_run(tmp_path / "run", name=HOSTILE, note={HOSTILE: HOSTILE})
+    tables = classifier_tables([HOSTILE, *LABELS]) | {"most_wrong": [{"document": 1, "label": HOSTILE, "text": HOSTILE}]}
+    samples = [{"epoch": 1, "text": HOSTILE}]
+    (run / "tables.json").write_text(json.dumps({"lm": {"samples": samples}, "classifier": tables}))
+    (run / "environment.json").write_text(json.dumps(dict.fromkeys(("command", "revision", "host"), HOSTILE)))
+    other = make_run(tmp_path / "<b>", name="</title><script>", note=HOSTILE)
+    for runs in ([run], [run, other]):
+        page = read(*runs)
+        assert not {"script", "img", "b>"} & {tag for tag, _ in page.tags}
+        assert sum(HOSTILE[:27] in text for _, text in page.texts) > 5
+        assert not any("49" in text and "alert" in text for _, text in page.texts)
+
+
+def test_a_run_that_was_killed_has_a_report_of_what_there_is(tmp_path: Path):
+    run = make_run(tmp_path / "run")
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text("".join(lines[:70]) + lines[70][:40])
+    for name in ("summary.json", "tables.json", "environment.json", "config.yaml"):
+        (run / name).unlink()
+    words = [text for _, text in read(run).texts]
+    assert "the last line of metrics.jsonl is cut short, and left out." in words
+    assert any("Language model not finished: epochs done 1, last seen at step 345" in word for word in words)
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"[]\n", b'{"stage": "lm"}\n', b"\xff\xfe\n", b"[" * 100_000 + b"\n"])
+def test_metrics_of_any_content_make_a_page(tmp_path: Path, content: bytes):
+    (tmp_path / "metrics.jsonl").write_bytes(content)
+    assert "Nothing has been measured yet." in [text for _, text in read(tmp_path).texts]
+
+
+@pytest.mark.parametrize(
+    "content", ["[1, 2]", "{", '{"lm": 3, "classifier": {"labels": 1}}', "a: &a [*a]", "[" * 100_000, '"\\ud800"']
+)
+def test_other_files_of_any_content_make_a_page(tmp_path: Path, content: str):
+    run = make_run(tmp_path / "run", stages=())
+    for name in ("summary.json", "tables.json", "environment.json", "config.yaml"):
+        (run / name).write_text(content)
+    assert "How to reproduce" in [text for _, text in read(run).texts]
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e308", "1" + "0" * 400, "null", '"x"', "0", "-1"])
+def test_values_that_are_no_figures_make_a_page(tmp_path: Path, value: str):
+    run = make_run(tmp_path / "run")
+    for name, keys in (("metrics.jsonl", r"\w+/\w+"), ("summary.json", r"\w+"), ("tables.json", r"\w+")):
+        content = (run / name).read_text()
+        (run / name).write_text(re.sub(rf'("{keys}": )-?[\d.]+(e-?\d+)?(?=[,}}])', rf"\g<1>{value}", content))
+    page = read(run)
+    assert page.all("svg") or value not in ("0", "-1")
+    assert not any(re.search("nan|inf", str(path.get("d"))) for path in page.all("path"))
+
+
+def test_a_run_of_the_language_model_alone(tmp_path: Path):
+    run = make_run(tmp_path / "run", stages=("lm",))
+    (run / "tables.json").unlink()
+    headings = [text for tag, text in read(run).texts if tag == "h2"]
+    assert "Language model" in headings
+    assert not {"Classifier", "Confusion matrix", "Most wrong"} & set(headings)
+
+
+def test_metrics_of_older_runs(tmp_path: Path):
+    run = make_run(tmp_path / "run")
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    kept = ("learning_rate", "valid_loss", "perplexity", "accuracy", "f1_macro", "train_loss")
+    older = [
+        {
+            key.replace("/loss", "/train_loss"): value
+            for key, value in line.items()
+            if "/" not in key or key.endswith((*kept, "/loss"))
+        }
+        for line in lines
+    ]
+    (run / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in older))
+    page = read(run)
+    assert len(page.all("svg")) == 4 + 3
+    assert "training" in [text for _, text in page.texts]
+
+
+def test_runs_are_compared(run: Path, tmp_path: Path):
+    better = make_run(tmp_path / "better", gain=0.05, speed=2.0, drop_mult=0.5)
+    page = read(better, run)
+    words = [text for _, text in page.texts]
+    assert "2 runs compared" in words
+    differing = [text for tag, text in page.texts if tag == "code" and "." in text and not text.startswith("0")]
+    assert differing == ["classifier.drop_mult", "lm.drop_mult"]
+    for folder in (run, better):
+        summary = json.loads((folder / "summary.json").read_text())
+        shown = {float(str(data["value"])) for data in page.all("data")}
+        assert {value for stage in ("lm", "classifier") for value in summary[stage].values()} <= shown
+    best = [attributes for attributes in page.all("td") if "best" in str(attributes.get("class"))]
+    assert len(best) == 8
+    assert {"Training loss", "Validation loss", "Validation perplexity"} <= set(words)
+    assert len(page.all("table")) > 8
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path: Path):
+    runs = [make_run(tmp_path / folder, name="run", stages=()) for folder in "ab"]
+    words = [text for _, text in read(*runs).texts]
+    assert {str(path) for path in runs} <= set(words)
+
+
+@pytest.mark.parametrize("count", [1, 2, 100, 300])
+def test_any_number_of_classes(tmp_path: Path, count: int):
+    run = make_run(tmp_path / "run", stages=())
+    labels = [f"class {i}" for i in range(count)]
+    (run / "tables.json").write_text(json.dumps({"classifier": classifier_tables(labels, text=False)}))
+    page = read(run)
+    assert ("Most frequent mistakes" in [text for _, text in page.texts]) == (count > 2)
+    assert any("tracking.log_text=true" in text for _, text in page.texts)
+
+
+def test_long_curves_keep_their_peaks():
+    y = np.random.default_rng(0).normal(size=100_000)
+    y[500:60_000] = np.nan
+    y[77_777] = 99.0
+    x, thinned = thin(np.arange(len(y)), y)
+    assert len(x) <= MOST_POINTS
+    assert (99.0, 77_777) in zip(thinned, x, strict=True)
+    assert np.isnan(thinned).any()
+    assert (np.diff(x) > 0).all()
+
+
+def test_equal_runs_have_equal_reports(run: Path, tmp_path: Path):
+    first, second = (write_report([run], tmp_path / name).read_bytes() for name in ("1.html", "2.html"))
+    assert first == second
+
+
+def test_where_the_report_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    run, other = (make_run(tmp_path / name, stages=()) for name in ("run", "other"))
+    assert write_report([run]) == run / "report.html"
+    assert write_report([run, other]) == Path("report.html")
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_what_cannot_be_reported_on_is_said_in_one_line(tmp_path: Path):
+    run = make_run(tmp_path / "run", stages=())
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "folder" / "metrics.jsonl").mkdir(parents=True)
+    (tmp_path / "file").touch()
+    for runs, output, message in (
+        ([], None, "no run to report on"),
+        ([tmp_path / "missing"], None, "missing: no such folder: name a run directory"),
+        ([tmp_path / "file"], None, "file: no such folder: name a run directory"),
+        ([run, tmp_path / "empty"], None, "empty: no run directory .no metrics.jsonl in it.: name one"),
+        ([tmp_path / "folder"], None, "metrics.jsonl: cannot be read .not a plain file."),
+        ([run], tmp_path, "cannot be written .Is a directory.: name another file"),
+        ([run], tmp_path / "missing" / "report.html", "missing is no folder.: name another file"),
+        ([run], tmp_path / "file" / "report.html", "file is no folder.: name another file"),
+    ):
+        with pytest.raises(UserError, match=message) as error:
+            write_report(runs, output)
+        assert "\n" not in str(error.value)

@@ -1,0 +1,141 @@
+"""Where a classifier errs: its confusion matrix, and the documents it got most wrong.
+
+Precision, recall and F1 are computed from the matrix, so the page cannot contradict itself. Where one of them is a share of
+nothing, as the recall of a class that does not occur, it is left open.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ulmfit_dist.report.values import items, mapping, number, text
+
+MOST_LABELS = 1000
+MOST_SHOWN = 100
+"""Classes up to which the matrix itself is shown."""
+FEW = 12
+"""Classes up to which each cell of the matrix has room for its share, too."""
+MOST_WRONG = 50
+
+
+class WrongText(NamedTuple):
+    """A document and what it was taken for; `probability` is that of the predicted label."""
+
+    document: str
+    label: str
+    predicted: str
+    probability: float | None
+    loss: float | None
+    text: str
+
+
+class ClassFigures(NamedTuple):
+    """What the matrix says of one class."""
+
+    label: str
+    documents: int
+    precision: float | None
+    recall: float | None
+    f1: float | None
+
+
+class Mistake(NamedTuple):
+    """How many documents of a label were taken for another; `share` is of all documents of the label."""
+
+    label: str
+    predicted: str
+    documents: int
+    share: float
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """A confusion matrix.
+
+    Attributes:
+        labels: class names.
+        counts: documents by true label (rows) and predicted label (columns), int64 [classes, classes].
+    """
+
+    labels: list[str]
+    counts: np.ndarray
+
+    @property
+    def is_shown(self) -> bool:
+        return len(self.labels) <= MOST_SHOWN
+
+    @property
+    def is_roomy(self) -> bool:
+        return len(self.labels) <= FEW
+
+    @property
+    def num_documents(self) -> int:
+        return int(self.counts.sum())
+
+    @property
+    def num_correct(self) -> int:
+        return int(np.trace(self.counts))
+
+    @property
+    def rows(self) -> list[tuple[str, list[tuple[int, float]]]]:
+        """Label, and count and share of the row for each column."""
+        shares = self.counts / np.maximum(self.counts.sum(axis=1, keepdims=True), 1)
+        pairs = [list(zip(*row, strict=True)) for row in zip(self.counts.tolist(), shares.tolist(), strict=True)]
+        return list(zip(self.labels, pairs, strict=True))
+
+    @property
+    def classes(self) -> list[ClassFigures]:
+        correct, documents, predicted = np.diag(self.counts), self.counts.sum(axis=1), self.counts.sum(axis=0)
+        columns = (_shares(correct, predicted), _shares(correct, documents), _shares(2 * correct, documents + predicted))
+        return [ClassFigures(*values) for values in zip(self.labels, documents.tolist(), *columns, strict=True)]
+
+    @property
+    def largest(self) -> list[Mistake]:
+        """The most frequent mistakes, most frequent first: more of them where the matrix is hard to read."""
+        wrong = self.counts - np.diag(np.diag(self.counts))
+        documents = np.maximum(self.counts.sum(axis=1), 1)
+        order = np.argsort(-wrong, axis=None, kind="stable")[: 5 if len(self.labels) <= FEW else 12]
+        places = [(int(i), int(j)) for i, j in zip(*np.unravel_index(order, wrong.shape), strict=True) if wrong[i, j] > 0]
+        return [
+            Mistake(self.labels[i], self.labels[j], int(wrong[i, j]), float(wrong[i, j] / documents[i])) for i, j in places
+        ]
+
+
+def read_confusion(labels: Any, rows: Any) -> Confusion | None:
+    """The confusion matrix of tables.json; None where it is none: not square, not of counts, not of these labels."""
+    names = [text(label) for label in items(labels, MOST_LABELS + 1)]
+    if not 1 <= len(names) <= MOST_LABELS or not isinstance(rows, list) or len(rows) != len(names):
+        return None
+    for row in rows:
+        if not isinstance(row, list) or len(row) != len(names) or not all(_is_count(value) for value in row):
+            return None
+    return Confusion(names, np.array(rows, dtype=np.int64))
+
+
+def read_most_wrong(rows: Any) -> list[WrongText]:
+    """The most wrong documents of tables.json, in its order."""
+    found = [mapping(row) for row in items(rows, MOST_WRONG)]
+    return [
+        WrongText(
+            text(row.get("document")),
+            text(row.get("label")),
+            text(row.get("predicted")),
+            number(row.get("probability")),
+            number(row.get("loss")),
+            text(row.get("text")),
+        )
+        for row in found
+        if row
+    ]
+
+
+def _shares(parts: np.ndarray, wholes: np.ndarray) -> list[float | None]:
+    return [part / whole if whole else None for part, whole in zip(parts.tolist(), wholes.tolist(), strict=True)]
+
+
+def _is_count(value: Any) -> bool:
+    found = number(value)
+    return found is not None and 0 <= found < 2**40 and found.is_integer()

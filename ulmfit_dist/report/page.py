@@ -1,0 +1,126 @@
+"""A report: one HTML file that shows what one or more runs have learnt, and how.
+
+It is to be opened years later, on a machine without a network, so everything is inside: no script, no link out, and a
+Content-Security-Policy that forbids both. What comes from a run directory is text, and is escaped. Nothing of the moment
+goes in (no date), so equal runs give equal bytes.
+"""
+
+from __future__ import annotations
+
+import functools
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from ulmfit_dist.data.store import write_bytes
+from ulmfit_dist.errors import UserError
+from ulmfit_dist.report.charts import HEIGHT, NUM_COLOURS, WIDTH, draw
+from ulmfit_dist.report.comparison import COLUMNS, SECONDS, differing_keys, duration, figure, figure_rows, time_rows
+from ulmfit_dist.report.figures import PARTS, stage_charts, step_parts
+from ulmfit_dist.report.runs import STAGES, Run, read_run
+
+FOLDER = Path(__file__).parent
+HEADLINES = (("lm", "perplexity"), ("lm", "accuracy"), ("classifier", "accuracy"), ("classifier", "f1_macro"))
+"""Figures that stand large on the page of one run."""
+
+
+def write_report(runs: Sequence[Path], output: Path | None = None) -> Path:
+    """Write the report of these run directories; gives its path.
+
+    Args:
+        runs: run directories, finished or not; several are compared.
+        output: the file to write; default: report.html in the run directory, for several runs in the current folder.
+
+    Raises:
+        UserError: a folder that is no run directory, or an output that cannot be written.
+    """
+    paths = list(dict.fromkeys(Path(run) for run in runs))
+    if not paths:
+        raise UserError("no run to report on: name a run directory, such as runs/quickstart")
+    page = render([read_run(path) for path in paths])
+    place = output or (paths[0] if len(paths) == 1 else Path()) / "report.html"
+    try:
+        if not place.absolute().parent.is_dir():
+            raise UserError(f"{place}: cannot be written ({place.parent} is no folder)")
+        write_bytes(place, page.encode("utf-8", "replace"))
+    except (OSError, UserError) as error:
+        reason = str(error) if isinstance(error, UserError) else f"{place}: cannot be written ({error.strerror})"
+        raise UserError(f"{reason}: name another file for the report") from None
+    return place
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(FOLDER),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["figure"] = figure
+    return environment.get_template("page.html")
+
+
+def render(runs: Sequence[Run]) -> str:
+    """The page, as HTML."""
+    _tell_apart(runs)
+    return _template().render(
+        css=Markup((FOLDER / "style.css").read_text(encoding="utf-8")),
+        runs=runs,
+        title=runs[0].name if len(runs) == 1 else f"{len(runs)} runs compared",
+        columns=COLUMNS,
+        figure_rows=figure_rows(runs),
+        parts=SECONDS,
+        time_rows=time_rows(runs),
+        differing=differing_keys(runs),
+        headlines=_headlines(runs),
+        stages=[_stage(stage, title, runs) for stage, title in STAGES.items()],
+        commands=[_commands(run) for run in runs],
+        num_colours=NUM_COLOURS,
+        width=WIDTH,
+        height=HEIGHT,
+    )
+
+
+def _tell_apart(runs: Sequence[Run]) -> None:
+    """Call runs of one name by their folders."""
+    names = [run.name for run in runs]
+    for run in runs:
+        if names.count(run.name) > 1:
+            run.name = str(run.path)
+
+
+def _headlines(runs: Sequence[Run]) -> list[tuple[str, str, str]]:
+    """Stage, name and value of the figures that stand large; none where runs are compared."""
+    columns = [column for column in COLUMNS if (column.stage, column.name) in HEADLINES] if len(runs) == 1 else []
+    figures = [(column, runs[0].stages[column.stage].figures.get(column.name)) for column in columns]
+    found = [(STAGES[c.stage], c.label, figure(value, c.digits)) for c, value in figures if value is not None]
+    total = sum(runs[0].seconds.values())
+    return [*found, ("All stages", "time", duration(total))] if found and total > 0 else found
+
+
+def _stage(stage: str, title: str, runs: Sequence[Run]) -> dict[str, Any]:
+    """What the page shows of a stage: its charts, and where several runs spend a step's time."""
+    parts = [step_parts(run.stages[stage]) for run in runs] if len(runs) > 1 else []
+    return {
+        "name": stage,
+        "title": title,
+        "charts": [(chart, Markup(draw(chart))) for chart in stage_charts(stage, runs, f"{stage}-chart")],
+        "parts": parts if any(parts) else [],
+        "part_colours": {label: i + 1 for i, label in enumerate(PARTS.values())},
+        "longest": max((sum(part.values()) for part in parts), default=0.0) or 1.0,
+    }
+
+
+def _commands(run: Run) -> dict[str, str]:
+    """Commands that make the run again."""
+    config = shlex.quote(str(run.path / "config.yaml"))
+    return {
+        "again": f"ulmfit-dist run {config}",
+        "anew": f"ulmfit-dist run {config} {shlex.quote(f'name={run.path.resolve().name}-again')}",
+    }
