@@ -49,7 +49,7 @@ def folder_of(cut: str, stage: str) -> str:
 def losses(run: Path, stage: str) -> torch.Tensor:
     """Training loss of each step, float64."""
     lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    found = [line[f"{stage}/train_loss"] for line in lines if f"{stage}/learning_rate" in line]
+    found = [line[f"{stage}/loss"] for line in lines if f"{stage}/loss" in line]
     return torch.tensor(found, dtype=torch.float64)
 
 

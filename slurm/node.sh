@@ -12,4 +12,4 @@ exec python -m ulmfit_dist.launcher \
     --num_machines "$SLURM_JOB_NUM_NODES" --machine_rank "$SLURM_NODEID" \
     --num_processes "$((SLURM_JOB_NUM_NODES * PROCESSES_PER_NODE))" \
     --main_process_ip "$ADDRESS" --main_process_port "$PORT" \
-    -m ulmfit_dist "$@"
+    -m ulmfit_dist "$@" --verbose

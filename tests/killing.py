@@ -16,7 +16,11 @@ import torch
 from conftest import ROOT
 from safetensors.torch import load_file
 
+from ulmfit_dist.training.wandb_files import records
+
 STAGES = ("lm", "classifier")
+BY_THE_CLOCK = ("_per_second", "_seconds", "memory_gb")
+"""What the names of metrics end with that no two runs agree upon."""
 
 
 def start(words: Sequence[object], processes: int, notes: Path, *options: str) -> subprocess.Popen[str]:
@@ -27,7 +31,7 @@ def start(words: Sequence[object], processes: int, notes: Path, *options: str) -
     command = [sys.executable, *(launcher if processes > 1 else []), str(ROOT / "tests/recorded.py"), str(notes)]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen([*command, *map(str, words)], cwd=ROOT, env=environment, text=True, **pipes)
+    return subprocess.Popen([*command, *map(str, words), "--verbose"], cwd=ROOT, env=environment, text=True, **pipes)
 
 
 def ranks_of(process: subprocess.Popen[str]) -> list[int]:
@@ -77,7 +81,13 @@ def rows_read(notes: Path) -> Iterator[tuple[tuple[str, int, int], str]]:
 def metrics(run: Path) -> list[dict]:
     """The lines of metrics.jsonl, without what depends on the clock."""
     lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return [{key: value for key, value in line.items() if not key.endswith("_per_second")} for line in lines]
+    return [{key: value for key, value in line.items() if not key.endswith(BY_THE_CLOCK)} for line in lines]
+
+
+def history(*paths: Path) -> list[dict]:
+    """The rows of W&B's history in its files, one file after the other."""
+    found = (record.history for path in paths for record in records(path) if record.HasField("history"))
+    return [{(i.key or i.nested_key[0]): json.loads(i.value_json) for i in history.item} for history in found]
 
 
 def weights(run: Path, stage: str) -> dict[str, torch.Tensor]:

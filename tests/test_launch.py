@@ -54,7 +54,7 @@ def test_two_nodes_train_together(house: Path, corpus: Path, recipe: Path, tmp_p
     outputs = [node.communicate(timeout=240) for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], outputs
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["world_size"] == 2
-    assert "done: " in outputs[0][0]
+    assert "report: " in outputs[0][0]
     assert outputs[1][0] == ""
 
 

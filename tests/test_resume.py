@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 from conftest import LEARNING, RECIPE, ROOT, TINY, command, mounted
-from killing import STAGES, finish, kill_all, metrics, ranks_of, rows_read, same_bits, start, wait_for_training
+from killing import STAGES, finish, history, kill_all, metrics, ranks_of, rows_read, same_bits, start, wait_for_training
+
+from ulmfit_dist.training.wandb_files import files_of
 
 Start = Callable[..., subprocess.Popen[str]]
 
@@ -55,6 +57,15 @@ def catches(pid: int, number: signal.Signals) -> bool:
     return bool(int(caught, 16) >> (number - 1) & 1)
 
 
+def assert_has_every_line_once(rows: list[dict], run: Path) -> None:
+    """Whether W&B's history is metrics.jsonl, and ever goes on."""
+    assert [row["_step"] for row in rows] == sorted({row["_step"] for row in rows})
+    rows = [row for row in rows if "classifier/most_wrong" not in row]
+    for row, line in zip(rows, metrics(run), strict=True):
+        found = {name: row[name] for name in line if "/" in name}
+        assert found == pytest.approx({name: line[name] for name in found}, rel=1e-12)
+
+
 def test_a_run_that_is_killed_again_and_again_ends_as_one_left_alone(begin: Start, alone: Path, tmp_path: Path):
     run, notes = tmp_path / "run", tmp_path / "notes"
     process = begin(*RECIPE, "name=run")
@@ -84,8 +95,8 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_left_alone(begin: Star
     assert all(expected[key] == ids for key, ids in found)
     assert expected.keys() == {key for key, _ in found}
     assert len(found) > len(expected)  # some steps were made twice: what was not saved
-    ids = {path.name.split("-")[-1] for path in (run / "wandb").glob("offline-run-*")}
-    assert len(ids) == 1  # one W&B run through all lives
+    (run_id,) = {path.name.split("-")[-1] for path in (run / "wandb").glob("offline-run-*")}  # through all lives
+    assert_has_every_line_once(history(*files_of(run / "wandb", run_id)), run)
 
 
 def test_a_run_goes_on_to_the_same_bits_on_another_number_of_ranks(begin: Start, run_dirs: dict[str, Path], tmp_path: Path):

@@ -3,62 +3,108 @@
 import errno
 import json
 from pathlib import Path
+from statistics import median
+from types import SimpleNamespace
 
 import pytest
-from wandb_files import records
+import torch
+from fastai.learner import AvgSmoothLoss
+from killing import history
 
 from ulmfit_dist.compose import load_config
-from ulmfit_dist.config import TrackingConfig
 from ulmfit_dist.errors import UserError
+from ulmfit_dist.laps import PARTS
 from ulmfit_dist.runtime import Runtime
-from ulmfit_dist.training.tracking import Tracker, wandb_mode
+from ulmfit_dist.training.tracking import Tracker
+from ulmfit_dist.training.tracking_callback import TrackingCallback
+from ulmfit_dist.training.wandb_files import records
+
+NAMES_OF_A_STEP = {
+    *("loss", "loss_smoothed", "learning_rate", "learning_rate_0", "learning_rate_1", "learning_rate_2", "momentum"),
+    *("gradient_norm", "memory_gb", "data_seconds", "forward_seconds", "backward_seconds", "communication_seconds"),
+    *("optimizer_seconds", "checkpoint_seconds"),
+}
+NAMES = {
+    "lm": NAMES_OF_A_STEP | {"train_loss", "valid_loss", "perplexity", "accuracy", "tokens_per_second"},
+    "classifier": NAMES_OF_A_STEP | {"train_loss", "valid_loss", "accuracy", "f1_macro", "examples_per_second"},
+}
 
 
-def history(path: Path) -> list[dict]:
-    rows = []
-    for record in records(path):
-        if record.HasField("history"):
-            rows.append({(i.key or i.nested_key[0]): json.loads(i.value_json) for i in record.history.item})
-    return rows
+def lines_of(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("run", ["one", "two"])
 def test_wandbs_file_holds_every_metric_of_metrics_jsonl(run_dirs: dict[str, Path], run: str):
-    files = list((run_dirs[run] / "wandb").glob("offline-run-*/run-*.wandb"))
-    assert len(files) == 1  # one run for all stages, from rank 0 alone
-    logged = history(files[0])
-    written = [json.loads(line) for line in (run_dirs[run] / "metrics.jsonl").read_text().splitlines()]
+    (path,) = (run_dirs[run] / "wandb").glob("offline-run-*/run-*.wandb")  # one run for all stages, from rank 0 alone
+    logged, written = history(path), lines_of(run_dirs[run])
+    *logged, tables = logged
     assert len(logged) == len(written)
+    assert [row["_step"] for row in logged] == sorted({row["_step"] for row in logged})
     for row, line in zip(logged, written, strict=True):
         metrics = {name: value for name, value in line.items() if "/" in name}
         assert {name: row[name] for name in metrics} == metrics
-        assert row[f"{line['stage']}/step"] == line["step"]
-    names = {name for row in logged for name in row}
-    assert {"lm/perplexity", "lm/accuracy", "lm/train_loss", "classifier/accuracy", "classifier/f1_macro"} <= names
+        for axis in ("step", "epoch", "phase", "tokens"):
+            assert row[f"{line['stage']}/{axis}"] == line[axis]
+    for stage, names in NAMES.items():
+        assert {f"{stage}/{name}" for name in names} <= {name for row in logged for name in row}
+        steps = [row[f"{stage}/step"] for row in logged if f"{stage}/step" in row]
+        assert steps == sorted(steps)
+    assert {"classifier/confusion_matrix_table", "classifier/most_wrong"} <= tables.keys()
+    axes = {(r.metric.name or r.metric.glob_name): r.metric.step_metric for r in records(path) if r.HasField("metric")}
+    assert {axes[f"{stage}/*"] for stage in NAMES} == {f"{stage}/step" for stage in NAMES}
+
+
+def test_a_steps_line_says_what_the_optimizer_did_and_where_the_time_went(run_dirs: dict[str, Path]):
+    parts = [part for part in PARTS if part != "checkpoint"]  # which also counts what is saved after an epoch
+    for stage in NAMES:
+        steps = [line for line in lines_of(run_dirs["two"]) if f"{stage}/loss" in line]
+        rates = [line[f"{stage}/learning_rate"] for line in steps]
+        assert rates == [line[f"{stage}/learning_rate_{2 if stage == 'lm' else 3}"] for line in steps]
+        assert len(set(rates)) > 2
+        assert all(0.69 < line[f"{stage}/momentum"] < 0.81 for line in steps)
+        assert all(line[f"{stage}/gradient_norm"] > 0 for line in steps)
+        assert all(line[f"{stage}/{part}_seconds"] > 0 for line in steps for part in parts)
+        unit = "tokens" if stage == "lm" else "examples"
+        total = [sum(line[f"{stage}/{part}_seconds"] for part in parts) for line in steps]
+        size = 8 * (10 if stage == "lm" else 1)  # of a step
+        expected = [size / line[f"{stage}/{unit}_per_second"] for line in steps]
+        assert median(total) == pytest.approx(median(expected), rel=0.5)
+
+
+def test_the_smoothed_loss_is_fastais(run_dirs: dict[str, Path]):
+    """Every step's loss is a line here, so the mean of them that fades can be computed again."""
+    tracking = TrackingCallback.__new__(TrackingCallback)
+    tracking.sums = {name: torch.zeros(2, dtype=torch.float64) for name in ("epoch", "recent", "smoothed")}
+    fastais = AvgSmoothLoss(beta=0.98)
+    for loss in torch.rand(50, generator=torch.Generator().manual_seed(0)):
+        tracking.learn = SimpleNamespace(loss=loss)
+        tracking._add_loss(1.0)
+        fastais.accumulate(SimpleNamespace(loss=loss))
+        total, weight = tracking.sums["smoothed"].tolist()
+        assert total / weight == pytest.approx(fastais.value.item(), rel=1e-5)
+
+
+def test_no_word_of_the_texts_leaves_the_token_store_unasked(run_dirs: dict[str, Path]):
+    words = [word.encode() for word in ("cheese", "pepper", "keyboard", "season")]
+    told = [
+        path for name in ("wandb", "") for path in (run_dirs["two"] / name).glob("**/*" if name else "*.*") if path.is_file()
+    ]
+    assert {"report.html", "tables.json", "metrics.jsonl"} <= {path.name for path in told}
+    assert [path for path in told if any(word in path.read_bytes() for word in words)] == []
+    mistakes = json.loads((run_dirs["two"] / "tables.json").read_text())["classifier"]
+    assert mistakes["labels"] == ["food", "sport", "tech"]
+    assert sum(map(sum, mistakes["confusion_matrix"])) == 52
 
 
 def test_the_summary_is_the_last_evaluation(run_dirs: dict[str, Path]):
     summary = json.loads((run_dirs["two"] / "summary.json").read_text())
-    lines = [json.loads(line) for line in (run_dirs["two"] / "metrics.jsonl").read_text().splitlines()]
     for stage in ("lm", "classifier"):
-        last = [line for line in lines if line["stage"] == stage][-1]
+        last = [line for line in lines_of(run_dirs["two"]) if line["stage"] == stage][-1]
         for name in ("valid_loss", "accuracy"):
             assert summary[stage][name] == last[f"{stage}/{name}"]
     assert summary.keys() == {"name", "world_size", "device", "precision", "seconds", "lm", "classifier"}
     assert summary["seconds"].keys() == {"prepare", "lm", "classifier"}
-
-
-def test_auto_is_offline_unless_logged_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.delenv("WANDB_MODE", raising=False)
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert wandb_mode(TrackingConfig()) == "offline"
-    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
-    assert wandb_mode(TrackingConfig()) == "online"
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-    assert wandb_mode(TrackingConfig()) == "disabled"
-    assert wandb_mode(TrackingConfig(wandb="offline")) == "offline"
 
 
 def two_trackers(folder: Path) -> list[Tracker]:

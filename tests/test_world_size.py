@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import LEARNING, TINY, store_in, succeed
+from killing import BY_THE_CLOCK
 from safetensors.torch import load_file
 
 RECIPE = (
@@ -84,13 +85,13 @@ def assert_same_lines(found: list[dict], expected: list[dict], rel: float) -> No
         for name in mine:
             if name == "stage":
                 assert mine[name] == theirs[name]
-            elif not name.endswith("_per_second"):
+            elif not name.endswith(BY_THE_CLOCK):
                 assert mine[name] == pytest.approx(theirs[name], rel=rel), name
 
 
 def losses(run: Path, stage: str) -> list[float]:
     """The training loss of each step."""
-    return [line[f"{stage}/train_loss"] for line in lines(run) if f"{stage}/learning_rate" in line]
+    return [line[f"{stage}/loss"] for line in lines(run) if f"{stage}/loss" in line]
 
 
 def summary(run: Path) -> dict:
@@ -98,7 +99,7 @@ def summary(run: Path) -> dict:
 
 
 def figures(run: Path, stage: str) -> dict[str, float]:
-    return {name: value for name, value in summary(run)[stage].items() if not name.endswith("_per_second")}
+    return {name: value for name, value in summary(run)[stage].items() if not name.endswith(BY_THE_CLOCK)}
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -18,7 +18,7 @@ from ulmfit_dist import __version__, stopping
 from ulmfit_dist.compose import describe, load_config
 from ulmfit_dist.config import PRECISIONS, Config, RuntimeConfig
 from ulmfit_dist.errors import EXIT_CODE, FAILED, RESUMABLE, Interrupted, RankLostError, UserError, did_you_mean
-from ulmfit_dist.runtime import Runtime, is_main_process, quieten, report, report_error
+from ulmfit_dist.runtime import Runtime, is_main_process, quieten, rank_name, report, report_error
 
 if TYPE_CHECKING:
     from ulmfit_dist.stages.predict import Prediction
@@ -55,13 +55,16 @@ def main(words: Sequence[str] | None = None) -> int:
         report_error(error)
         return EXIT_CODE
     except RankLostError as error:
-        print(f"ulmfit-dist: error: {error}; so this rank stops, too", file=sys.stderr, flush=True)
+        print(f"ulmfit-dist: error: {error}; so {rank_name()} stops, too", file=sys.stderr, flush=True)
         return FAILED
     except Interrupted as stop:
         report(stop)
         return RESUMABLE
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output has left: nothing to say
+    except Exception:
+        print(f"ulmfit-dist: {rank_name()} fails:", file=sys.stderr, flush=True)
+        raise
     return 0
 
 
@@ -96,6 +99,12 @@ def _parser() -> _Parser:
 
     run = _with_config(commands, "run", "all stages: prepare, lm, classifier; what is done is not done again", _run)
     _add_fresh(run)
+    report = commands.add_parser(
+        "report", help="a run, or several beside each other, on one page", description="write report.html"
+    )
+    report.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="a run directory, such as runs/quickstart")
+    report.add_argument("--output", type=Path, metavar="F", help="default: in the run's directory; of several runs, here")
+    report.set_defaults(command=_report, goes_on=False)
     prepare = _with_config(commands, "prepare", "texts to token store, shared out over the ranks", _prepare)
     prepare.add_argument("--show", type=int, default=0, metavar="N", help="print N documents as the model will read them")
     _add_fresh(_with_config(commands, "lm", "train the language model", _stage("lm")))
@@ -108,6 +117,9 @@ def _parser() -> _Parser:
         "--get", action="append", metavar="KEY", help="print a key's value alone, for scripts; may be repeated"
     )
     _add_submit(commands)
+    dashboard = _with_config(commands, "dashboard", "save a workspace with this project's charts in W&B", _dashboard)
+    dashboard.add_argument("--entity", metavar="E", help="user or team in W&B (default: yours)")
+    dashboard.add_argument("--dry-run", action="store_true", help="print the workspace, and save nothing")
 
     evaluate = _with_run(commands, "evaluate", "compute a run's metrics again", _evaluate)
     evaluate.add_argument("--precision", default="auto", choices=PRECISIONS, help="as runtime.precision (default: auto)")
@@ -128,7 +140,10 @@ def _with_config(commands: Any, name: str, help: str, command: Command) -> argpa
     parser = commands.add_parser(name, help=help, description=help)
     parser.add_argument("recipe", metavar="CONFIG", help="a YAML recipe, such as configs/quickstart.yaml")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="keys to set, such as lm.global_batch_size=32")
-    parser.set_defaults(command=command, goes_on=name not in ("config", "submit"))
+    is_run = name not in ("config", "submit", "dashboard")
+    if is_run:
+        parser.add_argument("--verbose", action="store_true", help="say more than the table of epochs")
+    parser.set_defaults(command=command, goes_on=is_run)
     return parser
 
 
@@ -162,7 +177,7 @@ def _with_run(commands: Any, name: str, help: str, command: Command) -> argparse
 
 def _start(args: argparse.Namespace) -> tuple[Config, Runtime]:
     config = load_config(args.recipe, args.overrides)
-    return config, Runtime(config.runtime)
+    return config, Runtime(config.runtime, args.verbose)
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -186,10 +201,12 @@ def _stage(stage: str) -> Command:
 
 def _prepare(args: argparse.Namespace) -> None:
     config, runtime = _start(args)
-    from ulmfit_dist.stages.prepare import prepare
+    from ulmfit_dist.stages.prepare import prepare, summarize
 
     with runtime:
         store = prepare(config, runtime)
+        if not args.verbose:
+            runtime.print(summarize(store))
         if args.show:
             from ulmfit_dist.stages.show import show_documents
 
@@ -222,6 +239,19 @@ def _submit(args: argparse.Namespace) -> None:
 
     words = [args.recipe, *args.overrides, *(["--fresh"] if args.fresh else [])]
     print(submit(config, words, options, args.dry_run))
+
+
+def _report(args: argparse.Namespace) -> None:
+    from ulmfit_dist.report.page import write_report
+
+    print(write_report(args.runs, args.output))
+
+
+def _dashboard(args: argparse.Namespace) -> None:
+    config = load_config(args.recipe, args.overrides)
+    from ulmfit_dist.stages.dashboard import dashboard
+
+    print(dashboard(config, args.entity, args.dry_run))
 
 
 def _evaluate(args: argparse.Namespace) -> None:

@@ -73,6 +73,8 @@ def check_config(config: Config) -> None:
     for key, value in _positive_integers(config):
         if value < 1:
             raise UserError(f"{key}={value}: give a whole number of at least 1")
+    if not (math.isfinite(config.tracking.patience) and config.tracking.patience > 0):
+        raise UserError(f"tracking.patience={config.tracking.patience}: give a number of seconds above 0")
     minutes = config.checkpoint.every_minutes
     if minutes is not None and not (math.isfinite(minutes) and minutes > 0):
         raise UserError(f"checkpoint.every_minutes={minutes}: give a number above 0, or null")
@@ -218,6 +220,7 @@ def _positive_integers(config: Config) -> Iterator[tuple[str, int]]:
         yield "checkpoint.every_steps", config.checkpoint.every_steps
     yield "checkpoint.keep", config.checkpoint.keep
     yield "tracking.log_every", config.tracking.log_every
+    yield "tracking.samples", config.tracking.samples
 
 
 def _check_stage(stage: str, settings: LMConfig | ClassifierConfig, n_layers: int) -> None:

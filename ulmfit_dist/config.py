@@ -209,7 +209,15 @@ class TrackingConfig:
     tags: list[str] = field(default_factory=list)
     """Tags of the run."""
     log_every: int = 20
-    """Steps from one line of metrics.jsonl to the next; its train_loss is their mean."""
+    """Steps from one line of metrics.jsonl to the next; its loss is their mean."""
+    log_text: bool = False
+    """Whether texts leave the token store: generated samples and wrongly labelled documents, in W&B and in the report."""
+    samples: int = 3
+    """Texts that the language model makes up after each epoch, where log_text allows them."""
+    log_model: bool = False
+    """Upload the exported models as artifacts. Where W&B is online only."""
+    patience: float = 30
+    """Seconds that W&B may keep the end of a run waiting. What it has not sent by then `wandb sync` sends."""
 
 
 @dataclass

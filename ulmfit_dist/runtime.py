@@ -48,10 +48,14 @@ class Runtime:
         device: where this rank computes.
         precision: "no", "bf16", "fp16" or "fp64": what runtime.precision came to on this machine.
         settings: the runtime section of the config.
+        laps: where this rank's time goes.
     """
 
-    def __init__(self, settings: RuntimeConfig):
+    def __init__(self, settings: RuntimeConfig, verbose: bool = False):
         """Join the process group that the launcher describes; on one process there is none.
+
+        Args:
+            verbose: whether `note` says anything.
 
         Raises:
             UserError: fp16 without a GPU, fp64 with one; a worker process that tokenizes has come here.
@@ -64,8 +68,10 @@ class Runtime:
         import torch.distributed.nn.functional
         from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
+        from ulmfit_dist.laps import Laps
+
         quieten()
-        self.settings = settings
+        self.settings, self.verbose = settings, verbose
         has_gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() != "true"
         self.precision = resolve_precision(settings.precision, has_gpu)
         ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
@@ -76,6 +82,7 @@ class Runtime:
         self.rank: int = self.accelerator.process_index
         self.world_size: int = self.accelerator.num_processes
         self.device: torch.device = self.accelerator.device
+        self.laps = Laps(self.device)
         torch.set_default_dtype(torch.float64 if self.precision == "fp64" else torch.float32)
         if settings.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -90,7 +97,7 @@ class Runtime:
     @property
     def name(self) -> str:
         """What messages call this rank."""
-        return f"rank {self.rank} ({socket.gethostname()}, process {os.getpid()})"
+        return rank_name()
 
     @property
     def is_restart(self) -> bool:
@@ -115,13 +122,21 @@ class Runtime:
             except BrokenPipeError:
                 sys.stdout = open(os.devnull, "w")  # noqa: SIM115  until the process ends
 
+    def note(self, *words: object) -> None:
+        """As `print`, for what is said with --verbose only."""
+        if self.verbose:
+            self.print(*words)
+
     def barrier(self) -> None:
         """Wait until every rank is here."""
         self.accelerator.wait_for_everyone()
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """Sum of a tensor over all ranks, on every rank."""
-        return self.accelerator.reduce(values, reduction="sum") if self.world_size > 1 else values
+        if self.world_size == 1:
+            return values
+        with self.laps.exchange():
+            return self.accelerator.reduce(values, reduction="sum")
 
     def sum_by_pairs(self, values: torch.Tensor) -> torch.Tensor:
         """As `sum`, over a power of two of ranks, with the same bits as if fewer ranks had added up neighbours' values."""
@@ -131,8 +146,9 @@ class Runtime:
         while distance < self.world_size:
             partner, theirs = self.rank ^ distance, values.new_empty(values.shape)
             exchange = [dist.P2POp(dist.isend, values, partner), dist.P2POp(dist.irecv, theirs, partner)]
-            for request in dist.batch_isend_irecv(exchange):
-                request.wait()
+            with self.laps.exchange():
+                for request in dist.batch_isend_irecv(exchange):
+                    request.wait()
             values = values + theirs
             distance *= 2
         return values
@@ -184,7 +200,8 @@ class Runtime:
         import torch.distributed
 
         items: list[Any] = [None] * self.world_size
-        torch.distributed.all_gather_object(items, item)
+        with self.laps.exchange():
+            torch.distributed.all_gather_object(items, item)
         return items
 
     def tensors_from_main(self, tensors: dict[str, torch.Tensor] | None) -> dict[str, torch.Tensor]:
@@ -285,6 +302,11 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", message=".*RNN module weights are not part of single contiguous chunk.*")
+
+
+def rank_name() -> str:
+    """What messages call this process, known before torch is imported."""
+    return f"rank {os.environ.get('RANK', '0')} ({socket.gethostname()}, process {os.getpid()})"
 
 
 def report(message: object) -> None:

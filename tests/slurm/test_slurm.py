@@ -16,7 +16,8 @@ import pytest
 from cluster import Cluster, Job, cluster_of_two, job_processes, missing_programs, wait_until
 from conftest import RECIPE, ROOT, TINY, store_in, succeed
 from killing import same_bits
-from wandb_files import records
+
+from ulmfit_dist.training.wandb_files import records
 
 pytestmark = pytest.mark.skipif(
     bool(missing_programs()) and not os.environ.get("ULMFIT_DIST_NEED_SLURM"),
@@ -99,7 +100,7 @@ def test_two_nodes_train_the_quick_starts_language_model_to_the_weights_of_one_p
     assert same_bits(work / "runs/quickstart", tmp_path / "quickstart")
     assert json.loads((work / "runs/quickstart/summary.json").read_text())["world_size"] == 2
     assert (work / "runs/quickstart").owner() == (user or work.owner())
-    assert "done: runs/quickstart" in (work / f"ulmfit-{job.number}.log").read_text()
+    assert "report: runs/quickstart/report.html" in (work / f"ulmfit-{job.number}.log").read_text()
     assert (work / f"ulmfit-{job.number}-node1.log").read_text() == ""
 
 
@@ -174,7 +175,7 @@ def test_an_array_of_three_seeds_is_three_runs_in_one_group(submit: Submit, tmp_
     wait_until(lambda: all((run / "classifier").is_dir() for run in runs), "three runs", 120, job.log)
     for task in range(3):
         log = tmp_path / f"ulmfit-{job.number}_{task}.log"
-        wait_until(lambda log=log: "done" in log.read_text().splitlines()[-1], log.name, 30)
+        wait_until(lambda log=log: "wandb beta leet" in log.read_text().splitlines()[-1], log.name, 30)
     facts = []
     for run in runs:
         (path,) = (run / "wandb").glob("offline-run-*/run-*.wandb")
@@ -209,7 +210,7 @@ def test_submit_runs_a_job_that_reads_its_nodes_own_copy_of_the_tokens(
     assert str(log) in done.stdout
     job.wait_for("COMPLETED", "FAILED")
     assert job.state == "COMPLETED", job.log()
-    assert "done: my runs/sent" in log.read_text()
+    assert "report: my runs/sent/report.html" in log.read_text()
     assert store_in(tmp_path / "local disk").name == store_in(tmp_path / "cache").name
     assert "(local disk/" in log.read_text()
 

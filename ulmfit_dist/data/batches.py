@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from ulmfit_dist.config import RuntimeConfig
@@ -34,6 +35,7 @@ class MicroBatch:
         rows: their numbers in the global batch.
         global_rows: rows of the global batch.
         global_tokens: tokens of the global batch, without padding.
+        documents: which documents of the store the rows are, int64 [rows]; None where a row is no document.
     """
 
     x: torch.Tensor
@@ -41,6 +43,7 @@ class MicroBatch:
     rows: range
     global_rows: int
     global_tokens: int
+    documents: np.ndarray | None = None
 
     @property
     def weight(self) -> float:

@@ -108,7 +108,7 @@ class ClassifierBatches:
         tokens = [self.store.document(i)[:: self.direction] for i in documents]
         x_bT = pad_chunks(tokens, int(self.store.lengths[batch[0]]), self.seq_len)
         y_b = torch.from_numpy(self.store.labels[documents].astype(np.int64))
-        return MicroBatch(x_bT, y_b, rows, len(batch), int(self.store.lengths[batch].sum()))
+        return MicroBatch(x_bT, y_b, rows, len(batch), int(self.store.lengths[batch].sum()), documents)
 
 
 def pad_chunks(documents: list[np.ndarray], width: int, seq_len: int) -> torch.Tensor:

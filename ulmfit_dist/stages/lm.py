@@ -48,7 +48,7 @@ def lm_learner(config: Config, runtime: Runtime, store: TokenStore) -> LMLearner
     model = build_language_model(len(store.vocab), config.model, config.lm)
     if config.model.pretrained is not None:
         matched = load_pretrained(model, config.model.pretrained, store.vocab, config.model)
-        runtime.print(f"pretrained {config.model.pretrained}: knows {matched:,} of {len(store.vocab):,} tokens")
+        runtime.note(f"pretrained {config.model.pretrained}: knows {matched:,} of {len(store.vocab):,} tokens")
     loss = DecoderLoss(model[1].decoder, PRODUCT_DTYPES[runtime.precision])
     return build_learner(
         LMLearner, "lm", config.lm, model, awd_lstm_lm_split, loss, LMMetrics(loss), train, valid, runtime, config.seed

@@ -44,7 +44,7 @@ def prepare(config: Config, runtime: Runtime) -> TokenStore:
     with runtime.together():
         store = TokenStore(folder)
         _check_tokenizer(store, config)
-    runtime.print(_summary(store))
+    runtime.note(summarize(store))
     return store
 
 
@@ -196,7 +196,7 @@ def _check_tokenizer(store: TokenStore, config: Config) -> None:
             raise UserError(f"{store.path} was made with tokenizer.{key}={then}, the config says {now}: set them alike")
 
 
-def _summary(store: TokenStore) -> str:
+def summarize(store: TokenStore) -> str:
     meta = store.meta
     unknown = ", ".join(f"{meta['unknown'][split] / max(n, 1):.2%} of {split}" for split, n in meta["tokens"].items())
     left_out = {"empty": meta["num_empty"], "unreadable": meta["num_skipped"]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,9 +41,8 @@ def run(config: Config, runtime: Runtime, fresh: bool = False) -> None:
     started = time.perf_counter()
     store = prepare(config, runtime)
     tracker.finish_stage("prepare", time.perf_counter() - started)
-    with _only_one(tracker, runtime):
+    with _only_one(tracker, runtime) as told:
         fresh = fresh and not _has_begun(config, runtime, "lm")
-        tracker.resume = not fresh
         done: dict[str, bool] = {}
         found: dict[str, Found | None] = {}
         for stage in TRAIN:
@@ -53,10 +53,11 @@ def run(config: Config, runtime: Runtime, fresh: bool = False) -> None:
             classifier_loaders(config, runtime, store)
         for stage, train in TRAIN.items():
             if done[stage]:
-                runtime.print(f"{stage}: done already, in {config.run_dir / stage} (--fresh trains it again)")
+                runtime.note(f"{stage}: done already, in {config.run_dir / stage} (--fresh trains it again)")
+                tracker.show(stage)
             else:
                 train(config, runtime, store, tracker, found[stage])
-    runtime.print(f"done: {config.run_dir}")
+        told += _report(config.run_dir) if runtime.is_main else []
 
 
 def run_stage(config: Config, runtime: Runtime, stage: str, fresh: bool = False) -> None:
@@ -128,16 +129,31 @@ def _is_over(config: Config, runtime: Runtime, stage: str, found: Found) -> bool
 
 
 @contextmanager
-def _only_one(tracker: Tracker, runtime: Runtime) -> Iterator[None]:
-    """Be the only one that works in the run directory, and close the tracker at the end."""
+def _only_one(tracker: Tracker, runtime: Runtime) -> Iterator[list[str]]:
+    """Be the only one that works in the run directory; at the end close the tracker, and say what has come of it.
+
+    Gives a list for lines to be said then.
+    """
+    told: list[str] = []
     try:
         with runtime.together():
             tracker.lock()
-        yield
+        yield told
     except BaseException:
         tracker.close(exit_code=1)
         raise
-    tracker.close()
+    tracker.conclude([*told, *tracker.close()])
+
+
+def _report(run: Path) -> list[str]:
+    """Write the run's report; a run is done without one, too."""
+    from ulmfit_dist.report.page import write_report
+
+    try:
+        return [f"report: {write_report([run])}"]
+    except Exception as error:
+        print(f"warning: no report of {run}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        return []
 
 
 def model_folder(run: Path, stage: str) -> Path:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import platform
 import secrets
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ulmfit_dist import __version__, stopping
+from ulmfit_dist import stopping
 from ulmfit_dist.compose import to_dict
 from ulmfit_dist.config import ClassifierConfig, Config, LMConfig
 from ulmfit_dist.data.store import TokenStore
+from ulmfit_dist.environment import versions
 from ulmfit_dist.model.export import save_exported
 from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.stages.resume import Found
 from ulmfit_dist.stages.show import show_first_batch
+from ulmfit_dist.stages.tables import tables_of
 from ulmfit_dist.training.checkpoints.callback import CheckpointCallback
 from ulmfit_dist.training.checkpoints.folder import StageFolder
 from ulmfit_dist.training.checkpoints.snapshot import LearnerState
@@ -23,6 +23,7 @@ from ulmfit_dist.training.checkpoints.writer import CheckpointWriter
 from ulmfit_dist.training.learner import DistributedLearner
 from ulmfit_dist.training.position import START
 from ulmfit_dist.training.recipe import run_phases
+from ulmfit_dist.training.timing import TimingCallback
 from ulmfit_dist.training.tracking import Tracker
 from ulmfit_dist.training.tracking_callback import TrackingCallback
 
@@ -60,15 +61,15 @@ def train_stage(
         if found is None and runtime.is_main:
             folder.clear()
     if runtime.settings.virtual_ranks is not None and not learner.dls.train.share.exact:
-        runtime.print(f"runtime.virtual_ranks={runtime.settings.virtual_ranks} is set aside: it is no multiple of the ranks")
-    tracking = TrackingCallback(tracker, unit)
-    learner.add_cb(tracking)
+        runtime.note(f"runtime.virtual_ranks={runtime.settings.virtual_ranks} is set aside: it is no multiple of the ranks")
+    tracking = TrackingCallback(tracker, unit, lambda before: tables_of(learner, store, config, before))
+    learner.add_cbs([tracking, TimingCallback(runtime)])
     state, begin = LearnerState(learner, runtime), START
     if found is not None:
         tensors = found.tensors(runtime)
         with runtime.together():
             begin = state.restore(tensors, found.state)
-        runtime.print(f"{stage}: goes on from {found.path}, made on {found.state['world_size']} rank(s)")
+        runtime.note(f"{stage}: goes on from {found.path}, made on {found.state['world_size']} rank(s)")
     show_first_batch(config, runtime, store, learner)
     with stopping.when_ready() as stop:
         writer = CheckpointWriter(folder, config.checkpoint.keep, found.path if found else None)
@@ -82,13 +83,14 @@ def train_stage(
         checkpoints.finish()
     metrics = tracking.final_metrics()
     with runtime.together():
-        tracker.finish_stage(stage, tracking.seconds, metrics)
+        tracker.finish_stage(stage, tracking.seconds, metrics, tracking.tables)
         if stage == "lm":
             tracker.drop_stage("classifier")  # one on an encoder that is no more
         if runtime.is_main:
             training = {"training_id": training_id, "data_fingerprint": store.fingerprint}
             training |= {"world_size": runtime.world_size, "metrics": metrics}
             save_exported(config.run_dir / stage, learner.model, config, store, labels, training)
+            tracker.save_model(stage, training, {"fingerprint": store.fingerprint, "counts": store.meta.get("counts")})
     return config.run_dir / stage
 
 
@@ -99,9 +101,5 @@ def _facts(config: Config, runtime: Runtime, store: TokenStore) -> dict[str, Any
         "data_fingerprint": store.fingerprint,
         "world_size": runtime.world_size,
         "job": runtime.job,
-        "versions": {
-            "ulmfit-dist": __version__,
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "fastai", "accelerate")},
-        },
+        "versions": versions(),
     }

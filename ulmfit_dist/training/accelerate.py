@@ -43,9 +43,11 @@ class AccelerateCallback(Callback):
             parameter.grad = None  # else the optimizer would go on with what is frozen now
         if self.share.exact:
             self.runtime.copy_from_main(self.learn.model.parameters())  # as DDP does
+        self.wrapped: list[DistributedDataParallel] = []
         self.learn.replace_modules(self._prepare)
 
     def after_fit(self) -> None:
+        self.wrapped = []
         self.learn.replace_modules(self._unwrap)
         self.accelerator.free_memory()
 
@@ -89,12 +91,27 @@ class AccelerateCallback(Callback):
             scaler.step(optimizer)
             scaler.update()
 
+    def exposed_exchange(self) -> float:
+        """Seconds of a step for which DDP's exchange of gradients went on after the backward pass: in one of the last steps.
+
+        DDP takes its time in some steps only, how often being `measure_every`; 0 where another way than DDP's is gone.
+        """
+        found = [module._get_ddp_logging_data() for module in self.wrapped]
+        pairs = [(data.get("backward_comm_time", 0), data.get("backward_compute_comm_overlap_time", 0)) for data in found]
+        return sum(max(0, exchange - overlap) for exchange, overlap in pairs) / 1e9
+
+    def measure_every(self, steps: int) -> None:
+        """Have DDP take its time every so many steps."""
+        for module in self.wrapped:
+            module._set_ddp_runtime_logging_sample_rate(steps)
+
     def _prepare(self, module: torch.nn.Module) -> torch.nn.Module:
         frozen = not any(parameter.requires_grad for parameter in module.parameters())
         no_ddp = frozen or self.share.exact  # mixed precision, but nothing to exchange
         prepared = self.accelerator.prepare_model(module, evaluation_mode=no_ddp)
         if isinstance(prepared, DistributedDataParallel):
             _settle_buckets(prepared)
+            self.wrapped.append(prepared)
         return prepared
 
     def _unwrap(self, module: torch.nn.Module) -> torch.nn.Module:

@@ -7,6 +7,7 @@ divided. So a rank with fewer of them, or none, counts for what it has.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -16,6 +17,9 @@ from torch.nn import functional as F
 from ulmfit_dist.data.batches import MicroBatch
 from ulmfit_dist.model.loss import DecoderLoss
 from ulmfit_dist.runtime import Runtime
+
+NUM_WRONG = 20
+"""Wrong predictions that an evaluation keeps."""
 
 
 class Metrics(Protocol):
@@ -46,11 +50,30 @@ class LMMetrics:
         return {"valid_loss": loss / count, "perplexity": perplexity(loss / count), "accuracy": correct / count}
 
 
+@dataclass(frozen=True)
+class WrongPrediction:
+    """A document whose class was not guessed.
+
+    Attributes:
+        document: its number in the token store.
+        label, predicted: true class and the guessed one, by index.
+        probability: of the guessed class.
+        loss: cross-entropy, in nats.
+    """
+
+    document: int
+    label: int
+    predicted: int
+    probability: float
+    loss: float
+
+
 class ClassifierMetrics:
     """Cross-entropy per document, accuracy and macro-F1, the latter two from the confusion matrix.
 
     Attributes:
         confusion_CC: documents by true and predicted class, float64 [classes, classes]; over all ranks after `compute`.
+        most_wrong: wrong predictions of the highest loss, highest first, `NUM_WRONG` at most; after `compute`.
     """
 
     def __init__(self, num_classes: int):
@@ -59,16 +82,32 @@ class ClassifierMetrics:
     def reset(self, device: torch.device) -> None:
         self.loss = torch.zeros(1, dtype=torch.float64, device=device)
         self.confusion_CC = torch.zeros(self.num_classes, self.num_classes, dtype=torch.float64, device=device)
+        self.wrong_W5 = torch.zeros(0, 5, dtype=torch.float64, device=device)  # as the fields of WrongPrediction
 
     def update(self, prediction: Tensor, batch: MicroBatch) -> None:
-        self.loss += F.cross_entropy(prediction.double(), batch.y, reduction="sum")
-        cells = batch.y * self.num_classes + prediction.argmax(1)
+        loss_b = F.cross_entropy(prediction.double(), batch.y, reduction="none")
+        probability_b, predicted_b = prediction.double().softmax(1).max(1)
+        self.loss += loss_b.sum()
+        cells = batch.y * self.num_classes + predicted_b
         self.confusion_CC += torch.bincount(cells, minlength=self.num_classes**2).view_as(self.confusion_CC)
+        if batch.documents is not None:
+            documents_b = torch.from_numpy(batch.documents).to(batch.y.device)
+            columns = (documents_b, batch.y, predicted_b, probability_b, loss_b)
+            self._keep_most_wrong(torch.stack([column.double() for column in columns], dim=1))
+
+    def _keep_most_wrong(self, rows_b5: Tensor) -> None:
+        """Of the rows so far and these; right predictions, which a device cannot leave out without waiting, come last."""
+        rows_W5 = torch.cat([self.wrong_W5, rows_b5])
+        loss_of_wrong = torch.where(rows_W5[:, 1] != rows_W5[:, 2], rows_W5[:, 4], -1)
+        self.wrong_W5 = rows_W5[loss_of_wrong.topk(min(NUM_WRONG, len(rows_W5))).indices]
 
     def compute(self, runtime: Runtime) -> dict[str, float]:
         sums = runtime.sum(torch.cat([self.loss, self.confusion_CC.flatten()])).cpu()
         self.confusion_CC = sums[1:].view(self.num_classes, self.num_classes)
         count = self.confusion_CC.sum().item()
+        rows = [row for rows in runtime.gather(self.wrong_W5.tolist()) for row in rows if row[1] != row[2]]
+        rows.sort(key=lambda row: (-row[4], row[0]))
+        self.most_wrong = [WrongPrediction(*map(int, row[:3]), *row[3:]) for row in rows[:NUM_WRONG]]
         return {
             "valid_loss": sums[0].item() / count,
             "accuracy": self.confusion_CC.diagonal().sum().item() / count,

@@ -1,7 +1,7 @@
-"""What a run leaves to be read: metrics.jsonl, summary.json, and W&B's files.
+"""What a run leaves to be read: its folder's files, W&B's run, and the table of epochs in the terminal.
 
-Only rank 0 writes. W&B gets one run for all stages, with a step axis of each stage's own; a resumed run goes on with it.
-Without a login it writes its files offline, for `wandb sync`. If W&B fails, or a line cannot be written, training goes on.
+Only rank 0 writes and speaks. W&B gets one run for all stages, with a step axis of each stage's own; a resumed run goes on
+with it. If a line cannot be written, or W&B fails, training goes on.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import sys
-from contextlib import suppress
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,20 @@ import torch
 from filelock import FileLock, Timeout
 
 from ulmfit_dist.compose import to_dict, to_yaml
-from ulmfit_dist.config import Config, TrackingConfig
+from ulmfit_dist.config import Config
 from ulmfit_dist.data.store import write_bytes, write_json
+from ulmfit_dist.environment import describe_environment
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.terminal import EpochTable, final_table
+from ulmfit_dist.training.metric_log import STAGES, MetricLog, is_epoch, metrics_of, row_after, row_number
+from ulmfit_dist.training.wandb_run import Row, Table, WandbRun, wandb_mode
 
 
 class Tracker:
     """The run directory, and the W&B run, of one training run. On ranks other than 0 all calls do nothing.
 
     Attributes:
-        resume: whether to go on with the run directory's W&B run, if it has one.
-        lines: the running stage's part of metrics.jsonl.
         run_id: W&B's, once it has started.
 
     Raises:
@@ -37,22 +39,29 @@ class Tracker:
     """
 
     def __init__(self, config: Config, runtime: Runtime):
-        self.config, self.runtime, self.folder, self.resume = config, runtime, config.run_dir, False
-        self.wandb: Any = None
+        self.config, self.runtime, self.folder = config, runtime, config.run_dir
+        self._metrics = MetricLog(self.folder / "metrics.jsonl")
         self._lock = FileLock(self.folder / ".lock", fallback_to_soft=False)  # a soft lock would outlive a killed process
+        self._wandb: WandbRun | None = None
+        self._first_row, self._table = 0, EpochTable("lm", config.lm.phases)
         self.run_id: str | None = None
         self.started = False
-        self.lines, self.lines_of_others, self.is_torn = "", "", False
         if not runtime.is_main:
             return
         _check_writable(self.folder)
-        self.summary: dict[str, Any] = {
-            **_read_summary(self.folder / "summary.json"),
+        self._tables = _read_json(self.folder / "tables.json")
+        self._facts = {
             "name": config.name,
             "world_size": runtime.world_size,
             "device": device_name(runtime.device),
             "precision": runtime.precision,
         }
+        self.summary: dict[str, Any] = {**self._facts, **_read_summary(self.folder / "summary.json")}
+
+    @property
+    def lines(self) -> str:
+        """The running stage's part of metrics.jsonl."""
+        return self._metrics.lines
 
     def start_stage(self, stage: str, lines: str = "", run_id: str | None = None) -> None:
         """Open the run directory and the W&B run; forget an earlier try of the stage. For when training is certain.
@@ -67,10 +76,26 @@ class Tracker:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.lock()
             write_bytes(self.folder / "config.yaml", to_yaml(self.config).encode())
-            self._start_wandb(run_id)
-            self.started = True
-        self.lines, self.lines_of_others = lines, _lines_of_others(self._metrics, stage)
-        self._write_metrics()
+            self.environment = describe_environment()
+            write_json(self.folder / "environment.json", self.environment)
+            self.summary |= self._facts
+        had_lines = bool(self._metrics.read(stage))
+        self._metrics.begin(stage, lines)
+        self._first_row, rows = self._rows(stage)
+        if not self.started:
+            self._start_wandb(run_id if run_id or had_lines else self._noted_run_id(), rows)
+        self.started = True
+        self.show(stage)
+
+    def show(self, stage: str) -> None:
+        """Print the head of a stage's table, and the epochs that it has behind it."""
+        if not self.runtime.is_main:
+            return
+        self._table = EpochTable(stage, getattr(self.config, stage).phases)
+        self.runtime.print(self._table.header())
+        for line in self._metrics.read(stage):
+            if is_epoch(line):
+                self.runtime.print(self._table.row(line))
 
     def drop_stage(self, stage: str) -> None:
         """Remove a stage's export, checkpoints and figures, because what it was built on has changed."""
@@ -81,37 +106,59 @@ class Tracker:
         self.summary.pop(stage, None)
         self.summary.get("seconds", {}).pop(stage, None)
         write_json(self.folder / "summary.json", self.summary)
-        self.lines_of_others = "".join(line for line in self.lines_of_others.splitlines(True) if _stage_of(line) != stage)
-        self._write_metrics()
+        self._metrics.drop(stage)
 
-    def log(self, stage: str, position: dict[str, Any], metrics: dict[str, float]) -> None:
-        """One line of metrics.jsonl: a position (phase, epoch, step, tokens) and metrics by W&B's names."""
+    def log(
+        self, stage: str, position: dict[str, Any], metrics: dict[str, float], tables: dict[str, Table] | None = None
+    ) -> None:
+        """One line of metrics.jsonl: a position (phase, epoch, step, tokens) and metrics by W&B's names.
+
+        Args:
+            tables: by name; for W&B alone.
+        """
         if not self.runtime.is_main:
             return
-        named = {f"{stage}/{name}": value for name, value in metrics.items()}
-        line = json.dumps({"stage": stage, **position, **named}) + "\n"
-        self.lines += line
-        self._append(line)
-        self._to_wandb("log", {**named, f"{stage}/step": position["step"], f"{stage}/epoch": position["epoch"]})
+        line = {"stage": stage, **position, **{f"{stage}/{name}": value for name, value in metrics.items()}}
+        self._metrics.append(line)
+        if is_epoch(line):
+            self.runtime.print(self._table.row(line))
+        if self._wandb is not None:
+            row = Row(row_number(line, self._first_row), metrics_of(line))
+            self._wandb.log(row, {f"{stage}/{name}": table for name, table in (tables or {}).items()})
 
-    def finish_stage(self, stage: str, seconds: float, metrics: dict[str, float] | None = None) -> None:
-        """Put a stage's figures in summary.json; those of a stage without metrics wait for the next one."""
+    def finish_stage(
+        self, stage: str, seconds: float, metrics: dict[str, float] | None = None, tables: dict[str, Any] | None = None
+    ) -> None:
+        """Put a stage's figures in summary.json and its tables in tables.json; those of a stage without wait for the next."""
         if not self.runtime.is_main:
             return
         self.summary.setdefault("seconds", {})[stage] = round(seconds, 1)
         if metrics is None:
             return
         self.summary[stage] = metrics
+        self._tables[stage] = tables or {}
         write_json(self.folder / "summary.json", self.summary)
-        self._to_wandb("summary", {f"{stage}/{name}": value for name, value in metrics.items()})
+        write_json(self.folder / "tables.json", self._tables, indent=None)
+        if self._wandb is not None:
+            self._wandb.summarize({f"{stage}/{name}": value for name, value in metrics.items()})
+            self._log_final_tables(stage, tables or {})
 
-    def close(self, exit_code: int = 0) -> None:
-        """Finish the W&B run: 0 for a run that ended well."""
-        self._to_wandb("finish", exit_code)
-        if self.run_id is not None and self.wandb is None:
-            _leave_wandb()
-        self.wandb = None
+    def save_model(self, stage: str, facts: dict[str, Any], texts: dict[str, Any]) -> None:
+        """Give W&B a stage's exported model, if tracking.log_model says so."""
+        if self._wandb is not None:
+            self._wandb.save_model(stage, self.folder / stage, facts, texts)
+
+    def close(self, exit_code: int = 0) -> list[str]:
+        """Finish the W&B run: 0 for a run that ended well. Returns where to look at it, a line each."""
+        where = self._wandb.finish(exit_code) if self._wandb is not None else []
+        self._wandb = None
         self._lock.release()
+        return where
+
+    def conclude(self, where: Sequence[str]) -> None:
+        """Print the final table, and where to look further."""
+        if self.runtime.is_main:
+            self.runtime.print("\n".join(["", *final_table(self.summary), "", *where]))
 
     def lock(self) -> None:
         """Keep others out of the run directory, if there is one, until `close` or this process's end. Raises UserError."""
@@ -128,115 +175,58 @@ class Tracker:
             warning = f"{self._lock.lock_file} cannot be locked ({error.strerror}): let nobody else train here"
             print(f"warning: {warning}", file=sys.stderr, flush=True)
 
-    @property
-    def _metrics(self) -> Path:
-        return self.folder / "metrics.jsonl"
+    def _rows(self, stage: str) -> tuple[int, list[Row]]:
+        """The number of a stage's first row in W&B's history, and all rows that there are up to where the stage goes on."""
+        first, rows = 0, []
+        for each in STAGES:
+            lines = self._metrics.read(each)
+            rows += [Row(row_number(line, first), metrics_of(line)) for line in lines]
+            if each == stage:
+                break
+            first = row_after(lines, first) + 1
+        return first, rows
 
-    def _write_metrics(self) -> None:
-        write_bytes(self._metrics, (self.lines_of_others + self.lines).encode())
-        self.is_torn = False
-
-    def _append(self, line: str) -> None:
-        """Add a line to metrics.jsonl; if there is no room, go on, and try again with the next one."""
-        try:
-            if self.is_torn:
-                self._write_metrics()
-                return
-            with self._metrics.open("a", encoding="utf-8") as lines:
-                lines.write(line)
-        except (OSError, UserError) as error:
-            if not self.is_torn:
-                print(f"warning: {self._metrics} cannot be written, training goes on: {error}", file=sys.stderr, flush=True)
-            self.is_torn = True
-
-    def _start_wandb(self, run_id: str | None) -> None:
-        mode = wandb_mode(self.config.tracking)
-        if mode == "disabled":
-            return
+    def _noted_run_id(self) -> str | None:
+        """W&B's run that this folder's run has been so far."""
         note = self.folder / "wandb" / "run_id"
-        if run_id is None and self.resume and note.is_file():
-            run_id = note.read_text(encoding="utf-8").strip()
-        self.wandb = _start_wandb(self.config, self.summary, mode, run_id)
-        if self.wandb is not None:
-            self.run_id = str(self.wandb.id)
-            note.parent.mkdir(exist_ok=True)
-            write_bytes(note, self.run_id.encode())
+        return note.read_text(encoding="utf-8").strip() if note.is_file() else None
 
-    def _to_wandb(self, what: str, content: Any) -> None:
-        """Tell W&B something; if that fails, the run goes on without it."""
-        if self.wandb is None:
+    def _start_wandb(self, run_id: str | None, rows: list[Row]) -> None:
+        if wandb_mode(self.config.tracking) == "disabled":
             return
-        try:
-            if what == "summary":
-                self.wandb.summary.update(content)
-            else:
-                getattr(self.wandb, what)(content)
-        except Exception as error:
-            print(f"warning: W&B failed, {self._metrics} has what it lacks: {error}", file=sys.stderr, flush=True)
-            self.wandb = None
+        facts = {**to_dict(self.config), **self._facts, "environment": self.environment}
+        self._wandb = WandbRun(self.config, facts, run_id, rows)
+        self.run_id = self._wandb.id
+        (self.folder / "wandb").mkdir(exist_ok=True)
+        write_bytes(self.folder / "wandb" / "run_id", self.run_id.encode())
 
-
-def _leave_wandb() -> None:
-    """End what is left of W&B after a failure, which it would report with a traceback at the end of this process.
-
-    Its own process ends at a SIGTERM (wandb issue 9963), which SLURM sends to all processes of a job.
-    """
-    import wandb
-
-    with suppress(Exception, SystemExit):
-        wandb.teardown(1)
-
-
-def wandb_mode(settings: TrackingConfig) -> str:
-    """online, offline or disabled: `auto` is what WANDB_MODE says, else online for who is logged in, else offline."""
-    if settings.wandb != "auto":
-        return settings.wandb
-    if "WANDB_MODE" in os.environ:
-        mode = os.environ["WANDB_MODE"]
-        return {"run": "online", "dryrun": "offline"}.get(mode, mode)
-    import wandb
-    from requests.utils import get_netrc_auth
-
-    logged_in = os.environ.get("WANDB_API_KEY") or get_netrc_auth(wandb.Settings().base_url)
-    return "online" if logged_in else "offline"
+    def _log_final_tables(self, stage: str, tables: dict[str, Any]) -> None:
+        assert self._wandb is not None
+        if "confusion_matrix" not in tables:
+            return
+        row = row_after(self._metrics.read(stage), self._first_row)
+        self._wandb.log_confusion(row, f"{stage}/confusion_matrix", tables["labels"], tables["confusion_matrix"])
+        wrong = tables["most_wrong"]
+        columns = list(wrong[0]) if wrong else ["document"]
+        table = Table(columns, [[entry[column] for column in columns] for entry in wrong])
+        self._wandb.log(Row(row, {}), {f"{stage}/most_wrong": table})
 
 
 def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
-def _start_wandb(config: Config, facts: dict[str, Any], mode: str, run_id: str | None) -> Any:
-    """W&B's run: a new one, or one that goes on. None, with a warning, if W&B cannot."""
-    import wandb
-
+def _read_json(path: Path) -> dict[str, Any]:
     try:
-        run = wandb.init(
-            dir=str(config.run_dir),
-            project=config.tracking.project,
-            name=config.name,
-            group=config.tracking.group,
-            tags=config.tracking.tags,
-            config={**to_dict(config), "world_size": facts["world_size"], "precision": facts["precision"]},
-            mode=mode,  # type: ignore[arg-type]
-            id=run_id,
-            resume="allow" if run_id is not None and mode == "online" else None,
-            settings=wandb.Settings(silent=True, console="off", init_timeout=60),
-        )
-    except Exception as error:
-        print(f"warning: W&B could not start, the run goes on without it: {error}", file=sys.stderr)
-        return None
-    for stage in ("lm", "classifier"):
-        run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
-    return run
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _read_summary(path: Path) -> dict[str, Any]:
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    is_ours = isinstance(summary, dict) and isinstance(summary.get("seconds", {}), dict)
-    return summary if is_ours else {}
+    summary = _read_json(path)
+    return summary if isinstance(summary.get("seconds", {}), dict) else {}
 
 
 def _check_writable(folder: Path) -> None:
@@ -244,17 +234,3 @@ def _check_writable(folder: Path) -> None:
     existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise UserError(f"{folder}: {existing} cannot be written: set runs_dir to a folder of yours")
-
-
-def _stage_of(line: str) -> str | None:
-    """The stage that a line of metrics.jsonl is of; None for a line cut short by a killed run."""
-    try:
-        return str(json.loads(line)["stage"])
-    except (ValueError, KeyError, TypeError):
-        return None
-
-
-def _lines_of_others(path: Path, stage: str) -> str:
-    """The lines of metrics.jsonl that are not of this stage."""
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-    return "".join(f"{line}\n" for line in lines if _stage_of(line) not in (stage, None))

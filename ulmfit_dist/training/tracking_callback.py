@@ -1,36 +1,49 @@
-"""Follows a fit: what goes to the `Tracker`, and a line per epoch in the terminal."""
+"""Follows a fit: what of it goes to the `Tracker`, and when."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
+import psutil
 import torch
 from fastai.callback.core import Callback
 
+from ulmfit_dist.laps import PARTS
 from ulmfit_dist.progress import Progress
 from ulmfit_dist.training.tracking import Tracker
+from ulmfit_dist.training.wandb_run import Table
+
+SMOOTHING = 0.98
+"""Weight of the past in the smoothed loss, as in fastai's `Recorder`."""
+GIB = 2**30
+
+Tables = dict[str, Any]
 
 
 class TrackingCallback(Callback):
-    """Training loss and learning rate now and then, all metrics and a line in the terminal per epoch.
+    """Losses, rates, speed, memory and times now and then; all metrics, and a row in the terminal, per epoch.
 
     What it adds up is part of a checkpoint, so that a resumed run logs what it would have logged.
 
     Args:
         tracker: where it goes.
         unit: "tokens" or "examples": what throughput is counted in.
+        make_tables: what else is to be seen after an epoch, as JSON: from that of the epoch before. Called on rank 0.
     """
 
     order, run_valid = 80, False
 
-    def __init__(self, tracker: Tracker, unit: str):
-        self.tracker, self.unit, self.runtime = tracker, unit, tracker.runtime
-        device = self.runtime.device
-        self.epoch_sums = torch.zeros(2, dtype=torch.float64, device=device)  # of the loss, and of its weights
-        self.recent_sums = torch.zeros(2, dtype=torch.float64, device=device)
-        self.tokens, self.trained, self.epoch_trained = 0, 0, 0
-        self.train_seconds, self.epoch_seconds = 0.0, 0.0
+    def __init__(self, tracker: Tracker, unit: str, make_tables: Callable[[Tables], Tables]):
+        self.tracker, self.unit, self.runtime, self.make_tables = tracker, unit, tracker.runtime, make_tables
+        self.log_every = tracker.config.tracking.log_every
+        # of the loss, and of its weights: over the epoch, since the last line, and with a past that fades
+        self.sums = {name: self._zeros(2) for name in ("epoch", "recent", "smoothed")}
+        self.tables: Tables = {}
+        self.tokens, self.trained, self.epoch_trained, self.recent_trained = 0, 0, 0, 0
+        self.train_seconds, self.epoch_seconds, self.recent_seconds = 0.0, 0.0, 0.0
+        self.recent_steps, self.gradient_norm = 0, 0.0
         self.earlier_seconds, self.started = 0.0, time.perf_counter()
         self.progress: Progress | None = None
 
@@ -40,25 +53,33 @@ class TrackingCallback(Callback):
         return self.earlier_seconds + time.perf_counter() - self.started
 
     def before_train(self) -> None:
+        learn = self.learn
+        learn.accelerate.measure_every(self.log_every)
         self.mark = time.perf_counter()
-        self.progress = Progress(self._label(), len(self.learn.dls.train), self.runtime.is_main)
+        label = f"{learn.stage} phase {learn.phase + 1} epoch {learn.epoch + 1}/{learn.n_epoch}"
+        self.progress = Progress(label, len(learn.dls.train), self.runtime.is_main)
         self.progress.__enter__()
-        self.progress.advance(self.learn.first_step)
+        self.progress.advance(learn.first_step)
+
+    def before_step(self) -> None:
+        if (self.learn.stage_step + 1) % self.log_every == 0:
+            self.gradient_norm = self._gradient_norm()
 
     def after_batch(self) -> None:
         batches = self.learn.micro_batches
-        weight = sum(batch.weight for batch in batches)  # of this rank in the global batch
-        shares = torch.stack([self.learn.loss.double() * weight, self.epoch_sums.new_tensor(weight)])
-        self.epoch_sums += shares
-        self.recent_sums += shares
+        self._add_loss(sum(batch.weight for batch in batches))  # of this rank in the global batch
         self.tokens += batches[0].global_tokens
-        self.epoch_trained += batches[0].global_tokens if self.unit == "tokens" else batches[0].global_rows
+        trained = batches[0].global_tokens if self.unit == "tokens" else batches[0].global_rows
         now = time.perf_counter()
+        self.epoch_trained += trained
+        self.recent_trained += trained
         self.epoch_seconds += now - self.mark
+        self.recent_seconds += now - self.mark
+        self.recent_steps += 1
         self.mark = now
         assert self.progress is not None
         self.progress.advance()
-        if self.learn.stage_step % self.tracker.config.tracking.log_every == 0:
+        if self.learn.stage_step % self.log_every == 0:
             self._log_step()
 
     def after_train(self) -> None:
@@ -68,15 +89,20 @@ class TrackingCallback(Callback):
         self._close_progress()
 
     def after_epoch(self) -> None:
-        loss, weight = self.runtime.sum(self.epoch_sums).tolist()
-        rate = self.epoch_trained / self.epoch_seconds
-        metrics = {"train_loss": loss / weight, **self.learn.valid_metrics, f"{self.unit}_per_second": round(rate, 1)}
-        self.tracker.log(self.learn.stage, self._position(), metrics)
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if not name.endswith("_per_second"))
-        self.runtime.print(f"{self._label():<34}{shown}  {rate:,.0f} {self.unit}/s  {self.epoch_seconds:.0f} s")
+        metrics = {
+            "train_loss": _mean(self.runtime.sum(self.sums["epoch"])),
+            **self.learn.valid_metrics,
+            f"{self.unit}_per_second": round(self.epoch_trained / self.epoch_seconds, 1),
+            "epoch_seconds": round(self.epoch_seconds, 3),
+        }
+        if self.runtime.is_main:
+            self.tables = self.make_tables(self.tables)
+        samples = self.tables.get("samples", [])
+        shown = {"samples": Table(list(samples[0]), [list(sample.values()) for sample in samples])} if samples else {}
+        self.tracker.log(self.learn.stage, self._position(), metrics, shown)
         self.trained += self.epoch_trained
         self.train_seconds += self.epoch_seconds
-        self.epoch_sums.zero_()
+        self.sums["epoch"].zero_()
         self.epoch_trained, self.epoch_seconds = 0, 0.0
 
     def final_metrics(self) -> dict[str, float]:
@@ -86,8 +112,8 @@ class TrackingCallback(Callback):
     def state_dict(self) -> dict[str, Any]:
         """What has been added up so far, over all ranks, as JSON. Collective."""
         return {
-            "epoch_sums": self.runtime.sum(self.epoch_sums).tolist(),
-            "recent_sums": self.runtime.sum(self.recent_sums).tolist(),
+            "sums": {name: self.runtime.sum(sums).tolist() for name, sums in self.sums.items()},
+            "tables": self.runtime.from_main(self.tables),
             "tokens": self.tokens,
             "trained": self.trained,
             "epoch_trained": self.epoch_trained,
@@ -99,31 +125,81 @@ class TrackingCallback(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Sums over all ranks become rank 0's."""
-        for name in ("epoch_sums", "recent_sums"):
-            sums = getattr(self, name)
-            sums.copy_(sums.new_tensor(state[name]) * float(self.runtime.is_main))
+        for name, sums in self.sums.items():
+            sums.copy_(sums.new_tensor(state["sums"][name]) * float(self.runtime.is_main))
         for name in ("tokens", "trained", "epoch_trained", "train_seconds", "epoch_seconds"):
             kind = type(getattr(self, name))
             setattr(self, name, kind(state[name]))
+        self.tables = dict(state["tables"])
         self.earlier_seconds = float(state["seconds"])
         if state["valid_metrics"] is not None:
             self.learn.valid_metrics = state["valid_metrics"]
 
+    def _add_loss(self, weight: float) -> None:
+        shares = torch.stack([self.learn.loss.double() * weight, self.sums["epoch"].new_tensor(weight)])
+        self.sums["epoch"] += shares
+        self.sums["recent"] += shares
+        self.sums["smoothed"].mul_(SMOOTHING).add_(shares, alpha=1 - SMOOTHING)
+
     def _log_step(self) -> None:
-        loss, weight = self.runtime.sum(self.recent_sums).tolist()
-        self.recent_sums.zero_()
-        metrics = {"train_loss": loss / weight, "learning_rate": self.learn.opt.hypers[-1]["lr"]}
+        """One exchange between the ranks for all that a line says."""
+        exposed, parts = self.learn.accelerate.exposed_exchange(), self.runtime.laps.take()
+        memory_W = self._zeros(self.runtime.world_size)
+        memory_W[self.runtime.rank] = self._memory()
+        seconds_P = self._zeros(len(PARTS)) + torch.tensor(list(parts.values()), dtype=torch.float64).to(memory_W.device)
+        mine = torch.cat([self.sums["recent"], self.sums["smoothed"], seconds_P, memory_W, self._zeros(1) + exposed])
+        recent, smoothed, seconds_P, memory_W, exposed_1 = (
+            self.runtime.sum(mine).cpu().split([2, 2, len(PARTS), self.runtime.world_size, 1])
+        )
+        each = self.runtime.world_size * self.recent_steps
+        seconds = {part: total / each for part, total in zip(PARTS, seconds_P.tolist(), strict=True)}
+        behind = min(exposed_1.item() / self.runtime.world_size, seconds["backward"])
+        seconds |= {"backward": seconds["backward"] - behind, "communication": seconds["communication"] + behind}
+        metrics = {
+            "loss": _mean(recent),
+            "loss_smoothed": _mean(smoothed),
+            **self._rates(),
+            "gradient_norm": self.gradient_norm,
+            f"{self.unit}_per_second": round(self.recent_trained / self.recent_seconds, 1),
+            "memory_gb": round(memory_W.max().item(), 3),
+            **{f"{part}_seconds": round(value, 6) for part, value in seconds.items()},
+        }
         self.tracker.log(self.learn.stage, self._position(), metrics)
+        self.sums["recent"].zero_()
+        self.recent_steps, self.recent_trained, self.recent_seconds = 0, 0, 0.0
+
+    def _rates(self) -> dict[str, float]:
+        """The optimizer's: of the last layer group, which the recipe names, and of each."""
+        hypers = self.learn.opt.hypers
+        by_group = {f"learning_rate_{number}": hyper["lr"] for number, hyper in enumerate(hypers)}
+        return {"learning_rate": hypers[-1]["lr"], **by_group, "momentum": hypers[-1]["mom"]}
+
+    def _gradient_norm(self) -> float:
+        """Of the global gradient before clipping, which all ranks have by now."""
+        gradients = [parameter.grad for parameter in self.learn.model.parameters() if parameter.grad is not None]
+        scaler = self.learn.accelerate.accelerator.scaler
+        scale = 1.0 if scaler is None else scaler.get_scale()
+        return torch.nn.utils.get_total_norm(gradients).item() / scale
+
+    def _memory(self) -> float:
+        """GiB: of the GPU at most so far, or of this process on a CPU."""
+        if self.runtime.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.runtime.device) / GIB
+        return psutil.Process().memory_info().rss / GIB
+
+    def _zeros(self, size: int) -> torch.Tensor:
+        return torch.zeros(size, dtype=torch.float64, device=self.runtime.device)
 
     def _position(self) -> dict[str, Any]:
         learn = self.learn
         return {"phase": learn.phase, "epoch": learn.stage_epoch, "step": learn.stage_step, "tokens": self.tokens}
 
-    def _label(self) -> str:
-        learn = self.learn
-        return f"{learn.stage} phase {learn.phase + 1} epoch {learn.epoch + 1}/{learn.n_epoch}"
-
     def _close_progress(self) -> None:
         if self.progress is not None:
             self.progress.__exit__(None, None, None)
             self.progress = None
+
+
+def _mean(sums_2: torch.Tensor) -> float:
+    total, weight = sums_2.tolist()
+    return total / weight

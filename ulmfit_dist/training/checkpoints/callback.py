@@ -120,6 +120,14 @@ class CheckpointCallback(Callback):
         """Save where training stands, unless that is saved already. Collective; the disk's part goes on behind."""
         if self.saved == self.reached:
             return
+        with self.runtime.laps.checkpoint():
+            self._save(score)
+
+    def _vote_next(self) -> None:
+        """Vote after the next step: how long the coming ones take is not known yet."""
+        self.steps, self.vote_after, self.since = 0, 1, time.perf_counter()
+
+    def _save(self, score: float | None) -> None:
         started = time.perf_counter()
         if not self.state.is_finite():
             self._refuse(self.reached.stage_step, "a weight")
@@ -130,10 +138,6 @@ class CheckpointCallback(Callback):
         self.saved = self.reached
         self.last_saved = time.perf_counter()
         self.stalls.append(self.last_saved - started)
-
-    def _vote_next(self) -> None:
-        """Vote after the next step: how long the coming ones take is not known yet."""
-        self.steps, self.vote_after, self.since = 0, 1, time.perf_counter()
 
     def _vote(self) -> Vote:
         now = time.perf_counter()

@@ -1,0 +1,65 @@
+"""Where the time of a step goes."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from ulmfit_dist.laps import PARTS, Laps
+
+
+class Clock:
+    """Time that goes on by as much as it is told."""
+
+    def __init__(self, laps: Laps, monkeypatch: pytest.MonkeyPatch):
+        self.now, self.laps = 0.0, laps
+        monkeypatch.setattr("ulmfit_dist.laps.time.perf_counter", lambda: self.now)
+
+    def spend(self, seconds: float, part: str | None = None) -> None:
+        self.now += seconds
+        if part is not None:
+            self.laps.end(part)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(Laps(torch.device("cpu")), monkeypatch)
+
+
+def spent(clock: Clock) -> dict[str, Any]:
+    return {part: seconds for part, seconds in clock.laps.take().items() if seconds}
+
+
+def test_each_second_counts_once_and_an_exchange_for_itself(clock: Clock):
+    clock.laps.start()
+    clock.spend(1, "data")
+    clock.spend(2)
+    with clock.laps.exchange():
+        clock.spend(4)
+    clock.spend(8, "forward")
+    assert spent(clock) == {"data": 1, "communication": 4, "forward": 10}
+    clock.spend(16, "backward")
+    assert spent(clock) == {"backward": 16}
+    assert spent(clock) == {}
+
+
+def test_a_validation_does_not_count_but_a_checkpoint_after_it_does(clock: Clock):
+    clock.laps.start()
+    clock.spend(1, "data")
+    clock.laps.stop()
+    clock.spend(100)
+    with clock.laps.checkpoint(), clock.laps.exchange():
+        clock.spend(2)
+    clock.spend(100)
+    clock.laps.start()
+    clock.spend(4)
+    with clock.laps.checkpoint():
+        clock.spend(8)
+    clock.spend(16, "data")
+    assert spent(clock) == {"data": 17, "optimizer": 4, "checkpoint": 10}
+
+
+def test_nobody_counts_where_nobody_trains(clock: Clock):
+    with clock.laps.exchange():
+        clock.spend(1)
+    assert clock.laps.take() == dict.fromkeys(PARTS, 0.0)

@@ -1,0 +1,54 @@
+"""What a run says in the terminal."""
+
+from ulmfit_dist.config import Phase
+from ulmfit_dist.terminal import EpochTable, duration, final_table
+
+LINE = {
+    "stage": "lm",
+    "phase": 1,
+    "epoch": 3,
+    "step": 60,
+    "lm/train_loss": 5.47881,
+    "lm/valid_loss": 4.644,
+    "lm/perplexity": 1103.9635,
+    "lm/accuracy": 0.25149,
+    "lm/tokens_per_second": 9807.4,
+    "lm/epoch_seconds": 92.6,
+}
+
+
+def test_a_row_stands_under_its_columns():
+    table = EpochTable("lm", [Phase(epochs=1), Phase(epochs=4)])
+    header, row = table.header(), table.row(LINE)
+    assert row.split() == ["lm", "2", "2/4", "5.4788", "4.6440", "1,103.96", "0.2515", "9,807", "1:33"]
+    ends = [header.index(name) + len(name) for name in header.split()[1:]]
+    assert all(row[end - 1] != " " and row[end : end + 1] in ("", " ") for end in ends)
+
+
+def test_an_older_line_has_empty_cells():
+    assert EpochTable("lm", []).row({"stage": "lm", "phase": 0, "epoch": 1}).split() == ["lm", "1", "1"]
+
+
+def test_the_final_table_is_what_summary_json_says():
+    figures = {"valid_loss": 0.13453, "accuracy": 0.9618, "f1_macro": 0.95991, "examples_per_second": 57.2}
+    seconds = {"prepare": 5.0, "lm": 3725.2, "classifier": 137.0}
+    summary = {"name": "a", "world_size": 2, "device": "cpu", "precision": "no", "seconds": seconds, "classifier": figures}
+    first, header, *rows = final_table(summary)
+    assert first == "a: 2 processes, cpu, fp32"
+    assert [row.split() for row in rows] == [
+        ["prepare", "0:05"],
+        ["lm", "1:02:05"],
+        ["classifier", "0.1345", "0.9618", "0.9599", "57", "examples", "2:17"],
+    ]
+    assert {len(line) for line in (header, *rows)} == {len(header)}
+
+
+def test_durations_are_read_as_on_a_clock():
+    assert [duration(seconds) for seconds in (None, 0, 59.6, 3599, 3600, 100_000)] == [
+        "",
+        "0:00",
+        "1:00",
+        "59:59",
+        "1:00:00",
+        "27:46:40",
+    ]

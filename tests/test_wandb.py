@@ -1,0 +1,176 @@
+"""W&B's run, online against a server on loopback, and offline: what arrives, once, whatever dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import wandb
+from conftest import ROOT, TINY, succeed
+from killing import history
+from wandb_server import Server, wandb_server
+
+from ulmfit_dist.compose import load_config
+from ulmfit_dist.config import Config, TrackingConfig
+from ulmfit_dist.training.wandb_files import files_of, last_row
+from ulmfit_dist.training.wandb_run import Row, WandbRun, wandb_mode
+
+KEY = "a" * 40
+
+
+@pytest.fixture
+def no_login(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[pytest.MonkeyPatch]:
+    """Nobody is logged in; what wandb keeps of the environment is forgotten before and after."""
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    wandb.teardown()
+    yield monkeypatch
+    wandb.teardown()
+
+
+@pytest.fixture
+def server(no_login: pytest.MonkeyPatch) -> Iterator[Server]:
+    with wandb_server() as server:
+        no_login.setenv("WANDB_BASE_URL", server.url)
+        no_login.setenv("WANDB_API_KEY", KEY)
+        yield server
+        wandb.teardown()
+
+
+def config(folder: Path, **tracking: Any) -> Config:
+    words = [f"tracking.{key}={value}" for key, value in tracking.items()]
+    composed = load_config(overrides=["data.source=bbc_news", f"runs_dir={folder}", "name=a", *words])
+    composed.run_dir.mkdir(exist_ok=True)
+    return composed
+
+
+def rows(numbers: range, factor: float = 1.0) -> list[Row]:
+    return [Row(number, {"lm/loss": number * factor}) for number in numbers]
+
+
+def written(folder: Path, run_id: str) -> list[dict[str, Any]]:
+    """The history in all files of a run."""
+    return history(*files_of(folder, run_id))
+
+
+def test_auto_is_offline_unless_logged_in(no_login: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    assert wandb_mode(TrackingConfig()) == "offline"
+    no_login.setenv("WANDB_API_KEY", KEY)
+    wandb.teardown()
+    assert wandb_mode(TrackingConfig()) == "online"
+    no_login.setenv("WANDB_API_KEY", "short")
+    wandb.teardown()
+    assert wandb_mode(TrackingConfig()) == "offline"
+    assert "warning: no login to W&B (" in capsys.readouterr().err
+    no_login.setenv("WANDB_MODE", "disabled")
+    assert wandb_mode(TrackingConfig()) == "disabled"
+    assert wandb_mode(TrackingConfig(wandb="offline")) == "offline"
+
+
+def test_an_online_run_sends_its_history_its_texts_and_its_model(
+    corpus: Path, recipe: Path, run_dirs: dict[str, Path], tmp_path: Path
+):
+    words = ["lm", recipe, *TINY, f"data.path={corpus}", f"data.cache={run_dirs['caches']}/cache1", f"runs_dir={tmp_path}"]
+    words += ["tracking.log_text=true", "tracking.log_model=true", "tracking.samples=2", "tracking.tags=[short]"]
+    with wandb_server() as server:
+        said = succeed(words, WANDB_MODE="online", WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY)
+    ((run_id, run),) = server.runs.items()
+    assert f"W&B: {server.url}/me/ulmfit/runs/{run_id}" in said
+    assert run.exit_code == 0
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [row["lm/step"] for row in run.history.values()] == [line["step"] for line in lines]
+    for row, line in zip(run.history.values(), lines, strict=True):
+        metrics = {name: value for name, value in line.items() if "/" in name}
+        assert {name: row[name] for name in metrics} == pytest.approx(metrics)
+    tables = [json.loads(content)["data"] for name, content in run.files.items() if "lm/samples" in name]
+    texts = json.loads((tmp_path / "run/tables.json").read_text())["lm"]["samples"]
+    assert max(tables, key=len) == [[sample["epoch"], sample["text"]] for sample in texts]
+    assert len(texts) == 2 * 2
+    (model,), (source,) = server.versions("run-lm"), server.versions("run-texts")
+    assert (model.made_by, source.used_by) == (run_id, [run_id])
+    assert model.files["model.safetensors"] == (tmp_path / "run/lm/model.safetensors").read_bytes()
+    assert run.upserts[0]["tags"] == ["short"]
+    assert "environment" in json.loads(run.config)
+
+
+def test_a_run_that_goes_on_sends_what_the_server_lacks_and_nothing_twice(server: Server, tmp_path: Path):
+    run = WandbRun(config(tmp_path, wandb="online"), {}, None)
+    for row in rows(range(5)):
+        run.log(row)
+    assert run.finish(1) == [f"W&B: {server.url}/me/ulmfit/runs/{run.id}"]
+    again = WandbRun(config(tmp_path, wandb="online"), {"world_size": 1}, run.id, rows(range(3), factor=9))
+    for row in rows(range(3, 7), factor=9):
+        again.log(row)
+    again.finish(0)
+    lost = WandbRun(config(tmp_path, wandb="online"), {"world_size": 2}, run.id, rows(range(9)))
+    lost.finish(0)
+    ((run_id, kept),) = server.runs.items()
+    assert run_id == run.id
+    expected = {0: 0, 1: 1, 2: 2, 3: 3, 4: 4, 5: 45, 6: 54, 7: 7, 8: 8}
+    assert [(row["_step"], row["lm/loss"]) for row in kept.history.values()] == list(expected.items())
+
+
+def test_starts_without_a_network_make_one_run_when_they_are_sent(server: Server, tmp_path: Path):
+    folder = tmp_path / "a/wandb"
+    first = WandbRun(config(tmp_path, wandb="offline"), {}, None)
+    for row in rows(range(5)):
+        first.log(row)
+    first.finish(1)
+    (path,) = files_of(folder, first.id)
+    content = path.read_bytes()
+    path.write_bytes(content[:-200])  # as a kill leaves it
+    assert last_row(folder, first.id) == 3
+    time.sleep(1)  # W&B's folders are named by the second
+    again = WandbRun(config(tmp_path, wandb="offline"), {}, first.id, rows(range(4)))
+    for row in rows(range(4, 7)):
+        again.log(row)
+    said = again.finish(0)
+    assert [row["_step"] for row in written(folder, first.id)] == list(range(7))
+    sync = [word.replace("*run", "offline-run") for word in said[0].partition("wandb sync ")[2].split()]
+    command = [sys.executable, "-m", "wandb", "sync", *(str(p) for word in sync for p in Path("/").glob(word[1:]))]
+    subprocess.run(command, check=True, cwd=tmp_path, capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert [row["_step"] for row in server.runs[first.id].history.values()] == list(range(7))
+
+
+def test_where_no_server_answers_the_run_goes_on_offline(
+    no_login: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    no_login.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    no_login.setenv("WANDB_API_KEY", KEY)
+    run = WandbRun(config(tmp_path, wandb="online"), {}, None)
+    run.log(rows(range(1))[0])
+    send, look = run.finish(0)
+    assert capsys.readouterr().err.startswith(
+        "warning: W&B cannot be reached (127.0.0.1: Connection refused): the run goes on"
+    )
+    assert send == f"W&B is offline: send it with: wandb sync {tmp_path}/a/wandb/*run-*-{run.id}"
+    assert look.startswith("look at it here: wandb beta leet ")
+    assert [row["_step"] for row in written(tmp_path / "a/wandb", run.id)] == [0]
+
+
+def test_a_server_that_dies_costs_no_more_than_the_patience_and_nothing_is_lost(
+    no_login: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    no_login.setenv("WANDB_API_KEY", KEY)
+    with wandb_server() as server:
+        no_login.setenv("WANDB_BASE_URL", server.url)
+        run = WandbRun(config(tmp_path, wandb="online", patience=1), {}, None)
+        for row in rows(range(3)):
+            run.log(row)
+        while run.id not in server.runs:
+            pass
+    for row in rows(range(3, 200)):
+        run.log(row)
+    run.finish(0)
+    errors = capsys.readouterr().err
+    assert "warning: W&B did not take all in tracking.patience=1 seconds: send it with: wandb sync " in errors
+    assert [row["_step"] for row in written(tmp_path / "a/wandb", run.id)] == list(range(200))

@@ -1,0 +1,277 @@
+"""What the W&B server of the tests keeps, and its answers to GraphQL: one method per operation, named as the operation is.
+
+A real server reads the query; this one knows wandb's own queries by their names, and answers with more than they ask for.
+Asked for something else, it says who is logged in.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from typing import Any
+
+import yaml
+
+PROJECT = {"id": "project", "internalId": "project", "name": "ulmfit", "entity": {"id": "entity", "name": "me"}}
+
+
+class Run:
+    """What the server knows of a run.
+
+    Attributes:
+        history: lines of its history by offset.
+        events: of its system metrics, likewise.
+        files: content of its files by name.
+        upserts: variables of each mutation that has made or changed it.
+        sweep: the id of the sweep that it is of.
+        exit_code: as it has said itself.
+    """
+
+    def __init__(self) -> None:
+        self.history: dict[int, dict[str, Any]] = {}
+        self.events: dict[int, dict[str, Any]] = {}
+        self.files: dict[str, bytes] = {}
+        self.upserts: list[dict[str, Any]] = []
+        self.summary, self.config = "{}", "{}"
+        self.sweep: str | None = None
+        self.exit_code: int | None = None
+
+    def take(self, stream: dict[str, Any]) -> None:
+        """A message of the file stream."""
+        for name, part in stream.get("files", {}).items():
+            lines = dict(enumerate(part["content"], part["offset"]))
+            if name == "wandb-history.jsonl":
+                self.history |= {offset: json.loads(line) for offset, line in lines.items()}
+            if name == "wandb-events.jsonl":
+                self.events |= {offset: json.loads(line) for offset, line in lines.items()}
+            if name == "wandb-summary.json":
+                self.summary = part["content"][-1]
+        if stream.get("complete"):
+            self.exit_code = stream["exitcode"]
+
+    def upsert(self, variables: dict[str, Any]) -> None:
+        self.upserts.append(variables)
+        self.config = variables.get("config") or self.config
+        self.sweep = variables.get("sweep") or self.sweep
+
+    def bucket(self, name: str) -> dict[str, Any]:
+        """The run as GraphQL gives it."""
+        tail = [json.dumps(self.history[offset]) for offset in sorted(self.history)[-1:]]
+        return {
+            "id": name,
+            "name": name,
+            "displayName": name,
+            "config": self.config,
+            "summaryMetrics": self.summary,
+            "historyLineCount": len(self.history),
+            "eventsLineCount": 0,
+            "logLineCount": 0,
+            "historyTail": json.dumps(tail),
+            "eventsTail": "[]",
+            "tags": [],
+            "wandbConfig": json.dumps({"t": 1}),
+            "sweepName": self.sweep,
+            "project": PROJECT,
+        }
+
+
+class Artifact:
+    """A version of an artifact.
+
+    Attributes:
+        id: as GraphQL knows it.
+        name, type, aliases, metadata: as its maker has said.
+        version: its number among those of its name.
+        files: content of its files by name; wandb_manifest.json says what they are.
+        made_by: the run that has logged it; None where a run has only said that it uses it.
+        used_by: runs that have said that they use it.
+        is_committed: whether its maker has said that it is complete.
+    """
+
+    def __init__(self, artifact_id: str, version: int, said: dict[str, Any]):
+        self.id, self.version, self.digest = artifact_id, version, str(said["digest"])
+        self.name, self.type = str(said["artifactCollectionName"]), str(said["artifactTypeName"])
+        self.aliases = [alias["alias"] for alias in said.get("aliases") or []]
+        self.metadata: dict[str, Any] = json.loads(said.get("metadata") or "{}")
+        self.files: dict[str, bytes] = {}
+        self.made_by: str | None = said.get("runName")
+        self.used_by: list[str] = []
+        self.is_committed = False
+
+    def node(self) -> dict[str, Any]:
+        """The artifact as GraphQL gives it."""
+        collection = {"__typename": "ArtifactSequence", "id": self.name, "name": self.name, "project": PROJECT}
+        aliases = [{"id": alias, "alias": alias, "artifactCollection": collection} for alias in self.aliases]
+        return {
+            "__typename": "Artifact",
+            "id": self.id,
+            "artifactSequence": {**collection, "latestArtifact": {"id": self.id, "versionIndex": self.version}},
+            "versionIndex": self.version,
+            "artifactType": {"name": self.type},
+            "description": None,
+            "metadata": json.dumps(self.metadata),
+            "ttlDurationSeconds": -2,
+            "ttlIsInherited": False,
+            "tags": [],
+            "historyStep": None,
+            "state": "COMMITTED" if self.is_committed else "PENDING",
+            "size": sum(map(len, self.files.values())),
+            "digest": self.digest,
+            "commitHash": self.digest,
+            "fileCount": len(self.files),
+            "createdAt": "2026-01-01T00:00:00Z",
+            "updatedAt": "2026-01-01T00:00:00Z",
+            "aliases": aliases,
+        }
+
+
+class Sweep:
+    """A sweep, which hands out one run after the other.
+
+    Attributes:
+        config: as `wandb sweep` has sent it.
+        runs: the ids that it has handed out.
+    """
+
+    def __init__(self, name: str, config: str):
+        self.name, self.text = name, config
+        self.config: dict[str, Any] = yaml.safe_load(config)
+        self.runs: list[str] = []
+
+    def next_run(self) -> dict[str, Any]:
+        """A command for an agent: a run with the first, or lowest, value of each parameter."""
+        self.runs.append(f"{self.name}run{len(self.runs)}")
+        said = self.config["parameters"].items()
+        values = {name: {"value": values["values"][0] if "values" in values else values["min"]} for name, values in said}
+        return {"type": "run", "run_id": self.runs[-1], "program": self.config.get("program"), "args": values}
+
+
+class Server:
+    """The server's state, and what it answers.
+
+    Attributes:
+        url: for WANDB_BASE_URL.
+        runs: by id.
+        artifacts: in the order of their making.
+        sweeps: by name.
+        views: saved workspaces by name: the variables of the mutation that was last.
+    """
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.runs: dict[str, Run] = {}
+        self.artifacts: list[Artifact] = []
+        self.sweeps: dict[str, Sweep] = {}
+        self.views: dict[str, dict[str, Any]] = {}
+
+    def answer(self, query: str, variables: dict[str, Any]) -> dict[str, Any]:
+        """The data that a query or mutation asks for; of one that nothing here knows of: who is logged in."""
+        found = re.search(r"(?:query|mutation)\s+(\w+)", query)
+        operation = re.sub("(?<=[a-z])(?=[A-Z])", "_", found[1]).lower() if found else ""
+        return getattr(self, operation, self.viewer)(variables.get("input", variables))
+
+    def viewer(self, _: dict[str, Any]) -> dict[str, Any]:
+        viewer = {"id": "me", "username": "me", "entity": "me", "flags": "{}", "teams": {"edges": []}}
+        return {"viewer": viewer, "serverInfo": {"cliVersionInfo": {}, "latestLocalVersionInfo": None, "features": []}}
+
+    def upsert_bucket(self, said: dict[str, Any]) -> dict[str, Any]:
+        inserted = said["name"] not in self.runs
+        run = self.runs.setdefault(said["name"], Run())
+        run.upsert(said)
+        return {"upsertBucket": {"bucket": run.bucket(said["name"]), "inserted": inserted}}
+
+    def run_resume_status(self, said: dict[str, Any]) -> dict[str, Any]:
+        found = self.runs.get(said["name"])
+        bucket = None if found is None else found.bucket(said["name"])
+        return {"model": {"name": "ulmfit", "entity": {"name": "me"}, "bucket": bucket}}
+
+    def create_run_files(self, said: dict[str, Any]) -> dict[str, Any]:
+        files = [{"name": name, "uploadUrl": f"{self.url}/upload/{said['run']}/{name}"} for name in said["files"]]
+        return {"createRunFiles": {"runID": said["run"], "uploadHeaders": [], "files": files}}
+
+    def artifact_type(self, said: dict[str, Any]) -> dict[str, Any]:
+        types = [{"artifactType": {"name": artifact.type}} for artifact in self.versions(said["name"].partition(":")[0])]
+        return {"project": {"artifact": types[0] if types else None}}
+
+    def create_artifact(self, said: dict[str, Any]) -> dict[str, Any]:
+        versions = self.versions(said["artifactCollectionName"])
+        made = Artifact(_id("Artifact", len(self.artifacts)), len(versions), said)
+        same = next((version for version in versions if version.digest == made.digest), None)
+        for version in versions:  # an alias is of one version, the last to get it
+            version.aliases = [alias for alias in version.aliases if alias not in made.aliases]
+        if same is None:
+            self.artifacts.append(made)
+        else:
+            same.aliases += made.aliases
+        return {"createArtifact": {"artifact": (same or made).node()}}
+
+    def create_artifact_manifest(self, said: dict[str, Any]) -> dict[str, Any]:
+        manifest = {"id": said["artifactID"], "file": self._file(said["artifactID"], said["name"])}
+        return {"createArtifactManifest": {"artifactManifest": manifest}}
+
+    def update_artifact_manifest(self, said: dict[str, Any]) -> dict[str, Any]:
+        manifest = {"id": said["artifactManifestID"], "file": self._file(said["artifactManifestID"], "wandb_manifest.json")}
+        return {"updateArtifactManifest": {"artifactManifest": manifest}}
+
+    def create_artifact_files(self, said: dict[str, Any]) -> dict[str, Any]:
+        files = [self._file(file["artifactID"], file["name"]) for file in said["artifactFiles"]]
+        return {"createArtifactFiles": {"files": {"edges": [{"node": file} for file in files]}}}
+
+    def commit_artifact(self, said: dict[str, Any]) -> dict[str, Any]:
+        artifact = self.artifact_of(said["artifactID"])
+        artifact.is_committed = True
+        return {"commitArtifact": {"artifact": artifact.node()}}
+
+    def use_artifact(self, said: dict[str, Any]) -> dict[str, Any]:
+        artifact = self.artifact_of(said["artifactID"])
+        artifact.used_by.append(said["runName"])
+        return {"useArtifact": {"artifact": artifact.node()}}
+
+    def artifact_by_id(self, said: dict[str, Any]) -> dict[str, Any]:
+        return {"artifact": self.artifact_of(said["id"]).node()}
+
+    def upsert_sweep(self, said: dict[str, Any]) -> dict[str, Any]:
+        sweep = Sweep(f"sweep{len(self.sweeps)}", said["config"])
+        self.sweeps[sweep.name] = sweep
+        return {"upsertSweep": {"sweep": {"name": sweep.name, "project": PROJECT}, "configValidationWarnings": []}}
+
+    def sweep_with_runs(self, said: dict[str, Any]) -> dict[str, Any]:
+        sweep = self.sweeps[said["sweep"]]
+        return {"project": {"sweep": {"id": sweep.name, "name": sweep.name, "config": sweep.text, "runs": {"edges": []}}}}
+
+    def create_agent(self, said: dict[str, Any]) -> dict[str, Any]:
+        return {"createAgent": {"agent": {"id": said["sweep"]}}}
+
+    def heartbeat(self, said: dict[str, Any]) -> dict[str, Any]:
+        is_busy = bool(json.loads(said["runState"]))
+        commands = [] if is_busy else [self.sweeps[said["id"]].next_run()]
+        return {"agentHeartbeat": {"agent": {"id": said["id"]}, "commands": json.dumps(commands)}}
+
+    def upsert_view2(self, said: dict[str, Any]) -> dict[str, Any]:
+        inserted = said["name"] not in self.views
+        self.views[said["name"]] = said
+        return {"upsertView": {"view": {"id": _id("View", said["name"]), "name": said["name"]}, "inserted": inserted}}
+
+    def view(self, said: dict[str, Any]) -> dict[str, Any]:
+        found = [view for name, view in self.views.items() if name == said["viewName"]]
+        nodes = [{**view, "id": _id("View", view["name"])} for view in found]
+        return {"project": {"allViews": {"edges": [{"node": node} for node in nodes]}}}
+
+    def versions(self, name: str) -> list[Artifact]:
+        """All versions of an artifact."""
+        return [artifact for artifact in self.artifacts if artifact.name == name]
+
+    def artifact_of(self, artifact_id: str) -> Artifact:
+        return next(artifact for artifact in self.artifacts if artifact.id == artifact_id)
+
+    def _file(self, artifact_id: str, name: str) -> dict[str, Any]:
+        """Where a file of an artifact is to be sent."""
+        url = f"{self.url}/artifact/{artifact_id}/{name}"
+        place = {"id": name, "name": name, "displayName": name, "storagePath": name, "uploadUrl": url}
+        return {**place, "uploadHeaders": [], "uploadMultipartUrls": None, "artifact": {"id": artifact_id}}
+
+
+def _id(kind: str, number: object) -> str:
+    """An id as GraphQL has them."""
+    return base64.urlsafe_b64encode(f"{kind}:{number}".encode()).decode()

@@ -1,0 +1,71 @@
+"""What there is to look at beside figures: texts that the language model makes up, and what the classifier gets wrong.
+
+Texts leave the token store only where tracking.log_text says so; without it documents are named by their number.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from fastai.text.core import BOS
+
+from ulmfit_dist.config import Config
+from ulmfit_dist.data.store import TokenStore
+from ulmfit_dist.data.tokens.readable import readable
+from ulmfit_dist.data.vocab import token_ids
+from ulmfit_dist.model.awd_lstm import encoder_of
+from ulmfit_dist.model.sampling import continue_tokens, never_drawn
+from ulmfit_dist.training.learner import DistributedLearner
+from ulmfit_dist.training.metrics import ClassifierMetrics
+
+WORDS_OF_A_SAMPLE, TEMPERATURE = 40, 0.75
+TOKENS_OF_A_DOCUMENT = 200
+"""How much of a wrongly labelled document is shown."""
+
+
+def tables_of(learner: DistributedLearner, store: TokenStore, config: Config, before: dict[str, Any]) -> dict[str, Any]:
+    """What tables.json says of a stage after an epoch, from what it said before it.
+
+    A language model's `samples`; a classifier's `labels`, its `confusion_matrix` (documents by true and predicted class) and
+    `most_wrong`, all of the last validation.
+    """
+    metrics = learner.evaluation.metrics
+    if isinstance(metrics, ClassifierMetrics):
+        return _mistakes(metrics, store, config)
+    if not config.tracking.log_text:
+        return {}
+    return {"samples": [*before.get("samples", []), *_samples(learner, store, config)]}
+
+
+def _samples(learner: DistributedLearner, store: TokenStore, config: Config) -> list[dict[str, Any]]:
+    """Texts from their beginning, or from their end: backwards xxbos comes before the last word of the next document."""
+    model = learner.accelerate.accelerator.unwrap_model(learner.model)
+    beginning_bT = torch.full((config.tracking.samples, 1), token_ids(store.vocab)[BOS], device=learner.dls.device)
+    never = never_drawn(store.vocab)
+    position = (config.seed, "samples", learner.stage_epoch)
+    texts = continue_tokens(model, beginning_bT, WORDS_OF_A_SAMPLE, TEMPERATURE, never, *position).tolist()
+    encoder_of(model).reset()
+    direction = -1 if config.model.backwards else 1
+    shown = [readable((store.vocab[i] for i in text[::direction]), config.tokenizer.kind) for text in texts]
+    return [{"epoch": learner.stage_epoch, "text": text} for text in shown]
+
+
+def _mistakes(metrics: ClassifierMetrics, store: TokenStore, config: Config) -> dict[str, Any]:
+    wrong = [asdict(prediction) for prediction in metrics.most_wrong]
+    for entry in wrong:
+        entry |= {key: store.label_names[entry[key]] for key in ("label", "predicted")}
+        if config.tracking.log_text:
+            entry["text"] = _text(store, entry["document"], config.tokenizer.kind)
+    return {
+        "labels": store.label_names,
+        "confusion_matrix": metrics.confusion_CC.long().tolist(),
+        "most_wrong": wrong,
+    }
+
+
+def _text(store: TokenStore, document: int, kind: str) -> str:
+    ids = store.document(document)
+    text = readable((store.vocab[i] for i in ids[:TOKENS_OF_A_DOCUMENT].tolist()), kind)
+    return text if len(ids) <= TOKENS_OF_A_DOCUMENT else f"{text} …"

@@ -1,0 +1,83 @@
+"""What a run says in the terminal: a row per epoch, and a table at its end.
+
+A row is made from a line of metrics.jsonl, so epochs of an earlier start look as those of this one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from ulmfit_dist.config import Phase
+
+WIDTHS = {"stage": 10, "phase": 7, "epoch": 7, "per second": 16, "time": 9}
+"""Of columns that are not as wide as most."""
+EPOCH_COLUMNS = {
+    "lm": ("train_loss", "valid_loss", "perplexity", "accuracy", "tokens/s"),
+    "classifier": ("train_loss", "valid_loss", "accuracy", "f1_macro", "examples/s"),
+}
+FINAL_COLUMNS = ("stage", "valid_loss", "perplexity", "accuracy", "f1_macro", "per second", "time")
+
+
+class EpochTable:
+    """The table of a stage's epochs.
+
+    Args:
+        stage: "lm" or "classifier".
+        phases: of its recipe.
+    """
+
+    def __init__(self, stage: str, phases: Sequence[Phase]):
+        self.stage, self.phases = stage, phases
+        self.columns = EPOCH_COLUMNS[stage]
+
+    def header(self) -> str:
+        columns = ("stage", "phase", "epoch", *self.columns, "time")
+        return _row(columns, columns)
+
+    def row(self, line: Mapping[str, Any]) -> str:
+        """An epoch, from its line of metrics.jsonl."""
+        phase, epoch = int(line["phase"]), int(line["epoch"])
+        within = epoch - sum(phase.epochs for phase in self.phases[:phase])
+        of_phase = f"{within}/{self.phases[phase].epochs}" if phase < len(self.phases) else str(within)
+        values = [_shown(column, line.get(f"{self.stage}/{column.replace('/s', '_per_second')}")) for column in self.columns]
+        time = duration(line.get(f"{self.stage}/epoch_seconds"))
+        cells = (self.stage, str(phase + 1), of_phase, *values, time)
+        return _row(("stage", "phase", "epoch", *self.columns, "time"), cells)
+
+
+def final_table(summary: Mapping[str, Any]) -> Iterable[str]:
+    """The figures of summary.json, a row per stage."""
+    processes = "1 process" if summary["world_size"] == 1 else f"{summary['world_size']} processes"
+    precision = {"no": "fp32"}.get(summary["precision"], summary["precision"])
+    yield f"{summary['name']}: {processes}, {summary['device']}, {precision}"
+    yield _row(FINAL_COLUMNS, FINAL_COLUMNS)
+    for stage, seconds in summary["seconds"].items():
+        figures = summary.get(stage, {})
+        rates = [f"{value:,.0f} {name.split('_')[0]}" for name, value in figures.items() if name.endswith("_per_second")]
+        values = [_shown(column, figures.get(column)) for column in FINAL_COLUMNS[1:5]]
+        yield _row(FINAL_COLUMNS, (stage, *values, *(rates or [""]), duration(seconds)))
+
+
+def duration(seconds: float | None) -> str:
+    """As `1:02:03`, or `2:03` within the hour."""
+    if seconds is None:
+        return ""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
+
+
+def _row(columns: Sequence[str], cells: Sequence[str]) -> str:
+    first, *rest = (WIDTHS.get(column, 12) for column in columns)
+    return f"{cells[0]:<{first}}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells[1:], rest, strict=True))
+
+
+_FORMATS: dict[str, Callable[[float], str]] = {
+    "perplexity": lambda value: f"{value:,.2f}",
+    "tokens/s": lambda value: f"{value:,.0f}",
+    "examples/s": lambda value: f"{value:,.0f}",
+}
+
+
+def _shown(column: str, value: float | None) -> str:
+    return "" if value is None else _FORMATS.get(column, lambda value: f"{value:.4f}")(value)

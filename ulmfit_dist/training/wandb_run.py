@@ -1,0 +1,272 @@
+"""One training run as a run of W&B, however often it is started.
+
+W&B may be slow, away, or die: nothing here waits for it. A thread of its own makes all calls, in order; what goes wrong is a
+warning, and the run goes on. If the server cannot be reached, W&B writes its files for a later `wandb sync`.
+
+W&B's own step is the row of the run's history, and follows from what a line of metrics.jsonl is about (`Row`). So a start
+that goes on knows what W&B has: it sends what a killed one could not, and nothing twice.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from ulmfit_dist.config import Config, TrackingConfig
+from ulmfit_dist.training.wandb_files import cut_off_incomplete, files_of, last_row
+
+SECONDS_TO_ANSWER = 5
+"""For a server, before it counts as one that cannot be reached."""
+SECONDS_TO_START = 30
+"""For a server that answers, before the run goes on offline."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of W&B's history.
+
+    Attributes:
+        number: W&B's step.
+        values: metrics by name.
+    """
+
+    number: int
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of texts and numbers, as W&B's table of them."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+
+
+class WandbRun:
+    """W&B's run: a new one, or one that goes on. Calls return at once.
+
+    Args:
+        config: of the run.
+        facts: what W&B's config is to have beside it.
+        run_id: of the run to go on with; None for a new one.
+        earlier: rows that the run should have by now; those that W&B lacks are sent.
+
+    Attributes:
+        id: W&B's.
+    """
+
+    def __init__(self, config: Config, facts: dict[str, Any], run_id: str | None, earlier: Sequence[Row] = ()):
+        self.config, self.facts, self._earlier = config, facts, earlier
+        self.id = run_id or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)  # a sweep's agent names its runs itself
+        self._folder = config.run_dir / "wandb"
+        self._goes_on, self._known = run_id is not None, -1
+        self._run: Any = None
+        self._mode, self._failed = wandb_mode(config.tracking), False
+        self._thread = ThreadPoolExecutor(1, "wandb")
+        self._later(self._start)
+
+    def log(self, row: Row, tables: dict[str, Table] | None = None) -> None:
+        """A row of the history, unless W&B has it."""
+        self._later(lambda: self._send(row, tables or {}))
+
+    def summarize(self, metrics: dict[str, Any]) -> None:
+        """Final figures, which W&B lists its runs by."""
+        self._later(lambda: self._run.summary.update(metrics))
+
+    def log_confusion(self, row: int, name: str, labels: Sequence[str], counts_CC: Sequence[Sequence[int]]) -> None:
+        """A confusion matrix, true classes by predicted ones, as W&B draws it."""
+        self._later(lambda: self._send(Row(row, {name: _confusion_chart(name, labels, counts_CC)}), {}))
+
+    def save_model(self, name: str, folder: Path, facts: dict[str, Any], texts: dict[str, Any]) -> None:
+        """Upload an exported model as an artifact made from a token store, of which W&B learns the facts alone."""
+        if self.config.tracking.log_model:
+            self._later(lambda: self._upload(name, folder, facts, texts))
+
+    def finish(self, exit_code: int) -> list[str]:
+        """End the run, or stop waiting for it. 0: it ended well.
+
+        Returns:
+            Where to look at it, a line each.
+        """
+        self._later(lambda: self._run.finish(exit_code))
+        self._thread.shutdown()
+        if self._failed:
+            _leave()
+        return self._where() if self._run is not None else []
+
+    def _later(self, call: Callable[[], object]) -> None:
+        def guarded() -> None:
+            if self._failed:
+                return
+            try:
+                call()
+            except TimeoutError:
+                patience = f"tracking.patience={self.config.tracking.patience:g} seconds"
+                self._fail(f"W&B did not take all in {patience}: {self._sync()}")
+            except Exception as error:
+                self._fail(f"W&B failed, {self.config.run_dir / 'metrics.jsonl'} has what it lacks: {_first_line(error)}")
+
+        self._thread.submit(guarded)
+
+    def _fail(self, message: str) -> None:
+        self._failed = True
+        _warn(message)
+
+    def _start(self) -> None:
+        import wandb
+
+        if self._mode == "online" and (error := self._unreachable()):
+            _warn(f"W&B cannot be reached ({error}): the run goes on offline")
+            self._mode = "offline"
+        try:
+            self._run = self._init(self._mode)
+        except wandb.Error as error:
+            if self._mode == "offline":
+                raise
+            _warn(f"W&B could not start ({_first_line(error)}): the run goes on offline")
+            self._mode = "offline"
+            self._run = self._init(self._mode)
+        for stage in ("lm", "classifier"):
+            self._run.define_metric(f"{stage}/step", hidden=True)
+            self._run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
+        for row in self._earlier:
+            self._send(row, {})
+
+    def _init(self, mode: str) -> Any:
+        import wandb
+
+        if self._goes_on and mode == "offline":
+            self._known = self._last_in_files()
+        tracking = self.config.tracking
+        run = wandb.init(
+            dir=str(self.config.run_dir),
+            project=tracking.project,
+            name=self.config.name,
+            group=tracking.group,
+            tags=tracking.tags,
+            config=self.facts,
+            mode=mode,  # type: ignore[arg-type]
+            id=self.id,
+            resume="allow" if self._goes_on and mode == "online" else None,
+            settings=wandb.Settings(
+                silent=True,
+                console="off",
+                disable_git=True,  # it would upload changes that are not committed; the revision is in the config
+                disable_code=True,
+                init_timeout=SECONDS_TO_START,
+                finish_timeout=tracking.patience,
+                finish_timeout_raises=True,
+            ),
+        )
+        if mode == "online":
+            self._known = run.starting_step - 1
+        return run
+
+    def _last_in_files(self) -> int:
+        """The last row that the files of earlier starts have, which are made fit for `wandb sync`."""
+        for path in files_of(self._folder, self.id):
+            cut_off_incomplete(path)
+        in_files = last_row(self._folder, self.id)
+        if in_files is None:  # sent, and removed since
+            return max((row.number for row in self._earlier), default=-1)
+        return in_files
+
+    def _send(self, row: Row, tables: dict[str, Table]) -> None:
+        import wandb
+
+        if row.number > self._known:
+            as_wandbs = {name: wandb.Table(list(t.columns), [list(r) for r in t.rows]) for name, t in tables.items()}
+            self._run.log({**row.values, **as_wandbs}, step=row.number)
+
+    def _upload(self, name: str, folder: Path, facts: dict[str, Any], texts: dict[str, Any]) -> None:
+        import wandb
+
+        if self._mode != "online":
+            return
+        self._run.use_artifact(wandb.Artifact(f"{self.config.name}-texts", type="dataset", metadata=texts))
+        model = wandb.Artifact(f"{self.config.name}-{name}", type="model", metadata=facts)
+        model.add_dir(str(folder))
+        self._run.log_artifact(model)
+
+    def _unreachable(self) -> str | None:
+        """Why the server does not answer; None where it does, or where a proxy stands between."""
+        import wandb
+
+        address = urlsplit(wandb.setup().settings.base_url)
+        if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy")):
+            return None
+        port = address.port or {"http": 80}.get(address.scheme, 443)
+        try:
+            socket.create_connection((address.hostname or "", port), timeout=SECONDS_TO_ANSWER).close()
+        except OSError as error:
+            return f"{address.hostname}: {error.strerror or error}"
+        return None
+
+    def _where(self) -> list[str]:
+        if self._mode == "online":
+            return [f"W&B: {self._run.url}"]
+        newest = files_of(self._folder, self.id)[-1].parent
+        return [f"W&B is offline: {self._sync()}", f"look at it here: wandb beta leet {newest}"]
+
+    def _sync(self) -> str:
+        return f"send it with: wandb sync {self._folder}/*run-*-{self.id}"
+
+
+def wandb_mode(settings: TrackingConfig) -> str:
+    """online, offline or disabled: `auto` is what WANDB_MODE says, else online for who is logged in, else offline."""
+    if settings.wandb != "auto":
+        return settings.wandb
+    if "WANDB_MODE" in os.environ:
+        mode = os.environ["WANDB_MODE"]
+        return {"run": "online", "dryrun": "offline"}.get(mode, mode)
+    import wandb
+
+    wandb.setup(wandb.Settings(silent=True))
+    try:
+        return "online" if wandb.login(prompt=False, verify=False) else "offline"
+    except wandb.Error as error:
+        _warn(f"no login to W&B ({_first_line(error)}): the run goes on offline")
+        return "offline"
+
+
+def _confusion_chart(name: str, labels: Sequence[str], counts_CC: Sequence[Sequence[int]]) -> Any:
+    """W&B's own chart of a confusion matrix; made from counts, where its function wants each document."""
+    import wandb
+
+    rows = [[labels[i], labels[j], n] for i, counts in enumerate(counts_CC) for j, n in enumerate(counts)]
+    fields = {"Actual": "Actual", "Predicted": "Predicted", "nPredictions": "nPredictions"}
+    return wandb.plot_table(
+        vega_spec_name="wandb/confusion_matrix/v1",
+        data_table=wandb.Table(columns=list(fields), data=rows),
+        fields=fields,
+        string_fields={"title": name},
+    )
+
+
+def _leave() -> None:
+    """End what is left of W&B after a failure, which it would report with a traceback at the end of this process.
+
+    Its own process ends at a SIGTERM (wandb issue 9963), which SLURM sends to all processes of a job.
+    """
+    import wandb
+
+    with suppress(Exception, SystemExit):
+        wandb.teardown(1)
+
+
+def _warn(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr, flush=True)
+
+
+def _first_line(error: Exception) -> str:
+    return re.split(r"[\r\n]", f"{error}".strip() or type(error).__name__, maxsplit=1)[0]
