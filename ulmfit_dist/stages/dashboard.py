@@ -1,0 +1,186 @@
+"""The project's dashboard on W&B, from code: a saved view with the panels that a run of the two stages is read by.
+
+It has an address of its own and is replaced where it is, so it can be saved again after each change of this file; what was
+moved about in it by hand is lost then. Each panel names its metrics and its step axis, because W&B's own axis counts the
+lines of both stages together. GPUs and layer groups are listed, not matched by a pattern: a line that no run has stays away.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from typing import Any, NamedTuple
+
+from ulmfit_dist.config import Config
+from ulmfit_dist.errors import UserError
+
+NAME = "ulmfit-dist"
+"""Of the view, as it is shown."""
+ADDRESS = "ulmfitdist"
+"""Of the view: `nw=ulmfitdist` at the end of the project's address."""
+VIEW = f"nw-{ADDRESS}-v"
+"""The view as W&B keeps it."""
+STAGES = {"lm": "language model", "classifier": "classifier"}
+UNITS = {"lm": "tokens", "classifier": "examples"}
+PARTS = ("data", "forward", "backward", "communication", "optimizer", "checkpoint")
+"""Of a step, whose seconds are logged."""
+GPUS = 8
+"""Of a node, at most: W&B watches those of rank 0's."""
+TIMEOUT = 20
+"""Seconds that W&B has to answer."""
+TIME = "RelativeTime(Process)"
+"""The axis of system metrics, which are sampled by the clock."""
+
+
+class Plot(NamedTuple):
+    """A line plot: metrics over an axis; stacked ones add up."""
+
+    title: str
+    x: str
+    metrics: list[str]
+    stacked: bool = False
+    log: bool = False
+
+
+def dashboard(config: Config, entity: str | None, dry_run: bool) -> str:
+    """Save the dashboard of the config's project, or show it.
+
+    Args:
+        config: its tracking.project is the dashboard's, its tracking.group says whether runs are grouped, and its model
+            how many layer groups there are.
+        entity: the user or team that the project is of; None for that of whoever is logged in.
+        dry_run: whether to leave it at the JSON that W&B would get.
+
+    Returns:
+        The JSON, or the dashboard's address.
+
+    Raises:
+        UserError: wandb-workspaces is not installed; nobody is logged in; W&B does not answer, or refuses.
+    """
+    workspace = _workspace(config, entity or "")
+    if dry_run:
+        spec = workspace._to_model().spec.model_dump(mode="json", by_alias=True, exclude_none=True)
+        view = {"entity": entity, "project": config.tracking.project, "name": VIEW, "displayName": NAME, "spec": spec}
+        return json.dumps(view, indent=1)
+    return _save(workspace)
+
+
+def sections(config: Config) -> dict[str, list[Plot]]:
+    """The line plots of each section, in order."""
+    groups = {"lm": config.model.n_layers + 1, "classifier": config.model.n_layers + 2}
+    optimization: list[Plot] = []
+    for stage, name in STAGES.items():
+        rates = [f"{stage}/learning_rate_{group}" for group in range(groups[stage])]
+        optimization.append(Plot(f"Learning rates of the layer groups, {name}", f"{stage}/step", rates, log=True))
+        for metric in ("momentum", "gradient_norm"):
+            optimization.append(_of_step(metric.replace("_", " ").capitalize(), stage, metric))
+    return {
+        "Language model": [
+            Plot("Perplexity", "lm/epoch", ["lm/perplexity"]),
+            Plot("Accuracy of the next token", "lm/epoch", ["lm/accuracy"]),
+            *_losses("lm"),
+        ],
+        "Classifier": [
+            Plot("Accuracy", "classifier/epoch", ["classifier/accuracy"]),
+            Plot("Macro-F1", "classifier/epoch", ["classifier/f1_macro"]),
+            *_losses("classifier"),
+        ],
+        "Optimization": optimization,
+        "Throughput": [
+            _of_step(f"{UNITS[stage].capitalize()} per second", stage, f"{UNITS[stage]}_per_second") for stage in STAGES
+        ],
+        "Time of a step": [
+            Plot(f"Seconds of a step, {name}", f"{stage}/step", [f"{stage}/{part}_seconds" for part in PARTS], stacked=True)
+            for stage, name in STAGES.items()
+        ],
+        "Memory": [_of_step("Memory, GB", stage, "memory_gb") for stage in STAGES],
+        "System": [
+            Plot("GPU utilization, %", TIME, _of_gpus("gpu")),
+            Plot("GPU memory, %", TIME, _of_gpus("memoryAllocated")),
+            Plot("GPU power, W", TIME, _of_gpus("powerWatts")),
+            Plot("GPU temperature, °C", TIME, _of_gpus("temp")),
+            Plot("CPU, %", TIME, ["system/cpu"]),
+            Plot("Memory of the machine, %", TIME, ["system/memory_percent"]),
+            Plot("Memory of rank 0, MB", TIME, ["system/proc.memory.rssMB"]),
+            Plot("Network, bytes", TIME, ["system/network.sent", "system/network.recv"]),
+        ],
+    }
+
+
+def _losses(stage: str) -> list[Plot]:
+    return [
+        Plot("Loss", f"{stage}/step", [f"{stage}/loss", f"{stage}/loss_smoothed"]),
+        Plot("Loss per epoch", f"{stage}/epoch", [f"{stage}/train_loss", f"{stage}/valid_loss"]),
+    ]
+
+
+def _of_step(title: str, stage: str, metric: str) -> Plot:
+    return Plot(f"{title}, {STAGES[stage]}", f"{stage}/step", [f"{stage}/{metric}"])
+
+
+def _of_gpus(metric: str) -> list[str]:
+    return [f"system/gpu.{gpu}.{metric}" for gpu in range(GPUS)]
+
+
+def _workspace(config: Config, entity: str) -> Any:
+    """The dashboard as wandb-workspaces has it."""
+    try:
+        import wandb_workspaces.workspaces as ws
+    except ImportError:
+        raise UserError("dashboards need the package wandb-workspaces: pip install 'ulmfit-dist[dashboard]'") from None
+    results = [f"summary:{metric}" for metric in ("lm/perplexity", "classifier/accuracy", "classifier/f1_macro")]
+    workspace = ws.Workspace(
+        entity=entity,
+        project=config.tracking.project,
+        name=NAME,
+        sections=[
+            ws.Section(name=name, panels=[_panel(name, plot) for plot in plots], is_open=name != "System")
+            for name, plots in sections(config).items()
+        ],
+        runset_settings=ws.RunsetSettings(
+            groupby=[ws.Metric("Group")] if config.tracking.group else [],
+            pinned_columns=["run:displayName", "run:group", *results],
+        ),
+    )
+    workspace._internal_name = VIEW
+    return workspace
+
+
+def _panel(section: str, plot: Plot) -> Any:
+    import wandb_workspaces.reports.v2 as wr
+
+    panel = wr.LinePlot(
+        title=plot.title,
+        x=plot.x,
+        y=[*plot.metrics],
+        log_y=plot.log or None,
+        plot_type="stacked-area" if plot.stacked else None,
+    )
+    panel._id = f"{zlib.crc32(f'{section}/{plot.title}'.encode()):08x}"  # the same in each build, where theirs is random
+    return panel
+
+
+def _save(workspace: Any) -> str:
+    """Save the dashboard, in the place of an earlier one; returns its address."""
+    import wandb
+
+    wandb.setup(settings=wandb.Settings(silent=True))
+    try:
+        workspace.entity = workspace.entity or wandb.Api(timeout=TIMEOUT).default_entity
+        workspace._internal_id = _saved_id(workspace.entity, workspace.project)
+        return str(workspace.save().url)
+    except wandb.errors.UsageError:
+        raise UserError("nobody is logged in to W&B: `wandb login`, or set WANDB_API_KEY; --dry-run needs neither") from None
+    except Exception as error:  # of wandb's own process, and of its server: they share no class
+        what = " ".join(str(error).split()).rstrip(".")
+        raise UserError(f"W&B does not take the dashboard: {what}: look at `wandb status`, or `wandb login` again") from None
+
+
+def _saved_id(entity: str, project: str) -> str:
+    """The id of the view where it was saved before; empty where it was not."""
+    from wandb_workspaces.workspaces import internal
+
+    try:
+        return str(internal.get_view_dict(entity, project, ADDRESS)["id"])
+    except ValueError:
+        return ""
