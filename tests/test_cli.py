@@ -31,7 +31,20 @@ def refused(words: list[object], said: str, processes: int = 1, **kwargs) -> Non
 
 def test_help_names_every_command():
     text = succeed(["--help"])
-    for name in ("prepare", "lm", "classifier", "run", "evaluate", "predict", "generate", "submit", "config"):
+    commands = (
+        "prepare",
+        "lm",
+        "classifier",
+        "run",
+        "evaluate",
+        "predict",
+        "generate",
+        "report",
+        "dashboard",
+        "submit",
+        "config",
+    )
+    for name in commands:
         assert re.search(rf"^ +{name}\b", text, re.MULTILINE)
     assert "--temperature" in succeed(["generate", "--help"])
 
@@ -49,6 +62,17 @@ def test_config_gives_scripts_single_values(capsys: pytest.CaptureFixture[str]):
     assert capsys.readouterr().out == "my runs\n32\n"
     assert main([*words, "--get", "runs_dri"]) == 2
     assert "--get runs_dri: unknown key; did you mean 'runs_dir'?" in capsys.readouterr().err
+
+
+def test_who_fails_says_which_rank_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    def broken(recipe: str, overrides: list[str]) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("ulmfit_dist.cli.load_config", broken)
+    monkeypatch.setenv("RANK", "3")
+    with pytest.raises(ZeroDivisionError):
+        main(["config", "configs/quickstart.yaml"])
+    assert re.match(r"ulmfit-dist: rank 3 \(\S+, process \d+\) fails:\n", capsys.readouterr().err)
 
 
 def test_words_and_options_may_come_in_any_order():

@@ -29,14 +29,8 @@ def wandb(words: list[str], server: Server, folder: Path) -> str:
     return done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_an_agent_trains_what_the_sweep_proposes(
-    run_dirs: dict[str, Path], corpus: Path, recipe: Path, tmp_path: Path, processes: int
-):
-    text = (ROOT / "configs/sweeps/quickstart.yaml").read_text()
-    if processes > 1:
-        text = text.replace("  # - ", "  - ").replace("=configs/", f"={ROOT}/configs/").replace("=4", f"={processes}")
-    sweep = yaml.safe_load(text)
+def test_an_agent_trains_what_the_sweep_proposes(run_dirs: dict[str, Path], corpus: Path, recipe: Path, tmp_path: Path):
+    sweep = yaml.safe_load((ROOT / "configs/sweeps/quickstart.yaml").read_text())
     sweep["command"][sweep["command"].index("configs/quickstart.yaml")] = str(recipe)
     place = [f"data.path={corpus}", f"data.cache={run_dirs['caches']}/cache1", "runs_dir=runs"]
     sweep["command"][-1:-1] = [*place, *TINY]
@@ -45,11 +39,10 @@ def test_an_agent_trains_what_the_sweep_proposes(
     with wandb_server() as server:
         assert "Creating sweep with ID: sweep0" in wandb(["sweep", "sweep.yaml"], server, tmp_path)
         said = wandb(["agent", "me/ulmfit/sweep0", "--count", "1"], server, tmp_path)
-    assert len(server.runs) == 1, said  # of rank 0 alone
+    assert len(server.runs) == 1, said
     ((run_id, run),) = server.runs.items()
     assert server.sweeps["sweep0"].runs == [run_id]
     assert (run.sweep, run.exit_code) == ("sweep0", 0)
-    assert yaml.safe_load(run.config)["world_size"] == {"value": processes}
     proposed = {"lm.drop_mult": 0.1, "classifier.drop_mult": 0.2, "classifier.wd": 0.001}
     assert yaml.safe_load(run.config).items() >= {key: {"value": value} for key, value in proposed.items()}.items()
     used = load_config(tmp_path / "runs" / f"quickstart-{run_id}" / "config.yaml")

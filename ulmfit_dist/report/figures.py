@@ -39,7 +39,7 @@ def stage_charts(stage: str, runs: Sequence[Run], prefix: str) -> list[Chart]:
         _per_run(
             "Gradient norm", "norm before clipping", STEPS, names, [series(one.steps, "gradient_norm") for one in stages]
         ),
-        _per_run("Memory", "GiB", STEPS, names, [series(one.steps, "memory_gb") for one in stages]),
+        _per_run("Memory", "GB", STEPS, names, [series(one.steps, "memory_gb") for one in stages]),
     ]
     boundaries = {STEPS: _phases(stages, by_epoch=False), EPOCHS: _phases(stages, by_epoch=True)}
     shown = [chart for chart in drawn if any(np.isfinite(line.y).any() for line in chart.series)]

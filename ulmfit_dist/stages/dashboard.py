@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from ulmfit_dist.config import Config
 from ulmfit_dist.errors import UserError
+from ulmfit_dist.laps import PARTS
 
 NAME = "ulmfit-dist"
 """Of the view, as it is shown."""
@@ -22,8 +23,6 @@ VIEW = f"nw-{ADDRESS}-v"
 """The view as W&B keeps it."""
 STAGES = {"lm": "language model", "classifier": "classifier"}
 UNITS = {"lm": "tokens", "classifier": "examples"}
-PARTS = ("data", "forward", "backward", "communication", "optimizer", "checkpoint")
-"""Of a step, whose seconds are logged."""
 GPUS = 8
 """Of a node, at most: W&B watches those of rank 0's."""
 TIMEOUT = 20

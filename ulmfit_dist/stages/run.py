@@ -11,7 +11,7 @@ from pathlib import Path
 from ulmfit_dist.compose import to_dict
 from ulmfit_dist.config import Config
 from ulmfit_dist.data.store import TokenStore
-from ulmfit_dist.errors import UserError
+from ulmfit_dist.errors import FAILED, RESUMABLE, Interrupted, UserError
 from ulmfit_dist.model.export import WEIGHTS, read_exported
 from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.stages.classifier import classifier_loaders, train_classifier
@@ -139,8 +139,11 @@ def _only_one(tracker: Tracker, runtime: Runtime) -> Iterator[list[str]]:
         with runtime.together():
             tracker.lock()
         yield told
+    except Interrupted:
+        tracker.close(RESUMABLE)
+        raise
     except BaseException:
-        tracker.close(exit_code=1)
+        tracker.close(FAILED)
         raise
     tracker.conclude([*told, *tracker.close()])
 

@@ -83,7 +83,7 @@ def metrics_of(line: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def row_number(line: Mapping[str, Any], first: int) -> int:
-    """Where a line belongs in W&B's history: an even number of rows from the stage's first; an epoch's after its last step's.
+    """Where a line belongs in W&B's history: an even number of rows from the stage's first; an epoch's, one on.
 
     It follows from what the line is about, and not from how many were logged before: a run that goes on may log at other
     steps than before.

@@ -92,7 +92,7 @@ class Tracker:
         if not self.runtime.is_main:
             return
         self._table = EpochTable(stage, getattr(self.config, stage).phases)
-        self.runtime.print(self._table.header())
+        self.runtime.print(self._table.header() if stage == STAGES[0] else f"\n{self._table.header()}")
         for line in self._metrics.read(stage):
             if is_epoch(line):
                 self.runtime.print(self._table.row(line))
@@ -129,7 +129,7 @@ class Tracker:
     def finish_stage(
         self, stage: str, seconds: float, metrics: dict[str, float] | None = None, tables: dict[str, Any] | None = None
     ) -> None:
-        """Put a stage's figures in summary.json and its tables in tables.json; those of a stage without wait for the next."""
+        """Put a stage's figures in summary.json, its tables in tables.json; those of a stage without wait for the next."""
         if not self.runtime.is_main:
             return
         self.summary.setdefault("seconds", {})[stage] = round(seconds, 1)

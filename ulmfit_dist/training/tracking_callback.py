@@ -17,7 +17,6 @@ from ulmfit_dist.training.wandb_run import Table
 
 SMOOTHING = 0.98
 """Weight of the past in the smoothed loss, as in fastai's `Recorder`."""
-GIB = 2**30
 
 Tables = dict[str, Any]
 
@@ -182,10 +181,10 @@ class TrackingCallback(Callback):
         return torch.nn.utils.get_total_norm(gradients).item() / scale
 
     def _memory(self) -> float:
-        """GiB: of the GPU at most so far, or of this process on a CPU."""
+        """GB: of the GPU at most so far, or of this process on a CPU."""
         if self.runtime.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.runtime.device) / GIB
-        return psutil.Process().memory_info().rss / GIB
+            return torch.cuda.max_memory_allocated(self.runtime.device) / 1e9
+        return psutil.Process().memory_info().rss / 1e9
 
     def _zeros(self, size: int) -> torch.Tensor:
         return torch.zeros(size, dtype=torch.float64, device=self.runtime.device)

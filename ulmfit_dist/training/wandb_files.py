@@ -1,7 +1,7 @@
 """Reads back what W&B has written: wandb itself has no reader in Python.
 
-A `.wandb` file is LevelDB's log format behind a header of seven bytes: blocks of 32 KiB, in them pieces of records, each with
-a checksum, a length and whether it is a whole record, or the first, a middle, or the last piece of one.
+A `.wandb` file is LevelDB's log format behind a header of seven bytes: blocks of 32 KiB, in them pieces of records, each
+with a checksum, a length and whether it is a whole record, or the first, a middle, or the last piece of one.
 """
 
 from __future__ import annotations

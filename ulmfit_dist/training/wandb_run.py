@@ -23,6 +23,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ulmfit_dist.config import Config, TrackingConfig
+from ulmfit_dist.errors import RESUMABLE
 from ulmfit_dist.training.wandb_files import cut_off_incomplete, files_of, last_row
 
 SECONDS_TO_ANSWER = 5
@@ -93,11 +94,13 @@ class WandbRun:
             self._later(lambda: self._upload(name, folder, facts, texts))
 
     def finish(self, exit_code: int) -> list[str]:
-        """End the run, or stop waiting for it. 0: it ended well.
+        """End the run, or stop waiting for it. 0: it ended well; `RESUMABLE`: it is to go on, which W&B calls preempted.
 
         Returns:
             Where to look at it, a line each.
         """
+        if exit_code == RESUMABLE:
+            self._later(lambda: self._run.mark_preempting())
         self._later(lambda: self._run.finish(exit_code))
         self._thread.shutdown()
         if self._failed:

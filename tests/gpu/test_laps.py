@@ -1,0 +1,24 @@
+"""The time of a step on a GPU, which is ahead of nobody. Skipped where there is no GPU."""
+
+import time
+
+import pytest
+import torch
+
+from ulmfit_dist.laps import Laps
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is visible")
+
+
+def test_laps_are_the_devices_time_and_nothing_waits_for_it():
+    laps, x = Laps(torch.device("cuda")), torch.randn(4096, 4096, device="cuda")
+    torch.cuda.synchronize()
+    laps.start()
+    began = time.perf_counter()
+    for _ in range(100):
+        x = x @ x / 64
+    laps.end("forward")
+    launched = time.perf_counter() - began
+    seconds = laps.take()["forward"]
+    whole = time.perf_counter() - began
+    assert launched < seconds <= whole
