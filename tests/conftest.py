@@ -128,11 +128,14 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def run_dirs(tmp_path_factory: pytest.TempPathFactory, corpus: Path, recipe: Path) -> dict[str, Path]:
-    """The same run on one rank and on two, computed as four in both."""
+    """The same run on one rank and on two, computed as four in both; what the two said is beside it."""
     folder = tmp_path_factory.mktemp("runs")
     shared = [recipe, f"data.path={corpus}", *TINY, *LEARNING, f"runs_dir={folder}"]
     succeed(["run", *shared, "name=one", f"data.cache={folder}/cache1"], OMP_NUM_THREADS="2")
-    succeed(["run", *shared, "name=two", f"data.cache={folder}/cache2"], processes=2)
+    said = command(["run", *shared, "name=two", f"data.cache={folder}/cache2"], processes=2)
+    assert said.returncode == 0, said.stdout + said.stderr
+    (folder / "two.out").write_text(said.stdout)
+    (folder / "two.err").write_text(said.stderr)
     return {name: folder / name for name in ("one", "two")} | {"caches": folder}
 
 

@@ -1,5 +1,9 @@
 """What a run says in the terminal."""
 
+import json
+from pathlib import Path
+
+from ulmfit_dist.compose import load_config
 from ulmfit_dist.config import Phase
 from ulmfit_dist.terminal import EpochTable, duration, final_table
 
@@ -23,6 +27,23 @@ def test_a_row_stands_under_its_columns():
     assert row.split() == ["lm", "2", "2/4", "5.4788", "4.6440", "1,103.96", "0.2515", "9,807", "1:33"]
     ends = [header.index(name) + len(name) for name in header.split()[1:]]
     assert all(row[end - 1] != " " and row[end : end + 1] in ("", " ") for end in ends)
+
+
+def test_two_ranks_say_the_tables_and_where_to_look_and_nothing_else(run_dirs: dict[str, Path]):
+    run, folder = run_dirs["two"], run_dirs["caches"]
+    config = load_config(run / "config.yaml")
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    expected = []
+    for stage, settings in (("lm", config.lm), ("classifier", config.classifier)):
+        table = EpochTable(stage, settings.phases)
+        expected += [table.header(), *(table.row(line) for line in lines if f"{stage}/valid_loss" in line), ""]
+    run_id = (run / "wandb/run_id").read_text()
+    (path,) = (run / "wandb").glob(f"offline-run-*-{run_id}")
+    expected += [*final_table(json.loads((run / "summary.json").read_text())), "", f"report: {run}/report.html"]
+    expected += [f"W&B is offline: send it with: wandb sync {run}/wandb/offline-run-*-{run_id}"]
+    expected += [f"look at it here: wandb beta leet {path}"]
+    assert (folder / "two.out").read_text().splitlines() == expected
+    assert (folder / "two.err").read_text() == ""
 
 
 def test_an_older_line_has_empty_cells():

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import json
-import os
+import re
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 import wandb
-from conftest import ROOT, TINY, succeed
+from conftest import TINY, succeed
 from killing import history
 from wandb_server import Server, wandb_server
 
 from ulmfit_dist.compose import load_config
 from ulmfit_dist.config import Config, TrackingConfig
-from ulmfit_dist.training.wandb_files import files_of, last_row
+from ulmfit_dist.training.wandb_files import files_of, last_row, records
 from ulmfit_dist.training.wandb_run import Row, WandbRun, wandb_mode
 
 KEY = "a" * 40
@@ -57,9 +60,16 @@ def rows(numbers: range, factor: float = 1.0) -> list[Row]:
     return [Row(number, {"lm/loss": number * factor}) for number in numbers]
 
 
+def files(folder: Path, run_id: str) -> list[Path]:
+    """The files of a run, once its last start has come to an end in them: wandb's own process takes a moment."""
+    while not any(record.HasField("exit") for record in records(files_of(folder, run_id)[-1])):
+        time.sleep(0.01)
+    return files_of(folder, run_id)
+
+
 def written(folder: Path, run_id: str) -> list[dict[str, Any]]:
     """The history in all files of a run."""
-    return history(*files_of(folder, run_id))
+    return history(*files(folder, run_id))
 
 
 def test_auto_is_offline_unless_logged_in(no_login: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
@@ -103,15 +113,15 @@ def test_an_online_run_sends_its_history_its_texts_and_its_model(
 
 
 def test_a_run_that_goes_on_sends_what_the_server_lacks_and_nothing_twice(server: Server, tmp_path: Path):
-    run = WandbRun(config(tmp_path, wandb="online"), {}, None)
+    run = WandbRun(config(tmp_path), "online", {})
     for row in rows(range(5)):
         run.log(row)
     assert run.finish(1) == [f"W&B: {server.url}/me/ulmfit/runs/{run.id}"]
-    again = WandbRun(config(tmp_path, wandb="online"), {"world_size": 1}, run.id, rows(range(3), factor=9))
+    again = WandbRun(config(tmp_path), "online", {"world_size": 1}, run.id, rows(range(3), factor=9))
     for row in rows(range(3, 7), factor=9):
         again.log(row)
     again.finish(0)
-    lost = WandbRun(config(tmp_path, wandb="online"), {"world_size": 2}, run.id, rows(range(9)))
+    lost = WandbRun(config(tmp_path), "online", {"world_size": 2}, run.id, rows(range(9)))
     lost.finish(0)
     ((run_id, kept),) = server.runs.items()
     assert run_id == run.id
@@ -121,23 +131,22 @@ def test_a_run_that_goes_on_sends_what_the_server_lacks_and_nothing_twice(server
 
 def test_starts_without_a_network_make_one_run_when_they_are_sent(server: Server, tmp_path: Path):
     folder = tmp_path / "a/wandb"
-    first = WandbRun(config(tmp_path, wandb="offline"), {}, None)
+    first = WandbRun(config(tmp_path), "offline", {})
     for row in rows(range(5)):
         first.log(row)
     first.finish(1)
-    (path,) = files_of(folder, first.id)
+    (path,) = files(folder, first.id)
     content = path.read_bytes()
     path.write_bytes(content[:-200])  # as a kill leaves it
     assert last_row(folder, first.id) == 3
     time.sleep(1)  # W&B's folders are named by the second
-    again = WandbRun(config(tmp_path, wandb="offline"), {}, first.id, rows(range(4)))
+    again = WandbRun(config(tmp_path), "offline", {}, first.id, rows(range(4)))
     for row in rows(range(4, 7)):
         again.log(row)
     said = again.finish(0)
     assert [row["_step"] for row in written(folder, first.id)] == list(range(7))
-    sync = [word.replace("*run", "offline-run") for word in said[0].partition("wandb sync ")[2].split()]
-    command = [sys.executable, "-m", "wandb", "sync", *(str(p) for word in sync for p in Path("/").glob(word[1:]))]
-    subprocess.run(command, check=True, cwd=tmp_path, capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    command = said[0].removeprefix("W&B is offline: send it with: ")
+    subprocess.run(f"{sys.executable} -m {command}", shell=True, check=True, cwd=tmp_path, capture_output=True)
     assert [row["_step"] for row in server.runs[first.id].history.values()] == list(range(7))
 
 
@@ -146,14 +155,45 @@ def test_where_no_server_answers_the_run_goes_on_offline(
 ):
     no_login.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     no_login.setenv("WANDB_API_KEY", KEY)
-    run = WandbRun(config(tmp_path, wandb="online"), {}, None)
+    run = WandbRun(config(tmp_path), "online", {})
     run.log(rows(range(1))[0])
     send, look = run.finish(0)
-    assert capsys.readouterr().err.startswith(
-        "warning: W&B cannot be reached (127.0.0.1: Connection refused): the run goes on"
-    )
-    assert send == f"W&B is offline: send it with: wandb sync {tmp_path}/a/wandb/*run-*-{run.id}"
+    warning = "warning: W&B cannot be reached (http://127.0.0.1:9: ConnectionError): the run goes on offline\n"
+    assert capsys.readouterr().err == warning
+    assert send == f"W&B is offline: send it with: wandb sync {tmp_path}/a/wandb/offline-run-*-{run.id}"
     assert look.startswith("look at it here: wandb beta leet ")
+    assert [row["_step"] for row in written(tmp_path / "a/wandb", run.id)] == [0]
+
+
+def test_a_server_that_never_answers_counts_as_none(
+    no_login: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    no_login.setattr("ulmfit_dist.training.wandb_run.SECONDS_TO_ANSWER", 0.5)
+    no_login.setenv("WANDB_API_KEY", KEY)
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        no_login.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{door.getsockname()[1]}")
+        run = WandbRun(config(tmp_path), "online", {})
+        run.log(rows(range(1))[0])
+        assert run.finish(0)[0].startswith("W&B is offline: ")
+    assert re.fullmatch(r"warning: W&B cannot be reached \(.*: ReadTimeout\): .* offline\n", capsys.readouterr().err)
+    assert [row["_step"] for row in written(tmp_path / "a/wandb", run.id)] == [0]
+
+
+def test_a_server_that_is_none_of_wandbs_counts_as_none(
+    no_login: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    no_login.setattr("ulmfit_dist.training.wandb_run.SECONDS_TO_START", 2)
+    no_login.setattr(BaseHTTPRequestHandler, "log_message", lambda *_: None)
+    no_login.setenv("WANDB_API_KEY", KEY)
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as other:  # says 501, whatever it is asked
+        threading.Thread(target=other.serve_forever, kwargs={"poll_interval": 0.05}).start()
+        no_login.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{other.server_port}")
+        run = WandbRun(config(tmp_path), "online", {})
+        run.log(rows(range(1))[0])
+        said = run.finish(0)
+        other.shutdown()
+    assert said[0].startswith("W&B is offline: ")
+    assert re.fullmatch(r"warning: W&B could not start \(.*\): the run goes on offline\n", capsys.readouterr().err)
     assert [row["_step"] for row in written(tmp_path / "a/wandb", run.id)] == [0]
 
 
@@ -163,7 +203,7 @@ def test_a_server_that_dies_costs_no_more_than_the_patience_and_nothing_is_lost(
     no_login.setenv("WANDB_API_KEY", KEY)
     with wandb_server() as server:
         no_login.setenv("WANDB_BASE_URL", server.url)
-        run = WandbRun(config(tmp_path, wandb="online", patience=1), {}, None)
+        run = WandbRun(config(tmp_path, patience=1), "online", {})
         for row in rows(range(3)):
             run.log(row)
         while run.id not in server.runs:
@@ -173,4 +213,5 @@ def test_a_server_that_dies_costs_no_more_than_the_patience_and_nothing_is_lost(
     run.finish(0)
     errors = capsys.readouterr().err
     assert "warning: W&B did not take all in tracking.patience=1 seconds: send it with: wandb sync " in errors
+    assert errors.endswith(f"/run-*-{run.id} --include-online\n")
     assert [row["_step"] for row in written(tmp_path / "a/wandb", run.id)] == list(range(200))

@@ -297,7 +297,9 @@ def resolve_precision(wanted: str, has_gpu: bool) -> str:
 
 
 def quieten() -> None:
-    """Keep other libraries' harmless warnings from the user."""
+    """Keep other libraries' harmless warnings from the user, and all that ranks other than the first would repeat."""
+    if not is_main_process():
+        warnings.simplefilter("ignore")
     logging.getLogger("torch.distributed").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)

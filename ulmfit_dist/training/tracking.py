@@ -192,10 +192,11 @@ class Tracker:
         return note.read_text(encoding="utf-8").strip() if note.is_file() else None
 
     def _start_wandb(self, run_id: str | None, rows: list[Row]) -> None:
-        if wandb_mode(self.config.tracking) == "disabled":
+        mode = wandb_mode(self.config.tracking)
+        if mode == "disabled":
             return
         facts = {**to_dict(self.config), **self._facts, "environment": self.environment}
-        self._wandb = WandbRun(self.config, facts, run_id, rows)
+        self._wandb = WandbRun(self.config, mode, facts, run_id, rows)
         self.run_id = self._wandb.id
         (self.folder / "wandb").mkdir(exist_ok=True)
         write_bytes(self.folder / "wandb" / "run_id", self.run_id.encode())

@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import re
 import secrets
-import socket
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from ulmfit_dist.config import Config, TrackingConfig
 from ulmfit_dist.errors import RESUMABLE
@@ -58,6 +56,7 @@ class WandbRun:
 
     Args:
         config: of the run.
+        mode: online or offline.
         facts: what W&B's config is to have beside it.
         run_id: of the run to go on with; None for a new one.
         earlier: rows that the run should have by now; those that W&B lacks are sent.
@@ -66,13 +65,15 @@ class WandbRun:
         id: W&B's.
     """
 
-    def __init__(self, config: Config, facts: dict[str, Any], run_id: str | None, earlier: Sequence[Row] = ()):
+    def __init__(
+        self, config: Config, mode: str, facts: dict[str, Any], run_id: str | None = None, earlier: Sequence[Row] = ()
+    ):
         self.config, self.facts, self._earlier = config, facts, earlier
         self.id = run_id or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)  # a sweep's agent names its runs itself
         self._folder = config.run_dir / "wandb"
         self._goes_on, self._known = run_id is not None, -1
         self._run: Any = None
-        self._mode, self._failed = wandb_mode(config.tracking), False
+        self._mode, self._failed = mode, False
         self._thread = ThreadPoolExecutor(1, "wandb")
         self._later(self._start)
 
@@ -138,6 +139,7 @@ class WandbRun:
                 raise
             _warn(f"W&B could not start ({_first_line(error)}): the run goes on offline")
             self._mode = "offline"
+            _leave()  # its process holds the run's id
             self._run = self._init(self._mode)
         for stage in ("lm", "classifier"):
             self._run.define_metric(f"{stage}/step", hidden=True)
@@ -146,8 +148,7 @@ class WandbRun:
             self._send(row, {})
 
     def _init(self, mode: str) -> Any:
-        import wandb
-
+        wandb = _quiet_wandb()
         if self._goes_on and mode == "offline":
             self._known = self._last_in_files()
         tracking = self.config.tracking
@@ -202,17 +203,14 @@ class WandbRun:
         self._run.log_artifact(model)
 
     def _unreachable(self) -> str | None:
-        """Why the server does not answer; None where it does, or where a proxy stands between."""
-        import wandb
+        """Why the server does not answer; None where it does, whatever it says."""
+        import requests
 
-        address = urlsplit(wandb.setup().settings.base_url)
-        if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy")):
-            return None
-        port = address.port or {"http": 80}.get(address.scheme, 443)
+        address = _quiet_wandb().setup().settings.base_url
         try:
-            socket.create_connection((address.hostname or "", port), timeout=SECONDS_TO_ANSWER).close()
-        except OSError as error:
-            return f"{address.hostname}: {error.strerror or error}"
+            requests.head(address, timeout=SECONDS_TO_ANSWER)
+        except requests.RequestException as error:
+            return f"{address}: {type(error).__name__}"
         return None
 
     def _where(self) -> list[str]:
@@ -222,7 +220,8 @@ class WandbRun:
         return [f"W&B is offline: {self._sync()}", f"look at it here: wandb beta leet {newest}"]
 
     def _sync(self) -> str:
-        return f"send it with: wandb sync {self._folder}/*run-*-{self.id}"
+        folders = f"offline-run-*-{self.id}" if self._mode == "offline" else f"run-*-{self.id} --include-online"
+        return f"send it with: wandb sync {self._folder}/{folders}"
 
 
 def wandb_mode(settings: TrackingConfig) -> str:
@@ -232,14 +231,20 @@ def wandb_mode(settings: TrackingConfig) -> str:
     if "WANDB_MODE" in os.environ:
         mode = os.environ["WANDB_MODE"]
         return {"run": "online", "dryrun": "offline"}.get(mode, mode)
-    import wandb
-
-    wandb.setup(wandb.Settings(silent=True))
+    wandb = _quiet_wandb()
     try:
         return "online" if wandb.login(prompt=False, verify=False) else "offline"
     except wandb.Error as error:
         _warn(f"no login to W&B ({_first_line(error)}): the run goes on offline")
         return "offline"
+
+
+def _quiet_wandb() -> Any:
+    """The package wandb, its messages off."""
+    import wandb
+
+    wandb.setup(wandb.Settings(silent=True))
+    return wandb
 
 
 def _confusion_chart(name: str, labels: Sequence[str], counts_CC: Sequence[Sequence[int]]) -> Any:
