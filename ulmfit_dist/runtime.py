@@ -7,11 +7,9 @@ asks it, and reads no launch variable.
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import sys
-import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -19,6 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ulmfit_dist.errors import Interrupted, RankLostError, UserError, shared
+from ulmfit_dist.process import quieten, rank_name
 from ulmfit_dist.spawned import refuse_in_worker
 from ulmfit_dist.watch import Watch, open_door, watch_from, watch_from_main
 
@@ -32,11 +31,6 @@ Value = TypeVar("Value")
 
 LONGEST_WAIT = timedelta(hours=3)
 """Of a rank for the others: long enough while one downloads, or tokenizes a larger shard."""
-
-
-def is_main_process() -> bool:
-    """Whether this process is rank 0, known before torch is imported."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 class Runtime:
@@ -294,29 +288,3 @@ def resolve_precision(wanted: str, has_gpu: bool) -> str:
     if not has_gpu:
         return "no"
     return "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp16"
-
-
-def quieten() -> None:
-    """Keep other libraries' harmless warnings from the user, and all that ranks other than the first would repeat."""
-    if not is_main_process():
-        warnings.simplefilter("ignore")
-    logging.getLogger("torch.distributed").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
-    warnings.filterwarnings("ignore", message=".*RNN module weights are not part of single contiguous chunk.*")
-
-
-def rank_name() -> str:
-    """What messages call this process, known before torch is imported."""
-    return f"rank {os.environ.get('RANK', '0')} ({socket.gethostname()}, process {os.getpid()})"
-
-
-def report(message: object) -> None:
-    """One line on standard error, on the first rank of each node."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(f"ulmfit-dist: {message}", file=sys.stderr, flush=True)
-
-
-def report_error(error: BaseException) -> None:
-    """As `report`, for an error."""
-    report(f"error: {error}")

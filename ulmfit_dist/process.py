@@ -1,0 +1,43 @@
+"""What a process knows of itself, and says, before torch is imported: which rank it is, and what keeps it quiet.
+
+With `runtime.py`, which needs torch, this is the one place that reads launch variables.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+import warnings
+
+
+def is_main_process() -> bool:
+    """Whether this process is rank 0."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def quieten() -> None:
+    """Keep other libraries' harmless warnings from the user, and all that ranks other than the first would repeat."""
+    if not is_main_process():
+        warnings.simplefilter("ignore")
+    logging.getLogger("torch.distributed").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", message=".*RNN module weights are not part of single contiguous chunk.*")
+
+
+def rank_name() -> str:
+    """What messages call this process."""
+    return f"rank {os.environ.get('RANK', '0')} ({socket.gethostname()}, process {os.getpid()})"
+
+
+def report(message: object) -> None:
+    """One line on standard error, on the first rank of each node."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"ulmfit-dist: {message}", file=sys.stderr, flush=True)
+
+
+def report_error(error: BaseException) -> None:
+    """As `report`, for an error."""
+    report(f"error: {error}")

@@ -1,0 +1,145 @@
+"""The words of the command line, understood: nothing heavy is imported for them, so `--help` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ulmfit_dist import __version__
+from ulmfit_dist.config import PRECISIONS
+from ulmfit_dist.errors import UserError
+
+SBATCH_OPTIONS = {
+    "gpus-per-node": "4",
+    "cpus-per-task": "16, for all ranks of a node",
+    "time": "4:00:00",
+    "account": "nlp",
+    "partition": "gpu",
+}
+"""Options of sbatch that `submit` has under their own names, with examples."""
+
+EXAMPLES = """\
+examples:
+  ulmfit-dist run configs/quickstart.yaml                       one process, all stages
+  accelerate launch -m ulmfit_dist run configs/imdb.yaml        all visible GPUs
+  ulmfit-dist run configs/imdb.yaml lm.global_batch_size=32     any key of the config can be set
+  ulmfit-dist submit configs/imdb.yaml --nodes 2 --gpus-per-node 4 --time 4:00:00        the same under SLURM
+  ulmfit-dist config configs/imdb.yaml                          every key, its value and its meaning
+  ulmfit-dist predict runs/quickstart "A late goal won the cup."
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, whose errors are one line, on rank 0."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def parse(words: Sequence[str] | None) -> argparse.Namespace:
+    """The words of a command line; None: of this process.
+
+    As `parse_args`, with options allowed between the overrides, which argparse itself stops at.
+
+    Returns:
+        The arguments, and with them `command`, its name, and `goes_on`: whether the same words go on after a signal.
+
+    Raises:
+        UserError: words that are none of the command's.
+    """
+    parser = _parser()
+    args, rest = parser.parse_known_args(words)
+    options = [word for word in rest if word.startswith("-")]
+    if options or (rest and not hasattr(args, "overrides")):
+        parser.error(f"unknown: {' '.join(options or rest)}")
+    if rest:
+        args.overrides = [*args.overrides, *rest]
+    return args
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="ulmfit-dist",
+        description="ULMFiT, distributed: train a language model on your texts, then a classifier on its encoder.",
+        epilog=EXAMPLES,
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=20, width=100),
+    )
+    parser.add_argument("--version", action="version", version=f"ulmfit-dist {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    run = _with_config(commands, "run", "all stages: prepare, lm, classifier; what is done is not done again")
+    _add_fresh(run)
+    report = commands.add_parser(
+        "report", help="a run, or several beside each other, on one page", description="write report.html"
+    )
+    report.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="a run directory, such as runs/quickstart")
+    report.add_argument("--output", type=Path, metavar="F", help="default: in the run's directory; of several runs, here")
+    report.set_defaults(command="report", goes_on=False)
+    prepare = _with_config(commands, "prepare", "texts to token store, shared out over the ranks")
+    prepare.add_argument("--show", type=int, default=0, metavar="N", help="print N documents as the model will read them")
+    _add_fresh(_with_config(commands, "lm", "train the language model"))
+    classifier = _with_config(commands, "classifier", "train the classifier on the run's language model")
+    _add_fresh(classifier)
+    show = _with_config(commands, "config", "print the resolved config, each key with its meaning")
+    show.add_argument(
+        "--get", action="append", metavar="KEY", help="print a key's value alone, for scripts; may be repeated"
+    )
+    _add_submit(commands)
+    dashboard = _with_config(commands, "dashboard", "save a workspace with this project's charts in W&B")
+    dashboard.add_argument("--entity", metavar="E", help="user or team in W&B (default: yours)")
+    dashboard.add_argument("--dry-run", action="store_true", help="print the workspace, and save nothing")
+
+    evaluate = _with_run(commands, "evaluate", "compute a run's metrics again")
+    evaluate.add_argument("--precision", default="auto", choices=PRECISIONS, help="as runtime.precision (default: auto)")
+    predict = _with_run(commands, "predict", "label texts")
+    predict.add_argument("texts", metavar="TEXT", nargs="*", help="a text; none: one per line from standard input")
+    predict.add_argument("--file", type=Path, metavar="F", help="read texts from a file, one per line")
+    predict.add_argument("--output", type=Path, metavar="F", help="write JSON lines to a file")
+    generate = _with_run(commands, "generate", "go on from a prompt")
+    generate.add_argument("prompt", metavar="PROMPT", help="the beginning of the text")
+    generate.add_argument("--words", type=int, default=40, help="tokens to add (default: %(default)s)")
+    generate.add_argument("--temperature", type=float, default=0.75, help="lower is safer (default: %(default)s)")
+    generate.add_argument("--samples", type=int, default=2, help="texts to write (default: %(default)s)")
+    generate.add_argument("--seed", type=int, default=42, help="another seed, other texts (default: %(default)s)")
+    return parser
+
+
+def _with_config(commands: Any, name: str, help: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=help, description=help)
+    parser.add_argument("recipe", metavar="CONFIG", help="a YAML recipe, such as configs/quickstart.yaml")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="keys to set, such as lm.global_batch_size=32")
+    is_run = name not in ("config", "submit", "dashboard")
+    if is_run:
+        parser.add_argument("--verbose", action="store_true", help="say more than the table of epochs")
+    parser.set_defaults(command=name, goes_on=is_run)
+    return parser
+
+
+def _add_fresh(parser: argparse.ArgumentParser) -> None:
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="go on with what was begun (the default)")
+    again.add_argument("--fresh", action="store_true", help="train again from the start")
+
+
+def _add_submit(commands: Any) -> None:
+    parser = _with_config(commands, "submit", "run all stages as a batch job of SLURM")
+    parser.add_argument("--nodes", type=int, default=1, metavar="N", help="nodes of the job (default: %(default)s)")
+    for name, example in SBATCH_OPTIONS.items():
+        parser.add_argument(f"--{name}", metavar="X", help=f"as sbatch's, such as {example}")
+    parser.add_argument(
+        "--sbatch", action="append", default=[], metavar="OPTION=X", help="another option of sbatch, such as constraint=a100"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the script, and submit nothing")
+    _add_fresh(parser)
+
+
+def _with_run(commands: Any, name: str, help: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=help, description=help)
+    parser.add_argument(
+        "run", metavar="RUN", type=Path, help="a run directory, such as runs/quickstart, or an exported model"
+    )
+    parser.add_argument("--trust-rules", action="store_true", help="call the functions in the model's tokenizer.rules")
+    parser.set_defaults(command=name, goes_on=False)
+    return parser
