@@ -59,6 +59,18 @@ def test_a_validation_does_not_count_but_a_checkpoint_after_it_does(clock: Clock
     assert spent(clock) == {"data": 17, "optimizer": 4, "checkpoint": 10}
 
 
+def test_laps_that_nobody_asks_for_are_added_up(clock: Clock, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("ulmfit_dist.laps.MOST_MARKS", 2)
+    clock.laps.start()
+    for _ in range(10):
+        clock.spend(1)
+        with clock.laps.exchange():
+            clock.spend(2)
+        clock.spend(4, "forward")
+    assert len(clock.laps._marks) < 5
+    assert spent(clock) == {"forward": 50, "communication": 20}
+
+
 def test_nobody_counts_where_nobody_trains(clock: Clock):
     with clock.laps.exchange():
         clock.spend(1)

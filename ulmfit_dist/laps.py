@@ -18,6 +18,9 @@ import torch
 PARTS = ("data", "forward", "backward", "communication", "optimizer", "checkpoint")
 """What a step of training spends its time on. Nothing is counted twice."""
 
+MOST_MARKS = 10_000
+"""Laps that are kept until they are added up, where nobody asks for the times."""
+
 
 class Laps:
     """A stopwatch of one rank.
@@ -30,16 +33,19 @@ class Laps:
         self._on_gpu = device.type == "cuda"
         self._marks: list[tuple[str | None, Any]] = []
         self._seconds = dict.fromkeys(PARTS, 0.0)
+        self._waiting = 0.0  # seconds whose lap is not over yet
         self._saving = False
 
     def start(self) -> None:
         """From here on time counts, until `stop`."""
-        self._marks = [(None, self._now())]
+        self._marks, self._waiting = [(None, self._now())], 0.0
 
     def end(self, part: str | None) -> None:
         """A lap ends here; None: what it was spent on is what the next one is."""
         if self._marks:
             self._marks.append((part, self._now()))
+        if len(self._marks) > MOST_MARKS:
+            self._add_up()
 
     @contextmanager
     def exchange(self) -> Iterator[None]:
@@ -81,16 +87,15 @@ class Laps:
             return
         if self._on_gpu:
             self._marks[-1][1].synchronize()
-        waiting = 0.0
         for (_, begin), (part, end) in pairwise(self._marks):
             seconds = begin.elapsed_time(end) / 1000 if self._on_gpu else end - begin
             if part is None:
-                waiting += seconds
+                self._waiting += seconds
             elif part == "communication":
                 self._seconds[part] += seconds
             else:
-                self._seconds[part] += seconds + waiting
-                waiting = 0.0
+                self._seconds[part] += seconds + self._waiting
+                self._waiting = 0.0
         self._marks = self._marks[-1:]
 
     def _now(self) -> Any:

@@ -29,6 +29,9 @@ SECONDS_TO_ANSWER = 5
 SECONDS_TO_START = 30
 """For a server that answers, before the run goes on offline."""
 
+MOST_LABELS = 50
+"""Of a confusion matrix whose empty cells W&B gets, too."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -251,7 +254,8 @@ def _confusion_chart(name: str, labels: Sequence[str], counts_CC: Sequence[Seque
     """W&B's own chart of a confusion matrix; made from counts, where its function wants each document."""
     import wandb
 
-    rows = [[labels[i], labels[j], n] for i, counts in enumerate(counts_CC) for j, n in enumerate(counts)]
+    cells = [(i, j, n) for i, counts in enumerate(counts_CC) for j, n in enumerate(counts)]
+    rows = [[labels[i], labels[j], n] for i, j, n in cells if n or len(labels) <= MOST_LABELS]
     fields = {"Actual": "Actual", "Predicted": "Predicted", "nPredictions": "nPredictions"}
     return wandb.plot_table(
         vega_spec_name="wandb/confusion_matrix/v1",
