@@ -56,6 +56,8 @@ def train_stage(
     """
     stage = learner.stage
     folder = StageFolder(config.checkpoints_dir, stage)
+    if found is not None:
+        runtime.note(f"{stage}: goes on from {found.path}, made on {found.state['world_size']} rank(s)")
     with runtime.together():
         tracker.start_stage(stage, *((found.lines(), found.state["wandb_run_id"]) if found and runtime.is_main else ()))
         if found is None and runtime.is_main:
@@ -69,7 +71,6 @@ def train_stage(
         tensors = found.tensors(runtime)
         with runtime.together():
             begin = state.restore(tensors, found.state)
-        runtime.note(f"{stage}: goes on from {found.path}, made on {found.state['world_size']} rank(s)")
     show_first_batch(config, runtime, store, learner)
     with stopping.when_ready() as stop:
         writer = CheckpointWriter(folder, config.checkpoint.keep, found.path if found else None)
