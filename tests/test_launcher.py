@@ -17,7 +17,8 @@ import os, signal, sys, time
 from pathlib import Path
 
 folder, code = Path(sys.argv[1]), int(sys.argv[2])
-signal.signal(signal.SIGUSR1, lambda *_: sys.exit(85))
+for number in (signal.SIGUSR1, signal.SIGINT):
+    signal.signal(number, lambda *_: sys.exit(85))
 if code < 0 and os.environ.get("RANK") == "1":
     os.kill(os.getpid(), -code)
 (folder / os.environ.get("RANK", "0")).touch()
@@ -27,12 +28,12 @@ time.sleep(60)
 """
 
 
-def start(folder: Path, code: int, processes: int) -> subprocess.Popen[str]:
+def start(folder: Path, code: int, processes: int, **options: bool) -> subprocess.Popen[str]:
     (folder / "rank.py").write_text(RANK)
     words = ["--config_file", ROOT / "configs/accelerate/multi_gpu.yaml", "--num_processes", processes]
     command = [sys.executable, "-m", "ulmfit_dist.launcher", *words, folder / "rank.py", folder, code]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen([*map(str, command)], env=environment, stdout=-1, stderr=-1, text=True)
+    return subprocess.Popen([*map(str, command)], env=environment, stdout=-1, stderr=-1, text=True, **options)
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -42,6 +43,17 @@ def test_a_signal_reaches_the_ranks_and_their_exit_code_whoever_waits(tmp_path: 
         assert launcher.poll() is None, launcher.communicate()
         time.sleep(0.01)
     launcher.send_signal(signal.SIGUSR1)
+    assert launcher.communicate(timeout=30) == ("", "")
+    assert launcher.returncode == 85
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_keyboards_signal_reaches_each_rank_once(tmp_path: Path, processes: int):
+    launcher = start(tmp_path, 0, processes, start_new_session=True)  # as a terminal has its commands
+    while len(list(tmp_path.glob("[0-9]"))) < processes:
+        assert launcher.poll() is None, launcher.communicate()
+        time.sleep(0.01)
+    os.killpg(launcher.pid, signal.SIGINT)
     assert launcher.communicate(timeout=30) == ("", "")
     assert launcher.returncode == 85
 

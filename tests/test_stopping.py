@@ -1,5 +1,6 @@
 """Signals, and the news of a rank that is gone."""
 
+import os
 import signal
 import socket
 import subprocess
@@ -50,6 +51,16 @@ with stopping.when_ready():
     os.kill(os.getpid(), signal.{second})
     time.sleep(5)
 """
+
+
+def test_what_is_saved_is_not_asked_to_stop_again():
+    with stopping.at_once():
+        before = [signal.getsignal(number) for number in stopping.SIGNALS]
+        with stopping.saved():
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGUSR1)
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+        assert [signal.getsignal(number) for number in stopping.SIGNALS] == before
 
 
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])

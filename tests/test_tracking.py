@@ -15,8 +15,9 @@ from ulmfit_dist.compose import load_config
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.laps import PARTS
 from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.training.metric_log import MetricLog
 from ulmfit_dist.training.tracking import Tracker
-from ulmfit_dist.training.tracking_callback import TrackingCallback
+from ulmfit_dist.training.tracking_callback import TrackingCallback, without_texts
 from ulmfit_dist.training.wandb_files import records
 
 NAMES_OF_A_STEP = {
@@ -105,6 +106,48 @@ def test_the_summary_is_the_last_evaluation(run_dirs: dict[str, Path]):
             assert summary[stage][name] == last[f"{stage}/{name}"]
     assert summary.keys() == {"name", "world_size", "device", "precision", "seconds", "lm", "classifier"}
     assert summary["seconds"].keys() == {"prepare", "lm", "classifier"}
+
+
+def test_texts_of_an_earlier_start_go_where_texts_are_not_wanted():
+    wrong = [{"document": 3, "label": "a", "text": "secret"}]
+    tables = {"samples": [{"epoch": 1, "text": "secret"}], "labels": ["a"], "most_wrong": wrong}
+    assert without_texts(tables) == {"labels": ["a"], "most_wrong": [{"document": 3, "label": "a"}]}
+
+
+def started(folder: Path, *words: str, fresh: bool = False, **found: str) -> str | None:
+    """W&B's run id of a start of the language model that logs a line."""
+    config = load_config(overrides=["data.source=bbc_news", f"runs_dir={folder}", "name=a", *words])
+    tracker = Tracker(config, Runtime(config.runtime))
+    tracker.fresh = fresh
+    tracker.start_stage("lm", **found)
+    tracker.log("lm", {"phase": 0, "epoch": 0, "step": 5, "tokens": 50}, {"loss": 1.0})
+    tracker.close(1)
+    return tracker.run_id
+
+
+def test_wandbs_run_stays_the_same_until_the_training_is_another(tmp_path: Path):
+    offline, disabled = "tracking.wandb=offline", "tracking.wandb=disabled"
+    first = started(tmp_path, offline)
+    assert first is not None
+    assert started(tmp_path, disabled, lines="", run_id=first) == first
+    line = (tmp_path / "a/metrics.jsonl").read_text()
+    assert started(tmp_path, offline, lines=line, run_id=first) == first
+    assert started(tmp_path, offline, lines=line) == first  # a checkpoint of a start without W&B
+    assert started(tmp_path, offline) != first  # begun anew
+    second = (tmp_path / "a/wandb/run_id").read_text()
+    (tmp_path / "a/metrics.jsonl").unlink()
+    assert started(tmp_path, offline, fresh=True) != second
+    assert started(tmp_path, disabled, fresh=True) is None
+    assert not (tmp_path / "a/wandb/run_id").exists()
+
+
+def test_a_line_that_is_none_of_ours_is_passed_over(tmp_path: Path):
+    log = MetricLog(tmp_path / "metrics.jsonl")
+    log.begin("lm", "")
+    log.append({"stage": "lm", "phase": 0, "epoch": 0, "step": 5, "tokens": 50})
+    with log.path.open("a") as file:
+        file.write('{"stage": "lm", "step": 60}\n[1]\n{"stage": "lm", "ph')
+    assert [line["step"] for line in log.read("lm")] == [5]
 
 
 def two_trackers(folder: Path) -> list[Tracker]:

@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import wandb
 from conftest import TINY, succeed
@@ -22,8 +23,9 @@ from wandb_server import Server, wandb_server
 
 from ulmfit_dist.compose import load_config
 from ulmfit_dist.config import Config, TrackingConfig
+from ulmfit_dist.errors import UserError
 from ulmfit_dist.training.wandb_files import files_of, last_row, records
-from ulmfit_dist.training.wandb_run import Row, WandbRun, wandb_mode
+from ulmfit_dist.training.wandb_run import Row, WandbRun, wandb_mode, where_offline
 
 KEY = "a" * 40
 
@@ -81,6 +83,9 @@ def test_auto_is_offline_unless_logged_in(no_login: pytest.MonkeyPatch, capsys: 
     wandb.teardown()
     assert wandb_mode(TrackingConfig()) == "offline"
     assert "warning: no login to W&B (" in capsys.readouterr().err
+    no_login.setenv("WANDB_MODE", "garbage")
+    with pytest.raises(UserError, match="WANDB_MODE=garbage: give online, offline or disabled"):
+        wandb_mode(TrackingConfig())
     no_login.setenv("WANDB_MODE", "disabled")
     assert wandb_mode(TrackingConfig()) == "disabled"
     assert wandb_mode(TrackingConfig(wandb="offline")) == "offline"
@@ -150,6 +155,34 @@ def test_starts_without_a_network_make_one_run_when_they_are_sent(server: Server
     assert [row["_step"] for row in server.runs[first.id].history.values()] == list(range(7))
 
 
+def test_an_online_start_takes_over_what_offline_ones_have_not_sent(server: Server, tmp_path: Path):
+    offline = WandbRun(config(tmp_path), "offline", {})
+    for row in rows(range(3)):
+        offline.log(row)
+    said = offline.finish(1)
+    time.sleep(1)  # W&B's folders are named by the second
+    WandbRun(config(tmp_path), "online", {}, offline.id, rows(range(3))).finish(0)
+    command = said[0].removeprefix("W&B is offline: send it with: ")
+    subprocess.run(f"{sys.executable} -m {command}", shell=True, check=True, cwd=tmp_path, capture_output=True)
+    assert [row["_step"] for row in server.runs[offline.id].history.values()] == [0, 1, 2]
+    assert where_offline(tmp_path / "a/wandb", offline.id) == []
+
+
+def test_a_process_of_wandbs_that_hangs_is_not_waited_for(
+    no_login: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    no_login.setattr("ulmfit_dist.training.wandb_run.SECONDS_TO_LEAVE", 1)
+    run = WandbRun(config(tmp_path, patience=0.5), "offline", {})
+    run.log(rows(range(1))[0])
+    run._thread.submit(lambda: None).result()
+    (core,) = [child for child in psutil.Process().children() if child.name().startswith("wandb")]
+    core.suspend()
+    began = time.monotonic()
+    assert run.finish(0) == []
+    assert time.monotonic() - began < 10
+    assert capsys.readouterr().err.startswith("warning: W&B did not take all in 0.5 seconds: send it with: wandb sync ")
+
+
 def test_where_no_server_answers_the_run_goes_on_offline(
     no_login: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ):
@@ -161,7 +194,7 @@ def test_where_no_server_answers_the_run_goes_on_offline(
     warning = "warning: W&B cannot be reached (http://127.0.0.1:9: ConnectionError): the run goes on offline\n"
     assert capsys.readouterr().err == warning
     assert send == f"W&B is offline: send it with: wandb sync {tmp_path}/a/wandb/offline-run-*-{run.id}"
-    assert look.startswith("look at it here: wandb beta leet ")
+    assert look.startswith("look at the run here: wandb beta leet ")
     assert [row["_step"] for row in written(tmp_path / "a/wandb", run.id)] == [0]
 
 

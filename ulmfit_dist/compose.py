@@ -22,6 +22,9 @@ from yaml import YAMLError
 from ulmfit_dist.config import HIGHEST_DROPOUT, PRECISIONS, SOURCES, SPLITS, ClassifierConfig, Config, LMConfig, Phase
 from ulmfit_dist.errors import UserError, did_you_mean
 
+BAD_IN_A_PROJECT = "/\\#?%:"
+"""Characters that W&B takes in no project's name."""
+
 
 def load_config(recipe: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
     """Compose the configuration.
@@ -73,6 +76,9 @@ def check_config(config: Config) -> None:
     for key, value in _positive_integers(config):
         if value < 1:
             raise UserError(f"{key}={value}: give a whole number of at least 1")
+    project = config.tracking.project
+    if not 1 <= len(project) <= 128 or set(project) & set(BAD_IN_A_PROJECT):
+        raise UserError(f"tracking.project={project!r}: give at most 128 characters, none of {' '.join(BAD_IN_A_PROJECT)}")
     if not (math.isfinite(config.tracking.patience) and config.tracking.patience > 0):
         raise UserError(f"tracking.patience={config.tracking.patience}: give a number of seconds above 0")
     minutes = config.checkpoint.every_minutes

@@ -20,8 +20,8 @@ from types import FrameType
 
 from ulmfit_dist.errors import FAILED, RESUMABLE
 
-PASSED_ON = (signal.SIGTERM, signal.SIGUSR1)
-"""Signals that schedulers send. SIGINT is left to torchrun, which passes it on."""
+PASSED_ON = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+"""Signals that schedulers send, and a keyboard; that of a keyboard comes by itself to ranks in this process's group."""
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -33,12 +33,13 @@ def main(words: Sequence[str] | None = None) -> int:
         if not ranks:
             os._exit(RESUMABLE)  # nothing was begun; an exception could be lost in whatever is being imported
         for rank in ranks:
-            with suppress(psutil.NoSuchProcess):
-                rank.send_signal(number)
+            with suppress(psutil.NoSuchProcess, ProcessLookupError):
+                if number != signal.SIGINT or os.getpgid(rank.pid) != os.getpgrp():
+                    rank.send_signal(number)
 
     for number in PASSED_ON:
         signal.signal(number, pass_on)
-    os.environ["PET_SIGNALS_TO_HANDLE"] = "SIGINT"  # torchrun's option, which Accelerate does not have
+    os.environ["PET_SIGNALS_TO_HANDLE"] = "SIGQUIT"  # torchrun's option, which Accelerate does not have
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
@@ -47,10 +48,11 @@ def main(words: Sequence[str] | None = None) -> int:
         launch_command(launch_command_parser().parse_args(words))
     except ChildFailedError as error:
         codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
-        for rank, code in codes.items():
-            if code < 0:
-                print(f"ulmfit-dist: rank {rank} was ended by signal {-code}", file=sys.stderr, flush=True)
-        return exit_code(list(codes.values()))
+        code = exit_code(list(codes.values()))
+        killed = [] if code == RESUMABLE else [rank for rank in codes if codes[rank] < 0]  # else by torchrun, which hurries
+        for rank in killed:
+            print(f"ulmfit-dist: rank {rank} was ended by signal {-codes[rank]}", file=sys.stderr, flush=True)
+        return code
     except subprocess.CalledProcessError as error:  # of a single process
         return exit_code([error.returncode])
     return 0
@@ -58,7 +60,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def exit_code(codes: Sequence[int]) -> int:
     """What the launcher ends with, given those of its ranks that failed, negative ones being signals."""
-    by_signal = {-number for number in PASSED_ON}  # before the rank could handle it: nothing was begun
+    by_signal = {-signal.SIGTERM, -signal.SIGUSR1}  # before the rank could handle it: nothing was begun
     if all(code == RESUMABLE or code in by_signal for code in codes):
         return RESUMABLE
     return next((code for code in codes if code > 0 and code != RESUMABLE), FAILED)

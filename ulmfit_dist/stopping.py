@@ -57,6 +57,20 @@ def when_ready() -> Iterator[StopRequest]:
         raise Interrupted(_message(request.signal))
 
 
+@contextmanager
+def saved() -> Iterator[None]:
+    """All is saved, and the run takes its leave: a scheduler need not ask again, and a keyboard ends the process at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGINT else signal.SIG_IGN)
+    yield
+    for number, earlier in before.items():
+        signal.signal(number, earlier)
+
+
 def _message(number: int) -> str:
     return f"stopped by {signal.Signals(number).name}: the same command goes on from there"
 

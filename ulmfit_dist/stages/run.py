@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ulmfit_dist import stopping
 from ulmfit_dist.compose import to_dict
 from ulmfit_dist.config import Config
 from ulmfit_dist.data.store import TokenStore
@@ -42,7 +43,7 @@ def run(config: Config, runtime: Runtime, fresh: bool = False) -> None:
     store = prepare(config, runtime)
     tracker.finish_stage("prepare", time.perf_counter() - started)
     with _only_one(tracker, runtime) as told:
-        fresh = fresh and not _has_begun(config, runtime, "lm")
+        tracker.fresh = fresh = fresh and not _has_begun(config, runtime, "lm")
         done: dict[str, bool] = {}
         found: dict[str, Found | None] = {}
         for stage in TRAIN:
@@ -73,7 +74,7 @@ def run_stage(config: Config, runtime: Runtime, stage: str, fresh: bool = False)
         if stage == "classifier":
             has_export(config, "lm", store)
     with _only_one(tracker, runtime):
-        fresh = fresh and not _has_begun(config, runtime, stage)
+        tracker.fresh = fresh = fresh and not _has_begun(config, runtime, stage)
         found = None if fresh else find_checkpoint(config, runtime, stage)
         if found is not None and _is_over(config, runtime, stage, found):
             found = None
@@ -140,7 +141,8 @@ def _only_one(tracker: Tracker, runtime: Runtime) -> Iterator[list[str]]:
             tracker.lock()
         yield told
     except Interrupted:
-        tracker.close(RESUMABLE)
+        with stopping.saved():
+            tracker.close(RESUMABLE)
         raise
     except BaseException:
         tracker.close(FAILED)

@@ -17,6 +17,8 @@ from ulmfit_dist.errors import UserError
 
 STAGES = ("lm", "classifier")
 """In the order in which they are trained."""
+POSITION = ("phase", "epoch", "step", "tokens")
+"""What every line has."""
 
 
 class MetricLog:
@@ -78,7 +80,7 @@ def is_epoch(line: Mapping[str, Any]) -> bool:
 def metrics_of(line: Mapping[str, Any]) -> dict[str, Any]:
     """The metrics of a line by W&B's names, and the stage's own axes."""
     stage = line["stage"]
-    axes = {f"{stage}/{name}": line[name] for name in ("step", "epoch", "phase", "tokens")}
+    axes = {f"{stage}/{name}": line[name] for name in POSITION}
     return {**{name: value for name, value in line.items() if "/" in name}, **axes}
 
 
@@ -97,8 +99,10 @@ def row_after(lines: Iterable[Mapping[str, Any]], first: int) -> int:
 
 
 def _stage_of(line: str) -> str | None:
-    """The stage that a line is of; None for a line cut short by a killed run."""
+    """The stage that a line is of; None for a line cut short by a killed run, and for what is none of ours."""
     try:
-        return str(json.loads(line)["stage"])
+        content = json.loads(line)
+        is_whole = all(type(content[name]) is int for name in POSITION)
+        return str(content["stage"]) if is_whole else None
     except (ValueError, KeyError, TypeError):
         return None

@@ -25,14 +25,15 @@ from ulmfit_dist.errors import UserError
 from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.terminal import EpochTable, final_table
 from ulmfit_dist.training.metric_log import STAGES, MetricLog, is_epoch, metrics_of, row_after, row_number
-from ulmfit_dist.training.wandb_run import Row, Table, WandbRun, wandb_mode
+from ulmfit_dist.training.wandb_run import Row, Table, WandbRun, wandb_mode, where_offline
 
 
 class Tracker:
     """The run directory, and the W&B run, of one training run. On ranks other than 0 all calls do nothing.
 
     Attributes:
-        run_id: W&B's, once it has started.
+        fresh: whether the run is to start over, in W&B as well.
+        run_id: W&B's, once there is one.
 
     Raises:
         UserError: the run directory cannot be written.
@@ -45,7 +46,7 @@ class Tracker:
         self._wandb: WandbRun | None = None
         self._first_row, self._table = 0, EpochTable("lm", config.lm.phases)
         self.run_id: str | None = None
-        self.started = False
+        self.started, self.fresh = False, False
         if not runtime.is_main:
             return
         _check_writable(self.folder)
@@ -79,11 +80,12 @@ class Tracker:
             self.environment = describe_environment()
             write_json(self.folder / "environment.json", self.environment)
             self.summary |= self._facts
-        had_lines = bool(self._metrics.read(stage))
+        goes_on = run_id is not None or bool(lines) or not (self.fresh or self._metrics.read(stage))
         self._metrics.begin(stage, lines)
         self._first_row, rows = self._rows(stage)
         if not self.started:
-            self._start_wandb(run_id if run_id or had_lines else self._noted_run_id(), rows)
+            is_whole = all(self._metrics.read(earlier) for earlier in STAGES[: STAGES.index(stage)])
+            self._start_wandb((run_id or self._noted_run_id()) if goes_on and is_whole else None, rows)
         self.started = True
         self.show(stage)
 
@@ -150,7 +152,11 @@ class Tracker:
 
     def close(self, exit_code: int = 0) -> list[str]:
         """Finish the W&B run: 0 for a run that ended well. Returns where to look at it, a line each."""
-        where = self._wandb.finish(exit_code) if self._wandb is not None else []
+        where, noted = [], self._noted_run_id() if self.runtime.is_main else None
+        if self._wandb is not None:
+            where = self._wandb.finish(exit_code)
+        elif noted is not None and not self.started:  # all was done already
+            where = where_offline(self.folder / "wandb", noted)
         self._wandb = None
         self._lock.release()
         return where
@@ -192,14 +198,18 @@ class Tracker:
         return note.read_text(encoding="utf-8").strip() if note.is_file() else None
 
     def _start_wandb(self, run_id: str | None, rows: list[Row]) -> None:
-        mode = wandb_mode(self.config.tracking)
+        """Start W&B's run, or go on with it. Without W&B the next start may go on with it all the same."""
+        mode, note = wandb_mode(self.config.tracking), self.folder / "wandb" / "run_id"
+        if run_id is None:
+            note.unlink(missing_ok=True)  # it is of a training that is no more
+        self.run_id = run_id
         if mode == "disabled":
             return
         facts = {**to_dict(self.config), **self._facts, "environment": self.environment}
         self._wandb = WandbRun(self.config, mode, facts, run_id, rows)
         self.run_id = self._wandb.id
-        (self.folder / "wandb").mkdir(exist_ok=True)
-        write_bytes(self.folder / "wandb" / "run_id", self.run_id.encode())
+        note.parent.mkdir(exist_ok=True)
+        write_bytes(note, self.run_id.encode())
 
     def _log_final_tables(self, stage: str, tables: dict[str, Any]) -> None:
         assert self._wandb is not None

@@ -129,7 +129,7 @@ class TrackingCallback(Callback):
         for name in ("tokens", "trained", "epoch_trained", "train_seconds", "epoch_seconds"):
             kind = type(getattr(self, name))
             setattr(self, name, kind(state[name]))
-        self.tables = dict(state["tables"])
+        self.tables = state["tables"] if self.tracker.config.tracking.log_text else without_texts(state["tables"])
         self.earlier_seconds = float(state["seconds"])
         if state["valid_metrics"] is not None:
             self.learn.valid_metrics = state["valid_metrics"]
@@ -197,6 +197,14 @@ class TrackingCallback(Callback):
         if self.progress is not None:
             self.progress.__exit__(None, None, None)
             self.progress = None
+
+
+def without_texts(tables: Tables) -> Tables:
+    """Tables of a start that was allowed to show texts, for one that is not."""
+    kept = {name: content for name, content in tables.items() if name != "samples"}
+    if "most_wrong" in kept:
+        kept["most_wrong"] = [{key: value for key, value in row.items() if key != "text"} for row in kept["most_wrong"]]
+    return kept
 
 
 def _mean(sums_2: torch.Tensor) -> float:

@@ -57,6 +57,23 @@ def files_of(folder: Path, run_id: str) -> list[Path]:
     return sorted(folder.glob(f"*run-*-{run_id}/run-{run_id}.wandb"), key=lambda path: path.parent.name.split("run-", 1)[1])
 
 
+def unsent_files(folder: Path, run_id: str) -> list[Path]:
+    """The files of offline starts that W&B does not take for sent."""
+    return [
+        path for path in files_of(folder, run_id) if path.parent.name.startswith("offline-") and not _mark(path).exists()
+    ]
+
+
+def mark_as_sent(folder: Path, run_id: str) -> None:
+    """Have `wandb sync` leave the files of offline starts out, as it does after it has sent them."""
+    for path in unsent_files(folder, run_id):
+        _mark(path).touch()
+
+
+def _mark(path: Path) -> Path:
+    return path.with_name(f"{path.name}.synced")
+
+
 def last_row(folder: Path, run_id: str) -> int | None:
     """The highest step of a run's history in the files that it has written; -1 in empty ones, None without files."""
     files = files_of(folder, run_id)

@@ -10,24 +10,28 @@ that goes on knows what W&B has: it sends what a killed one could not, and nothi
 from __future__ import annotations
 
 import os
-import re
 import secrets
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
+import psutil
+
 from ulmfit_dist.config import Config, TrackingConfig
-from ulmfit_dist.errors import RESUMABLE
-from ulmfit_dist.training.wandb_files import cut_off_incomplete, files_of, last_row
+from ulmfit_dist.errors import RESUMABLE, UserError
+from ulmfit_dist.training.wandb_files import cut_off_incomplete, files_of, last_row, mark_as_sent, unsent_files
 
 SECONDS_TO_ANSWER = 5
 """For a server, before it counts as one that cannot be reached."""
 SECONDS_TO_START = 30
 """For a server that answers, before the run goes on offline."""
+SECONDS_TO_LEAVE = 10
+"""For W&B, after a signal or a failure: who has sent the signal may not wait for long."""
 
 MOST_LABELS = 50
 """Of a confusion matrix whose empty cells W&B gets, too."""
@@ -75,6 +79,7 @@ class WandbRun:
         self.id = run_id or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)  # a sweep's agent names its runs itself
         self._folder = config.run_dir / "wandb"
         self._goes_on, self._known = run_id is not None, -1
+        self._was_here = (self._folder / "run_id").is_file()
         self._run: Any = None
         self._mode, self._failed = mode, False
         self._thread = ThreadPoolExecutor(1, "wandb")
@@ -103,15 +108,19 @@ class WandbRun:
         Returns:
             Where to look at it, a line each.
         """
+        patience = self.config.tracking.patience
+        seconds, grace = (patience, SECONDS_TO_LEAVE / 2) if exit_code == 0 else (min(patience, SECONDS_TO_LEAVE), 0)
         if exit_code == RESUMABLE:
             self._later(lambda: self._run.mark_preempting())
-        self._later(lambda: self._run.finish(exit_code))
-        self._thread.shutdown()
-        if self._failed:
+        if not _is_done(self._later(lambda: self._run.finish(exit_code)), seconds + grace):
+            self._fail(f"W&B did not take all in {seconds:g} seconds: {self._sync()}")
+            _kill_wandbs_process()
+        self._thread.shutdown(wait=False)
+        if self._failed or exit_code != 0:  # else its end would hold this process up, while others have ended
             _leave()
         return self._where() if self._run is not None else []
 
-    def _later(self, call: Callable[[], object]) -> None:
+    def _later(self, call: Callable[[], object]) -> Future[None]:
         def guarded() -> None:
             if self._failed:
                 return
@@ -121,13 +130,15 @@ class WandbRun:
                 patience = f"tracking.patience={self.config.tracking.patience:g} seconds"
                 self._fail(f"W&B did not take all in {patience}: {self._sync()}")
             except Exception as error:
-                self._fail(f"W&B failed, {self.config.run_dir / 'metrics.jsonl'} has what it lacks: {_first_line(error)}")
+                self._fail(f"W&B failed ({_on_one_line(error)}): {self._sync()}")
 
-        self._thread.submit(guarded)
+        return self._thread.submit(guarded)
 
     def _fail(self, message: str) -> None:
-        self._failed = True
-        _warn(message)
+        """Give W&B up. Only the first reason is said; others follow from it."""
+        if not self._failed:
+            self._failed = True
+            _warn(message)
 
     def _start(self) -> None:
         import wandb
@@ -140,7 +151,7 @@ class WandbRun:
         except wandb.Error as error:
             if self._mode == "offline":
                 raise
-            _warn(f"W&B could not start ({_first_line(error)}): the run goes on offline")
+            _warn(f"W&B could not start ({_on_one_line(error)}): the run goes on offline")
             self._mode = "offline"
             _leave()  # its process holds the run's id
             self._run = self._init(self._mode)
@@ -149,6 +160,8 @@ class WandbRun:
             self._run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
         for row in self._earlier:
             self._send(row, {})
+        if self._mode == "online":
+            mark_as_sent(self._folder, self.id)  # the rows of offline starts are this one's now
 
     def _init(self, mode: str) -> Any:
         wandb = _quiet_wandb()
@@ -184,9 +197,9 @@ class WandbRun:
         for path in files_of(self._folder, self.id):
             cut_off_incomplete(path)
         in_files = last_row(self._folder, self.id)
-        if in_files is None:  # sent, and removed since
+        if in_files is None and self._was_here:  # sent, and removed since
             return max((row.number for row in self._earlier), default=-1)
-        return in_files
+        return -1 if in_files is None else in_files
 
     def _send(self, row: Row, tables: dict[str, Table]) -> None:
         import wandb
@@ -217,29 +230,56 @@ class WandbRun:
         return None
 
     def _where(self) -> list[str]:
+        if self._failed:
+            return []  # it was said
         if self._mode == "online":
             return [f"W&B: {self._run.url}"]
-        newest = files_of(self._folder, self.id)[-1].parent
-        return [f"W&B is offline: {self._sync()}", f"look at it here: wandb beta leet {newest}"]
+        return where_offline(self._folder, self.id)
 
     def _sync(self) -> str:
-        folders = f"offline-run-*-{self.id}" if self._mode == "offline" else f"run-*-{self.id} --include-online"
-        return f"send it with: wandb sync {self._folder}/{folders}"
+        if self._mode == "offline":
+            return sync_command(self._folder, self.id)
+        return f"send it with: wandb sync {self._folder}/run-*-{self.id} --include-online"
+
+
+def where_offline(folder: Path, run_id: str) -> list[str]:
+    """The commands that help with what a run has written offline into W&B's folder; none where all of it was sent."""
+    paths = unsent_files(folder, run_id)
+    if not paths:
+        return []
+    part = "the run" if len(paths) == 1 else "its last start"
+    return [f"W&B is offline: {sync_command(folder, run_id)}", f"look at {part} here: wandb beta leet {paths[-1].parent}"]
+
+
+def sync_command(folder: Path, run_id: str) -> str:
+    return f"send it with: wandb sync {folder}/offline-run-*-{run_id}"
 
 
 def wandb_mode(settings: TrackingConfig) -> str:
-    """online, offline or disabled: `auto` is what WANDB_MODE says, else online for who is logged in, else offline."""
+    """online, offline or disabled: `auto` is what WANDB_MODE says, else online for who is logged in, else offline.
+
+    Raises:
+        UserError: WANDB_MODE is none of W&B's.
+    """
     if settings.wandb != "auto":
         return settings.wandb
+    if os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1", "yes"):
+        return "disabled"
     if "WANDB_MODE" in os.environ:
-        mode = os.environ["WANDB_MODE"]
-        return {"run": "online", "dryrun": "offline"}.get(mode, mode)
+        return _mode_of_the_environment(os.environ["WANDB_MODE"])
     wandb = _quiet_wandb()
     try:
         return "online" if wandb.login(prompt=False, verify=False) else "offline"
     except wandb.Error as error:
-        _warn(f"no login to W&B ({_first_line(error)}): the run goes on offline")
+        _warn(f"no login to W&B ({_on_one_line(error)}): the run goes on offline")
         return "offline"
+
+
+def _mode_of_the_environment(said: str) -> str:
+    mode = {"run": "online", "shared": "online", "dryrun": "offline"}.get(said, said)
+    if mode not in ("online", "offline", "disabled"):
+        raise UserError(f"WANDB_MODE={said}: give online, offline or disabled")
+    return mode
 
 
 def _quiet_wandb() -> Any:
@@ -265,20 +305,40 @@ def _confusion_chart(name: str, labels: Sequence[str], counts_CC: Sequence[Seque
     )
 
 
+def _is_done(call: Future[None], seconds: float) -> bool:
+    return bool(wait([call], timeout=seconds).done)
+
+
 def _leave() -> None:
-    """End what is left of W&B after a failure, which it would report with a traceback at the end of this process.
+    """End what is left of W&B, which would report a failure with a traceback at the end of this process, or wait there.
 
     Its own process ends at a SIGTERM (wandb issue 9963), which SLURM sends to all processes of a job.
     """
     import wandb
 
-    with suppress(Exception, SystemExit):
-        wandb.teardown(1)
+    def leave() -> None:
+        with suppress(Exception, SystemExit):
+            wandb.teardown(1)
+
+    thread = Thread(target=leave, daemon=True)
+    thread.start()
+    thread.join(SECONDS_TO_LEAVE)
+    if thread.is_alive():
+        _kill_wandbs_process()
+        thread.join(SECONDS_TO_LEAVE)
+
+
+def _kill_wandbs_process() -> None:
+    """End the process that wandb has started beside this one, which answers no more."""
+    for child in psutil.Process().children():
+        with suppress(psutil.Error):
+            if child.name().startswith("wandb"):
+                child.kill()
 
 
 def _warn(message: str) -> None:
     print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
-def _first_line(error: Exception) -> str:
-    return re.split(r"[\r\n]", f"{error}".strip() or type(error).__name__, maxsplit=1)[0]
+def _on_one_line(error: Exception) -> str:
+    return " ".join(f"{error}".split())[:300] or type(error).__name__
