@@ -239,6 +239,15 @@ def test_runs_are_compared(run: Path, tmp_path: Path):
     assert len(page.all("table")) > 8
 
 
+def test_phases_are_marked_where_all_runs_have_the_same(run: Path, tmp_path: Path):
+    shorter = make_run(tmp_path / "shorter")
+    lines = [json.loads(line) for line in (shorter / "metrics.jsonl").read_text().splitlines()]
+    kept = [line for line in lines if line["stage"] == "lm" or line["phase"] == 0]
+    (shorter / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in kept))
+    marks = [{text for _, text in read(*runs).texts if text.startswith("phase ")} for runs in ([run], [shorter, run])]
+    assert marks == [{"phase 1", "phase 2"}, set()]
+
+
 def test_runs_of_one_name_are_told_apart(tmp_path: Path):
     runs = [make_run(tmp_path / folder, name="run", stages=()) for folder in "ab"]
     words = [text for _, text in read(*runs).texts]

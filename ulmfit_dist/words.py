@@ -75,7 +75,9 @@ def _parser() -> _Parser:
         "report", help="a run, or several beside each other, on one page", description="write report.html"
     )
     report.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="a run directory, such as runs/quickstart")
-    report.add_argument("--output", type=Path, metavar="F", help="default: in the run's directory; of several runs, here")
+    report.add_argument(
+        "--output", type=Path, metavar="F", help="default: report.html in the run's directory; of several runs, in this one"
+    )
     report.set_defaults(command="report", goes_on=False)
     prepare = _with_config(commands, "prepare", "texts to token store, shared out over the ranks")
     prepare.add_argument("--show", type=int, default=0, metavar="N", help="print N documents as the model will read them")

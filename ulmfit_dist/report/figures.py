@@ -170,6 +170,9 @@ def _by_epoch(lines: list[Line], name: str) -> tuple[np.ndarray, np.ndarray]:
 def _phases(stages: Sequence[Stage], by_epoch: bool) -> list[float]:
     """Where phases begin, and the last one ends; nothing where the runs do not agree."""
     ends: dict[int, float] = {}
+    numbers = {max((line.phase for line in one.epochs), default=0) for one in stages if one.is_finished}
+    if len(numbers) > 1:
+        return []
     for one in stages:
         mine: dict[int, float] = {}
         for line in one.epochs if by_epoch else one.lines:

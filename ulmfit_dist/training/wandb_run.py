@@ -146,6 +146,7 @@ class WandbRun:
         if self._mode == "online" and (error := self._unreachable()):
             _warn(f"W&B cannot be reached ({error}): the run goes on offline")
             self._mode = "offline"
+            _stop_telemetry()
         try:
             self._run = self._init(self._mode)
         except wandb.Error as error:
@@ -303,6 +304,14 @@ def _confusion_chart(name: str, labels: Sequence[str], counts_CC: Sequence[Seque
         fields=fields,
         string_fields={"title": name},
     )
+
+
+def _stop_telemetry() -> None:
+    """Have wandb send no measurements of itself: at the end of this process it would wait for a server that never answers."""
+    with suppress(Exception):  # it is wandb's own affair, and may look different in another version
+        from wandb.analytics.opentelemetry import opentelemetry_proxy
+
+        opentelemetry_proxy.disable()
 
 
 def _is_done(call: Future[None], seconds: float) -> bool:
