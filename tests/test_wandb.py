@@ -25,7 +25,8 @@ from ulmfit_dist.compose import load_config
 from ulmfit_dist.config import Config, TrackingConfig
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.training.wandb_files import files_of, last_row, records
-from ulmfit_dist.training.wandb_run import Row, WandbRun, wandb_mode, where_offline
+from ulmfit_dist.training.wandb_process import wandb_mode
+from ulmfit_dist.training.wandb_run import Row, WandbRun, where_offline
 
 KEY = "a" * 40
 
@@ -112,6 +113,7 @@ def test_an_online_run_sends_its_history_its_texts_and_its_model(
     assert len(texts) == 2 * 2
     (model,), (source,) = server.versions("run-lm"), server.versions("run-texts")
     assert (model.made_by, source.used_by) == (run_id, [run_id])
+    assert source.metadata["num_documents"] == 210
     assert model.files["model.safetensors"] == (tmp_path / "run/lm/model.safetensors").read_bytes()
     assert run.upserts[0]["tags"] == ["short"]
     assert "environment" in json.loads(run.config)

@@ -27,6 +27,9 @@ from ulmfit_dist.training.timing import TimingCallback
 from ulmfit_dist.training.tracking import Tracker
 from ulmfit_dist.training.tracking_callback import TrackingCallback
 
+FACTS_OF_TEXTS = ("fingerprint", "num_documents", "num_tokens", "vocab_size")
+"""What W&B learns of a token store that a model was made from."""
+
 
 def train_stage(
     learner: DistributedLearner,
@@ -91,7 +94,7 @@ def train_stage(
             training = {"training_id": training_id, "data_fingerprint": store.fingerprint}
             training |= {"world_size": runtime.world_size, "metrics": metrics}
             save_exported(config.run_dir / stage, learner.model, config, store, labels, training)
-            tracker.save_model(stage, training, {"fingerprint": store.fingerprint, "counts": store.meta.get("counts")})
+            tracker.save_model(stage, training, {key: store.meta[key] for key in FACTS_OF_TEXTS})
     return config.run_dir / stage
 
 

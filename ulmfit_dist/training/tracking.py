@@ -25,7 +25,8 @@ from ulmfit_dist.errors import UserError
 from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.terminal import EpochTable, final_table
 from ulmfit_dist.training.metric_log import STAGES, MetricLog, is_epoch, metrics_of, row_after, row_number
-from ulmfit_dist.training.wandb_run import Row, Table, WandbRun, wandb_mode, where_offline
+from ulmfit_dist.training.wandb_process import wandb_mode
+from ulmfit_dist.training.wandb_run import Row, Table, WandbRun, where_offline
 
 
 class Tracker:
@@ -107,7 +108,8 @@ class Tracker:
         shutil.rmtree(self.config.checkpoints_dir / stage, ignore_errors=True)
         self.summary.pop(stage, None)
         self.summary.get("seconds", {}).pop(stage, None)
-        write_json(self.folder / "summary.json", self.summary)
+        self._tables.pop(stage, None)
+        self._write_summary()
         self._metrics.drop(stage)
 
     def log(
@@ -139,8 +141,7 @@ class Tracker:
             return
         self.summary[stage] = metrics
         self._tables[stage] = tables or {}
-        write_json(self.folder / "summary.json", self.summary)
-        write_json(self.folder / "tables.json", self._tables, indent=None)
+        self._write_summary()
         if self._wandb is not None:
             self._wandb.summarize({f"{stage}/{name}": value for name, value in metrics.items()})
             self._log_final_tables(stage, tables or {})
@@ -191,6 +192,10 @@ class Tracker:
                 break
             first = row_after(lines, first) + 1
         return first, rows
+
+    def _write_summary(self) -> None:
+        write_json(self.folder / "summary.json", self.summary)
+        write_json(self.folder / "tables.json", self._tables, indent=None)
 
     def _noted_run_id(self) -> str | None:
         """W&B's run that this folder's run has been so far."""

@@ -11,20 +11,24 @@ from __future__ import annotations
 
 import os
 import secrets
-import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
-import psutil
-
-from ulmfit_dist.config import Config, TrackingConfig
-from ulmfit_dist.errors import RESUMABLE, UserError
+from ulmfit_dist.config import Config
+from ulmfit_dist.errors import RESUMABLE
 from ulmfit_dist.training.wandb_files import cut_off_incomplete, files_of, last_row, mark_as_sent, unsent_files
+from ulmfit_dist.training.wandb_process import (
+    kill_wandbs_process,
+    leave,
+    on_one_line,
+    quiet_wandb,
+    stop_telemetry,
+    warn,
+    why_unreachable,
+)
 
 SECONDS_TO_ANSWER = 5
 """For a server, before it counts as one that cannot be reached."""
@@ -114,10 +118,10 @@ class WandbRun:
             self._later(lambda: self._run.mark_preempting())
         if not _is_done(self._later(lambda: self._run.finish(exit_code)), seconds + grace):
             self._fail(f"W&B did not take all in {seconds:g} seconds: {self._sync()}")
-            _kill_wandbs_process()
+            kill_wandbs_process()
         self._thread.shutdown(wait=False)
         if self._failed or exit_code != 0:  # else its end would hold this process up, while others have ended
-            _leave()
+            leave(SECONDS_TO_LEAVE)
         return self._where() if self._run is not None else []
 
     def _later(self, call: Callable[[], object]) -> Future[None]:
@@ -130,7 +134,7 @@ class WandbRun:
                 patience = f"tracking.patience={self.config.tracking.patience:g} seconds"
                 self._fail(f"W&B did not take all in {patience}: {self._sync()}")
             except Exception as error:
-                self._fail(f"W&B failed ({_on_one_line(error)}): {self._sync()}")
+                self._fail(f"W&B failed ({on_one_line(error)}): {self._sync()}")
 
         return self._thread.submit(guarded)
 
@@ -138,23 +142,23 @@ class WandbRun:
         """Give W&B up. Only the first reason is said; others follow from it."""
         if not self._failed:
             self._failed = True
-            _warn(message)
+            warn(message)
 
     def _start(self) -> None:
         import wandb
 
-        if self._mode == "online" and (error := self._unreachable()):
-            _warn(f"W&B cannot be reached ({error}): the run goes on offline")
+        if self._mode == "online" and (error := why_unreachable(SECONDS_TO_ANSWER)):
+            warn(f"W&B cannot be reached ({error}): the run goes on offline")
             self._mode = "offline"
-            _stop_telemetry()
+            stop_telemetry()
         try:
             self._run = self._init(self._mode)
         except wandb.Error as error:
             if self._mode == "offline":
                 raise
-            _warn(f"W&B could not start ({_on_one_line(error)}): the run goes on offline")
+            warn(f"W&B could not start ({on_one_line(error)}): the run goes on offline")
             self._mode = "offline"
-            _leave()  # its process holds the run's id
+            leave(SECONDS_TO_LEAVE)  # its process holds the run's id
             self._run = self._init(self._mode)
         for stage in ("lm", "classifier"):
             self._run.define_metric(f"{stage}/step", hidden=True)
@@ -165,7 +169,7 @@ class WandbRun:
             mark_as_sent(self._folder, self.id)  # the rows of offline starts are this one's now
 
     def _init(self, mode: str) -> Any:
-        wandb = _quiet_wandb()
+        wandb = quiet_wandb()
         if self._goes_on and mode == "offline":
             self._known = self._last_in_files()
         tracking = self.config.tracking
@@ -219,17 +223,6 @@ class WandbRun:
         model.add_dir(str(folder))
         self._run.log_artifact(model)
 
-    def _unreachable(self) -> str | None:
-        """Why the server does not answer; None where it does, whatever it says."""
-        import requests
-
-        address = _quiet_wandb().setup().settings.base_url
-        try:
-            requests.head(address, timeout=SECONDS_TO_ANSWER)
-        except requests.RequestException as error:
-            return f"{address}: {type(error).__name__}"
-        return None
-
     def _where(self) -> list[str]:
         if self._failed:
             return []  # it was said
@@ -256,41 +249,6 @@ def sync_command(folder: Path, run_id: str) -> str:
     return f"send it with: wandb sync {folder}/offline-run-*-{run_id}"
 
 
-def wandb_mode(settings: TrackingConfig) -> str:
-    """online, offline or disabled: `auto` is what WANDB_MODE says, else online for who is logged in, else offline.
-
-    Raises:
-        UserError: WANDB_MODE is none of W&B's.
-    """
-    if settings.wandb != "auto":
-        return settings.wandb
-    if os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1", "yes"):
-        return "disabled"
-    if "WANDB_MODE" in os.environ:
-        return _mode_of_the_environment(os.environ["WANDB_MODE"])
-    wandb = _quiet_wandb()
-    try:
-        return "online" if wandb.login(prompt=False, verify=False) else "offline"
-    except wandb.Error as error:
-        _warn(f"no login to W&B ({_on_one_line(error)}): the run goes on offline")
-        return "offline"
-
-
-def _mode_of_the_environment(said: str) -> str:
-    mode = {"run": "online", "shared": "online", "dryrun": "offline"}.get(said, said)
-    if mode not in ("online", "offline", "disabled"):
-        raise UserError(f"WANDB_MODE={said}: give online, offline or disabled")
-    return mode
-
-
-def _quiet_wandb() -> Any:
-    """The package wandb, its messages off."""
-    import wandb
-
-    wandb.setup(wandb.Settings(silent=True))
-    return wandb
-
-
 def _confusion_chart(name: str, labels: Sequence[str], counts_CC: Sequence[Sequence[int]]) -> Any:
     """W&B's own chart of a confusion matrix; made from counts, where its function wants each document."""
     import wandb
@@ -306,48 +264,5 @@ def _confusion_chart(name: str, labels: Sequence[str], counts_CC: Sequence[Seque
     )
 
 
-def _stop_telemetry() -> None:
-    """Have wandb send no measurements of itself: at the end of this process it would wait for a server that never answers."""
-    with suppress(Exception):  # it is wandb's own affair, and may look different in another version
-        from wandb.analytics.opentelemetry import opentelemetry_proxy
-
-        opentelemetry_proxy.disable()
-
-
 def _is_done(call: Future[None], seconds: float) -> bool:
     return bool(wait([call], timeout=seconds).done)
-
-
-def _leave() -> None:
-    """End what is left of W&B, which would report a failure with a traceback at the end of this process, or wait there.
-
-    Its own process ends at a SIGTERM (wandb issue 9963), which SLURM sends to all processes of a job.
-    """
-    import wandb
-
-    def leave() -> None:
-        with suppress(Exception, SystemExit):
-            wandb.teardown(1)
-
-    thread = Thread(target=leave, daemon=True)
-    thread.start()
-    thread.join(SECONDS_TO_LEAVE)
-    if thread.is_alive():
-        _kill_wandbs_process()
-        thread.join(SECONDS_TO_LEAVE)
-
-
-def _kill_wandbs_process() -> None:
-    """End the process that wandb has started beside this one, which answers no more."""
-    for child in psutil.Process().children():
-        with suppress(psutil.Error):
-            if child.name().startswith("wandb"):
-                child.kill()
-
-
-def _warn(message: str) -> None:
-    print(f"warning: {message}", file=sys.stderr, flush=True)
-
-
-def _on_one_line(error: Exception) -> str:
-    return " ".join(f"{error}".split())[:300] or type(error).__name__
