@@ -15,7 +15,7 @@ from ulmfit_dist.errors import UserError
 
 
 def wandb_mode(settings: TrackingConfig) -> str:
-    """online, offline or disabled: `auto` is what WANDB_MODE says, else online for who is logged in, else offline.
+    """online, offline or disabled: `auto` is what WANDB_DISABLED or WANDB_MODE says, else online for who is logged in.
 
     Raises:
         UserError: WANDB_MODE is none of W&B's.
