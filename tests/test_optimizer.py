@@ -1,0 +1,68 @@
+"""The fused optimizer beside fastai's own Adam."""
+
+import copy
+
+import pytest
+import torch
+from fastai.optimizer import Adam, Optimizer
+from torch import nn
+
+from ulmfit_dist.training.optimizer import FusedAdam
+
+HYPERS = {"mom": 0.8, "sqr_mom": 0.99, "eps": 1e-5, "wd": 0.1}
+
+
+def both(dtype: torch.dtype) -> list[tuple[nn.Module, Optimizer]]:
+    """The same network twice, in two groups, with fastai's optimizer and ours; the biases are spared weight decay."""
+    found = []
+    for kind in (Adam, FusedAdam):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(7, 5), nn.Linear(5, 3)).to(dtype)
+        optimizer = kind([list(layer.parameters()) for layer in model], lr=1e-2, **HYPERS)
+        for layer in model:
+            optimizer.state[layer.bias]["do_wd"] = False
+        found.append((model, optimizer))
+    return found
+
+
+def train(model: nn.Module, optimizer: Optimizer, steps: range) -> None:
+    """Steps whose rates and momentum change, as in a one-cycle schedule."""
+    for step in steps:
+        torch.manual_seed(step)
+        optimizer.set_hyper("lr", [1e-2 / (step + 1), 1e-2])
+        optimizer.set_hyper("mom", 0.8 - 0.01 * step)
+        x = torch.randn(4, 7, dtype=next(model.parameters()).dtype)
+        model(x).pow(2).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_steps_are_those_of_fastais_adam(dtype: torch.dtype, tolerance: float):
+    (theirs, adam), (ours, fused) = both(dtype)
+    before = [parameter.detach().clone() for parameter in ours.parameters()]
+    train(theirs, adam, range(20))
+    train(ours, fused, range(20))
+    for expected, found, first in zip(theirs.parameters(), ours.parameters(), before, strict=True):
+        torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+        assert not torch.equal(found, first)
+
+
+def test_what_is_frozen_stays():
+    _, (model, optimizer) = both(torch.float64)
+    first, last = (layer.weight.detach().clone() for layer in model)
+    optimizer.freeze_to(1)
+    train(model, optimizer, range(3))
+    assert torch.equal(model[0].weight, first)
+    assert not torch.equal(model[1].weight, last)
+
+
+def test_a_state_of_fastais_adam_goes_on():
+    (theirs, adam), (ours, fused) = both(torch.float64)
+    train(theirs, adam, range(5))
+    ours.load_state_dict(theirs.state_dict())
+    fused.load_state_dict(copy.deepcopy(adam.state_dict()))
+    train(theirs, adam, range(5, 10))
+    train(ours, fused, range(5, 10))
+    for expected, found in zip(theirs.parameters(), ours.parameters(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
