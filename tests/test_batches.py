@@ -10,11 +10,15 @@ from fastcore.foundation import L
 from stores import make_store
 
 from ulmfit_dist.config import RuntimeConfig
+from ulmfit_dist.data.ahead import moved_ahead
 from ulmfit_dist.data.batches import IGNORED, Share, share_of_rank
 from ulmfit_dist.data.classifier_batches import ClassifierBatches, pad_chunks
-from ulmfit_dist.data.lm_batches import LMBatches
+from ulmfit_dist.data.lm_batches import STEPS_READ, LMBatches
 from ulmfit_dist.data.store import TokenStore, shard_stem
+from ulmfit_dist.data.vocab import PAD_ID
 from ulmfit_dist.errors import UserError
+from ulmfit_dist.model.awd_lstm import SentenceEncoder
+from ulmfit_dist.model.dropout import Position
 
 B, T = 8, 5
 
@@ -97,6 +101,56 @@ def test_lm_validation_predicts_every_token_once(store: TokenStore, world_size: 
     assert sorted(seen) == list(range(3, 2 + int(store.lengths.sum())))
 
 
+LENGTHS = {
+    "of all lengths": np.random.default_rng(0).integers(1, 60, 103),
+    "of one token": np.ones(300, dtype=int),
+    "hardly more than rows": np.array([1, 6, 7]),
+    "longer than rows": np.array([3, 1000, 1, 2, 3, 900, 5]),
+}
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize("seed", [1, None])
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
+def test_lm_batches_are_the_stream_cut_into_rows(lengths: np.ndarray, seed: int | None, backwards: bool, tmp_path: Path):
+    draw = np.random.default_rng(0)
+    documents = [draw.integers(2, 2**16, length) for length in lengths]
+    store = make_store(tmp_path, documents, np.zeros(len(documents)), [])
+    for ranks in ((0, 1), (1, 2), (7, 8), (1, 2, 3), (0, 2, None, 8), (0, 1, 3, 2)):
+        loader = LMBatches(store, store.split("train")[1:], B, T, share(*ranks), seed, backwards)
+        for epoch in range(2):
+            loader.set_epoch(epoch)
+            x, y = stream_cut_into_rows(loader, [document[:: -1 if backwards else 1] for document in documents])
+            in_order = [(step, loader.step(step)) for step in range(len(loader))]
+            from_the_middle = list(enumerate(loader.from_step(len(loader) // 2), len(loader) // 2))
+            anywhere = [(step, loader.step(step)) for step in draw.permutation(len(loader)).tolist()]
+            for step, batches in in_order + from_the_middle + anywhere:
+                for batch in batches:
+                    where = np.s_[batch.rows.start : batch.rows.stop, step * T : (step + 1) * T]
+                    assert torch.equal(batch.x, x[where])
+                    assert torch.equal(batch.y, y[where])
+                    assert batch.global_tokens == B * batch.x.shape[1]
+
+
+def stream_cut_into_rows(loader: LMBatches, documents: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+    """x and y of all rows over the whole epoch, [B, row_len]."""
+    stream = torch.from_numpy(np.concatenate([documents[i] for i in loader._order]))
+    missing = max(0, B * loader.row_len + 1 - len(stream))
+    x, y = (torch.nn.functional.pad(stream, (0, missing), value=filler) for filler in (PAD_ID, IGNORED))
+    end = B * loader.row_len
+    return x[:end].view(B, -1), y[1 : end + 1].view(B, -1)
+
+
+def test_lm_batches_that_were_handed_out_stay_as_they_are(store: TokenStore):
+    loader = lm_batches(store)
+    kept = list(loader)
+    copies = [[batch.x.clone() for batch in batches] for batches in kept]
+    loader.set_epoch(1)
+    list(loader)
+    for batches, as_they_were in zip(kept, copies, strict=True):
+        assert all(torch.equal(batch.x, x) for batch, x in zip(batches, as_they_were, strict=True))
+
+
 def test_lm_training_drops_less_than_a_token_per_row(store: TokenStore):
     trained = sum(batch.y.numel() for batches in lm_batches(store) for batch in batches)
     assert 0 <= int(store.lengths.sum()) - 1 - trained < B
@@ -108,12 +162,15 @@ def test_a_step_of_the_language_model_reads_no_more_of_a_larger_corpus(
 ):
     loader = LMBatches(store, np.tile(store.split("train"), copies), B, T, Share(), seed=1)
     read: list[int] = []
-    document = store.document
-    monkeypatch.setattr(store, "document", lambda i: read.append(i) or document(i))
-    for step in range(20):
-        read.clear()
+    pieces = store.pieces
+    monkeypatch.setattr(store, "pieces", lambda *which: read.append((which[2] - which[1]).sum()) or pieces(*which))
+    for step in range(len(loader)):
         loader.step(step)
-        assert B <= len(read) <= B * (T + 1)  # a row's documents: one, or some more where they are short
+    steps = [min(STEPS_READ * T, loader.row_len - step * T) for step in range(0, len(loader), STEPS_READ)]
+    assert read == [B * (tokens + 1) for tokens in steps]
+    read.clear()
+    next(loader.from_step(30))
+    assert sum(read) <= B * (STEPS_READ * T + 1)
 
 
 def test_backwards_reads_each_document_from_its_end(store: TokenStore):
@@ -186,6 +243,53 @@ def test_padding_is_fastais(store: TokenStore):
     width = len(documents[0])
     theirs = [pad_chunk(torch.from_numpy(d.astype(np.int64)), seq_len=T, pad_len=width) for d in documents]
     assert torch.equal(pad_chunks(documents, width, T), torch.stack(theirs))
+
+
+class PositionsRead(torch.nn.Module):
+    """Stands in for the network in an encoder of whole documents, and counts what it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.position, self.count = Position(), 0
+
+    def reset(self) -> None: ...
+
+    def forward(self, x_bT: torch.Tensor) -> torch.Tensor:
+        self.count += x_bT.numel()
+        return torch.zeros(*x_bT.shape, 1)
+
+
+@pytest.mark.parametrize("seed", [1, None])
+def test_less_than_a_twentieth_of_what_the_classifier_reads_is_padding(seed: int | None, tmp_path: Path):
+    """Lengths are those of IMDb's reviews, nearly; as few documents as there are to a run that is sorted by length."""
+    lengths = np.random.default_rng(0).lognormal(np.log(200), 0.8, 3200).astype(int) + 1
+    store = make_store(tmp_path, [np.full(length, 2) for length in lengths], np.zeros(3200), [])
+    for world_size, micro in ((1, None), (2, 5)):
+        network = PositionsRead()
+        encoder = SentenceEncoder(72, network, PAD_ID, 1440)
+        for rank in range(world_size):
+            loader = ClassifierBatches(store, store.split("train"), 64, 72, share(rank, world_size, micro), seed)
+            for batches in loader:
+                for batch in batches:
+                    encoder(batch.x)
+        assert lengths.sum() < network.count < lengths.sum() / 0.95
+
+
+DEVICES = ["cpu", "meta", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+@pytest.mark.parametrize("device", map(torch.device, DEVICES), ids=DEVICES)
+def test_a_step_is_sent_to_a_gpu_ahead_of_the_one_that_is_used(store: TokenStore, device: torch.device):
+    loader, taken = classifier_batches(store, 0, 1, 3), []
+    steps = (taken.append(step) or batches for step, batches in enumerate(loader))
+    for step, moved in enumerate(moved_ahead(steps, device)):
+        assert len(taken) == (step + 1 if device.type == "cpu" else min(step + 2, len(loader)))
+        for there, here in zip(moved, loader.step(step), strict=True):
+            assert there.x.device.type == there.y.device.type == device.type
+            assert there.rows == here.rows
+            assert device.type == "meta" or torch.equal(there.x.cpu(), here.x)
+            assert device.type == "meta" or torch.equal(there.y.cpu(), here.y)
+    assert taken == list(range(len(loader)))
 
 
 def test_a_store_cut_short_is_refused(store: TokenStore, tmp_path: Path):

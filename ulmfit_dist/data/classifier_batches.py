@@ -65,7 +65,7 @@ class ClassifierBatches:
         return len(self._batches)
 
     def to(self, device: torch.device) -> None:
-        """Nothing to move: micro-batches go to the device as they are used."""
+        """Nothing to move: micro-batches go to the device one step ahead (`data/ahead.py`)."""
 
     def set_epoch(self, epoch: int) -> None:
         """Form the global batches of the epoch."""
@@ -105,8 +105,8 @@ class ClassifierBatches:
 
     def _micro_batch(self, batch: np.ndarray, rows: range) -> MicroBatch:
         documents = batch[rows.start : rows.stop : rows.step]
-        tokens = [self.store.document(i)[:: self.direction] for i in documents]
-        x_bT = pad_chunks(tokens, int(self.store.lengths[batch[0]]), self.seq_len)
+        tokens = self.store.pieces(documents, np.zeros_like(documents), self.store.lengths[documents])
+        x_bT = pad_chunks([piece[:: self.direction] for piece in tokens], int(self.store.lengths[batch[0]]), self.seq_len)
         y_b = torch.from_numpy(self.store.labels[documents].astype(np.int64))
         return MicroBatch(x_bT, y_b, rows, len(batch), int(self.store.lengths[batch].sum()), documents)
 

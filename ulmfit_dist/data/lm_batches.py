@@ -5,10 +5,13 @@ length, and step t gives each row its t-th `seq_len` tokens, so a row's hidden s
 (virtual) ranks r owns the rows `[r*B/W, (r+1)*B/W)`, and reads only those, through the memory map: a step costs the same
 whatever the size of the corpus.
 
+Several steps are read in one go, so each costs a copy, and a share of what it is to find the documents. The price: these
+steps are held in memory, and to ask for a single step reads all of them.
+
 Training drops the less than `global_batch_size` tokens behind the last full row, other ones each epoch; validation drops
 nothing: its last row is filled up with positions that do not count.
 
-B: rows of all ranks, b: rows of a micro-batch, T: tokens of a step.
+B: rows of all ranks, b: rows of a rank or of a micro-batch, T: tokens of one step or several, p: pieces of documents.
 """
 
 from __future__ import annotations
@@ -23,6 +26,9 @@ from ulmfit_dist.data.store import TokenStore
 from ulmfit_dist.data.vocab import PAD_ID
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.randomness import permutation
+
+STEPS_READ = 16
+"""Steps that are read in one go: what it costs to find the documents of a row is paid once for all of them."""
 
 
 class LMBatches:
@@ -56,7 +62,7 @@ class LMBatches:
         each = global_batch_size // share.num_virtual_ranks
         owned = [range(rank * each, (rank + 1) * each) for rank in share.virtual_ranks]
         self.row_ranges = [rows for part in owned for rows in share.cut(part, global_batch_size)]
-        self.direction = -1 if backwards else 1
+        self.backwards = backwards
         self.num_tokens = int(store.lengths[documents].sum())
         targets = self.num_tokens - 1
         whole_rows = targets // global_batch_size
@@ -73,7 +79,7 @@ class LMBatches:
         return -(-self.row_len // self.seq_len)
 
     def to(self, device: torch.device) -> None:
-        """Nothing to move: micro-batches go to the device as they are used."""
+        """Nothing to move: micro-batches go to the device one step ahead (`data/ahead.py`)."""
 
     def set_epoch(self, epoch: int) -> None:
         """Lay the documents in the order of the epoch."""
@@ -81,6 +87,7 @@ class LMBatches:
         if self.seed is not None:
             order = order[permutation(len(order), self.seed, "lm", "order", epoch)]
         self._order, self._ends = order, np.cumsum(self.store.lengths[order])
+        self._steps_read = range(0)
 
     def __iter__(self) -> Iterator[list[MicroBatch]]:
         return self.from_step(0)
@@ -91,29 +98,45 @@ class LMBatches:
 
     def step(self, step: int) -> list[MicroBatch]:
         """The micro-batches of one step of the epoch."""
-        return [self._micro_batch(rows, step) for rows in self.row_ranges]
+        if step not in self._steps_read:
+            self._steps_read, self._tokens_bT = range(step, step + STEPS_READ), self._read(step)
+        begin = (step - self._steps_read.start) * self.seq_len
+        tokens_bT = self._tokens_bT[:, begin : begin + self.seq_len + 1]
+        return [self._micro_batch(rows, tokens_bT) for rows in self.row_ranges]
 
-    def _micro_batch(self, rows: range, step: int) -> MicroBatch:
-        width = min(self.seq_len, self.row_len - step * self.seq_len)
-        tokens_bT1 = np.full((len(rows), width + 1), PAD_ID, dtype=np.int64)
-        counts = [
-            self._read(row * self.row_len + step * self.seq_len, out) for row, out in zip(rows, tokens_bT1, strict=True)
-        ]
-        x_bT, y_bT = tokens_bT1[:, :-1].copy(), tokens_bT1[:, 1:].copy()
-        for y_T, count in zip(y_bT, counts, strict=True):
-            y_T[max(count - 1, 0) :] = IGNORED
-        global_tokens = self.global_batch_size * width
+    def _micro_batch(self, rows: range, tokens_bT: np.ndarray) -> MicroBatch:
+        first = self.row_ranges[0].start
+        own_bT = tokens_bT[rows.start - first : rows.stop - first]
+        x_bT, y_bT = own_bT[:, :-1].copy(), own_bT[:, 1:].copy()
+        x_bT[x_bT == IGNORED] = PAD_ID
+        global_tokens = self.global_batch_size * x_bT.shape[1]
         return MicroBatch(torch.from_numpy(x_bT), torch.from_numpy(y_bT), rows, self.global_batch_size, global_tokens)
 
-    def _read(self, position: int, out: np.ndarray) -> int:
-        """Fill `out` with the stream from `position` on; returns how many tokens the stream still had."""
-        i = int(np.searchsorted(self._ends, position, side="right"))
-        filled = 0
-        while filled < len(out) and i < len(self._order):
-            document = self.store.document(self._order[i])[:: self.direction]
-            begin = position + filled - int(self._ends[i] - len(document))
-            piece = document[begin : begin + len(out) - filled]
-            out[filled : filled + len(piece)] = piece
-            filled += len(piece)
-            i += 1
-        return filled
+    def _read(self, step: int) -> np.ndarray:
+        """What this rank's rows hold from a step on, of `STEPS_READ` steps, and one token more: int64 [b, T].
+
+        Behind the end of the stream is `IGNORED`.
+        """
+        width = min(STEPS_READ * self.seq_len, self.row_len - step * self.seq_len) + 1
+        rows_b = np.arange(self.row_ranges[0].start, self.row_ranges[-1].stop)
+        begins_b = np.minimum(rows_b * self.row_len + step * self.seq_len, self.num_tokens)
+        ends_b = np.minimum(begins_b + width, self.num_tokens)
+        tokens_bT = np.full((len(rows_b), width), IGNORED, dtype=np.int64)
+        # No row but the stream's last is cut short, and those behind it are empty: so the pieces, end to end, are the rows.
+        if pieces := self._pieces(begins_b, ends_b):
+            np.concatenate(pieces, out=tokens_bT.reshape(-1)[: (ends_b - begins_b).sum()])
+        return tokens_bT
+
+    def _pieces(self, begins_b: np.ndarray, ends_b: np.ndarray) -> list[np.ndarray]:
+        """The parts of documents that lie between these places of the stream."""
+        first_b = np.searchsorted(self._ends, begins_b, side="right")
+        stop_b = np.searchsorted(self._ends, ends_b) + 1
+        in_order_p = np.concatenate([np.arange(first, stop) for first, stop in zip(first_b, stop_b, strict=True)])
+        documents_p = self._order[in_order_p]
+        lengths_p = self.store.lengths[documents_p]
+        offsets_p = self._ends[in_order_p] - lengths_p
+        begins_p = np.maximum(np.repeat(begins_b, stop_b - first_b) - offsets_p, 0)
+        ends_p = np.minimum(np.repeat(ends_b, stop_b - first_b) - offsets_p, lengths_p)
+        if self.backwards:
+            return [piece[::-1] for piece in self.store.pieces(documents_p, lengths_p - ends_p, lengths_p - begins_p)]
+        return self.store.pieces(documents_p, begins_p, ends_p)

@@ -2,8 +2,8 @@
 
 A store is one folder, named by a fingerprint of what made it, and read-only once `meta.json` is there. Documents keep
 the order of the source, train before valid before unlabelled, and are cut into shards of equal numbers of documents (of
-which empty ones are then left out), so the bytes depend on the data and the config alone. Offsets and labels (12 bytes a
-document) are held in memory; ids stay on disk, and the pages in use are the operating system's to keep.
+which empty ones are then left out), so the bytes depend on the data and the config alone. Offsets, lengths and labels (20
+bytes a document) are held in memory; ids stay on disk, and the pages in use are the operating system's to keep.
 
     meta.json                         what made it, counts, splits, labels
     vocab.json                        tokens by id
@@ -59,8 +59,8 @@ class TokenStore:
         offsets = [_read(stem, ".offsets", np.dtype(np.int64)) for stem in stems]
         self.lengths = np.concatenate([np.diff(o) for o in offsets])
         self.labels = np.concatenate([_read(stem, ".labels", np.dtype(np.int32)) for stem in stems])
-        self._offsets = offsets
-        self._starts = np.cumsum([0, *(len(o) - 1 for o in offsets)])  # number of each shard's first document
+        self._begins = np.concatenate([o[:-1] for o in offsets])  # where in its shard each document begins
+        self._first_documents = np.cumsum([0, *(len(o) - 1 for o in offsets[:-1])])  # of each shard
         self._tokens = [_map(stem, np.dtype(self.meta["dtype"]), int(o[-1])) for stem, o in zip(stems, offsets, strict=True)]
         if len(self.lengths) != self.meta["num_documents"] or len(self.labels) != len(self.lengths):
             raise UserError(
@@ -76,10 +76,14 @@ class TokenStore:
 
     def document(self, i: int) -> np.ndarray:
         """Ids of a document: a view into the memory map."""
-        shard = int(np.searchsorted(self._starts, i, side="right")) - 1
-        within = i - self._starts[shard]
-        offsets = self._offsets[shard]
-        return self._tokens[shard][offsets[within] : offsets[within + 1]]
+        return self.pieces(np.array([i]), np.array([0]), self.lengths[[i]])[0]
+
+    def pieces(self, documents: np.ndarray, begins: np.ndarray, ends: np.ndarray) -> list[np.ndarray]:
+        """Ids of parts of documents, each from one of its tokens up to another: views into the memory map."""
+        shards = np.searchsorted(self._first_documents, documents, side="right") - 1
+        offsets = self._begins[documents]
+        where = zip(shards.tolist(), (offsets + begins).tolist(), (offsets + ends).tolist(), strict=True)
+        return [self._tokens[shard][begin:end] for shard, begin, end in where]
 
     def split(self, name: str) -> np.ndarray:
         """Indices of the documents of a split (int64); empty where the store has no such split."""
@@ -179,4 +183,5 @@ def _map(stem: Path, dtype: np.dtype, num_tokens: int) -> np.ndarray:
     expected = num_tokens * dtype.itemsize
     if not path.is_file() or path.stat().st_size != expected:
         raise UserError(f"{path}: missing, or not {expected} bytes long: delete the store and prepare it again")
-    return np.memmap(path, dtype=dtype, mode="r") if num_tokens else np.zeros(0, dtype)
+    # A plain array over the memory map: to slice one of class memmap takes many times as long.
+    return np.asarray(np.memmap(path, dtype=dtype, mode="r")) if num_tokens else np.zeros(0, dtype)

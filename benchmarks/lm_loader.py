@@ -1,0 +1,99 @@
+"""A batch of the language model, 64 x 72 tokens, from fastai's loader and from ours, at two sizes of the corpus.
+
+The documents are made up, of lengths like IMDb's. fastai's loader has them as tensors in memory, which is the best that can
+be done for it, or as what a `TextBlock` makes of texts: words, which become ids each time that a document is read. Ours are
+in a token store. Ours reads 16 steps in one go, so what is timed are stretches of as many, never single steps.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from fastai.data.core import Datasets
+from fastai.text.data import LMDataLoader, Numericalize
+
+from benchmarks.harness import Benchmark, Measured
+from benchmarks.workloads import fastai_documents
+from ulmfit_dist.data.batches import Share
+from ulmfit_dist.data.lm_batches import LMBatches
+from ulmfit_dist.data.store import FORMAT, TokenStore, shard_stem, write_json, write_shard
+
+ROWS, TOKENS = 64, 72
+WARM_UP, STRETCH, STRETCHES = 16, 16, 12
+"""Steps before the clock starts, steps that are timed in one go, and how often: less than an epoch of a million tokens."""
+MEDIAN_LENGTH, SPREAD = 200, 0.8
+"""Of documents, in tokens: a log-normal distribution, near to IMDb's."""
+SHARD_DOCUMENTS = 2000
+NUM_WORDS = 60_000
+
+
+def fastai(case: str) -> Measured:
+    with made_up_store(case) as store:
+        documents = fastai_documents(store, np.arange(len(store)))
+    return _fastai([(document,) for document in documents], store.lengths)
+
+
+def fastai_text_block(case: str) -> Measured:
+    vocab = [str(i) for i in range(NUM_WORDS)]
+    with made_up_store(case) as store:
+        documents = [[vocab[i] for i in store.document(number)] for number in range(len(store))]
+    return _fastai(Datasets(documents, [[Numericalize(vocab)]]), store.lengths)
+
+
+def _fastai(documents: Sequence, lengths: np.ndarray) -> Measured:
+    return _measured(iter(LMDataLoader(documents, lens=lengths.tolist(), bs=ROWS, seq_len=TOKENS, shuffle=True)))
+
+
+def ours(case: str) -> Measured:
+    with made_up_store(case) as store:
+        return _measured(iter(LMBatches(store, np.arange(len(store)), ROWS, TOKENS, Share(), seed=1)))
+
+
+@contextmanager
+def made_up_store(case: str) -> Iterator[TokenStore]:
+    """A token store of random documents, of about as many tokens as the case says."""
+    draw = np.random.default_rng(0)
+    num_documents = int(int(case.split()[0]) * 1e6 / (MEDIAN_LENGTH * np.exp(SPREAD**2 / 2)))
+    num_shards = -(-num_documents // SHARD_DOCUMENTS)
+    lengths = np.maximum(2, draw.lognormal(np.log(MEDIAN_LENGTH), SPREAD, num_documents)).astype(np.int64)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for shard, part in enumerate(np.array_split(lengths, num_shards)):
+            tokens = draw.integers(2, NUM_WORDS, part.sum(), dtype=np.uint16)
+            write_shard(folder / shard_stem(shard, num_shards), tokens, np.cumsum([0, *part]), np.full(len(part), -1))
+        meta = {"format": FORMAT, "fingerprint": "made up", "dtype": "uint16", "splits": {}, "labels": []}
+        write_json(folder / "vocab.json", [])
+        write_json(folder / "meta.json", meta | {"num_documents": num_documents, "num_shards": num_shards})
+        yield TokenStore(folder)
+
+
+def _measured(batches: Iterator) -> Measured:
+    torch.set_num_threads(1)
+    begin = time.perf_counter()
+    next(batches)
+    first = time.perf_counter() - begin
+    for _ in range(WARM_UP - 1):
+        next(batches)
+    seconds = []
+    for _ in range(STRETCHES):
+        begin = time.perf_counter()
+        for _ in range(STRETCH):
+            next(batches)
+        seconds.append((time.perf_counter() - begin) / STRETCH)
+    return Measured(statistics.median(seconds) * 1000, {"first batch ms": first * 1000})
+
+
+BENCHMARK = Benchmark(
+    title="batches of the language model, 64 x 72 tokens, on one thread",
+    unit="ms a batch",
+    contenders={"fastai": fastai, "fastai TextBlock": fastai_text_block, "ours": ours},
+    cases=["1 million tokens", "20 million tokens"],
+    higher_is_better=False,
+)
