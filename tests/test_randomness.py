@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ulmfit_dist.model.sampling import draw
+from ulmfit_dist.model.sampling import pick
 from ulmfit_dist.philox import _signed, philox, random_words
 from ulmfit_dist.randomness import derive_key, derive_seed, permutation, uniform
 
@@ -101,7 +101,7 @@ def test_randomness_is_a_function_of_position():
 
 def test_words_are_drawn_as_often_as_they_are_likely_and_never_where_they_are_not():
     p = torch.tensor([0.0, 0.1, 0.0, 0.7, 0.2, 0.0])
-    drawn = draw(p.expand(20_000, 6), 42, "generate", 0)
+    drawn = pick(p.expand(20_000, 6), uniform(20_000, 42, "generate", 0))
     assert torch.bincount(drawn, minlength=6)[p == 0].sum() == 0
     torch.testing.assert_close(torch.bincount(drawn, minlength=6) / 20_000, p, atol=0.015, rtol=0)
-    assert torch.equal(draw(p.expand(3, 6), 42, "generate", 0), drawn[:3])
+    assert torch.equal(pick(p.expand(3, 6), uniform(3, 42, "generate", 0)), drawn[:3])

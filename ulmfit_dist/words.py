@@ -103,6 +103,9 @@ def _parser() -> _Parser:
     generate.add_argument("prompt", metavar="PROMPT", help="the beginning of the text")
     generate.add_argument("--words", type=int, default=40, help="tokens to add (default: %(default)s)")
     generate.add_argument("--temperature", type=float, default=0.75, help="lower is safer (default: %(default)s)")
+    generate.add_argument("--top-k", type=int, metavar="K", help="draw from the K most likely words alone, such as 50")
+    generate.add_argument("--top-p", type=float, metavar="P", help="from the likeliest that share P of it all, such as 0.9")
+    generate.add_argument("--min-p", type=float, metavar="P", help="from those P times as likely as the first, such as 0.05")
     generate.add_argument("--samples", type=int, default=2, help="texts to write (default: %(default)s)")
     generate.add_argument("--seed", type=int, default=42, help="another seed, other texts (default: %(default)s)")
     return parser

@@ -11,7 +11,7 @@ from ulmfit_dist.data.tokens.readable import readable
 from ulmfit_dist.data.vocab import UNK_ID, token_ids
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.model.export import load_model, read_exported
-from ulmfit_dist.model.sampling import continue_tokens, never_drawn
+from ulmfit_dist.model.sampling import Sampling, continue_tokens, never_drawn
 from ulmfit_dist.stages.run import model_folder
 
 
@@ -33,21 +33,34 @@ class LanguageModel:
             raise UserError(f"{exported.folder} reads texts backwards: it cannot go on from a prompt")
         self.vocab, self.device, self.kind = exported.vocab, torch.device(device), exported.config.tokenizer.kind
         self.tokenizer = open_tokenizer(exported.config.tokenizer, exported.folder, trust_rules)
-        self.ids = token_ids(exported.vocab)
+        self.ids, self.never = token_ids(exported.vocab), never_drawn(exported.vocab)
         self.model = load_model(exported, self.device)
 
     def generate(
-        self, prompt: str, words: int = 40, temperature: float = 0.75, samples: int = 1, seed: int = 42
+        self,
+        prompt: str,
+        words: int = 40,
+        temperature: float = 0.75,
+        samples: int = 1,
+        seed: int = 42,
+        *,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
     ) -> list[str]:
         """The prompt and `words` tokens more, once per sample. The same seed gives the same texts.
 
+        Args:
+            temperature, top_k, top_p, min_p: as those of `Sampling`: how words are drawn.
+
         Raises:
-            UserError: words, temperature or samples that are not positive.
+            UserError: words or samples that are not positive, or a value that `Sampling` refuses.
         """
-        for name, value in (("words", float(words)), ("temperature", temperature), ("samples", samples)):
-            if not 0.01 <= value <= 1e6:
-                raise UserError(f"{name}={value}: give a number from 0.01 to a million")
+        for name, value in (("words", words), ("samples", samples)):
+            if not 1 <= value <= 1_000_000:
+                raise UserError(f"{name}={value}: give a whole number from 1 to a million")
+        sampling = Sampling(temperature, top_k, top_p, min_p)
         prompt_T = [self.ids.get(token, UNK_ID) for token in self.tokenizer.tokenize([prompt])[0]]
         tokens_bT = torch.tensor([prompt_T] * samples, device=self.device)
-        texts_bT = continue_tokens(self.model, tokens_bT, words, temperature, never_drawn(self.vocab), seed, "generate")
+        texts_bT = continue_tokens(self.model, tokens_bT, words, sampling, self.never, seed, "generate")
         return [readable((self.vocab[i] for i in row), self.kind) for row in texts_bT.tolist()]

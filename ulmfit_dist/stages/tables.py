@@ -15,12 +15,11 @@ from ulmfit_dist.config import Config
 from ulmfit_dist.data.store import TokenStore
 from ulmfit_dist.data.tokens.readable import readable
 from ulmfit_dist.data.vocab import token_ids
-from ulmfit_dist.model.awd_lstm import encoder_of
-from ulmfit_dist.model.sampling import continue_tokens, never_drawn
+from ulmfit_dist.model.sampling import Sampling, continue_tokens, never_drawn
 from ulmfit_dist.training.learner import DistributedLearner
 from ulmfit_dist.training.metrics import ClassifierMetrics
 
-WORDS_OF_A_SAMPLE, TEMPERATURE = 40, 0.75
+WORDS_OF_A_SAMPLE, SAMPLING = 40, Sampling()
 TOKENS_OF_A_DOCUMENT = 200
 """How much of a wrongly labelled document is shown."""
 
@@ -45,8 +44,7 @@ def _samples(learner: DistributedLearner, store: TokenStore, config: Config) -> 
     beginning_bT = torch.full((config.tracking.samples, 1), token_ids(store.vocab)[BOS], device=learner.dls.device)
     never = never_drawn(store.vocab)
     position = (config.seed, "samples", learner.stage_epoch)
-    texts = continue_tokens(model, beginning_bT, WORDS_OF_A_SAMPLE, TEMPERATURE, never, *position).tolist()
-    encoder_of(model).reset()
+    texts = continue_tokens(model, beginning_bT, WORDS_OF_A_SAMPLE, SAMPLING, never, *position).tolist()
     direction = -1 if config.model.backwards else 1
     shown = [readable((store.vocab[i] for i in text[::direction]), config.tokenizer.kind) for text in texts]
     return [{"epoch": learner.stage_epoch, "text": text} for text in shown]

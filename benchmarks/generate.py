@@ -1,0 +1,91 @@
+"""Text from a language model: fastai's `predict`, which reads the whole text again for each word, and `generate`.
+
+Both have the same weights, which nobody has trained: words cost the same. What is timed is the call, from a prompt to a
+text, in the median of ten after a first one. fastai writes one text per call, so its words per second are those of
+any number of samples.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd  # type: ignore[import-untyped]
+import torch
+from fastai.text.data import TextDataLoaders
+from fastai.text.learner import language_model_learner
+from fastai.text.models.awdlstm import AWD_LSTM, awd_lstm_lm_config
+from torch import nn
+
+from benchmarks.harness import Benchmark, Measured
+from benchmarks.workloads import configured
+from ulmfit_dist.config import Config, RuntimeConfig
+from ulmfit_dist.data.store import TokenStore
+from ulmfit_dist.model.awd_lstm import build_language_model
+from ulmfit_dist.model.export import save_exported
+from ulmfit_dist.randomness import seed_torch
+from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.stages.generate import LanguageModel
+from ulmfit_dist.stages.prepare import prepare
+
+PROMPT, WORDS, TEMPERATURE = "The government said", 40, 0.75
+CALLS = 10
+
+
+def fastai(case: str) -> Measured:
+    config, store, model = workload()
+    texts = pd.DataFrame({"text": [PROMPT] * 8})  # for the loaders that a learner must have: it reads none of them
+    shape = {"bs": 2, "seq_len": 4}
+    dls = TextDataLoaders.from_df(texts, text_col="text", is_lm=True, text_vocab=store.vocab, device=device(), **shape)
+    sizes = {"emb_sz": config.model.emb_sz, "n_hid": config.model.n_hid, "n_layers": config.model.n_layers}
+    learner = language_model_learner(dls, AWD_LSTM, config={**awd_lstm_lm_config, **sizes}, pretrained=False)
+    learner.model.load_state_dict(model.state_dict())
+    return _measured(lambda: learner.predict(PROMPT, WORDS, temperature=TEMPERATURE, no_bar=True), 1)
+
+
+def ours(case: str, top_p: float | None = None) -> Measured:
+    config, store, model = workload()
+    with tempfile.TemporaryDirectory() as folder:
+        training = {"data_fingerprint": store.fingerprint}
+        save_exported(Path(folder) / "lm", model, config, store, labels=None, training=training)
+        language_model = LanguageModel(folder, device())
+    samples = int(case.split()[0])
+    return _measured(lambda: language_model.generate(PROMPT, WORDS, TEMPERATURE, samples, top_p=top_p), samples)
+
+
+def workload() -> tuple[Config, TokenStore, nn.Module]:
+    """The quick start's config and token store, and a network of its size."""
+    config = configured()
+    store = prepare(config, Runtime(RuntimeConfig(precision="no")))
+    seed_torch("benchmark")
+    return config, store, build_language_model(len(store.vocab), config.model, config.lm)
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _measured(write: Callable[[], object], samples: int) -> Measured:
+    write()
+    seconds = []
+    for _ in range(CALLS):
+        begin = time.perf_counter()
+        write()
+        seconds.append(time.perf_counter() - begin)
+    median = statistics.median(seconds)
+    return Measured(WORDS * samples / median, {"ms a call": median * 1000})
+
+
+BENCHMARK = Benchmark(
+    title=f"{WORDS} words after {PROMPT!r}, AWD-LSTM 200/400/2, vocabulary of 8,000",
+    unit="words/s",
+    contenders={
+        "fastai": fastai,
+        "ours": ours,
+        "ours top-p 0.9": lambda case: ours(case, top_p=0.9),
+    },
+    cases=["1 sample", "16 samples"],
+)
