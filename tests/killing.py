@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from ulmfit_dist.training.wandb_files import records
 
 STAGES = ("lm", "classifier")
-BY_THE_CLOCK = ("_per_second", "_seconds", "memory_gb")
+BY_THE_CLOCK = ("_per_second", "_seconds", "communication_mb", "memory_gb")
 """What the names of metrics end with that no two runs agree upon."""
 
 

@@ -14,8 +14,8 @@ from ulmfit_dist.errors import UserError
 from ulmfit_dist.stages.dashboard import dashboard
 
 OF_A_STEP = (
-    "loss loss_smoothed learning_rate momentum gradient_norm memory_gb data_seconds forward_seconds backward_seconds "
-    "communication_seconds optimizer_seconds checkpoint_seconds"
+    "loss loss_smoothed learning_rate momentum gradient_norm communication_mb memory_gb data_seconds forward_seconds "
+    "backward_seconds communication_seconds optimizer_seconds checkpoint_seconds"
 ).split()
 OF_AN_EPOCH = "train_loss valid_loss accuracy".split()
 STEP_METRICS = {

@@ -7,7 +7,7 @@ from torch import nn
 
 from ulmfit_dist.config import ClassifierConfig, LMConfig, ModelConfig
 from ulmfit_dist.model.awd_lstm import build_classifier, build_language_model, encoder_of
-from ulmfit_dist.model.dropout import EmbeddingDropout, Position, RowDropout, WeightDropout
+from ulmfit_dist.model.dropout import EmbeddingDropout, Position, RowDropout, WeightDropout, in_one_piece
 
 B, T, H = 64, 5, 1150
 PROBABILITIES = [0.02, 0.15, 0.5]
@@ -131,3 +131,17 @@ def test_training_without_a_step_is_refused():
 
 def test_a_probability_close_to_one_drops_nearly_all():
     assert 0 < rows_dropped(range(B), p=0.999999).ne(0).double().mean() < 1e-3
+
+
+def test_an_lstm_computes_the_same_from_weights_in_one_piece():
+    lstm, x = nn.LSTM(4, 5, batch_first=True), torch.randn(2, 3, 4)
+    expected = lstm(x)[0]
+    expected_gradients = torch.autograd.grad(expected.sum(), list(lstm.parameters()))
+    with in_one_piece(lstm, torch.float32):
+        pieces = lstm._flat_weights
+        found = lstm(x)[0]
+    places = [piece.data_ptr() - pieces[0].data_ptr() for piece in pieces]
+    assert places == [4 * sum(piece.numel() for piece in pieces[:i]) for i in range(4)]  # cuDNN's order: weights, biases
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(torch.autograd.grad(found.sum(), list(lstm.parameters())), expected_gradients)
+    assert lstm._flat_weights[0] is lstm.weight_ih_l0

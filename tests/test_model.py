@@ -115,7 +115,7 @@ def test_loss_and_gradients_are_those_of_cross_entropy(chunk: int, monkeypatch: 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 def test_gradients_in_each_precision_are_autograds(dtype: torch.dtype, tolerance: float):
-    """Relative to the norm of what autograd finds in fp64, the weight tied to an embedding that has a gradient of its own."""
+    """Relative to the norm of what autograd finds in fp64; the weight is tied to an embedding with a gradient of its own."""
     torch.manual_seed(0)
     embedding, decoder = nn.Embedding(2000, 64), nn.Linear(64, 2000)
     decoder.weight = embedding.weight

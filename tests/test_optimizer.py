@@ -66,3 +66,30 @@ def test_a_state_of_fastais_adam_goes_on():
     train(ours, fused, range(5, 10))
     for expected, found in zip(theirs.parameters(), ours.parameters(), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_loss_scaler_leaves_out_steps_of_infinite_gradients():
+    _, (model, optimizer) = both(torch.float32)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    train(model, optimizer, range(2))
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    for factor, moves in ((float("inf"), False), (1.0, True)):
+        scaler.scale(model(torch.ones(4, 7)).sum() * factor).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        moved = [not torch.equal(now, then) for now, then in zip(model.parameters(), before, strict=True)]
+        assert all(moved) if moves else not any(moved)
+    assert scaler.get_scale() == 2.0
+    assert {state["step"].item() for state in optimizer.state.values()} == {3.0}
+
+
+def test_a_scaled_step_is_the_step():
+    (plain, optimizer), (scaled, other) = both(torch.float32)[1], both(torch.float32)[1]
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    plain(torch.ones(4, 7)).sum().backward()
+    optimizer.step()
+    scaler.scale(scaled(torch.ones(4, 7)).sum()).backward()
+    scaler.step(other)
+    for expected, found in zip(plain.parameters(), scaled.parameters(), strict=True):
+        torch.testing.assert_close(found, expected)

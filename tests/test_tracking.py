@@ -10,6 +10,7 @@ import pytest
 import torch
 from fastai.learner import AvgSmoothLoss
 from killing import history
+from safetensors.torch import load_file
 
 from ulmfit_dist.compose import load_config
 from ulmfit_dist.errors import UserError
@@ -22,7 +23,15 @@ from ulmfit_dist.training.wandb_files import records
 
 NAMES_OF_A_STEP = {
     *("loss", "loss_smoothed", "learning_rate", "learning_rate_0", "learning_rate_1", "learning_rate_2", "momentum"),
-    *("gradient_norm", "memory_gb", "data_seconds", "forward_seconds", "backward_seconds", "communication_seconds"),
+    *(
+        "gradient_norm",
+        "communication_mb",
+        "memory_gb",
+        "data_seconds",
+        "forward_seconds",
+        "backward_seconds",
+        "communication_seconds",
+    ),
     *("optimizer_seconds", "checkpoint_seconds"),
 }
 NAMES = {
@@ -71,6 +80,20 @@ def test_a_steps_line_says_what_the_optimizer_did_and_where_the_time_went(run_di
         size = 8 * (10 if stage == "lm" else 1)  # of a step
         expected = [size / line[f"{stage}/{unit}_per_second"] for line in steps]
         assert median(total) == pytest.approx(median(expected), rel=0.5)
+
+
+def test_ranks_exchange_nothing_in_a_step_but_the_gradients(run_dirs: dict[str, Path]):
+    last_phase = {
+        run: [line["lm/communication_mb"] for line in lines_of(path) if "lm/loss" in line and line["phase"] == 1][1:]
+        for run, path in run_dirs.items()
+        if run in ("one", "two")
+    }
+    weights = load_file(run_dirs["two"] / "lm" / "model.safetensors").values()
+    gradients = 4 * sum(weight.numel() for weight in weights)
+    beside = [1e6 * given - gradients for given in last_phase["two"]]
+    assert beside
+    assert all(0 <= given < 8 for given in beside)  # less than one number a step: what a checkpoint adds up
+    assert set(last_phase["one"]) == {0}
 
 
 def test_the_smoothed_loss_is_fastais(run_dirs: dict[str, Path]):

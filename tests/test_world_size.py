@@ -190,10 +190,14 @@ def test_a_frozen_phase_leaves_frozen_weights_alone(run_dirs: dict[str, Path], c
         assert torch.equal(value, before[key.replace("0.module.", "0.", 1)])
 
 
-def test_two_ranks_accumulate_micro_batches_of_an_uneven_classifier_batch(
+def test_two_ranks_accumulate_micro_batches_of_an_uneven_batch_and_exchange_half_the_bytes(
     run_dirs: dict[str, Path], corpus: Path, recipe: Path, tmp_path: Path
 ):
     words = ["runtime.micro_batch_size=4", "runtime.precision=bf16", "classifier.phases=[{epochs: 1, lr: 1e-2}]"]
+    words += ["runtime.virtual_ranks=null", "runtime.compress_gradients=bf16", "tracking.log_every=1"]
     run = classifier_alone(run_dirs, corpus, recipe, tmp_path, words, processes=2)
     assert summary(run)["precision"] == "bf16"
     assert math.isfinite(summary(run)["classifier"]["valid_loss"])
+    given = [line["classifier/communication_mb"] * 1e6 for line in lines(run) if "classifier/loss" in line]
+    num_weights = sum(weight.numel() for name, weight in weights(run, "classifier").items() if "running" not in name)
+    assert all(2 * num_weights <= bytes_of_step < 2.5 * num_weights for bytes_of_step in given)  # with what the head reads

@@ -25,13 +25,13 @@ def prepare(config: Config) -> TokenStore:
 
 def train_lm(config: Config, fresh: bool = False) -> LanguageModel:
     """Train the language model; it is in `runs/<name>/lm` afterwards. What was interrupted goes on, unless `fresh`."""
-    run_stage(config, Runtime(config.runtime), "lm", fresh)
+    run_stage(config, _runtime(config, fresh), "lm", fresh)
     return LanguageModel(config.run_dir, trust_rules=True)
 
 
 def train_classifier(config: Config, fresh: bool = False) -> TextClassifier:
     """As `train_lm`, for the classifier on the run's language model; it is in `runs/<name>/classifier` afterwards."""
-    run_stage(config, Runtime(config.runtime), "classifier", fresh)
+    run_stage(config, _runtime(config, fresh), "classifier", fresh)
     return TextClassifier(config.run_dir, trust_rules=True)
 
 
@@ -43,3 +43,7 @@ def load_classifier(folder: str | Path, device: torch.device | str = "cpu", trus
 def load_language_model(folder: str | Path, device: torch.device | str = "cpu", trust_rules: bool = False) -> LanguageModel:
     """An exported language model: `.generate(prompt)` gives texts."""
     return LanguageModel(folder, device, trust_rules)
+
+
+def _runtime(config: Config, fresh: bool) -> Runtime:
+    return Runtime(config.runtime, run_dir=None if fresh else config.run_dir)

@@ -17,7 +17,7 @@ from ulmfit_dist import stopping
 from ulmfit_dist.compose import describe, load_config
 from ulmfit_dist.config import Config, RuntimeConfig
 from ulmfit_dist.errors import EXIT_CODE, FAILED, RESUMABLE, Interrupted, RankLostError, UserError, did_you_mean
-from ulmfit_dist.process import is_main_process, quieten, rank_name, report, report_error
+from ulmfit_dist.process import is_main_process, is_restart, quieten, rank_name, report, report_error
 from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.words import SBATCH_OPTIONS, parse
 
@@ -52,7 +52,8 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def _start(args: argparse.Namespace) -> tuple[Config, Runtime]:
     config = load_config(args.recipe, args.overrides)
-    return config, Runtime(config.runtime, args.verbose)
+    is_new = getattr(args, "fresh", False) and not is_restart()
+    return config, Runtime(config.runtime, args.verbose, run_dir=None if is_new else config.run_dir)
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -182,7 +183,9 @@ def _generate(args: argparse.Namespace) -> None:
     from ulmfit_dist.stages.generate import LanguageModel
 
     model = LanguageModel(args.run, trust_rules=args.trust_rules)
-    for number, text in enumerate(model.generate(args.prompt, args.words, args.temperature, args.samples, args.seed), 1):
+    cuts = {"top_k": args.top_k, "top_p": args.top_p, "min_p": args.min_p}
+    texts = model.generate(args.prompt, args.words, args.temperature, args.samples, args.seed, **cuts)
+    for number, text in enumerate(texts, 1):
         print(f"{number}: {text}")
 
 

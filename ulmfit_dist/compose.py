@@ -60,6 +60,8 @@ def check_config(config: Config) -> None:
     _one_of("tokenizer.kind", config.tokenizer.kind, ("word", "sentencepiece"))
     _one_of("tokenizer.model_type", config.tokenizer.model_type, ("unigram", "bpe"))
     _one_of("runtime.precision", config.runtime.precision, PRECISIONS)
+    if config.runtime.compress_gradients is not None:
+        _one_of("runtime.compress_gradients", config.runtime.compress_gradients, ("fp16", "bf16"))
     _one_of("tracking.wandb", config.tracking.wandb, ("auto", "online", "offline", "disabled"))
     for split in config.data.splits:
         _one_of("a key of data.splits", split, SPLITS)
@@ -87,6 +89,11 @@ def check_config(config: Config) -> None:
     virtual_ranks = config.runtime.virtual_ranks or 1
     if virtual_ranks & (virtual_ranks - 1):
         raise UserError(f"runtime.virtual_ranks={virtual_ranks}: give a power of two, such as 2, 4 or 8, or null")
+    if config.runtime.virtual_ranks is not None and config.runtime.compress_gradients is not None:
+        raise UserError(
+            f"runtime.compress_gradients={config.runtime.compress_gradients} rounds the gradients whose sums "
+            f"runtime.virtual_ranks={config.runtime.virtual_ranks} keeps exact: set one of them to null"
+        )
     for stage, settings in (("lm", config.lm), ("classifier", config.classifier)):
         _check_stage(stage, settings, config.model.n_layers)
     if config.classifier.max_len < 2 * config.classifier.seq_len:

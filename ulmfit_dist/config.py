@@ -101,6 +101,8 @@ class RuntimeConfig:
     """Processes of each rank that tokenize, where there are texts enough for them."""
     virtual_ranks: int | None = None
     """Compute as this power of two of ranks would: any number of ranks that divides it gives equal bits. null: one each."""
+    compress_gradients: str | None = None
+    """Exchange gradients as fp16 or bf16: half the bytes, and rounded. Not with virtual_ranks. null: as they are."""
     deterministic: bool = False
     """Only deterministic algorithms, in torch and cuDNN. Slower."""
     detect_anomaly: bool = False

@@ -44,7 +44,11 @@ def random_words(key: Key, first: int, count: int, device: torch.device | str = 
         return torch.from_numpy(generator.random_raw(4 * count).view(np.int64)).view(count, 4)
     counters = torch.zeros(4, count, dtype=torch.int64, device=device)
     counters[0] = torch.arange(first, first + count, device=device)
-    return _kernel(device.type)(counters, torch.tensor([_signed(word) for word in key], device=device))
+    key_2 = torch.empty(2, dtype=torch.int64, device=device)
+    for place, word in zip(key_2, key, strict=True):
+        place.fill_(_signed(word))  # a tensor made from numbers would be copied to the GPU, and waited for
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):  # else the kernel is compiled for each
+        return _kernel(device.type)(counters, key_2)
 
 
 def philox(counter: Tensor, key: Tensor) -> Tensor:

@@ -32,6 +32,16 @@ def rank_name() -> str:
     return f"rank {os.environ.get('RANK', '0')} ({socket.gethostname()}, process {os.getpid()})"
 
 
+def attempt() -> str:
+    """How often torchrun, and so `accelerate launch`, has started the ranks of this node again."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+
+
+def is_restart() -> bool:
+    """Whether all ranks were started again: by the launcher after one had failed, or by SLURM as a requeued job."""
+    return attempt() != "0" or os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+
+
 def report(message: object) -> None:
     """One line on standard error, on the first rank of each node."""
     if os.environ.get("LOCAL_RANK", "0") == "0":

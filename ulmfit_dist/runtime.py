@@ -13,11 +13,12 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ulmfit_dist.errors import Interrupted, RankLostError, UserError, shared
-from ulmfit_dist.process import quieten, rank_name
+from ulmfit_dist.process import attempt, is_restart, quieten, rank_name
 from ulmfit_dist.spawned import refuse_in_worker
 from ulmfit_dist.watch import Watch, open_door, watch_from, watch_from_main
 
@@ -43,13 +44,15 @@ class Runtime:
         precision: "no", "bf16", "fp16" or "fp64": what runtime.precision came to on this machine.
         settings: the runtime section of the config.
         laps: where this rank's time goes.
+        bytes_given: what this rank has given to sums over all ranks.
     """
 
-    def __init__(self, settings: RuntimeConfig, verbose: bool = False):
+    def __init__(self, settings: RuntimeConfig, verbose: bool = False, run_dir: Path | None = None):
         """Join the process group that the launcher describes; on one process there is none.
 
         Args:
             verbose: whether `note` says anything.
+            run_dir: of a run that may have begun: with `precision: auto` it goes on in the precision of its checkpoints.
 
         Raises:
             UserError: fp16 without a GPU, fp64 with one; a worker process that tokenizes has come here.
@@ -60,29 +63,42 @@ class Runtime:
         # Its functions' default arguments hold the process group that exists at its import. Imported later, by DDP, it
         # would keep the group's threads alive past the end, where they may abort the process (pytorch issue 190489).
         import torch.distributed.nn.functional
-        from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+        from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
+        from accelerate.utils import DDPCommunicationHookType
 
         from ulmfit_dist.laps import Laps
+        from ulmfit_dist.precision import resolve_precision
 
         quieten()
         self.settings, self.verbose = settings, verbose
         has_gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() != "true"
-        self.precision = resolve_precision(settings.precision, has_gpu)
-        ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
+        precision = resolve_precision(settings.precision, has_gpu)
         _join_after_restart("nccl" if has_gpu else "gloo")
-        group = InitProcessGroupKwargs(timeout=LONGEST_WAIT)
+        processes = PartialState(cpu=not has_gpu, timeout=LONGEST_WAIT)
+        self.rank: int = processes.process_index
+        self.world_size: int = processes.num_processes
+        self.device: torch.device = processes.device
+        self.laps, self.bytes_given = Laps(self.device), 0
+        self.precision = self._agreed(precision, run_dir if settings.precision == "auto" else None, has_gpu)
+        hook = DDPCommunicationHookType(settings.compress_gradients or "no")
+        ddp = DistributedDataParallelKwargs(broadcast_buffers=False, comm_hook=hook)
         mixed = self.precision if self.precision in ("bf16", "fp16") else "no"
-        self.accelerator: Accelerator = Accelerator(mixed_precision=mixed, cpu=not has_gpu, kwargs_handlers=[ddp, group])
-        self.rank: int = self.accelerator.process_index
-        self.world_size: int = self.accelerator.num_processes
-        self.device: torch.device = self.accelerator.device
-        self.laps = Laps(self.device)
+        self.accelerator: Accelerator = Accelerator(mixed_precision=mixed, cpu=not has_gpu, kwargs_handlers=[ddp])
+        if has_gpu and self.precision == "no":
+            torch.backends.cudnn.allow_tf32 = False  # which cuDNN's LSTMs would use, with a tenth of the digits
         torch.set_default_dtype(torch.float64 if self.precision == "fp64" else torch.float32)
         if settings.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
         torch.autograd.set_detect_anomaly(settings.detect_anomaly)
         self._watch = self._start_watch() if self.world_size > 1 else None
+
+    def renew_scaler(self) -> None:
+        """Have losses scaled as at the start of a run, where they are scaled at all: a stage begins with no past."""
+        if self.accelerator.scaler is not None:
+            import torch
+
+            self.accelerator.scaler = torch.amp.GradScaler(self.device.type)
 
     @property
     def is_main(self) -> bool:
@@ -96,7 +112,7 @@ class Runtime:
     @property
     def is_restart(self) -> bool:
         """Whether all ranks were started again: by the launcher after one had failed, or by SLURM as a requeued job."""
-        return _attempt() != "0" or os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+        return is_restart()
 
     @property
     def job(self) -> str:
@@ -129,6 +145,7 @@ class Runtime:
         """Sum of a tensor over all ranks, on every rank."""
         if self.world_size == 1:
             return values
+        self.bytes_given += values.nbytes
         with self.laps.exchange():
             return self.accelerator.reduce(values, reduction="sum")
 
@@ -139,6 +156,7 @@ class Runtime:
         distance = 1
         while distance < self.world_size:
             partner, theirs = self.rank ^ distance, values.new_empty(values.shape)
+            self.bytes_given += values.nbytes
             exchange = [dist.P2POp(dist.isend, values, partner), dist.P2POp(dist.irecv, theirs, partner)]
             with self.laps.exchange():
                 for request in dist.batch_isend_irecv(exchange):
@@ -210,6 +228,15 @@ class Runtime:
         self.copy_from_main(found.values())
         return found
 
+    def _agreed(self, precision: str, run_dir: Path | None, has_gpu: bool) -> str:
+        """The precision that all ranks compute in: that of the run's checkpoints, else what the slowest rank has found."""
+        from ulmfit_dist.precision import precision_of_run, slowest
+
+        found = slowest(self.gather(precision))
+        earlier = self.from_main(precision_of_run(run_dir) if run_dir is not None and self.is_main else None)
+        possible = ("no", "bf16", "fp16") if has_gpu else ("no", "bf16")
+        return earlier if earlier is not None and earlier in possible else found
+
     def _start_watch(self) -> Watch | None:
         """Watch each other; where the network does not allow it, say so and do without."""
         hosts = self.gather(socket.gethostname())
@@ -261,30 +288,10 @@ def _join_after_restart(backend: str) -> None:
     Their addresses are exchanged through a store that outlives them, so the last attempt's could be found in it (pytorch
     issue 135712): each attempt keeps its own under a name of its own.
     """
-    if _attempt() == "0":
+    if attempt() == "0":
         return
     import torch.distributed as dist
 
     store, rank, world_size = next(dist.rendezvous("env://"))
-    store = dist.PrefixStore(f"attempt {_attempt()}", store)
+    store = dist.PrefixStore(f"attempt {attempt()}", store)
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=LONGEST_WAIT)
-
-
-def _attempt() -> str:
-    """How often torchrun, and so `accelerate launch`, has started the ranks of this node again."""
-    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-
-
-def resolve_precision(wanted: str, has_gpu: bool) -> str:
-    """What `runtime.precision` comes to on this machine. Raises UserError for what the machine cannot do."""
-    import torch
-
-    if wanted == "fp16" and not has_gpu:
-        raise UserError("runtime.precision=fp16 needs a GPU, and none is visible: use bf16, or auto")
-    if wanted == "fp64" and has_gpu:
-        raise UserError("runtime.precision=fp64 compares runs on CPUs: use bf16, fp16 or auto on a GPU")
-    if wanted != "auto":
-        return wanted
-    if not has_gpu:
-        return "no"
-    return "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp16"

@@ -16,6 +16,8 @@ EPOCH_COLUMNS = {
     "lm": ("train_loss", "valid_loss", "perplexity", "accuracy", "tokens/s"),
     "classifier": ("train_loss", "valid_loss", "accuracy", "f1_macro", "examples/s"),
 }
+PRECISION_NAMES = {"no": "fp32"}
+"""Of precisions whose name in the config says little."""
 FINAL_COLUMNS = ("stage", "valid_loss", "perplexity", "accuracy", "f1_macro", "per second", "time")
 
 
@@ -49,7 +51,7 @@ class EpochTable:
 def final_table(summary: Mapping[str, Any]) -> Iterable[str]:
     """The figures of summary.json, a row per stage."""
     processes = "1 process" if summary["world_size"] == 1 else f"{summary['world_size']} processes"
-    precision = {"no": "fp32"}.get(summary["precision"], summary["precision"])
+    precision = PRECISION_NAMES.get(summary["precision"], summary["precision"])
     yield f"{summary['name']}: {processes}, {summary['device']}, {precision}"
     yield _row(FINAL_COLUMNS, FINAL_COLUMNS)
     for stage, seconds in summary["seconds"].items():

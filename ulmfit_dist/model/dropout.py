@@ -12,6 +12,8 @@ V: words of the vocabulary, b: rows of a micro-batch, T: tokens of a step, H: fe
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -87,6 +89,15 @@ class WeightDropout(awdlstm.WeightDropout):
         super().__init__(module, weight_p)
         self.site, self.position = site, position
 
+    def forward(self, x_bTE: Tensor, hidden: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """The LSTM's output and state; on a GPU from weights in one piece, in the type that autocast asks for."""
+        self._setweights()
+        if not x_bTE.is_cuda:
+            return self.module(x_bTE, hidden)
+        dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x_bTE.dtype
+        with torch.autocast("cuda", enabled=False), in_one_piece(self.module, dtype):  # autocast knows fp16 LSTMs only
+            return self.module(x_bTE.to(dtype), tuple(state.to(dtype) for state in hidden))
+
     def _setweights(self) -> None:
         for name in self.layer_names:
             raw = getattr(self, f"{name}_raw")
@@ -94,7 +105,7 @@ class WeightDropout(awdlstm.WeightDropout):
 
     def _dropped(self, raw: Tensor, name: str) -> Tensor:
         if not self.training or self.weight_p == 0:
-            return raw.clone()
+            return raw.view_as(raw)  # not a parameter, for which torch keeps the name
         return raw * shared_mask(self.position.key(f"{self.site}.{name}"), raw.numel(), self.weight_p, raw).view_as(raw)
 
     def reset(self) -> None:
@@ -115,6 +126,19 @@ class EmbeddingDropout(awdlstm.EmbeddingDropout):
             return embedded_bTH
         mask_V = shared_mask(self.position.key(self.site), len(self.emb.weight), self.embed_p, embedded_bTH)
         return embedded_bTH * mask_V[words_bT][..., None]
+
+
+@contextmanager
+def in_one_piece(lstm: nn.LSTM, dtype: torch.dtype) -> Iterator[None]:
+    """Have an LSTM compute with its weights one behind the other in one tensor, as cuDNN wants them: it else copies them."""
+    weights = [getattr(lstm, name) for name in lstm._flat_weights_names]
+    flat = torch.cat([weight.flatten().to(dtype) for weight in weights])
+    pieces = flat.split([weight.numel() for weight in weights])
+    lstm._flat_weights = [piece.view_as(weight) for piece, weight in zip(pieces, weights, strict=True)]
+    try:
+        yield
+    finally:
+        lstm._flat_weights = weights
 
 
 def row_mask(key: Key, rows: range, num_features: int, p: float, like: Tensor) -> Tensor:

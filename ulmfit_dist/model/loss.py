@@ -3,8 +3,8 @@
 A step of 64 x 72 tokens over 60,000 words has 1.1 GB of logits in fp32, and as much again for their gradient: on a CPU
 they are most of the step's time, on a GPU most of its memory. Here they exist for some hundred tokens at a time, and the
 gradients are made in the same pass, while they are in the cache. What is left is three matrix products and three passes over
-the logits: the bias is one more column of the weight, against one more feature that is always 1, so its sums and those of its
-gradient are the products' business. The price: backward through the loss can run once.
+the logits: the bias is one more column of the weight, against one more feature that is always 1, so that adding it, and its
+gradient, are the products' business. The price: backward through the loss can run once.
 
 N: tokens, E: width of the embedding, F: the same with the bias, V: vocabulary, n: tokens of a chunk.
 """
@@ -49,20 +49,24 @@ def _loss_and_gradients(
     x_NF, weight_VF = _with_bias(x_NE.detach(), weight_VE.detach(), bias_V.detach(), dtype)
     weight_low = weight_VF[:, :width]
     x_grad_NE, weight_grad_VF = torch.empty_like(x_NE), torch.zeros_like(weight_VF, dtype=master)
-    total = bias_V.new_zeros(())
-    for chunk in _chunks(y_N):
-        y_n = y_N[chunk][:, None]
-        logits_nV = (x_NF[chunk] @ weight_VF.t()).to(master)
-        log_p_nV = torch.log_softmax(logits_nV, dim=1)
-        total -= log_p_nV.gather(1, y_n).sum()
-        grad_nV = torch.exp(log_p_nV, out=logits_nV)
-        grad_nV.scatter_add_(1, y_n, grad_nV.new_full((1, 1), -1).expand(len(y_n), 1))
-        grad_low = grad_nV.to(dtype)
-        x_grad_NE[chunk] = grad_low @ weight_low
+    total, chunks = bias_V.new_zeros(()), _chunks(y_N)
+    shape = (max(chunk.stop - chunk.start for chunk in chunks), len(weight_VF))  # memory for all chunks, one after the other
+    low_nV, log_p_nV = x_NF.new_empty(shape), x_NE.new_empty(shape)
+    full_nV = low_nV if dtype == master else x_NE.new_empty(shape)
+    for chunk in chunks:
+        y_n1 = y_N[chunk][:, None]
+        low, full, log_p = low_nV[: len(y_n1)], full_nV[: len(y_n1)], log_p_nV[: len(y_n1)]
+        logits = torch.mm(x_NF[chunk], weight_VF.t(), out=low)
+        torch.log_softmax(logits if dtype == master else full.copy_(logits), 1, out=log_p)
+        total -= log_p.gather(1, y_n1).sum()
+        gradient = torch.exp(log_p, out=full)
+        gradient.scatter_add_(1, y_n1, gradient.new_full((1, 1), -1).expand(len(y_n1), 1))
         if dtype == master:
-            weight_grad_VF.addmm_(grad_low.t(), x_NF[chunk])
+            torch.mm(gradient, weight_low, out=x_grad_NE[chunk])
+            weight_grad_VF.addmm_(gradient.t(), x_NF[chunk])
         else:
-            weight_grad_VF += grad_low.t() @ x_NF[chunk]
+            x_grad_NE[chunk] = low.copy_(gradient) @ weight_low
+            weight_grad_VF += low.t() @ x_NF[chunk]
     return total, x_grad_NE, weight_grad_VF[:, :width], weight_grad_VF[:, width]
 
 

@@ -19,6 +19,7 @@ from ulmfit_dist.stages.classifier import classifier_loaders, train_classifier
 from ulmfit_dist.stages.lm import lm_loaders, train_lm
 from ulmfit_dist.stages.prepare import prepare
 from ulmfit_dist.stages.resume import Found, find_checkpoint
+from ulmfit_dist.terminal import PRECISION_NAMES
 from ulmfit_dist.training.compatibility import differences
 from ulmfit_dist.training.tracking import Tracker
 
@@ -52,6 +53,7 @@ def run(config: Config, runtime: Runtime, fresh: bool = False) -> None:
         with runtime.together():
             lm_loaders(config, runtime, store)
             classifier_loaders(config, runtime, store)
+        _say_precision(config, runtime)
         for stage, train in TRAIN.items():
             if done[stage]:
                 runtime.note(f"{stage}: done already, in {config.run_dir / stage} (--fresh trains it again)")
@@ -81,7 +83,13 @@ def run_stage(config: Config, runtime: Runtime, stage: str, fresh: bool = False)
         with runtime.together():
             if found is not None:
                 found.check(config, stage, store)
+        _say_precision(config, runtime)
         TRAIN[stage](config, runtime, store, tracker, found)
+
+
+def _say_precision(config: Config, runtime: Runtime) -> None:
+    if config.runtime.precision == "auto":
+        runtime.note(f"precision: {PRECISION_NAMES.get(runtime.precision, runtime.precision)}, chosen for this machine")
 
 
 def has_export(config: Config, stage: str, store: TokenStore) -> bool:

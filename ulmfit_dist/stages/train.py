@@ -69,6 +69,7 @@ def train_stage(
         runtime.note(f"runtime.virtual_ranks={runtime.settings.virtual_ranks} is set aside: it is no multiple of the ranks")
     tracking = TrackingCallback(tracker, unit, lambda before: tables_of(learner, store, config, before))
     learner.add_cbs([tracking, TimingCallback(runtime)])
+    runtime.renew_scaler()
     state, begin = LearnerState(learner, runtime), START
     if found is not None:
         tensors = found.tensors(runtime)

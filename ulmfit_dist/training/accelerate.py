@@ -36,6 +36,7 @@ class AccelerateCallback(Callback):
 
     def __init__(self, runtime: Runtime, share: Share, grad_clip: float | None = None):
         self.runtime, self.accelerator, self.share, self.grad_clip = runtime, runtime.accelerator, share, grad_clip
+        self.bytes_of_a_step = 0  # that DDP exchanges
         self.scale = 1 if share.exact else runtime.world_size  # DDP divides the sum by the number of ranks
 
     def before_fit(self) -> None:
@@ -45,6 +46,10 @@ class AccelerateCallback(Callback):
             self.runtime.copy_from_main(self.learn.model.parameters())  # as DDP does
         self.wrapped: list[DistributedDataParallel] = []
         self.learn.replace_modules(self._prepare)
+        gradients = [parameter for module in self.wrapped for parameter in module.parameters() if parameter.requires_grad]
+        self.bytes_of_a_step = sum(
+            2 * g.numel() if self.runtime.settings.compress_gradients else g.nbytes for g in gradients
+        )
 
     def after_fit(self) -> None:
         self.wrapped = []
@@ -80,6 +85,7 @@ class AccelerateCallback(Callback):
 
     def step(self, optimizer: Optimizer) -> None:
         """Clip and step; with a loss scaler a step of infinite gradients is left out, on all ranks alike."""
+        self.runtime.bytes_given += self.bytes_of_a_step
         scaler = self.accelerator.scaler
         if scaler is not None:
             scaler.unscale_(optimizer)

@@ -19,6 +19,7 @@ from fastai.text.models.core import SequentialRNN
 from torch import Tensor, nn
 
 from ulmfit_dist.config import ClassifierConfig, LMConfig
+from ulmfit_dist.data.ahead import moved_ahead
 from ulmfit_dist.data.batches import Batches, MicroBatch
 from ulmfit_dist.model.awd_lstm import encoder_of
 from ulmfit_dist.model.dropout import Position
@@ -26,6 +27,7 @@ from ulmfit_dist.model.loss import ActivationRegularization
 from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.training.accelerate import AccelerateCallback
 from ulmfit_dist.training.metrics import Metrics
+from ulmfit_dist.training.optimizer import FusedAdam
 
 Stage = TypeVar("Stage", bound="DistributedLearner")
 
@@ -70,7 +72,8 @@ class DistributedLearner(TextLearner, metaclass=ABCMeta):
         """fastai's, from the middle of an epoch on where training is taken up there."""
         self.n_iter = len(self.dl)
         first = self.first_step if self.training else 0
-        for step, micro_batches in enumerate(self.dl.from_step(first) if first else self.dl, first):
+        steps = self.dl.from_step(first) if first else self.dl
+        for step, micro_batches in enumerate(moved_ahead(steps, self.dls.device), first):
             self.one_batch(step, micro_batches)
 
     def _do_one_batch(self) -> None:
@@ -173,6 +176,7 @@ def build_learner(
         alpha=0,
         beta=0,  # ours below
         loss_func=loss,
+        opt_func=FusedAdam,
         splitter=splitter,
         wd=settings.wd,
         moms=tuple(settings.moms),

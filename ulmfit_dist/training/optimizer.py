@@ -1,9 +1,9 @@
 """fastai's Adam, computed by torch's fused kernel.
 
-fastai updates one parameter after the other by ten small operations each, every one a pass over memory on a CPU and a launch
-on a GPU. torch's fused AdamW does the same arithmetic in one pass over all parameters of a group. fastai's `OptimWrapper` would
-bring torch's optimizer as a whole, but it knows nothing of `do_wd`, by which fastai spares biases and norms the weight decay.
-So this is fastai's own `Optimizer`, its hyper-parameters, freezing and state, and only the step is the kernel's.
+fastai updates one parameter after the other by ten small operations, each of them a pass over memory on a CPU and a launch
+on a GPU. torch's fused AdamW does the same arithmetic in one pass over all parameters of a group. fastai's `OptimWrapper`
+would bring torch's optimizer as a whole, but it knows nothing of `do_wd`, by which fastai spares biases and norms the weight
+decay. So this is fastai's own `Optimizer`, its hyper-parameters, freezing and state, and only the step is the kernel's.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ class FusedAdam(Optimizer):
         wd: weight decay; parameters whose state says `do_wd=False` are spared.
     """
 
-    def __init__(
-        self, params: Any, lr: float, mom: float = 0.9, sqr_mom: float = 0.99, eps: float = 1e-5, wd: float = 0.01
-    ):
+    _step_supports_amp_scaling = True
+    """Says to torch's loss scaler that the kernel itself leaves a step of infinite gradients out: nobody waits to know."""
+
+    def __init__(self, params: Any, lr: float, mom: float = 0.9, sqr_mom: float = 0.99, eps: float = 1e-5, wd: float = 0.01):
         super().__init__(params, [], lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps, wd=wd)
 
     @torch.no_grad()
@@ -48,12 +49,14 @@ class FusedAdam(Optimizer):
         states = [self._begun(parameter) for parameter in parameters]
         adamw(
             parameters,
-            [parameter.grad for parameter in parameters],
+            [parameter.grad for parameter in parameters if parameter.grad is not None],
             [state["grad_avg"] for state in states],
             [state["sqr_avg"] for state in states],
             [],
             [state["step"] for state in states],
             fused=True,
+            grad_scale=getattr(self, "grad_scale", None),
+            found_inf=getattr(self, "found_inf", None),
             amsgrad=False,
             maximize=False,
             lr=hyper["lr"],
@@ -70,5 +73,5 @@ class FusedAdam(Optimizer):
             zeros = {key: torch.zeros_like(parameter) for key in ("grad_avg", "sqr_avg")}
             state.update(zeros, step=0)
         if not isinstance(state["step"], Tensor):
-            state["step"] = torch.tensor(float(state["step"]), device=parameter.device)
+            state["step"] = torch.full((), float(state["step"]), device=parameter.device)
         return state

@@ -42,7 +42,7 @@ class TrackingCallback(Callback):
         self.tables: Tables = {}
         self.tokens, self.trained, self.epoch_trained, self.recent_trained = 0, 0, 0, 0
         self.train_seconds, self.epoch_seconds, self.recent_seconds = 0.0, 0.0, 0.0
-        self.recent_steps, self.gradient_norm = 0, 0.0
+        self.recent_steps, self.gradient_norm, self.given_before = 0, 0.0, 0
         self.earlier_seconds, self.started = 0.0, time.perf_counter()
         self.progress: Progress | None = None
 
@@ -54,7 +54,7 @@ class TrackingCallback(Callback):
     def before_train(self) -> None:
         learn = self.learn
         learn.accelerate.measure_every(self.log_every)
-        self.mark = time.perf_counter()
+        self.mark, self.given_before = time.perf_counter(), self.runtime.bytes_given
         label = f"{learn.stage} phase {learn.phase + 1} epoch {learn.epoch + 1}/{learn.n_epoch}"
         self.progress = Progress(label, len(learn.dls.train), self.runtime.is_main)
         self.progress.__enter__()
@@ -135,7 +135,7 @@ class TrackingCallback(Callback):
             self.learn.valid_metrics = state["valid_metrics"]
 
     def _add_loss(self, weight: float) -> None:
-        shares = torch.stack([self.learn.loss.double() * weight, self.sums["epoch"].new_tensor(weight)])
+        shares = torch.stack([self.learn.loss.double() * weight, self.sums["epoch"].new_full((), weight)])
         self.sums["epoch"] += shares
         self.sums["recent"] += shares
         self.sums["smoothed"].mul_(SMOOTHING).add_(shares, alpha=1 - SMOOTHING)
@@ -160,12 +160,14 @@ class TrackingCallback(Callback):
             **self._rates(),
             "gradient_norm": self.gradient_norm,
             f"{self.unit}_per_second": round(self.recent_trained / self.recent_seconds, 1),
+            "communication_mb": round((self.runtime.bytes_given - self.given_before) / self.recent_steps / 1e6, 6),
             "memory_gb": round(memory_W.max().item(), 3),
             **{f"{part}_seconds": round(value, 6) for part, value in seconds.items()},
         }
         self.tracker.log(self.learn.stage, self._position(), metrics)
         self.sums["recent"].zero_()
         self.recent_steps, self.recent_trained, self.recent_seconds = 0, 0, 0.0
+        self.given_before = self.runtime.bytes_given
 
     def _rates(self) -> dict[str, float]:
         """The optimizer's: of the last layer group, which the recipe names, and of each."""
