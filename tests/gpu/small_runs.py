@@ -1,0 +1,116 @@
+"""What the tests on a GPU share: a token store made up on the spot, and small runs of the real stages over it.
+
+To try them where there is no GPU, ULMFIT_DIST_GPU_TESTS_ON=cpu runs them on the CPU, but for what only a GPU can do.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from stores import make_store
+
+from ulmfit_dist.compose import load_config
+from ulmfit_dist.config import Config, TokenizerConfig
+from ulmfit_dist.data.store import write_json
+from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.stages.run import run_stage
+
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for runtime.deterministic: too late once cuBLAS has begun
+
+DEVICE = torch.device(os.environ.get("ULMFIT_DIST_GPU_TESTS_ON", "cuda"))
+needs_gpu = pytest.mark.skipif(DEVICE.type == "cuda" and not torch.cuda.is_available(), reason="no GPU is visible")
+needs_cuda = pytest.mark.skipif(DEVICE.type != "cuda", reason="on a GPU alone")
+HAS_NO_BF16 = DEVICE.type == "cuda" and torch.cuda.is_available() and torch.cuda.get_device_capability()[0] < 8
+PRECISIONS = [
+    pytest.param("bf16", marks=pytest.mark.skipif(HAS_NO_BF16, reason="this GPU has no bf16")),
+    pytest.param("fp16", marks=needs_cuda),
+]
+
+V, TOPICS, WORDS_OF_A_TOPIC = 120, 3, 35
+
+SMALL = (
+    "data.valid_pct=0.2",
+    "model={emb_sz: 24, n_hid: 40, n_layers: 2}",
+    "lm={global_batch_size: 8, seq_len: 12, drop_mult: 0.3}",
+    "lm.phases=[{epochs: 1, lr: 1e-2, freeze_to: -1}, {epochs: 2, lr: 2e-2}]",
+    "classifier={global_batch_size: 16, seq_len: 12, max_len: 24, drop_mult: 0.3}",
+    "classifier.phases=[{epochs: 1, lr: 2e-2, freeze_to: -1}, {epochs: 3, lr: [8e-3, 1e-2]}]",
+    "checkpoint.every_steps=7",
+    "tracking={wandb: disabled, log_every: 1}",
+)
+"""Overrides that make a recipe run in seconds."""
+
+
+def make_texts(folder: Path, documents: int = 120) -> Path:
+    """A token store of three topics. Each has words of its own, and most words are followed by the next one."""
+    rng = np.random.default_rng(0)
+    topics = rng.integers(0, TOPICS, documents)
+    walks = [
+        np.where(rng.random(n) < 0.9, 1, rng.integers(0, WORDS_OF_A_TOPIC, n)).cumsum()
+        for n in rng.integers(20, 60, documents)
+    ]
+    ids = [
+        V - TOPICS * WORDS_OF_A_TOPIC + topic * WORDS_OF_A_TOPIC + walk % WORDS_OF_A_TOPIC
+        for topic, walk in zip(topics, walks, strict=True)
+    ]
+    store = make_store(folder, ids, topics, [f"w{i}" for i in range(V)])
+    num_tokens = int(store.lengths.sum())
+    facts = {"num_tokens": num_tokens, "vocab_size": V, "longest": int(store.lengths.max()), "tokens": {"train": num_tokens}}
+    facts |= {"unknown": {"train": 0}, "num_empty": 0, "num_skipped": 0, "tokenizer": asdict(TokenizerConfig())}
+    write_json(folder / "meta.json", {**store.meta, **facts})
+    return folder
+
+
+def small_words(texts: Path, runs: Path, *overrides: str) -> list[str]:
+    """The config of a run over a token store, as the command line takes it."""
+    return [*SMALL, f"data.store={texts}", f"runs_dir={runs}", *overrides]
+
+
+def small_config(texts: Path, runs: Path, *overrides: str) -> Config:
+    return load_config(None, small_words(texts, runs, *overrides))
+
+
+@contextmanager
+def running(config: Config, device: torch.device = DEVICE) -> Iterator[Runtime]:
+    """A runtime on a device, after which another one may have another precision."""
+    before = os.environ.get("ACCELERATE_USE_CPU", "false")
+    os.environ["ACCELERATE_USE_CPU"] = str(device.type == "cpu").lower()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        with Runtime(config.runtime) as runtime:
+            assert runtime.device.type == device.type
+            yield runtime
+    finally:
+        os.environ["ACCELERATE_USE_CPU"] = before
+        AcceleratorState._reset_state(reset_partial_state=True)
+        torch.use_deterministic_algorithms(False)
+
+
+def train(config: Config, *stages: str, device: torch.device = DEVICE) -> Path:
+    """Run stages as the command line would; returns the run directory."""
+    for stage in stages:
+        with running(config, device) as runtime:
+            run_stage(config, runtime, stage)
+    return config.run_dir
+
+
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """fp32 that is fp32: else cuDNN's LSTM rounds what it multiplies to ten bits."""
+    switches = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [switch.allow_tf32 for switch in switches]
+    for switch in switches:
+        switch.allow_tf32 = False
+    try:
+        yield
+    finally:
+        for switch, allowed in zip(switches, before, strict=True):
+            switch.allow_tf32 = allowed
