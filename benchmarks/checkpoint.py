@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.tokenization import machine
+from benchmarks.machine import machine
 from ulmfit_dist.cli import main as command
 from ulmfit_dist.config import LMConfig, ModelConfig
 from ulmfit_dist.model.awd_lstm import build_language_model
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--every-minutes", type=float, default=0.25)
     parser.add_argument("--processes", type=int, default=2)
     args = parser.parse_args()
-    print(f"{machine()}, torch {torch.__version__}, {args.processes} process(es) of one thread", flush=True)
+    print(f"{machine()}, {args.processes} process(es) of one thread", flush=True)
     print(f"a checkpoint every {args.every_minutes:g} minutes, and at the end of each epoch", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         compare(Path(folder), args.words, args.rounds, args.every_minutes, args.processes)

@@ -18,7 +18,7 @@ from fastai.text.models import awdlstm
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks.tokenization import machine
+from benchmarks.machine import machine
 from ulmfit_dist.compose import load_config
 from ulmfit_dist.config import Config
 from ulmfit_dist.data.store import TokenStore
@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--seeds", type=int, default=5)
     args = parser.parse_args()
-    print(f"{machine()}, torch {torch.__version__}, {torch.get_num_threads()} threads", flush=True)
+    print(f"{machine()}, {torch.get_num_threads()} threads", flush=True)
     found: dict[str, list[dict[str, float]]] = {"ours": [], "fastai": []}
     for seed in range(1, args.seeds + 1):
         for name, results in found.items():

@@ -21,7 +21,7 @@ from fastai.text.models.awdlstm import dropout_mask
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.tokenization import machine
+from benchmarks.machine import machine
 from ulmfit_dist.compose import load_config
 from ulmfit_dist.model.awd_lstm import AWDLSTM, encoder_of
 from ulmfit_dist.model.dropout import RowDropout, row_mask, shared_mask
@@ -106,7 +106,7 @@ def main() -> None:
     learner.fit_one_cycle(1, 1e-3, cbs=times)
     step = statistics.median(times.seconds[2:])
     batch = f"{config.lm.global_batch_size} x {config.lm.seq_len} tokens"
-    print(f"{machine()}, torch {torch.__version__}, {torch.get_num_threads()} threads")
+    print(f"{machine()}, {torch.get_num_threads()} threads")
     print(f"a step of {batch}, {sum(p.numel() for p in learner.model.parameters()):,} parameters: {step * 1e3:.0f} ms")
     print(f"{'mask':<32}{'ours':>10}{'fastai':>10}   of the step")
     all_mine, all_theirs = 0.0, 0.0

@@ -26,7 +26,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.tokenization import machine
+from benchmarks.machine import machine
 
 
 class Peak(NamedTuple):

@@ -22,9 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-
-from benchmarks.tokenization import machine
+from benchmarks.machine import machine
 
 KINDS = ("disabled", "refused", "silent")
 
@@ -35,7 +33,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--processes", type=int, default=2)
     args = parser.parse_args()
-    print(f"{machine()}, torch {torch.__version__}, {args.processes} process(es) of one thread", flush=True)
+    print(f"{machine()}, {args.processes} process(es) of one thread", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         compare(Path(folder), args.words, args.rounds, args.processes)
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from benchmarks.tokenization import machine
+from benchmarks.machine import machine
 from ulmfit_dist.compose import load_config
 
 STAGES = ("lm", "classifier")
@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--precisions", nargs="+", default=["fp64", "no"])
     parser.add_argument("--virtual-ranks", type=int, default=4)
     args = parser.parse_args()
-    print(f"{machine()}, torch {torch.__version__}, one thread per process", flush=True)
+    print(f"{machine()}, one thread per process", flush=True)
     print(f"{'':<34}{'200':>9}{'all':>9}{'weights':>9}", flush=True)
     config = load_config(args.config, args.overrides)
     sizes = {"lm": config.lm.global_batch_size, "classifier": config.classifier.global_batch_size}

@@ -1,0 +1,26 @@
+"""What a figure was measured on."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import version
+
+import torch
+
+PACKAGES = ("fastai", "spacy", "numpy", "torch")
+
+
+def machine() -> str:
+    """Processor, cores, GPU if there is one, and versions."""
+    versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{_processor()}, {len(os.sched_getaffinity(0))} cores{gpu}; Python {platform.python_version()}, {versions}"
+
+
+def _processor() -> str:
+    with open("/proc/cpuinfo") as file:
+        facts = dict(line.split(":", 1) for line in file if ":" in line)
+    facts = {key.strip(): value.strip() for key, value in facts.items()}
+    model = f" (family {facts['cpu family']}, model {facts['model']})" if "cpu family" in facts else ""
+    return facts.get("model name", platform.machine()) + model
