@@ -9,14 +9,19 @@ from typing import Any
 import numpy as np
 import torch
 from fastai.callback.core import Callback, CancelFitException
+from fastai.callback.training import GradientClip
 from fastai.data.core import DataLoaders
-from fastai.text.data import LMDataLoader, LMTensorText
-from fastai.text.learner import TextLearner, language_model_learner
-from fastai.text.models.awdlstm import AWD_LSTM, awd_lstm_lm_config
+from fastai.losses import CrossEntropyLossFlat
+from fastai.metrics import accuracy
+from fastai.text.data import LMDataLoader, LMTensorText, Pad_Chunk, SortedDL, TensorText
+from fastai.text.learner import TextLearner, language_model_learner, text_classifier_learner
+from fastai.text.models.awdlstm import AWD_LSTM, awd_lstm_clas_config, awd_lstm_lm_config
+from fastai.torch_core import TensorCategory
 
 from ulmfit_dist.compose import load_config
 from ulmfit_dist.config import Config, RuntimeConfig
-from ulmfit_dist.data.splits import split_documents
+from ulmfit_dist.data.sources import open_source
+from ulmfit_dist.data.splits import DocumentSplits, split_documents
 from ulmfit_dist.data.store import TokenStore
 from ulmfit_dist.data.vocab import FILLER
 from ulmfit_dist.runtime import Runtime
@@ -104,3 +109,50 @@ def seconds_per_step(learner: Any, lr: float, warm_up: int, steps: int) -> float
     with learner.no_bar(), learner.no_logging():
         learner.fit_one_cycle(1, lr, cbs=clock)
     return clock.seconds
+
+
+def articles(store: TokenStore, config: Config, indices: np.ndarray) -> list[str]:
+    """The texts of documents, as the source has them."""
+    documents = open_source(config.data).splits["train"]
+    assert len(documents) == len(store)
+    return [text for i in indices.tolist() for text in documents.read(i, i + 1)[0] if text is not None]
+
+
+def fastai_classifier_loaders(
+    config: Config, store: TokenStore, documents: DocumentSplits, device: torch.device
+) -> DataLoaders:
+    """fastai's own loaders for a classifier, as `TextBlock` makes them, over the ids of these documents."""
+    settings, loaders = config.classifier, []
+    for indices, is_train in ((documents.classifier_train, True), (documents.classifier_valid, False)):
+        texts = [TensorText(store.document(i).astype(np.int64)) for i in indices]
+        items = [*zip(texts, map(TensorCategory, store.labels[indices].astype(np.int64)), strict=True)]
+        batches = {"bs": settings.global_batch_size, "before_batch": Pad_Chunk(seq_len=settings.seq_len)}
+        order = {"res": [*map(len, texts)], "shuffle": is_train, "drop_last": is_train}
+        loaders.append(SortedDL(items, **batches, **order, device=device))
+    dls = DataLoaders(*loaders, device=device)
+    dls.vocab, dls.c = store.vocab, len(store.label_names)
+    return dls
+
+
+def fastai_classifier_learner(config: Config, store: TokenStore, dls: DataLoaders) -> TextLearner:
+    """Plain fastai's classifier, all of it to be trained; on a GPU in mixed precision."""
+    settings = config.classifier
+    sizes = {"emb_sz": config.model.emb_sz, "n_hid": config.model.n_hid, "n_layers": config.model.n_layers}
+    learner = text_classifier_learner(
+        dls,
+        AWD_LSTM,
+        seq_len=settings.seq_len,
+        config={**awd_lstm_clas_config, **sizes},
+        pretrained=False,
+        drop_mult=settings.drop_mult,
+        n_out=len(store.label_names),
+        lin_ftrs=list(settings.lin_ftrs),
+        ps=[settings.head_dropout] * len(settings.lin_ftrs),
+        max_len=settings.max_len,
+        loss_func=CrossEntropyLossFlat(),
+        metrics=accuracy,
+        wd=settings.wd,
+        moms=tuple(settings.moms),
+        cbs=[] if settings.grad_clip is None else [GradientClip(settings.grad_clip)],
+    )
+    return learner.to_fp16() if dls.device.type == "cuda" else learner

@@ -302,3 +302,15 @@ def test_a_store_cut_short_is_refused(store: TokenStore, tmp_path: Path):
     (tmp_path / "meta.json").unlink()
     with pytest.raises(UserError, match="no token store here"):
         TokenStore(tmp_path)
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_a_truncated_document_is_read_from_its_beginning(store: TokenStore, backwards: bool):
+    whole = ClassifierBatches(store, store.split("train"), 6, T, share(), None)
+    cut = ClassifierBatches(store, store.split("train"), 6, T, share(), None, backwards=backwards, truncate_to=7)
+    assert max(batch.x.shape[1] for (batch,) in whole) > 7
+    for (batch,) in cut:
+        for x_T, document in zip(batch.x, batch.documents, strict=True):
+            expected = store.document(document)[:7][:: -1 if backwards else 1]
+            assert x_T[x_T != PAD_ID].tolist() == expected[expected != PAD_ID].tolist()
+        assert batch.global_tokens == sum(min(7, len(store.document(i))) for i in batch.documents)

@@ -229,6 +229,8 @@ def _positive_integers(config: Config) -> Iterator[tuple[str, int]]:
         yield f"{stage}.global_batch_size", settings.global_batch_size
         yield f"{stage}.seq_len", settings.seq_len
     yield "classifier.max_len", config.classifier.max_len
+    if config.classifier.truncate_to is not None:
+        yield "classifier.truncate_to", config.classifier.truncate_to
     if config.checkpoint.every_steps is not None:
         yield "checkpoint.every_steps", config.checkpoint.every_steps
     yield "checkpoint.keep", config.checkpoint.keep

@@ -159,6 +159,8 @@ class ClassifierConfig:
     """Tokens that the encoder reads at a time."""
     max_len: int = 1440
     """Tokens that are pooled and learned from, from the end of a batch's longest document; others are read only."""
+    truncate_to: int | None = None
+    """Tokens of a document that are read at all, from its beginning; the rest is left out. null: all, as in fastai."""
     drop_mult: float = 0.5
     """Factor on all dropouts of fastai's awd_lstm_clas_config."""
     lin_ftrs: list[int] = field(default_factory=lambda: [50])

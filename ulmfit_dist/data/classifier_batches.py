@@ -38,6 +38,7 @@ class ClassifierBatches:
         share: which of the documents of a batch are this rank's.
         seed: shuffles each epoch; None goes from the longest to the shortest, for validation.
         backwards: read each document from its end.
+        truncate_to: tokens of a document that are read, from its beginning; None for all.
 
     Raises:
         UserError: fewer documents to train on than ranks, or batches that cannot be shared evenly.
@@ -52,6 +53,7 @@ class ClassifierBatches:
         share: Share,
         seed: int | None = None,
         backwards: bool = False,
+        truncate_to: int | None = None,
     ):
         share.check(global_batch_size, "classifier.global_batch_size")
         if seed is not None and len(documents) < share.num_virtual_ranks:
@@ -59,6 +61,7 @@ class ClassifierBatches:
         self.store, self.documents, self.share, self.seed = store, documents, share, seed
         self.global_batch_size, self.seq_len = global_batch_size, seq_len
         self.direction = -1 if backwards else 1
+        self.lengths = store.lengths if truncate_to is None else np.minimum(store.lengths, truncate_to)
         self.set_epoch(0)
 
     def __len__(self) -> int:
@@ -96,19 +99,19 @@ class ClassifierBatches:
         sorted_runs = [self._longest_first(run) for run in np.array_split(shuffled, num_runs)]
         batches = np.array_split(np.concatenate(sorted_runs), num_batches)
         batches = [self._longest_first(batches[i]) for i in permutation(num_batches, seed, "classifier", "batches", epoch)]
-        longest = max(range(num_batches), key=lambda i: self.store.lengths[batches[i][0]])
+        longest = max(range(num_batches), key=lambda i: self.lengths[batches[i][0]])
         batches.insert(0, batches.pop(longest))  # so that a batch too large for the memory fails at once
         return batches
 
     def _longest_first(self, documents: np.ndarray) -> np.ndarray:
-        return documents[np.argsort(-self.store.lengths[documents], kind="stable")]
+        return documents[np.argsort(-self.lengths[documents], kind="stable")]
 
     def _micro_batch(self, batch: np.ndarray, rows: range) -> MicroBatch:
         documents = batch[rows.start : rows.stop : rows.step]
-        tokens = self.store.pieces(documents, np.zeros_like(documents), self.store.lengths[documents])
-        x_bT = pad_chunks([piece[:: self.direction] for piece in tokens], int(self.store.lengths[batch[0]]), self.seq_len)
+        tokens = self.store.pieces(documents, np.zeros_like(documents), self.lengths[documents])
+        x_bT = pad_chunks([piece[:: self.direction] for piece in tokens], int(self.lengths[batch[0]]), self.seq_len)
         y_b = torch.from_numpy(self.store.labels[documents].astype(np.int64))
-        return MicroBatch(x_bT, y_b, rows, len(batch), int(self.store.lengths[batch].sum()), documents)
+        return MicroBatch(x_bT, y_b, rows, len(batch), int(self.lengths[batch].sum()), documents)
 
 
 def pad_chunks(documents: list[np.ndarray], width: int, seq_len: int) -> torch.Tensor:

@@ -64,8 +64,8 @@ def classifier_loaders(config: Config, runtime: Runtime, store: TokenStore) -> t
     check_labels(store, splits)
     share = share_of_rank(runtime.rank, runtime.world_size, config.runtime)
     shape = (settings.global_batch_size, settings.seq_len, share)
-    backwards = config.model.backwards
+    backwards, truncate_to = config.model.backwards, settings.truncate_to
     return (
-        ClassifierBatches(store, splits.classifier_train, *shape, seed=config.seed, backwards=backwards),
-        ClassifierBatches(store, splits.classifier_valid, *shape, seed=None, backwards=backwards),
+        ClassifierBatches(store, splits.classifier_train, *shape, config.seed, backwards, truncate_to),
+        ClassifierBatches(store, splits.classifier_valid, *shape, None, backwards, truncate_to),
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fastai.text.models.core import SequentialRNN
 from torch import nn
 
 from ulmfit_dist.data.batches import Batches
@@ -57,11 +58,27 @@ def _evaluate_stage(stage: str, exported: Exported, runtime: Runtime) -> dict[st
             metrics = ClassifierMetrics(len(store.label_names))
             valid = classifier_loaders(exported.config, runtime, store)[1]
         metrics.reset(runtime.device)
-        _run(model, valid, metrics, runtime)
+        _run(_in_precision(model, stage, runtime), valid, metrics, runtime)
     found: dict[str, Any] = metrics.compute(runtime)
     if isinstance(metrics, ClassifierMetrics):
         found["confusion_matrix"] = metrics.confusion_CC.long().tolist()
     return found
+
+
+def _in_precision(model: nn.Module, stage: str, runtime: Runtime) -> nn.Module:
+    """The model, its modules in mixed precision that are so while they are trained, what they give in fp32.
+
+    Those are the modules that `replace_modules` of the stage's learner replaces: a classifier pools in fp32.
+    """
+
+    def prepare_module(module: nn.Module) -> nn.Module:
+        return runtime.accelerator.prepare_model(module, evaluation_mode=True)
+
+    if stage == "lm":
+        return prepare_module(model)
+    assert isinstance(model, SequentialRNN)
+    model[0], model[1].layers = prepare_module(model[0]), prepare_module(model[1].layers)
+    return model
 
 
 @torch.no_grad()
@@ -71,9 +88,7 @@ def _run(model: nn.Module, valid: Batches, metrics: Metrics, runtime: Runtime) -
     for batches in valid:
         for batch in batches:
             encoder.position.rows = batch.rows
-            with runtime.accelerator.autocast():
-                prediction = model(batch.to(runtime.device).x)[0]
-            metrics.update(prediction.to(next(model.parameters()).dtype), batch.to(runtime.device))
+            metrics.update(model(batch.to(runtime.device).x)[0], batch.to(runtime.device))
 
 
 def _check_store(exported: Exported, store: TokenStore) -> None:

@@ -1,8 +1,15 @@
-"""Labels for texts, from an exported classifier."""
+"""Labels for texts, from an exported classifier.
+
+Documents of like length are computed together, as many as make up a number of tokens: few long ones or many short ones. So
+neither padding nor memory grows with the longest. A document's answer does not depend on the others: rows are filled up to
+whole chunks of `seq_len`, so that `max_len` cuts each at a place of its own. The price: up to a chunk less one of padding.
+
+b: documents of a batch, T: tokens of the longest document, filled up to whole chunks.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +21,11 @@ from ulmfit_dist.data.tokenizer import open_tokenizer
 from ulmfit_dist.data.vocab import UNK_ID, token_ids
 from ulmfit_dist.model.export import load_model, read_exported
 from ulmfit_dist.stages.run import model_folder
+
+BATCH_TOKENS = 64 * 512
+"""Tokens of a batch, padding included, at most; a document with more is a batch of its own."""
+CHARACTERS_AT_ONCE = 1 << 24
+"""Of texts that are tokenized and sorted together: some ten thousand articles, a hundred MB at work."""
 
 
 @dataclass(frozen=True)
@@ -51,27 +63,67 @@ class TextClassifier:
         self.ids = token_ids(exported.vocab)
         self.model = load_model(exported, self.device)
 
-    def predict(self, texts: Sequence[str], batch_size: int = 64) -> list[Prediction]:
-        """One prediction per text, in order; texts of like length are computed together."""
-        direction = -1 if self.config.model.backwards else 1
-        documents = [self._encode(tokens)[::direction] for tokens in self.tokenizer.tokenize(texts)]
-        order = sorted(range(len(documents)), key=lambda i: -len(documents[i]))
-        predictions: list[Prediction | None] = [None] * len(documents)
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
-            for i, row in zip(batch, self._probabilities([documents[i] for i in batch]), strict=True):
-                predictions[i] = self._prediction(row)
-        return [prediction for prediction in predictions if prediction is not None]
+    def predict(self, texts: Sequence[str], batch_tokens: int = BATCH_TOKENS) -> list[Prediction]:
+        """One prediction per text, in order.
 
-    def _encode(self, tokens: list[str]) -> np.ndarray:
-        return np.array([self.ids.get(token, UNK_ID) for token in tokens], dtype=np.int64)
+        Args:
+            batch_tokens: tokens that are computed together at most, unless a single document has more: memory and speed.
+        """
+        return [prediction for part in _parts(texts) for prediction in self._predict(part, batch_tokens)]
+
+    def _predict(self, texts: Sequence[str], batch_tokens: int) -> list[Prediction]:
+        documents = self._encode(texts)
+        seq_len = self.config.classifier.seq_len
+        probabilities_NC = np.empty((len(documents), len(self.labels)))
+        for batch in token_batches([*map(len, documents)], seq_len, batch_tokens):
+            width = _whole_chunks(len(documents[batch[0]]), seq_len)
+            x_bT = pad_chunks([documents[i] for i in batch], width, seq_len)
+            probabilities_NC[batch] = self._probabilities(x_bT)
+        return [self._prediction(row) for row in probabilities_NC.tolist()]
+
+    def _encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The ids of each text that the model reads, in its order."""
+        ids, lengths = self.tokenizer.encode(texts)
+        tokens = self.tokenizer.tokens
+        distinct, places = np.unique(ids, return_inverse=True)
+        known = np.array([self.ids.get(tokens[i], UNK_ID) for i in distinct.tolist()], dtype=np.int64)
+        direction = -1 if self.config.model.backwards else 1
+        documents = np.split(known[places], np.cumsum(lengths)[:-1])
+        return [document[: self.config.classifier.truncate_to][::direction] for document in documents]
 
     @torch.no_grad()
-    def _probabilities(self, documents: list[np.ndarray]) -> list[list[float]]:
-        """Probabilities of each document's classes. Longest document first."""
-        x_bT = pad_chunks(documents, len(documents[0]), self.config.classifier.seq_len)
-        return torch.softmax(self.model(x_bT.to(self.device))[0].double(), dim=1).tolist()
+    def _probabilities(self, x_bT: torch.Tensor) -> np.ndarray:
+        """Probabilities of each document's classes, float64 [b, classes]. Longest document first."""
+        return torch.softmax(self.model(x_bT.to(self.device))[0].double(), dim=1).cpu().numpy()
 
     def _prediction(self, row: list[float]) -> Prediction:
         index = int(np.argmax(row))
         return Prediction(self.labels[index], index, dict(zip(self.labels, row, strict=True)))
+
+
+def token_batches(lengths: Sequence[int], seq_len: int, batch_tokens: int) -> Iterator[list[int]]:
+    """Documents by index, longest first, in batches of at most `batch_tokens` with padding, and at least one document."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    start = 0
+    while start < len(order):
+        rows = max(1, batch_tokens // _whole_chunks(lengths[order[start]], seq_len))
+        yield order[start : start + rows]
+        start += rows
+
+
+def _whole_chunks(num_tokens: int, seq_len: int) -> int:
+    return max(1, -(-num_tokens // seq_len)) * seq_len
+
+
+def _parts(texts: Sequence[str]) -> Iterator[list[str]]:
+    """The texts in runs of `CHARACTERS_AT_ONCE` or little more."""
+    part: list[str] = []
+    characters = 0
+    for text in texts:
+        part.append(text)
+        characters += len(text)
+        if characters >= CHARACTERS_AT_ONCE:
+            yield part
+            part, characters = [], 0
+    if part:
+        yield part

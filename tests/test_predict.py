@@ -1,0 +1,150 @@
+"""Labels and figures from an exported classifier, in one process: batches by length, and the precision of `evaluate`."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from stores import make_store
+
+from ulmfit_dist.config import ClassifierConfig, Config, DataConfig, LMConfig, ModelConfig, Phase, RuntimeConfig
+from ulmfit_dist.data.store import TokenStore
+from ulmfit_dist.model.awd_lstm import build_classifier
+from ulmfit_dist.model.export import save_exported
+from ulmfit_dist.randomness import seed_torch
+from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.stages import evaluate as evaluate_module
+from ulmfit_dist.stages import predict as predict_module
+from ulmfit_dist.stages.classifier import classifier_learner
+from ulmfit_dist.stages.evaluate import evaluate
+from ulmfit_dist.stages.lm import lm_learner
+from ulmfit_dist.stages.predict import TextClassifier, token_batches
+from ulmfit_dist.training.recipe import run_phases
+
+SEQ_LEN, MAX_LEN, CLASSES = 5, 10, 3
+VOCAB = ["xxunk", "xxpad", "xxbos", "xxmaj", "xxrep", *"abcdefghijklmnopqrstuvwxyz"]
+CONFIG = Config(
+    name="run",
+    data=DataConfig(source="bbc_news", valid_pct=0.3),
+    model=ModelConfig(emb_sz=12, n_hid=16, n_layers=2),
+    lm=LMConfig(global_batch_size=4, seq_len=SEQ_LEN, phases=[Phase(1, 2e-2, 0)]),
+    classifier=ClassifierConfig(global_batch_size=8, seq_len=SEQ_LEN, max_len=MAX_LEN, phases=[Phase(2, 2e-2, 0)]),
+)
+
+
+def store_of(folder: Path) -> TokenStore:
+    """Documents of one to forty words, whose class shows in them."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(80) % CLASSES
+    documents = [5 + rng.integers(0, 8, rng.integers(1, 40)) + 8 * label for label in labels]
+    return make_store(folder, documents, labels, VOCAB)
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> TextClassifier:
+    """One that was never trained: wide weights, so that documents differ in their answers."""
+    folder = tmp_path_factory.mktemp("predict")
+    store = store_of(folder / "store")
+    seed_torch(1)
+    model = build_classifier(len(VOCAB), CLASSES, CONFIG.model, CONFIG.classifier)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3)
+    save_exported(folder / "classifier", model, CONFIG, store, store.label_names, {"data_fingerprint": "x"})
+    return TextClassifier(folder)
+
+
+def texts_of(lengths: list[int]) -> list[str]:
+    letters = random.Random(0)
+    return [" ".join(letters.choices(VOCAB[5:], k=length)) for length in lengths]
+
+
+def probabilities(classifier: TextClassifier, texts: list[str], **settings: int) -> np.ndarray:
+    return np.array([[*found.probabilities.values()] for found in classifier.predict(texts, **settings)])
+
+
+def test_answers_come_in_the_order_of_the_texts_and_do_not_depend_on_the_others(classifier: TextClassifier):
+    texts = texts_of([3, 47, 1, 12, 8, 31, 4, 4, 22, 9, 11, 0, 14, 100])
+    alone = np.concatenate([probabilities(classifier, [text]) for text in texts])
+    assert np.ptp(alone, axis=0).max() > 0.01  # else any order would do
+    for settings in ({}, {"batch_tokens": 40}, {"batch_tokens": 1}):
+        np.testing.assert_allclose(probabilities(classifier, texts, **settings), alone, atol=1e-6)
+    assert [found.label for found in classifier.predict(texts)] == ["abc"[i] for i in alone.argmax(1)]
+
+
+def test_a_long_list_is_read_in_parts(classifier: TextClassifier, monkeypatch: pytest.MonkeyPatch):
+    texts = texts_of([5, 1, 30, 2, 17, 3, 9])
+    expected = probabilities(classifier, texts)
+    parts = []
+    monkeypatch.setattr(predict_module, "CHARACTERS_AT_ONCE", 20)
+    encode = classifier._encode
+    monkeypatch.setattr(classifier, "_encode", lambda part: parts.append(len(part)) or encode(part))
+    np.testing.assert_allclose(probabilities(classifier, texts), expected, atol=1e-6)
+    assert len(parts) > 2
+    assert sum(parts) == len(texts)
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_a_text_is_read_as_far_as_in_training(classifier: TextClassifier, monkeypatch: pytest.MonkeyPatch, backwards: bool):
+    whole, beginning = texts_of([30])[0], texts_of([30])[0][: 2 * 6 - 1]  # xxbos and six letters
+    settings = replace(CONFIG.classifier, truncate_to=7)
+    config = replace(CONFIG, classifier=settings, model=replace(CONFIG.model, backwards=backwards))
+    expected = classifier._encode([beginning])[0]
+    assert len(expected) == 7
+    monkeypatch.setattr(classifier, "config", config)
+    assert classifier._encode([whole])[0].tolist() == expected[:: -1 if backwards else 1].tolist()
+
+
+def test_no_text_has_no_label(classifier: TextClassifier):
+    assert classifier.predict([]) == []
+
+
+def test_one_very_long_document_does_not_widen_the_others(classifier: TextClassifier, monkeypatch: pytest.MonkeyPatch):
+    shapes = []
+    compute = classifier._probabilities
+    monkeypatch.setattr(classifier, "_probabilities", lambda x_bT: shapes.append(tuple(x_bT.shape)) or compute(x_bT))
+    texts = texts_of([4] * 20 + [5000] + [4] * 20)
+    assert len(classifier.predict(texts, batch_tokens=1000)) == 41
+    (long_rows, long_width), *others = shapes
+    assert long_rows == 1
+    assert long_width >= 5000
+    assert others == [(40, SEQ_LEN)]
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 72, 500, 10**6])
+def test_batches_hold_every_document_once_and_no_more_than_the_budget(batch_tokens: int):
+    lengths = np.random.default_rng(0).integers(0, 400, 300).tolist()
+    batches = [*token_batches(lengths, 72, batch_tokens)]
+    assert sorted(i for batch in batches for i in batch) == [*range(300)]
+    for batch in batches:
+        width = max(lengths[i] for i in batch)
+        assert width == lengths[batch[0]]
+        assert len(batch) == 1 or len(batch) * width <= batch_tokens
+
+
+@pytest.fixture
+def runtime() -> Iterator[Runtime]:
+    """One process that computes in bf16."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield Runtime(RuntimeConfig(precision="bf16"))
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_evaluate_computes_what_validation_does_in_bf16(runtime: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    store = store_of(tmp_path / "store")
+    config = replace(CONFIG, runs_dir=str(tmp_path))
+    expected = {}
+    for stage, build, labels in (("lm", lm_learner, None), ("classifier", classifier_learner, store.label_names)):
+        learner = build(config, runtime, store)
+        run_phases(learner, (config.lm if stage == "lm" else config.classifier).phases)
+        save_exported(config.run_dir / stage, learner.model, config, store, labels, {"data_fingerprint": "x"})
+        expected[stage] = learner.valid_metrics
+    monkeypatch.setattr(evaluate_module, "prepare", lambda config, runtime: store)
+    found = evaluate(config.run_dir, runtime)
+    del found["classifier"]["confusion_matrix"]
+    for stage, metrics in expected.items():
+        assert found[stage] == pytest.approx(metrics, rel=1e-9), stage
