@@ -9,35 +9,46 @@ import argparse
 import importlib
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from benchmarks import harness
+if TYPE_CHECKING:
+    from benchmarks.harness import Benchmark
 
 RESULTS = Path(__file__).parent / "results"
-NAMES = (
-    "tokenize",
-    "lm_loader",
-    "lm_step",
-    "lm_perplexity",
-    "classifier_epoch",
-    "predict",
-    "generate",
-    "quickstart",
-    "checkpoint",
-    "scaling",
-)
-"""Modules of this package; each has a `BENCHMARK`."""
+NAMES = {
+    "tokenize": "text to ids, on one core",
+    "lm_loader": "batches of the language model",
+    "lm_step": "training steps of the language model",
+    "lm_perplexity": "what the language model has learned after equal steps",
+    "classifier_epoch": "an epoch of the classifier",
+    "predict": "texts classified by a trained model",
+    "generate": "texts written by a language model",
+    "quickstart": "BBC News from raw text to a classifier, launch/quickstart.sh against plain fastai",
+    "checkpoint": "training with checkpoints and without",
+    "scaling": "two processes against one with two threads",
+}
+"""Modules of this package, each with a `BENCHMARK`, and what they measure."""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("name", choices=NAMES)
+    width = max(map(len, NAMES))
+    names = "\n".join(f"  {name:<{width}}  {what}" for name, what in NAMES.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        epilog=f"names:\n{names}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("name", choices=NAMES, metavar="NAME", help="what to measure, see below")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cases", nargs="+", metavar="CASE", help="some of the benchmark's cases")
     parser.add_argument("--contenders", nargs="+", metavar="NAME", help="some of the benchmark's contenders")
     parser.add_argument("--save", action="store_true", help=f"keep the report in {RESULTS.name}/")
     parser.add_argument("--measure", nargs=2, metavar=("CASE", "CONTENDER"), help=argparse.SUPPRESS)
     args = parser.parse_args()
-    benchmark: harness.Benchmark = importlib.import_module(f"benchmarks.{args.name}").BENCHMARK
+    from benchmarks import harness  # here, since it imports torch
+
+    benchmark: Benchmark = importlib.import_module(f"benchmarks.{args.name}").BENCHMARK
     if args.measure:
         harness.measure(benchmark, *args.measure)
         return

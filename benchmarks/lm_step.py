@@ -25,18 +25,19 @@ def config_of(case: str) -> tuple[Config, int]:
 def fastai(case: str) -> Measured:
     config, num_words = config_of(case)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    learner = fastai_lm_learner(config, filled_store(config, num_words), device)
+    store = filled_store(config, num_words, Runtime(RuntimeConfig(precision="no")))
+    learner = fastai_lm_learner(config, store, device)
     return _measured(learner, config, "fp16" if device.type == "cuda" else "no")
 
 
 def ours(case: str, precision: str) -> Measured:
     config, num_words = config_of(case)
     runtime = Runtime(RuntimeConfig(precision=precision))
-    return _measured(lm_learner(config, runtime, filled_store(config, num_words)), config, runtime.precision)
+    return _measured(lm_learner(config, runtime, filled_store(config, num_words, runtime)), config, runtime.precision)
 
 
 def _measured(learner: object, config: Config, precision: str) -> Measured:
-    warm_up, steps = (20, 100) if torch.cuda.is_available() else (2, 10)
+    warm_up, steps = (20, 100) if torch.cuda.is_available() else (2, 8)
     seconds = seconds_per_step(learner, 1e-2, warm_up, steps)
     tokens = config.lm.global_batch_size * config.lm.seq_len
     return Measured(tokens / seconds, {"ms": seconds * 1000, "precision": precision})

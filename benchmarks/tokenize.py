@@ -1,22 +1,18 @@
-"""Text to ids: this package against fastai, on the same texts, one process each, alternately.
+"""Text to ids on one core: fastai's way and ours, on the same texts.
 
-    python -m benchmarks.tokenization FOLDER [--limit N] [--repeats 5]
-
-FOLDER holds Parquet files with a column `text`. fastai: `TokenizeWithRules` around its `WordTokenizer`, `make_vocab`,
-`Numericalize`, ids in memory. Ours: `StoreBuilder`, ids in a token store on disk, shard by shard. The first round also
-compares every token of every text, and the vocabularies.
+fastai: `TokenizeWithRules` around its `WordTokenizer`, `make_vocab`, `Numericalize`, ids in memory. Ours: `StoreBuilder`,
+ids in a token store on disk, shard by shard. The texts are BBC News, or those in the column `text` of the Parquet files of
+the folder that ULMFIT_DIST_BENCHMARK_TEXTS names. After fastai's clock has stopped, the same process makes our store as
+well and compares every token of every text, and the vocabularies: `equal`.
 """
 
 from __future__ import annotations
 
-import argparse
-import platform
-import statistics
-import sys
+import os
 import tempfile
 import time
 from collections import Counter
-from importlib.metadata import version
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,18 +20,21 @@ import pyarrow.parquet as pq
 from fastai.text.core import TokenizeWithRules, WordTokenizer
 from fastai.text.data import Numericalize, make_vocab
 
-from ulmfit_dist.config import TokenizerConfig
+from benchmarks.harness import Benchmark, Measured
+from ulmfit_dist.config import DataConfig, TokenizerConfig
 from ulmfit_dist.data.builder import StoreBuilder
+from ulmfit_dist.data.sources import open_source
 from ulmfit_dist.data.store import FORMAT, TokenStore
 from ulmfit_dist.data.texts.documents import Source
 
+BBC_NEWS = "BBC News"
 SHARD_DOCUMENTS = 2000
 
 
 class Texts:
     """A source in memory, so that both read the same strings."""
 
-    def __init__(self, texts: list[str]):
+    def __init__(self, texts: Sequence[str | None]):
         self.texts = texts
 
     def __len__(self) -> int:
@@ -45,7 +44,37 @@ class Texts:
         return list(self.texts[start:stop]), [None] * (min(stop, len(self.texts)) - start)
 
 
-def fastai_ids(texts: list[str]) -> tuple[list[np.ndarray], list[str]]:
+def fastai(case: str) -> Measured:
+    texts = read_texts(case)
+    begin = time.perf_counter()
+    documents, vocab = fastai_ids(texts)
+    seconds = time.perf_counter() - begin
+    with tempfile.TemporaryDirectory() as folder:
+        store = our_ids(texts, Path(folder))
+        same = all(np.array_equal(store.document(i), document) for i, document in enumerate(documents))
+        same = same and vocab == store.vocab and len(documents) == len(store)
+    return Measured(sum(map(len, documents)) / seconds, {"seconds": seconds, "equal": "yes" if same else "NO"})
+
+
+def ours(case: str) -> Measured:
+    texts = read_texts(case)
+    with tempfile.TemporaryDirectory() as folder:
+        begin = time.perf_counter()
+        store = our_ids(texts, Path(folder))
+        seconds = time.perf_counter() - begin
+        num_tokens = int(store.lengths.sum())
+    return Measured(num_tokens / seconds, {"seconds": seconds, "texts": len(texts), "tokens": num_tokens})
+
+
+def read_texts(case: str) -> list[str | None]:
+    """BBC News, or the texts of the folder that the case names."""
+    if case == BBC_NEWS:
+        documents = open_source(DataConfig(source="bbc_news")).splits["train"]
+        return documents.read(0, len(documents))[0]
+    return [text for file in sorted(Path(case).glob("*.parquet")) for text in pq.read_table(file)["text"].to_pylist()]
+
+
+def fastai_ids(texts: Sequence[str | None]) -> tuple[list[np.ndarray], list[str]]:
     """Ids and vocabulary, as `TextBlock` makes them."""
     tokens = list(TokenizeWithRules(WordTokenizer("en"))(texts))
     counts = Counter(token for document in tokens for token in document)
@@ -55,9 +84,8 @@ def fastai_ids(texts: list[str]) -> tuple[list[np.ndarray], list[str]]:
     return [np.array(numericalize(document)) for document in tokens], vocab
 
 
-def our_ids(texts: list[str], folder: Path) -> TokenStore:
+def our_ids(texts: Sequence[str | None], folder: Path) -> TokenStore:
     """A finished token store."""
-    folder.mkdir()
     builder = StoreBuilder(folder, Source({"train": Texts(texts)}, {}), TokenizerConfig(), SHARD_DOCUMENTS)
     shards = range(len(builder.shards))
     builder.tokenize(shards, num_workers=1, shown=False)
@@ -67,49 +95,9 @@ def our_ids(texts: list[str], folder: Path) -> TokenStore:
     return TokenStore(folder)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--limit", type=int, help="take this many texts, evenly from all")
-    parser.add_argument("--repeats", type=int, default=5)
-    args = parser.parse_args()
-    texts = [text for file in sorted(args.folder.glob("*.parquet")) for text in pq.read_table(file)["text"].to_pylist()]
-    if args.limit is not None:
-        texts = texts[:: max(1, len(texts) // args.limit)][: args.limit]
-    print(f"{len(texts):,} texts, {sum(map(len, texts)):,} characters; {machine()}", flush=True)
-    seconds: dict[str, list[float]] = {"fastai": [], "ours": []}
-    num_tokens = 0
-    for repeat in range(args.repeats):
-        started = time.perf_counter()
-        documents, vocab = fastai_ids(texts)
-        seconds["fastai"].append(time.perf_counter() - started)
-        with tempfile.TemporaryDirectory() as folder:
-            started = time.perf_counter()
-            store = our_ids(texts, Path(folder) / "store")
-            seconds["ours"].append(time.perf_counter() - started)
-            num_tokens = int(store.lengths.sum())
-            if repeat == 0:
-                differing = sum(not np.array_equal(store.document(i), document) for i, document in enumerate(documents))
-                same = "equal" if vocab == store.vocab else "DIFFERENT"
-                print(f"{differing} texts differ; the vocabularies are {same}", flush=True)
-        print(f"round {repeat + 1}: fastai {seconds['fastai'][-1]:.1f} s, ours {seconds['ours'][-1]:.1f} s", flush=True)
-    for name, values in seconds.items():
-        low, middle, high = min(values), statistics.median(values), max(values)
-        rate = num_tokens / middle
-        print(f"{name:<7} median {middle:7.1f} s  min {low:7.1f} s  max {high:7.1f} s  {rate:10,.0f} tokens/s a core")
-    print(f"ratio of the medians: {statistics.median(seconds['fastai']) / statistics.median(seconds['ours']):.1f}")
-
-
-def machine() -> str:
-    """Processor and versions that a result depends on."""
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-        model = names[0] if names else model
-    packages = ", ".join(f"{name} {version(name)}" for name in ("fastai", "spacy", "numpy"))
-    return f"{model}, Python {sys.version.split()[0]}, {packages}"
-
-
-if __name__ == "__main__":
-    main()
+BENCHMARK = Benchmark(
+    title="text to ids, on one core",
+    unit="tokens/s",
+    contenders={"fastai": fastai, "ours": ours},
+    cases=[os.environ.get("ULMFIT_DIST_BENCHMARK_TEXTS", BBC_NEWS)],
+)

@@ -19,7 +19,7 @@ from fastai.text.models.awdlstm import AWD_LSTM, awd_lstm_clas_config, awd_lstm_
 from fastai.torch_core import TensorCategory
 
 from ulmfit_dist.compose import load_config
-from ulmfit_dist.config import Config, RuntimeConfig
+from ulmfit_dist.config import Config
 from ulmfit_dist.data.sources import open_source
 from ulmfit_dist.data.splits import DocumentSplits, split_documents
 from ulmfit_dist.data.store import TokenStore
@@ -35,9 +35,9 @@ def configured(*overrides: str) -> Config:
     return load_config(RECIPE, ["runtime.virtual_ranks=null", "tracking.wandb=disabled", *overrides])
 
 
-def filled_store(config: Config, num_words: int) -> TokenStore:
+def filled_store(config: Config, num_words: int, runtime: Runtime) -> TokenStore:
     """The token store of a config, its vocabulary filled up with words that occur nowhere."""
-    store = prepare(config, Runtime(RuntimeConfig(precision="no")))
+    store = prepare(config, runtime)
     store.vocab += [FILLER] * (num_words - len(store.vocab))
     return store
 

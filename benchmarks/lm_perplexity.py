@@ -1,0 +1,96 @@
+"""Whether faster steps learn as much: the language model's perplexity after one whole one-cycle of some sixty steps.
+
+fastai's learner and ours train on the same documents, with the same schedule, dropout and regularization. The weights that
+come out are measured by the same evaluation, ours in fp32, on the same held-out documents: fastai's have the same names. A
+seed decides documents, cut, initial weights and dropout; those of one seed differ between sides in the latter two.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from fastai.torch_core import set_seed
+
+from benchmarks.harness import Benchmark, Measured
+from benchmarks.lm_step import BATCH
+from benchmarks.workloads import configured, fastai_lm_learner
+from ulmfit_dist.config import Config, RuntimeConfig
+from ulmfit_dist.data.store import TokenStore
+from ulmfit_dist.data.vocab import FILLER
+from ulmfit_dist.model.awd_lstm import build_language_model, encoder_of
+from ulmfit_dist.model.loss import DecoderLoss
+from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.stages.lm import lm_learner, lm_loaders
+from ulmfit_dist.stages.prepare import prepare
+from ulmfit_dist.training.metrics import LMMetrics
+
+SEEDS = (1, 2, 3)
+ARTICLES, LEARNING_RATE = 750, 1e-2
+"""Articles that each seed draws, a fifth of them to validate on: the others are sixty steps."""
+
+
+def fastai(case: str) -> Measured:
+    runtime = Runtime(RuntimeConfig(precision="no"))
+
+    def learner(config: Config, store: TokenStore) -> Any:
+        set_seed(config.seed)
+        return fastai_lm_learner(config, store, runtime.device)
+
+    return _measured(case, learner, runtime, "fp16" if runtime.device.type == "cuda" else "no")
+
+
+def ours(case: str, precision: str) -> Measured:
+    runtime = Runtime(RuntimeConfig(precision=precision))
+    return _measured(case, lambda config, store: lm_learner(config, runtime, store), runtime, runtime.precision)
+
+
+def _measured(case: str, learner_of: Callable[[Config, TokenStore], Any], runtime: Runtime, precision: str) -> Measured:
+    num_words = int(case.split()[0])
+    found, seconds, steps = [], 0.0, []
+    for seed in SEEDS:
+        config = configured(*BATCH, f"tokenizer.max_vocab={num_words}", f"data.limit={ARTICLES}", f"seed={seed}")
+        store = prepare(config, runtime)
+        store.vocab += [FILLER] * (num_words - len(store.vocab))
+        learner = learner_of(config, store)
+        steps.append(len(learner.dls.train))
+        begin = time.perf_counter()
+        with learner.no_bar(), learner.no_logging():
+            learner.fit_one_cycle(1, LEARNING_RATE)
+        seconds += time.perf_counter() - begin
+        found.append(perplexity(learner.model.state_dict(), config, store, runtime))
+    facts: dict[str, float | str] = {"lowest": min(found), "highest": max(found), "seconds of a seed": seconds / len(SEEDS)}
+    return Measured(statistics.mean(found), {**facts, "precision": precision, "steps": " ".join(map(str, steps))})
+
+
+@torch.no_grad()
+def perplexity(weights: Mapping[str, torch.Tensor], config: Config, store: TokenStore, runtime: Runtime) -> float:
+    """Of the held-out documents, computed in fp32 whatever the weights were trained in."""
+    model = build_language_model(len(store.vocab), config.model, config.lm)
+    model.load_state_dict(weights)
+    model.to(runtime.device).eval()
+    metrics = LMMetrics(DecoderLoss(model[1].decoder, torch.float32))
+    metrics.reset(runtime.device)
+    encoder_of(model).reset()
+    for batches in lm_loaders(config, runtime, store)[1]:
+        for batch in batches:
+            encoder_of(model).position.rows = batch.rows
+            metrics.update(model(batch.to(runtime.device).x)[0], batch.to(runtime.device))
+    return metrics.compute(runtime)["perplexity"]
+
+
+BENCHMARK = Benchmark(
+    title=f"held-out perplexity after one cycle of sixty steps, 64 x 72 tokens each; mean of {len(SEEDS)} seeds",
+    unit="perplexity",
+    contenders={
+        "fastai": fastai,
+        "ours fp32": lambda case: ours(case, "no"),
+        "ours bf16": lambda case: ours(case, "bf16"),
+        "ours auto": lambda case: ours(case, "auto"),
+    },
+    cases=["15000 words", "60000 words"],
+    higher_is_better=False,
+)
