@@ -59,7 +59,7 @@ def test_config_prints_each_key_with_its_meaning():
 def test_config_gives_scripts_single_values(capsys: pytest.CaptureFixture[str]):
     words = ["config", "configs/quickstart.yaml", "runs_dir=my runs"]
     assert main([*words, "--get", "runs_dir", "--get", "lm.global_batch_size"]) == 0
-    assert capsys.readouterr().out == "my runs\n32\n"
+    assert capsys.readouterr().out == "my runs\n16\n"
     assert main([*words, "--get", "runs_dri"]) == 2
     assert "--get runs_dri: unknown key; did you mean 'runs_dir'?" in capsys.readouterr().err
 
