@@ -91,7 +91,8 @@ def sections(config: Config) -> dict[str, list[Plot]]:
         "Time of a step": [
             Plot(f"Seconds of a step, {name}", f"{stage}/step", [f"{stage}/{part}_seconds" for part in PARTS], stacked=True)
             for stage, name in STAGES.items()
-        ],
+        ]
+        + [_of_step("Exchanged in a step, MB", stage, "communication_mb") for stage in STAGES],
         "Memory": [_of_step("Memory, GB", stage, "memory_gb") for stage in STAGES],
         "System": [
             Plot("GPU utilization, %", TIME, _of_gpus("gpu")),
