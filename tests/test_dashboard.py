@@ -54,7 +54,7 @@ def test_each_metric_stands_over_the_axis_of_its_stage():
     axes = {metric: panel["xAxis"] for section in shown.values() for panel in section for metric in panel["metrics"]}
     assert axes.items() <= AXES.items()
     assert AXES.keys() - axes.keys() == {"lm/learning_rate", "classifier/learning_rate"}  # that of the last layer group
-    parts = [panel for panel in shown["Time of a step"] if panel["plotType"] == "stacked-area"]
+    parts = [panel for panel in shown["Time of a step"] if panel.get("plotType") == "stacked-area"]
     assert [len(panel["metrics"]) for panel in parts] == [6, 6]
 
 
