@@ -37,7 +37,7 @@ def ours(case: str, precision: str) -> Measured:
 
 
 def _measured(learner: object, config: Config, precision: str) -> Measured:
-    warm_up, steps = (20, 100) if torch.cuda.is_available() else (2, 8)
+    warm_up, steps = (20, 100) if torch.cuda.is_available() else (2, 5)
     seconds = seconds_per_step(learner, 1e-2, warm_up, steps)
     tokens = config.lm.global_batch_size * config.lm.seq_len
     return Measured(tokens / seconds, {"ms": seconds * 1000, "precision": precision})

@@ -31,8 +31,9 @@ RECIPE = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
 
 
 def configured(*overrides: str) -> Config:
-    """The quick start's recipe, computed by one process as it is, with other values."""
-    return load_config(RECIPE, ["runtime.virtual_ranks=null", "tracking.wandb=disabled", *overrides])
+    """The quick start's recipe with other values, computed by one process as it is; documents are read whole, as by fastai."""
+    fixed = ["runtime.virtual_ranks=null", "tracking.wandb=disabled", "classifier.truncate_to=null"]
+    return load_config(RECIPE, [*fixed, *overrides])
 
 
 def filled_store(config: Config, num_words: int, runtime: Runtime) -> TokenStore:

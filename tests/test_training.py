@@ -102,6 +102,12 @@ def test_auto_takes_bf16_on_a_cpu_where_it_is_clearly_faster(speed: float, expec
     assert resolve_precision("auto", has_gpu=False) == expected
 
 
+def test_gradients_go_as_bf16_between_gpus_alone(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    with pytest.raises(UserError, match="between CPUs there is fp16 alone"):
+        Runtime(RuntimeConfig(compress_gradients="bf16"))
+
+
 def test_the_speed_of_bf16_is_measured():
     assert 0.02 < speed_of_bf16() < 50
 

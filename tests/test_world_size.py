@@ -194,7 +194,7 @@ def test_two_ranks_accumulate_micro_batches_of_an_uneven_batch_and_exchange_half
     run_dirs: dict[str, Path], corpus: Path, recipe: Path, tmp_path: Path
 ):
     words = ["runtime.micro_batch_size=4", "runtime.precision=bf16", "classifier.phases=[{epochs: 1, lr: 1e-2}]"]
-    words += ["runtime.virtual_ranks=null", "runtime.compress_gradients=bf16", "tracking.log_every=1"]
+    words += ["runtime.virtual_ranks=null", "runtime.compress_gradients=fp16", "tracking.log_every=1"]
     run = classifier_alone(run_dirs, corpus, recipe, tmp_path, words, processes=2)
     assert summary(run)["precision"] == "bf16"
     assert math.isfinite(summary(run)["classifier"]["valid_loss"])

@@ -102,7 +102,7 @@ class RuntimeConfig:
     virtual_ranks: int | None = None
     """Compute as this power of two of ranks would: any number of ranks that divides it gives equal bits. null: one each."""
     compress_gradients: str | None = None
-    """Exchange gradients as fp16 or bf16: half the bytes, and rounded. Not with virtual_ranks. null: as they are."""
+    """Exchange gradients as fp16, or bf16 (GPUs only): half the bytes, rounded. Not with virtual_ranks. null: as is."""
     deterministic: bool = False
     """Only deterministic algorithms, in torch and cuDNN. Slower."""
     detect_anomaly: bool = False

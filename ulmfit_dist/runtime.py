@@ -55,7 +55,8 @@ class Runtime:
             run_dir: of a run that may have begun: with `precision: auto` it goes on in the precision of its checkpoints.
 
         Raises:
-            UserError: fp16 without a GPU, fp64 with one; a worker process that tokenizes has come here.
+            UserError: fp16, or gradients as bf16, without a GPU; fp64 with one; a worker process that tokenizes has come
+                here.
         """
         refuse_in_worker()
         import torch
@@ -73,6 +74,10 @@ class Runtime:
         self.settings, self.verbose = settings, verbose
         has_gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() != "true"
         precision = resolve_precision(settings.precision, has_gpu)
+        if settings.compress_gradients == "bf16" and not has_gpu:
+            raise UserError(
+                "runtime.compress_gradients=bf16 needs GPUs, between CPUs there is fp16 alone: use fp16, or null"
+            )
         _join_after_restart("nccl" if has_gpu else "gloo")
         processes = PartialState(cpu=not has_gpu, timeout=LONGEST_WAIT)
         self.rank: int = processes.process_index
