@@ -31,7 +31,7 @@ RECIPE = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
 
 
 def configured(*overrides: str) -> Config:
-    """The quick start's recipe with other values, computed by one process as it is; documents are read whole, as by fastai."""
+    """The quick start's recipe, with other values, by one process as it is; documents are read whole, as in fastai."""
     fixed = ["runtime.virtual_ranks=null", "tracking.wandb=disabled", "classifier.truncate_to=null"]
     return load_config(RECIPE, [*fixed, *overrides])
 
