@@ -34,10 +34,8 @@ class FusedAdam(Optimizer):
         super().__init__(params, [], lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps, wd=wd)
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
-        """One step of all parameters that have a gradient and are not frozen."""
-        if closure is not None:
-            raise NotImplementedError("fastai's optimizers know no closure")
+    def step(self) -> None:
+        """One step of all parameters that have a gradient; frozen ones have none."""
         for group, hyper in zip(self.param_lists, self.hypers, strict=True):
             parameters = [parameter for parameter in group if parameter.grad is not None]
             for decays in (True, False):
