@@ -29,7 +29,7 @@ from ulmfit_dist.model.awd_lstm import build_classifier, encoder_of
 from ulmfit_dist.model.export import save_exported
 from ulmfit_dist.randomness import seed_torch
 from ulmfit_dist.runtime import Runtime
-from ulmfit_dist.stages.predict import TextClassifier
+from ulmfit_dist.stages.predict import Prediction, TextClassifier
 from ulmfit_dist.stages.prepare import prepare
 
 NUM_COMPARED = 30
@@ -51,7 +51,8 @@ def ours(case: str) -> Measured:
         save_exported(Path(folder) / "classifier", model, config, store, store.label_names, training)
         classifier = TextClassifier(folder, device())
     seconds = _seconds(lambda: classifier.predict(texts))
-    found = np.array([[*prediction.probabilities.values()] for prediction in classifier.predict(texts)])
+    predictions = [found for found in classifier.predict(texts) if isinstance(found, Prediction)]
+    found = np.array([[*prediction.probabilities.values()] for prediction in predictions])
     compared = np.arange(0, len(texts), -(-len(texts) // NUM_COMPARED))
     fastais = fastai_probabilities(fastai_learner(config, store, model), [texts[i] for i in compared], bs=1)
     difference, spread = np.abs(found[compared] - fastais).max(), found.std(0).max()

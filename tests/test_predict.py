@@ -105,8 +105,8 @@ def test_no_text_has_no_label(classifier: TextClassifier):
 
 def test_one_very_long_document_does_not_widen_the_others(classifier: TextClassifier, monkeypatch: pytest.MonkeyPatch):
     shapes = []
-    compute = classifier._probabilities
-    monkeypatch.setattr(classifier, "_probabilities", lambda x_bT: shapes.append(tuple(x_bT.shape)) or compute(x_bT))
+    compute = classifier._outputs
+    monkeypatch.setattr(classifier, "_outputs", lambda x_bT: shapes.append(tuple(x_bT.shape)) or compute(x_bT))
     texts = texts_of([4] * 20 + [5000] + [4] * 20)
     assert len(classifier.predict(texts, batch_tokens=1000)) == 41
     (long_rows, long_width), *others = shapes

@@ -22,7 +22,7 @@ from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.words import SBATCH_OPTIONS, parse
 
 if TYPE_CHECKING:
-    from ulmfit_dist.stages.predict import Prediction
+    from ulmfit_dist.stages.predict import AnyPrediction
 
 Command = Callable[[argparse.Namespace], None]
 
@@ -171,11 +171,10 @@ def _texts(args: argparse.Namespace) -> list[str]:
     return texts
 
 
-def _table(texts: Sequence[str], predictions: Sequence[Prediction]) -> Iterator[str]:
+def _table(texts: Sequence[str], predictions: Sequence[AnyPrediction]) -> Iterator[str]:
     for text, prediction in zip(texts, predictions, strict=True):
-        probabilities = "  ".join(f"{label} {p:.4f}" for label, p in prediction.probabilities.items())
         shown = text if len(text) <= 60 else f"{text[:57]}..."
-        yield f"{prediction.label} ({prediction.index})  {probabilities}  {shown!r}"
+        yield f"{prediction}  {shown!r}"
 
 
 def _generate(args: argparse.Namespace) -> None:

@@ -19,7 +19,17 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from ulmfit_dist.config import HIGHEST_DROPOUT, PRECISIONS, SOURCES, SPLITS, ClassifierConfig, Config, LMConfig, Phase
+from ulmfit_dist.config import (
+    HIGHEST_DROPOUT,
+    PRECISIONS,
+    SOURCES,
+    SPLITS,
+    TARGETS,
+    ClassifierConfig,
+    Config,
+    LMConfig,
+    Phase,
+)
 from ulmfit_dist.errors import UserError, did_you_mean
 
 BAD_IN_A_PROJECT = "/\\#?%:"
@@ -101,6 +111,18 @@ def check_config(config: Config) -> None:
             f"classifier.max_len={config.classifier.max_len} is less than twice classifier.seq_len="
             f"{config.classifier.seq_len}: short documents would be left out"
         )
+    _one_of("classifier.target", config.classifier.target, TARGETS)
+    if not config.data.label_delim:
+        raise UserError(
+            "data.label_delim is empty: name what separates a document's labels, as ';' (YAML wants quotes round some: '|')"
+        )
+    if config.classifier.target == "regression" and config.data.no_label == "-1":
+        raise UserError(
+            "classifier.target=regression: -1 is a number, too: set data.no_label=null, or to what stands for no number"
+        )
+    if not 0 < config.classifier.threshold < 1:
+        raise UserError(f"classifier.threshold={config.classifier.threshold}: give a probability between 0 and 1")
+    _check_y_range(config.classifier)
     for width in config.classifier.lin_ftrs:
         if width < 1:
             raise UserError(f"classifier.lin_ftrs={config.classifier.lin_ftrs}: give widths of at least 1")
@@ -236,6 +258,16 @@ def _positive_integers(config: Config) -> Iterator[tuple[str, int]]:
     yield "checkpoint.keep", config.checkpoint.keep
     yield "tracking.log_every", config.tracking.log_every
     yield "tracking.samples", config.tracking.samples
+
+
+def _check_y_range(settings: ClassifierConfig) -> None:
+    y_range = settings.y_range
+    if y_range is None:
+        return
+    if settings.target != "regression":
+        raise UserError(f"classifier.y_range={y_range} is for classifier.target=regression: leave it out, or set that")
+    if len(y_range) != 2 or not all(map(math.isfinite, y_range)) or y_range[0] >= y_range[1]:
+        raise UserError(f"classifier.y_range={y_range}: give the lowest and the highest number, such as [0, 5]")
 
 
 def _check_stage(stage: str, settings: LMConfig | ClassifierConfig, n_layers: int) -> None:

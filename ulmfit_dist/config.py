@@ -14,6 +14,7 @@ SOURCES = ("folder", "csv", "json", "parquet", "hub", "bbc_news")
 PRECISIONS = ("auto", "no", "bf16", "fp16", "fp64")
 HIGHEST_DROPOUT = {"lm": 0.25, "classifier": 0.5}
 """The largest dropout in fastai's configurations of the two stages, which drop_mult scales."""
+TARGETS = ("category", "multicategory", "regression")
 SPLITS = ("train", "valid", "unlabelled")
 
 
@@ -30,7 +31,11 @@ class DataConfig:
     text: list[str] = field(default_factory=lambda: ["text"])
     """Columns that hold the text; several are joined as fastai does, each marked with xxfld."""
     label: str | None = "label"
-    """Column that holds the label. Rows with none (empty, or -1) train the language model only. null: no labels."""
+    """Column that holds the label. Rows with none (empty, or no_label) train the language model only. null: no labels."""
+    no_label: str | None = "-1"
+    """Label that means none, beside an empty one. null: no other."""
+    label_delim: str = ";"
+    """What separates the labels of a document, where it may have several (classifier.target: multicategory)."""
     valid_pct: float = 0.1
     """Share of the training documents cut off to validate on, by seed, where no valid split is named."""
     limit: int | None = None
@@ -153,6 +158,12 @@ class LMConfig:
 class ClassifierConfig:
     """The classifier on the language model's encoder. Values are fastai's unless a recipe says otherwise."""
 
+    target: str = "category"
+    """What a label is: category (one class), multicategory (several, cut at data.label_delim) or regression (a number)."""
+    threshold: float = 0.5
+    """Probability from which on a document is said to have a class, where it may have several."""
+    y_range: list[float] | None = None
+    """[low, high] that a regression's numbers are kept between by a sigmoid, as in fastai. null: any number."""
     global_batch_size: int = 64
     """Documents of a step, over all ranks."""
     seq_len: int = 72

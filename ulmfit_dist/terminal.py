@@ -15,10 +15,12 @@ WIDTHS = {"stage": 10, "phase": 7, "epoch": 7, "per second": 16, "time": 9}
 EPOCH_COLUMNS = {
     "lm": ("train_loss", "valid_loss", "perplexity", "accuracy", "tokens/s"),
     "classifier": ("train_loss", "valid_loss", "accuracy", "f1_macro", "examples/s"),
+    "regression": ("train_loss", "valid_loss", "rmse", "mae", "r2", "examples/s"),
 }
+"""By stage; a classifier's where it is to say a number differ."""
 PRECISION_NAMES = {"no": "fp32"}
 """Of precisions whose name in the config says little."""
-FINAL_COLUMNS = ("stage", "valid_loss", "perplexity", "accuracy", "f1_macro", "per second", "time")
+FINAL_METRICS, METRICS_OF_NUMBERS = ("valid_loss", "perplexity", "accuracy", "f1_macro"), ("rmse", "mae", "r2")
 
 
 class EpochTable:
@@ -27,11 +29,12 @@ class EpochTable:
     Args:
         stage: "lm" or "classifier".
         phases: of its recipe.
+        target: of a classifier.
     """
 
-    def __init__(self, stage: str, phases: Sequence[Phase]):
+    def __init__(self, stage: str, phases: Sequence[Phase], target: str = "category"):
         self.stage, self.phases = stage, phases
-        self.columns = EPOCH_COLUMNS[stage]
+        self.columns = EPOCH_COLUMNS["regression" if (stage, target) == ("classifier", "regression") else stage]
 
     def header(self) -> str:
         columns = ("stage", "phase", "epoch", *self.columns, "time")
@@ -53,12 +56,14 @@ def final_table(summary: Mapping[str, Any]) -> Iterable[str]:
     processes = "1 process" if summary["world_size"] == 1 else f"{summary['world_size']} processes"
     precision = PRECISION_NAMES.get(summary["precision"], summary["precision"])
     yield f"{summary['name']}: {processes}, {summary['device']}, {precision}"
-    yield _row(FINAL_COLUMNS, FINAL_COLUMNS)
+    metrics = [*FINAL_METRICS, *(name for name in METRICS_OF_NUMBERS if name in summary.get("classifier", {}))]
+    columns = ("stage", *metrics, "per second", "time")
+    yield _row(columns, columns)
     for stage, seconds in summary["seconds"].items():
         figures = summary.get(stage, {})
         rates = [f"{value:,.0f} {name.split('_')[0]}" for name, value in figures.items() if name.endswith("_per_second")]
-        values = [_shown(column, figures.get(column)) for column in FINAL_COLUMNS[1:5]]
-        yield _row(FINAL_COLUMNS, (stage, *values, *(rates or [""]), duration(seconds)))
+        values = [_shown(name, figures.get(name)) for name in metrics]
+        yield _row(columns, (stage, *values, *(rates or [""]), duration(seconds)))
 
 
 def duration(seconds: float | None) -> str:

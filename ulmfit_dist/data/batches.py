@@ -31,7 +31,7 @@ class MicroBatch:
 
     Attributes:
         x: token ids, int64 [rows, time].
-        y: what to predict: next token ids, int64 [rows, time], or labels, int64 [rows].
+        y: what to predict: next token ids, int64 [rows, time], or a classifier's targets, [rows] or [rows, classes].
         rows: their numbers in the global batch.
         global_rows: rows of the global batch.
         global_tokens: tokens of the global batch, without padding.

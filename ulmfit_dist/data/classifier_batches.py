@@ -20,6 +20,7 @@ import torch
 
 from ulmfit_dist.data.batches import MicroBatch, Share
 from ulmfit_dist.data.store import TokenStore
+from ulmfit_dist.data.targets import Targets, one_class_each
 from ulmfit_dist.data.vocab import PAD_ID
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.randomness import permutation
@@ -39,6 +40,7 @@ class ClassifierBatches:
         seed: shuffles each epoch; None goes from the longest to the shortest, for validation.
         backwards: read each document from its end.
         truncate_to: tokens of a document that are read, from its beginning; None for all.
+        targets: what the store's labels stand for; None for a class each.
 
     Raises:
         UserError: fewer documents to train on than ranks, or batches that cannot be shared evenly.
@@ -54,11 +56,13 @@ class ClassifierBatches:
         seed: int | None = None,
         backwards: bool = False,
         truncate_to: int | None = None,
+        targets: Targets | None = None,
     ):
         share.check(global_batch_size, "classifier.global_batch_size")
         if seed is not None and len(documents) < share.num_virtual_ranks:
             raise UserError(f"{len(documents)} labelled documents for {share.num_virtual_ranks} ranks: start fewer ranks")
         self.store, self.documents, self.share, self.seed = store, documents, share, seed
+        self.targets = targets or one_class_each(store.label_names)
         self.global_batch_size, self.seq_len = global_batch_size, seq_len
         self.direction = -1 if backwards else 1
         self.lengths = store.lengths if truncate_to is None else np.minimum(store.lengths, truncate_to)
@@ -110,8 +114,8 @@ class ClassifierBatches:
         documents = batch[rows.start : rows.stop : rows.step]
         tokens = self.store.pieces(documents, np.zeros_like(documents), self.lengths[documents])
         x_bT = pad_chunks([piece[:: self.direction] for piece in tokens], int(self.lengths[batch[0]]), self.seq_len)
-        y_b = torch.from_numpy(self.store.labels[documents].astype(np.int64))
-        return MicroBatch(x_bT, y_b, rows, len(batch), int(self.lengths[batch].sum()), documents)
+        y = self.targets.of(self.store.labels[documents])
+        return MicroBatch(x_bT, y, rows, len(batch), int(self.lengths[batch].sum()), documents)
 
 
 def pad_chunks(documents: list[np.ndarray], width: int, seq_len: int) -> torch.Tensor:

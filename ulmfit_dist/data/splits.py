@@ -47,25 +47,6 @@ def split_documents(store: TokenStore, config: Config) -> DocumentSplits:
     )
 
 
-def check_labels(store: TokenStore, splits: DocumentSplits) -> None:
-    """Refuse labels that no classifier can be trained on. Raises UserError."""
-    train = np.bincount(store.labels[splits.classifier_train], minlength=len(store.label_names))
-    valid = np.bincount(store.labels[splits.classifier_valid], minlength=len(store.label_names))
-    if train.sum() == 0:
-        raise UserError("no labelled document to train the classifier on: set data.label, or run 'lm' alone")
-    if valid.sum() == 0:
-        raise UserError("no labelled document to validate the classifier on: check the labels of the valid split")
-    for label, name in enumerate(store.label_names):
-        if valid[label] > 0 and train[label] == 0:
-            raise UserError(
-                f"label {name!r} is in validation only ({valid[label]} documents): add training documents of that class, "
-                f"take it out of validation, or change seed or data.valid_pct where the cut is by chance"
-            )
-    if np.count_nonzero(train) < 2:
-        only = store.label_names[int(np.argmax(train))]
-        raise UserError(f"a single class, {only!r}: a classifier needs two; check data.label and the class folders")
-
-
 def _cut(documents: np.ndarray, share: float, seed: int, purpose: str) -> tuple[np.ndarray, np.ndarray]:
     """Documents to train on and, by chance, a share of them to validate on."""
     order = permutation(len(documents), seed, purpose)

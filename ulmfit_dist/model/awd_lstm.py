@@ -111,15 +111,22 @@ class PoolingLinearClassifier(core.PoolingLinearClassifier):
     among longer ones, it counts the padding in front too, and takes the output of a position before the document.
     """
 
-    def __init__(self, widths: list[int], dropouts: list[float], bptt: int, position: Position):
-        super().__init__(widths, dropouts, bptt)
+    def __init__(
+        self,
+        widths: list[int],
+        dropouts: list[float],
+        bptt: int,
+        position: Position,
+        y_range: tuple[float, float] | None = None,
+    ):
+        super().__init__(widths, dropouts, bptt, y_range)
         for number, block in enumerate(self.layers):
             for name, layer in block.named_children():
                 if isinstance(layer, nn.Dropout):
                     setattr(block, name, RowDropout(layer.p, f"head {number}", position))
 
     def forward(self, encoded: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """(logits [b, classes], output, output) from the encoder's output [b, T, E] and its padding mask [b, T]."""
+        """(logits [b, outputs], output, output) from the encoder's output [b, T, E] and its padding mask [b, T]."""
         output_bTE, padding_bT = encoded
         return self.layers(concat_pool(output_bTE, padding_bT)), output_bTE, output_bTE
 
@@ -146,15 +153,16 @@ def build_language_model(vocab_size: int, model: ModelConfig, settings: LMConfig
 
 
 def build_classifier(
-    vocab_size: int, num_classes: int, model: ModelConfig, settings: ClassifierConfig
+    vocab_size: int, num_outputs: int, model: ModelConfig, settings: ClassifierConfig
 ) -> core.SequentialRNN:
     """Encoder and pooling head with fresh weights; keys as in fastai's `get_text_classifier`."""
     dropouts = _dropouts(awd_lstm_clas_config, settings.drop_mult)
     output_p = dropouts.pop("output_p")
     encoder = AWDLSTM(vocab_size, model, dropouts)
-    widths = [model.emb_sz * 3, *settings.lin_ftrs, num_classes]
+    widths = [model.emb_sz * 3, *settings.lin_ftrs, num_outputs]
     head_dropouts = [output_p] + [settings.head_dropout] * len(settings.lin_ftrs)
-    head = PoolingLinearClassifier(widths, head_dropouts, settings.seq_len, encoder.position)
+    y_range = None if settings.y_range is None else (settings.y_range[0], settings.y_range[1])
+    head = PoolingLinearClassifier(widths, head_dropouts, settings.seq_len, encoder.position, y_range)
     return core.SequentialRNN(SentenceEncoder(settings.seq_len, encoder, PAD_ID, settings.max_len), head)
 
 

@@ -3,7 +3,7 @@
 model.safetensors     weights, keys as in fastai's state_dict, tied ones once
 vocab.json            tokens by id
 config.yaml           the run's config: sizes of the network, tokenizer
-labels.json           class names by index; a classifier's only
+labels.json           class names by index, none for a regression; a classifier's only
 sentencepiece.model   what makes its tokens, if that is SentencePiece
 training.json         what it was trained on and how well it did
 """
@@ -25,6 +25,7 @@ from torch import nn
 from ulmfit_dist.compose import load_config, to_yaml
 from ulmfit_dist.config import Config
 from ulmfit_dist.data.store import MODEL_FILE, TokenStore, write_bytes, write_json
+from ulmfit_dist.data.targets import num_outputs
 from ulmfit_dist.data.vocab import load_vocab
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.files import read_bounded
@@ -120,7 +121,8 @@ def load_model(exported: Exported, device: torch.device | str = "cpu") -> nn.Mod
     if exported.labels is None:
         model: nn.Module = build_language_model(len(exported.vocab), config.model, config.lm)
     else:
-        model = build_classifier(len(exported.vocab), len(exported.labels), config.model, config.classifier)
+        outputs = num_outputs(config.classifier.target, exported.labels)
+        model = build_classifier(len(exported.vocab), outputs, config.model, config.classifier)
     load_weights(model, exported.folder / WEIGHTS)
     return model.eval().to(device)
 

@@ -22,6 +22,7 @@ from ulmfit_dist.stages.lm import PRODUCT_DTYPES, lm_loaders
 from ulmfit_dist.stages.prepare import prepare
 from ulmfit_dist.stages.run import find_model
 from ulmfit_dist.training.metrics import ClassifierMetrics, LMMetrics, Metrics
+from ulmfit_dist.training.objective import make_metrics
 
 
 def evaluate(run: Path, runtime: Runtime, trust_rules: bool = False) -> dict[str, dict[str, Any]]:
@@ -55,8 +56,8 @@ def _evaluate_stage(stage: str, exported: Exported, runtime: Runtime) -> dict[st
             metrics = LMMetrics(DecoderLoss(model[1].decoder, PRODUCT_DTYPES[runtime.precision]))  # type: ignore[index]
             valid: Batches = lm_loaders(exported.config, runtime, store)[1]
         else:
-            metrics = ClassifierMetrics(len(store.label_names))
-            valid = classifier_loaders(exported.config, runtime, store)[1]
+            loader = classifier_loaders(exported.config, runtime, store)[1]
+            metrics, valid = make_metrics(loader.targets, exported.config.classifier), loader
         metrics.reset(runtime.device)
         _run(_in_precision(model, stage, runtime), valid, metrics, runtime)
     found: dict[str, Any] = metrics.compute(runtime)

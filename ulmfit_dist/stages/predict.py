@@ -9,7 +9,7 @@ b: documents of a batch, T: tokens of the longest document, filled up to whole c
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from ulmfit_dist.data.classifier_batches import pad_chunks
+from ulmfit_dist.data.targets import num_outputs
 from ulmfit_dist.data.tokenizer import open_tokenizer
 from ulmfit_dist.data.vocab import UNK_ID, token_ids
 from ulmfit_dist.model.export import load_model, read_exported
@@ -42,6 +43,40 @@ class Prediction:
     index: int
     probabilities: dict[str, float]
 
+    def __str__(self) -> str:
+        return f"{self.label} ({self.index})  {_listed(self.probabilities)}"
+
+
+@dataclass(frozen=True)
+class MulticategoryPrediction:
+    """What the classifier says of one text that may have several classes.
+
+    Attributes:
+        labels: the classes whose probability is above `classifier.threshold`.
+        indices: their places in the list of classes.
+        probabilities: by class, in that order; each for itself.
+    """
+
+    labels: list[str]
+    indices: list[int]
+    probabilities: dict[str, float]
+
+    def __str__(self) -> str:
+        return f"{';'.join(self.labels) or 'none'}  {_listed(self.probabilities)}"
+
+
+@dataclass(frozen=True)
+class RegressionPrediction:
+    """The number that the classifier gives a text."""
+
+    value: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.4f}"
+
+
+AnyPrediction = Prediction | MulticategoryPrediction | RegressionPrediction
+
 
 class TextClassifier:
     """An exported classifier with its tokenizer and vocabulary.
@@ -59,27 +94,28 @@ class TextClassifier:
         exported = read_exported(model_folder(Path(folder), "classifier"))
         assert exported.labels is not None  # model_folder has looked for them
         self.config, self.labels, self.device = exported.config, exported.labels, torch.device(device)
+        self.target = exported.config.classifier.target
         self.tokenizer = open_tokenizer(exported.config.tokenizer, exported.folder, trust_rules)
         self.ids = token_ids(exported.vocab)
         self.model = load_model(exported, self.device)
 
-    def predict(self, texts: Sequence[str], batch_tokens: int = BATCH_TOKENS) -> list[Prediction]:
-        """One prediction per text, in order.
+    def predict(self, texts: Sequence[str], batch_tokens: int = BATCH_TOKENS) -> list[AnyPrediction]:
+        """One prediction per text, in order; its kind is that of `classifier.target`.
 
         Args:
             batch_tokens: tokens that are computed together at most, unless a single document has more: memory and speed.
         """
         return [prediction for part in _parts(texts) for prediction in self._predict(part, batch_tokens)]
 
-    def _predict(self, texts: Sequence[str], batch_tokens: int) -> list[Prediction]:
+    def _predict(self, texts: Sequence[str], batch_tokens: int) -> list[AnyPrediction]:
         documents = self._encode(texts)
         seq_len = self.config.classifier.seq_len
-        probabilities_NC = np.empty((len(documents), len(self.labels)))
+        outputs_NC = np.empty((len(documents), num_outputs(self.target, self.labels)))
         for batch in token_batches([*map(len, documents)], seq_len, batch_tokens):
             width = _whole_chunks(len(documents[batch[0]]), seq_len)
             x_bT = pad_chunks([documents[i] for i in batch], width, seq_len)
-            probabilities_NC[batch] = self._probabilities(x_bT)
-        return [self._prediction(row) for row in probabilities_NC.tolist()]
+            outputs_NC[batch] = self._outputs(x_bT)
+        return [self._prediction(row) for row in outputs_NC.tolist()]
 
     def _encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The ids of each text that the model reads, in its order."""
@@ -92,13 +128,26 @@ class TextClassifier:
         return [document[: self.config.classifier.truncate_to][::direction] for document in documents]
 
     @torch.no_grad()
-    def _probabilities(self, x_bT: torch.Tensor) -> np.ndarray:
-        """Probabilities of each document's classes, float64 [b, classes]. Longest document first."""
-        return torch.softmax(self.model(x_bT.to(self.device))[0].double(), dim=1).cpu().numpy()
+    def _outputs(self, x_bT: torch.Tensor) -> np.ndarray:
+        """Probabilities of each document's classes, or its number, float64 [b, outputs]. Longest document first."""
+        outputs_bC = self.model(x_bT.to(self.device))[0].double()
+        if self.target == "category":
+            outputs_bC = outputs_bC.softmax(dim=1)
+        elif self.target == "multicategory":
+            outputs_bC = outputs_bC.sigmoid()
+        return outputs_bC.cpu().numpy()
 
-    def _prediction(self, row: list[float]) -> Prediction:
+    def _prediction(self, row: list[float]) -> AnyPrediction:
+        if self.target == "regression":
+            return RegressionPrediction(row[0])
+        if self.target == "multicategory":
+            indices = [i for i, p in enumerate(row) if p > self.config.classifier.threshold]
+            return MulticategoryPrediction([self.labels[i] for i in indices], indices, self._by_class(row))
         index = int(np.argmax(row))
-        return Prediction(self.labels[index], index, dict(zip(self.labels, row, strict=True)))
+        return Prediction(self.labels[index], index, self._by_class(row))
+
+    def _by_class(self, row: list[float]) -> dict[str, float]:
+        return dict(zip(self.labels, row, strict=True))
 
 
 def token_batches(lengths: Sequence[int], seq_len: int, batch_tokens: int) -> Iterator[list[int]]:
@@ -109,6 +158,10 @@ def token_batches(lengths: Sequence[int], seq_len: int, batch_tokens: int) -> It
         rows = max(1, batch_tokens // _whole_chunks(lengths[order[start]], seq_len))
         yield order[start : start + rows]
         start += rows
+
+
+def _listed(probabilities: Mapping[str, float]) -> str:
+    return "  ".join(f"{label} {p:.4f}" for label, p in probabilities.items())
 
 
 def _whole_chunks(num_tokens: int, seq_len: int) -> int:

@@ -25,9 +25,13 @@ def show_first_batch(config: Config, runtime: Runtime, store: TokenStore, learne
     )
     groups = [sum(parameter.numel() for parameter in group) for group in learner.splitter(learner.model)]
     runtime.print(f"{learner.stage}: {len(groups)} layer groups of {', '.join(f'{n:,}' for n in groups)} parameters")
-    for x_T, y in zip(first.x[:ROWS], first.y[:ROWS], strict=False):
+    documents = [None] * ROWS if first.documents is None else first.documents[:ROWS].tolist()
+    for x_T, y, document in zip(first.x[:ROWS], first.y[:ROWS], documents, strict=False):
         words = " ".join(store.vocab[i] for i in x_T[x_T != PAD_ID][:TOKENS].tolist())
-        target = store.label_names[int(y)] if y.ndim == 0 else _words(store, y[y != IGNORED][:TOKENS].tolist())
+        if document is None:
+            target = _words(store, y[y != IGNORED][:TOKENS].tolist())
+        else:
+            target = store.label_names[store.labels[document]]
         runtime.print(f"  x: {words!r}\n  y: {target!r}")
 
 

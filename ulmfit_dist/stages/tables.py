@@ -17,7 +17,7 @@ from ulmfit_dist.data.tokens.readable import readable
 from ulmfit_dist.data.vocab import token_ids
 from ulmfit_dist.model.sampling import Sampling, continue_tokens, never_drawn
 from ulmfit_dist.training.learner import DistributedLearner
-from ulmfit_dist.training.metrics import ClassifierMetrics
+from ulmfit_dist.training.metrics import ClassifierMetrics, LMMetrics
 
 WORDS_OF_A_SAMPLE, SAMPLING = 40, Sampling()
 TOKENS_OF_A_DOCUMENT = 200
@@ -27,13 +27,13 @@ TOKENS_OF_A_DOCUMENT = 200
 def tables_of(learner: DistributedLearner, store: TokenStore, config: Config, before: dict[str, Any]) -> dict[str, Any]:
     """What tables.json says of a stage after an epoch, from what it said before it.
 
-    A language model's `samples`; a classifier's `labels`, its `confusion_matrix` (documents by true and predicted class) and
-    `most_wrong`, all of the last validation.
+    A language model's `samples`. Of a classifier that says one class its `labels`, its `confusion_matrix` (documents by true
+    and predicted class) and `most_wrong`, all of the last validation.
     """
     metrics = learner.evaluation.metrics
     if isinstance(metrics, ClassifierMetrics):
         return _mistakes(metrics, store, config)
-    if not config.tracking.log_text:
+    if not isinstance(metrics, LMMetrics) or not config.tracking.log_text:
         return {}
     return {"samples": [*before.get("samples", []), *_samples(learner, store, config)]}
 

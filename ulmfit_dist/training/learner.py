@@ -83,9 +83,9 @@ class DistributedLearner(TextLearner, metaclass=ABCMeta):
             self._evaluate_step()
 
     @property
-    @abstractmethod
     def score(self) -> float:
         """What checkpoints are compared by, of the last evaluation; higher is better."""
+        return self.evaluation.metrics.score(self.valid_metrics)
 
     @abstractmethod
     def _train_step(self) -> None:

@@ -25,6 +25,9 @@ NUM_WRONG = 20
 class Metrics(Protocol):
     """What an evaluation adds up."""
 
+    def score(self, found: dict[str, float]) -> float:
+        """What checkpoints are compared by, of what `compute` has found; higher is better."""
+
     def reset(self, device: torch.device) -> None: ...
 
     def update(self, prediction: Tensor, batch: MicroBatch) -> None: ...
@@ -38,6 +41,9 @@ class LMMetrics:
 
     def __init__(self, loss: DecoderLoss):
         self.loss = loss
+
+    def score(self, found: dict[str, float]) -> float:
+        return -found["valid_loss"]
 
     def reset(self, device: torch.device) -> None:
         self.sums = torch.zeros(3, dtype=torch.float64, device=device)
@@ -78,6 +84,9 @@ class ClassifierMetrics:
 
     def __init__(self, num_classes: int):
         self.num_classes = num_classes
+
+    def score(self, found: dict[str, float]) -> float:
+        return found["accuracy"]
 
     def reset(self, device: torch.device) -> None:
         self.loss = torch.zeros(1, dtype=torch.float64, device=device)

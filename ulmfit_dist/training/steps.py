@@ -33,10 +33,6 @@ Encoded = tuple[Tensor, Tensor]
 class LMLearner(DistributedLearner):
     """`after_pred`, `after_loss` and the backward events come once per micro-batch, all others once per step."""
 
-    @property
-    def score(self) -> float:
-        return -self.valid_metrics["valid_loss"]
-
     def replace_modules(self, replace: Callable[[nn.Module], nn.Module]) -> None:
         self.model = replace(self.model)
 
@@ -62,10 +58,6 @@ class LMLearner(DistributedLearner):
 
 class ClassifierLearner(DistributedLearner):
     """All events come once per step; `pred` and `yb` are those of the global batch."""
-
-    @property
-    def score(self) -> float:
-        return self.valid_metrics["accuracy"]
 
     def replace_modules(self, replace: Callable[[nn.Module], nn.Module]) -> None:
         self.model[0], self.model[1].layers = replace(self.model[0]), replace(self.model[1].layers)

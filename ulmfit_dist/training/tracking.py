@@ -94,7 +94,7 @@ class Tracker:
         """Print the head of a stage's table, and the epochs that it has behind it."""
         if not self.runtime.is_main:
             return
-        self._table = EpochTable(stage, getattr(self.config, stage).phases)
+        self._table = EpochTable(stage, getattr(self.config, stage).phases, self.config.classifier.target)
         self.runtime.print(self._table.header() if stage == STAGES[0] else f"\n{self._table.header()}")
         for line in self._metrics.read(stage):
             if is_epoch(line):

@@ -30,7 +30,9 @@ Rows = Iterator[tuple[int, Row | BadLineError]]
 """Rows, or why there is none, with the numbers of the lines on which they begin."""
 
 
-def read_lines(kind: str, files: Sequence[str], text: Sequence[str], label: str | None, on_error: str) -> Iterator[Row]:
+def read_lines(
+    kind: str, files: Sequence[str], text: Sequence[str], label: str | None, on_error: str, label_delim: str = ";"
+) -> Iterator[Row]:
     """The rows of files, in order.
 
     Args:
@@ -38,6 +40,7 @@ def read_lines(kind: str, files: Sequence[str], text: Sequence[str], label: str 
         files: their names; those that end in .tsv are CSV with tabs.
         text: columns of text.
         label: column of labels, which a row of JSON may lack.
+        label_delim: what joins a list of labels.
         on_error: strict; replace, which reads bytes that are not UTF-8 as U+FFFD; skip.
 
     Yields:
@@ -48,7 +51,7 @@ def read_lines(kind: str, files: Sequence[str], text: Sequence[str], label: str 
     """
     skipped: Row = dict.fromkeys([label] if label is not None else []) | dict.fromkeys(text, UNREADABLE)
     for file in files:
-        for number, row in _READERS[kind](Path(file), text, label, on_error):
+        for number, row in _READERS[kind](Path(file), text, label, on_error, label_delim):
             if not isinstance(row, BadLineError):
                 yield row
             elif on_error == "skip":
@@ -67,7 +70,7 @@ def column_names(kind: str, file: Path) -> list[str]:
     return list(names)
 
 
-def _csv_rows(file: Path, text: Sequence[str], label: str | None, on_error: str) -> Rows:
+def _csv_rows(file: Path, text: Sequence[str], label: str | None, on_error: str, label_delim: str) -> Rows:
     csv.field_size_limit(sys.maxsize)  # Python's own is 128 KiB
     lines = (line for _, line in _decoded(file, on_error))
     reader = csv.reader(lines, delimiter=_delimiter(file), strict=True)
@@ -90,15 +93,15 @@ def _csv_rows(file: Path, text: Sequence[str], label: str | None, on_error: str)
             yield number, BadLineError(f" has {len(values)} fields, the header has {len(header)}")
 
 
-def _json_rows(file: Path, text: Sequence[str], label: str | None, on_error: str) -> Rows:
+def _json_rows(file: Path, text: Sequence[str], label: str | None, on_error: str, label_delim: str) -> Rows:
     for number, row in _objects(file, on_error):
         try:
-            yield number, _json_row(row, text, label)
+            yield number, _json_row(row, text, label, label_delim)
         except BadLineError as error:
             yield number, error
 
 
-def _json_row(row: Any, text: Sequence[str], label: str | None) -> Row:
+def _json_row(row: Any, text: Sequence[str], label: str | None, label_delim: str) -> Row:
     if isinstance(row, BadLineError):
         raise row
     if not isinstance(row, dict):
@@ -107,7 +110,7 @@ def _json_row(row: Any, text: Sequence[str], label: str | None) -> Row:
         if column not in row:
             raise BadLineError(f" has no {column!r}")
     texts: Row = {column: _as_text(row[column]) for column in text}
-    return texts if label is None else {**texts, label: _as_label(row.get(label))}
+    return texts if label is None else {**texts, label: _as_label(row.get(label), label_delim)}
 
 
 def _objects(file: Path, on_error: str) -> Iterator[tuple[int, Any]]:
@@ -139,7 +142,9 @@ def _as_text(value: Any) -> str:
     return text
 
 
-def _as_label(value: Any) -> str | None:
+def _as_label(value: Any, label_delim: str) -> str | None:
+    if isinstance(value, list):
+        return label_delim.join(map(str, value))
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return None if value is None else str(value)

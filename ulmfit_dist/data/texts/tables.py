@@ -36,6 +36,8 @@ class Rows:
         text, label: its columns.
         on_error: what to do with text that is not UTF-8: strict, replace or skip.
         origin: what the table is called in messages.
+        label_delim: what joins the labels of a row that has a list of them.
+        no_label: label that means none.
     """
 
     table: Any
@@ -43,6 +45,8 @@ class Rows:
     label: str | None
     on_error: str
     origin: str
+    label_delim: str
+    no_label: str | None
     _read_since: int = field(default=0, init=False)
 
     def __len__(self) -> int:
@@ -83,12 +87,15 @@ class Rows:
             return UNREADABLE if self.on_error == "skip" else value.decode(errors="replace")
 
     def _label_name(self, value: Any) -> str | None:
-        if value in (None, -1, "-1", "") or value != value:  # the last is NaN
+        if isinstance(value, list):
+            return self.label_delim.join(map(str, value))
+        if value is None or value != value:  # NaN
             return None
         names = getattr(self.table.features[self.label], "names", None)
         if names is not None:
-            return str(names[value])
-        return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+            return None if value == -1 else str(names[value])
+        name = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+        return None if name in ("", self.no_label) else name
 
 
 def join_fields(columns: Sequence[Sequence[Any]]) -> list[str]:
@@ -117,7 +124,8 @@ def _load_files(names: list[str], config: DataConfig, split: str) -> Any:
     label = None if split == "unlabelled" else config.label
     for name in names:
         _check_columns(column_names(config.source, Path(name)), config, split, name)
-    reading = {"kind": config.source, "files": names, "text": list(config.text), "label": label, "on_error": config.on_error}
+    reading = {"kind": config.source, "files": names, "text": list(config.text), "label": label}
+    reading |= {"on_error": config.on_error, "label_delim": config.label_delim}
     columns = [*config.text, *([label] if label is not None else [])]
     return _load(
         config,
@@ -213,7 +221,8 @@ def _rows(tables: Any, config: DataConfig, origin: str) -> dict[str, Documents]:
         table = tables[split]
         _check_columns(table.column_names, config, split, origin)
         label = None if split == "unlabelled" else config.label
-        splits[split] = Rows(table.with_format("arrow"), config.text, label, config.on_error, origin)
+        arrow = table.with_format("arrow")
+        splits[split] = Rows(arrow, config.text, label, config.on_error, origin, config.label_delim, config.no_label)
     return splits
 
 
@@ -227,4 +236,8 @@ def _check_columns(present: Sequence[str], config: DataConfig, split: str, origi
 
 
 def _columns(config: DataConfig) -> dict[str, Any]:
-    return {"text": list(config.text), "label": config.label}
+    """What of a table is read, and how: in the fingerprint of its token store."""
+    changed = {
+        key: getattr(config, key) for key in ("label_delim", "no_label") if getattr(config, key) != getattr(DataConfig, key)
+    }
+    return {"text": list(config.text), "label": config.label, **changed}

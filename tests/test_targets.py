@@ -1,0 +1,182 @@
+"""Classifiers that say several classes of a document, or a number: labels, metrics, and whole runs."""
+
+import csv
+import json
+import math
+import random
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from conftest import FILLERS, TINY, TOPICS, command, succeed
+from fastai.learner import Metric
+from fastai.losses import BCEWithLogitsLossFlat, MSELossFlat
+from fastai.metrics import F1ScoreMulti, accuracy_multi, mae, rmse
+from sklearn.metrics import r2_score
+from stores import make_store
+
+from ulmfit_dist import load_classifier
+from ulmfit_dist.compose import load_config
+from ulmfit_dist.config import ClassifierConfig, RuntimeConfig
+from ulmfit_dist.data.batches import MicroBatch
+from ulmfit_dist.data.targets import Targets, check_targets, read_targets
+from ulmfit_dist.errors import UserError
+from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.training.objective import make_loss, make_metrics
+
+MULTI, NUMBER = ClassifierConfig(target="multicategory"), ClassifierConfig(target="regression")
+B, C = 37, 4
+
+
+def targets_of(labels: list[str], settings: ClassifierConfig, tmp_path: Path) -> Targets:
+    store = make_store(tmp_path / "store", [np.ones(3)], np.zeros(1), ["a"])
+    store.label_names = labels
+    return read_targets(store, settings, ";")
+
+
+def test_several_classes_are_cut_at_the_delimiter(tmp_path: Path):
+    targets = targets_of(["", "a", "b; a", "c;"], MULTI, tmp_path)
+    assert (targets.names, targets.num_outputs) == (["a", "b", "c"], 3)
+    assert targets.of(np.array([2, 0, 3])).tolist() == [[1, 1, 0], [0, 0, 0], [0, 0, 1]]
+    assert targets.documents_of_classes(np.array([1, 2, 2, 0])).tolist() == [3, 2, 0]
+
+
+def test_numbers_are_read_and_what_is_none_is_named(tmp_path: Path):
+    targets = targets_of(["-1", "2.5", "1e3"], NUMBER, tmp_path)
+    assert (targets.num_outputs, targets.of(np.array([1, 0, 2])).tolist()) == (1, [2.5, -1, 1000])
+    for label in ("good", "nan", "inf"):
+        with pytest.raises(UserError, match=f"label '{label}' is no number"):
+            targets_of([label], NUMBER, tmp_path)
+    with pytest.raises(UserError, match=r"label 7 lies outside of classifier.y_range=\[0, 5\]"):
+        targets_of(["1", "7"], ClassifierConfig(target="regression", y_range=[0, 5]), tmp_path)
+
+
+def test_a_class_that_only_validation_has_is_named(tmp_path: Path):
+    targets = targets_of(["a", "a;b"], MULTI, tmp_path)
+    check_targets(targets, np.array([0, 1]), np.array([1]))
+    with pytest.raises(UserError, match="label 'b' is in validation only"):
+        check_targets(targets, np.array([0, 0]), np.array([1]))
+    with pytest.raises(UserError, match="no labelled document to train"):
+        check_targets(targets, np.array([], dtype=np.int64), np.array([1]))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["classifier.target=many"], "classifier.target='many' is not known"),
+        (["classifier.target=regression"], "-1 is a number, too"),
+        (["classifier.target=regression", "data.no_label=null", "classifier.y_range=[5, 0]"], "the lowest and the highest"),
+        (["classifier.y_range=[0, 5]"], "is for classifier.target=regression"),
+        (["classifier.threshold=1"], "classifier.threshold=1.0"),
+        (["data.label_delim=''"], "data.label_delim is empty"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_named(words: list[str], message: str):
+    with pytest.raises(UserError, match=message.replace("[", r"\[")):
+        load_config(None, ["data.source=bbc_news", *words])
+
+
+def measured(targets: Targets, settings: ClassifierConfig, outputs: torch.Tensor, y: torch.Tensor) -> dict[str, float]:
+    """The metrics of documents in two uneven batches."""
+    metrics = make_metrics(targets, settings)
+    metrics.reset(torch.device("cpu"))
+    for rows in (range(30), range(30, B)):
+        part = slice(rows.start, rows.stop)
+        metrics.update(outputs[part], MicroBatch(torch.ones(len(rows), 1), y[part], rows, B, B))
+    return metrics.compute(Runtime(RuntimeConfig(precision="no")))
+
+
+def fastais(metric: Metric, outputs: torch.Tensor, y: torch.Tensor) -> float:
+    """A metric of fastai's that wants a learner, of all documents at once."""
+    metric.reset()
+    metric.accumulate(SimpleNamespace(pred=outputs, y=y, yb=(y,), to_detach=lambda tensor: tensor))
+    return float(metric.value)
+
+
+def test_metrics_of_several_classes_are_fastais():
+    torch.manual_seed(0)
+    outputs, y = torch.randn(B, C), (torch.rand(B, C) > 0.6).float()
+    settings = ClassifierConfig(target="multicategory", threshold=0.4)
+    found = measured(Targets("multicategory", [*"abcd"], torch.zeros(1, C)), settings, outputs, y)
+    assert found["valid_loss"] == pytest.approx(BCEWithLogitsLossFlat()(outputs, y).item(), rel=1e-6)
+    assert found["accuracy"] == pytest.approx(accuracy_multi(outputs, y, thresh=0.4).item())
+    for average in ("macro", "micro"):
+        assert found[f"f1_{average}"] == pytest.approx(fastais(F1ScoreMulti(thresh=0.4, average=average), outputs, y))
+
+
+def test_metrics_of_numbers_are_fastais():
+    torch.manual_seed(0)
+    outputs, y = torch.randn(B, 1), torch.randn(B)
+    found = measured(Targets("regression", [], torch.zeros(1)), NUMBER, outputs, y)
+    assert found["valid_loss"] == pytest.approx(MSELossFlat()(outputs, y).item(), rel=1e-6)
+    assert found["mae"] == pytest.approx(mae(outputs, y).item(), rel=1e-6)
+    assert found["rmse"] == pytest.approx(fastais(rmse, outputs, y), rel=1e-6)
+    assert found["r2"] == pytest.approx(r2_score(y, outputs))  # what fastai's R2Score calls
+
+
+def test_the_losses_are_fastais():
+    outputs, y = torch.randn(B, C), (torch.rand(B, C) > 0.6).float()
+    torch.testing.assert_close(make_loss(MULTI)(outputs, y), BCEWithLogitsLossFlat()(outputs, y))
+    torch.testing.assert_close(make_loss(NUMBER)(outputs[:, :1], y[:, 0]), MSELossFlat()(outputs[:, :1], y[:, 0]))
+
+
+def make_table(path: Path, label_of) -> Path:
+    """Texts that mix the words of one to three topics."""
+    rng = random.Random(0)
+    with path.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["text", "label"])
+        for _ in range(200):
+            topics = rng.sample([*TOPICS], rng.randint(1, 3))
+            words = [word for topic in topics for word in rng.choices(TOPICS[topic], k=6)] + rng.choices(FILLERS, k=8)
+            rng.shuffle(words)
+            rows.writerow([" ".join(words), label_of(topics)])
+    return path
+
+
+LONGER = "classifier.phases=[{epochs: 1, lr: 2e-2, freeze_to: -1}, {epochs: 12, lr: [2e-2, 5e-2]}]"
+
+
+def test_several_classes_are_learned_alike_by_one_rank_and_two(tmp_path: Path, recipe: Path):
+    table = make_table(tmp_path / "texts.csv", lambda topics: "|".join(topics))
+    words = [recipe, "data.source=csv", f"data.path={table}", "data.label_delim='|'", "classifier.target=multicategory"]
+    words += [*TINY, LONGER, "runtime.virtual_ranks=2", "lm.drop_mult=0.2", "classifier.drop_mult=0.2"]
+    words += [f"runs_dir={tmp_path}", f"data.cache={tmp_path / 'cache'}"]
+    said = succeed(["run", *words, "name=one"])
+    succeed(["run", *words, "name=two"], processes=2)
+    weights = [safetensors.torch.load_file(tmp_path / name / "classifier" / "model.safetensors") for name in ("one", "two")]
+    assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
+
+    summary = json.loads((tmp_path / "one" / "summary.json").read_text())["classifier"]
+    assert summary["f1_macro"] > 0.8
+    assert f"{summary['f1_macro']:.4f}" in said
+    evaluated = json.loads(succeed(["evaluate", tmp_path / "one"]))["classifier"]
+    assert evaluated["f1_macro"] == pytest.approx(summary["f1_macro"])
+
+    text = " ".join(TOPICS["sport"][:6] + TOPICS["food"][:6])
+    (prediction,) = load_classifier(tmp_path / "one").predict([text])
+    assert prediction.labels == ["food", "sport"]
+    assert succeed(["predict", tmp_path / "one", text]).startswith("food;sport")
+
+
+def test_numbers_are_learned_within_their_range(tmp_path: Path, recipe: Path):
+    table = make_table(tmp_path / "texts.csv", lambda topics: 3 * ("sport" in topics) - 1)
+    words = [recipe, "data.source=csv", f"data.path={table}", "data.no_label=null", "classifier.target=regression"]
+    words += [*TINY, LONGER, "classifier.y_range=[-4, 4]", "lm.drop_mult=0.2", "classifier.drop_mult=0.2"]
+    words += [f"runs_dir={tmp_path}", f"data.cache={tmp_path / 'cache'}", "name=run"]
+    said = succeed(["run", *words])
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())["classifier"]
+    assert summary["r2"] > 0.5
+    assert math.sqrt(summary["valid_loss"]) == pytest.approx(summary["rmse"])
+    assert f"{summary['r2']:.4f}" in said
+    food, sport = (" ".join(TOPICS[topic]) for topic in ("food", "sport"))
+    low, high = (found.value for found in load_classifier(tmp_path / "run").predict([food, sport]))
+    assert -4 <= low < 0 < high <= 4
+    assert float(succeed(["predict", tmp_path / "run", sport]).split()[0]) == pytest.approx(high, abs=1e-3)
+
+    refused = command(["run", *words, "classifier.target=category", "classifier.y_range=null"])
+    assert refused.returncode == 2
+    assert "classifier.target (now category, then regression)" in refused.stderr

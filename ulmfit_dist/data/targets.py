@@ -1,0 +1,136 @@
+"""What a classifier is asked of a document: one of several classes, any of them, or a number.
+
+A token store keeps labels as the texts have them, each different one once. What they mean is read from them here, when a
+classifier is trained, so one store serves every `classifier.target`. These are fastai's `CategoryBlock`,
+`MultiCategoryBlock` and `RegressionBlock`.
+
+L: different labels in the store, C: classes, b: documents.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ulmfit_dist.config import ClassifierConfig
+from ulmfit_dist.data.store import NO_LABEL, TokenStore
+from ulmfit_dist.errors import UserError
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The labels of a store as numbers to learn.
+
+    Attributes:
+        kind: category, multicategory or regression.
+        names: classes by output; none for a regression.
+        values: what each label of the store stands for: int64 [L], uint8 [L, C] of zeros and ones, or float32 [L].
+    """
+
+    kind: str
+    names: list[str]
+    values: Tensor
+
+    @property
+    def num_outputs(self) -> int:
+        """Numbers that the network gives for a document."""
+        return num_outputs(self.kind, self.names)
+
+    def of(self, labels_b: np.ndarray) -> Tensor:
+        """Targets of documents with these labels: int64 [b], float32 [b, C] or float32 [b]."""
+        values_b = self.values[torch.from_numpy(labels_b.astype(np.int64))]
+        return values_b.float() if self.kind == "multicategory" else values_b
+
+    def documents_of_classes(self, labels_b: np.ndarray) -> np.ndarray:
+        """How many of the documents have each class, int64 [C]."""
+        documents_L = np.bincount(labels_b, minlength=len(self.values))
+        return documents_L if self.kind == "category" else documents_L @ self.values.numpy()
+
+
+def num_outputs(kind: str, names: Sequence[str]) -> int:
+    """Numbers that a classifier gives for a document: one per class, or the one."""
+    return 1 if kind == "regression" else len(names)
+
+
+def read_targets(store: TokenStore, settings: ClassifierConfig, delimiter: str) -> Targets:
+    """The store's labels, read as `classifier.target` says.
+
+    Args:
+        delimiter: what separates the classes of a document, where it may have several.
+
+    Raises:
+        UserError: a label that is no number, or out of `classifier.y_range`, where numbers are asked for.
+    """
+    labels = store.label_names
+    if settings.target == "category":
+        return one_class_each(labels)
+    if settings.target == "multicategory":
+        return _multicategory([_classes(label, delimiter) for label in labels])
+    return Targets("regression", [], torch.tensor([_number(label, settings) for label in labels], dtype=torch.float32))
+
+
+def one_class_each(labels: list[str]) -> Targets:
+    """Each label as a class."""
+    return Targets("category", labels, torch.arange(len(labels)))
+
+
+def check_targets(targets: Targets, train_b: np.ndarray, valid_b: np.ndarray) -> None:
+    """Refuse labels that no classifier can be trained on.
+
+    Args:
+        train_b, valid_b: labels of the documents to train on and to validate on, by index in the store.
+
+    Raises:
+        UserError: no document with a label, a class that only validation has, fewer classes than it takes.
+    """
+    if not (train_b != NO_LABEL).any():
+        raise UserError("no labelled document to train the classifier on: set data.label, or run 'lm' alone")
+    if not (valid_b != NO_LABEL).any():
+        raise UserError("no labelled document to validate the classifier on: check the labels of the valid split")
+    if targets.kind == "regression":
+        return
+    train_C, valid_C = targets.documents_of_classes(train_b), targets.documents_of_classes(valid_b)
+    for name, in_train, in_valid in zip(targets.names, train_C, valid_C, strict=True):
+        if in_valid > 0 and in_train == 0:
+            raise UserError(
+                f"label {name!r} is in validation only ({in_valid} documents): add training documents of that class, "
+                f"take it out of validation, or change seed or data.valid_pct where the cut is by chance"
+            )
+    if targets.kind == "category" and np.count_nonzero(train_C) < 2:
+        only = targets.names[int(np.argmax(train_C))]
+        raise UserError(f"a single class, {only!r}: a classifier needs two; check data.label and the class folders")
+    if not targets.names:
+        raise UserError("no document has a class: check data.label and data.label_delim")
+
+
+def _multicategory(classes_L: list[list[str]]) -> Targets:
+    names = sorted({name for classes in classes_L for name in classes})
+    numbers = {name: i for i, name in enumerate(names)}
+    values = torch.zeros(len(classes_L), len(names), dtype=torch.uint8)
+    for label, classes in enumerate(classes_L):
+        values[label, [numbers[name] for name in classes]] = 1
+    return Targets("multicategory", names, values)
+
+
+def _classes(label: str, delimiter: str) -> list[str]:
+    return [name for part in label.split(delimiter) if (name := part.strip())]
+
+
+def _number(label: str, settings: ClassifierConfig) -> float:
+    try:
+        value = float(label)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise UserError(f"label {label!r} is no number, but classifier.target=regression: check data.label")
+    low, high = settings.y_range or (value, value)
+    if not low <= value <= high:
+        raise UserError(
+            f"label {label} lies outside of classifier.y_range=[{low:g}, {high:g}]: widen the range, or leave it out"
+        )
+    return value
