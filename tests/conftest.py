@@ -10,10 +10,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 HOME = tempfile.mkdtemp(prefix="ulmfit-dist-tests-")
 atexit.register(shutil.rmtree, HOME, ignore_errors=True)
@@ -55,6 +56,15 @@ RECIPE = (
     "tracking.log_every=5",
 )
 """A recipe of some steps more, for runs that are stopped."""
+
+
+LONGEST_FIRST = ("test_world_size", "test_slurm", "test_resume", "test_wandb", "test_tracking", "test_imdb")
+"""Files that take longest: begun first, so that processes which share the files end together."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {name: i for i, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
 
 
 def make_text(topic: str, words: int, rng: random.Random) -> str:
@@ -113,30 +123,46 @@ def mounted(folder: Path, size: str) -> Iterator[None]:
         subprocess.run(["umount", folder], check=True)
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that is made by the first of the test processes that needs it, for all of them: to be read only."""
+    own = factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / f"made-{name}"
+    is_made = folder.with_suffix(".whole")
+    with FileLock(folder.with_suffix(".lock")):
+        if not is_made.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            make(folder)
+            is_made.touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty recipe, for tests that say all in overrides."""
-    path = tmp_path_factory.mktemp("recipe") / "empty.yaml"
-    path.write_text("{}\n")
-    return path
+    return made_once(tmp_path_factory, "recipe", lambda folder: (folder / "empty.yaml").write_text("{}\n")) / "empty.yaml"
 
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of 3 classes with 70 short documents each: 158 to train on, not a multiple of the batch."""
-    return make_folder(tmp_path_factory.mktemp("corpus") / "texts", per_class=70)
+    return made_once(tmp_path_factory, "corpus", lambda folder: make_folder(folder / "texts", per_class=70)) / "texts"
 
 
 @pytest.fixture(scope="session")
 def run_dirs(tmp_path_factory: pytest.TempPathFactory, corpus: Path, recipe: Path) -> dict[str, Path]:
     """The same run on one rank and on two, computed as four in both; what the two said is beside it."""
-    folder = tmp_path_factory.mktemp("runs")
-    shared = [recipe, f"data.path={corpus}", *TINY, *LEARNING, f"runs_dir={folder}"]
-    succeed(["run", *shared, "name=one", f"data.cache={folder}/cache1"], OMP_NUM_THREADS="2")
-    said = command(["run", *shared, "name=two", f"data.cache={folder}/cache2"], processes=2)
-    assert said.returncode == 0, said.stdout + said.stderr
-    (folder / "two.out").write_text(said.stdout)
-    (folder / "two.err").write_text(said.stderr)
+
+    def make(folder: Path) -> None:
+        shared = [recipe, f"data.path={corpus}", *TINY, *LEARNING, f"runs_dir={folder}"]
+        succeed(["run", *shared, "name=one", f"data.cache={folder}/cache1"], OMP_NUM_THREADS="2")
+        said = command(["run", *shared, "name=two", f"data.cache={folder}/cache2"], processes=2)
+        assert said.returncode == 0, said.stdout + said.stderr
+        (folder / "two.out").write_text(said.stdout)
+        (folder / "two.err").write_text(said.stderr)
+
+    made = made_once(tmp_path_factory, "runs", make)
+    folder = shutil.copytree(made, tmp_path_factory.mktemp("own") / "runs", symlinks=True)  # some tests go on with a run
     return {name: folder / name for name in ("one", "two")} | {"caches": folder}
 
 
@@ -145,7 +171,8 @@ def alone(tmp_path_factory: pytest.TempPathFactory, corpus: Path, recipe: Path, 
     """A folder with `run`, trained by two ranks on `RECIPE` that nobody disturbs, and the `notes` of what they read."""
     from killing import finish, start
 
-    folder = tmp_path_factory.mktemp("alone")
-    place = [f"data.path={corpus}", f"data.cache={run_dirs['caches']}/cache1", f"runs_dir={folder}", "name=run"]
-    finish(start(["run", recipe, *place, *RECIPE], 2, folder / "notes"))
-    return folder
+    def make(folder: Path) -> None:
+        place = [f"data.path={corpus}", f"data.cache={run_dirs['caches']}/cache1", f"runs_dir={folder}", "name=run"]
+        finish(start(["run", recipe, *place, *RECIPE], 2, folder / "notes"))
+
+    return made_once(tmp_path_factory, "alone", make)

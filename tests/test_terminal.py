@@ -30,8 +30,9 @@ def test_a_row_stands_under_its_columns():
 
 
 def test_two_ranks_say_the_tables_and_where_to_look_and_nothing_else(run_dirs: dict[str, Path]):
-    run, folder = run_dirs["two"], run_dirs["caches"]
-    config = load_config(run / "config.yaml")
+    folder = run_dirs["caches"]
+    config = load_config(run_dirs["two"] / "config.yaml")
+    run = config.run_dir  # where it was made
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     expected = []
     for stage, settings in (("lm", config.lm), ("classifier", config.classifier)):
