@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from fastai.text.models.awdlstm import awd_lstm_clas_split
-from torch.nn import functional as F
 
 from ulmfit_dist.config import Config
 from ulmfit_dist.data.batches import share_of_rank
@@ -13,6 +12,7 @@ from ulmfit_dist.data.classifier_batches import ClassifierBatches
 from ulmfit_dist.data.splits import check_labels, split_documents
 from ulmfit_dist.data.store import TokenStore
 from ulmfit_dist.model.awd_lstm import build_classifier, encoder_of
+from ulmfit_dist.model.classifier_loss import ClassifierLoss, build_loss
 from ulmfit_dist.model.export import load_encoder, read_exported
 from ulmfit_dist.randomness import seed_torch
 from ulmfit_dist.runtime import Runtime
@@ -49,13 +49,18 @@ def classifier_learner(config: Config, runtime: Runtime, store: TokenStore) -> C
         config.classifier,
         model,
         awd_lstm_clas_split,
-        F.cross_entropy,
+        classifier_loss(config, store),
         ClassifierMetrics(len(store.label_names)),
         train,
         valid,
         runtime,
         config.seed,
     )
+
+
+def classifier_loss(config: Config, store: TokenStore) -> ClassifierLoss:
+    """The training loss. Raises UserError where its weights do not fit the classes."""
+    return build_loss(config.classifier, store.labels[split_documents(store, config).classifier_train], store.label_names)
 
 
 def classifier_loaders(config: Config, runtime: Runtime, store: TokenStore) -> tuple[ClassifierBatches, ClassifierBatches]:
