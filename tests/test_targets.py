@@ -70,6 +70,7 @@ def test_a_class_that_only_validation_has_is_named(tmp_path: Path):
         (["classifier.target=regression"], "-1 is a number, too"),
         (["classifier.target=regression", "data.no_label=null", "classifier.y_range=[5, 0]"], "the lowest and the highest"),
         (["classifier.y_range=[0, 5]"], "is for classifier.target=regression"),
+        (["classifier.target=multicategory", "classifier.class_weights=balanced"], "class_weights are for category"),
         (["classifier.threshold=1"], "classifier.threshold=1.0"),
         (["data.label_delim=''"], "data.label_delim is empty"),
     ],
@@ -119,8 +120,11 @@ def test_metrics_of_numbers_are_fastais():
 
 def test_the_losses_are_fastais():
     outputs, y = torch.randn(B, C), (torch.rand(B, C) > 0.6).float()
-    torch.testing.assert_close(make_loss(MULTI)(outputs, y), BCEWithLogitsLossFlat()(outputs, y))
-    torch.testing.assert_close(make_loss(NUMBER)(outputs[:, :1], y[:, 0]), MSELossFlat()(outputs[:, :1], y[:, 0]))
+    several, number = Targets("multicategory", [*"abcd"], torch.zeros(1, C)), Targets("regression", [], torch.zeros(1))
+    found = make_loss(MULTI, several, np.zeros(1))(outputs, y)
+    torch.testing.assert_close(found, BCEWithLogitsLossFlat()(outputs, y))
+    found = make_loss(NUMBER, number, np.zeros(1))(outputs[:, :1], y[:, 0])
+    torch.testing.assert_close(found, MSELossFlat()(outputs[:, :1], y[:, 0]))
 
 
 def make_table(path: Path, label_of) -> Path:

@@ -10,9 +10,11 @@ from ulmfit_dist.config import Config
 from ulmfit_dist.data.store import TokenStore
 from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.stages.generate import LanguageModel
+from ulmfit_dist.stages.lr_find import find_learning_rate as find_learning_rate_of
 from ulmfit_dist.stages.predict import TextClassifier
 from ulmfit_dist.stages.prepare import prepare as prepare_stage
 from ulmfit_dist.stages.run import run_stage
+from ulmfit_dist.training.rate_range import RateRange
 
 
 def prepare(config: Config) -> TokenStore:
@@ -33,6 +35,15 @@ def train_classifier(config: Config, fresh: bool = False) -> TextClassifier:
     """As `train_lm`, for the classifier on the run's language model; it is in `runs/<name>/classifier` afterwards."""
     run_stage(config, _runtime(config, fresh), "classifier", fresh)
     return TextClassifier(config.run_dir, trust_rules=True)
+
+
+def find_learning_rate(config: Config, stage: str = "lm", **range: float) -> RateRange:
+    """A learning rate range test of a stage: `.suggestions()` gives rates, `.draw(axes)` the plot.
+
+    Args:
+        range: `start`, `end` and `num_steps`, where they are not to be 1e-7, 10 and 100.
+    """
+    return find_learning_rate_of(config, _runtime(config, fresh=False), stage, **range)  # type: ignore[arg-type]
 
 
 def load_classifier(folder: str | Path, device: torch.device | str = "cpu", trust_rules: bool = False) -> TextClassifier:

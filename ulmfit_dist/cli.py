@@ -86,6 +86,15 @@ def _prepare(args: argparse.Namespace) -> None:
             show_documents(store, args.show, runtime)
 
 
+def _lr_find(args: argparse.Namespace) -> None:
+    config, runtime = _start(args)
+    from ulmfit_dist.stages.lr_find import describe_range, find_learning_rate
+
+    with runtime:
+        found = find_learning_rate(config, runtime, args.stage, args.start, args.end, args.steps)
+        runtime.print(describe_range(found, config, args.stage))
+
+
 def _config(args: argparse.Namespace) -> None:
     described = list(describe(load_config(args.recipe, args.overrides)))
     values = {key: value for key, value, _ in described}
@@ -193,6 +202,7 @@ COMMANDS: dict[str, Command] = {
     "prepare": _prepare,
     "lm": _stage,
     "classifier": _stage,
+    "lr-find": _lr_find,
     "config": _config,
     "submit": _submit,
     "dashboard": _dashboard,

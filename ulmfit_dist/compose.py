@@ -128,6 +128,15 @@ def check_config(config: Config) -> None:
             raise UserError(f"classifier.lin_ftrs={config.classifier.lin_ftrs}: give widths of at least 1")
     if not 0 <= config.classifier.head_dropout < 1:
         raise UserError(f"classifier.head_dropout={config.classifier.head_dropout}: give a probability below 1")
+    if not 0 <= config.classifier.label_smoothing < 1:
+        raise UserError(f"classifier.label_smoothing={config.classifier.label_smoothing}: give a share below 1, such as 0.1")
+    weights = config.classifier.class_weights
+    if weights not in (None, "balanced") and not (isinstance(weights, list) and all(map(_is_positive, weights))):
+        raise UserError(f"classifier.class_weights={weights!r}: give balanced, null, or a list of numbers above 0")
+    if config.classifier.target != "category" and (config.classifier.label_smoothing or weights is not None):
+        raise UserError(
+            f"classifier.target={config.classifier.target}: label_smoothing and class_weights are for category: leave them out"
+        )
 
 
 def to_yaml(config: Config) -> str:
@@ -294,11 +303,11 @@ def _check_phase(where: str, phase: Phase, groups: int) -> None:
     if not -groups <= phase.freeze_to < groups:
         raise UserError(f"{where}.freeze_to={phase.freeze_to}: the model has {groups} layer groups; -1 is the last, 0 all")
     rates = phase.lr if isinstance(phase.lr, list) else [phase.lr]
-    if len(rates) not in (1, 2) or not all(_is_rate(rate) for rate in rates):
+    if len(rates) not in (1, 2) or not all(_is_positive(rate) for rate in rates):
         raise UserError(f"{where}.lr={phase.lr!r}: give one rate, such as 1e-2, or [low, high]")
 
 
-def _is_rate(value: Any) -> bool:
+def _is_positive(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value > 0
 
 

@@ -178,6 +178,10 @@ class ClassifierConfig:
     """Widths of the head's hidden layers."""
     head_dropout: float = 0.1
     """Dropout after each hidden layer of the head; drop_mult does not scale it, as in fastai."""
+    label_smoothing: float = 0.0
+    """Share of a target's probability that the training loss spreads over all classes, such as 0.1."""
+    class_weights: Any = None
+    """Weights in the training loss: a list in the order of labels.json; balanced: all classes count alike. null: equal."""
     wd: float = 0.01
     """Decoupled weight decay; biases and norms are spared."""
     alpha: float = 2.0

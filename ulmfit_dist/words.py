@@ -84,6 +84,12 @@ def _parser() -> _Parser:
     _add_fresh(_with_config(commands, "lm", "train the language model"))
     classifier = _with_config(commands, "classifier", "train the classifier on the run's language model")
     _add_fresh(classifier)
+    lr_find = _with_config(commands, "lr-find", "a learning rate range test: rates to begin a stage with")
+    lr_find.add_argument("--stage", choices=("lm", "classifier"), default="lm", help="default: %(default)s")
+    lr_find.add_argument("--start", type=float, default=1e-7, metavar="LR", help="lowest rate (default: %(default)s)")
+    lr_find.add_argument("--end", type=float, default=10, metavar="LR", help="highest rate (default: %(default)s)")
+    lr_find.add_argument("--steps", type=int, default=100, metavar="N", help="from one to the other (default: %(default)s)")
+    lr_find.set_defaults(goes_on=False)
     show = _with_config(commands, "config", "print the resolved config, each key with its meaning")
     show.add_argument(
         "--get", action="append", metavar="KEY", help="print a key's value alone, for scripts; may be repeated"

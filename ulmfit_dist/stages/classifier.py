@@ -19,7 +19,7 @@ from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.stages.resume import Found
 from ulmfit_dist.stages.train import train_stage
 from ulmfit_dist.training.learner import build_learner
-from ulmfit_dist.training.objective import make_loss, make_metrics
+from ulmfit_dist.training.objective import Loss, make_loss, make_metrics
 from ulmfit_dist.training.steps import ClassifierLearner
 from ulmfit_dist.training.tracking import Tracker
 
@@ -50,13 +50,18 @@ def classifier_learner(config: Config, runtime: Runtime, store: TokenStore) -> C
         config.classifier,
         model,
         awd_lstm_clas_split,
-        make_loss(config.classifier),
+        classifier_loss(config, train),
         make_metrics(train.targets, config.classifier),
         train,
         valid,
         runtime,
         config.seed,
     )
+
+
+def classifier_loss(config: Config, train: ClassifierBatches) -> Loss:
+    """The training loss. Raises UserError where its weights do not fit the classes."""
+    return make_loss(config.classifier, train.targets, train.store.labels[train.documents])
 
 
 def classifier_loaders(config: Config, runtime: Runtime, store: TokenStore) -> tuple[ClassifierBatches, ClassifierBatches]:

@@ -21,8 +21,9 @@ def differences(stage: str, now: Config, then: Mapping[str, Any], fingerprint: s
         then: the earlier config, as plain dictionaries and lists.
         fingerprint, then_fingerprint: of the token store, now and then.
     """
-    new = to_dict(now)
-    changed = [name for key in DECISIVE_KEYS[stage] for name in _differing(key, _at(new, key), _at(then, key))]
+    new, defaults = to_dict(now), to_dict(Config())
+    keys = DECISIVE_KEYS[stage]
+    changed = [name for key in keys for name in _differing(key, _at(new, key), _at(then, key), _at(defaults, key))]
     return changed if fingerprint == then_fingerprint else [*changed, "data"]
 
 
@@ -30,7 +31,9 @@ def _at(config: Any, key: str) -> Any:
     return reduce(lambda section, name: section.get(name) if isinstance(section, Mapping) else None, key.split("."), config)
 
 
-def _differing(key: str, new: Any, old: Any) -> list[str]:
+def _differing(key: str, new: Any, old: Any, default: Any) -> list[str]:
+    """Keys that differ; one that the earlier config does not know had its default, whatever the version."""
     if isinstance(new, dict) and isinstance(old, dict):
-        return [name for part in new for name in _differing(f"{key}.{part}", new[part], old.get(part))]
+        parts = [(part, old.get(part, default.get(part)), default.get(part)) for part in new]
+        return [name for part, before, usual in parts for name in _differing(f"{key}.{part}", new[part], before, usual)]
     return [] if new == old else [f"{key} (now {new}, then {old})"]

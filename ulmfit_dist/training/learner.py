@@ -8,11 +8,13 @@ they know.
 from __future__ import annotations
 
 from abc import ABCMeta, abstractmethod
-from collections.abc import Callable
-from typing import TypeVar
+from collections import namedtuple
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from fastai.callback.core import Callback, CancelEpochException, CancelStepException, TrainEvalCallback
+from fastai.callback.schedule import SuggestionMethod
 from fastai.data.core import DataLoaders
 from fastai.text.learner import TextLearner
 from fastai.text.models.core import SequentialRNN
@@ -28,6 +30,7 @@ from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.training.accelerate import AccelerateCallback
 from ulmfit_dist.training.metrics import Metrics
 from ulmfit_dist.training.optimizer import FusedAdam
+from ulmfit_dist.training.rate_range import range_test, suggested
 
 Stage = TypeVar("Stage", bound="DistributedLearner")
 
@@ -94,6 +97,24 @@ class DistributedLearner(TextLearner, metaclass=ABCMeta):
     @abstractmethod
     def replace_modules(self, replace: Callable[[nn.Module], nn.Module]) -> None:
         """Put another module in the place of each one that is trained as a whole."""
+
+    def lr_find(
+        self,
+        start_lr: float = 1e-7,
+        end_lr: float = 10,
+        num_it: int = 100,
+        stop_div: bool = True,
+        show_plot: bool = True,
+        suggest_funcs: Callable | Sequence[Callable] = SuggestionMethod.Valley,
+    ) -> Any:
+        """fastai's, with the losses of global batches: a named tuple of suggestions, the same on all ranks."""
+        found = range_test(self, start_lr, end_lr, num_it, stop_diverged=stop_div)
+        suggestions = suggested(suggest_funcs, found)
+        if show_plot and self.accelerate.runtime.is_main:
+            from matplotlib import pyplot
+
+            found.draw(pyplot.subplots()[1])
+        return namedtuple("SuggestedLRs", suggestions)(**suggestions)  # type: ignore[misc]
 
     def _evaluate_step(self) -> None:
         for batch in self.micro_batches:

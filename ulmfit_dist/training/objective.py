@@ -8,25 +8,31 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
 
 from ulmfit_dist.config import ClassifierConfig
 from ulmfit_dist.data.targets import Targets
+from ulmfit_dist.model.classifier_loss import build_loss
 from ulmfit_dist.training.metrics import ClassifierMetrics, Metrics
 from ulmfit_dist.training.target_metrics import MulticategoryMetrics, RegressionMetrics
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-def make_loss(settings: ClassifierConfig) -> Loss:
-    """Mean loss from what the network gives, [b, outputs], and the targets."""
-    losses: dict[str, Loss] = {
-        "category": F.cross_entropy,
-        "multicategory": F.binary_cross_entropy_with_logits,
-        "regression": squared_error,
-    }
-    return losses[settings.target]
+def make_loss(settings: ClassifierConfig, targets: Targets, labels: np.ndarray) -> Loss:
+    """Mean loss from what the network gives, [b, outputs], and the targets.
+
+    Args:
+        labels: of the training documents, by index in the store.
+
+    Raises:
+        UserError: as many class weights as there are no classes.
+    """
+    if targets.kind == "category":
+        return build_loss(settings, labels, targets.names)
+    return squared_error if targets.kind == "regression" else F.binary_cross_entropy_with_logits
 
 
 def make_metrics(targets: Targets, settings: ClassifierConfig) -> Metrics:

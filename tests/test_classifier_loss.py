@@ -1,0 +1,78 @@
+"""Label smoothing and class weights: the numbers by hand, fastai's and torch's, and on one rank and two."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, succeed
+from fastai.losses import LabelSmoothingCrossEntropy
+from safetensors.torch import load_file
+
+from ulmfit_dist.compose import load_config, to_dict
+from ulmfit_dist.config import ClassifierConfig, Config
+from ulmfit_dist.errors import UserError
+from ulmfit_dist.model.classifier_loss import ClassifierLoss, balanced_weights, build_loss
+from ulmfit_dist.training.compatibility import differences
+
+LOGITS = torch.tensor([[2.0, 0.5, -1.0], [0.1, 0.2, 0.3], [-1.0, 3.0, 0.0], [0.0, 0.0, 4.0]])
+Y = torch.tensor([0, 2, 1, 2])
+
+
+def test_smoothed_labels_are_fastais():
+    expected = LabelSmoothingCrossEntropy(eps=0.1)(LOGITS, Y)
+    torch.testing.assert_close(ClassifierLoss(label_smoothing=0.1)(LOGITS, Y), expected)
+
+
+def test_a_weighted_mean_divides_by_the_weights():
+    weights = [1.0, 2.0, 5.0]
+    losses, weight_of_each = -LOGITS.log_softmax(1)[range(4), Y], torch.tensor(weights)[Y]
+    expected = (losses * weight_of_each).sum() / weight_of_each.sum()
+    torch.testing.assert_close(ClassifierLoss(class_weights=weights)(LOGITS, Y), expected)
+
+
+def test_balanced_weights_make_classes_count_alike():
+    labels = np.array([0] * 8 + [1] * 2)
+    weights = build_loss(ClassifierConfig(class_weights="balanced"), labels, ["a", "b"]).class_weights
+    assert weights == pytest.approx([10 / (2 * 8), 10 / (2 * 2)])
+    assert balanced_weights(np.array([3, 0, 3])) == [1, 1, 1]
+
+
+def test_weights_that_do_not_fit_the_classes_are_refused():
+    with pytest.raises(UserError, match=r"are 2, for 3 classes: give a weight for each of x, y, z, in this order"):
+        build_loss(ClassifierConfig(class_weights=[1, 2]), np.arange(3), ["x", "y", "z"])
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("classifier.label_smoothing=1", "a share below 1"),
+        ("classifier.class_weights=even", "give balanced, null, or a list"),
+        ("classifier.class_weights=[1,0]", "numbers above 0"),
+    ],
+)
+def test_wrong_values_are_named(override: str, said: str):
+    with pytest.raises(UserError, match=said):
+        load_config(None, ["data.path=x", override])
+
+
+def test_a_run_of_a_version_without_a_key_goes_on_with_its_default():
+    then = to_dict(Config())
+    then["classifier"] = {key: value for key, value in then["classifier"].items() if key != "label_smoothing"}
+    now = Config()
+    assert differences("classifier", now, then, "a", "a") == []
+    now.classifier.label_smoothing = 0.1
+    assert differences("classifier", now, then, "a", "a") == ["classifier.label_smoothing (now 0.1, then 0.0)"]
+
+
+def test_one_rank_and_two_train_the_same_weights(corpus, recipe, tmp_path):
+    words = [recipe, f"data.path={corpus}", *TINY, f"data.cache={tmp_path}/cache", f"runs_dir={tmp_path}"]
+    words += [
+        "runtime.precision=fp64",
+        "tracking.wandb=disabled",
+        "lm.phases=[{lr: 5e-2}]",
+        "classifier.phases=[{lr: 5e-3}]",
+    ]
+    words += ["classifier.label_smoothing=0.1", "classifier.class_weights=[1,2,4]"]
+    for name, processes in (("one", 1), ("two", 2)):
+        succeed(["run", *words, f"name={name}"], processes)
+    one, two = (load_file(tmp_path / name / "classifier" / "model.safetensors") for name in ("one", "two"))
+    torch.testing.assert_close(two, one, rtol=1e-9, atol=1e-9)

@@ -1,0 +1,132 @@
+"""The learning rate range test: beside fastai's own, on one rank and two, and what it leaves behind."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, command, succeed
+from fastai.callback.core import Callback
+from fastai.callback.schedule import LRFinder, SuggestionMethod
+from fastai.learner import AvgSmoothLoss
+from stores import make_store
+
+from ulmfit_dist.config import Config, DataConfig, LMConfig, ModelConfig, Phase, RuntimeConfig
+from ulmfit_dist.errors import UserError
+from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.stages.lm import lm_learner
+from ulmfit_dist.training.rate_range import RateRange, range_test
+from ulmfit_dist.training.steps import LMLearner
+
+V = 60
+WORDS = ("--steps", "40", "--end", "1")
+
+
+@pytest.fixture
+def learner(tmp_path: Path) -> LMLearner:
+    rng = np.random.default_rng(0)
+    documents = [2 + rng.choice(V - 2, size=rng.integers(10, 60)) for _ in range(60)]
+    store = make_store(tmp_path / "store", documents, np.zeros(60, dtype=np.int64), [f"w{i}" for i in range(V)])
+    config = Config(
+        data=DataConfig(valid_pct=0.1),
+        model=ModelConfig(emb_sz=12, n_hid=16, n_layers=2),
+        lm=LMConfig(global_batch_size=4, seq_len=8, phases=[Phase(1, 1e-2, 0)]),
+    )
+    learner = lm_learner(config, Runtime(RuntimeConfig(precision="no")), store)
+    learner.freeze_to(0)
+    return learner
+
+
+class Losses(Callback):
+    """fastai's smoothed loss, as its Recorder has it, where there is none."""
+
+    order, run_valid = 50, False
+
+    def __init__(self):
+        self.smooth, self.rates, self.found = AvgSmoothLoss(beta=0.98), [], []
+
+    def after_batch(self) -> None:
+        self.smooth.accumulate(self.learn)
+        self.learn.smooth_loss = self.smooth.value
+        self.rates.append(self.learn.opt.hypers[-1]["lr"])
+        self.found.append(self.smooth.value.item())
+
+
+class NoFile(LRFinder):
+    """fastai's own, without the weights in a file, and without a validation, of which our metrics would want batches."""
+
+    def before_fit(self) -> None:
+        self.hps, self.best_loss = {"lr": []}, float("inf")
+
+    def after_train(self) -> None:
+        from fastai.callback.core import CancelEpochException
+
+        raise CancelEpochException()
+
+    def after_fit(self) -> None: ...
+
+
+def test_rates_losses_and_suggestions_are_fastais(learner: LMLearner):
+    found = range_test(learner, 1e-4, 10, 60)
+    recorded = Losses()
+    learner.fit(60 // len(learner.dls.train) + 1, cbs=[NoFile(1e-4, 10, 60), recorded])
+    assert len(found.rates) > 20
+    assert found.rates == pytest.approx(recorded.rates, rel=1e-6)
+    assert found.smoothed == pytest.approx(recorded.found, rel=1e-5)
+    rates, losses = torch.tensor(recorded.rates[6:-5]), torch.tensor(recorded.found[6:-5])
+    for method in (SuggestionMethod.Valley, SuggestionMethod.Steep, SuggestionMethod.Minimum):
+        assert found.suggest(method) == pytest.approx(method(rates, losses, 60)[0], rel=1e-4)
+
+
+def test_a_learner_is_afterwards_what_it_was(learner: LMLearner):
+    before = {name: tensor.clone() for name, tensor in learner.model.state_dict().items()}
+    suggested = learner.lr_find(num_it=40, show_plot=False, suggest_funcs=(SuggestionMethod.Steep, SuggestionMethod.Minimum))
+    assert suggested._fields == ("steep", "minimum")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in learner.model.state_dict().items())
+    assert (learner.stage_epoch, learner.stage_step, learner.first_epoch) == (0, 0, 0)
+    assert not any("grad_avg" in state for state in learner.opt.state.values())
+
+
+def test_the_rates_of_lower_layers_are_spread_as_the_phases(learner: LMLearner):
+    seen = []
+    learner.add_cb(
+        type("Rates", (Callback,), {"order": 70, "before_step": lambda self: seen.append(self.opt.hypers[0]["lr"])})
+    )
+    found = range_test(learner, 1e-4, 1, 20, spread=0.1)
+    assert seen == pytest.approx([0.1 * rate for rate in found.rates])
+
+
+def test_a_loss_that_diverges_ends_the_test(learner: LMLearner):
+    assert len(range_test(learner, 1e-3, 1e6, 100).rates) < 100
+
+
+def test_too_few_steps_are_told():
+    found = RateRange([1e-7] * 12, [1.0] * 12, [1.0] * 12, num_steps=100)
+    with pytest.raises(UserError, match="begin with a lower rate"):
+        found.suggestions()
+
+
+def test_two_ranks_find_what_one_does_and_leave_no_model(corpus: Path, recipe: Path, tmp_path: Path):
+    words = [recipe, f"data.path={corpus}", *TINY, f"data.cache={tmp_path}/cache", f"runs_dir={tmp_path}"]
+    words += ["runtime.precision=fp64"]
+    said = {name: succeed(["lr-find", *words, f"name={name}", *WORDS], n) for name, n in (("one", 1), ("two", 2))}
+    for name in said:
+        assert "for the first phase, by fastai's default: lr: " in said[name]
+        assert sorted(path.name for path in (tmp_path / name).iterdir()) == ["lr_find_lm.jsonl", "lr_find_lm.png"]
+        assert (tmp_path / name / "lr_find_lm.png").stat().st_size > 5000
+    one, two = (
+        [json.loads(line) for line in (tmp_path / name / "lr_find_lm.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    )
+    assert len(one) == 40
+    for mine, theirs in zip(two, one, strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-9)
+    assert said["one"].replace("/one/", "") == said["two"].replace("/two/", "")
+
+
+def test_a_classifier_needs_its_language_model(corpus: Path, recipe: Path, tmp_path: Path):
+    words = [recipe, f"data.path={corpus}", *TINY, f"data.cache={tmp_path}/cache", f"runs_dir={tmp_path}"]
+    refused = command(["lr-find", *words, "--stage", "classifier"])
+    assert refused.returncode == 2
+    assert "lm: no exported model here" in refused.stderr
