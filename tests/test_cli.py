@@ -41,6 +41,7 @@ def test_help_names_every_command():
         "generate",
         "report",
         "dashboard",
+        "show",
         "submit",
         "config",
     )

@@ -77,9 +77,11 @@ def test_several_text_columns_are_marked_as_fastai_does(tmp_path: Path):
 
     frame = DataFrame({"title": ["A", "B"], "body": ["first", "second"]})
     pyarrow.parquet.write_table(pyarrow.Table.from_pandas(frame), tmp_path / "all.parquet")
-    path = f"data.path={tmp_path / 'all.parquet'}"
-    source = opened("data.source=parquet", path, "data.text=[title, body]", "data.label=null")
-    assert contents(source)["train"][0] == list(_join_texts(frame, mark_fields=True))
+    frame.to_csv(tmp_path / "all.csv", index=False)
+    for kind in ("parquet", "csv"):
+        path = f"data.path={tmp_path / 'all'}.{kind}"
+        source = opened(f"data.source={kind}", path, "data.text=[title, body]", "data.label=null")
+        assert contents(source)["train"][0] == list(_join_texts(frame, mark_fields=True))
 
 
 def test_other_splits_of_the_same_files_are_another_source(tmp_path: Path):

@@ -70,7 +70,10 @@ def test_a_class_that_only_validation_has_is_named(tmp_path: Path):
         (["classifier.target=regression"], "-1 is a number, too"),
         (["classifier.target=regression", "data.no_label=null", "classifier.y_range=[5, 0]"], "the lowest and the highest"),
         (["classifier.y_range=[0, 5]"], "is for classifier.target=regression"),
-        (["classifier.target=multicategory", "classifier.class_weights=balanced"], "class_weights are for category"),
+        (
+            ["classifier.target=multicategory", "classifier.class_weights=balanced"],
+            "leave out label_smoothing and class_weights",
+        ),
         (["classifier.threshold=1"], "classifier.threshold=1.0"),
         (["data.label_delim=''"], "data.label_delim is empty"),
     ],

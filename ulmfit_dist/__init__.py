@@ -22,8 +22,11 @@ _PUBLIC = {
     "load_config": "ulmfit_dist.compose",
     "load_language_model": "ulmfit_dist.api",
     "prepare": "ulmfit_dist.api",
+    "show_batch": "ulmfit_dist.api",
+    "show_results": "ulmfit_dist.api",
     "train_classifier": "ulmfit_dist.api",
     "train_lm": "ulmfit_dist.api",
+    "with_texts": "ulmfit_dist.api",
 }
 __all__ = sorted(_PUBLIC)
 

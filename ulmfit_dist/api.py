@@ -1,39 +1,73 @@
-"""The stages as a notebook calls them: a config in, an object out."""
+"""The stages as a notebook or a script of yours calls them: a config in, an object out.
+
+A call that is done leaves nothing behind that would keep the next from its way: ranks of one script go from call to call in
+the same process group, and a notebook may start ranks of its own (Accelerate's `notebook_launcher`) after it. A learner is
+what stays: it holds the processes that it was made in.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from ulmfit_dist.config import Config
+from ulmfit_dist.config import Config, RuntimeConfig
 from ulmfit_dist.data.store import TokenStore
+from ulmfit_dist.data.texts.frames import Frame, kept_as
+from ulmfit_dist.errors import UserError
 from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.stages.generate import LanguageModel
+from ulmfit_dist.stages.look import batch_tables, result_tables
 from ulmfit_dist.stages.lr_find import find_learning_rate as find_learning_rate_of
 from ulmfit_dist.stages.predict import TextClassifier
 from ulmfit_dist.stages.prepare import prepare as prepare_stage
 from ulmfit_dist.stages.run import run_stage
+from ulmfit_dist.text_table import Shown
 from ulmfit_dist.training.rate_range import RateRange
 
 
-def prepare(config: Config) -> TokenStore:
+def prepare(config: Config, texts: Any = None) -> TokenStore:
     """The token store of the config's texts, made if it is not there.
 
     A script must call this below `if __name__ == "__main__":`, for worker processes import the script.
+
+    Args:
+        texts: a pandas `DataFrame`, or a `Dataset` or `DatasetDict` of Hugging Face, in place of the config's source; the
+            config names its columns (data.text, data.label, data.valid_col). Every rank gives the same.
+
+    Raises:
+        UserError: on every rank, for whatever is wrong with config or texts.
     """
-    return prepare_stage(config, Runtime(config.runtime))
+    with _call(config) as runtime:
+        return prepare_stage(_given(config, texts, runtime), runtime)
 
 
-def train_lm(config: Config, fresh: bool = False) -> LanguageModel:
-    """Train the language model; it is in `runs/<name>/lm` afterwards. What was interrupted goes on, unless `fresh`."""
-    run_stage(config, _runtime(config, fresh), "lm", fresh)
+def with_texts(config: Config, texts: Any) -> Config:
+    """The config with texts given in Python as its source: then no other call needs them. They are kept in data.cache.
+
+    Args:
+        texts: as those of `prepare`.
+    """
+    with _call(config) as runtime:
+        return _given(config, texts, runtime)
+
+
+def train_lm(config: Config, fresh: bool = False, texts: Any = None) -> LanguageModel:
+    """Train the language model; it is in `runs/<name>/lm` afterwards. What was interrupted goes on, unless `fresh`.
+
+    Args:
+        texts: as those of `prepare`.
+    """
+    with _call(config, None if fresh else config.run_dir) as runtime:
+        run_stage(_given(config, texts, runtime), runtime, "lm", fresh)
     return LanguageModel(config.run_dir, trust_rules=True)
 
 
-def train_classifier(config: Config, fresh: bool = False) -> TextClassifier:
+def train_classifier(config: Config, fresh: bool = False, texts: Any = None) -> TextClassifier:
     """As `train_lm`, for the classifier on the run's language model; it is in `runs/<name>/classifier` afterwards."""
-    run_stage(config, _runtime(config, fresh), "classifier", fresh)
+    with _call(config, None if fresh else config.run_dir) as runtime:
+        run_stage(_given(config, texts, runtime), runtime, "classifier", fresh)
     return TextClassifier(config.run_dir, trust_rules=True)
 
 
@@ -43,7 +77,8 @@ def find_learning_rate(config: Config, stage: str = "lm", **range: float) -> Rat
     Args:
         range: `start`, `end` and `num_steps`, where they are not to be 1e-7, 10 and 100.
     """
-    return find_learning_rate_of(config, _runtime(config, fresh=False), stage, **range)  # type: ignore[arg-type]
+    with _call(config) as runtime:
+        return find_learning_rate_of(config, runtime, stage, **range)  # type: ignore[arg-type]
 
 
 def load_classifier(folder: str | Path, device: torch.device | str = "cpu", trust_rules: bool = False) -> TextClassifier:
@@ -56,5 +91,44 @@ def load_language_model(folder: str | Path, device: torch.device | str = "cpu", 
     return LanguageModel(folder, device, trust_rules)
 
 
-def _runtime(config: Config, fresh: bool) -> Runtime:
-    return Runtime(config.runtime, run_dir=None if fresh else config.run_dir)
+def show_batch(config: Config, stage: str | None = None, rows: int = 4, tokens: bool = False, texts: Any = None) -> Shown:
+    """The beginning of the first training batch, as a notebook shows it, and as `print` does.
+
+    Args:
+        stage: "lm" or "classifier"; None for both, where any text is labelled.
+        tokens: tokens as the model reads them, in place of readable text.
+        texts: as those of `prepare`.
+    """
+    with _call(config) as runtime:
+        return Shown(batch_tables(_given(config, texts, runtime), runtime, stage, rows, tokens))
+
+
+def show_results(
+    run: str | Path, stage: str | None = None, rows: int = 4, tokens: bool = False, trust_rules: bool = False
+) -> Shown:
+    """What the models of a run say of some validation texts, as `show_batch` shows it."""
+    with Runtime(RuntimeConfig(precision="no"), keeps_group=True) as runtime:
+        return Shown(result_tables(Path(run), runtime, stage, rows, tokens, trust_rules))
+
+
+def _call(config: Config, run_dir: Path | None = None) -> Runtime:
+    return Runtime(config.runtime, run_dir=run_dir, keeps_group=True)
+
+
+def _given(config: Config, texts: Any, runtime: Runtime) -> Config:
+    """The config with the texts as its source, kept by rank 0. Collective."""
+    if texts is None:
+        return config
+    name = ""
+    with runtime.together():
+        frame = Frame(texts, config.data)
+        name = frame.digest()
+    names = runtime.gather(name)
+    kept = kept_as(config, name)
+    with runtime.together():
+        for rank, other in enumerate(names):
+            if other != names[0]:
+                raise UserError(f"texts: rank {rank} has other texts than rank 0: give the same on every rank")
+        if runtime.is_main and not Path(kept.data.path or "").is_dir():
+            frame.write(Path(kept.data.path or ""))
+    return kept

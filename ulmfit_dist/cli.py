@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ulmfit_dist import stopping
@@ -110,6 +111,24 @@ def _config(args: argparse.Namespace) -> None:
             print(f"{f'{key}: {value}':<44} # {meaning}")
 
 
+def _show(args: argparse.Namespace) -> None:
+    if args.results and args.overrides:
+        raise UserError(f"{args.overrides[0]}: a run has its config: give no keys with --results")
+    place = Path(args.recipe)
+    if not args.results and (place / "config.yaml").is_file():
+        args.recipe = place / "config.yaml"
+    config, runtime = (None, Runtime(RuntimeConfig(precision="no"))) if args.results else _start(args)
+    from ulmfit_dist.stages.look import batch_tables, result_tables
+
+    with runtime:
+        if config is None:
+            tables = result_tables(place, runtime, args.stage, args.rows, args.tokens, args.trust_rules)
+        else:
+            tables = batch_tables(config, runtime, args.stage, args.rows, args.tokens)
+        for table in tables:
+            runtime.print(table)
+
+
 def _submit(args: argparse.Namespace) -> None:
     config = load_config(args.recipe, args.overrides)
     if args.nodes < 1:
@@ -204,6 +223,7 @@ COMMANDS: dict[str, Command] = {
     "classifier": _stage,
     "lr-find": _lr_find,
     "config": _config,
+    "show": _show,
     "submit": _submit,
     "dashboard": _dashboard,
     "report": _report,

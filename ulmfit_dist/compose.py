@@ -77,12 +77,14 @@ def check_config(config: Config) -> None:
         _one_of("a key of data.splits", split, SPLITS)
     if not re.fullmatch(r"\w[\w.+-]*", config.name):
         raise UserError(f"name={config.name!r}: give a plain folder name of letters, digits, '.', '+', '-' and '_'")
-    if config.data.path is None and config.data.store is None and config.data.source != "bbc_news":
+    if config.data.path is None and config.data.store is None and config.data.source not in ("bbc_news", "frame"):
         raise UserError(f"data.path is not set: data.source={config.data.source} needs it")
     if not 0 < config.data.valid_pct < 1:
         raise UserError(f"data.valid_pct={config.data.valid_pct}: give a share between 0 and 1, such as 0.1")
     if config.lm.valid_pct is not None and not 0 < config.lm.valid_pct < 1:
         raise UserError(f"lm.valid_pct={config.lm.valid_pct}: give a share between 0 and 1, or null")
+    if config.data.valid_col is not None and config.data.source in ("folder", "bbc_news"):
+        raise UserError(f"data.valid_col={config.data.valid_col}: a {config.data.source} has no columns: leave it out")
     if not config.data.text:
         raise UserError("data.text is empty: name at least one column")
     for key, value in _positive_integers(config):
@@ -134,9 +136,7 @@ def check_config(config: Config) -> None:
     if weights not in (None, "balanced") and not (isinstance(weights, list) and all(map(_is_positive, weights))):
         raise UserError(f"classifier.class_weights={weights!r}: give balanced, null, or a list of numbers above 0")
     if config.classifier.target != "category" and (config.classifier.label_smoothing or weights is not None):
-        raise UserError(
-            f"classifier.target={config.classifier.target}: label_smoothing and class_weights are for category: leave them out"
-        )
+        raise UserError(f"classifier.target={config.classifier.target}: leave out label_smoothing and class_weights")
 
 
 def to_yaml(config: Config) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-SOURCES = ("folder", "csv", "json", "parquet", "hub", "bbc_news")
+SOURCES = ("folder", "csv", "json", "parquet", "hub", "bbc_news", "frame")
 PRECISIONS = ("auto", "no", "bf16", "fp16", "fp64")
 HIGHEST_DROPOUT = {"lm": 0.25, "classifier": 0.5}
 """The largest dropout in fastai's configurations of the two stages, which drop_mult scales."""
@@ -23,9 +23,9 @@ class DataConfig:
     """Where the texts come from, and which of them are for what."""
 
     source: str = "folder"
-    """folder (a sub-folder per class), csv (TSV too), json (JSON lines), parquet, hub (a data set's name) or bbc_news."""
+    """folder (a sub-folder per class), csv (TSV too), json (JSON lines), parquet, hub, bbc_news, or frame: from Python."""
     path: str | None = None
-    """Folder or file of the source; for hub, the data set's name. bbc_news needs none."""
+    """Folder or file of the source; for hub, the data set's name. bbc_news needs none, nor does frame."""
     splits: dict[str, str] = field(default_factory=dict)
     """Which part of the source is train, valid and unlabelled: sub-folders, files (globs too) or hub splits."""
     text: list[str] = field(default_factory=lambda: ["text"])
@@ -35,9 +35,11 @@ class DataConfig:
     no_label: str | None = "-1"
     """Label that means none, beside an empty one. null: no other."""
     label_delim: str = ";"
-    """What separates the labels of a document, where it may have several (classifier.target: multicategory)."""
+    """What separates a document's labels (classifier.target: multicategory), and alone means a document of no class."""
     valid_pct: float = 0.1
     """Share of the training documents cut off to validate on, by seed, where no valid split is named."""
+    valid_col: str | None = None
+    """Column that is true for the rows to validate on and false for all others. null: a valid split, or valid_pct."""
     limit: int | None = None
     """Use this many documents of each split at most, drawn by seed: for a first try."""
     on_error: str = "strict"

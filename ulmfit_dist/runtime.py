@@ -47,12 +47,15 @@ class Runtime:
         bytes_given: what this rank has given to sums over all ranks.
     """
 
-    def __init__(self, settings: RuntimeConfig, verbose: bool = False, run_dir: Path | None = None):
+    def __init__(
+        self, settings: RuntimeConfig, verbose: bool = False, run_dir: Path | None = None, keeps_group: bool = False
+    ):
         """Join the process group that the launcher describes; on one process there is none.
 
         Args:
             verbose: whether `note` says anything.
             run_dir: of a run that may have begun: with `precision: auto` it goes on in the precision of its checkpoints.
+            keeps_group: whether the process group outlives this, for another `Runtime` in it: between calls of a script.
 
         Raises:
             UserError: fp16, or gradients as bf16, without a GPU; fp64 with one; a worker process that tokenizes has come
@@ -71,7 +74,8 @@ class Runtime:
         from ulmfit_dist.precision import resolve_precision
 
         quieten()
-        self.settings, self.verbose = settings, verbose
+        self.settings, self.verbose, self.keeps_group = settings, verbose, keeps_group
+        self._is_first = not PartialState._shared_state
         has_gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() != "true"
         precision = resolve_precision(settings.precision, has_gpu)
         if settings.compress_gradients == "bf16" and not has_gpu:
@@ -233,6 +237,13 @@ class Runtime:
         self.copy_from_main(found.values())
         return found
 
+    def _forget(self) -> None:
+        """Where there is one process, undo what Accelerate remembers of it, so that a notebook may start several."""
+        if self.world_size == 1 and self._is_first:
+            from accelerate.state import AcceleratorState
+
+            AcceleratorState._reset_state(reset_partial_state=True)
+
     def _agreed(self, precision: str, run_dir: Path | None, has_gpu: bool) -> str:
         """The precision that all ranks compute in: that of the run's checkpoints, else what the slowest rank has found."""
         from ulmfit_dist.precision import precision_of_run, slowest
@@ -281,7 +292,9 @@ class Runtime:
             if is_mine_alone and not isinstance(error, (UserError, Interrupted)):
                 lost = self._watch.loss(patience=2)
             self._watch.leave(f"{type(error).__name__}: {error}" if is_mine_alone else None)
-        if kind is None or issubclass(kind, (UserError, Interrupted)):
+        if self.keeps_group:
+            self._forget()
+        elif kind is None or issubclass(kind, (UserError, Interrupted)):
             self.accelerator.end_training()
         if lost is not None:
             raise RankLostError(lost) from error

@@ -90,10 +90,11 @@ def _parser() -> _Parser:
     lr_find.add_argument("--end", type=float, default=10, metavar="LR", help="highest rate (default: %(default)s)")
     lr_find.add_argument("--steps", type=int, default=100, metavar="N", help="from one to the other (default: %(default)s)")
     lr_find.set_defaults(goes_on=False)
-    show = _with_config(commands, "config", "print the resolved config, each key with its meaning")
-    show.add_argument(
+    described = _with_config(commands, "config", "print the resolved config, each key with its meaning")
+    described.add_argument(
         "--get", action="append", metavar="KEY", help="print a key's value alone, for scripts; may be repeated"
     )
+    _add_show(commands)
     _add_submit(commands)
     dashboard = _with_config(commands, "dashboard", "save a workspace with this project's charts in W&B")
     dashboard.add_argument("--entity", metavar="E", help="user or team in W&B (default: yours)")
@@ -134,6 +135,16 @@ def _add_fresh(parser: argparse.ArgumentParser) -> None:
     again.add_argument("--fresh", action="store_true", help="train again from the start")
 
 
+def _add_show(commands: Any) -> None:
+    parser = _with_config(commands, "show", "a batch as text, or with --results what a run's models say of such texts")
+    parser.add_argument("--results", action="store_true", help="CONFIG is a run, or an exported model: show what it says")
+    parser.add_argument("--stage", choices=("lm", "classifier"), help="one stage alone (default: all that there are)")
+    parser.add_argument("--rows", type=int, default=4, metavar="N", help="rows of each table (default: %(default)s)")
+    parser.add_argument("--tokens", action="store_true", help="tokens as the model reads them, in place of readable text")
+    parser.set_defaults(goes_on=False)
+    _add_trust(parser)
+
+
 def _add_submit(commands: Any) -> None:
     parser = _with_config(commands, "submit", "run all stages as a batch job of SLURM")
     parser.add_argument("--nodes", type=int, default=1, metavar="N", help="nodes of the job (default: %(default)s)")
@@ -151,6 +162,10 @@ def _with_run(commands: Any, name: str, help: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "run", metavar="RUN", type=Path, help="a run directory, such as runs/quickstart, or an exported model"
     )
-    parser.add_argument("--trust-rules", action="store_true", help="call the functions in the model's tokenizer.rules")
+    _add_trust(parser)
     parser.set_defaults(command=name, goes_on=False)
     return parser
+
+
+def _add_trust(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--trust-rules", action="store_true", help="call the functions in the model's tokenizer.rules")

@@ -42,14 +42,14 @@ def evaluate(run: Path, runtime: Runtime, trust_rules: bool = False) -> dict[str
         raise UserError(f"{run}: no exported model here: give a run directory, or an exported model's folder")
     exports = {stage: read_exported(folder) for stage, folder in folders.items()}
     for exported in exports.values():
-        check_rules(exported.config.tokenizer, exported.folder, trust_rules)
+        check_functions(exported, trust_rules)
     return {stage: _evaluate_stage(stage, exported, runtime) for stage, exported in exports.items()}
 
 
 def _evaluate_stage(stage: str, exported: Exported, runtime: Runtime) -> dict[str, Any]:
     store = prepare(exported.config, runtime)
     with runtime.together():
-        _check_store(exported, store)
+        check_store(exported, store)
         model = load_model(exported, runtime.device)
         metrics: Metrics
         if stage == "lm":
@@ -92,7 +92,13 @@ def _run(model: nn.Module, valid: Batches, metrics: Metrics, runtime: Runtime) -
             metrics.update(model(batch.to(runtime.device).x)[0], batch.to(runtime.device))
 
 
-def _check_store(exported: Exported, store: TokenStore) -> None:
+def check_functions(exported: Exported, trust_rules: bool) -> None:
+    """Refuse to prepare the texts of a model by functions that nobody has said to trust. Raises UserError."""
+    check_rules(exported.config.tokenizer, exported.folder, trust_rules)
+
+
+def check_store(exported: Exported, store: TokenStore) -> None:
+    """Refuse a store that is not the one that the model was trained on. Raises UserError."""
     if exported.training["data_fingerprint"] != store.fingerprint or exported.vocab != store.vocab:
         raise UserError(
             f"{exported.folder} was not trained on the texts of {store.path}: texts or labels have changed since; "

@@ -31,7 +31,13 @@ Rows = Iterator[tuple[int, Row | BadLineError]]
 
 
 def read_lines(
-    kind: str, files: Sequence[str], text: Sequence[str], label: str | None, on_error: str, label_delim: str = ";"
+    kind: str,
+    files: Sequence[str],
+    text: Sequence[str],
+    label: str | None,
+    on_error: str,
+    label_delim: str = ";",
+    columns: Sequence[str] = (),
 ) -> Iterator[Row]:
     """The rows of files, in order.
 
@@ -42,16 +48,18 @@ def read_lines(
         label: column of labels, which a row of JSON may lack.
         label_delim: what joins a list of labels.
         on_error: strict; replace, which reads bytes that are not UTF-8 as U+FFFD; skip.
+        columns: all that are wanted, where others are wanted beside text and label; a row of JSON may lack those.
 
     Yields:
-        Text and label by column. In a row that is to be skipped, `UNREADABLE` stands in each column of text.
+        Values by column. In a row that is to be skipped, `UNREADABLE` stands in each column but that of labels.
 
     Raises:
         UserError: a line is no row (which only skip allows for), or has bytes that are not UTF-8; a file cannot be read.
     """
-    skipped: Row = dict.fromkeys([label] if label is not None else []) | dict.fromkeys(text, UNREADABLE)
+    columns = columns or [*text, *([label] if label is not None else [])]
+    skipped: Row = dict.fromkeys(columns, UNREADABLE) | ({label: None} if label is not None else {})
     for file in files:
-        for number, row in _READERS[kind](Path(file), text, label, on_error, label_delim):
+        for number, row in _READERS[kind](Path(file), columns, text, label, on_error, label_delim):
             if not isinstance(row, BadLineError):
                 yield row
             elif on_error == "skip":
@@ -70,12 +78,14 @@ def column_names(kind: str, file: Path) -> list[str]:
     return list(names)
 
 
-def _csv_rows(file: Path, text: Sequence[str], label: str | None, on_error: str, label_delim: str) -> Rows:
+def _csv_rows(
+    file: Path, columns: Sequence[str], text: Sequence[str], label: str | None, on_error: str, label_delim: str
+) -> Rows:
     csv.field_size_limit(sys.maxsize)  # Python's own is 128 KiB
     lines = (line for _, line in _decoded(file, on_error))
     reader = csv.reader(lines, delimiter=_delimiter(file), strict=True)
     header = next(reader, [])
-    wanted = {name: header.index(name) for name in [*text, *([label] if label is not None else [])]}
+    wanted = {name: header.index(name) for name in columns}
     while True:
         number = reader.line_num + 1
         try:
@@ -93,15 +103,17 @@ def _csv_rows(file: Path, text: Sequence[str], label: str | None, on_error: str,
             yield number, BadLineError(f" has {len(values)} fields, the header has {len(header)}")
 
 
-def _json_rows(file: Path, text: Sequence[str], label: str | None, on_error: str, label_delim: str) -> Rows:
+def _json_rows(
+    file: Path, columns: Sequence[str], text: Sequence[str], label: str | None, on_error: str, label_delim: str
+) -> Rows:
     for number, row in _objects(file, on_error):
         try:
-            yield number, _json_row(row, text, label, label_delim)
+            yield number, _json_row(row, columns, text, label, label_delim)
         except BadLineError as error:
             yield number, error
 
 
-def _json_row(row: Any, text: Sequence[str], label: str | None, label_delim: str) -> Row:
+def _json_row(row: Any, columns: Sequence[str], text: Sequence[str], label: str | None, label_delim: str) -> Row:
     if isinstance(row, BadLineError):
         raise row
     if not isinstance(row, dict):
@@ -109,8 +121,8 @@ def _json_row(row: Any, text: Sequence[str], label: str | None, label_delim: str
     for column in text:
         if column not in row:
             raise BadLineError(f" has no {column!r}")
-    texts: Row = {column: _as_text(row[column]) for column in text}
-    return texts if label is None else {**texts, label: _as_label(row.get(label), label_delim)}
+    values: Row = {column: _as_text(row.get(column)) for column in columns}
+    return values if label is None else {**values, label: _as_label(row.get(label), label_delim)}
 
 
 def _objects(file: Path, on_error: str) -> Iterator[tuple[int, Any]]:
@@ -144,7 +156,7 @@ def _as_text(value: Any) -> str:
 
 def _as_label(value: Any, label_delim: str) -> str | None:
     if isinstance(value, list):
-        return label_delim.join(map(str, value))
+        return label_delim.join(map(str, value)) or label_delim
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return None if value is None else str(value)

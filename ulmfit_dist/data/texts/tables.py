@@ -1,4 +1,4 @@
-"""Texts in tables: CSV, JSON lines, Parquet, or a data set of the hub.
+"""Texts in tables: CSV, JSON lines, Parquet, a data set of the hub, or texts given in Python (`frames.py`).
 
 All come through `datasets`, which maps them into memory as Arrow files. Parquet and the hub are its own to read; lines of
 CSV and JSON are read in `table_lines.py`, which says where a bad one is. The order of documents is that of the rows.
@@ -9,19 +9,20 @@ from __future__ import annotations
 import glob
 import logging
 import pickle
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from ulmfit_dist.config import DataConfig
-from ulmfit_dist.data.texts.documents import Documents, Source, digest, existing_path, stamp
+from ulmfit_dist.data.texts.documents import Source, as_flag, digest, existing_path, label_name, stamp
 from ulmfit_dist.data.texts.table_lines import UNREADABLE, VERSION, column_names, read_lines
 from ulmfit_dist.errors import UserError
 
-TABLE_SUFFIXES = {"csv": (".csv", ".tsv"), "json": (".jsonl", ".json"), "parquet": (".parquet",)}
+TABLE_SUFFIXES = {"csv": (".csv", ".tsv"), "json": (".jsonl", ".json"), "parquet": (".parquet",), "frame": (".parquet",)}
 FLD = "xxfld"
 MAPPED_ROWS = 10_000
 """Rows that are read before their files are mapped into memory anew."""
@@ -38,6 +39,7 @@ class Rows:
         origin: what the table is called in messages.
         label_delim: what joins the labels of a row that has a list of them.
         no_label: label that means none.
+        numbers: which rows, int64; None for all of them.
     """
 
     table: Any
@@ -47,19 +49,56 @@ class Rows:
     origin: str
     label_delim: str
     no_label: str | None
+    numbers: np.ndarray | None = None
     _read_since: int = field(default=0, init=False)
 
     def __len__(self) -> int:
-        return len(self.table)
+        return len(self.table) if self.numbers is None else len(self.numbers)
 
     def read(self, start: int, stop: int) -> tuple[list[str | None], list[str | None]]:
-        self._map_anew(stop - start)
-        rows = self.table[start:stop]
-        texts = join_fields([self._read_column(rows[column], start) for column in self.text])
-        readable = [None if UNREADABLE in text and self.on_error == "skip" else text for text in texts]
+        rows, numbers = self._fetch(start, stop)
+        texts = join_fields([self._read_column(rows[column], numbers) for column in self.text])
+        readable = [None if self._is_skipped(text) else text for text in texts]
         if self.label is None:
             return readable, [None] * len(texts)
-        return readable, [self._label_name(value) for value in rows[self.label].to_pylist()]
+        how = (self.label_delim, self.no_label, getattr(self.table.features[self.label], "names", None))
+        return readable, [label_name(value, *how) for value in rows[self.label].to_pylist()]
+
+    def items(self, start: int, stop: int) -> Iterator[tuple[str, dict[str, Any] | None]]:
+        rows, numbers = self._fetch(start, stop)
+        columns = [self._read_column(rows[column], numbers) for column in rows.column_names]
+        for number, values in zip(numbers, zip(*columns, strict=True), strict=True):
+            row = dict(zip(rows.column_names, values, strict=True))
+            yield (
+                f"{self.origin}, row {number + 1}",
+                None if any(self._is_skipped(row[column]) for column in self.text) else row,
+            )
+
+    def pick(self, numbers: np.ndarray, labelled: bool) -> Rows:
+        mine = numbers if self.numbers is None else self.numbers[numbers]
+        return replace(self, numbers=mine, label=self.label if labelled else None)
+
+    def flags(self, column: str) -> np.ndarray:
+        """A column of true and false, bool [rows]. Raises UserError for what is neither."""
+        flags = np.zeros(len(self), dtype=bool)
+        for start in range(0, len(self), MAPPED_ROWS):
+            rows, numbers = self._fetch(start, start + MAPPED_ROWS)
+            for i, value in enumerate(rows[column].to_pylist()):
+                flag = False if self.on_error == "skip" and value == UNREADABLE else as_flag(value)
+                if flag is None:
+                    raise UserError(
+                        f"{self.origin}, row {numbers[i] + 1}: {value!r} in data.valid_col={column} is no true or false"
+                    )
+                flags[start + i] = flag
+        return flags
+
+    def _fetch(self, start: int, stop: int) -> tuple[pa.Table, Sequence[int]]:
+        """Rows as a table, and their numbers."""
+        self._map_anew(stop - start)
+        if self.numbers is None:
+            return self.table[start:stop], range(start, min(stop, len(self.table)))
+        numbers = self.numbers[start:stop].tolist()
+        return self.table[numbers], numbers
 
     def _map_anew(self, num_rows: int) -> None:
         """Now and then, map the files into memory anew: the pages read so far no longer count as this process's."""
@@ -69,33 +108,26 @@ class Rows:
             self.table = pickle.loads(pickled)
             self._read_since = 0
 
-    def _read_column(self, column: Any, start: int) -> list[Any]:
+    def _is_skipped(self, text: Any) -> bool:
+        return self.on_error == "skip" and isinstance(text, str) and UNREADABLE in text
+
+    def _read_column(self, column: Any, numbers: Sequence[int]) -> list[Any]:
         try:
             return column.to_pylist()
         except UnicodeDecodeError:
             values = column.cast(pa.large_binary()).to_pylist()
-            return [None if value is None else self._decode(value, row) for row, value in enumerate(values, start + 1)]
+            return [None if v is None else self._decode(v, number) for number, v in zip(numbers, values, strict=True)]
 
-    def _decode(self, value: bytes, row: int) -> str:
+    def _decode(self, value: bytes, number: int) -> str:
         try:
             return value.decode()
         except UnicodeDecodeError:
             if self.on_error == "strict":
+                where = f"{self.origin}, row {number + 1}"
                 raise UserError(
-                    f"{self.origin}, row {row}: the text is not UTF-8: mend it, or set data.on_error to replace or skip"
+                    f"{where}: the text is not UTF-8: mend it, or set data.on_error to replace or skip"
                 ) from None
             return UNREADABLE if self.on_error == "skip" else value.decode(errors="replace")
-
-    def _label_name(self, value: Any) -> str | None:
-        if isinstance(value, list):
-            return self.label_delim.join(map(str, value))
-        if value is None or value != value:  # NaN
-            return None
-        names = getattr(self.table.features[self.label], "names", None)
-        if names is not None:
-            return None if value == -1 else str(names[value])
-        name = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-        return None if name in ("", self.no_label) else name
 
 
 def join_fields(columns: Sequence[Sequence[Any]]) -> list[str]:
@@ -111,22 +143,26 @@ def open_table(config: DataConfig) -> Source:
     files = _table_files(path, config)
     tables = {split: _load_files(names, config, split) for split, names in files.items()}
     listing = [[split, Path(name).name, *stamp(Path(name))] for split, names in files.items() for name in names]
-    identity = {"files": digest(listing), "on_error": config.on_error, **_columns(config)}
-    return Source(_rows(tables, config, str(path)), identity)
+    known_by = {"frame": path.name} if config.source == "frame" else {"files": digest(listing)}
+    identity = {**known_by, "on_error": config.on_error, **_columns(config)}
+    return Source(dict(_rows(tables, config, str(path))), identity)
 
 
 def _load_files(names: list[str], config: DataConfig, split: str) -> Any:
     """The files of one split. Each split has column types of its own: in an unlabelled one, a label may be of any."""
-    if config.source == "parquet":
-        return _load(config, config.source, data_files={"train": names}, split="train")
+    if config.source in ("parquet", "frame"):
+        return _load(config, "parquet", data_files={"train": names}, split="train")
     import datasets
 
-    label = None if split == "unlabelled" else config.label
+    label = _label_column(config, split)
     for name in names:
         _check_columns(column_names(config.source, Path(name)), config, split, name)
-    reading = {"kind": config.source, "files": names, "text": list(config.text), "label": label}
+    columns = tuple(dict.fromkeys([*config.text, *([label] if label is not None else []), *_others(names, config, split)]))
+    text, others = tuple(config.text), columns[len(config.text) + (label is not None) :]
+    reading = {"kind": config.source, "files": names, "text": text, "label": label}
     reading |= {"on_error": config.on_error, "label_delim": config.label_delim}
-    columns = [*config.text, *([label] if label is not None else [])]
+    if others:
+        reading["columns"] = columns  # tuples, for `datasets` takes any list for one of files
     return _load(
         config,
         generator=read_lines,
@@ -142,7 +178,7 @@ def open_hub(config: DataConfig) -> Source:
     identity = {"hub": config.path, "subset": config.subset, "splits": wanted, **_columns(config)}
     identity["versions"] = {split: str(table.info.version) for split, table in tables.items()}
     identity["rows"] = {split: len(table) for split, table in tables.items()}
-    return Source(_rows(tables, config, config.path or ""), identity)
+    return Source(dict(_rows(tables, config, config.path or "")), identity)
 
 
 def _load(config: DataConfig, *args: Any, **kwargs: Any) -> Any:
@@ -213,31 +249,50 @@ def _table_files(path: Path, config: DataConfig) -> dict[str, list[str]]:
     return files
 
 
-def _rows(tables: Any, config: DataConfig, origin: str) -> dict[str, Documents]:
-    splits: dict[str, Documents] = {}
+def _rows(tables: Any, config: DataConfig, origin: str) -> dict[str, Rows]:
+    splits: dict[str, Rows] = {}
     for split in ("train", "valid", "unlabelled"):
         if split not in tables:
             continue
         table = tables[split]
         _check_columns(table.column_names, config, split, origin)
-        label = None if split == "unlabelled" else config.label
-        arrow = table.with_format("arrow")
+        arrow, label = table.with_format("arrow"), _label_column(config, split)
         splits[split] = Rows(arrow, config.text, label, config.on_error, origin, config.label_delim, config.no_label)
-    return splits
+    return splits if config.valid_col is None else _cut_by_column(splits, config.valid_col)
+
+
+def _cut_by_column(splits: dict[str, Rows], column: str) -> dict[str, Rows]:
+    """The train split cut in two, by a column that is true for what is to validate on."""
+    if "valid" in splits:
+        raise UserError(f"data.valid_col={column}: there is a valid split already: leave one of the two out")
+    flags = splits["train"].flags(column)
+    parts = {"train": np.flatnonzero(~flags), "valid": np.flatnonzero(flags)}
+    cut = {split: splits["train"].pick(numbers, labelled=True) for split, numbers in parts.items()}
+    return {**splits, **cut} if "unlabelled" not in splits else {**cut, "unlabelled": splits["unlabelled"]}
 
 
 def _check_columns(present: Sequence[str], config: DataConfig, split: str, origin: str) -> None:
     wanted = dict.fromkeys(config.text, "text")
-    if config.label is not None and split != "unlabelled":
-        wanted[config.label] = "label"
+    if (label := _label_column(config, split)) is not None:
+        wanted[label] = "label"
+    if config.valid_col is not None and split == "train":
+        wanted[config.valid_col] = "valid_col"
     for column, key in wanted.items():
         if column not in present:
             raise UserError(f"{origin}: no column {column!r} for data.{key}; its columns are: {', '.join(present)}")
 
 
 def _columns(config: DataConfig) -> dict[str, Any]:
-    """What of a table is read, and how: in the fingerprint of its token store."""
-    changed = {
-        key: getattr(config, key) for key in ("label_delim", "no_label") if getattr(config, key) != getattr(DataConfig, key)
-    }
+    """What of a table is read, and how: in the fingerprint of its token store, as far as it is not the default."""
+    keys = ("valid_col", "label_delim", "no_label")
+    changed = {key: value for key in keys if (value := getattr(config, key)) != getattr(DataConfig, key)}
     return {"text": list(config.text), "label": config.label, **changed}
+
+
+def _label_column(config: DataConfig, split: str) -> str | None:
+    return None if split == "unlabelled" else config.label
+
+
+def _others(files: list[str], config: DataConfig, split: str) -> list[str]:
+    """Columns that are needed beside texts and labels."""
+    return [config.valid_col] if config.valid_col is not None and split == "train" else []

@@ -1,0 +1,146 @@
+"""Texts given in Python: a pandas `DataFrame`, or a `Dataset` or `DatasetDict` of Hugging Face.
+
+They are kept as Parquet files, in a folder of the cache that is named by what is in them, and are then a source as any
+other: ranks, worker processes, a resumed run and `evaluate` read the files. The same texts give the same folder, and so the
+same token store, whoever gives them. The price: a copy on disk of the columns that are used.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet
+import xxhash
+
+from ulmfit_dist.config import Config, DataConfig
+from ulmfit_dist.data.store import make_folder
+from ulmfit_dist.data.texts.documents import label_name
+from ulmfit_dist.errors import UserError
+from ulmfit_dist.functions import on_one_line
+
+SPLIT_NAMES = {"train": ("train",), "valid": ("valid", "validation", "test"), "unlabelled": ("unlabelled", "unsupervised")}
+"""What the splits of a `DatasetDict` may be called, where data.splits does not say; the first that is there counts."""
+ROWS_AT_ONCE = 10_000
+
+
+class Frame:
+    """The columns that a config uses of texts given in Python, by split.
+
+    Raises:
+        UserError: they are neither of the three, or lack a column or a split.
+    """
+
+    def __init__(self, texts: Any, config: DataConfig):
+        self.config = config
+        self.splits = _splits(texts, config)
+        for split, table in self.splits.items():
+            self._check_columns(split, table)
+
+    def digest(self) -> str:
+        """A short string that changes when the texts, or the columns that are used, do."""
+        state = xxhash.xxh3_128()
+        for split in self.splits:
+            state.update(json.dumps([split, self._columns(split)]).encode())
+            for batch in self._batches(split):
+                state.update(json.dumps(batch.to_pydict(), default=str).encode())
+        return state.hexdigest()[:16]
+
+    def write(self, folder: Path) -> None:
+        """Write a Parquet file for each split, beside the folder's place, and rename it there. Raises UserError."""
+        make_folder(folder.parent, "data.cache")
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        try:
+            for split in self.splits:
+                batches = self._batches(split)
+                first = next(batches, None)
+                if first is None:
+                    raise UserError(f"texts: the {split} split has no documents")
+                with pa.parquet.ParquetWriter(temporary / f"{split}.parquet", first.schema) as writer:
+                    writer.write_table(first)
+                    for batch in batches:
+                        writer.write_table(batch)
+            temporary.chmod(0o755)
+            temporary.replace(folder)
+        except OSError as error:
+            if not folder.is_dir():  # else another run was faster
+                raise UserError(f"{folder}: cannot be written ({error.strerror})") from None
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    def _columns(self, split: str) -> list[str]:
+        labels = [self.config.label] if self.config.label is not None and split != "unlabelled" else []
+        flags = [self.config.valid_col] if self.config.valid_col is not None and split == "train" else []
+        return list(dict.fromkeys([*self.config.text, *labels, *flags]))
+
+    def _check_columns(self, split: str, table: Any) -> None:
+        present = _column_names(table)
+        for column in self._columns(split):
+            if column not in present:
+                raise UserError(f"texts: no column {column!r} in the {split} split; its columns are: {', '.join(present)}")
+
+    def _batches(self, split: str) -> Iterator[pa.Table]:
+        """The rows, some thousands at a time: texts and labels as strings."""
+        table, columns = self.splits[split], self._columns(split)
+        names = getattr(table.features.get(self.config.label), "names", None) if _is_data_set(table) else None
+        for start in range(0, len(table), ROWS_AT_ONCE):
+            rows = _rows(table, columns, start, start + ROWS_AT_ONCE)
+            yield pa.table({column: self._array(column, values, names, start) for column, values in rows.items()})
+
+    def _array(self, column: str, values: list[Any], names: list[str] | None, start: int) -> pa.Array:
+        present = [None if _is_missing(value) else value for value in values]
+        if column == self.config.label:
+            present = [label_name(value, self.config.label_delim, self.config.no_label, names) for value in present]
+        try:
+            return pa.array([None if value is None else str(value) for value in present], pa.large_string())
+        except (pa.ArrowException, ValueError) as error:
+            where = f"column {column!r}, rows {start} to {start + len(values) - 1}"
+            raise UserError(f"texts: {where}: {on_one_line(error)}") from None
+
+
+def kept_as(config: Config, name: str) -> Config:
+    """The config with texts that are kept under this name as its source."""
+    path = Path(config.data.cache) / "frames" / name
+    return replace(config, data=replace(config.data, source="frame", path=str(path), splits={}, subset=None))
+
+
+def _splits(texts: Any, config: DataConfig) -> dict[str, Any]:
+    """A table for each split."""
+    if not isinstance(texts, dict):
+        if not _is_data_set(texts) and not (hasattr(texts, "iloc") and hasattr(texts, "columns")):
+            raise UserError(
+                f"texts: a {type(texts).__name__} is neither a pandas DataFrame nor a Dataset or DatasetDict of Hugging Face"
+            )
+        return {"train": texts}
+    wanted = {split: (name,) for split, name in config.splits.items()} or SPLIT_NAMES
+    found = {split: next((name for name in names if name in texts), None) for split, names in wanted.items()}
+    if found.get("train") is None:
+        raise UserError(f"texts: which split is train? It has {', '.join(map(str, texts))}: set data.splits")
+    return {split: texts[found[split]] for split in SPLIT_NAMES if found.get(split) is not None}
+
+
+def _is_data_set(table: Any) -> bool:
+    return hasattr(table, "select_columns") and hasattr(table, "__len__")
+
+
+def _column_names(table: Any) -> list[str]:
+    return list(map(str, table.column_names if _is_data_set(table) else table.columns))
+
+
+def _rows(table: Any, columns: list[str], start: int, stop: int) -> dict[str, list[Any]]:
+    """Values by column of a DataFrame, or of a Dataset in whatever format it has."""
+    if _is_data_set(table):
+        return table.with_format(None).select_columns(columns)[start:stop]
+    present = _column_names(table)
+    return {column: table.iloc[start:stop, present.index(column)].tolist() for column in columns}
+
+
+def _is_missing(value: Any) -> bool:
+    """Whether it stands for no value in pandas: None, NaN, NA or NaT."""
+    return value is None or type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, float) and value != value)

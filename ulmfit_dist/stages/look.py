@@ -1,0 +1,194 @@
+"""What a stage trains on and what its model says, as tables of texts: fastai's `show_batch` and `show_results`.
+
+A batch is that of the first training step, as the loaders give it to this rank. Results are of
+validation documents drawn by seed, or of places all over the validation stream: fastai's first batch has the longest ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ulmfit_dist.config import Config
+from ulmfit_dist.data.batches import IGNORED, MicroBatch, Share
+from ulmfit_dist.data.classifier_batches import ClassifierBatches
+from ulmfit_dist.data.lm_batches import LMBatches
+from ulmfit_dist.data.splits import split_documents
+from ulmfit_dist.data.store import NO_LABEL, TokenStore
+from ulmfit_dist.data.targets import Targets, check_targets, read_targets
+from ulmfit_dist.data.tokens.readable import readable
+from ulmfit_dist.data.vocab import PAD_ID
+from ulmfit_dist.errors import UserError
+from ulmfit_dist.model.awd_lstm import encoder_of
+from ulmfit_dist.model.export import Exported, load_model, read_exported
+from ulmfit_dist.randomness import permutation
+from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.stages.classifier import classifier_loaders
+from ulmfit_dist.stages.evaluate import check_functions, check_store
+from ulmfit_dist.stages.lm import lm_loaders
+from ulmfit_dist.stages.prepare import prepare
+from ulmfit_dist.stages.run import find_model
+from ulmfit_dist.text_table import TextTable
+
+STAGES = ("lm", "classifier")
+TOKENS_SHOWN = 150
+"""Of a document, from its beginning; as many as fastai shows."""
+
+
+class Words:
+    """Ids as the text that they stand for, or as the tokens that the model reads.
+
+    Args:
+        as_tokens: tokens, in the order of the model, with fastai's marks.
+    """
+
+    def __init__(self, store: TokenStore, config: Config, as_tokens: bool):
+        self.vocab, self.kind, self.as_tokens = store.vocab, config.tokenizer.kind, as_tokens
+        self.backwards = config.model.backwards
+
+    def of(self, ids: Tensor, most: int | None = None) -> str:
+        """One row of ids as text; padding and what is not predicted are left out."""
+        shown = ids[(ids != PAD_ID) & (ids != IGNORED)].tolist()
+        cut = most is not None and len(shown) > most
+        if cut:
+            shown = shown[-most:] if self.backwards else shown[:most]  # type: ignore[operator]
+        tokens = [self.vocab[i] for i in shown]
+        text = " ".join(tokens) if self.as_tokens else readable(tokens[:: -1 if self.backwards else 1], self.kind)
+        return f"{text} …" if cut else text
+
+
+def batch_tables(config: Config, runtime: Runtime, stage: str | None, rows: int, as_tokens: bool) -> list[TextTable]:
+    """The first rows of the first training batch of a stage, or of all that the texts allow.
+
+    Returns:
+        A table of `text` and `text_` (what is predicted: one token further) for the language model, one of `text` and
+        `category` for the classifier.
+
+    Raises:
+        UserError: for what is wrong with config or texts, or a classifier is asked for and nothing is labelled.
+    """
+    check_rows(rows)
+    store = prepare(config, runtime)
+    tables = []
+    with runtime.together():
+        words = Words(store, config, as_tokens)
+        for each in [stage] if stage is not None else STAGES if (store.labels != NO_LABEL).any() else STAGES[:1]:
+            tables.append((_lm_batch if each == "lm" else _classifier_batch)(config, runtime, store, words, rows))
+    return tables
+
+
+def result_tables(
+    run: Path, runtime: Runtime, stage: str | None, rows: int, as_tokens: bool, trust_rules: bool = False
+) -> list[TextTable]:
+    """What the models of a run, or an exported model, say of some of the texts that they are validated on.
+
+    Args:
+        trust_rules: whether to call the functions that the model's config names.
+
+    Returns:
+        A table of `text`, `text_` and `pred` (the likeliest next tokens) for the language model, one of `text`, `category`
+        and `predicted` for the classifier.
+
+    Raises:
+        UserError: no exported model, no store of its texts, or texts that have changed since.
+    """
+    check_rows(rows)
+    wanted = STAGES if stage is None else (stage,)
+    folders = {each: folder for each in wanted if (folder := find_model(run, each)) is not None}
+    if not folders:
+        raise UserError(f"{run}: no {stage or 'exported'} model here: give a run directory, or an exported model's folder")
+    tables = []
+    for each, folder in folders.items():
+        exported = read_exported(folder)
+        check_functions(exported, trust_rules)
+        store = prepare(exported.config, runtime)
+        with runtime.together():
+            check_store(exported, store)
+            words = Words(store, exported.config, as_tokens)
+            model = load_model(exported, runtime.device)
+            tables.append((_lm_results if each == "lm" else _classifier_results)(exported, model, store, words, rows))
+    return tables
+
+
+def check_rows(rows: int) -> None:
+    if rows < 1:
+        raise UserError(f"rows={rows}: give a whole number of at least 1")
+
+
+def _lm_batch(config: Config, runtime: Runtime, store: TokenStore, words: Words, rows: int) -> TextTable:
+    train, _ = lm_loaders(config, runtime, store)
+    shown = [(words.of(x), words.of(y)) for x, y in _first_rows(next(iter(train)), rows)]
+    return TextTable("language model: the first training batch", ("text", "text_"), tuple(shown))
+
+
+def _classifier_batch(config: Config, runtime: Runtime, store: TokenStore, words: Words, rows: int) -> TextTable:
+    train, _ = classifier_loaders(config, runtime, store)
+    batches = next(iter(train))
+    read = [(x, label) for batch in batches for x, label in zip(batch.x, _labels(batch, store), strict=True)]
+    shown = [(words.of(x, TOKENS_SHOWN), label) for x, label in read[:rows]]
+    return TextTable("classifier: the first training batch", ("text", "category"), tuple(shown))
+
+
+def _first_rows(batches: list[MicroBatch], rows: int) -> Iterator[tuple[Tensor, Tensor]]:
+    pairs = [pair for batch in batches for pair in zip(batch.x, batch.y, strict=True)]
+    return iter(pairs[:rows])
+
+
+@torch.no_grad()
+def _lm_results(exported: Exported, model: nn.Module, store: TokenStore, words: Words, rows: int) -> TextTable:
+    config = exported.config
+    documents = split_documents(store, config).lm_valid
+    rows = max(1, min(rows, int(store.lengths[documents].sum()) - 1))
+    (batch,) = LMBatches(store, documents, rows, config.lm.seq_len, Share(), backwards=config.model.backwards).step(0)
+    x_bT = _to_model(model, batch)
+    logits_bTV = model[1].decoder(model(x_bT)[0])  # type: ignore[index, operator]
+    predicted_bT = logits_bTV.argmax(2).cpu()
+    predicted_bT[batch.y == IGNORED] = IGNORED
+    shown = [(words.of(x), words.of(y), words.of(p)) for x, y, p in zip(batch.x, batch.y, predicted_bT, strict=True)]
+    return TextTable("language model: validation texts", ("text", "text_", "pred"), tuple(shown))
+
+
+@torch.no_grad()
+def _classifier_results(exported: Exported, model: nn.Module, store: TokenStore, words: Words, rows: int) -> TextTable:
+    config, settings = exported.config, exported.config.classifier
+    splits = split_documents(store, config)
+    targets = read_targets(store, settings, config.data.label_delim)
+    check_targets(targets, store.labels[splits.classifier_train], store.labels[splits.classifier_valid])
+    drawn = permutation(len(splits.classifier_valid), config.seed, "show")[:rows]
+    documents = splits.classifier_valid[np.sort(drawn)]
+    batches = ClassifierBatches(
+        store, documents, len(documents), settings.seq_len, Share(), None, config.model.backwards, settings.truncate_to
+    )
+    (batch,) = batches.step(0)
+    predicted = _said(model(_to_model(model, batch))[0].cpu(), targets, config)
+    rows_of_table = zip(batch.x, _labels(batch, store), predicted, strict=True)
+    shown = [(words.of(x, TOKENS_SHOWN), label, said) for x, label, said in rows_of_table]
+    return TextTable("classifier: validation documents", ("text", "category", "predicted"), tuple(shown))
+
+
+def _labels(batch: MicroBatch, store: TokenStore) -> list[str]:
+    """The labels of a classifier's documents, as the texts have them."""
+    assert batch.documents is not None
+    return [store.label_names[i] for i in store.labels[batch.documents].tolist()]
+
+
+def _said(outputs_bC: Tensor, targets: Targets, config: Config) -> list[str]:
+    """What a classifier says of documents, in the form of their labels."""
+    if targets.kind == "regression":
+        return [f"{value:.4f}" for value in outputs_bC[:, 0].tolist()]
+    if targets.kind == "category":
+        return [targets.names[i] for i in outputs_bC.argmax(1).tolist()]
+    said_bC = outputs_bC.sigmoid() > config.classifier.threshold
+    return [config.data.label_delim.join(targets.names[i] for i in row.nonzero()[:, 0].tolist()) for row in said_bC]
+
+
+def _to_model(model: nn.Module, batch: MicroBatch) -> Tensor:
+    """The batch's ids on the model's device, and the model told which rows they are."""
+    encoder = encoder_of(model)
+    encoder.reset()
+    encoder.position.rows = batch.rows
+    return batch.x.to(next(model.parameters()).device)

@@ -1,0 +1,74 @@
+"""A table of texts that looks alike in a terminal and in a notebook: fastai's `show_batch`, without pandas.
+
+`print` draws it with `rich`; a notebook asks for HTML. A cell is data, never markup: what the texts say stays what they say,
+on one line, without the control characters that a terminal would obey.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from html import escape
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """Columns by name and rows of cells.
+
+    Attributes:
+        title: what it shows.
+        columns: their names.
+        rows: as many cells each.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def __str__(self) -> str:
+        """As a terminal shows it, as wide as that is."""
+        drawn = io.StringIO()
+        console = Console(file=drawn)
+        width = Console().width
+        console.print(self.__rich__(), width=width)
+        return "\n".join(line.rstrip() for line in drawn.getvalue().splitlines())
+
+    __repr__ = __str__
+
+    def __rich__(self) -> Table:
+        table = Table(title=Text(self.title), title_justify="left", show_lines=True)
+        for column in self.columns:
+            table.add_column(column, overflow="fold")
+        for row in self.rows:
+            table.add_row(*(Text(plain(cell)) for cell in row))
+        return table
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th>{escape(column)}</th>" for column in ("", *self.columns))
+        body = "".join(
+            f"<tr><th>{number}</th>{''.join(f'<td>{escape(plain(cell))}</td>' for cell in row)}</tr>"
+            for number, row in enumerate(self.rows)
+        )
+        caption = f"<caption>{escape(self.title)}</caption>"
+        return f'<table class="dataframe">{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+
+
+def plain(cell: str) -> str:
+    """A cell on one line, of characters that can be seen."""
+    return " ".join("".join(character if character.isprintable() else " " for character in cell).split())
+
+
+class Shown(list[TextTable]):
+    """Tables below each other."""
+
+    def __str__(self) -> str:
+        return "\n\n".join(map(str, self))
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return "".join(table._repr_html_() for table in self)
