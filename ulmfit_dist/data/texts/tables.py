@@ -218,7 +218,7 @@ def _rows(tables: Any, config: DataConfig, origin: str) -> dict[str, Documents]:
 
 
 def _check_columns(present: Sequence[str], config: DataConfig, split: str, origin: str) -> None:
-    wanted = dict.fromkeys(config.text, "text")
+    wanted = dict.fromkeys(config.text, "text" if config.text_file is None else "text_file")
     if config.label is not None and split != "unlabelled":
         wanted[config.label] = "label"
     for column, key in wanted.items():
