@@ -87,6 +87,8 @@ def check_config(config: Config) -> None:
         raise UserError(f"data.valid_col={config.data.valid_col}: a {config.data.source} has no columns: leave it out")
     if not config.data.text:
         raise UserError("data.text is empty: name at least one column")
+    if config.data.text_file is not None and config.data.source not in ("csv", "json", "parquet"):
+        raise UserError(f"data.text_file: data.source={config.data.source} has no column: it is for csv, json and parquet")
     for key, value in _positive_integers(config):
         if value < 1:
             raise UserError(f"{key}={value}: give a whole number of at least 1")
@@ -149,7 +151,7 @@ def to_dict(config: Config) -> dict[str, Any]:
     return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(config)))
 
 
-def describe(config: Config) -> Iterator[tuple[str, str, str]]:
+def describe(config: Config | Phase) -> Iterator[tuple[str, str, str]]:
     """(dotted key, value as YAML, one-line meaning) of every key, in the order of this file."""
     yield from _describe(config, "")
 

@@ -30,6 +30,8 @@ class DataConfig:
     """Which part of the source is train, valid and unlabelled: sub-folders, files (globs too) or hub splits."""
     text: list[str] = field(default_factory=lambda: ["text"])
     """Columns that hold the text; several are joined as fastai does, each marked with xxfld."""
+    text_file: str | None = None
+    """Column that names a file with the text, by its path from the table's folder, in place of text. csv, json, parquet."""
     label: str | None = "label"
     """Column that holds the label. Rows with none (empty, or no_label) train the language model only. null: no labels."""
     no_label: str | None = "-1"
@@ -243,7 +245,7 @@ class TrackingConfig:
 
 @dataclass
 class Config:
-    """All of it."""
+    """All of it: the name, seed and folder of a run, and the sections."""
 
     name: str = "run"
     """Name of the run, and of its folder in runs_dir."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from ulmfit_dist.config import DataConfig
 from ulmfit_dist.data.texts.documents import Source
+from ulmfit_dist.data.texts.named_files import open_named_files
 from ulmfit_dist.data.texts.tables import open_hub, open_table
 from ulmfit_dist.data.texts.text_files import open_folder
 from ulmfit_dist.errors import UserError
@@ -20,7 +21,8 @@ def open_source(config: DataConfig) -> Source:
         UserError: no such file, folder, column, split or data set; nothing in it; a line in it that cannot be read.
     """
     openers = {"bbc_news": open_folder, "folder": open_folder, "hub": open_hub}
-    source = openers.get(config.source, open_table)(config)
+    opener = open_named_files if config.text_file is not None else openers.get(config.source, open_table)
+    source = opener(config)
     for split, documents in source.splits.items():
         if len(documents) == 0:
             raise UserError(f"{config.path or config.source}: the {split} split has no documents")

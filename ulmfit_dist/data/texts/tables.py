@@ -272,7 +272,7 @@ def _cut_by_column(splits: dict[str, Rows], column: str) -> dict[str, Rows]:
 
 
 def _check_columns(present: Sequence[str], config: DataConfig, split: str, origin: str) -> None:
-    wanted = dict.fromkeys(config.text, "text")
+    wanted = dict.fromkeys(config.text, "text" if config.text_file is None else "text_file")
     if (label := _label_column(config, split)) is not None:
         wanted[label] = "label"
     if config.valid_col is not None and split == "train":

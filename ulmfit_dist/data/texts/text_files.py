@@ -20,9 +20,9 @@ from ulmfit_dist.errors import UserError
 
 @dataclass
 class TextFiles:
-    """One file per document; the label is the name of the folder that the file lies in."""
+    """One file per document. A path of None: there is none, and the document is skipped."""
 
-    paths: Sequence[Path]
+    paths: Sequence[Path | None]
     labels: Sequence[str | None]
     on_error: str = "strict"
 
@@ -32,7 +32,9 @@ class TextFiles:
     def read(self, start: int, stop: int) -> tuple[list[str | None], list[str | None]]:
         return [self._read(path) for path in self.paths[start:stop]], list(self.labels[start:stop])
 
-    def _read(self, path: Path) -> str | None:
+    def _read(self, path: Path | None) -> str | None:
+        if path is None:
+            return None
         try:
             return path.read_text(encoding="utf-8", errors="replace" if self.on_error == "replace" else "strict")
         except UnicodeDecodeError as error:

@@ -1,0 +1,39 @@
+"""Texts in files of their own, which a table names: a CSV of file names and labels beside a folder of texts.
+
+The table is read when the source is opened, and each file is looked for then, so one that is missing is named before any is
+tokenized. The texts are read where they lie, as those of a folder by class are.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+from ulmfit_dist.config import DataConfig
+from ulmfit_dist.data.texts.documents import Documents, Source, digest, existing_path, stamp
+from ulmfit_dist.data.texts.tables import open_table
+from ulmfit_dist.data.texts.text_files import TextFiles
+from ulmfit_dist.errors import UserError
+
+
+def open_named_files(config: DataConfig) -> Source:
+    """The files that the column `data.text_file` names, by paths from the table's folder, in the order of its rows.
+
+    Raises:
+        UserError: whatever is wrong with the table; a file that it names is not there.
+    """
+    assert config.text_file is not None
+    place = existing_path(config)
+    folder = place.parent if place.is_file() else place
+    table = open_table(replace(config, text=[config.text_file]))
+    splits: dict[str, Documents] = {}
+    listing = []
+    for split, rows in table.splits.items():
+        names, labels = rows.read(0, len(rows))
+        for name in names:
+            if name is not None:  # a row that is to be skipped
+                if not os.path.isfile(folder / name):
+                    raise UserError(f"{place}: column {config.text_file!r} names {name!r:.80}, no such file in {folder}")
+                listing.append([split, name, *stamp(folder / name)])
+        splits[split] = TextFiles([None if name is None else folder / name for name in names], labels, config.on_error)
+    return Source(splits, {**table.identity, "named": digest(listing)})
