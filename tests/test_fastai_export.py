@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from fastai.text.all import LMLearner, TextLearner
-from fastai_runs import CONFIG, LABELS, VOCAB, lm_logits, make_models, make_table
+from fastai_runs import CONFIG, LABELS, SIZES, VOCAB, lm_logits, make_models, make_table
 
 from ulmfit_dist import export_to_fastai, load_classifier
 from ulmfit_dist.cli import main
@@ -56,7 +56,9 @@ def test_an_encoder_of_an_export_is_that_of_fastais_classifier(run: Path, tmp_pa
 def test_words_that_a_model_lacks_get_the_mean_in_fastai(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     found = read_in_fastai(export_to_fastai(run / "lm", tmp_path / "out"), tmp_path, monkeypatch)
     dls = found["TextDataLoaders"].from_df(make_table(), text_col="text", is_lm=True, text_vocab=[*VOCAB[:20], "new"])
-    learner = found["language_model_learner"](dls, found["AWD_LSTM"], config=found["lm_config"], pretrained=False)
+    learner = found["language_model_learner"](
+        dls, found["AWD_LSTM"], config={**found["awd_lstm_lm_config"], **SIZES}, pretrained=False
+    )
     learner.load_pretrained(tmp_path / "out/lm.pth", tmp_path / "out/lm.pkl")
     embeddings = make_models(tmp_path / "again")["lm"][0].encoder.weight
     torch.testing.assert_close(learner.model[0].encoder.weight[:20], embeddings[:20])
@@ -89,7 +91,8 @@ def test_what_differs_from_fastais_defaults_is_in_the_lines(tmp_path: Path):
         "WordTokenizer('de')",
         "the first 100 tokens",
         "max_len=20",
-        "lin_ftrs=[7, 5], ps=[0.1, 0.1]",
+        "lin_ftrs=[7, 5]",
+        "ps=[0.1, 0.1]",
     ):
         assert said in lines
 

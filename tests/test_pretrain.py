@@ -44,6 +44,7 @@ def test_a_classifier_straight_from_a_pretrained_model(place: Path, recipe: Path
     assert "pretrained wiki: " in said
     assert "words of the vocabulary known, the others get the mean embedding" in said
     assert "\nlm " not in said
+    assert "\nreport: " in said
     assert not (place / "straight/lm").exists()
     assert load_classifier(place / "straight").predict([" ".join(TOPICS["food"])])[0].label in TOPICS
     succeed([*shared, "classifier.encoder=wiki/lm", "name=named"], cwd=place)  # the same by its place, on one rank

@@ -3,8 +3,11 @@
 import dataclasses
 import os
 import pickle
+import socket
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +19,7 @@ from fastai_runs import CONFIG, SIZES, VOCAB, lm_logits, make_models, make_table
 from ulmfit_dist.config import ClassifierConfig, LMConfig, ModelConfig
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.model.awd_lstm import build_classifier, build_language_model, encoder_of
-from ulmfit_dist.model.pretrained import load_pretrained, load_pretrained_encoder
+from ulmfit_dist.model.pretrained import PATIENCE, fetch, load_pretrained, load_pretrained_encoder
 
 MODEL = ModelConfig(**SIZES)
 OLD_VOCAB = ["xxunk", "xxpad", "xxbos", "the", "cat", "sat"]
@@ -206,6 +209,31 @@ def test_without_a_network_the_file_to_bring_is_named(monkeypatch: pytest.Monkey
     monkeypatch.setattr(external, "untar_data", no_network)
     with pytest.raises(UserError, match=r"wt103-fwd\.tgz cannot be fetched .* unpack it to .*wt103-fwd"):
         load_pretrained(fresh(), "wt103_fwd", NEW_VOCAB, MODEL)
+
+
+def test_the_first_rank_of_a_node_fetches_weights_and_no_other(monkeypatch: pytest.MonkeyPatch):
+    from fastai.data import external
+
+    fetched = []
+    monkeypatch.setattr(
+        external, "untar_data", lambda url, **kwargs: fetched.append((url, socket.getdefaulttimeout())) or "x"
+    )
+    for is_first in (True, False):
+        for name in ("wt103_fwd", "runs/wiki-de", None):
+            fetch(name, SimpleNamespace(together=nullcontext, is_local_main=is_first))
+    assert fetched == [(external.URLs.WT103_FWD, PATIENCE)]
+    assert socket.getdefaulttimeout() is None
+
+
+def test_where_fastai_has_no_place_for_weights_a_line_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    from fastai.data import external
+
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("FASTAI_HOME", str(tmp_path / "file/home"))
+    external.fastai_cfg.cache_clear()
+    with pytest.raises(UserError, match="set FASTAI_HOME to a folder"):
+        load_pretrained(fresh(), "wt103_fwd", NEW_VOCAB, MODEL)
+    external.fastai_cfg.cache_clear()
 
 
 def test_weights_that_were_brought_are_found_without_a_network(files: Path, monkeypatch: pytest.MonkeyPatch):

@@ -130,7 +130,12 @@ def _download(name: str) -> Path:
     from fastai.data.external import URLs, fastai_cfg, untar_data
 
     url = getattr(URLs, WIKITEXT[name])
-    place = fastai_cfg().path("model") / Path(url).stem
+    try:
+        place = fastai_cfg().path("model") / Path(url).stem
+    except OSError as error:
+        raise UserError(
+            f"model.pretrained={name}: fastai has no place for it: set FASTAI_HOME to a folder ({error})"
+        ) from None
     if place.is_dir():
         return Path(place)
     try:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from ulmfit_dist import __version__
 from ulmfit_dist.config import Config, ModelConfig
@@ -26,6 +25,12 @@ from ulmfit_dist.model.export import Exported, find_model, load_model, read_expo
 from ulmfit_dist.model.fastai_files import write_weights
 
 LINES = "load.py"
+HEAD = """\
+# Models of ulmfit-dist {version} in fastai. Yours is `df`: a table with the columns text and label.
+from fastai.text.all import *
+
+folder = Path({folder!r})
+"""
 
 
 def export_to_fastai(run: str | Path, output: str | Path | None = None) -> Path:
@@ -50,7 +55,7 @@ def export_to_fastai(run: str | Path, output: str | Path | None = None) -> Path:
     for exported in models:
         for name, content in _files(exported):
             write_bytes(folder / name, content)
-    write_bytes(folder / LINES, "\n".join(_lines(models, folder)).encode())
+    write_bytes(folder / LINES, _lines(models, folder).encode())
     return folder / LINES
 
 
@@ -68,71 +73,64 @@ def _files(exported: Exported) -> Iterator[tuple[str, bytes]]:
         yield MODEL_FILE, (exported.folder / MODEL_FILE).read_bytes()
 
 
-def _lines(models: list[Exported], folder: Path) -> Iterator[str]:
-    yield f"# Models of ulmfit-dist {__version__} in fastai. Yours is `df`: a table with the columns text and label."
-    yield "from fastai.text.all import *"
-    yield ""
-    yield f"folder = Path({str(folder.absolute())!r})"
-    for exported in models:
-        yield ""
-        yield from _lm_lines(exported.config) if exported.labels is None else _classifier_lines(exported.config)
+def _lines(models: list[Exported], folder: Path) -> str:
+    parts = [_lm_lines(model.config) if model.labels is None else _classifier_lines(model.config) for model in models]
+    return "\n".join([HEAD.format(version=__version__, folder=str(folder.absolute())), *parts])
 
 
-def _lm_lines(config: Config) -> Iterator[str]:
-    settings = _arguments(drop_mult=config.lm.drop_mult)
-    yield "# The language model, with its own vocabulary"
-    yield f"dls_lm = {_loaders(config, 'lm', is_lm=True, seq_len=config.lm.seq_len)}"
-    yield f"lm_config = {_sizes(config.model, 'lm')}"
-    yield f"lm = language_model_learner(dls_lm, AWD_LSTM, config=lm_config, {settings}, pretrained=False)"
-    yield 'lm.load(folder / "lm", with_opt=False)'
-    yield ""
-    yield "# ... or with that of any `dls_lm`: words that it lacks get the mean embedding"
-    yield 'lm.load_pretrained(folder / "lm.pth", folder / "lm.pkl")'
-    yield ""
-    yield "# Its encoder, for a classifier with its vocabulary"
-    yield f"dls = {_loaders(config, 'lm', seq_len=config.classifier.seq_len)}"
-    yield f"config = {_sizes(config.model, 'clas')}"
-    yield "learn = text_classifier_learner(dls, AWD_LSTM, config=config, pretrained=False)"
-    yield 'learn.load_encoder(folder / "lm_encoder")'
+def _lm_lines(config: Config) -> str:
+    return f"""\
+# The language model with its own vocabulary
+vocab = load_pickle(folder / "lm.pkl")
+dls_lm = TextDataLoaders.from_df(df, is_lm=True, text_col="text", text_vocab=vocab, {_reading(config, config.lm.seq_len)})
+config = {_config(config.model, "lm")}
+lm = language_model_learner(dls_lm, AWD_LSTM, config=config, drop_mult={config.lm.drop_mult}, pretrained=False)
+lm.load(folder / "lm", with_opt=False)
+
+# ... or with any other: words that it lacks get the mean embedding
+lm.load_pretrained(folder / "lm.pth", folder / "lm.pkl")
+
+# Its encoder in a classifier with its vocabulary
+dls = TextDataLoaders.from_df(df, text_col="text", label_col="label", text_vocab=vocab, {_reading(config, 72)})
+config = {_config(config.model, "clas")}
+learn = text_classifier_learner(dls, AWD_LSTM, config=config, pretrained=False)
+learn.load_encoder(folder / "lm_encoder")
+"""
 
 
-def _classifier_lines(config: Config) -> Iterator[str]:
+def _classifier_lines(config: Config) -> str:
     settings = config.classifier
-    arguments = _arguments(
-        seq_len=settings.seq_len,
-        max_len=settings.max_len,
-        drop_mult=settings.drop_mult,
-        lin_ftrs=settings.lin_ftrs,
-        ps=[settings.head_dropout] * len(settings.lin_ftrs),
-    )
-    yield "# The classifier"
-    yield 'labels = load_pickle(folder / "classifier_labels.pkl")'
-    yield f"dls = {_loaders(config, 'classifier', labels=True, seq_len=settings.seq_len)}"
-    yield f"config = {_sizes(config.model, 'clas')}"
-    yield f"learn = text_classifier_learner(dls, AWD_LSTM, config=config, {arguments}, n_out=len(labels), pretrained=False)"
-    yield 'learn.load(folder / "classifier", with_opt=False)'
-    if settings.truncate_to is not None:
-        yield f"# It has learned from the first {settings.truncate_to} tokens of each text; fastai reads all of them."
+    sizes = f"seq_len={settings.seq_len}, max_len={settings.max_len}, lin_ftrs={settings.lin_ftrs}, n_out=len(labels)"
+    dropouts = f"drop_mult={settings.drop_mult}, ps={[settings.head_dropout] * len(settings.lin_ftrs)}"
+    truncated = f"# It has learned from the first {settings.truncate_to} tokens of each text; fastai reads all of them.\n"
+    return f"""\
+# The classifier
+vocab, labels = load_pickle(folder / "classifier.pkl"), load_pickle(folder / "classifier_labels.pkl")
+dls = TextDataLoaders.from_df(
+    df, text_col="text", label_col="label", y_block=CategoryBlock(vocab=labels),
+    text_vocab=vocab, {_reading(config, settings.seq_len)},
+)
+config = {_config(config.model, "clas")}
+learn = text_classifier_learner(
+    dls, AWD_LSTM, config=config, pretrained=False,
+    {sizes},
+    {dropouts},
+)
+learn.load(folder / "classifier", with_opt=False)
+{"" if settings.truncate_to is None else truncated}"""
 
 
-def _loaders(config: Config, name: str, labels: bool = False, **arguments: Any) -> str:
-    """The call that makes fastai's loaders, with the tokens of a model."""
-    shown = _arguments(text_col="text", **arguments, backwards=config.model.backwards)
-    block = ', label_col="label", y_block=CategoryBlock(vocab=labels)' if labels else ""
-    vocab = f'text_vocab=load_pickle(folder / "{name}.pkl")'
-    return f"TextDataLoaders.from_df(df, {shown}{block}, {vocab}, tok_tfm={_tokenizer(config)})"
-
-
-def _tokenizer(config: Config) -> str:
+def _reading(config: Config, seq_len: int) -> str:
+    """What fastai's loaders need to read a text as the model does; what they do anyway is left out."""
+    parts = [f"seq_len={seq_len}"]
+    if config.model.backwards:
+        parts.append("backwards=True")
     if config.tokenizer.kind == "sentencepiece":
-        return f'SentencePieceTokenizer(sp_model=folder / "{MODEL_FILE}")'
-    return f"WordTokenizer({config.tokenizer.lang!r})"
+        parts.append(f'tok_tfm=SentencePieceTokenizer(sp_model=folder / "{MODEL_FILE}")')
+    elif config.tokenizer.lang != "en":
+        parts.append(f"tok_tfm=WordTokenizer({config.tokenizer.lang!r})")
+    return ", ".join(parts)
 
 
-def _sizes(model: ModelConfig, kind: str) -> str:
-    sizes = {"emb_sz": model.emb_sz, "n_hid": model.n_hid, "n_layers": model.n_layers}
-    return f"{{**awd_lstm_{kind}_config, {', '.join(f'{name!r}: {size}' for name, size in sizes.items())}}}"
-
-
-def _arguments(**arguments: Any) -> str:
-    return ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+def _config(model: ModelConfig, kind: str) -> str:
+    return f'{{**awd_lstm_{kind}_config, "emb_sz": {model.emb_sz}, "n_hid": {model.n_hid}, "n_layers": {model.n_layers}}}'
