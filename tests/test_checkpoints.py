@@ -13,7 +13,7 @@ import torch
 from conftest import mounted
 
 from ulmfit_dist.compose import to_dict
-from ulmfit_dist.config import Config, Phase
+from ulmfit_dist.config import ClassifierConfig, Config, Phase
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.stages.resume import _find
 from ulmfit_dist.training.checkpoints import folder as folder_module
@@ -245,6 +245,26 @@ def test_a_config_that_no_longer_fits_is_told_by_its_keys():
     assert differences("lm", harmless, to_dict(Config()), "a", "a") == []
     assert differences("classifier", harmless, to_dict(Config()), "a", "a") == ["classifier.wd (now 0.5, then 0.01)"]
     assert differences("lm", Config(), {}, "a", "a") != []
+
+
+def test_a_run_of_before_a_key_was_there_goes_on():
+    then = to_dict(Config())
+    then["lm"] = {**then["lm"], "phases": [{"epochs": 1, "lr": 1e-2, "freeze_to": -1}, {"epochs": 9, "lr": 1e-3}]}
+    del then["classifier"]["encoder"]
+    assert differences("classifier", Config(), then, "a", "a") == [
+        "lm.phases[1].epochs (now 10, then 9)",
+        "lm.phases[1].freeze_to (now 0, then None)",
+    ]
+    shaped = Config()
+    shaped.lm.phases[0].pct_start = 0.99
+    assert differences("lm", shaped, to_dict(Config()), "a", "a") == ["lm.phases[0].pct_start (now 0.99, then None)"]
+
+
+def test_a_classifier_on_an_encoder_from_elsewhere_does_not_depend_on_how_the_run_trains_a_language_model():
+    now, then = (Config(classifier=ClassifierConfig(encoder="runs/other")) for _ in range(2))
+    now.lm.wd, now.lm.phases = 0.3, now.lm.phases[:1]
+    assert differences("classifier", now, to_dict(then), "a", "a") == []
+    assert differences("classifier", Config(), to_dict(then), "a", "a") == ["classifier.encoder (now None, then runs/other)"]
 
 
 def test_where_all_are_damaged_nothing_starts_over_by_itself(stage: StageFolder, capsys: pytest.CaptureFixture[str]):

@@ -36,6 +36,8 @@ def test_help_names_every_command():
         "lm",
         "classifier",
         "run",
+        "pretrain",
+        "export",
         "evaluate",
         "predict",
         "generate",

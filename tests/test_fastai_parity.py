@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from fastai.callback.core import Callback, TrainEvalCallback
 from fastai.callback.training import GradientClip
 from fastai.data.core import DataLoaders
@@ -14,6 +15,7 @@ from fastai.text.models.awdlstm import AWD_LSTM, awd_lstm_clas_config, awd_lstm_
 from stores import make_store
 from torch.nn import functional as F
 
+from ulmfit_dist.compose import load_config
 from ulmfit_dist.config import ClassifierConfig, Config, DataConfig, LMConfig, ModelConfig, Phase, RuntimeConfig
 from ulmfit_dist.data.batches import Batches
 from ulmfit_dist.data.store import TokenStore
@@ -157,3 +159,49 @@ def test_fifty_steps_of_the_classifier_are_fastais(store: TokenStore, runtime: R
     assert len(found) >= 50
     assert found == pytest.approx(expected, rel=1e-8)
     assert found[-1] < found[0]
+
+
+class HyperParameters(Callback):
+    """Learning rate and momentum of each trained layer group, step by step."""
+
+    def before_fit(self) -> None:
+        self.found = getattr(self, "found", [])
+
+    def after_batch(self) -> None:
+        if self.learn.training:
+            trained = self.learn.opt.hypers[self.learn.opt.frozen_idx :]
+            self.found.append([(hyper["lr"], hyper["mom"], hyper["wd"]) for hyper in trained])
+
+
+@pytest.mark.parametrize("runtime", ["no"], indirect=True)
+def test_the_recipe_of_five_epochs_has_the_schedule_of_fine_tune(store: TokenStore, runtime: Runtime):
+    recipe = load_config(ROOT / "configs/imdb_fine_tune.yaml").classifier
+    train, valid = classifier_loaders(CONFIG, runtime, store)
+    model = build_classifier(V, CLASSES, CONFIG.model, recipe)
+    metrics = ClassifierMetrics(CLASSES)
+    ours = build_learner(
+        ClassifierLearner,
+        "classifier",
+        recipe,
+        model,
+        awd_lstm_clas_split,
+        F.cross_entropy,
+        metrics,
+        train,
+        valid,
+        runtime,
+        seed=1,
+    )
+    dls = DataLoaders(Replay(train), Replay(valid), device="cpu")
+    dls.vocab, dls.c = [f"w{i}" for i in range(V)], CLASSES
+    config = {**awd_lstm_clas_config, **SIZES}
+    fastais = text_classifier_learner(dls, AWD_LSTM, config=config, drop_mult=0.5, pretrained=False, loss_func=cross_entropy)
+    expected, found = HyperParameters(), HyperParameters()
+    with fastais.no_bar(), fastais.no_logging():
+        fastais.fine_tune(4, 1e-2, cbs=expected)
+    ours.add_cb(found)
+    run_phases(ours, recipe.phases)
+    assert len(found.found) == 5 * len(train)
+    assert {len(groups) for groups in found.found} == {1, 5}
+    for mine, theirs in zip(found.found, expected.found, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-12)

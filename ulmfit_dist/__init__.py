@@ -17,6 +17,7 @@ _PUBLIC = {
     "Tracker": "ulmfit_dist.training.tracking",
     "UserError": "ulmfit_dist.errors",
     "evaluate": "ulmfit_dist.stages.evaluate",
+    "export_to_fastai": "ulmfit_dist.stages.export",
     "find_learning_rate": "ulmfit_dist.api",
     "load_classifier": "ulmfit_dist.api",
     "load_config": "ulmfit_dist.compose",

@@ -65,6 +65,15 @@ def _run(args: argparse.Namespace) -> None:
         run(config, runtime, fresh=args.fresh)
 
 
+def _pretrain(args: argparse.Namespace) -> None:
+    args.overrides = [*args.overrides, "data.label=null"]
+    config, runtime = _start(args)
+    from ulmfit_dist.stages.run import run
+
+    with runtime:
+        run(config, runtime, fresh=args.fresh, stages=["lm"])
+
+
 def _stage(args: argparse.Namespace) -> None:
     config, runtime = _start(args)
     from ulmfit_dist.stages.run import run_stage
@@ -163,6 +172,14 @@ def _evaluate(args: argparse.Namespace) -> None:
         runtime.print(json.dumps(evaluate(args.run, runtime, args.trust_rules), indent=1))
 
 
+def _export(args: argparse.Namespace) -> None:
+    quieten()
+    from ulmfit_dist.stages.export import export_to_fastai
+
+    lines = export_to_fastai(args.run, args.output)
+    print(lines.read_text(encoding="utf-8"), end="")
+
+
 def _predict(args: argparse.Namespace) -> None:
     texts = _texts(args)
     if args.output is not None and not args.output.parent.is_dir():
@@ -218,6 +235,7 @@ def _generate(args: argparse.Namespace) -> None:
 
 COMMANDS: dict[str, Command] = {
     "run": _run,
+    "pretrain": _pretrain,
     "prepare": _prepare,
     "lm": _stage,
     "classifier": _stage,
@@ -227,6 +245,7 @@ COMMANDS: dict[str, Command] = {
     "submit": _submit,
     "dashboard": _dashboard,
     "report": _report,
+    "export": _export,
     "evaluate": _evaluate,
     "predict": _predict,
     "generate": _generate,

@@ -108,6 +108,7 @@ def check_config(config: Config) -> None:
             f"runtime.compress_gradients={config.runtime.compress_gradients} rounds the gradients whose sums "
             f"runtime.virtual_ranks={config.runtime.virtual_ranks} keeps exact: set one of them to null"
         )
+    _check_origins(config)
     for stage, settings in (("lm", config.lm), ("classifier", config.classifier)):
         _check_stage(stage, settings, config.model.n_layers)
     if config.classifier.max_len < 2 * config.classifier.seq_len:
@@ -299,6 +300,18 @@ def _check_stage(stage: str, settings: LMConfig | ClassifierConfig, n_layers: in
         _check_phase(f"{stage}.phases[{number}]", phase, groups)
 
 
+def _check_origins(config: Config) -> None:
+    """What the models start from, as far as names can tell."""
+    if config.classifier.encoder == "pretrained" and config.model.pretrained is None:
+        raise UserError("classifier.encoder=pretrained needs model.pretrained: set it, such as model.pretrained=wt103_fwd")
+    if config.model.pretrained == ("wt103_fwd" if config.model.backwards else "wt103_bwd"):
+        right, wrong = ("wt103_bwd", "wt103_fwd") if config.model.backwards else ("wt103_fwd", "wt103_bwd")
+        raise UserError(
+            f"model.pretrained={wrong} reads the other way than model.backwards={str(config.model.backwards).lower()}: "
+            f"set model.pretrained={right}"
+        )
+
+
 def _check_phase(where: str, phase: Phase, groups: int) -> None:
     if phase.epochs < 1:
         raise UserError(f"{where}.epochs={phase.epochs}: give a whole number of at least 1")
@@ -307,6 +320,10 @@ def _check_phase(where: str, phase: Phase, groups: int) -> None:
     rates = phase.lr if isinstance(phase.lr, list) else [phase.lr]
     if len(rates) not in (1, 2) or not all(_is_positive(rate) for rate in rates):
         raise UserError(f"{where}.lr={phase.lr!r}: give one rate, such as 1e-2, or [low, high]")
+    if phase.pct_start is not None and not 0 < phase.pct_start < 1:
+        raise UserError(f"{where}.pct_start={phase.pct_start}: give a share between 0 and 1, such as 0.3, or null")
+    if phase.div is not None and not (math.isfinite(phase.div) and phase.div >= 1):
+        raise UserError(f"{where}.div={phase.div}: give a number of at least 1, such as 5, or null")
 
 
 def _is_positive(value: Any) -> bool:

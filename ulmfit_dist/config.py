@@ -93,7 +93,7 @@ class ModelConfig:
     n_layers: int = 3
     """Number of LSTM layers."""
     pretrained: str | None = None
-    """Weights to start the language model from: wt103_fwd, wt103_bwd, or a folder with a .pth and a .pkl file."""
+    """What to start from: wt103_fwd, wt103_bwd, another run or exported model, fastai's .pth (with its .pkl). null: none."""
     backwards: bool = False
     """Read each text from its end to its beginning."""
 
@@ -130,6 +130,10 @@ class Phase:
     """Highest learning rate of the one-cycle schedule; [low, high] spreads it over the layer groups, geometrically."""
     freeze_to: int = 0
     """First layer group that is trained: -1 only the last one, -2 the last two, 0 all."""
+    pct_start: float | None = None
+    """Share of the phase in which the learning rate rises. null: fastai's default, 0.25."""
+    div: float | None = None
+    """What the highest learning rate is divided by to begin with. null: fastai's default, 25."""
 
 
 @dataclass
@@ -168,6 +172,8 @@ class ClassifierConfig:
     """Probability from which on a document is said to have a class, where it may have several."""
     y_range: list[float] | None = None
     """[low, high] that a regression's numbers are kept between by a sigmoid, as in fastai. null: any number."""
+    encoder: str | None = None
+    """null: that of the run's language model. pretrained: that of model.pretrained. Or another's, named as that one."""
     global_batch_size: int = 64
     """Documents of a step, over all ranks."""
     seq_len: int = 72
@@ -269,6 +275,16 @@ class Config:
     """What is saved while training."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """What is logged, and where."""
+
+    @property
+    def encoder_source(self) -> str | None:
+        """What the classifier's encoder comes from, as `model.pretrained` would name it; None: the run's language model."""
+        return self.model.pretrained if self.classifier.encoder == "pretrained" else self.classifier.encoder
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Those that `run` trains: a classifier on an encoder from elsewhere needs no language model of the run's."""
+        return ("lm", "classifier") if self.classifier.encoder is None else ("classifier",)
 
     @property
     def run_dir(self) -> Path:

@@ -71,6 +71,8 @@ def _parser() -> _Parser:
 
     run = _with_config(commands, "run", "all stages: prepare, lm, classifier; what is done is not done again")
     _add_fresh(run)
+    pretrain = _with_config(commands, "pretrain", "a language model alone, of texts without labels, to start others from")
+    _add_fresh(pretrain)
     report = commands.add_parser(
         "report", help="a run, or several beside each other, on one page", description="write report.html"
     )
@@ -100,6 +102,11 @@ def _parser() -> _Parser:
     dashboard.add_argument("--entity", metavar="E", help="user or team in W&B (default: yours)")
     dashboard.add_argument("--dry-run", action="store_true", help="print the workspace, and save nothing")
 
+    export = commands.add_parser("export", help="a run's models as fastai's files", description="write fastai's files")
+    export.add_argument("run", metavar="RUN", type=Path, help="a run directory, or an exported model")
+    export.add_argument("--to", choices=("fastai",), required=True, help="whose files")
+    export.add_argument("--output", type=Path, metavar="DIR", help="default: fastai/ in RUN")
+    export.set_defaults(command="export", goes_on=False)
     evaluate = _with_run(commands, "evaluate", "compute a run's metrics again")
     evaluate.add_argument("--precision", default="auto", choices=PRECISIONS, help="as runtime.precision (default: auto)")
     predict = _with_run(commands, "predict", "label texts")

@@ -79,6 +79,14 @@ def save_exported(
     shutil.rmtree(previous, ignore_errors=True)
 
 
+def find_model(run: Path, stage: str) -> Path | None:
+    """The export of a stage, given a run directory or the export itself; None where there is neither."""
+    for folder in (run / stage, run):
+        if (folder / WEIGHTS).is_file() and (stage == "lm") is not (folder / "labels.json").is_file():
+            return folder
+    return None
+
+
 def read_exported(folder: Path) -> Exported:
     """Read all but the weights. Raises UserError where a file is missing or unreadable."""
     if not (folder / WEIGHTS).is_file():

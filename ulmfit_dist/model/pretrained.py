@@ -1,30 +1,58 @@
-"""Weights of a language model trained on general text, fitted to the vocabulary at hand.
+"""What a model starts from: weights that were trained elsewhere, fitted to the vocabulary at hand.
 
-Files are fastai's: a `.pth` state and a `.pkl` list of its tokens. Both are pickles, and both are read without running
-what they say: tensors by torch's `weights_only`, the list by an unpickler that knows no classes.
+They are those that fastai keeps for download, files of fastai's (`fastai_files.py`), or a language model that was exported
+here. As in fastai, a word that they know keeps its embedding, and one that they lack gets the mean of all.
 """
 
 from __future__ import annotations
 
-import pickle
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
 from fastai.text.learner import clean_raw_keys, match_embeds
-from torch import nn
+from torch import Tensor, nn
 
 from ulmfit_dist.config import ModelConfig
 from ulmfit_dist.errors import UserError
+from ulmfit_dist.model.awd_lstm import AWDLSTM
+from ulmfit_dist.model.export import find_model, load_model, read_exported
+from ulmfit_dist.model.fastai_files import find_files, read_tokens, read_weights
+from ulmfit_dist.runtime import Runtime
 
 WIKITEXT = {"wt103_fwd": "WT103_FWD", "wt103_bwd": "WT103_BWD"}
+PATIENCE = 60
+"""Seconds that a server may be silent."""
+PIECE = "\u2581"
+"""What SentencePiece marks the beginning of a word with."""
 
 
-class _ListUnpickler(pickle.Unpickler):
-    """Reads lists, strings and numbers, and refuses to import anything."""
+@dataclass
+class Pretrained:
+    """A language model that was trained elsewhere, or its encoder alone.
 
-    def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+    Attributes:
+        path: where it comes from.
+        state: tensors by the keys of fastai's language model; those of an encoder alone have no `1.decoder`.
+        tokens: by id.
+        backwards: which way it reads; None where its files do not say.
+    """
+
+    path: Path
+    state: dict[str, Tensor]
+    tokens: list[str]
+    backwards: bool | None = None
+
+    def fitted_to(self, vocab: Sequence[str]) -> dict[str, Tensor]:
+        """The state for another vocabulary, as fastai's `load_pretrained` makes it."""
+        return clean_raw_keys(match_embeds(dict(self.state), self.tokens, list(vocab)))
+
+    def known(self, vocab: Sequence[str]) -> int:
+        """How many tokens of a vocabulary it knows."""
+        known = set(self.tokens)
+        return sum(token in known for token in vocab)
 
 
 def load_pretrained(model: nn.Module, name: str, vocab: list[str], config: ModelConfig) -> int:
@@ -32,7 +60,7 @@ def load_pretrained(model: nn.Module, name: str, vocab: list[str], config: Model
 
     Args:
         model: made by `build_language_model` for `vocab`.
-        name: wt103_fwd, wt103_bwd (fetched by fastai's own downloader, and kept) or a folder with a .pth and a .pkl.
+        name: as model.pretrained in the config.
         vocab: tokens by id of the model.
 
     Returns:
@@ -41,31 +69,61 @@ def load_pretrained(model: nn.Module, name: str, vocab: list[str], config: Model
     Raises:
         UserError: no such files and no network, files that are not what they should be, weights of another size.
     """
-    weights_file, tokens_file = fetch_pretrained(name)
-    weights = _read_weights(weights_file)
-    tokens = _read_tokens(tokens_file)
-    _check_size(weights, tokens, weights_file, config)
-    weights = clean_raw_keys(match_embeds(weights, tokens, vocab))
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise UserError(f"{weights_file}: not an AWD-LSTM language model: {' '.join(str(error).split())[:300]}") from None
-    return len(set(tokens) & set(vocab))
+    found = open_pretrained(name, "model.pretrained")
+    if not any(key.startswith("1.decoder.") for key in found.state):
+        raise UserError(
+            f"{found.path} holds an encoder alone: give it as classifier.encoder, or a whole language model here"
+        )
+    _check(found, vocab, config)
+    _load(model, found.fitted_to(vocab), found.path)
+    return found.known(vocab)
 
 
-def fetch_pretrained(name: str) -> tuple[Path, Path]:
-    """The files (.pth, .pkl) of pretrained weights, downloaded if need be: on one rank of a node before the others.
+def load_pretrained_encoder(encoder: AWDLSTM, name: str, vocab: list[str], config: ModelConfig) -> int:
+    """As `load_pretrained`, for the encoder of a classifier: as fastai's `text_classifier_learner(pretrained=True)` does."""
+    found = open_pretrained(name, "classifier.encoder")
+    _check(found, vocab, config)
+    state = found.fitted_to(vocab)
+    _load(encoder, {key.removeprefix("0."): value for key, value in state.items() if key.startswith("0.")}, found.path)
+    return found.known(vocab)
+
+
+def open_pretrained(name: str, key: str) -> Pretrained:
+    """Read what a config's key names.
+
+    Args:
+        name: wt103_fwd or wt103_bwd, which are fetched by fastai's own downloader and kept; a run directory or an exported
+            language model; a .pth of fastai's, or the folder of one.
+        key: what messages call it.
+    """
+    place = _download(name) if name in WIKITEXT else Path(name).expanduser()
+    folder = find_model(place, "lm")
+    if folder is not None:
+        exported = read_exported(folder)
+        return Pretrained(folder, load_model(exported).state_dict(), exported.vocab, exported.config.model.backwards)
+    if find_model(place, "classifier") is not None:
+        raise UserError(f"{key}={name} is a classifier: give a language model, or a run directory that has one")
+    if not place.exists():
+        raise UserError(f"{key}={name}: neither {' nor '.join(WIKITEXT)}, nor a run, an exported model or a .pth file")
+    weights, tokens = find_files(place)
+    backwards = name == "wt103_bwd" if name in WIKITEXT else None
+    return Pretrained(weights, read_weights(weights), read_tokens(tokens), backwards)
+
+
+def fetch(name: str | None, runtime: Runtime) -> None:
+    """Have fastai's weights on each node, downloaded by its first rank while the others wait. Collective.
 
     Raises:
-        UserError: no such files, or no network to fetch them.
+        UserError: on every rank, where a node cannot fetch them.
     """
-    folder = _download(name) if name in WIKITEXT else Path(name).expanduser()
-    if not folder.is_dir():
-        raise UserError(f"model.pretrained={name}: neither {' nor '.join(WIKITEXT)} nor a folder")
-    found = [next(iter(sorted(folder.glob(f"*.{ending}"))), None) for ending in ("pth", "pkl")]
-    if found[0] is None or found[1] is None:
-        raise UserError(f"{folder}: expected a .pth file with the weights and a .pkl file with the tokens")
-    return found[0], found[1]
+    with runtime.together():
+        if name in WIKITEXT and runtime.is_local_main:
+            _download(name)
+
+
+def describe_match(name: str, known: int, vocab: Sequence[str]) -> str:
+    """What is said of pretrained weights that were fitted to a vocabulary."""
+    return f"pretrained {name}: {known:,} of {len(vocab):,} words of the vocabulary known, the others get the mean embedding"
 
 
 def _download(name: str) -> Path:
@@ -73,46 +131,68 @@ def _download(name: str) -> Path:
 
     url = getattr(URLs, WIKITEXT[name])
     try:
-        return Path(untar_data(url, c_key="model"))
-    except Exception as error:
         place = fastai_cfg().path("model") / Path(url).stem
+    except OSError as error:
+        raise UserError(
+            f"model.pretrained={name}: fastai has no place for it: set FASTAI_HOME to a folder ({error})"
+        ) from None
+    if place.is_dir():
+        return Path(place)
+    try:
+        with _patience(PATIENCE):
+            return Path(untar_data(url, c_key="model"))
+    except Exception as error:
         raise UserError(
             f"model.pretrained={name}: {url} cannot be fetched ({type(error).__name__}): fetch it on a machine with a "
             f"network and unpack it to {place}, or set model.pretrained to a folder with its .pth and .pkl, or to null"
         ) from None
 
 
-def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+@contextmanager
+def _patience(seconds: float) -> Iterator[None]:
+    """Give up on a server that is silent for so long; fastai's downloader would wait for ever."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise UserError(f"{path}: refused, it holds more than tensors or is damaged ({type(error).__name__})") from None
-    state = state.get("model", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or "0.encoder.weight" not in state:
-        raise UserError(f"{path}: not the state of a fastai language model (no 0.encoder.weight)")
-    return dict(state)
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
 
 
-def _read_tokens(path: Path) -> list[str]:
-    try:
-        with path.open("rb") as file:
-            tokens = _ListUnpickler(file).load()
-    except Exception as error:
-        raise UserError(f"{path}: refused, not a plain list of tokens ({error})") from None
-    if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
-        raise UserError(f"{path}: not a plain list of tokens")
-    return tokens
-
-
-def _check_size(weights: dict[str, torch.Tensor], tokens: list[str], path: Path, config: ModelConfig) -> None:
+def _check(found: Pretrained, vocab: Sequence[str], config: ModelConfig) -> None:
+    """Raise UserError for weights that are not those of their words, or not for such a model and such texts."""
+    weights, path = found.state, found.path
     vocab_size, emb_sz = weights["0.encoder.weight"].shape
-    if vocab_size != len(tokens):
-        raise UserError(f"{path}: weights for {vocab_size:,} words, but {len(tokens):,} in the .pkl: not of one model")
+    if vocab_size != len(found.tokens):
+        raise UserError(f"{path}: weights for {vocab_size:,} words, but {len(found.tokens):,} in the .pkl: not of one model")
     n_layers = len({key.split(".")[2] for key in weights if key.startswith("0.rnns.")})
     hidden = weights.get("0.rnns.0.weight_hh_l0_raw")
     n_hid = hidden.shape[1] if hidden is not None else config.n_hid
     if (emb_sz, n_hid, n_layers) != (config.emb_sz, config.n_hid, config.n_layers):
         raise UserError(
             f"{path} has emb_sz={emb_sz}, n_hid={n_hid}, n_layers={n_layers}, the model section asks for "
-            f"{config.emb_sz}, {config.n_hid}, {config.n_layers}: set them alike, or model.pretrained=null"
+            f"{config.emb_sz}, {config.n_hid}, {config.n_layers}: set them alike, or take other weights"
         )
+    if found.backwards not in (None, config.backwards):
+        raise UserError(
+            f"{path} reads {_way(not config.backwards)}, model.backwards={str(config.backwards).lower()} asks for "
+            f"{_way(config.backwards)}: set it to {str(found.backwards).lower()}, or take other weights"
+        )
+    if _has_pieces(found.tokens) != _has_pieces(vocab):
+        theirs, ours = ("pieces", "words") if _has_pieces(found.tokens) else ("words", "pieces")
+        raise UserError(f"{path} reads {theirs}, the texts are {ours}: set tokenizer.kind as it was for {path}")
+
+
+def _way(backwards: bool) -> str:
+    return "backwards" if backwards else "forwards"
+
+
+def _has_pieces(tokens: Sequence[str]) -> bool:
+    return sum(token.startswith(PIECE) for token in tokens) > len(tokens) / 10
+
+
+def _load(module: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(f"{path}: not an AWD-LSTM of fastai's: {' '.join(str(error).split())[:300]}") from None

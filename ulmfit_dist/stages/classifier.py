@@ -1,4 +1,4 @@
-"""The classifier stage: the language model's encoder, a fresh head, gradual unfreezing, an exported model."""
+"""The classifier stage: a language model's encoder, a fresh head, gradual unfreezing, an exported model."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from ulmfit_dist.data.classifier_batches import ClassifierBatches
 from ulmfit_dist.data.splits import split_documents
 from ulmfit_dist.data.store import TokenStore
 from ulmfit_dist.data.targets import check_targets, read_targets
-from ulmfit_dist.model.awd_lstm import build_classifier, encoder_of
+from ulmfit_dist.model.awd_lstm import AWDLSTM, build_classifier, encoder_of
 from ulmfit_dist.model.export import load_encoder, read_exported
+from ulmfit_dist.model.pretrained import describe_match, fetch, load_pretrained_encoder
 from ulmfit_dist.randomness import seed_torch
 from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.stages.resume import Found
@@ -27,11 +28,14 @@ from ulmfit_dist.training.tracking import Tracker
 def train_classifier(
     config: Config, runtime: Runtime, store: TokenStore, tracker: Tracker, found: Found | None = None
 ) -> Path:
-    """Train the classifier on the encoder in `<run>/lm`, from a checkpoint on if one was found; export it beside that.
+    """Train the classifier, from a checkpoint on if one was found, and export it to `<run>/classifier`.
+
+    Its encoder is that of `<run>/lm`, or what `classifier.encoder` names.
 
     Raises:
         UserError: no language model yet or one that does not fit, labels that cannot be learned, batch size and ranks.
     """
+    fetch(config.encoder_source, runtime)
     with runtime.together():
         learner = classifier_learner(config, runtime, store)
     labels = learner.dls.train.targets.names
@@ -43,7 +47,7 @@ def classifier_learner(config: Config, runtime: Runtime, store: TokenStore) -> C
     train, valid = classifier_loaders(config, runtime, store)
     seed_torch(config.seed, "classifier", "weights")
     model = build_classifier(len(store.vocab), train.targets.num_outputs, config.model, config.classifier)
-    load_encoder(encoder_of(model), read_exported(config.run_dir / "lm"), store.vocab)
+    _load_encoder(encoder_of(model), config, runtime, store)
     return build_learner(
         ClassifierLearner,
         "classifier",
@@ -59,9 +63,24 @@ def classifier_learner(config: Config, runtime: Runtime, store: TokenStore) -> C
     )
 
 
+def check_classifier(config: Config, runtime: Runtime, store: TokenStore) -> None:
+    """Refuse, before anything is trained, what this stage cannot be trained on. Raises UserError."""
+    train, _ = classifier_loaders(config, runtime, store)
+    classifier_loss(config, train)
+
+
 def classifier_loss(config: Config, train: ClassifierBatches) -> Loss:
     """The training loss. Raises UserError where its weights do not fit the classes."""
     return make_loss(config.classifier, train.targets, train.store.labels[train.documents])
+
+
+def _load_encoder(encoder: AWDLSTM, config: Config, runtime: Runtime, store: TokenStore) -> None:
+    name = config.encoder_source
+    if name is None:
+        load_encoder(encoder, read_exported(config.run_dir / "lm"), store.vocab)
+    else:
+        known = load_pretrained_encoder(encoder, name, store.vocab, config.model)
+        runtime.print(describe_match(name, known, store.vocab))
 
 
 def classifier_loaders(config: Config, runtime: Runtime, store: TokenStore) -> tuple[ClassifierBatches, ClassifierBatches]:

@@ -14,13 +14,12 @@ from ulmfit_dist.data.store import TokenStore
 from ulmfit_dist.data.tokenizer import check_rules
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.model.awd_lstm import encoder_of
-from ulmfit_dist.model.export import Exported, load_model, read_exported
+from ulmfit_dist.model.export import Exported, find_model, load_model, read_exported
 from ulmfit_dist.model.loss import DecoderLoss
 from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.stages.classifier import classifier_loaders
 from ulmfit_dist.stages.lm import PRODUCT_DTYPES, lm_loaders
 from ulmfit_dist.stages.prepare import prepare
-from ulmfit_dist.stages.run import find_model
 from ulmfit_dist.training.metrics import ClassifierMetrics, LMMetrics, Metrics
 from ulmfit_dist.training.objective import make_metrics
 

@@ -14,7 +14,7 @@ from ulmfit_dist.data.splits import split_documents
 from ulmfit_dist.data.store import TokenStore
 from ulmfit_dist.model.awd_lstm import build_language_model
 from ulmfit_dist.model.loss import DecoderLoss
-from ulmfit_dist.model.pretrained import fetch_pretrained, load_pretrained
+from ulmfit_dist.model.pretrained import describe_match, fetch, load_pretrained
 from ulmfit_dist.randomness import seed_torch
 from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.stages.resume import Found
@@ -33,9 +33,7 @@ def train_lm(config: Config, runtime: Runtime, store: TokenStore, tracker: Track
     Raises:
         UserError: batch size and ranks do not fit, too little text, pretrained weights that do not fit.
     """
-    with runtime.together():
-        if config.model.pretrained is not None and runtime.is_local_main:
-            fetch_pretrained(config.model.pretrained)
+    fetch(config.model.pretrained, runtime)
     with runtime.together():
         learner = lm_learner(config, runtime, store)
     return train_stage(learner, config.lm, "tokens", None, config, runtime, store, tracker, found)
@@ -48,7 +46,7 @@ def lm_learner(config: Config, runtime: Runtime, store: TokenStore) -> LMLearner
     model = build_language_model(len(store.vocab), config.model, config.lm)
     if config.model.pretrained is not None:
         matched = load_pretrained(model, config.model.pretrained, store.vocab, config.model)
-        runtime.note(f"pretrained {config.model.pretrained}: knows {matched:,} of {len(store.vocab):,} tokens")
+        runtime.print(describe_match(config.model.pretrained, matched, store.vocab))
     loss = DecoderLoss(model[1].decoder, PRODUCT_DTYPES[runtime.precision])
     return build_learner(
         LMLearner, "lm", config.lm, model, awd_lstm_lm_split, loss, LMMetrics(loss), train, valid, runtime, config.seed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,9 +13,9 @@ from ulmfit_dist.compose import to_dict
 from ulmfit_dist.config import Config
 from ulmfit_dist.data.store import TokenStore
 from ulmfit_dist.errors import FAILED, RESUMABLE, Interrupted, UserError
-from ulmfit_dist.model.export import WEIGHTS, read_exported
+from ulmfit_dist.model.export import WEIGHTS, find_model, read_exported
 from ulmfit_dist.runtime import Runtime
-from ulmfit_dist.stages.classifier import classifier_loaders, classifier_loss, train_classifier
+from ulmfit_dist.stages.classifier import check_classifier, train_classifier
 from ulmfit_dist.stages.lm import lm_loaders, train_lm
 from ulmfit_dist.stages.prepare import prepare
 from ulmfit_dist.stages.resume import Found, find_checkpoint
@@ -24,42 +24,46 @@ from ulmfit_dist.training.compatibility import differences
 from ulmfit_dist.training.tracking import Tracker
 
 TRAIN = {"lm": train_lm, "classifier": train_classifier}
+CHECKS = {"lm": lm_loaders, "classifier": check_classifier}
+"""What raises for input that a stage cannot be trained on."""
 
 
-def run(config: Config, runtime: Runtime, fresh: bool = False) -> None:
+def run(config: Config, runtime: Runtime, fresh: bool = False, stages: Sequence[str] | None = None) -> None:
     """Prepare, train the language model, train the classifier; all inputs are checked before the first step.
 
     What is done is not done again, and what was begun goes on from its newest checkpoint.
 
     Args:
         fresh: start over.
+        stages: which to train; None: those that the config has.
 
     Raises:
         UserError: wrong input, or a stage that was trained, or begun, with another config.
         Interrupted: a signal has asked to stop; all is saved.
     """
+    stages = stages or config.stages
     with runtime.together():
         tracker = Tracker(config, runtime)
     started = time.perf_counter()
     store = prepare(config, runtime)
     tracker.finish_stage("prepare", time.perf_counter() - started)
     with _only_one(tracker, runtime) as told:
-        tracker.fresh = fresh = fresh and not _has_begun(config, runtime, "lm")
+        tracker.fresh = fresh = fresh and not _has_begun(config, runtime, stages[0])
         done: dict[str, bool] = {}
         found: dict[str, Found | None] = {}
-        for stage in TRAIN:
+        for stage in stages:
             is_open = not fresh and all(done.values())  # a stage on one that is to be trained is to be trained, too
             done[stage], found[stage] = _look(config, runtime, stage, store) if is_open else (False, None)
         with runtime.together():
-            lm_loaders(config, runtime, store)
-            classifier_loss(config, classifier_loaders(config, runtime, store)[0])
+            for stage in stages:
+                CHECKS[stage](config, runtime, store)
         _say_precision(config, runtime)
-        for stage, train in TRAIN.items():
+        for stage in stages:
             if done[stage]:
                 runtime.note(f"{stage}: done already, in {config.run_dir / stage} (--fresh trains it again)")
                 tracker.show(stage)
             else:
-                train(config, runtime, store, tracker, found[stage])
+                TRAIN[stage](config, runtime, store, tracker, found[stage])
         told += _report(config.run_dir) if runtime.is_main else []
 
 
@@ -73,7 +77,7 @@ def run_stage(config: Config, runtime: Runtime, stage: str, fresh: bool = False)
         tracker = Tracker(config, runtime)
     store = prepare(config, runtime)
     with runtime.together():
-        if stage == "classifier":
+        if stage == "classifier" and config.classifier.encoder is None:
             has_export(config, "lm", store)
     with _only_one(tracker, runtime):
         tracker.fresh = fresh = fresh and not _has_begun(config, runtime, stage)
@@ -175,11 +179,3 @@ def model_folder(run: Path, stage: str) -> Path:
     if folder is None:
         raise UserError(f"{run}: no {stage} model here: give a run directory that has one, or an exported model's folder")
     return folder
-
-
-def find_model(run: Path, stage: str) -> Path | None:
-    """As `model_folder`, None where there is none."""
-    for folder in (run / stage, run):
-        if (folder / WEIGHTS).is_file() and (stage == "lm") is not (folder / "labels.json").is_file():
-            return folder
-    return None

@@ -89,7 +89,7 @@ def train_stage(
     metrics = tracking.final_metrics()
     with runtime.together():
         tracker.finish_stage(stage, tracking.seconds, metrics, tracking.tables)
-        if stage == "lm":
+        if stage == "lm" and config.classifier.encoder is None:
             tracker.drop_stage("classifier")  # one on an encoder that is no more
         if runtime.is_main:
             training = {"training_id": training_id, "data_fingerprint": store.fingerprint}

@@ -15,16 +15,22 @@ DECISIVE_KEYS = {"lm": LM_KEYS, "classifier": (*LM_KEYS, "classifier")}
 
 
 def differences(stage: str, now: Config, then: Mapping[str, Any], fingerprint: str, then_fingerprint: Any) -> list[str]:
-    """What has changed for a stage, as `lm.wd (now 0.1, then 0.2)`.
+    """What has changed for a stage, as `lm.wd (now 0.1, then 0.2)`. A key that was not there then had its default.
 
     Args:
         then: the earlier config, as plain dictionaries and lists.
         fingerprint, then_fingerprint: of the token store, now and then.
     """
     new, defaults = to_dict(now), to_dict(Config())
-    keys = DECISIVE_KEYS[stage]
+    keys = _decisive_keys(stage, now)
     changed = [name for key in keys for name in _differing(key, _at(new, key), _at(then, key), _at(defaults, key))]
     return changed if fingerprint == then_fingerprint else [*changed, "data"]
+
+
+def _decisive_keys(stage: str, config: Config) -> list[str]:
+    """Those of a stage; a classifier on an encoder from elsewhere does not depend on how the run trains a language model."""
+    is_on_other = stage == "classifier" and config.classifier.encoder is not None
+    return [key for key in DECISIVE_KEYS[stage] if not (is_on_other and key == "lm")]
 
 
 def _at(config: Any, key: str) -> Any:
@@ -36,4 +42,11 @@ def _differing(key: str, new: Any, old: Any, default: Any) -> list[str]:
     if isinstance(new, dict) and isinstance(old, dict):
         parts = [(part, old.get(part, default.get(part)), default.get(part)) for part in new]
         return [name for part, before, usual in parts for name in _differing(f"{key}.{part}", new[part], before, usual)]
+    if _are_sections(new) and _are_sections(old) and len(new) == len(old):
+        pairs = enumerate(zip(new, old, strict=True))
+        return [name for i, (one, other) in pairs for name in _differing(f"{key}[{i}]", one, other, {})]
     return [] if new == old else [f"{key} (now {new}, then {old})"]
+
+
+def _are_sections(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, dict) for item in value)

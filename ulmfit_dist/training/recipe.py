@@ -22,7 +22,7 @@ def run_phases(learner: DistributedLearner, phases: Sequence[Phase], begin: Reci
     for number, phase in list(enumerate(phases))[begin.phase :]:
         learner.phase = number
         learner.freeze_to(phase.freeze_to)
-        learner.fit_one_cycle(phase.epochs, learning_rate(phase))
+        learner.fit_one_cycle(phase.epochs, learning_rate(phase), **shape_of_cycle(phase))
 
 
 def learning_rate(phase: Phase) -> float | slice:
@@ -30,3 +30,9 @@ def learning_rate(phase: Phase) -> float | slice:
     if not isinstance(phase.lr, list):
         return float(phase.lr)
     return slice(*map(float, phase.lr)) if len(phase.lr) == 2 else float(phase.lr[0])
+
+
+def shape_of_cycle(phase: Phase) -> dict[str, float]:
+    """What a phase says of its one-cycle schedule; the rest is as fastai has it."""
+    said = {"pct_start": phase.pct_start, "div": phase.div}
+    return {name: value for name, value in said.items() if value is not None}

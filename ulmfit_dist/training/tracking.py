@@ -85,7 +85,8 @@ class Tracker:
         self._metrics.begin(stage, lines)
         self._first_row, rows = self._rows(stage)
         if not self.started:
-            is_whole = all(self._metrics.read(earlier) for earlier in STAGES[: STAGES.index(stage)])
+            before = [each for each in STAGES[: STAGES.index(stage)] if each in self.config.stages]
+            is_whole = all(self._metrics.read(earlier) for earlier in before)
             self._start_wandb((run_id or self._noted_run_id()) if goes_on and is_whole else None, rows)
         self.started = True
         self.show(stage)

@@ -1,0 +1,61 @@
+"""Models for tests of what goes between fastai and here: exported ones, untrained, made in a moment."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from conftest import FILLERS, TOPICS, make_text
+from fastai.text.core import defaults
+from stores import make_store
+from torch import nn
+
+from ulmfit_dist.config import ClassifierConfig, Config, DataConfig, LMConfig, ModelConfig
+from ulmfit_dist.model.awd_lstm import build_classifier, build_language_model
+from ulmfit_dist.model.export import save_exported
+
+SIZES = {"emb_sz": 6, "n_hid": 8, "n_layers": 2}
+LABELS = ["sport", "tech", "food"]
+WORDS = sorted({word.lower() for words in (*TOPICS.values(), FILLERS) for word in words})
+VOCAB = [*defaults.text_spec_tok, *WORDS, "."]
+CONFIG = Config(
+    data=DataConfig(path="texts"),
+    model=ModelConfig(**SIZES),
+    lm=LMConfig(seq_len=10),
+    classifier=ClassifierConfig(seq_len=10, max_len=20, lin_ftrs=[7, 5]),
+)
+
+
+def make_models(run: Path, config: Config = CONFIG, vocab: list[str] = VOCAB) -> dict[str, nn.Module]:
+    """A run directory with a language model and a classifier of random weights, and the models by stage."""
+    torch.manual_seed(1)
+    run.mkdir()
+    store = make_store(run / "store", [np.array([2, 3, 4])], np.array([0]), vocab)
+    models: dict[str, nn.Module] = {
+        "lm": build_language_model(len(vocab), config.model, config.lm),
+        "classifier": build_classifier(len(vocab), len(LABELS), config.model, config.classifier),
+    }
+    for stage, model in models.items():
+        for parameter in model.parameters():
+            nn.init.normal_(parameter, std=0.5)  # so that outputs differ
+        labels = LABELS if stage == "classifier" else None
+        save_exported(run / stage, model, config, store, labels, {"data_fingerprint": "x"})
+        model.eval()
+    return models
+
+
+def make_table(rows: int = 40) -> pd.DataFrame:
+    """Labelled texts of `VOCAB`."""
+    rng = random.Random(0)
+    labels = [LABELS[i % 3] for i in range(rows)]
+    return pd.DataFrame({"text": [make_text(label, rng.randint(12, 50), rng) for label in labels], "label": labels})
+
+
+@torch.no_grad()
+def lm_logits(model: nn.Module, x_bT: torch.Tensor) -> torch.Tensor:
+    """Of our language model, [b, T, V]: its forward leaves the decoder to the loss."""
+    model[0].reset()
+    return model[1].decoder(model(x_bT)[0])

@@ -1,0 +1,105 @@
+"""Our exported models in fastai's own learners, read by the lines that the export prints."""
+
+import dataclasses
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from fastai.text.all import LMLearner, TextLearner
+from fastai_runs import CONFIG, LABELS, SIZES, VOCAB, lm_logits, make_models, make_table
+
+from ulmfit_dist import export_to_fastai, load_classifier
+from ulmfit_dist.cli import main
+from ulmfit_dist.errors import UserError
+
+X = torch.arange(2, 50).view(2, 24) % len(VOCAB)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("export") / "run"
+    make_models(folder)
+    return folder
+
+
+def read_in_fastai(lines: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
+    """What the lines leave, run as they are in a folder of their own."""
+    monkeypatch.chdir(folder)
+    names = {"df": make_table()}
+    exec(lines.read_text(), names)
+    return names
+
+
+def test_fastai_reads_an_export_and_computes_the_same(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    found = read_in_fastai(export_to_fastai(run, tmp_path / "out"), tmp_path, monkeypatch)
+    assert isinstance(found["lm"], LMLearner)
+    assert isinstance(found["learn"], TextLearner)
+    ours = make_models(tmp_path / "again")  # the same weights
+    theirs = found["lm"].model.eval()
+    theirs.reset()
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(X)[0], lm_logits(ours["lm"], X), rtol=1e-5, atol=1e-5)
+    for text in found["df"].text[:5]:
+        _, index, probabilities = found["learn"].predict(text)
+        prediction = load_classifier(run).predict([text])[0]
+        assert (prediction.label, prediction.index) == (LABELS[int(index)], int(index))
+        assert probabilities.tolist() == pytest.approx(list(prediction.probabilities.values()), abs=1e-5)
+
+
+def test_an_encoder_of_an_export_is_that_of_fastais_classifier(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    found = read_in_fastai(export_to_fastai(run / "lm", tmp_path / "out"), tmp_path, monkeypatch)
+    expected = make_models(tmp_path / "again")["lm"][0].state_dict()
+    torch.testing.assert_close(dict(found["learn"].model[0].module.state_dict()), dict(expected), rtol=0, atol=0)
+
+
+def test_words_that_a_model_lacks_get_the_mean_in_fastai(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    found = read_in_fastai(export_to_fastai(run / "lm", tmp_path / "out"), tmp_path, monkeypatch)
+    dls = found["TextDataLoaders"].from_df(make_table(), text_col="text", is_lm=True, text_vocab=[*VOCAB[:20], "new"])
+    learner = found["language_model_learner"](
+        dls, found["AWD_LSTM"], config={**found["awd_lstm_lm_config"], **SIZES}, pretrained=False
+    )
+    learner.load_pretrained(tmp_path / "out/lm.pth", tmp_path / "out/lm.pkl")
+    embeddings = make_models(tmp_path / "again")["lm"][0].encoder.weight
+    torch.testing.assert_close(learner.model[0].encoder.weight[:20], embeddings[:20])
+    torch.testing.assert_close(learner.model[0].encoder.weight[20], embeddings.mean(0))
+
+
+def test_the_lists_are_plain_and_beside_the_weights(run: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["export", str(run), "--to", "fastai"]) == 0
+    printed = capsys.readouterr().out
+    assert printed == (run / "fastai/load.py").read_text()
+    assert f"folder = Path({str(run / 'fastai')!r})" in printed
+    files = {"lm.pth", "lm.pkl", "lm_encoder.pth", "classifier.pth", "classifier.pkl", "classifier_labels.pkl", "load.py"}
+    assert {path.name for path in (run / "fastai").iterdir()} == files
+    assert pickle.loads((run / "fastai/lm.pkl").read_bytes()) == VOCAB
+    assert pickle.loads((run / "fastai/classifier_labels.pkl").read_bytes()) == LABELS
+
+
+def test_what_differs_from_fastais_defaults_is_in_the_lines(tmp_path: Path):
+    config = dataclasses.replace(
+        CONFIG,
+        model=dataclasses.replace(CONFIG.model, backwards=True),
+        tokenizer=dataclasses.replace(CONFIG.tokenizer, lang="de"),
+        classifier=dataclasses.replace(CONFIG.classifier, truncate_to=100),
+    )
+    make_models(tmp_path / "run", config)
+    lines = export_to_fastai(tmp_path / "run").read_text()
+    compile(lines, "load.py", "exec")
+    for said in (
+        "backwards=True",
+        "WordTokenizer('de')",
+        "the first 100 tokens",
+        "max_len=20",
+        "lin_ftrs=[7, 5]",
+        "ps=[0.1, 0.1]",
+    ):
+        assert said in lines
+
+
+def test_a_folder_without_models_is_refused(tmp_path: Path, run: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["export", str(tmp_path), "--to", "fastai"]) == 2
+    assert "no exported model here" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="set --output to a folder of yours"):
+        export_to_fastai(run, tmp_path / "file")

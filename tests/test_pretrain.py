@@ -1,0 +1,69 @@
+"""A language model pretrained once, and what is trained from it elsewhere: real processes, as a user starts them."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY, TOPICS, make_folder, make_text, succeed
+from safetensors.torch import load_file
+from test_cli import refused
+
+from ulmfit_dist import load_classifier, load_language_model
+
+PLACE = ("tracking.wandb=disabled", "runs_dir=.", "data.cache=cache")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, recipe: Path) -> Path:
+    """A folder with `wiki`, a language model pretrained on texts without labels, and the `texts` of a task."""
+    import random
+
+    folder, rng = tmp_path_factory.mktemp("pretrain"), random.Random(5)
+    texts = [make_text(topic, rng.randint(10, 40), rng) for topic in TOPICS for _ in range(40)]
+    (folder / "wiki.jsonl").write_text("".join(f"{json.dumps({'text': text})}\n" for text in texts))
+    source = ["data.source=json", "data.path=wiki.jsonl", "name=wiki"]
+    said = succeed(["pretrain", recipe, *TINY, *PLACE, *source], cwd=folder)
+    assert "classifier" not in said
+    make_folder(folder / "texts", per_class=40)
+    return folder
+
+
+def test_a_pretrained_language_model_is_a_run_of_its_own(place: Path, recipe: Path):
+    assert len(load_language_model(place / "wiki").generate("The match", words=3)) == 1
+    assert json.loads((place / "wiki/summary.json").read_text()).keys() >= {"lm", "seconds"}
+    assert not (place / "wiki/classifier").exists()
+    words = ["pretrain", recipe, *TINY, *PLACE, "data.source=json", "data.path=wiki.jsonl", "name=wiki", "--verbose"]
+    assert "lm: done already" in succeed(words, cwd=place)
+
+
+def test_a_classifier_straight_from_a_pretrained_model(place: Path, recipe: Path):
+    shared = ["run", recipe, *TINY, *PLACE, "data.path=texts", "runtime.virtual_ranks=2"]
+    straight = [*shared, "model.pretrained=wiki", "classifier.encoder=pretrained", "name=straight"]
+    said = succeed(straight, processes=2, cwd=place)
+    assert "pretrained wiki: " in said
+    assert "words of the vocabulary known, the others get the mean embedding" in said
+    assert "\nlm " not in said
+    assert "\nreport: " in said
+    assert not (place / "straight/lm").exists()
+    assert load_classifier(place / "straight").predict([" ".join(TOPICS["food"])])[0].label in TOPICS
+    succeed([*shared, "classifier.encoder=wiki/lm", "name=named"], cwd=place)  # the same by its place, on one rank
+    mine, theirs = (load_file(place / name / "classifier/model.safetensors") for name in ("straight", "named"))
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+    assert "classifier: done already" in succeed([*straight, "lm.wd=0.3", "--verbose"], cwd=place)
+
+
+def test_a_language_model_starts_from_a_pretrained_one(place: Path, recipe: Path):
+    words = ["lm", recipe, *TINY, *PLACE, "data.path=texts", "model.pretrained=wiki", "lm.phases=[{lr: 1e-9}]", "name=tuned"]
+    assert "pretrained wiki: " in succeed(words, cwd=place)
+    mine, theirs = (load_file(place / name / "lm/model.safetensors") for name in ("tuned", "wiki"))
+    for name in ("0.rnns.0.weight_hh_l0_raw", "0.rnns.1.module.weight_ih_l0"):
+        torch.testing.assert_close(mine[name], theirs[name], rtol=1e-4, atol=1e-5)
+
+
+def test_where_wikipedias_weights_cannot_be_fetched_all_ranks_end_with_one_line(place: Path, recipe: Path, tmp_path: Path):
+    nowhere = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
+    words = ["run", recipe, *TINY, *PLACE, "data.path=texts", "model.pretrained=wt103_fwd", "classifier.encoder=pretrained"]
+    said = "cannot be fetched (URLError): fetch it on a machine with a network and unpack it to"
+    refused([*words, "name=wt"], said, processes=2, cwd=place, FASTAI_HOME=str(tmp_path), **nowhere)
+    assert not (place / "wt").exists()

@@ -1,0 +1,136 @@
+"""Exported models as files that plain fastai reads, and the lines of Python that read them.
+
+    lm.pth  lm.pkl                    language model and its tokens
+    lm_encoder.pth                    its encoder alone
+    classifier.pth  classifier.pkl    classifier and its tokens
+    classifier_labels.pkl             its class names
+    sentencepiece.model               what makes the tokens, if that is SentencePiece
+    load.py                           the lines
+
+Weights are as `Learner.save(with_opt=False)` writes them: our networks have fastai's keys, so nothing is converted.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+
+from ulmfit_dist import __version__
+from ulmfit_dist.config import Config, ModelConfig
+from ulmfit_dist.data.store import MODEL_FILE, make_folder, write_bytes
+from ulmfit_dist.errors import UserError
+from ulmfit_dist.model.awd_lstm import encoder_of
+from ulmfit_dist.model.export import Exported, find_model, load_model, read_exported
+from ulmfit_dist.model.fastai_files import write_weights
+
+LINES = "load.py"
+HEAD = """\
+# Models of ulmfit-dist {version} in fastai. Yours is `df`: a table with the columns text and label.
+from fastai.text.all import *
+
+folder = Path({folder!r})
+"""
+
+
+def export_to_fastai(run: str | Path, output: str | Path | None = None) -> Path:
+    """Write the models of a run, or one exported model, as fastai's files.
+
+    Args:
+        run: a run directory, or an exported model's folder.
+        output: where to; None: `fastai/` in `run`.
+
+    Returns:
+        The file with the lines of Python that read the others; it lies beside them.
+
+    Raises:
+        UserError: no exported model there, a damaged one, or a folder that cannot be written.
+    """
+    run = Path(run)
+    models = [read_exported(folder) for stage in ("lm", "classifier") if (folder := find_model(run, stage)) is not None]
+    if not models:
+        raise UserError(f"{run}: no exported model here: give a run directory, or an exported model's folder")
+    folder = run / "fastai" if output is None else Path(output)
+    make_folder(folder, "--output")
+    for exported in models:
+        for name, content in _files(exported):
+            write_bytes(folder / name, content)
+    write_bytes(folder / LINES, _lines(models, folder).encode())
+    return folder / LINES
+
+
+def _files(exported: Exported) -> Iterator[tuple[str, bytes]]:
+    """Name and content of each file of a model."""
+    model = load_model(exported)
+    name = "lm" if exported.labels is None else "classifier"
+    yield f"{name}.pth", write_weights(dict(model.state_dict()))
+    yield f"{name}.pkl", pickle.dumps(exported.vocab)
+    if exported.labels is None:
+        yield "lm_encoder.pth", write_weights(dict(encoder_of(model).state_dict()))
+    else:
+        yield "classifier_labels.pkl", pickle.dumps(exported.labels)
+    if exported.config.tokenizer.kind == "sentencepiece":
+        yield MODEL_FILE, (exported.folder / MODEL_FILE).read_bytes()
+
+
+def _lines(models: list[Exported], folder: Path) -> str:
+    parts = [_lm_lines(model.config) if model.labels is None else _classifier_lines(model.config) for model in models]
+    return "\n".join([HEAD.format(version=__version__, folder=str(folder.absolute())), *parts])
+
+
+def _lm_lines(config: Config) -> str:
+    return f"""\
+# The language model with its own vocabulary
+vocab = load_pickle(folder / "lm.pkl")
+dls_lm = TextDataLoaders.from_df(df, is_lm=True, text_col="text", text_vocab=vocab, {_reading(config, config.lm.seq_len)})
+config = {_config(config.model, "lm")}
+lm = language_model_learner(dls_lm, AWD_LSTM, config=config, drop_mult={config.lm.drop_mult}, pretrained=False)
+lm.load(folder / "lm", with_opt=False)
+
+# ... or with any other: words that it lacks get the mean embedding
+lm.load_pretrained(folder / "lm.pth", folder / "lm.pkl")
+
+# Its encoder in a classifier with its vocabulary
+dls = TextDataLoaders.from_df(df, text_col="text", label_col="label", text_vocab=vocab, {_reading(config, 72)})
+config = {_config(config.model, "clas")}
+learn = text_classifier_learner(dls, AWD_LSTM, config=config, pretrained=False)
+learn.load_encoder(folder / "lm_encoder")
+"""
+
+
+def _classifier_lines(config: Config) -> str:
+    settings = config.classifier
+    sizes = f"seq_len={settings.seq_len}, max_len={settings.max_len}, lin_ftrs={settings.lin_ftrs}, n_out=len(labels)"
+    dropouts = f"drop_mult={settings.drop_mult}, ps={[settings.head_dropout] * len(settings.lin_ftrs)}"
+    truncated = f"# It has learned from the first {settings.truncate_to} tokens of each text; fastai reads all of them.\n"
+    return f"""\
+# The classifier
+vocab, labels = load_pickle(folder / "classifier.pkl"), load_pickle(folder / "classifier_labels.pkl")
+dls = TextDataLoaders.from_df(
+    df, text_col="text", label_col="label", y_block=CategoryBlock(vocab=labels),
+    text_vocab=vocab, {_reading(config, settings.seq_len)},
+)
+config = {_config(config.model, "clas")}
+learn = text_classifier_learner(
+    dls, AWD_LSTM, config=config, pretrained=False,
+    {sizes},
+    {dropouts},
+)
+learn.load(folder / "classifier", with_opt=False)
+{"" if settings.truncate_to is None else truncated}"""
+
+
+def _reading(config: Config, seq_len: int) -> str:
+    """What fastai's loaders need to read a text as the model does; what they do anyway is left out."""
+    parts = [f"seq_len={seq_len}"]
+    if config.model.backwards:
+        parts.append("backwards=True")
+    if config.tokenizer.kind == "sentencepiece":
+        parts.append(f'tok_tfm=SentencePieceTokenizer(sp_model=folder / "{MODEL_FILE}")')
+    elif config.tokenizer.lang != "en":
+        parts.append(f"tok_tfm=WordTokenizer({config.tokenizer.lang!r})")
+    return ", ".join(parts)
+
+
+def _config(model: ModelConfig, kind: str) -> str:
+    return f'{{**awd_lstm_{kind}_config, "emb_sz": {model.emb_sz}, "n_hid": {model.n_hid}, "n_layers": {model.n_layers}}}'
