@@ -9,9 +9,11 @@ b: documents of a batch, T: tokens of the longest document, filled up to whole c
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +32,7 @@ CHARACTERS_AT_ONCE = 1 << 24
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the classifier says of one text.
+    """What the classifier says of one text. It unpacks in the order of fastai's `learn.predict`.
 
     Attributes:
         label: the most probable class.
@@ -42,8 +44,47 @@ class Prediction:
     index: int
     probabilities: dict[str, float]
 
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.label, self.index, self.probabilities))
 
-class TextClassifier:
+
+class Classifier(ABC):
+    """What gives texts probabilities, and so labels.
+
+    Attributes:
+        labels: names of the classes.
+    """
+
+    labels: list[str]
+
+    @abstractmethod
+    def predict_proba(self, texts: Sequence[str], batch_tokens: int = BATCH_TOKENS) -> np.ndarray:
+        """Probabilities of the classes, float64 [texts, classes], in the order of the texts.
+
+        Args:
+            batch_tokens: tokens that are computed together at most, unless a single document has more: memory and speed.
+        """
+
+    def predict(self, texts: Sequence[str], batch_tokens: int = BATCH_TOKENS) -> list[Prediction]:
+        """One prediction per text, in order. The arguments are those of `predict_proba`.
+
+        Raises:
+            TypeError: a single string, whose letters would be taken for texts.
+        """
+        if isinstance(texts, str):
+            raise TypeError("predict takes a list of texts: for a single one there is predict_one")
+        return [self._prediction(row) for row in self.predict_proba(texts, batch_tokens).tolist()]
+
+    def predict_one(self, text: str) -> Prediction:
+        """The prediction of a single text: `label, index, probabilities = classifier.predict_one("I liked it!")`."""
+        return self.predict([text])[0]
+
+    def _prediction(self, row: list[float]) -> Prediction:
+        index = int(np.argmax(row))
+        return Prediction(self.labels[index], index, dict(zip(self.labels, row, strict=True)))
+
+
+class TextClassifier(Classifier):
     """An exported classifier with its tokenizer and vocabulary.
 
     Args:
@@ -63,15 +104,11 @@ class TextClassifier:
         self.ids = token_ids(exported.vocab)
         self.model = load_model(exported, self.device)
 
-    def predict(self, texts: Sequence[str], batch_tokens: int = BATCH_TOKENS) -> list[Prediction]:
-        """One prediction per text, in order.
+    def predict_proba(self, texts: Sequence[str], batch_tokens: int = BATCH_TOKENS) -> np.ndarray:
+        none = np.empty((0, len(self.labels)))
+        return np.concatenate([none, *(self._predict_part(part, batch_tokens) for part in _parts(texts))])
 
-        Args:
-            batch_tokens: tokens that are computed together at most, unless a single document has more: memory and speed.
-        """
-        return [prediction for part in _parts(texts) for prediction in self._predict(part, batch_tokens)]
-
-    def _predict(self, texts: Sequence[str], batch_tokens: int) -> list[Prediction]:
+    def _predict_part(self, texts: Sequence[str], batch_tokens: int) -> np.ndarray:
         documents = self._encode(texts)
         seq_len = self.config.classifier.seq_len
         probabilities_NC = np.empty((len(documents), len(self.labels)))
@@ -79,7 +116,7 @@ class TextClassifier:
             width = _whole_chunks(len(documents[batch[0]]), seq_len)
             x_bT = pad_chunks([documents[i] for i in batch], width, seq_len)
             probabilities_NC[batch] = self._probabilities(x_bT)
-        return [self._prediction(row) for row in probabilities_NC.tolist()]
+        return probabilities_NC
 
     def _encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The ids of each text that the model reads, in its order."""
@@ -95,10 +132,6 @@ class TextClassifier:
     def _probabilities(self, x_bT: torch.Tensor) -> np.ndarray:
         """Probabilities of each document's classes, float64 [b, classes]. Longest document first."""
         return torch.softmax(self.model(x_bT.to(self.device))[0].double(), dim=1).cpu().numpy()
-
-    def _prediction(self, row: list[float]) -> Prediction:
-        index = int(np.argmax(row))
-        return Prediction(self.labels[index], index, dict(zip(self.labels, row, strict=True)))
 
 
 def token_batches(lengths: Sequence[int], seq_len: int, batch_tokens: int) -> Iterator[list[int]]:
