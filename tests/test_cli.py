@@ -38,6 +38,7 @@ def test_help_names_every_command():
         "run",
         "evaluate",
         "predict",
+        "ensemble",
         "generate",
         "report",
         "dashboard",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ import torch
 from ulmfit_dist.config import Config
 from ulmfit_dist.data.store import TokenStore
 from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.stages.ensemble import Ensemble
 from ulmfit_dist.stages.generate import LanguageModel
 from ulmfit_dist.stages.predict import TextClassifier
 from ulmfit_dist.stages.prepare import prepare as prepare_stage
@@ -36,8 +38,13 @@ def train_classifier(config: Config, fresh: bool = False) -> TextClassifier:
 
 
 def load_classifier(folder: str | Path, device: torch.device | str = "cpu", trust_rules: bool = False) -> TextClassifier:
-    """An exported classifier: `.predict(list_of_str)` gives labels and probabilities."""
+    """An exported classifier: `.predict(list_of_str)` gives labels and probabilities; `.predict_one(str)` for one text."""
     return TextClassifier(folder, device, trust_rules)
+
+
+def load_ensemble(folders: Sequence[str | Path], device: torch.device | str = "cpu", trust_rules: bool = False) -> Ensemble:
+    """Exported classifiers with the same labels, as one that gives the mean of their probabilities."""
+    return Ensemble(folders, device, trust_rules)
 
 
 def load_language_model(folder: str | Path, device: torch.device | str = "cpu", trust_rules: bool = False) -> LanguageModel:
