@@ -39,6 +39,7 @@ def test_help_names_every_command():
         "evaluate",
         "predict",
         "ensemble",
+        "export",
         "generate",
         "report",
         "dashboard",

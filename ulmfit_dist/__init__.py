@@ -18,6 +18,7 @@ _PUBLIC = {
     "UserError": "ulmfit_dist.errors",
     "evaluate": "ulmfit_dist.stages.evaluate",
     "evaluate_ensemble": "ulmfit_dist.stages.ensemble",
+    "export_to_onnx": "ulmfit_dist.stages.onnx_export",
     "load_classifier": "ulmfit_dist.api",
     "load_config": "ulmfit_dist.compose",
     "load_ensemble": "ulmfit_dist.api",

@@ -167,6 +167,13 @@ def _evaluate_ensemble(args: argparse.Namespace) -> None:
         runtime.print(json.dumps(evaluate_ensemble(args.runs, runtime, args.trust_rules), indent=1))
 
 
+def _export(args: argparse.Namespace) -> None:
+    quieten()
+    from ulmfit_dist.stages.onnx_export import export_to_onnx
+
+    print(export_to_onnx(args.run, args.output or args.run / "onnx" / "model.onnx"))
+
+
 def _check_output(args: argparse.Namespace) -> None:
     if args.output is not None and not args.output.parent.is_dir():
         raise UserError(f"--output {args.output}: no folder {args.output.parent}")
@@ -234,6 +241,7 @@ COMMANDS: dict[str, Command] = {
     "evaluate": _evaluate,
     "predict": _predict,
     "ensemble": _ensemble,
+    "export": _export,
     "generate": _generate,
 }
 """What does each thing, by the names in `words.py`."""
