@@ -29,7 +29,8 @@ from ulmfit_dist.model.awd_lstm import build_classifier, encoder_of
 from ulmfit_dist.model.export import save_exported
 from ulmfit_dist.randomness import seed_torch
 from ulmfit_dist.runtime import Runtime
-from ulmfit_dist.stages.predict import Prediction, TextClassifier
+from ulmfit_dist.stages.predict import TextClassifier
+from ulmfit_dist.stages.predictions import Prediction
 from ulmfit_dist.stages.prepare import prepare
 
 NUM_COMPARED = 30

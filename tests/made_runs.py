@@ -121,4 +121,7 @@ def classifier_tables(labels: list[str], text: bool = True) -> dict[str, Any]:
         | ({"text": TEXTS[i % 2]} if text else {})
         for i in range(7)
     ]
-    return {"labels": labels, "confusion_matrix": matrix.tolist(), "most_wrong": wrong}
+    bins = [
+        {"low": k / 15, "high": (k + 1) / 15, "documents": 9 * k, "confidence": k / 15, "accuracy": 0.9} for k in (9, 14)
+    ]
+    return {"labels": labels, "confusion_matrix": matrix.tolist(), "reliability": bins, "most_wrong": wrong}

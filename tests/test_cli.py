@@ -40,6 +40,8 @@ def test_help_names_every_command():
         "export",
         "evaluate",
         "predict",
+        "ensemble",
+        "export",
         "generate",
         "report",
         "dashboard",
@@ -176,9 +178,18 @@ def test_evaluate_finds_the_figures_of_the_training(run_dirs: dict[str, Path], p
     text = succeed(words, processes)
     found = json.loads(text[text.index("{") :])
     summary = json.loads((run_dirs["one"] / "summary.json").read_text())
-    confusion = np.array(found["classifier"].pop("confusion_matrix"))
+    classifier = found["classifier"]
+    confusion = np.array(classifier.pop("confusion_matrix"))
     assert confusion.sum() == 52  # every document of the validation split, once
-    assert confusion.trace() / 52 == found["classifier"]["accuracy"]
+    assert confusion.trace() / 52 == classifier["accuracy"]
+    classes, bins = classifier.pop("classes"), classifier.pop("reliability")
+    assert [scores["label"] for scores in classes] == ["food", "sport", "tech"]
+    assert [scores["support"] for scores in classes] == confusion.sum(1).tolist()
+    assert np.mean([scores["f1"] for scores in classes]) == pytest.approx(classifier["f1_macro"])
+    assert sum(entry["documents"] for entry in bins) == 52
+    distances = [entry["documents"] * abs(entry["confidence"] - entry["accuracy"]) for entry in bins]
+    assert sum(distances) / 52 == pytest.approx(classifier.pop("expected_calibration_error"))
+    assert 0 < classifier.pop("brier_score") < 2
     for stage in ("lm", "classifier"):
         for name, value in found[stage].items():
             assert value == pytest.approx(summary[stage][name], rel=1e-9), (stage, name)

@@ -13,6 +13,7 @@ from made_runs import LABELS, classifier_tables, make_run
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.report.charts import MOST_POINTS, thin
 from ulmfit_dist.report.figures import stage_charts
+from ulmfit_dist.report.mistakes import read_reliability
 from ulmfit_dist.report.page import write_report
 from ulmfit_dist.report.runs import read_run
 
@@ -131,6 +132,21 @@ def test_the_confusion_matrix_is_that_of_the_run(run: Path):
     rows = re.findall(r"<tr>(.*?)</tr>", html.split('<table class="confusion">')[1].split("</table>")[0], re.DOTALL)[1:]
     shown = [[int(count) for count in re.findall(r"<td[^>]*>(\d+)", row)] for row in rows]
     assert shown == json.loads((run / "tables.json").read_text())["classifier"]["confusion_matrix"]
+
+
+def test_the_reliability_of_labels_is_that_of_the_run(run: Path):
+    words = [text for _, text in read(run).texts]
+    place = words.index("0.60 to 0.67")
+    assert words[place : place + 8] == ["0.60 to 0.67", "81", "0.600", "0.900", "0.93 to 1.00", "126", "0.933", "0.900"]
+
+
+@pytest.mark.parametrize("entry", [5, None, {}, {"low": 0, "high": 1, "documents": 0.5, "confidence": 0.5, "accuracy": 0.5}])
+def test_bins_that_are_none_are_left_out(entry: Any):
+    sound = {"low": 0, "high": 1, "documents": 3, "confidence": 0.5, "accuracy": 1}
+    assert read_reliability([entry, sound, {**sound, "accuracy": "1"}, {**sound, "low": float("nan")}]) == [
+        (0, 1, 3, 0.5, 1)
+    ]
+    assert read_reliability(entry) == []
 
 
 @pytest.mark.parametrize(

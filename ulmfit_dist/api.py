@@ -7,6 +7,7 @@ what stays: it holds the processes that it was made in.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ulmfit_dist.data.store import TokenStore
 from ulmfit_dist.data.texts.frames import Frame, kept_as
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.stages.ensemble import Ensemble
 from ulmfit_dist.stages.generate import LanguageModel
 from ulmfit_dist.stages.look import batch_tables, result_tables
 from ulmfit_dist.stages.lr_find import find_learning_rate as find_learning_rate_of
@@ -82,8 +84,13 @@ def find_learning_rate(config: Config, stage: str = "lm", **range: float) -> Rat
 
 
 def load_classifier(folder: str | Path, device: torch.device | str = "cpu", trust_rules: bool = False) -> TextClassifier:
-    """An exported classifier: `.predict(list_of_str)` gives labels and probabilities."""
+    """An exported classifier: `.predict(list_of_str)` gives labels and probabilities; `.predict_one(str)` for one text."""
     return TextClassifier(folder, device, trust_rules)
+
+
+def load_ensemble(folders: Sequence[str | Path], device: torch.device | str = "cpu", trust_rules: bool = False) -> Ensemble:
+    """Exported classifiers with the same labels, as one that gives the mean of their probabilities."""
+    return Ensemble(folders, device, trust_rules)
 
 
 def load_language_model(folder: str | Path, device: torch.device | str = "cpu", trust_rules: bool = False) -> LanguageModel:

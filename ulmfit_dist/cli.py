@@ -23,7 +23,8 @@ from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.words import SBATCH_OPTIONS, parse
 
 if TYPE_CHECKING:
-    from ulmfit_dist.stages.predict import AnyPrediction
+    from ulmfit_dist.stages.predict import Classifier
+    from ulmfit_dist.stages.predictions import AnyPrediction
 
 Command = Callable[[argparse.Namespace], None]
 
@@ -174,6 +175,11 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 def _export(args: argparse.Namespace) -> None:
     quieten()
+    if args.to == "onnx":
+        from ulmfit_dist.stages.onnx_export import export_to_onnx
+
+        print(export_to_onnx(args.run, args.output or args.run / "onnx" / "model.onnx"))
+        return
     from ulmfit_dist.stages.export import export_to_fastai
 
     lines = export_to_fastai(args.run, args.output)
@@ -182,23 +188,55 @@ def _export(args: argparse.Namespace) -> None:
 
 def _predict(args: argparse.Namespace) -> None:
     texts = _texts(args)
-    if args.output is not None and not args.output.parent.is_dir():
-        raise UserError(f"--output {args.output}: no folder {args.output.parent}")
+    _check_output(args)
     quieten()
-    from ulmfit_dist.data.store import write_bytes
     from ulmfit_dist.stages.predict import TextClassifier
 
-    predictions = TextClassifier(args.run, trust_rules=args.trust_rules).predict(texts)
-    if args.output is None:
+    _label(texts, TextClassifier(args.run, trust_rules=args.trust_rules), args.output)
+
+
+def _ensemble(args: argparse.Namespace) -> None:
+    if not args.texts and not args.file:
+        _evaluate_ensemble(args)
+        return
+    texts = _texts(args)
+    _check_output(args)
+    quieten()
+    from ulmfit_dist.stages.ensemble import Ensemble
+
+    _label(texts, Ensemble(args.runs, trust_rules=args.trust_rules), args.output)
+
+
+def _evaluate_ensemble(args: argparse.Namespace) -> None:
+    if args.output is not None:
+        raise UserError("--output is for labels: give texts, too, with --text or --file")
+    runtime = Runtime(RuntimeConfig(precision=args.precision))
+    from ulmfit_dist.stages.ensemble import evaluate_ensemble
+
+    with runtime:
+        runtime.print(json.dumps(evaluate_ensemble(args.runs, runtime, args.trust_rules), indent=1))
+
+
+def _check_output(args: argparse.Namespace) -> None:
+    if args.output is not None and not args.output.parent.is_dir():
+        raise UserError(f"--output {args.output}: no folder {args.output.parent}")
+
+
+def _label(texts: Sequence[str], classifier: Classifier, output: Path | None) -> None:
+    """Print the labels of texts, or write them to a file."""
+    from ulmfit_dist.data.store import write_bytes
+
+    predictions = classifier.predict(texts)
+    if output is None:
         for line in _table(texts, predictions):
             print(line)
+        return
+    lines = (json.dumps(asdict(prediction), ensure_ascii=False) for prediction in predictions)
+    content = "".join(f"{line}\n" for line in lines)
+    if output.exists() and not output.is_file():  # a pipe or a device is written to, not replaced
+        output.write_text(content, encoding="utf-8")
     else:
-        lines = (json.dumps(asdict(prediction), ensure_ascii=False) for prediction in predictions)
-        content = "".join(f"{line}\n" for line in lines)
-        if args.output.exists() and not args.output.is_file():  # a pipe or a device is written to, not replaced
-            args.output.write_text(content, encoding="utf-8")
-        else:
-            write_bytes(args.output, content.encode())
+        write_bytes(output, content.encode())
 
 
 def _texts(args: argparse.Namespace) -> list[str]:
@@ -245,9 +283,10 @@ COMMANDS: dict[str, Command] = {
     "submit": _submit,
     "dashboard": _dashboard,
     "report": _report,
-    "export": _export,
     "evaluate": _evaluate,
     "predict": _predict,
+    "ensemble": _ensemble,
+    "export": _export,
     "generate": _generate,
 }
 """What does each thing, by the names in `words.py`."""

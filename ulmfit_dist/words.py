@@ -102,17 +102,16 @@ def _parser() -> _Parser:
     dashboard.add_argument("--entity", metavar="E", help="user or team in W&B (default: yours)")
     dashboard.add_argument("--dry-run", action="store_true", help="print the workspace, and save nothing")
 
-    export = commands.add_parser("export", help="a run's models as fastai's files", description="write fastai's files")
-    export.add_argument("run", metavar="RUN", type=Path, help="a run directory, or an exported model")
-    export.add_argument("--to", choices=("fastai",), required=True, help="whose files")
-    export.add_argument("--output", type=Path, metavar="DIR", help="default: fastai/ in RUN")
-    export.set_defaults(command="export", goes_on=False)
-    evaluate = _with_run(commands, "evaluate", "compute a run's metrics again")
-    evaluate.add_argument("--precision", default="auto", choices=PRECISIONS, help="as runtime.precision (default: auto)")
+    _add_precision(_with_run(commands, "evaluate", "compute a run's metrics again"))
     predict = _with_run(commands, "predict", "label texts")
     predict.add_argument("texts", metavar="TEXT", nargs="*", help="a text; none: one per line from standard input")
-    predict.add_argument("--file", type=Path, metavar="F", help="read texts from a file, one per line")
-    predict.add_argument("--output", type=Path, metavar="F", help="write JSON lines to a file")
+    _add_files(predict)
+    _add_ensemble(commands)
+    export = commands.add_parser("export", help="a run's models in another format", description="export models")
+    export.add_argument("run", metavar="RUN", type=Path, help="a run directory, or an exported model")
+    export.add_argument("--to", required=True, choices=("fastai", "onnx"), help="fastai's files, or a classifier's graph")
+    export.add_argument("--output", type=Path, metavar="PLACE", help="default: fastai/ or onnx/model.onnx in RUN")
+    export.set_defaults(command="export", goes_on=False)
     generate = _with_run(commands, "generate", "go on from a prompt")
     generate.add_argument("prompt", metavar="PROMPT", help="the beginning of the text")
     generate.add_argument("--words", type=int, default=40, help="tokens to add (default: %(default)s)")
@@ -164,6 +163,33 @@ def _add_submit(commands: Any) -> None:
     _add_fresh(parser)
 
 
+def _add_ensemble(commands: Any) -> None:
+    parser = commands.add_parser(
+        "ensemble",
+        help="several classifiers as one: evaluate their mean, or label texts with it",
+        description="average the probabilities of classifiers; without texts: metrics of each and of their mean",
+    )
+    parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="a run directory, or an exported classifier")
+    parser.add_argument("--text", action="append", dest="texts", default=[], metavar="TEXT", help="a text; may be repeated")
+    _add_files(parser)
+    _add_precision(parser)
+    _add_trust(parser)
+    parser.set_defaults(command="ensemble", goes_on=False)
+
+
+def _add_files(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--file", type=Path, metavar="F", help="read texts from a file, one per line")
+    parser.add_argument("--output", type=Path, metavar="F", help="write JSON lines to a file")
+
+
+def _add_precision(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--precision", default="auto", choices=PRECISIONS, help="as runtime.precision (default: auto)")
+
+
+def _add_trust(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--trust-rules", action="store_true", help="call the functions in the model's tokenizer.rules")
+
+
 def _with_run(commands: Any, name: str, help: str) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=help, description=help)
     parser.add_argument(
@@ -172,7 +198,3 @@ def _with_run(commands: Any, name: str, help: str) -> argparse.ArgumentParser:
     _add_trust(parser)
     parser.set_defaults(command=name, goes_on=False)
     return parser
-
-
-def _add_trust(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--trust-rules", action="store_true", help="call the functions in the model's tokenizer.rules")

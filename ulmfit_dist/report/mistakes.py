@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ulmfit_dist.report.values import items, mapping, number, text
+from ulmfit_dist.training.scores import ClassScores, ReliabilityBin, class_scores
 
 MOST_LABELS = 1000
 MOST_SHOWN = 100
@@ -19,6 +20,8 @@ MOST_SHOWN = 100
 FEW = 12
 """Classes up to which each cell of the matrix has room for its share, too."""
 MOST_WRONG = 50
+MOST_BINS = 100
+SHARES = ("low", "high", "confidence", "accuracy")
 
 
 class WrongText(NamedTuple):
@@ -30,16 +33,6 @@ class WrongText(NamedTuple):
     probability: float | None
     loss: float | None
     text: str
-
-
-class ClassFigures(NamedTuple):
-    """What the matrix says of one class."""
-
-    label: str
-    documents: int
-    precision: float | None
-    recall: float | None
-    f1: float | None
 
 
 class Mistake(NamedTuple):
@@ -87,10 +80,8 @@ class Confusion:
         return list(zip(self.labels, pairs, strict=True))
 
     @property
-    def classes(self) -> list[ClassFigures]:
-        correct, documents, predicted = np.diag(self.counts), self.counts.sum(axis=1), self.counts.sum(axis=0)
-        columns = (_shares(correct, predicted), _shares(correct, documents), _shares(2 * correct, documents + predicted))
-        return [ClassFigures(*values) for values in zip(self.labels, documents.tolist(), *columns, strict=True)]
+    def classes(self) -> list[ClassScores]:
+        return class_scores(self.labels, self.counts)
 
     @property
     def largest(self) -> list[Mistake]:
@@ -132,8 +123,19 @@ def read_most_wrong(rows: Any) -> list[WrongText]:
     ]
 
 
-def _shares(parts: np.ndarray, wholes: np.ndarray) -> list[float | None]:
-    return [part / whole if whole else None for part, whole in zip(parts.tolist(), wholes.tolist(), strict=True)]
+def read_reliability(rows: Any) -> list[ReliabilityBin]:
+    """The bins of confidence of tables.json, but for those that are none."""
+    found = [mapping(row) for row in items(rows, MOST_BINS)]
+    return [
+        ReliabilityBin(documents=int(row["documents"]), **{name: float(row[name]) for name in SHARES})
+        for row in found
+        if _is_count(row.get("documents")) and all(_is_share(row.get(name)) for name in SHARES)
+    ]
+
+
+def _is_share(value: Any) -> bool:
+    found = number(value)
+    return found is not None and 0 <= found <= 1
 
 
 def _is_count(value: Any) -> bool:

@@ -19,8 +19,9 @@ import yaml
 
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.files import read_bounded
-from ulmfit_dist.report.mistakes import Confusion, WrongText, read_confusion, read_most_wrong
+from ulmfit_dist.report.mistakes import Confusion, WrongText, read_confusion, read_most_wrong, read_reliability
 from ulmfit_dist.report.values import items, mapping, number, numbers, text
+from ulmfit_dist.training.scores import ReliabilityBin
 
 STAGES = {"lm": "Language model", "classifier": "Classifier"}
 MOST_METRICS = 256 * 2**20
@@ -103,6 +104,7 @@ class Run:
     facts: dict[str, str] = field(default_factory=dict)
     samples: list[Sample] = field(default_factory=list)
     confusion: Confusion | None = None
+    reliability: list[ReliabilityBin] = field(default_factory=list)
     most_wrong: list[WrongText] = field(default_factory=list)
     environment: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
@@ -240,6 +242,7 @@ def _read_tables(run: Run, tables: dict[str, Any]) -> None:
     run.confusion = read_confusion(classifier.get("labels"), classifier.get("confusion_matrix"))
     if run.confusion is None and "confusion_matrix" in classifier:
         run.remarks.append("the confusion matrix of tables.json is not one row and one column per label, and is left out")
+    run.reliability = read_reliability(classifier.get("reliability"))
     run.most_wrong = read_most_wrong(classifier.get("most_wrong"))
 
 

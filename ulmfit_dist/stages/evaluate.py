@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from fastai.text.models.core import SequentialRNN
-from torch import nn
+from torch import Tensor, nn
 
-from ulmfit_dist.data.batches import Batches
+from ulmfit_dist.data.batches import Batches, MicroBatch
 from ulmfit_dist.data.store import TokenStore
 from ulmfit_dist.data.tokenizer import check_rules
 from ulmfit_dist.errors import UserError
@@ -22,13 +23,13 @@ from ulmfit_dist.stages.lm import PRODUCT_DTYPES, lm_loaders
 from ulmfit_dist.stages.prepare import prepare
 from ulmfit_dist.training.metrics import ClassifierMetrics, LMMetrics, Metrics
 from ulmfit_dist.training.objective import make_metrics
+from ulmfit_dist.training.scores import class_scores, expected_calibration_error, reliability
 
 
 def evaluate(run: Path, runtime: Runtime, trust_rules: bool = False) -> dict[str, dict[str, Any]]:
     """Metrics by stage on the validation documents, for each model that the folder has.
 
-    The classifier's have its confusion matrix, too: documents by true class (rows) and predicted class, in the order of
-    its labels.
+    The classifier's are those of `classifier_figures`.
 
     Args:
         trust_rules: whether to call the functions that the model's config names (tokenizer.rules).
@@ -45,6 +46,24 @@ def evaluate(run: Path, runtime: Runtime, trust_rules: bool = False) -> dict[str
     return {stage: _evaluate_stage(stage, exported, runtime) for stage, exported in exports.items()}
 
 
+def classifier_figures(metrics: ClassifierMetrics, labels: Sequence[str], runtime: Runtime) -> dict[str, Any]:
+    """All that an evaluation of a classifier has found. Collective.
+
+    Returns:
+        Beside the metrics: `expected_calibration_error` and `reliability`, the table that it is made from; `brier_score`;
+        `classes` with precision, recall, F1 and support of each; and `confusion_matrix`, documents by true class (rows) and
+        predicted class, in the order of the labels.
+    """
+    figures: dict[str, Any] = dict(metrics.compute(runtime))
+    confusion_CC, bins_K3 = metrics.confusion_CC.numpy(), metrics.bins_K3.numpy()
+    figures["expected_calibration_error"] = expected_calibration_error(bins_K3)
+    figures["brier_score"] = metrics.brier_score
+    figures["reliability"] = [entry._asdict() for entry in reliability(bins_K3)]
+    figures["classes"] = [scores._asdict() for scores in class_scores(labels, confusion_CC)]
+    figures["confusion_matrix"] = confusion_CC.astype(int).tolist()
+    return figures
+
+
 def _evaluate_stage(stage: str, exported: Exported, runtime: Runtime) -> dict[str, Any]:
     store = prepare(exported.config, runtime)
     with runtime.together():
@@ -58,14 +77,13 @@ def _evaluate_stage(stage: str, exported: Exported, runtime: Runtime) -> dict[st
             loader = classifier_loaders(exported.config, runtime, store)[1]
             metrics, valid = make_metrics(loader.targets, exported.config.classifier), loader
         metrics.reset(runtime.device)
-        _run(_in_precision(model, stage, runtime), valid, metrics, runtime)
-    found: dict[str, Any] = metrics.compute(runtime)
+        read_batches(in_precision(model, stage, runtime), valid, metrics.update, runtime)
     if isinstance(metrics, ClassifierMetrics):
-        found["confusion_matrix"] = metrics.confusion_CC.long().tolist()
-    return found
+        return classifier_figures(metrics, store.label_names, runtime)
+    return dict(metrics.compute(runtime))
 
 
-def _in_precision(model: nn.Module, stage: str, runtime: Runtime) -> nn.Module:
+def in_precision(model: nn.Module, stage: str, runtime: Runtime) -> nn.Module:
     """The model, its modules in mixed precision that are so while they are trained, what they give in fp32.
 
     Those are the modules that `replace_modules` of the stage's learner replaces: a classifier pools in fp32.
@@ -82,13 +100,14 @@ def _in_precision(model: nn.Module, stage: str, runtime: Runtime) -> nn.Module:
 
 
 @torch.no_grad()
-def _run(model: nn.Module, valid: Batches, metrics: Metrics, runtime: Runtime) -> None:
+def read_batches(model: nn.Module, valid: Batches, update: Callable[[Tensor, MicroBatch], None], runtime: Runtime) -> None:
+    """Have a model read this rank's batches; each is given to `update` with what came out."""
     encoder = encoder_of(model)
     encoder.reset()
     for batches in valid:
         for batch in batches:
             encoder.position.rows = batch.rows
-            metrics.update(model(batch.to(runtime.device).x)[0], batch.to(runtime.device))
+            update(model(batch.to(runtime.device).x)[0], batch.to(runtime.device))
 
 
 def check_functions(exported: Exported, trust_rules: bool) -> None:

@@ -9,18 +9,20 @@ b: documents of a batch, T: tokens of the longest document, filled up to whole c
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from ulmfit_dist.config import ClassifierConfig
 from ulmfit_dist.data.classifier_batches import pad_chunks
 from ulmfit_dist.data.targets import num_outputs
 from ulmfit_dist.data.tokenizer import open_tokenizer
 from ulmfit_dist.data.vocab import UNK_ID, token_ids
 from ulmfit_dist.model.export import load_model, read_exported
+from ulmfit_dist.stages.predictions import AnyPrediction, prediction_of
 from ulmfit_dist.stages.run import model_folder
 
 BATCH_TOKENS = 64 * 512
@@ -29,56 +31,42 @@ CHARACTERS_AT_ONCE = 1 << 24
 """Of texts that are tokenized and sorted together: some ten thousand articles, a hundred MB at work."""
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """What the classifier says of one text.
+class Classifier(ABC):
+    """What gives texts probabilities, and so labels; or numbers, where it was trained for a regression.
 
     Attributes:
-        label: the most probable class.
-        index: its place in the list of classes.
-        probabilities: by class, in that order; they sum to 1.
-    """
-
-    label: str
-    index: int
-    probabilities: dict[str, float]
-
-    def __str__(self) -> str:
-        return f"{self.label} ({self.index})  {_listed(self.probabilities)}"
-
-
-@dataclass(frozen=True)
-class MulticategoryPrediction:
-    """What the classifier says of one text that may have several classes.
-
-    Attributes:
-        labels: the classes whose probability is above `classifier.threshold`.
-        indices: their places in the list of classes.
-        probabilities: by class, in that order; each for itself.
+        labels: names of the classes.
+        settings: what it was trained for.
     """
 
     labels: list[str]
-    indices: list[int]
-    probabilities: dict[str, float]
+    settings: ClassifierConfig
 
-    def __str__(self) -> str:
-        return f"{';'.join(self.labels) or 'none'}  {_listed(self.probabilities)}"
+    @abstractmethod
+    def predict_proba(self, texts: Sequence[str], batch_tokens: int = BATCH_TOKENS) -> np.ndarray:
+        """Probabilities of the classes, float64 [texts, classes], in the order of the texts; of a regression its numbers.
+
+        Args:
+            batch_tokens: tokens that are computed together at most, unless a single document has more: memory and speed.
+        """
+
+    def predict(self, texts: Sequence[str], batch_tokens: int = BATCH_TOKENS) -> list[AnyPrediction]:
+        """One prediction per text, in order. The arguments are those of `predict_proba`.
+
+        Raises:
+            TypeError: a single string, whose letters would be taken for texts.
+        """
+        if isinstance(texts, str):
+            raise TypeError("predict takes a list of texts: for a single one there is predict_one")
+        rows = self.predict_proba(texts, batch_tokens).tolist()
+        return [prediction_of(row, self.labels, self.settings) for row in rows]
+
+    def predict_one(self, text: str) -> AnyPrediction:
+        """The prediction of a single text: `label, index, probabilities = classifier.predict_one("I liked it!")`."""
+        return self.predict([text])[0]
 
 
-@dataclass(frozen=True)
-class RegressionPrediction:
-    """The number that the classifier gives a text."""
-
-    value: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.4f}"
-
-
-AnyPrediction = Prediction | MulticategoryPrediction | RegressionPrediction
-
-
-class TextClassifier:
+class TextClassifier(Classifier):
     """An exported classifier with its tokenizer and vocabulary.
 
     Args:
@@ -94,28 +82,24 @@ class TextClassifier:
         exported = read_exported(model_folder(Path(folder), "classifier"))
         assert exported.labels is not None  # model_folder has looked for them
         self.config, self.labels, self.device = exported.config, exported.labels, torch.device(device)
-        self.target = exported.config.classifier.target
+        self.settings = exported.config.classifier
         self.tokenizer = open_tokenizer(exported.config.tokenizer, exported.folder, trust_rules)
         self.ids = token_ids(exported.vocab)
         self.model = load_model(exported, self.device)
 
-    def predict(self, texts: Sequence[str], batch_tokens: int = BATCH_TOKENS) -> list[AnyPrediction]:
-        """One prediction per text, in order; its kind is that of `classifier.target`.
+    def predict_proba(self, texts: Sequence[str], batch_tokens: int = BATCH_TOKENS) -> np.ndarray:
+        none = np.empty((0, num_outputs(self.settings.target, self.labels)))
+        return np.concatenate([none, *(self._predict_part(part, batch_tokens) for part in _parts(texts))])
 
-        Args:
-            batch_tokens: tokens that are computed together at most, unless a single document has more: memory and speed.
-        """
-        return [prediction for part in _parts(texts) for prediction in self._predict(part, batch_tokens)]
-
-    def _predict(self, texts: Sequence[str], batch_tokens: int) -> list[AnyPrediction]:
+    def _predict_part(self, texts: Sequence[str], batch_tokens: int) -> np.ndarray:
         documents = self._encode(texts)
         seq_len = self.config.classifier.seq_len
-        outputs_NC = np.empty((len(documents), num_outputs(self.target, self.labels)))
+        outputs_NC = np.empty((len(documents), num_outputs(self.settings.target, self.labels)))
         for batch in token_batches([*map(len, documents)], seq_len, batch_tokens):
             width = _whole_chunks(len(documents[batch[0]]), seq_len)
             x_bT = pad_chunks([documents[i] for i in batch], width, seq_len)
             outputs_NC[batch] = self._outputs(x_bT)
-        return [self._prediction(row) for row in outputs_NC.tolist()]
+        return outputs_NC
 
     def _encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The ids of each text that the model reads, in its order."""
@@ -131,23 +115,11 @@ class TextClassifier:
     def _outputs(self, x_bT: torch.Tensor) -> np.ndarray:
         """Probabilities of each document's classes, or its number, float64 [b, outputs]. Longest document first."""
         outputs_bC = self.model(x_bT.to(self.device))[0].double()
-        if self.target == "category":
+        if self.settings.target == "category":
             outputs_bC = outputs_bC.softmax(dim=1)
-        elif self.target == "multicategory":
+        elif self.settings.target == "multicategory":
             outputs_bC = outputs_bC.sigmoid()
         return outputs_bC.cpu().numpy()
-
-    def _prediction(self, row: list[float]) -> AnyPrediction:
-        if self.target == "regression":
-            return RegressionPrediction(row[0])
-        if self.target == "multicategory":
-            indices = [i for i, p in enumerate(row) if p > self.config.classifier.threshold]
-            return MulticategoryPrediction([self.labels[i] for i in indices], indices, self._by_class(row))
-        index = int(np.argmax(row))
-        return Prediction(self.labels[index], index, self._by_class(row))
-
-    def _by_class(self, row: list[float]) -> dict[str, float]:
-        return dict(zip(self.labels, row, strict=True))
 
 
 def token_batches(lengths: Sequence[int], seq_len: int, batch_tokens: int) -> Iterator[list[int]]:
@@ -158,10 +130,6 @@ def token_batches(lengths: Sequence[int], seq_len: int, batch_tokens: int) -> It
         rows = max(1, batch_tokens // _whole_chunks(lengths[order[start]], seq_len))
         yield order[start : start + rows]
         start += rows
-
-
-def _listed(probabilities: Mapping[str, float]) -> str:
-    return "  ".join(f"{label} {p:.4f}" for label, p in probabilities.items())
 
 
 def _whole_chunks(num_tokens: int, seq_len: int) -> int:

@@ -18,6 +18,7 @@ from ulmfit_dist.data.vocab import token_ids
 from ulmfit_dist.model.sampling import Sampling, continue_tokens, never_drawn
 from ulmfit_dist.training.learner import DistributedLearner
 from ulmfit_dist.training.metrics import ClassifierMetrics, LMMetrics
+from ulmfit_dist.training.scores import reliability
 
 WORDS_OF_A_SAMPLE, SAMPLING = 40, Sampling()
 TOKENS_OF_A_DOCUMENT = 200
@@ -28,7 +29,8 @@ def tables_of(learner: DistributedLearner, store: TokenStore, config: Config, be
     """What tables.json says of a stage after an epoch, from what it said before it.
 
     A language model's `samples`. Of a classifier that says one class its `labels`, its `confusion_matrix` (documents by true
-    and predicted class) and `most_wrong`, all of the last validation.
+    and predicted class), `reliability` (of labels, by the probability that they are given with) and `most_wrong`, all of the
+    last validation.
     """
     metrics = learner.evaluation.metrics
     if isinstance(metrics, ClassifierMetrics):
@@ -59,6 +61,7 @@ def _mistakes(metrics: ClassifierMetrics, store: TokenStore, config: Config) -> 
     return {
         "labels": store.label_names,
         "confusion_matrix": metrics.confusion_CC.long().tolist(),
+        "reliability": [entry._asdict() for entry in reliability(metrics.bins_K3.numpy())],
         "most_wrong": wrong,
     }
 

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from ulmfit_dist.data.batches import MicroBatch
 from ulmfit_dist.model.loss import DecoderLoss
 from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.training.scores import NUM_BINS
 
 NUM_WRONG = 20
 """Wrong predictions that an evaluation keeps."""
@@ -77,9 +78,14 @@ class WrongPrediction:
 class ClassifierMetrics:
     """Cross-entropy per document, accuracy and macro-F1, the latter two from the confusion matrix.
 
+    Attributes are for after `compute`, over all ranks; `training/scores.py` says what the first two come to.
+
     Attributes:
-        confusion_CC: documents by true and predicted class, float64 [classes, classes]; over all ranks after `compute`.
-        most_wrong: wrong predictions of the highest loss, highest first, `NUM_WRONG` at most; after `compute`.
+        confusion_CC: documents by true and predicted class, float64 [classes, classes].
+        bins_K3: documents, right predictions and sum of confidences, by confidence, float64 [`NUM_BINS`, 3].
+        brier_score: mean squared distance of a document's probabilities from what is true (1 for its class, 0 for the
+            others), added up over the classes: from 0 to 2.
+        most_wrong: wrong predictions of the highest loss, highest first, `NUM_WRONG` at most.
     """
 
     def __init__(self, num_classes: int):
@@ -89,19 +95,29 @@ class ClassifierMetrics:
         return found["accuracy"]
 
     def reset(self, device: torch.device) -> None:
-        self.loss = torch.zeros(1, dtype=torch.float64, device=device)
+        self.losses = torch.zeros(2, dtype=torch.float64, device=device)  # cross-entropy, squared distance
         self.confusion_CC = torch.zeros(self.num_classes, self.num_classes, dtype=torch.float64, device=device)
+        self.bins_K3 = torch.zeros(NUM_BINS, 3, dtype=torch.float64, device=device)
         self.wrong_W5 = torch.zeros(0, 5, dtype=torch.float64, device=device)  # as the fields of WrongPrediction
 
     def update(self, prediction: Tensor, batch: MicroBatch) -> None:
-        loss_b = F.cross_entropy(prediction.double(), batch.y, reduction="none")
-        probability_b, predicted_b = prediction.double().softmax(1).max(1)
-        self.loss += loss_b.sum()
-        cells = batch.y * self.num_classes + predicted_b
+        documents_b = None if batch.documents is None else torch.from_numpy(batch.documents).to(batch.y.device)
+        self.add(prediction.double().log_softmax(1), batch.y, documents_b)
+
+    def add(self, log_probability_bC: Tensor, label_b: Tensor, document_b: Tensor | None = None) -> None:
+        """Count documents: logarithms of their classes' probabilities (float64), true classes, numbers in the store."""
+        probability_bC = log_probability_bC.exp()
+        confidence_b, predicted_b = probability_bC.max(1)
+        loss_b = F.nll_loss(log_probability_bC, label_b, reduction="none")
+        square_b = (probability_bC - F.one_hot(label_b, self.num_classes)).square().sum(1)
+        self.losses += torch.stack([loss_b.sum(), square_b.sum()])
+        cells = label_b * self.num_classes + predicted_b
         self.confusion_CC += torch.bincount(cells, minlength=self.num_classes**2).view_as(self.confusion_CC)
-        if batch.documents is not None:
-            documents_b = torch.from_numpy(batch.documents).to(batch.y.device)
-            columns = (documents_b, batch.y, predicted_b, probability_b, loss_b)
+        bin_b = (confidence_b * NUM_BINS).ceil().long().clamp(1, NUM_BINS) - 1
+        facts_b3 = torch.stack([torch.ones_like(confidence_b), (predicted_b == label_b).double(), confidence_b], dim=1)
+        self.bins_K3 += F.one_hot(bin_b, NUM_BINS).double().T @ facts_b3
+        if document_b is not None:
+            columns = (document_b, label_b, predicted_b, confidence_b, loss_b)
             self._keep_most_wrong(torch.stack([column.double() for column in columns], dim=1))
 
     def _keep_most_wrong(self, rows_b5: Tensor) -> None:
@@ -111,15 +127,16 @@ class ClassifierMetrics:
         self.wrong_W5 = rows_W5[loss_of_wrong.topk(min(NUM_WRONG, len(rows_W5))).indices]
 
     def compute(self, runtime: Runtime) -> dict[str, float]:
-        sums = runtime.sum(torch.cat([self.loss, self.confusion_CC.flatten()])).cpu()
-        self.confusion_CC = sums[1:].view(self.num_classes, self.num_classes)
-        count = self.confusion_CC.sum().item()
+        mine = (self.losses, self.confusion_CC.flatten(), self.bins_K3.flatten())
+        losses, confusion, bins = runtime.sum(torch.cat(mine)).cpu().split([len(part) for part in mine])
+        self.confusion_CC, self.bins_K3 = confusion.view(self.confusion_CC.shape), bins.view(self.bins_K3.shape)
+        valid_loss, self.brier_score = (losses / self.confusion_CC.sum()).tolist()
         rows = [row for rows in runtime.gather(self.wrong_W5.tolist()) for row in rows if row[1] != row[2]]
         rows.sort(key=lambda row: (-row[4], row[0]))
         self.most_wrong = [WrongPrediction(*map(int, row[:3]), *row[3:]) for row in rows[:NUM_WRONG]]
         return {
-            "valid_loss": sums[0].item() / count,
-            "accuracy": self.confusion_CC.diagonal().sum().item() / count,
+            "valid_loss": valid_loss,
+            "accuracy": (self.confusion_CC.diagonal().sum() / self.confusion_CC.sum()).item(),
             "f1_macro": f1_macro(self.confusion_CC),
         }
 

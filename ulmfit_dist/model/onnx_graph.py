@@ -1,0 +1,151 @@
+"""The classifier as an ONNX graph, put together node by node.
+
+The graph reads a document in each row, from the first column on and padded behind. The network pads in front instead, in
+chunks that it skips; but an LSTM does not see what comes after a document, and the pooling leaves it out, so the answers are
+the same, and whoever calls the graph need not know of chunks. It is not made by torch's exporter, which fixes the number of
+tokens of the second LSTM to that of its example. The price: what the network does is said twice, so exports are compared.
+
+b: documents, T: tokens of the longest, E: width of the embedding.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ulmfit_dist import __version__
+from ulmfit_dist.config import ClassifierConfig
+from ulmfit_dist.data.vocab import PAD_ID
+from ulmfit_dist.model.awd_lstm import encoder_of
+from ulmfit_dist.model.dropout import RowDropout, WeightDropout
+
+if TYPE_CHECKING:
+    import onnx
+
+OPSET, IR_VERSION = 18, 10
+"""Of operators and of the file: those that runtimes since 2024 read."""
+
+
+class Graph:
+    """Nodes and constants of a graph in the making; what gives a value gives its name."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+
+    def constant(self, value: Any) -> str:
+        """A tensor, or numbers, that the graph knows by heart."""
+        from onnx import numpy_helper
+
+        array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+        self.constants.append(numpy_helper.from_array(array, f"constant_{len(self.constants)}"))
+        return self.constants[-1].name
+
+    def add(self, operator: str, *inputs: str, num_outputs: int = 1, **attributes: Any) -> Any:
+        """A node; gives the name of its output, or those of several."""
+        from onnx import helper
+
+        names = [f"{operator.lower()}_{len(self.nodes)}_{i}" for i in range(num_outputs)]
+        self.nodes.append(helper.make_node(operator, inputs, names, **attributes))
+        return names[0] if num_outputs == 1 else names
+
+
+def classifier_graph(model: nn.Module, settings: ClassifierConfig) -> onnx.ModelProto:
+    """The graph of a classifier: `ids`, int64 [documents, tokens], to `probabilities`, float32 [documents, classes].
+
+    Args:
+        model: the classifier, as `load_model` gives it.
+        settings: its section of the config.
+    """
+    from onnx import TensorProto, helper
+
+    graph = Graph()
+    ids_Tb = graph.add("Transpose", "ids", perm=[1, 0])
+    pooled_bE = _encoder(graph, model, settings, ids_Tb)
+    logits_bC = _head(graph, model, pooled_bE)
+    probabilities_bC = graph.add("Softmax", logits_bC, axis=1)
+    graph.nodes.append(helper.make_node("Identity", [probabilities_bC], ["probabilities"]))
+    ids = helper.make_tensor_value_info("ids", TensorProto.INT64, ["documents", "tokens"])
+    num_classes = model[1].layers[-1][-1].out_features  # type: ignore[index]
+    probabilities = helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["documents", num_classes])
+    return helper.make_model(
+        helper.make_graph(graph.nodes, "classifier", [ids], [probabilities], graph.constants),
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+        producer_name="ulmfit_dist",
+        producer_version=__version__,
+    )
+
+
+def _encoder(graph: Graph, model: nn.Module, settings: ClassifierConfig, ids_Tb: str) -> str:
+    """What the head reads of each document, [b, 3E]: `concat_pool` of the LSTMs' output."""
+    from onnx import TensorProto
+
+    encoder = encoder_of(model)
+    text_Tb = graph.add("Not", graph.add("Equal", ids_Tb, graph.constant(PAD_ID)))
+    position_T1 = _positions(graph, ids_Tb)
+    marked_Tb = graph.add("Mul", position_T1, graph.add("Cast", text_Tb, to=TensorProto.INT64))
+    last_b = graph.add("ReduceMax", marked_Tb, graph.constant([0]), keepdims=0)
+    length_b = graph.add("Cast", graph.add("Add", last_b, graph.constant(1)), to=TensorProto.INT32)
+
+    output_TbE, last_1bE = graph.add("Gather", graph.constant(encoder.encoder.weight), ids_Tb), ""
+    for rnn in encoder.rnns:
+        output_TbE, last_1bE = _lstm(graph, rnn, output_TbE, length_b)
+
+    chunk_b = graph.add("Div", last_b, graph.constant(settings.seq_len))
+    chunks_left_out_b = graph.add("Sub", chunk_b, graph.constant(settings.max_len // settings.seq_len - 1))
+    begin_b = graph.add("Mul", chunks_left_out_b, graph.constant(settings.seq_len))
+    pooled_Tb = graph.add("And", text_Tb, graph.add("GreaterOrEqual", position_T1, begin_b))
+    pooled_Tb1 = graph.add("Unsqueeze", pooled_Tb, graph.constant([2]))
+    highest_bE = _reduced(
+        graph, "ReduceMax", graph.add("Where", pooled_Tb1, output_TbE, graph.constant(np.float32(-np.inf)))
+    )
+    sum_bE = _reduced(graph, "ReduceSum", graph.add("Where", pooled_Tb1, output_TbE, graph.constant(np.float32(0))))
+    count_b1 = _reduced(graph, "ReduceSum", graph.add("Cast", pooled_Tb1, to=TensorProto.FLOAT))
+    last_bE = graph.add("Squeeze", last_1bE, graph.constant([0]))
+    return graph.add("Concat", last_bE, highest_bE, graph.add("Div", sum_bE, count_b1), axis=1)
+
+
+def _positions(graph: Graph, ids_Tb: str) -> str:
+    """0, 1, ... T - 1, as a column."""
+    num_tokens = graph.add("Gather", graph.add("Shape", ids_Tb), graph.constant(0))
+    position_T = graph.add("Range", graph.constant(0), num_tokens, graph.constant(1))
+    return graph.add("Unsqueeze", position_T, graph.constant([1]))
+
+
+def _reduced(graph: Graph, operator: str, values_TbE: str) -> str:
+    return graph.add(operator, values_TbE, graph.constant([0]), keepdims=0)
+
+
+def _lstm(graph: Graph, rnn: WeightDropout, input_TbE: str, length_b: str) -> tuple[str, str]:
+    """An LSTM's output [T, b, H], and that of each document's last token, [1, b, H]."""
+    lstm = rnn.module
+    weights = [lstm.weight_ih_l0, rnn.weight_hh_l0_raw, torch.cat([lstm.bias_ih_l0, lstm.bias_hh_l0])]
+    constants = [graph.constant(_in_order_of_onnx(weight, lstm.hidden_size)[None]) for weight in weights]
+    output_T1bH, last_1bH = graph.add("LSTM", input_TbE, *constants, length_b, num_outputs=2, hidden_size=lstm.hidden_size)
+    return graph.add("Squeeze", output_T1bH, graph.constant([1])), last_1bH
+
+
+def _in_order_of_onnx(weight: Tensor, hidden_size: int) -> Tensor:
+    """torch's gates (input, forget, cell, output), once or more, as input, output, forget, cell."""
+    gates = weight.split(hidden_size)
+    return torch.cat([gates[i + gate] for i in range(0, len(gates), 4) for gate in (0, 3, 1, 2)])
+
+
+def _head(graph: Graph, model: nn.Module, x_bF: str) -> str:
+    """Logits [b, classes]."""
+    for layer in (layer for block in model[1].layers for layer in block):  # type: ignore[index]
+        if isinstance(layer, nn.BatchNorm1d):
+            statistics = (layer.weight, layer.bias, layer.running_mean, layer.running_var)
+            x_bF = graph.add("BatchNormalization", x_bF, *map(graph.constant, statistics), epsilon=layer.eps)
+        elif isinstance(layer, nn.Linear):
+            bias = [] if layer.bias is None else [graph.constant(layer.bias)]
+            x_bF = graph.add("Gemm", x_bF, graph.constant(layer.weight), *bias, transB=1)
+        elif isinstance(layer, nn.ReLU):
+            x_bF = graph.add("Relu", x_bF)
+        else:
+            assert isinstance(layer, RowDropout), layer
+    return x_bF

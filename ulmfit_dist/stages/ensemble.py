@@ -1,0 +1,164 @@
+"""Several classifiers that answer together: the mean of their probabilities.
+
+The paper's figures are those of two, of which one reads the texts from their end (Howard & Ruder, 2018, section 3.3). Each
+member has a tokenizer and vocabulary of its own, so for new texts they must agree on the labels alone. To be measured
+they must have the same token store and the same validation documents: on others, one of them may have trained.
+
+N: validation documents, C: classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ulmfit_dist.data.batches import MicroBatch
+from ulmfit_dist.data.splits import split_documents
+from ulmfit_dist.data.store import TokenStore
+from ulmfit_dist.data.tokenizer import check_rules
+from ulmfit_dist.errors import UserError
+from ulmfit_dist.model.export import Exported, load_model, read_exported
+from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.stages.classifier import classifier_loaders
+from ulmfit_dist.stages.evaluate import check_store, classifier_figures, in_precision, read_batches
+from ulmfit_dist.stages.predict import BATCH_TOKENS, Classifier, TextClassifier
+from ulmfit_dist.stages.prepare import prepare
+from ulmfit_dist.stages.run import model_folder
+from ulmfit_dist.training.metrics import ClassifierMetrics
+
+
+class Ensemble(Classifier):
+    """Exported classifiers as one.
+
+    Args:
+        folders: of each, a run directory or its `classifier/`.
+        device: where to compute.
+        trust_rules: whether to call the functions of yours that the models' configs name (tokenizer.rules).
+
+    Attributes:
+        members: the classifiers.
+
+    Raises:
+        UserError: less than two; no classifier there, or a damaged one; labels that differ.
+    """
+
+    def __init__(self, folders: Sequence[str | Path], device: torch.device | str = "cpu", trust_rules: bool = False):
+        self.labels = _common_labels(_read_members(folders))
+        self.members = [TextClassifier(folder, device, trust_rules) for folder in folders]
+        self.settings = self.members[0].settings
+
+    def predict_proba(self, texts: Sequence[str], batch_tokens: int = BATCH_TOKENS) -> np.ndarray:
+        return np.mean([member.predict_proba(texts, batch_tokens) for member in self.members], axis=0)
+
+
+def evaluate_ensemble(folders: Sequence[str | Path], runtime: Runtime, trust_rules: bool = False) -> dict[str, Any]:
+    """Metrics of classifiers and of their mean on the validation documents that they have in common. Collective.
+
+    Args:
+        folders, trust_rules: as for `Ensemble`.
+
+    Returns:
+        `ensemble`: the figures of the mean, as `evaluate` gives them for a classifier; `members`: for each its folder, as
+        `run`, and those of the figures that are a single number.
+
+    Raises:
+        UserError: as `Ensemble`; no store of their texts, or texts that have changed since; members that were trained on
+            different texts, or validated on different documents.
+    """
+    members = _read_members(folders)
+    labels = _common_labels(members)
+    if (target := members[0].config.classifier.target) != "category":
+        raise UserError(
+            f"classifier.target={target}: such an ensemble is not measured: label texts with it (--text, --file)"
+        )
+    for exported in members:
+        check_rules(exported.config.tokenizer, exported.folder, trust_rules)
+    stores = [prepare(exported.config, runtime) for exported in members]
+    with runtime.together():
+        documents_N = _common_documents(members, stores)
+    label_N = stores[0].labels[documents_N]
+    said = [_probabilities(*member, documents_N, runtime) for member in zip(members, stores, strict=True)]
+    alone = [_figures(probability_NC, label_N, labels, runtime) for probability_NC in said]
+    return {
+        "members": [{"run": str(run)} | _single_numbers(figures) for run, figures in zip(folders, alone, strict=True)],
+        "ensemble": _figures(torch.stack(said).mean(0), label_N, labels, runtime),
+    }
+
+
+def _single_numbers(figures: dict[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in figures.items() if isinstance(value, float)}
+
+
+def _read_members(folders: Sequence[str | Path]) -> list[Exported]:
+    if len(folders) < 2:
+        raise UserError(f"an ensemble of {len(folders)}: name two runs or more, such as runs/imdb runs/imdb-backwards")
+    return [read_exported(model_folder(Path(folder), "classifier")) for folder in folders]
+
+
+def _common_labels(members: Sequence[Exported]) -> list[str]:
+    first, *others = members
+    for other in others:
+        if other.config.classifier.target != first.config.classifier.target:
+            raise UserError(
+                f"{other.folder} and {first.folder} have not the same classifier.target: they cannot be averaged"
+            )
+        if other.labels != first.labels:
+            raise UserError(
+                f"{other.folder} has other labels ({_named(other.labels)}) than {first.folder} ({_named(first.labels)}): "
+                f"the members of an ensemble must have the same"
+            )
+    assert first.labels is not None  # model_folder has looked for them
+    return first.labels
+
+
+def _named(labels: Sequence[str] | None) -> str:
+    labels = labels or []
+    return ", ".join(labels[:5]) + (f", ... {len(labels)} in all" if len(labels) > 5 else "")
+
+
+def _common_documents(members: Sequence[Exported], stores: Sequence[TokenStore]) -> np.ndarray:
+    """The documents that all were validated on, int64 [N], ascending."""
+    first, expected = members[0], split_documents(stores[0], members[0].config).classifier_valid
+    for exported, store in zip(members, stores, strict=True):
+        check_store(exported, store)
+        if store.fingerprint != stores[0].fingerprint:
+            raise UserError(
+                f"{exported.folder} was trained on another token store ({store.path}) than {first.folder} "
+                f"({stores[0].path}): give both the same texts and tokenizer; or label texts with them (--text, --file)"
+            )
+        if not np.array_equal(split_documents(store, exported.config).classifier_valid, expected):
+            raise UserError(
+                f"{exported.folder} was validated on other documents than {first.folder}, so one has trained on what "
+                f"measures the other: train both with the same seed and data.valid_pct"
+            )
+    return expected
+
+
+def _probabilities(exported: Exported, store: TokenStore, documents_N: np.ndarray, runtime: Runtime) -> Tensor:
+    """What a member says of all documents, float64 [N, C], on every rank. Collective."""
+    probability_NC = torch.zeros(len(documents_N), len(store.label_names), dtype=torch.float64, device=runtime.device)
+
+    def keep(prediction: Tensor, batch: MicroBatch) -> None:
+        assert batch.documents is not None  # the classifier's batches are of documents
+        probability_NC[np.searchsorted(documents_N, batch.documents)] = prediction.double().softmax(1)
+
+    with runtime.together():
+        valid = classifier_loaders(exported.config, runtime, store)[1]
+        model = in_precision(load_model(exported, runtime.device), "classifier", runtime)
+        read_batches(model, valid, keep, runtime)
+    return runtime.sum(probability_NC)
+
+
+def _figures(probability_NC: Tensor, label_N: np.ndarray, labels: Sequence[str], runtime: Runtime) -> dict[str, Any]:
+    """Metrics of probabilities that every rank has: each counts a share of the documents. Collective."""
+    mine = slice(runtime.rank, None, runtime.world_size)
+    log_probability_NC = probability_NC.clamp_min(torch.finfo(torch.float64).tiny).log()
+    metrics = ClassifierMetrics(len(labels))
+    metrics.reset(runtime.device)
+    metrics.add(log_probability_NC[mine], torch.from_numpy(label_N.astype(np.int64)).to(runtime.device)[mine])
+    return classifier_figures(metrics, labels, runtime)

@@ -1,0 +1,115 @@
+"""A classifier for programs that have neither torch nor this package: an ONNX graph, and what is needed to call it.
+
+model.onnx              ids, int64 [documents, tokens], to probabilities, float32 [documents, classes]
+reading.json            how a text becomes ids: tokenizer, direction, length, ids of padding and of unknown tokens
+vocab.json              tokens by id
+labels.json             class names by index
+sentencepiece.model     what makes the tokens, if that is SentencePiece
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from ulmfit_dist.data.classifier_batches import pad_chunks
+from ulmfit_dist.data.store import MODEL_FILE, write_bytes, write_json
+from ulmfit_dist.data.vocab import PAD_ID, UNK_ID
+from ulmfit_dist.errors import UserError
+from ulmfit_dist.model.export import Exported, load_model, read_exported
+from ulmfit_dist.model.onnx_graph import classifier_graph
+from ulmfit_dist.stages.run import model_folder
+
+LARGEST_DIFFERENCE, LARGEST_SHARE = 1e-4, 1e-3
+"""Between a probability of the graph and of the model; and as a share of it, since a sure model hides much in the former."""
+
+
+def export_to_onnx(run: Path, output: Path) -> Path:
+    """Write a classifier as an ONNX graph, with all that is needed to call it beside it, once the two have been compared.
+
+    Args:
+        run: a run directory, or its `classifier/`.
+        output: the graph's file; its folder is made.
+
+    Returns:
+        The graph's file.
+
+    Raises:
+        UserError: no classifier there; onnx is not installed; the folder cannot be written; the graph's probabilities are
+            not the model's.
+    """
+    exported = read_exported(model_folder(run, "classifier"))
+    if exported.config.classifier.target != "category":
+        raise UserError(
+            f"{run}: classifier.target={exported.config.classifier.target}: only classifiers of one class go to ONNX"
+        )
+    _check_installed()
+    model = load_model(exported)
+    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(classifier_graph(model, exported.config.classifier).SerializeToString())
+        _compare(temporary, model, exported)
+        _write_companions(exported, output.parent)
+        temporary.replace(output)
+    except OSError as error:
+        raise UserError(f"{output}: cannot be written ({error.strerror or error}): name another file") from None
+    finally:
+        if output.parent.is_dir():
+            temporary.unlink(missing_ok=True)
+    return output
+
+
+def padded_behind(documents: Sequence[np.ndarray]) -> np.ndarray:
+    """Documents as the graph reads them, int64 [documents, tokens]."""
+    ids_bT = np.full((len(documents), max(map(len, documents))), PAD_ID, dtype=np.int64)
+    for ids_T, document in zip(ids_bT, documents, strict=True):
+        ids_T[: len(document)] = document
+    return ids_bT
+
+
+def _check_installed() -> None:
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"{error.name} is not installed: pip install 'ulmfit-dist[onnx]'") from None
+
+
+@torch.no_grad()
+def _compare(graph: Path, model: nn.Module, exported: Exported) -> None:
+    """Raise UserError unless graph and model say the same of made-up documents, from one token to many chunks."""
+    import onnxruntime
+
+    seq_len = exported.config.classifier.seq_len
+    longest = exported.config.classifier.max_len + 2 * seq_len + 1
+    rng = np.random.default_rng(0)
+    lengths = (longest, 2 * seq_len, seq_len + 1, max(1, seq_len - 1), 1)
+    documents = [rng.integers(PAD_ID + 1, len(exported.vocab), length) for length in lengths]
+    expected = model(pad_chunks(documents, -(-longest // seq_len) * seq_len, seq_len))[0].softmax(1).numpy()
+    session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
+    found = session.run(["probabilities"], {"ids": padded_behind(documents)})[0]
+    difference = np.abs(found - expected)
+    largest, share = float(difference.max()), float((difference / expected.clip(1e-9)).max())
+    if not (largest <= LARGEST_DIFFERENCE and share <= LARGEST_SHARE):
+        raise UserError(
+            f"the ONNX graph of {exported.folder} is not written: its probabilities differ by up to {largest:.2g}, and "
+            f"{share:.2%}, from the model's (torch {torch.__version__}, onnxruntime {onnxruntime.__version__})"
+        )
+
+
+def _write_companions(exported: Exported, folder: Path) -> None:
+    config = exported.config
+    reading = {"tokenizer": asdict(config.tokenizer), "backwards": config.model.backwards}
+    reading |= {"truncate_to": config.classifier.truncate_to, "padding_id": PAD_ID, "unknown_id": UNK_ID}
+    write_json(folder / "reading.json", reading)
+    write_json(folder / "vocab.json", exported.vocab)
+    write_json(folder / "labels.json", exported.labels)
+    if (exported.folder / MODEL_FILE).exists():
+        write_bytes(folder / MODEL_FILE, (exported.folder / MODEL_FILE).read_bytes())
