@@ -222,9 +222,10 @@ def name_error(code: Snippet) -> str:
     pattern = re.sub(r"\b[A-Z]+\b", "*", code.text)  # a name of the reader's own
     if re.fullmatch(rf"{FOLDERS}/[\w./*-]*", pattern) and not list(ROOT.glob(pattern)):
         return f"no {code.text}"
-    test = re.fullmatch(r"(?:tests/)?(?:\w+/)?(test_\w+\.py)(?:::(test_\w+))?", code.text)
-    if test:
-        files = list((ROOT / "tests").rglob(test[1]))
-        if not files or (test[2] and f"def {test[2]}(" not in files[0].read_text(encoding="utf-8")):
+    test = re.fullmatch(r"(?:(?:tests/)?(?:\w+/)?(test_\w+\.py))?(?:::(test_\w+)(?:\[.*\])?)?", code.text)
+    if test and code.text:
+        files = [path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob(test[1] or "test_*.py")]
+        wanted = f"def {test[2]}(" if test[2] else ""
+        if not any(wanted in text for text in files):
             return f"no {code.text}"
     return ""
