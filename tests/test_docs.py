@@ -2,7 +2,11 @@
 
 import ast
 import importlib
+import os
 import re
+import subprocess
+import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -16,6 +20,7 @@ from benchmarks.__main__ import NAMES
 from ulmfit_dist.cli import COMMANDS
 from ulmfit_dist.compose import describe, load_config
 from ulmfit_dist.config import Config
+from ulmfit_dist.data.sources import open_source
 from ulmfit_dist.errors import UserError, did_you_mean
 from ulmfit_dist.manual import page as configuration_page
 from ulmfit_dist.words import parse
@@ -56,6 +61,11 @@ def test_every_link_leads_somewhere():
     check(found_by(links), link_error)
 
 
+def test_every_page_is_in_the_list_of_pages():
+    listed = {link.text for link in links(ROOT / "docs/README.md")}
+    assert {page.name for page in (ROOT / "docs").glob("*.md")} - listed == {"README.md"}, "add them to docs/README.md"
+
+
 def test_every_command_parses_and_its_config_composes():
     ours = [(place, rest) for place, words in commands() if (rest := words_of_ours(words))]
     assert len(ours) > 30
@@ -73,6 +83,20 @@ def test_every_key_in_a_line_of_text_exists_and_takes_its_value():
 
 def test_python_compiles_and_imports_what_is_there():
     check(written("python", by=r"^python"), lambda block: ", ".join(missing_imports(block.text)))
+
+
+def test_the_worked_example_makes_texts_with_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    for block in fenced(ROOT / "docs/getting-started.md"):
+        if "<<'EOF'" in block.text:
+            subprocess.run(["bash", "-c", block.text], cwd=tmp_path, check=True)
+    monkeypatch.chdir(tmp_path)
+    documents = open_source(load_config("meldungen.yaml").data).splits["train"]
+    texts, labels = documents.read(0, len(documents))
+    assert len(texts) == 600
+    assert all(texts)
+    assert Counter(labels)[None] == 200
+    assert set(labels) == {"Sport", "Wetter", "Küche", None}
 
 
 def test_every_file_and_test_that_is_named_exists():
@@ -198,9 +222,10 @@ def name_error(code: Snippet) -> str:
     pattern = re.sub(r"\b[A-Z]+\b", "*", code.text)  # a name of the reader's own
     if re.fullmatch(rf"{FOLDERS}/[\w./*-]*", pattern) and not list(ROOT.glob(pattern)):
         return f"no {code.text}"
-    test = re.fullmatch(r"(?:tests/)?(?:\w+/)?(test_\w+\.py)(?:::(test_\w+))?", code.text)
-    if test:
-        files = list((ROOT / "tests").rglob(test[1]))
-        if not files or (test[2] and f"def {test[2]}(" not in files[0].read_text(encoding="utf-8")):
+    test = re.fullmatch(r"(?:(?:tests/)?(?:\w+/)?(test_\w+\.py))?(?:::(test_\w+)(?:\[.*\])?)?", code.text)
+    if test and code.text:
+        files = [path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob(test[1] or "test_*.py")]
+        wanted = f"def {test[2]}(" if test[2] else ""
+        if not any(wanted in text for text in files):
             return f"no {code.text}"
     return ""

@@ -119,7 +119,7 @@ def test_a_full_tokenizer_starts_anew(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_an_unknown_language_is_named():
-    with pytest.raises(UserError, match=r"tokenizer\.lang='klingon'"):
+    with pytest.raises(UserError, match=r"tokenizer\.lang='klingon': give spaCy's code"):
         Tokenizer("klingon")
 
 

@@ -52,7 +52,9 @@ def _table(title: str, section: Config | Phase, prefix: str) -> Iterator[str]:
     rows = [("key", "type", "default", "meaning"), ("---",) * 4]
     for key, default, meaning in describe(section):
         if key in types:  # those of Config's sections have a table of their own
-            rows.append((f"`{prefix}{key}`", _type(types[key]), f"`{default}`" if default else "", meaning))
+            rows.append(
+                (f"`{prefix}{key}`", _type(types[key]), f"`{default}`" if default else "", meaning.replace("|", r"\|"))
+            )
     yield "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
 
 

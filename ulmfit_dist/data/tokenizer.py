@@ -108,7 +108,9 @@ def _spacy_tokenizer(lang: str) -> Any:
     try:
         tokenizer = spacy.blank(lang).tokenizer
     except ImportError as error:
-        raise UserError(f"tokenizer.lang={lang!r}: {str(error).splitlines()[0]}") from None
+        is_unknown = "E048" in str(error)  # else a package for it is missing, and spaCy names it
+        mend = "give spaCy's code of a language, such as en or de" if is_unknown else str(error).splitlines()[0]
+        raise UserError(f"tokenizer.lang={lang!r}: {mend}") from None
     if not hasattr(tokenizer, "add_special_case"):
         raise UserError(f"tokenizer.lang={lang!r}: spaCy's tokenizer for it cannot keep fastai's special tokens whole")
     tokenizer.vocab.lex_attr_getters = {}  # is_alpha, shape, ...: not needed, and most of what a new word costs
