@@ -145,6 +145,8 @@ class LMConfig:
     """Adam's first beta at the start, the top and the end of a cycle."""
     grad_clip: float | None = None
     """Norm that the gradient is clipped to. null: no clipping."""
+    callbacks: list[Any] = field(default_factory=list)
+    """fastai callbacks of yours on every rank: module.Class, or {path: module.Class, argument: value}."""
     phases: list[Phase] = field(default_factory=lambda: [Phase(1, 1e-2, -1), Phase(10, 1e-3, 0)])
     """The recipe: what is trained, how long, at which learning rate."""
 
@@ -181,6 +183,10 @@ class ClassifierConfig:
     """Adam's first beta at the start, the top and the end of a cycle."""
     grad_clip: float | None = None
     """Norm that the gradient is clipped to. null: no clipping."""
+    callbacks: list[Any] = field(default_factory=list)
+    """fastai callbacks of yours on every rank: module.Class, or {path: module.Class, argument: value}."""
+    metrics: list[Any] = field(default_factory=list)
+    """Metrics over all validation documents: module.name, such as fastai.metrics.F1Score, or {path: ..., average: macro}."""
     phases: list[Phase] = field(
         default_factory=lambda: [
             Phase(1, 2e-2, -1),

@@ -27,11 +27,13 @@ class EpochTable:
     Args:
         stage: "lm" or "classifier".
         phases: of its recipe.
+        own: names of metrics of the user's.
     """
 
-    def __init__(self, stage: str, phases: Sequence[Phase]):
+    def __init__(self, stage: str, phases: Sequence[Phase], own: Sequence[str] = ()):
         self.stage, self.phases = stage, phases
-        self.columns = EPOCH_COLUMNS[stage]
+        *columns, speed = EPOCH_COLUMNS[stage]
+        self.columns = (*columns, *own, speed)
 
     def header(self) -> str:
         columns = ("stage", "phase", "epoch", *self.columns, "time")
@@ -70,7 +72,7 @@ def duration(seconds: float | None) -> str:
 
 
 def _row(columns: Sequence[str], cells: Sequence[str]) -> str:
-    first, *rest = (WIDTHS.get(column, 12) for column in columns)
+    first, *rest = (WIDTHS.get(column, max(12, len(column) + 2)) for column in columns)
     return f"{cells[0]:<{first}}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells[1:], rest, strict=True))
 
 

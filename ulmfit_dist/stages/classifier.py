@@ -20,6 +20,8 @@ from ulmfit_dist.stages.resume import Found
 from ulmfit_dist.stages.train import train_stage
 from ulmfit_dist.training.learner import build_learner
 from ulmfit_dist.training.metrics import ClassifierMetrics
+from ulmfit_dist.training.own_callbacks import add_callbacks, check_callbacks
+from ulmfit_dist.training.own_metrics import build_metrics
 from ulmfit_dist.training.steps import ClassifierLearner
 from ulmfit_dist.training.tracking import Tracker
 
@@ -43,19 +45,29 @@ def classifier_learner(config: Config, runtime: Runtime, store: TokenStore) -> C
     seed_torch(config.seed, "classifier", "weights")
     model = build_classifier(len(store.vocab), len(store.label_names), config.model, config.classifier)
     load_encoder(encoder_of(model), read_exported(config.run_dir / "lm"), store.vocab)
-    return build_learner(
+    learner = build_learner(
         ClassifierLearner,
         "classifier",
         config.classifier,
         model,
         awd_lstm_clas_split,
         classifier_loss(config, store),
-        ClassifierMetrics(len(store.label_names)),
+        ClassifierMetrics(len(store.label_names), build_metrics(config.classifier.metrics, len(store.label_names))),
         train,
         valid,
         runtime,
         config.seed,
     )
+    add_callbacks(learner, "classifier", config.classifier.callbacks)
+    return learner
+
+
+def check_classifier(config: Config, runtime: Runtime, store: TokenStore) -> None:
+    """Raise UserError for what the stage would refuse once the language model is there."""
+    classifier_loaders(config, runtime, store)
+    classifier_loss(config, store)
+    build_metrics(config.classifier.metrics, len(store.label_names))
+    check_callbacks("classifier", config.classifier.callbacks)
 
 
 def classifier_loss(config: Config, store: TokenStore) -> ClassifierLoss:

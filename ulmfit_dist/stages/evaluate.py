@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from ulmfit_dist.stages.lm import PRODUCT_DTYPES, lm_loaders
 from ulmfit_dist.stages.prepare import prepare
 from ulmfit_dist.stages.run import find_model
 from ulmfit_dist.training.metrics import ClassifierMetrics, LMMetrics, Metrics
+from ulmfit_dist.training.own_metrics import build_metrics
 
 
 def evaluate(run: Path, runtime: Runtime, trust_rules: bool = False) -> dict[str, dict[str, Any]]:
@@ -31,7 +33,8 @@ def evaluate(run: Path, runtime: Runtime, trust_rules: bool = False) -> dict[str
     its labels.
 
     Args:
-        trust_rules: whether to call the functions that the model's config names (tokenizer.rules).
+        trust_rules: whether to call what the model's config names: tokenizer.rules and classifier.metrics. Without, the
+            former are refused, and the latter left out.
 
     Raises:
         UserError: no exported model, no store of its texts, or texts that have changed since.
@@ -42,10 +45,12 @@ def evaluate(run: Path, runtime: Runtime, trust_rules: bool = False) -> dict[str
     exports = {stage: read_exported(folder) for stage, folder in folders.items()}
     for exported in exports.values():
         check_rules(exported.config.tokenizer, exported.folder, trust_rules)
-    return {stage: _evaluate_stage(stage, exported, runtime) for stage, exported in exports.items()}
+    if "classifier" in exports and exports["classifier"].config.classifier.metrics and not trust_rules and runtime.is_main:
+        print("warning: its classifier.metrics are left out: say --trust-rules to compute them", file=sys.stderr)
+    return {stage: _evaluate_stage(stage, exported, runtime, trust_rules) for stage, exported in exports.items()}
 
 
-def _evaluate_stage(stage: str, exported: Exported, runtime: Runtime) -> dict[str, Any]:
+def _evaluate_stage(stage: str, exported: Exported, runtime: Runtime, trust: bool) -> dict[str, Any]:
     store = prepare(exported.config, runtime)
     with runtime.together():
         _check_store(exported, store)
@@ -55,7 +60,10 @@ def _evaluate_stage(stage: str, exported: Exported, runtime: Runtime) -> dict[st
             metrics = LMMetrics(DecoderLoss(model[1].decoder, PRODUCT_DTYPES[runtime.precision]))  # type: ignore[index]
             valid: Batches = lm_loaders(exported.config, runtime, store)[1]
         else:
-            metrics = ClassifierMetrics(len(store.label_names))
+            num_classes = len(store.label_names)
+            metrics = ClassifierMetrics(
+                num_classes, build_metrics(exported.config.classifier.metrics if trust else [], num_classes)
+            )
             valid = classifier_loaders(exported.config, runtime, store)[1]
         metrics.reset(runtime.device)
         _run(_in_precision(model, stage, runtime), valid, metrics, runtime)

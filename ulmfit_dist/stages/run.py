@@ -15,7 +15,7 @@ from ulmfit_dist.data.store import TokenStore
 from ulmfit_dist.errors import FAILED, RESUMABLE, Interrupted, UserError
 from ulmfit_dist.model.export import WEIGHTS, read_exported
 from ulmfit_dist.runtime import Runtime
-from ulmfit_dist.stages.classifier import classifier_loaders, classifier_loss, train_classifier
+from ulmfit_dist.stages.classifier import check_classifier, train_classifier
 from ulmfit_dist.stages.lm import lm_loaders, train_lm
 from ulmfit_dist.stages.prepare import prepare
 from ulmfit_dist.stages.resume import Found, find_checkpoint
@@ -52,8 +52,7 @@ def run(config: Config, runtime: Runtime, fresh: bool = False) -> None:
             done[stage], found[stage] = _look(config, runtime, stage, store) if is_open else (False, None)
         with runtime.together():
             lm_loaders(config, runtime, store)
-            classifier_loaders(config, runtime, store)
-            classifier_loss(config, store)
+            check_classifier(config, runtime, store)
         _say_precision(config, runtime)
         for stage, train in TRAIN.items():
             if done[stage]:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from ulmfit_dist.data.batches import MicroBatch
 from ulmfit_dist.model.loss import DecoderLoss
 from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.training.own_metrics import OwnMetrics
 
 NUM_WRONG = 20
 """Wrong predictions that an evaluation keeps."""
@@ -71,20 +72,25 @@ class WrongPrediction:
 class ClassifierMetrics:
     """Cross-entropy per document, accuracy and macro-F1, the latter two from the confusion matrix.
 
+    Args:
+        own: metrics of the user's beside these.
+
     Attributes:
         confusion_CC: documents by true and predicted class, float64 [classes, classes]; over all ranks after `compute`.
         most_wrong: wrong predictions of the highest loss, highest first, `NUM_WRONG` at most; after `compute`.
     """
 
-    def __init__(self, num_classes: int):
-        self.num_classes = num_classes
+    def __init__(self, num_classes: int, own: OwnMetrics | None = None):
+        self.num_classes, self.own = num_classes, own or OwnMetrics()
 
     def reset(self, device: torch.device) -> None:
+        self.own.reset()
         self.loss = torch.zeros(1, dtype=torch.float64, device=device)
         self.confusion_CC = torch.zeros(self.num_classes, self.num_classes, dtype=torch.float64, device=device)
         self.wrong_W5 = torch.zeros(0, 5, dtype=torch.float64, device=device)  # as the fields of WrongPrediction
 
     def update(self, prediction: Tensor, batch: MicroBatch) -> None:
+        self.own.update(prediction, batch)
         loss_b = F.cross_entropy(prediction.double(), batch.y, reduction="none")
         probability_b, predicted_b = prediction.double().softmax(1).max(1)
         self.loss += loss_b.sum()
@@ -112,6 +118,7 @@ class ClassifierMetrics:
             "valid_loss": sums[0].item() / count,
             "accuracy": self.confusion_CC.diagonal().sum().item() / count,
             "f1_macro": f1_macro(self.confusion_CC),
+            **self.own.compute(runtime),
         }
 
 
