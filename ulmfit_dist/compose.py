@@ -262,6 +262,8 @@ def _positive_integers(config: Config) -> Iterator[tuple[str, int]]:
     for stage, settings in (("lm", config.lm), ("classifier", config.classifier)):
         yield f"{stage}.global_batch_size", settings.global_batch_size
         yield f"{stage}.seq_len", settings.seq_len
+        if settings.early_stopping is not None:
+            yield f"{stage}.early_stopping", settings.early_stopping
     yield "classifier.max_len", config.classifier.max_len
     if config.classifier.truncate_to is not None:
         yield "classifier.truncate_to", config.classifier.truncate_to
@@ -291,6 +293,7 @@ def _check_stage(stage: str, settings: LMConfig | ClassifierConfig, n_layers: in
     for key in ("wd", "alpha", "beta"):
         if not (math.isfinite(getattr(settings, key)) and getattr(settings, key) >= 0):
             raise UserError(f"{stage}.{key}={getattr(settings, key)}: give a number of at least 0")
+    _one_of(f"{stage}.select", settings.select, ("last", "best"))
     if settings.grad_clip is not None and not settings.grad_clip > 0:
         raise UserError(f"{stage}.grad_clip={settings.grad_clip}: give a norm above 0, or null")
     if not settings.phases:

@@ -158,6 +158,12 @@ class LMConfig:
     """Adam's first beta at the start, the top and the end of a cycle."""
     grad_clip: float | None = None
     """Norm that the gradient is clipped to. null: no clipping."""
+    select: str = "last"
+    """Whose model is exported: last, or best: that of the epoch with the lowest valid_loss."""
+    early_stopping: int | None = None
+    """End the stage after so many epochs in a row that were no better than the best before. null: never."""
+    callbacks: list[Any] = field(default_factory=list)
+    """fastai callbacks of yours on every rank: module.Class, or {path: module.Class, argument: value}."""
     phases: list[Phase] = field(default_factory=lambda: [Phase(1, 1e-2, -1), Phase(10, 1e-3, 0)])
     """The recipe: what is trained, how long, at which learning rate."""
 
@@ -202,6 +208,14 @@ class ClassifierConfig:
     """Adam's first beta at the start, the top and the end of a cycle."""
     grad_clip: float | None = None
     """Norm that the gradient is clipped to. null: no clipping."""
+    select: str = "last"
+    """Whose model is exported: last, or best: that of the epoch with the highest accuracy."""
+    early_stopping: int | None = None
+    """End the stage after so many epochs in a row that were no better than the best before. null: never."""
+    callbacks: list[Any] = field(default_factory=list)
+    """fastai callbacks of yours on every rank: module.Class, or {path: module.Class, argument: value}."""
+    metrics: list[Any] = field(default_factory=list)
+    """Metrics over all validation documents: module.name, such as fastai.metrics.F1Score, or {path: ..., average: macro}."""
     phases: list[Phase] = field(
         default_factory=lambda: [
             Phase(1, 2e-2, -1),

@@ -10,7 +10,7 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,15 @@ from ulmfit_dist.errors import UserError
 Function = Callable[[Any], Any]
 
 
-def import_function(path: str, key: str) -> Function:
-    """A function named as `module.function`.
+def import_path(path: str, key: str, what: str = "module.function") -> Any:
+    """What a path names: a function, or a class.
 
     Args:
         key: of the config, for messages.
+        what: the path's form, for messages.
 
     Raises:
-        UserError: there is none, or its module fails.
+        UserError: there is none, or its module fails, or it cannot be called.
     """
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # which a console script does not search
@@ -36,10 +37,19 @@ def import_function(path: str, key: str) -> Function:
     try:
         function = getattr(importlib.import_module(module), name)
     except Exception as error:
-        raise UserError(f"{key}: {path!r} cannot be imported ({on_one_line(error)}): give it as module.function") from None
+        raise UserError(f"{key}: {path!r} cannot be imported ({on_one_line(error)}): give it as {what}") from None
     if not callable(function):
-        raise UserError(f"{key}: {path!r} is not a function")
+        raise UserError(f"{key}: {path!r} cannot be called: give it as {what}")
     return function
+
+
+def path_and_arguments(entry: Any, key: str) -> tuple[str, dict[str, Any]]:
+    """An entry of a list of parts: `module.name`, or `{path: module.name, argument: value, ...}`. Raises UserError."""
+    if isinstance(entry, str):
+        return entry, {}
+    if isinstance(entry, Mapping) and isinstance(entry.get("path"), str):
+        return entry["path"], {str(name): value for name, value in entry.items() if name != "path"}
+    raise UserError(f"{key}: {entry!r}: give module.name, or {{path: module.name, argument: value}}")
 
 
 def identity_of(function: Function, path: str) -> list[str]:

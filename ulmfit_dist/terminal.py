@@ -30,11 +30,13 @@ class EpochTable:
         stage: "lm" or "classifier".
         phases: of its recipe.
         target: of a classifier.
+        own: names of metrics of the user's.
     """
 
-    def __init__(self, stage: str, phases: Sequence[Phase], target: str = "category"):
+    def __init__(self, stage: str, phases: Sequence[Phase], target: str = "category", own: Sequence[str] = ()):
         self.stage, self.phases = stage, phases
-        self.columns = EPOCH_COLUMNS["regression" if (stage, target) == ("classifier", "regression") else stage]
+        *columns, speed = EPOCH_COLUMNS["regression" if (stage, target) == ("classifier", "regression") else stage]
+        self.columns = (*columns, *own, speed)
 
     def header(self) -> str:
         columns = ("stage", "phase", "epoch", *self.columns, "time")
@@ -75,7 +77,7 @@ def duration(seconds: float | None) -> str:
 
 
 def _row(columns: Sequence[str], cells: Sequence[str]) -> str:
-    first, *rest = (WIDTHS.get(column, 12) for column in columns)
+    first, *rest = (WIDTHS.get(column, max(12, len(column) + 2)) for column in columns)
     return f"{cells[0]:<{first}}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells[1:], rest, strict=True))
 
 

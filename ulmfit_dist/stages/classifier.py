@@ -21,6 +21,7 @@ from ulmfit_dist.stages.resume import Found
 from ulmfit_dist.stages.train import train_stage
 from ulmfit_dist.training.learner import build_learner
 from ulmfit_dist.training.objective import Loss, make_loss, make_metrics
+from ulmfit_dist.training.own_callbacks import add_callbacks, check_callbacks
 from ulmfit_dist.training.steps import ClassifierLearner
 from ulmfit_dist.training.tracking import Tracker
 
@@ -48,7 +49,7 @@ def classifier_learner(config: Config, runtime: Runtime, store: TokenStore) -> C
     seed_torch(config.seed, "classifier", "weights")
     model = build_classifier(len(store.vocab), train.targets.num_outputs, config.model, config.classifier)
     _load_encoder(encoder_of(model), config, runtime, store)
-    return build_learner(
+    learner = build_learner(
         ClassifierLearner,
         "classifier",
         config.classifier,
@@ -61,12 +62,16 @@ def classifier_learner(config: Config, runtime: Runtime, store: TokenStore) -> C
         runtime,
         config.seed,
     )
+    add_callbacks(learner, "classifier", config.classifier.callbacks)
+    return learner
 
 
 def check_classifier(config: Config, runtime: Runtime, store: TokenStore) -> None:
     """Refuse, before anything is trained, what this stage cannot be trained on. Raises UserError."""
     train, _ = classifier_loaders(config, runtime, store)
     classifier_loss(config, train)
+    make_metrics(train.targets, config.classifier)
+    check_callbacks("classifier", config.classifier.callbacks)
 
 
 def classifier_loss(config: Config, train: ClassifierBatches) -> Loss:

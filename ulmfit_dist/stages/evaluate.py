@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,8 @@ def evaluate(run: Path, runtime: Runtime, trust_rules: bool = False) -> dict[str
     The classifier's are those of `classifier_figures`.
 
     Args:
-        trust_rules: whether to call the functions that the model's config names (tokenizer.rules).
+        trust_rules: whether to call what the model's config names: tokenizer.rules and classifier.metrics. Without, the
+            former are refused, and the latter left out.
 
     Raises:
         UserError: no exported model, no store of its texts, or texts that have changed since.
@@ -43,7 +45,9 @@ def evaluate(run: Path, runtime: Runtime, trust_rules: bool = False) -> dict[str
     exports = {stage: read_exported(folder) for stage, folder in folders.items()}
     for exported in exports.values():
         check_functions(exported, trust_rules)
-    return {stage: _evaluate_stage(stage, exported, runtime) for stage, exported in exports.items()}
+    if "classifier" in exports and exports["classifier"].config.classifier.metrics and not trust_rules and runtime.is_main:
+        print("warning: its classifier.metrics are left out: say --trust-rules to compute them", file=sys.stderr)
+    return {stage: _evaluate_stage(stage, exported, runtime, trust_rules) for stage, exported in exports.items()}
 
 
 def classifier_figures(metrics: ClassifierMetrics, labels: Sequence[str], runtime: Runtime) -> dict[str, Any]:
@@ -64,7 +68,7 @@ def classifier_figures(metrics: ClassifierMetrics, labels: Sequence[str], runtim
     return figures
 
 
-def _evaluate_stage(stage: str, exported: Exported, runtime: Runtime) -> dict[str, Any]:
+def _evaluate_stage(stage: str, exported: Exported, runtime: Runtime, trust: bool) -> dict[str, Any]:
     store = prepare(exported.config, runtime)
     with runtime.together():
         check_store(exported, store)
@@ -75,7 +79,7 @@ def _evaluate_stage(stage: str, exported: Exported, runtime: Runtime) -> dict[st
             valid: Batches = lm_loaders(exported.config, runtime, store)[1]
         else:
             loader = classifier_loaders(exported.config, runtime, store)[1]
-            metrics, valid = make_metrics(loader.targets, exported.config.classifier), loader
+            metrics, valid = make_metrics(loader.targets, exported.config.classifier, trust), loader
         metrics.reset(runtime.device)
         read_batches(in_precision(model, stage, runtime), valid, metrics.update, runtime)
     if isinstance(metrics, ClassifierMetrics):

@@ -21,6 +21,7 @@ from ulmfit_dist.stages.resume import Found
 from ulmfit_dist.stages.train import train_stage
 from ulmfit_dist.training.learner import build_learner
 from ulmfit_dist.training.metrics import LMMetrics
+from ulmfit_dist.training.own_callbacks import add_callbacks
 from ulmfit_dist.training.steps import LMLearner
 from ulmfit_dist.training.tracking import Tracker
 
@@ -48,9 +49,11 @@ def lm_learner(config: Config, runtime: Runtime, store: TokenStore) -> LMLearner
         matched = load_pretrained(model, config.model.pretrained, store.vocab, config.model)
         runtime.print(describe_match(config.model.pretrained, matched, store.vocab))
     loss = DecoderLoss(model[1].decoder, PRODUCT_DTYPES[runtime.precision])
-    return build_learner(
+    learner = build_learner(
         LMLearner, "lm", config.lm, model, awd_lstm_lm_split, loss, LMMetrics(loss), train, valid, runtime, config.seed
     )
+    add_callbacks(learner, "lm", config.lm.callbacks)
+    return learner
 
 
 def lm_loaders(config: Config, runtime: Runtime, store: TokenStore) -> tuple[LMBatches, LMBatches]:

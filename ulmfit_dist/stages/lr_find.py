@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from ulmfit_dist.config import Config, Phase
-from ulmfit_dist.data.store import write_bytes
+from ulmfit_dist.data.store import TokenStore, write_bytes
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.stages.classifier import classifier_learner
@@ -24,6 +26,7 @@ def find_learning_rate(
 ) -> RateRange:
     """A range test at a stage's beginning, of what its first phase trains and as its rates are spread over the layers.
 
+    Callbacks of the config are left out: they may count on a validation, and change rates themselves.
     Rank 0 writes `lr_find_<stage>.jsonl` and `lr_find_<stage>.png` to the run directory.
 
     Args:
@@ -37,12 +40,12 @@ def find_learning_rate(
         raise UserError(f"--start {start} --end {end} --steps {num_steps}: give rates 0 < start < end and at least 20 steps")
     store = prepare(config, runtime)
     with runtime.together():
-        learner: DistributedLearner
-        if stage == "lm":
-            learner = lm_learner(config, runtime, store)
-        else:
+        if stage == "classifier":
             has_export(config, "lm", store)
-            learner = classifier_learner(config, runtime, store)
+        make: Callable[[Config, Runtime, TokenStore], DistributedLearner]
+        make = lm_learner if stage == "lm" else classifier_learner
+        alone = replace(config, **{stage: replace(getattr(config, stage), callbacks=[])})
+        learner = make(alone, runtime, store)
     phase = getattr(config, stage).phases[0]
     learner.freeze_to(phase.freeze_to)
     found = range_test(learner, start, end, num_steps, _spread(phase))

@@ -17,15 +17,16 @@ from ulmfit_dist.stages.resume import Found
 from ulmfit_dist.stages.show import show_first_batch
 from ulmfit_dist.stages.tables import tables_of
 from ulmfit_dist.training.checkpoints.callback import CheckpointCallback
-from ulmfit_dist.training.checkpoints.folder import StageFolder
+from ulmfit_dist.training.checkpoints.folder import DamagedError, StageFolder, read_tensors, verify
 from ulmfit_dist.training.checkpoints.snapshot import LearnerState
 from ulmfit_dist.training.checkpoints.writer import CheckpointWriter
 from ulmfit_dist.training.learner import DistributedLearner
 from ulmfit_dist.training.position import START
 from ulmfit_dist.training.recipe import run_phases
+from ulmfit_dist.training.selection import Epoch, Selection
 from ulmfit_dist.training.timing import TimingCallback
 from ulmfit_dist.training.tracking import Tracker
-from ulmfit_dist.training.tracking_callback import TrackingCallback
+from ulmfit_dist.training.tracking_callback import TrackingCallback, without_texts
 
 FACTS_OF_TEXTS = ("fingerprint", "num_documents", "num_tokens", "vocab_size")
 """What W&B learns of a token store that a model was made from."""
@@ -68,7 +69,8 @@ def train_stage(
     if runtime.settings.virtual_ranks is not None and not learner.dls.train.share.exact:
         runtime.note(f"runtime.virtual_ranks={runtime.settings.virtual_ranks} is set aside: it is no multiple of the ranks")
     tracking = TrackingCallback(tracker, unit, lambda before: tables_of(learner, store, config, before))
-    learner.add_cbs([tracking, TimingCallback(runtime)])
+    selection = Selection(settings, lambda: tracking.tables)
+    learner.add_cbs([tracking, TimingCallback(runtime), selection])
     runtime.renew_scaler()
     state, begin = LearnerState(learner, runtime), START
     if found is not None:
@@ -86,9 +88,13 @@ def train_stage(
         checkpoints.save()  # so that a training that replaces another is taken up wherever it is killed
         run_phases(learner, settings.phases, begin)
         checkpoints.finish()
-    metrics = tracking.final_metrics()
+    metrics, tables = tracking.final_metrics(), tracking.tables
+    if settings.select == "best" and (best := take_best(selection, learner, state, folder, runtime)) is not None:
+        metrics |= best.metrics
+        if stage == "classifier":  # a language model's samples are of all epochs
+            tables = best.tables if config.tracking.log_text else without_texts(best.tables)
     with runtime.together():
-        tracker.finish_stage(stage, tracking.seconds, metrics, tracking.tables)
+        tracker.finish_stage(stage, tracking.seconds, metrics, tables)
         if stage == "lm" and config.classifier.encoder is None:
             tracker.drop_stage("classifier")  # one on an encoder that is no more
         if runtime.is_main:
@@ -97,6 +103,28 @@ def train_stage(
             save_exported(config.run_dir / stage, learner.model, config, store, labels, training)
             tracker.save_model(stage, training, {key: store.meta[key] for key in FACTS_OF_TEXTS})
     return config.run_dir / stage
+
+
+def take_best(
+    selection: Selection, learner: DistributedLearner, state: LearnerState, folder: StageFolder, runtime: Runtime
+) -> Epoch | None:
+    """Give the learner's model the weights of the best epoch; None where they are no longer on the disk. Collective."""
+    best, stage = selection.best, learner.stage
+    assert best is not None  # a recipe has an epoch
+    model, error = None, None
+    if runtime.is_main:
+        try:
+            verify(folder.at(best.step))
+            model = read_tensors(folder.at(best.step))["model"]
+        except DamagedError as damaged:
+            error = f"{folder.at(best.step)} cannot be read ({damaged})"
+    if (said := runtime.from_main(error)) is not None:
+        runtime.print(f"warning: {said}: the model of {stage}'s last epoch is exported, not that of epoch {best.number}")
+        return None
+    state.load_model(runtime.tensors_from_main(model))
+    figures = ", ".join(f"{name} {value:.4f}" for name, value in best.metrics.items())
+    runtime.print(f"{stage}: exported is the model of epoch {best.number} of {learner.stage_epoch}, the best: {figures}")
+    return best
 
 
 def _facts(config: Config, runtime: Runtime, store: TokenStore) -> dict[str, Any]:

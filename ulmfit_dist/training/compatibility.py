@@ -12,6 +12,8 @@ from ulmfit_dist.config import Config
 LM_KEYS = ("seed", "tokenizer", "model", "lm", "data.valid_pct")
 DECISIVE_KEYS = {"lm": LM_KEYS, "classifier": (*LM_KEYS, "classifier")}
 """The keys that a stage's result depends on, beside the texts. All others may change between a run and its resumption."""
+SEEN_ALONE = ("classifier.metrics",)
+"""Keys among them that change what is seen, and not the model."""
 
 
 def differences(stage: str, now: Config, then: Mapping[str, Any], fingerprint: str, then_fingerprint: Any) -> list[str]:
@@ -39,6 +41,8 @@ def _at(config: Any, key: str) -> Any:
 
 def _differing(key: str, new: Any, old: Any, default: Any) -> list[str]:
     """Keys that differ; one that the earlier config does not know had its default, whatever the version."""
+    if key in SEEN_ALONE:
+        return []
     if isinstance(new, dict) and isinstance(old, dict):
         parts = [(part, old.get(part, default.get(part)), default.get(part)) for part in new]
         return [name for part, before, usual in parts for name in _differing(f"{key}.{part}", new[part], before, usual)]

@@ -46,6 +46,7 @@ class DistributedLearner(TextLearner, metaclass=ABCMeta):
         first_epoch, first_step: where the next fit begins: after a resume not at its start.
         valid_metrics: what the last evaluation found.
         loss: mean loss of the last training step over the rows that this rank knows it of, without AR and TAR.
+        is_stopped: whether the stage is to end with the epoch that has just ended.
         regularization: AR and TAR.
     """
 
@@ -56,6 +57,7 @@ class DistributedLearner(TextLearner, metaclass=ABCMeta):
     stage_step: int
     first_epoch: int
     first_step: int
+    is_stopped: bool
     regularization: ActivationRegularization
     micro_batches: list[MicroBatch]
     valid_metrics: dict[str, float]
@@ -70,6 +72,8 @@ class DistributedLearner(TextLearner, metaclass=ABCMeta):
         for epoch in range(self.first_epoch, self.n_epoch):
             self.epoch = epoch
             self._with_events(self._do_epoch, "epoch", CancelEpochException)
+            if self.is_stopped:
+                return
 
     def all_batches(self) -> None:
         """fastai's, from the middle of an epoch on where training is taken up there."""
@@ -212,7 +216,7 @@ def build_learner(
     learner.stage, learner.position = stage, encoder_of(model).position
     learner.position.seed, learner.position.stage = seed, stage
     learner.stage_epoch, learner.stage_step = 0, 0
-    learner.first_epoch, learner.first_step = 0, 0
+    learner.first_epoch, learner.first_step, learner.is_stopped = 0, 0, False
     learner.phase, learner.epoch = 0, 0  # for a message before the first fit
     learner.regularization = ActivationRegularization(settings.alpha, settings.beta)
     return learner

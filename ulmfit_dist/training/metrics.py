@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from ulmfit_dist.data.batches import MicroBatch
 from ulmfit_dist.model.loss import DecoderLoss
 from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.training.own_metrics import OwnMetrics
 from ulmfit_dist.training.scores import NUM_BINS
 
 NUM_WRONG = 20
@@ -80,6 +81,9 @@ class ClassifierMetrics:
 
     Attributes are for after `compute`, over all ranks; `training/scores.py` says what the first two come to.
 
+    Args:
+        own: metrics of the user's beside these.
+
     Attributes:
         confusion_CC: documents by true and predicted class, float64 [classes, classes].
         bins_K3: documents, right predictions and sum of confidences, by confidence, float64 [`NUM_BINS`, 3].
@@ -88,19 +92,21 @@ class ClassifierMetrics:
         most_wrong: wrong predictions of the highest loss, highest first, `NUM_WRONG` at most.
     """
 
-    def __init__(self, num_classes: int):
-        self.num_classes = num_classes
+    def __init__(self, num_classes: int, own: OwnMetrics | None = None):
+        self.num_classes, self.own = num_classes, own or OwnMetrics()
 
     def score(self, found: dict[str, float]) -> float:
         return found["accuracy"]
 
     def reset(self, device: torch.device) -> None:
+        self.own.reset()
         self.losses = torch.zeros(2, dtype=torch.float64, device=device)  # cross-entropy, squared distance
         self.confusion_CC = torch.zeros(self.num_classes, self.num_classes, dtype=torch.float64, device=device)
         self.bins_K3 = torch.zeros(NUM_BINS, 3, dtype=torch.float64, device=device)
         self.wrong_W5 = torch.zeros(0, 5, dtype=torch.float64, device=device)  # as the fields of WrongPrediction
 
     def update(self, prediction: Tensor, batch: MicroBatch) -> None:
+        self.own.update(prediction, batch)
         documents_b = None if batch.documents is None else torch.from_numpy(batch.documents).to(batch.y.device)
         self.add(prediction.double().log_softmax(1), batch.y, documents_b)
 
@@ -138,6 +144,7 @@ class ClassifierMetrics:
             "valid_loss": valid_loss,
             "accuracy": (self.confusion_CC.diagonal().sum() / self.confusion_CC.sum()).item(),
             "f1_macro": f1_macro(self.confusion_CC),
+            **self.own.compute(runtime),
         }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -16,6 +17,7 @@ from ulmfit_dist.config import ClassifierConfig
 from ulmfit_dist.data.targets import Targets
 from ulmfit_dist.model.classifier_loss import build_loss
 from ulmfit_dist.training.metrics import ClassifierMetrics, Metrics
+from ulmfit_dist.training.own_metrics import build_metrics
 from ulmfit_dist.training.target_metrics import MulticategoryMetrics, RegressionMetrics
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -35,11 +37,30 @@ def make_loss(settings: ClassifierConfig, targets: Targets, labels: np.ndarray) 
     return squared_error if targets.kind == "regression" else F.binary_cross_entropy_with_logits
 
 
-def make_metrics(targets: Targets, settings: ClassifierConfig) -> Metrics:
-    """What a validation adds up."""
+def make_metrics(targets: Targets, settings: ClassifierConfig, trust: bool = True) -> Metrics:
+    """What a validation adds up.
+
+    Args:
+        trust: whether to compute those of `classifier.metrics` beside it, which are not this package's.
+
+    Raises:
+        UserError: one of those is none, or fails.
+    """
+    own = build_metrics(settings.metrics if trust else [], *made_up_answers(targets))
     if targets.kind == "multicategory":
-        return MulticategoryMetrics(len(targets.names), settings.threshold)
-    return RegressionMetrics() if targets.kind == "regression" else ClassifierMetrics(len(targets.names))
+        return MulticategoryMetrics(len(targets.names), settings.threshold, own)
+    return RegressionMetrics(own) if targets.kind == "regression" else ClassifierMetrics(len(targets.names), own)
+
+
+def made_up_answers(targets: Targets) -> tuple[Tensor, Tensor]:
+    """What a network could give for some documents, [N, outputs], and what is true of them: for metrics to be tried on."""
+    if targets.kind == "regression":
+        y_N = torch.arange(4.0)
+        return y_N[:, None].flip(0), y_N
+    classes = torch.arange(len(targets.names))
+    y_N, said_N = classes.repeat(2), torch.cat([classes, classes.roll(-1)])
+    outputs_NC = F.one_hot(said_N, len(classes)).float()
+    return outputs_NC, F.one_hot(y_N, len(classes)).float() if targets.kind == "multicategory" else y_N
 
 
 def squared_error(prediction_b1: Tensor, y_b: Tensor) -> Tensor:

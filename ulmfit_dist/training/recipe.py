@@ -23,6 +23,8 @@ def run_phases(learner: DistributedLearner, phases: Sequence[Phase], begin: Reci
         learner.phase = number
         learner.freeze_to(phase.freeze_to)
         learner.fit_one_cycle(phase.epochs, learning_rate(phase), **shape_of_cycle(phase))
+        if learner.is_stopped:
+            return
 
 
 def learning_rate(phase: Phase) -> float | slice:

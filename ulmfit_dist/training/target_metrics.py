@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from ulmfit_dist.data.batches import MicroBatch
 from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.training.own_metrics import OwnMetrics
 
 
 class MulticategoryMetrics:
@@ -20,21 +21,26 @@ class MulticategoryMetrics:
 
     A decision is on one class of one document. A class has no part in the macro-F1 where no document has it or is said to.
 
+    Args:
+        own: metrics of the user's beside these.
+
     Attributes:
         hits_C, said_C, true_C: documents rightly said to have a class, said to, and that have it; after `compute`.
     """
 
-    def __init__(self, num_classes: int, threshold: float):
-        self.num_classes, self.threshold = num_classes, threshold
+    def __init__(self, num_classes: int, threshold: float, own: OwnMetrics | None = None):
+        self.num_classes, self.threshold, self.own = num_classes, threshold, own or OwnMetrics()
 
     def score(self, found: dict[str, float]) -> float:
         return found["f1_macro"]
 
     def reset(self, device: torch.device) -> None:
+        self.own.reset()
         self.sums_3C = torch.zeros(3, self.num_classes, dtype=torch.float64, device=device)
         self.totals = torch.zeros(3, dtype=torch.float64, device=device)  # loss, right decisions, documents
 
     def update(self, prediction: Tensor, batch: MicroBatch) -> None:
+        self.own.update(prediction, batch)
         true_bC, logits_bC = batch.y.double(), prediction.double()
         said_bC = (logits_bC.sigmoid() > self.threshold).double()
         self.sums_3C += torch.stack([(said_bC * true_bC).sum(0), said_bC.sum(0), true_bC.sum(0)])
@@ -52,19 +58,29 @@ class MulticategoryMetrics:
             "accuracy": right / decisions,
             "f1_macro": _f1(self.hits_C, self.said_C, self.true_C),
             "f1_micro": _f1(*(total[None] for total in (self.hits_C.sum(), self.said_C.sum(), self.true_C.sum()))),
+            **self.own.compute(runtime),
         }
 
 
 class RegressionMetrics:
-    """Mean squared error, its root, mean absolute error, and the share of the variance that is explained (R2)."""
+    """Mean squared error, its root, mean absolute error, and the share of the variance that is explained (R2).
+
+    Args:
+        own: metrics of the user's beside these.
+    """
+
+    def __init__(self, own: OwnMetrics | None = None):
+        self.own = own or OwnMetrics()
 
     def score(self, found: dict[str, float]) -> float:
         return -found["valid_loss"]
 
     def reset(self, device: torch.device) -> None:
+        self.own.reset()
         self.sums = torch.zeros(5, dtype=torch.float64, device=device)
 
     def update(self, prediction: Tensor, batch: MicroBatch) -> None:
+        self.own.update(prediction, batch)
         true_b, said_b = batch.y.double(), prediction.double()[:, 0]
         error_b = said_b - true_b
         columns = (torch.ones_like(true_b), error_b**2, error_b.abs(), true_b, true_b**2)
@@ -75,7 +91,8 @@ class RegressionMetrics:
         spread = total_squared - total**2 / count
         mse = squared / count
         r2 = 1 - squared / spread if spread > 0 else math.nan
-        return {"valid_loss": mse, "rmse": math.sqrt(mse), "mae": absolute / count, "r2": r2}
+        found = {"valid_loss": mse, "rmse": math.sqrt(mse), "mae": absolute / count, "r2": r2}
+        return {**found, **self.own.compute(runtime)}
 
 
 def _f1(hits_C: Tensor, said_C: Tensor, true_C: Tensor) -> float:

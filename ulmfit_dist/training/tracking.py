@@ -25,6 +25,7 @@ from ulmfit_dist.errors import UserError
 from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.terminal import EpochTable, final_table
 from ulmfit_dist.training.metric_log import STAGES, MetricLog, is_epoch, metrics_of, row_after, row_number
+from ulmfit_dist.training.own_metrics import metric_names
 from ulmfit_dist.training.wandb_process import wandb_mode
 from ulmfit_dist.training.wandb_run import Row, Table, WandbRun, where_offline
 
@@ -95,7 +96,8 @@ class Tracker:
         """Print the head of a stage's table, and the epochs that it has behind it."""
         if not self.runtime.is_main:
             return
-        self._table = EpochTable(stage, getattr(self.config, stage).phases, self.config.classifier.target)
+        own = metric_names(self.config.classifier.metrics) if stage == "classifier" else []
+        self._table = EpochTable(stage, getattr(self.config, stage).phases, self.config.classifier.target, own)
         self.runtime.print(self._table.header() if stage == STAGES[0] else f"\n{self._table.header()}")
         for line in self._metrics.read(stage):
             if is_epoch(line):

@@ -105,6 +105,8 @@ class CheckpointCallback(Callback):
         learn = self.learn
         is_last = learn.epoch + 1 == learn.n_epoch
         phase, epoch = (learn.phase + 1, 0) if is_last else (learn.phase, learn.epoch + 1)
+        if learn.is_stopped:
+            phase, epoch = self.num_phases, 0
         self.reached = RecipePosition(phase, epoch, 0, learn.stage_step)
         self.save(learn.score)
         self._stop_if_asked(self.runtime.gather(self._vote()))

@@ -82,9 +82,13 @@ class LearnerState:
             what = f"{type(error).__name__}: {error}"
             raise UserError(f"the checkpoint is not of this model ({what}): start over with --fresh") from None
 
+    def load_model(self, model: Mapping[str, Tensor]) -> None:
+        """Give the learner's model captured parameters and buffers."""
+        _copy_into({**self.parameters, **self._buffers()}, model)
+
     def _restore(self, tensors: Tensors, state: Mapping[str, Any]) -> RecipePosition:
         learner, position = self.learner, RecipePosition.from_json(state["position"])
-        _copy_into({**self.parameters, **self._buffers()}, tensors["model"])
+        self.load_model(tensors["model"])
         scaler = self.runtime.accelerator.scaler
         if scaler is not None and state["scaler"] is not None:
             scaler.load_state_dict(state["scaler"])

@@ -1,0 +1,150 @@
+"""Callbacks and metrics of the user's own: as the examples have them, on one rank and two, and what is refused."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, command, succeed
+from fastai.callback.core import Callback
+from safetensors.torch import load_file
+from sklearn.metrics import f1_score, roc_auc_score
+
+from ulmfit_dist.config import RuntimeConfig
+from ulmfit_dist.errors import UserError
+from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.terminal import EpochTable
+from ulmfit_dist.training.own_callbacks import add_callbacks
+from ulmfit_dist.training.own_metrics import build_metrics, metric_names
+
+METRICS = [
+    "examples.my_metric.among_two",
+    {"path": "fastai.metrics.F1Score", "average": "weighted", "name": "f1_weighted"},
+    {"path": "fastai.metrics.RocAuc"},
+]
+IN_THE_CONFIG = (
+    "classifier.metrics=[examples.my_metric.among_two,{path: fastai.metrics.F1Score, average: weighted, name: f1_weighted}]",
+    "classifier.callbacks=[{path: examples.my_callback.LowerRates, factor: 0.5}, test_own_parts.StopsItself]",
+    "lm.callbacks=[fastai.callback.training.ShortEpochCallback]",
+)
+
+
+class StopsItself(Callback):
+    """Asks the run to stop after the step that the environment names, as a scheduler would."""
+
+    def after_batch(self) -> None:
+        if self.learn.training and str(self.learn.stage_step) == os.environ.get("STOP_AFTER"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_metrics_are_of_all_documents_at_once_and_in_the_order_of_the_store():
+    rng = np.random.default_rng(0)
+    logits, y = rng.normal(size=(30, 3)).astype(np.float32), rng.integers(0, 3, 30)
+    metrics = build_metrics(METRICS, 3)
+    for rows in (np.arange(0, 30, 2)[::-1], np.arange(1, 30, 2)):
+        batch = SimpleNamespace(documents=rows.copy(), y=torch.from_numpy(y[rows]))
+        metrics.update(torch.from_numpy(logits[rows]), batch)
+    found = metrics.compute(Runtime(RuntimeConfig(precision="no")))
+    shares = torch.from_numpy(logits).softmax(1).numpy()
+    second = np.sort(logits, axis=1)[:, 1]
+    assert found == pytest.approx(
+        {
+            "among_two": (logits[np.arange(30), y] >= second).mean(),
+            "f1_weighted": f1_score(y, logits.argmax(1), average="weighted"),
+            "RocAuc": roc_auc_score(y, shares, average="macro", multi_class="ovr"),
+        }
+    )
+
+
+def test_an_evaluation_forgets_the_one_before():
+    metrics, runtime = build_metrics(["fastai.metrics.error_rate"], 2), Runtime(RuntimeConfig(precision="no"))
+    for y in (0, 1):
+        metrics.reset()
+        metrics.update(torch.tensor([[1.0, 0.0]]), SimpleNamespace(documents=np.array([0]), y=torch.tensor([y])))
+        assert metrics.compute(runtime) == {"error_rate": float(y)}
+
+
+@pytest.mark.parametrize(
+    ("entries", "said"),
+    [
+        (["fastai.metrics.F1Score"], "F1Score fails on 3 classes .*average='binary'.*: check its arguments"),
+        (["fastai.metrics.F2Score"], "'fastai.metrics.F2Score' cannot be imported"),
+        (["fastai.metrics.accuracy"], "there is a metric accuracy already: give fastai.metrics.accuracy another"),
+        ([{"path": "fastai.metrics.RocAuc", "max": 3}], "cannot be made .*'max'"),
+        ([{"module": "x"}], "give module.name, or {path: module.name, argument: value}"),
+        (["builtins.dict"], "makes a dict: give a function of logits and targets"),
+        (["torch.add"], "torch.add fails on 3 classes"),
+    ],
+)
+def test_metrics_that_would_fail_are_refused_before_training(entries: list, said: str):
+    with pytest.raises(UserError, match=said):
+        build_metrics(entries, 3)
+
+
+@pytest.mark.parametrize(
+    ("entries", "said"),
+    [
+        (["fastai.callback.tracker.EarlyStoppingCallback"], "needs fastai's own training loop: use early_stopping"),
+        (["fastai.callback.core.event"], "is no class of fastai's Callback"),
+        (["examples.my_callback.Missing"], "cannot be imported"),
+        ([{"path": "examples.my_callback.LowerRates", "speed": 3}], "cannot be made .*speed"),
+        (["examples.my_callback.LowerRates"] * 2, "the learner has a 'lower_rates' already"),
+    ],
+)
+def test_callbacks_that_cannot_work_are_refused(entries: list, said: str):
+    learner = SimpleNamespace()
+    learner.add_cb = lambda callback: setattr(learner, callback.name, callback)
+    with pytest.raises(UserError, match=said):
+        add_callbacks(learner, "lm", entries)
+
+
+def test_names_are_columns_of_the_terminal():
+    names = metric_names(METRICS)
+    assert names == ["among_two", "f1_weighted", "RocAuc"]
+    table = EpochTable("classifier", [], names)
+    line = {"phase": 0, "epoch": 1, "classifier/f1_weighted": 0.25, "classifier/epoch_seconds": 1}
+    assert table.header().split() == (
+        "stage phase epoch train_loss valid_loss accuracy f1_macro among_two f1_weighted RocAuc examples/s time".split()
+    )
+    assert "0.2500" in table.row(line)
+    assert len(table.row(line)) == len(table.header())
+
+
+def lines_of(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_own_parts_do_the_same_on_one_rank_on_two_and_in_a_run_that_was_stopped(corpus: Path, recipe: Path, tmp_path: Path):
+    words = [recipe, f"data.path={corpus}", *TINY, *IN_THE_CONFIG, f"data.cache={tmp_path}/cache", f"runs_dir={tmp_path}"]
+    words += ["runtime.precision=fp64", "tracking.wandb=disabled", "lm.phases=[{lr: 5e-2}]"]
+    words += ["classifier.phases=[{epochs: 6, lr: 5e-2}]", "classifier.global_batch_size=16"]
+    here = {"PYTHONPATH": f"{Path(__file__).parents[1]}:{Path(__file__).parent}"}
+    said = succeed(["run", *words, "name=one"], **here)
+    stopped = command(["run", *words, "name=two"], 2, STOP_AFTER="42", **here)
+    assert "stopped by SIGTERM after step" in stopped.stderr
+    succeed(["run", *words, "name=two"], 2, **here)
+
+    one, two = (load_file(tmp_path / name / "classifier" / "model.safetensors") for name in ("one", "two"))
+    torch.testing.assert_close(two, one, rtol=1e-9, atol=1e-9)
+    epochs = {
+        name: [line for line in lines_of(tmp_path / name) if "classifier/valid_loss" in line] for name in ("one", "two")
+    }
+    for metric in ("among_two", "f1_weighted"):
+        values = {name: [line[f"classifier/{metric}"] for line in lines] for name, lines in epochs.items()}
+        assert len(values["one"]) == 6
+        assert values["two"] == pytest.approx(values["one"], rel=1e-6)
+        summary = json.loads((tmp_path / "two" / "summary.json").read_text())
+        assert summary["classifier"][metric] == values["two"][-1]
+        assert metric in said
+    accuracies = [line["classifier/accuracy"] for line in epochs["one"]]
+    assert any(now <= max(accuracies[:i]) for i, now in enumerate(accuracies[:-1]) if i), accuracies
+
+    evaluated = command(["evaluate", tmp_path / "one", "--precision", "fp64"])
+    assert "classifier.metrics are left out: say --trust-rules" in evaluated.stderr
+    assert "f1_weighted" not in json.loads(evaluated.stdout)["classifier"]
+    trusted = json.loads(succeed(["evaluate", tmp_path / "one", "--precision", "fp64", "--trust-rules"]))
+    assert trusted["classifier"]["f1_weighted"] == pytest.approx(epochs["one"][-1]["classifier/f1_weighted"], rel=1e-6)
