@@ -86,7 +86,7 @@ def one_by_one(run: Path, documents: list[np.ndarray]) -> np.ndarray:
     direction = -1 if classifier.config.model.backwards else 1
     widths = [-(-len(document) // SEQ_LEN) * SEQ_LEN for document in documents]
     alone = [pad_chunks([document[::direction]], width, SEQ_LEN) for document, width in zip(documents, widths, strict=True)]
-    return np.concatenate([classifier._probabilities(x_1T) for x_1T in alone])
+    return np.concatenate([classifier._outputs(x_1T) for x_1T in alone])
 
 
 @pytest.mark.parametrize(

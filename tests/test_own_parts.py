@@ -44,7 +44,7 @@ class StopsItself(Callback):
 def test_metrics_are_of_all_documents_at_once_and_in_the_order_of_the_store():
     rng = np.random.default_rng(0)
     logits, y = rng.normal(size=(30, 3)).astype(np.float32), rng.integers(0, 3, 30)
-    metrics = build_metrics(METRICS, 3)
+    metrics = build_metrics(METRICS, *answers(3))
     for rows in (np.arange(0, 30, 2)[::-1], np.arange(1, 30, 2)):
         batch = SimpleNamespace(documents=rows.copy(), y=torch.from_numpy(y[rows]))
         metrics.update(torch.from_numpy(logits[rows]), batch)
@@ -61,7 +61,7 @@ def test_metrics_are_of_all_documents_at_once_and_in_the_order_of_the_store():
 
 
 def test_an_evaluation_forgets_the_one_before():
-    metrics, runtime = build_metrics(["fastai.metrics.error_rate"], 2), Runtime(RuntimeConfig(precision="no"))
+    metrics, runtime = build_metrics(["fastai.metrics.error_rate"], *answers(2)), Runtime(RuntimeConfig(precision="no"))
     for y in (0, 1):
         metrics.reset()
         metrics.update(torch.tensor([[1.0, 0.0]]), SimpleNamespace(documents=np.array([0]), y=torch.tensor([y])))
@@ -82,7 +82,7 @@ def test_an_evaluation_forgets_the_one_before():
 )
 def test_metrics_that_would_fail_are_refused_before_training(entries: list, said: str):
     with pytest.raises(UserError, match=said):
-        build_metrics(entries, 3)
+        build_metrics(entries, *answers(3))
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_callbacks_that_cannot_work_are_refused(entries: list, said: str):
 def test_names_are_columns_of_the_terminal():
     names = metric_names(METRICS)
     assert names == ["among_two", "f1_weighted", "RocAuc"]
-    table = EpochTable("classifier", [], names)
+    table = EpochTable("classifier", [], own=names)
     line = {"phase": 0, "epoch": 1, "classifier/f1_weighted": 0.25, "classifier/epoch_seconds": 1}
     assert table.header().split() == (
         "stage phase epoch train_loss valid_loss accuracy f1_macro among_two f1_weighted RocAuc examples/s time".split()

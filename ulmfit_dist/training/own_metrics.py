@@ -26,7 +26,10 @@ from ulmfit_dist.functions import import_path, path_and_arguments
 from ulmfit_dist.runtime import Runtime
 
 KEY = "classifier.metrics"
-OURS = "train_loss valid_loss accuracy f1_macro f1_micro rmse mae r2 examples_per_second epoch_seconds loss loss_smoothed".split()
+OURS = (
+    *("train_loss", "valid_loss", "accuracy", "f1_macro", "f1_micro", "rmse", "mae", "r2"),
+    *("examples_per_second", "epoch_seconds", "loss", "loss_smoothed"),
+)
 """Names that lines of metrics.jsonl have already."""
 
 
