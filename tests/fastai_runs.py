@@ -14,6 +14,7 @@ from stores import make_store
 from torch import nn
 
 from ulmfit_dist.config import ClassifierConfig, Config, DataConfig, LMConfig, ModelConfig
+from ulmfit_dist.data.store import MODEL_FILE
 from ulmfit_dist.model.awd_lstm import build_classifier, build_language_model
 from ulmfit_dist.model.export import save_exported
 
@@ -29,11 +30,19 @@ CONFIG = Config(
 )
 
 
-def make_models(run: Path, config: Config = CONFIG, vocab: list[str] = VOCAB) -> dict[str, nn.Module]:
-    """A run directory with a language model and a classifier of random weights, and the models by stage."""
+def make_models(
+    run: Path, config: Config = CONFIG, vocab: list[str] = VOCAB, pieces: bytes | None = None
+) -> dict[str, nn.Module]:
+    """A run directory with a language model and a classifier of random weights, and the models by stage.
+
+    Args:
+        pieces: the model of SentencePiece that makes their tokens.
+    """
     torch.manual_seed(1)
     run.mkdir()
     store = make_store(run / "store", [np.array([2, 3, 4])], np.array([0]), vocab)
+    if pieces is not None:
+        (run / "store" / MODEL_FILE).write_bytes(pieces)
     models: dict[str, nn.Module] = {
         "lm": build_language_model(len(vocab), config.model, config.lm),
         "classifier": build_classifier(len(vocab), len(LABELS), config.model, config.classifier),

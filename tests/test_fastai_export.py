@@ -11,6 +11,8 @@ from fastai_runs import CONFIG, LABELS, SIZES, VOCAB, lm_logits, make_models, ma
 
 from ulmfit_dist import export_to_fastai, load_classifier
 from ulmfit_dist.cli import main
+from ulmfit_dist.config import TokenizerConfig
+from ulmfit_dist.data.tokens.sentence_pieces import SentencePieceTokenizer, make_model
 from ulmfit_dist.errors import UserError
 
 X = torch.arange(2, 50).view(2, 24) % len(VOCAB)
@@ -40,11 +42,29 @@ def test_fastai_reads_an_export_and_computes_the_same(run: Path, tmp_path: Path,
     theirs.reset()
     with torch.no_grad():
         torch.testing.assert_close(theirs(X)[0], lm_logits(ours["lm"], X), rtol=1e-5, atol=1e-5)
+    assert_same_predictions(run, found)
+
+
+def assert_same_predictions(run: Path, found: dict) -> None:
+    """Of our classifier and fastai's, for texts one by one."""
+    ours = load_classifier(run)
     for text in found["df"].text[:5]:
-        _, index, probabilities = found["learn"].predict(text)
-        prediction = load_classifier(run).predict([text])[0]
+        with found["learn"].no_bar():
+            _, index, probabilities = found["learn"].predict(text)
+        prediction = ours.predict([text])[0]
         assert (prediction.label, prediction.index) == (LABELS[int(index)], int(index))
         assert probabilities.tolist() == pytest.approx(list(prediction.probabilities.values()), abs=1e-5)
+
+
+def test_fastai_reads_pieces_of_words_as_we_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("sentencepiece")
+    texts = [*make_table().text]
+    settings = TokenizerConfig(kind="sentencepiece", pieces=60)
+    model = make_model(settings, texts)
+    pieces = SentencePieceTokenizer(model).tokenize(texts)
+    vocab = list(dict.fromkeys([*VOCAB[:9], *(piece for document in pieces for piece in document)]))
+    make_models(tmp_path / "run", dataclasses.replace(CONFIG, tokenizer=settings), vocab, model)
+    assert_same_predictions(tmp_path / "run", read_in_fastai(export_to_fastai(tmp_path / "run"), tmp_path, monkeypatch))
 
 
 def test_an_encoder_of_an_export_is_that_of_fastais_classifier(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

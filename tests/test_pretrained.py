@@ -137,6 +137,16 @@ def test_a_file_of_the_shape_of_wikitexts_is_read(tmp_path: Path):
         assert torch.equal(value, state[name]), name
 
 
+def test_special_tokens_of_fastais_sentencepiece_keep_what_they_have_learned(files: Path):
+    """It puts pieces of them into its vocabulary, and learns those."""
+    theirs = ["xxunk", "xxpad", "xxbos", "\u2581xxbos", "\u2581the", "cat"]
+    (files / "itos_wt103.pkl").write_bytes(pickle.dumps(theirs))
+    ours = fresh(["xxunk", "xxbos", "\u2581the"])
+    assert load_pretrained(ours, str(files), ["xxunk", "xxbos", "\u2581the"], MODEL) == 3
+    learned = torch.load(files / "lstm_wt103.pth")["0.encoder.weight"]
+    assert torch.equal(ours[0].encoder.weight, learned[[0, 3, 4]])
+
+
 def test_weights_that_do_not_fit_are_refused(files: Path):
     with pytest.raises(UserError, match="n_hid=8, n_layers=2, the model section asks for 6, 9, 2"):
         load_pretrained(fresh(), str(files), NEW_VOCAB, ModelConfig(emb_sz=6, n_hid=9, n_layers=2))
@@ -198,6 +208,13 @@ def test_a_file_that_would_run_code_is_refused_and_runs_nothing(files: Path, nam
     with pytest.raises(UserError, match=f"{name}: refused"):
         load_pretrained(fresh(), str(files), NEW_VOCAB, MODEL)
     assert not (files / "made").exists()
+
+
+@pytest.mark.parametrize("state", [[1], {"model": torch.ones(2)}, {"a": 1}, {"0.encoder.weight": torch.ones(2)}, {}])
+def test_a_file_of_something_else_is_refused(files: Path, state: object):
+    torch.save(state, files / "lstm_wt103.pth")
+    with pytest.raises(UserError, match=r"lstm_wt103\.pth: (refused, not a state|not the state of fastai's AWD-LSTM)"):
+        load_pretrained(fresh(), str(files), NEW_VOCAB, MODEL)
 
 
 def test_without_a_network_the_file_to_bring_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

@@ -137,13 +137,13 @@ def test_texts_of_an_earlier_start_go_where_texts_are_not_wanted():
     assert without_texts(tables) == {"labels": ["a"], "most_wrong": [{"document": 3, "label": "a"}]}
 
 
-def started(folder: Path, *words: str, fresh: bool = False, **found: str) -> str | None:
-    """W&B's run id of a start of the language model that logs a line."""
+def started(folder: Path, *words: str, fresh: bool = False, stage: str = "lm", **found: str) -> str | None:
+    """W&B's run id of a start of a stage that logs a line."""
     config = load_config(overrides=["data.source=bbc_news", f"runs_dir={folder}", "name=a", *words])
     tracker = Tracker(config, Runtime(config.runtime))
     tracker.fresh = fresh
-    tracker.start_stage("lm", **found)
-    tracker.log("lm", {"phase": 0, "epoch": 0, "step": 5, "tokens": 50}, {"loss": 1.0})
+    tracker.start_stage(stage, **found)
+    tracker.log(stage, {"phase": 0, "epoch": 0, "step": 5, "tokens": 50}, {"loss": 1.0})
     tracker.close(1)
     return tracker.run_id
 
@@ -162,6 +162,13 @@ def test_wandbs_run_stays_the_same_until_the_training_is_another(tmp_path: Path)
     assert started(tmp_path, offline, fresh=True) != second
     assert started(tmp_path, disabled, fresh=True) is None
     assert not (tmp_path / "a/wandb/run_id").exists()
+
+
+def test_a_classifier_on_an_encoder_from_elsewhere_goes_on_with_its_wandb_run(tmp_path: Path):
+    words = ["tracking.wandb=offline", "classifier.encoder=runs/wiki"]
+    first = started(tmp_path, *words, stage="classifier")
+    line = (tmp_path / "a/metrics.jsonl").read_text()
+    assert started(tmp_path, *words, stage="classifier", lines=line, run_id=first) == first
 
 
 def test_a_line_that_is_none_of_ours_is_passed_over(tmp_path: Path):

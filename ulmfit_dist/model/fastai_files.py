@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from fastai.text.core import defaults
 from fastcore.foundation import L
 from torch import Tensor
 
@@ -22,6 +23,12 @@ from ulmfit_dist.files import read_bounded
 
 ENCODER_PREFIXES = ("0.module.", "0.", "")
 """What an encoder's keys begin with: in a classifier, in a language model, on its own."""
+
+
+PIECE = "\u2581"
+"""What SentencePiece marks the beginning of a word with."""
+SPECIAL_PIECES: dict[str, str] = {f"{PIECE}{token}": token for token in defaults.text_spec_tok}
+"""fastai's SentencePiece makes pieces of the special tokens, and reads those: their own names come before, unused."""
 
 
 class _ListUnpickler(pickle.Unpickler):
@@ -59,23 +66,25 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise UserError(f"{path}: refused, it holds more than tensors or is damaged ({type(error).__name__})") from None
-    state = state.get("model", state) if isinstance(state, dict) else {}
+    state = state.get("model", state) if isinstance(state, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"{path}: refused, not a state by names")
     prefix = next((prefix for prefix in ENCODER_PREFIXES if f"{prefix}encoder.weight" in state), None)
-    if prefix is None or not all(isinstance(value, Tensor) for value in state.values()):
+    if prefix is None or state[f"{prefix}encoder.weight"].ndim != 2:
         raise UserError(f"{path}: not the state of fastai's AWD-LSTM (no encoder.weight)")
     encoder = {f"0.{key.removeprefix(prefix)}": value for key, value in state.items() if key.startswith(prefix)}
     return encoder | {key: value for key, value in state.items() if key.startswith("1.decoder.")}
 
 
 def read_tokens(path: Path) -> list[str]:
-    """The list of tokens in a .pkl. Raises UserError for a file that holds anything else."""
+    """The list of tokens in a .pkl, special ones by their own names. Raises UserError for a file with anything else."""
     try:
         tokens = _ListUnpickler(io.BytesIO(read_bounded(path, LONGEST_VOCAB))).load()
     except Exception as error:
         raise UserError(f"{path}: refused, not a plain list of tokens ({error})") from None
     if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
         raise UserError(f"{path}: not a plain list of tokens")
-    return tokens
+    return [SPECIAL_PIECES.get(token) or token for token in tokens]
 
 
 def write_weights(state: dict[str, Tensor]) -> bytes:

@@ -19,14 +19,12 @@ from ulmfit_dist.config import ModelConfig
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.model.awd_lstm import AWDLSTM
 from ulmfit_dist.model.export import find_model, load_model, read_exported
-from ulmfit_dist.model.fastai_files import find_files, read_tokens, read_weights
+from ulmfit_dist.model.fastai_files import PIECE, find_files, read_tokens, read_weights
 from ulmfit_dist.runtime import Runtime
 
 WIKITEXT = {"wt103_fwd": "WT103_FWD", "wt103_bwd": "WT103_BWD"}
 PATIENCE = 60
 """Seconds that a server may be silent."""
-PIECE = "\u2581"
-"""What SentencePiece marks the beginning of a word with."""
 
 
 @dataclass

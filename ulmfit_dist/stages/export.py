@@ -33,6 +33,23 @@ folder = Path({folder!r})
 """
 
 
+PIECES = """
+from sentencepiece import SentencePieceProcessor
+
+
+class Pieces:
+    "Pieces of words, as the model reads them: fastai's special tokens stay whole."
+    special = re.compile(rf"(?<!\\S)({'|'.join(defaults.text_spec_tok)})(?!\\S)")
+    model = SentencePieceProcessor(model_file=str(folder / "sentencepiece.model"))
+
+    def __call__(self, texts):
+        for parts in map(self.special.split, texts):
+            yield [piece for i, part in enumerate(parts) for piece in ([part] if i % 2 else self.model.EncodeAsPieces(part))]
+
+"""
+"""fastai's own tokenizer wants special tokens that its own training has put into the model."""
+
+
 def export_to_fastai(run: str | Path, output: str | Path | None = None) -> Path:
     """Write the models of a run, or one exported model, as fastai's files.
 
@@ -70,12 +87,17 @@ def _files(exported: Exported) -> Iterator[tuple[str, bytes]]:
     else:
         yield "classifier_labels.pkl", pickle.dumps(exported.labels)
     if exported.config.tokenizer.kind == "sentencepiece":
-        yield MODEL_FILE, (exported.folder / MODEL_FILE).read_bytes()
+        try:
+            yield MODEL_FILE, (exported.folder / MODEL_FILE).read_bytes()
+        except OSError as error:
+            raise UserError(f"{exported.folder / MODEL_FILE}: cannot be read ({error.strerror})") from None
 
 
 def _lines(models: list[Exported], folder: Path) -> str:
     parts = [_lm_lines(model.config) if model.labels is None else _classifier_lines(model.config) for model in models]
-    return "\n".join([HEAD.format(version=__version__, folder=str(folder.absolute())), *parts])
+    has_pieces = any(model.config.tokenizer.kind == "sentencepiece" for model in models)
+    head = HEAD.format(version=__version__, folder=str(folder.absolute())) + (PIECES if has_pieces else "")
+    return "\n".join([head, *parts])
 
 
 def _lm_lines(config: Config) -> str:
@@ -126,7 +148,7 @@ def _reading(config: Config, seq_len: int) -> str:
     if config.model.backwards:
         parts.append("backwards=True")
     if config.tokenizer.kind == "sentencepiece":
-        parts.append(f'tok_tfm=SentencePieceTokenizer(sp_model=folder / "{MODEL_FILE}")')
+        parts.append("tok_tfm=Pieces()")
     elif config.tokenizer.lang != "en":
         parts.append(f"tok_tfm=WordTokenizer({config.tokenizer.lang!r})")
     return ", ".join(parts)
