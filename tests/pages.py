@@ -8,9 +8,12 @@ from pathlib import Path
 
 from conftest import ROOT
 
+from ulmfit_dist.words import EXAMPLES
+
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 HERE_DOCUMENT = re.compile(r"^([^\n]*)<<\s*'?(\w+)'?([^\n]*)\n(.*?)^\2$", re.MULTILINE | re.DOTALL)
+COMMENT = re.compile(r"^# +((?:[A-Z_]+=\S+ )*(?:bash launch/|sbatch -|ulmfit-dist ).*)$", re.MULTILINE)
 
 
 @dataclass
@@ -69,7 +72,18 @@ def written(language: str, by: str) -> list[Snippet]:
 
 
 def commands() -> Iterator[tuple[str, list[str]]]:
-    """The commands of all pages, as place and words: those in `bash` blocks, and those in lines of text."""
+    """Commands that a user is shown, as place and words: on the pages, in `--help`, in comments of scripts and recipes."""
+    yield from _commands_of_pages()
+    for line in EXAMPLES.splitlines():
+        yield from (("--help", words) for words in _split(re.split(r" {3,}", line.strip())[0]))
+    for pattern in ("launch/*.sh", "slurm/*.sbatch", "configs/**/*.yaml"):
+        for script in ROOT.glob(pattern):
+            for line in COMMENT.findall(script.read_text(encoding="utf-8")):
+                yield from ((str(script.relative_to(ROOT)), words) for words in _split(line))
+
+
+def _commands_of_pages() -> Iterator[tuple[str, list[str]]]:
+    """Those in `bash` blocks, and those in lines of text."""
     for page in PAGES:
         for block in fenced(page):
             if block.language == "bash":

@@ -60,7 +60,7 @@ def _table(title: str, section: Config | Phase, prefix: str) -> Iterator[str]:
 
 
 def _type(annotation: str) -> str:
-    return " or ".join(TYPES[part] for part in annotation.split(" | "))
+    return " or ".join(TYPES.get(part, f"`{part}`") for part in annotation.split(" | "))
 
 
 if __name__ == "__main__":
