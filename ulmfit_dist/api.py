@@ -9,6 +9,8 @@ import torch
 from ulmfit_dist.config import Config
 from ulmfit_dist.data.store import TokenStore
 from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.stages.cross_validate import Figures, configs_of_folds
+from ulmfit_dist.stages.cross_validate import cross_validate as cross_validate_folds
 from ulmfit_dist.stages.generate import LanguageModel
 from ulmfit_dist.stages.lr_find import find_learning_rate as find_learning_rate_of
 from ulmfit_dist.stages.predict import TextClassifier
@@ -35,6 +37,11 @@ def train_classifier(config: Config, fresh: bool = False) -> TextClassifier:
     """As `train_lm`, for the classifier on the run's language model; it is in `runs/<name>/classifier` afterwards."""
     run_stage(config, _runtime(config, fresh), "classifier", fresh)
     return TextClassifier(config.run_dir, trust_rules=True)
+
+
+def cross_validate(config: Config, fresh: bool = False) -> Figures:
+    """Train a run for each of `data.folds`; mean, std and the values of the folds by stage and metric."""
+    return cross_validate_folds(config, _runtime(configs_of_folds(config)[0], fresh), fresh)
 
 
 def find_learning_rate(config: Config, stage: str = "lm", **range: float) -> RateRange:

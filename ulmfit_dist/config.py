@@ -33,6 +33,10 @@ class DataConfig:
     """Column that holds the label. Rows with none (empty, or -1) train the language model only. null: no labels."""
     valid_pct: float = 0.1
     """Share of the training documents cut off to validate on, by seed, where no valid split is named."""
+    folds: int | None = None
+    """For cross-validation: cut the training documents by seed into so many parts, each with its share of every class."""
+    fold: int = 0
+    """The part, from 0 on, to validate on, where there are folds; the others are trained on."""
     limit: int | None = None
     """Use this many documents of each split at most, drawn by seed: for a first try."""
     on_error: str = "strict"

@@ -9,7 +9,8 @@ from typing import Any
 from ulmfit_dist.compose import to_dict
 from ulmfit_dist.config import Config
 
-LM_KEYS = ("seed", "tokenizer", "model", "lm", "data.valid_pct")
+FOLD_KEYS = ("data.folds", "data.fold")
+LM_KEYS = ("seed", "tokenizer", "model", "lm", "data.valid_pct", *FOLD_KEYS)
 DECISIVE_KEYS = {"lm": LM_KEYS, "classifier": (*LM_KEYS, "classifier")}
 """The keys that a stage's result depends on, beside the texts. All others may change between a run and its resumption."""
 SEEN_ALONE = ("classifier.metrics",)
@@ -24,7 +25,8 @@ def differences(stage: str, now: Config, then: Mapping[str, Any], fingerprint: s
         fingerprint, then_fingerprint: of the token store, now and then.
     """
     new, defaults = to_dict(now), to_dict(Config())
-    keys = DECISIVE_KEYS[stage]
+    is_shared = stage == "lm" and now.lm.valid_pct is not None  # by all folds, as it is validated on no one's documents
+    keys = [key for key in DECISIVE_KEYS[stage] if not (is_shared and key in FOLD_KEYS)]
     changed = [name for key in keys for name in _differing(key, _at(new, key), _at(then, key), _at(defaults, key))]
     return changed if fingerprint == then_fingerprint else [*changed, "data"]
 
