@@ -23,7 +23,10 @@ def after(scores: list[float], patience: int | None = None, halfway: bool = Fals
             state = json.loads(json.dumps(selection.state_dict()))
             selection = Selection(ClassifierConfig(early_stopping=patience), selection.tables)
             selection.load_state_dict(state)
-        selection.learn = SimpleNamespace(score=score, stage_epoch=number, stage_step=10 * number, valid_metrics={})
+        place = {"stage_epoch": number, "stage_step": 10 * number}
+        runtime = SimpleNamespace(from_main=lambda value: value)
+        selection.learn = SimpleNamespace(score=score, valid_metrics={}, is_stopped=False, **place)
+        selection.learn.accelerate = SimpleNamespace(runtime=runtime)
         selection.after_epoch()
         if selection.learn.is_stopped:
             break
