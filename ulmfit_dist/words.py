@@ -152,6 +152,8 @@ def _with_run(commands: Any, name: str, help: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "run", metavar="RUN", type=Path, help="a run directory, such as runs/quickstart, or an exported model"
     )
-    parser.add_argument("--trust-rules", action="store_true", help="call the functions in the model's tokenizer.rules")
+    parser.add_argument(
+        "--trust-rules", action="store_true", help="call what its config names: tokenizer.rules, classifier.metrics"
+    )
     parser.set_defaults(command=name, goes_on=False)
     return parser

@@ -62,7 +62,12 @@ class Selection(Callback):
         if self.best is None or learn.score >= self.best.score:
             self.best = Epoch(learn.stage_epoch, learn.stage_step, learn.score, dict(learn.valid_metrics), self.tables())
         if self.patience is not None:
-            learn.is_stopped = learn.accelerate.runtime.from_main(self.waited >= self.patience)
+            runtime = learn.accelerate.runtime
+            learn.is_stopped = runtime.from_main(self.waited >= self.patience)
+            if learn.is_stopped:
+                runtime.print(
+                    f"{learn.stage}: ends here: {self.waited} epoch(s) in a row were no better than the best before"
+                )
 
     def state_dict(self) -> dict[str, Any]:
         """The best epoch and the waiting, as JSON."""
