@@ -10,8 +10,11 @@ from conftest import TINY, command, succeed
 from fastai.callback.core import Callback
 from fastai.callback.schedule import LRFinder, SuggestionMethod
 from fastai.learner import AvgSmoothLoss
+from matplotlib import pyplot
 from stores import make_store
 
+from ulmfit_dist import find_learning_rate
+from ulmfit_dist.compose import load_config
 from ulmfit_dist.config import Config, DataConfig, LMConfig, ModelConfig, Phase, RuntimeConfig
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.runtime import Runtime
@@ -81,8 +84,10 @@ def test_rates_losses_and_suggestions_are_fastais(learner: LMLearner):
 
 def test_a_learner_is_afterwards_what_it_was(learner: LMLearner):
     before = {name: tensor.clone() for name, tensor in learner.model.state_dict().items()}
-    suggested = learner.lr_find(num_it=40, show_plot=False, suggest_funcs=(SuggestionMethod.Steep, SuggestionMethod.Minimum))
+    suggested = learner.lr_find(num_it=40, suggest_funcs=(SuggestionMethod.Steep, SuggestionMethod.Minimum))
     assert suggested._fields == ("steep", "minimum")
+    assert pyplot.gcf().axes[0].get_xscale() == "log"
+    pyplot.close("all")
     assert all(torch.equal(tensor, before[name]) for name, tensor in learner.model.state_dict().items())
     assert (learner.stage_epoch, learner.stage_step, learner.first_epoch) == (0, 0, 0)
     assert not any("grad_avg" in state for state in learner.opt.state.values())
@@ -99,6 +104,16 @@ def test_the_rates_of_lower_layers_are_spread_as_the_phases(learner: LMLearner):
 
 def test_a_loss_that_diverges_ends_the_test(learner: LMLearner):
     assert len(range_test(learner, 1e-3, 1e6, 100).rates) < 100
+
+
+def test_a_notebook_calls_it_on_a_config(corpus: Path, tmp_path: Path):
+    place = [f"data.path={corpus}", f"data.cache={tmp_path}/cache", f"runs_dir={tmp_path}"]
+    config = load_config(None, [*TINY, *place, "runtime.num_workers=1"])
+    found = find_learning_rate(config, "lm", num_steps=20)
+    assert len(found.rates) == 20
+    assert found.suggestions().keys() == {"valley", "steep", "minimum"}
+    with pytest.raises(UserError, match="0 < start < end"):
+        find_learning_rate(config, "lm", start=1.0, end=0.1)
 
 
 def test_too_few_steps_are_told():

@@ -14,10 +14,13 @@ from fastai.callback.core import Callback
 from safetensors.torch import load_file
 from sklearn.metrics import f1_score, roc_auc_score
 
+from ulmfit_dist.compose import load_config, to_yaml
 from ulmfit_dist.config import RuntimeConfig
+from ulmfit_dist.data.targets import one_class_each
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.terminal import EpochTable
+from ulmfit_dist.training.objective import made_up_answers
 from ulmfit_dist.training.own_callbacks import add_callbacks
 from ulmfit_dist.training.own_metrics import build_metrics, metric_names
 
@@ -25,12 +28,26 @@ METRICS = [
     "examples.my_metric.among_two",
     {"path": "fastai.metrics.F1Score", "average": "weighted", "name": "f1_weighted"},
     {"path": "fastai.metrics.RocAuc"},
+    "test_own_parts.first_label",
 ]
 IN_THE_CONFIG = (
     "classifier.metrics=[examples.my_metric.among_two,{path: fastai.metrics.F1Score, average: weighted, name: f1_weighted}]",
     "classifier.callbacks=[{path: examples.my_callback.LowerRates, factor: 0.5}, test_own_parts.StopsItself]",
     "lm.callbacks=[fastai.callback.training.ShortEpochCallback]",
 )
+
+
+class Selection(Callback):
+    """Has the name of one of ours."""
+
+
+def answers(num_classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """For metrics to be tried on."""
+    return made_up_answers(one_class_each([*"abc"[:num_classes]]))
+
+
+def first_label(logits_NC: torch.Tensor, y_N: torch.Tensor) -> torch.Tensor:
+    return y_N[0]
 
 
 class StopsItself(Callback):
@@ -56,6 +73,7 @@ def test_metrics_are_of_all_documents_at_once_and_in_the_order_of_the_store():
             "among_two": (logits[np.arange(30), y] >= second).mean(),
             "f1_weighted": f1_score(y, logits.argmax(1), average="weighted"),
             "RocAuc": roc_auc_score(y, shares, average="macro", multi_class="ovr"),
+            "first_label": y[0],
         }
     )
 
@@ -92,6 +110,7 @@ def test_metrics_that_would_fail_are_refused_before_training(entries: list, said
         (["fastai.callback.core.event"], "is no class of fastai's Callback"),
         (["examples.my_callback.Missing"], "cannot be imported"),
         ([{"path": "examples.my_callback.LowerRates", "speed": 3}], "cannot be made .*speed"),
+        (["test_own_parts.Selection"], "the learner has a 'selection' already"),
         (["examples.my_callback.LowerRates"] * 2, "the learner has a 'lower_rates' already"),
     ],
 )
@@ -104,14 +123,22 @@ def test_callbacks_that_cannot_work_are_refused(entries: list, said: str):
 
 def test_names_are_columns_of_the_terminal():
     names = metric_names(METRICS)
-    assert names == ["among_two", "f1_weighted", "RocAuc"]
+    assert names == ["among_two", "f1_weighted", "RocAuc", "first_label"]
     table = EpochTable("classifier", [], own=names)
     line = {"phase": 0, "epoch": 1, "classifier/f1_weighted": 0.25, "classifier/epoch_seconds": 1}
-    assert table.header().split() == (
-        "stage phase epoch train_loss valid_loss accuracy f1_macro among_two f1_weighted RocAuc examples/s time".split()
+    columns = (
+        "stage phase epoch train_loss valid_loss accuracy f1_macro among_two f1_weighted RocAuc first_label examples/s time"
     )
+    assert table.header().split() == columns.split()
     assert "0.2500" in table.row(line)
     assert len(table.row(line)) == len(table.header())
+
+
+def test_they_survive_a_round_trip_through_yaml(tmp_path: Path):
+    config = load_config(None, ["data.path=x", *IN_THE_CONFIG])
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert load_config(tmp_path / "config.yaml") == config
+    assert config.classifier.callbacks[0] == {"path": "examples.my_callback.LowerRates", "factor": 0.5}
 
 
 def lines_of(run: Path) -> list[dict]:

@@ -23,7 +23,10 @@ def after(scores: list[float], patience: int | None = None, halfway: bool = Fals
             state = json.loads(json.dumps(selection.state_dict()))
             selection = Selection(ClassifierConfig(early_stopping=patience), selection.tables)
             selection.load_state_dict(state)
-        selection.learn = SimpleNamespace(score=score, stage_epoch=number, stage_step=10 * number, valid_metrics={})
+        place = {"stage": "lm", "stage_epoch": number, "stage_step": 10 * number}
+        runtime = SimpleNamespace(from_main=lambda value: value, print=lambda words: None)
+        selection.learn = SimpleNamespace(score=score, valid_metrics={}, is_stopped=False, **place)
+        selection.learn.accelerate = SimpleNamespace(runtime=runtime)
         selection.after_epoch()
         if selection.learn.is_stopped:
             break
@@ -64,6 +67,7 @@ def test_the_best_epochs_model_is_exported_also_after_a_stop(corpus: Path, recip
     accuracies = [line["classifier/accuracy"] for line in epochs]
     best = max(range(len(epochs)), key=lambda i: (accuracies[i], i))
     assert best < len(epochs) - 1 < 11
+    assert "classifier: ends here: " in said
     assert f"classifier: exported is the model of epoch {best + 1} of {len(epochs)}, the best: valid_loss" in said
     summary = json.loads((run / "summary.json").read_text())["classifier"]
     for metric in ("valid_loss", "accuracy", "f1_macro"):

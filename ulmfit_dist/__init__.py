@@ -16,6 +16,7 @@ _PUBLIC = {
     "TokenStore": "ulmfit_dist.data.store",
     "Tracker": "ulmfit_dist.training.tracking",
     "UserError": "ulmfit_dist.errors",
+    "cross_validate": "ulmfit_dist.api",
     "evaluate": "ulmfit_dist.stages.evaluate",
     "evaluate_ensemble": "ulmfit_dist.stages.ensemble",
     "export_to_fastai": "ulmfit_dist.stages.export",

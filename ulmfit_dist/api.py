@@ -18,6 +18,8 @@ from ulmfit_dist.data.store import TokenStore
 from ulmfit_dist.data.texts.frames import Frame, kept_as
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.stages.cross_validate import Figures, configs_of_folds
+from ulmfit_dist.stages.cross_validate import cross_validate as cross_validate_folds
 from ulmfit_dist.stages.ensemble import Ensemble
 from ulmfit_dist.stages.generate import LanguageModel
 from ulmfit_dist.stages.look import batch_tables, result_tables
@@ -71,6 +73,13 @@ def train_classifier(config: Config, fresh: bool = False, texts: Any = None) -> 
     with _call(config, None if fresh else config.run_dir) as runtime:
         run_stage(_given(config, texts, runtime), runtime, "classifier", fresh)
     return TextClassifier(config.run_dir, trust_rules=True)
+
+
+def cross_validate(config: Config, fresh: bool = False) -> Figures:
+    """Train a run for each of `data.folds`; mean, std and the values of the folds by stage and metric."""
+    first = configs_of_folds(config)[0]
+    with _call(first, None if fresh else first.run_dir) as runtime:
+        return cross_validate_folds(config, runtime, fresh)
 
 
 def find_learning_rate(config: Config, stage: str = "lm", **range: float) -> RateRange:

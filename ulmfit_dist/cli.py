@@ -97,6 +97,18 @@ def _prepare(args: argparse.Namespace) -> None:
             show_documents(store, args.show, runtime)
 
 
+def _cross_validate(args: argparse.Namespace) -> None:
+    config = load_config(args.recipe, args.overrides)
+    from ulmfit_dist.stages.cross_validate import configs_of_folds, cross_validate, describe_figures
+
+    first = configs_of_folds(config)[0].run_dir
+    runtime = Runtime(config.runtime, args.verbose, run_dir=None if args.fresh and not is_restart() else first)
+    with runtime:
+        found = cross_validate(config, runtime, args.fresh)
+        heading = f"\n{config.name}: mean ± standard deviation of {config.data.folds} folds"
+        runtime.print("\n".join([heading, *describe_figures(found)]))
+
+
 def _lr_find(args: argparse.Namespace) -> None:
     config, runtime = _start(args)
     from ulmfit_dist.stages.lr_find import describe_range, find_learning_rate
@@ -277,6 +289,7 @@ COMMANDS: dict[str, Command] = {
     "prepare": _prepare,
     "lm": _stage,
     "classifier": _stage,
+    "cross-validate": _cross_validate,
     "lr-find": _lr_find,
     "config": _config,
     "show": _show,

@@ -81,6 +81,10 @@ def check_config(config: Config) -> None:
         raise UserError(f"data.path is not set: data.source={config.data.source} needs it")
     if not 0 < config.data.valid_pct < 1:
         raise UserError(f"data.valid_pct={config.data.valid_pct}: give a share between 0 and 1, such as 0.1")
+    if config.data.folds is not None and config.data.folds < 2:
+        raise UserError(f"data.folds={config.data.folds}: give a whole number of at least 2, or null")
+    if not 0 <= config.data.fold < (config.data.folds or 1):
+        raise UserError(f"data.fold={config.data.fold}: give a number from 0 to below data.folds={config.data.folds}")
     if config.lm.valid_pct is not None and not 0 < config.lm.valid_pct < 1:
         raise UserError(f"lm.valid_pct={config.lm.valid_pct}: give a share between 0 and 1, or null")
     if config.data.valid_col is not None and config.data.source in ("folder", "bbc_news"):

@@ -42,6 +42,10 @@ class DataConfig:
     """Share of the training documents cut off to validate on, by seed, where no valid split is named."""
     valid_col: str | None = None
     """Column that is true for the rows to validate on and false for all others. null: a valid split, or valid_pct."""
+    folds: int | None = None
+    """For cross-validation: cut the training documents by seed into so many parts, each with its share of every class."""
+    fold: int = 0
+    """The part, from 0 on, to validate on, where there are folds; the others are trained on."""
     limit: int | None = None
     """Use this many documents of each split at most, drawn by seed: for a first try."""
     on_error: str = "strict"

@@ -86,6 +86,7 @@ def _parser() -> _Parser:
     _add_fresh(_with_config(commands, "lm", "train the language model"))
     classifier = _with_config(commands, "classifier", "train the classifier on the run's language model")
     _add_fresh(classifier)
+    _add_fresh(_with_config(commands, "cross-validate", "a run for each of data.folds, and the mean of their metrics"))
     lr_find = _with_config(commands, "lr-find", "a learning rate range test: rates to begin a stage with")
     lr_find.add_argument("--stage", choices=("lm", "classifier"), default="lm", help="default: %(default)s")
     lr_find.add_argument("--start", type=float, default=1e-7, metavar="LR", help="lowest rate (default: %(default)s)")
@@ -187,7 +188,9 @@ def _add_precision(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_trust(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--trust-rules", action="store_true", help="call the functions in the model's tokenizer.rules")
+    parser.add_argument(
+        "--trust-rules", action="store_true", help="call what its config names: tokenizer.rules, classifier.metrics"
+    )
 
 
 def _with_run(commands: Any, name: str, help: str) -> argparse.ArgumentParser:

@@ -29,7 +29,14 @@ class DocumentSplits:
 def split_documents(store: TokenStore, config: Config) -> DocumentSplits:
     """Cut the store by the config. Raises UserError where a side would be empty."""
     train, valid = store.split("train"), store.split("valid")
-    if len(valid) == 0:
+    if config.data.folds is not None:
+        if len(valid) > 0:
+            raise UserError(
+                f"data.folds={config.data.folds} cuts the training documents, and {len(valid)} are of a valid split: set it "
+                f"to null, or have data.splits name the training documents alone"
+            )
+        train, valid = _cut_folds(train, store.labels[train], config.data.folds, config.data.fold, config.seed)
+    elif len(valid) == 0:
         train, valid = _cut(train, config.data.valid_pct, config.seed, "valid")
     if len(train) == 0 or len(valid) == 0:
         raise UserError(
@@ -45,6 +52,15 @@ def split_documents(store: TokenStore, config: Config) -> DocumentSplits:
         classifier_train=train[store.labels[train] != NO_LABEL],
         classifier_valid=valid[store.labels[valid] != NO_LABEL],
     )
+
+
+def _cut_folds(documents: np.ndarray, labels: np.ndarray, folds: int, fold: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Documents to train on, and those of one fold: each class, in an order by chance, is dealt to the folds like cards."""
+    order = permutation(len(documents), seed, "folds")
+    by_class = order[np.argsort(labels[order], kind="stable")]
+    is_valid = np.zeros(len(documents), dtype=bool)
+    is_valid[by_class[fold::folds]] = True
+    return documents[~is_valid], documents[is_valid]
 
 
 def _cut(documents: np.ndarray, share: float, seed: int, purpose: str) -> tuple[np.ndarray, np.ndarray]:

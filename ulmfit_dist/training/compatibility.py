@@ -9,7 +9,8 @@ from typing import Any
 from ulmfit_dist.compose import to_dict
 from ulmfit_dist.config import Config
 
-LM_KEYS = ("seed", "tokenizer", "model", "lm", "data.valid_pct")
+FOLD_KEYS = ("data.folds", "data.fold")
+LM_KEYS = ("seed", "tokenizer", "model", "lm", "data.valid_pct", *FOLD_KEYS)
 DECISIVE_KEYS = {"lm": LM_KEYS, "classifier": (*LM_KEYS, "classifier")}
 """The keys that a stage's result depends on, beside the texts. All others may change between a run and its resumption."""
 SEEN_ALONE = ("classifier.metrics",)
@@ -32,7 +33,9 @@ def differences(stage: str, now: Config, then: Mapping[str, Any], fingerprint: s
 def _decisive_keys(stage: str, config: Config) -> list[str]:
     """Those of a stage; a classifier on an encoder from elsewhere does not depend on how the run trains a language model."""
     is_on_other = stage == "classifier" and config.classifier.encoder is not None
-    return [key for key in DECISIVE_KEYS[stage] if not (is_on_other and key == "lm")]
+    is_shared = stage == "lm" and config.lm.valid_pct is not None  # by all folds, as it is validated on no one's documents
+    left_out = (*(["lm"] if is_on_other else []), *(FOLD_KEYS if is_shared else []))
+    return [key for key in DECISIVE_KEYS[stage] if key not in left_out]
 
 
 def _at(config: Any, key: str) -> Any:

@@ -27,6 +27,9 @@ INSTEAD = {
 }
 """Callbacks of fastai's that need its own loop, Recorder or loaders, and what there is here instead."""
 
+RESERVED = ("tracking", "timing", "selection", "checkpoint", "resume_epoch")
+"""Names of callbacks that a stage adds later."""
+
 
 def add_callbacks(learner: Learner, stage: str, entries: list[Any]) -> None:
     """Add the callbacks of `<stage>.callbacks` to a learner.
@@ -41,7 +44,7 @@ def add_callbacks(learner: Learner, stage: str, entries: list[Any]) -> None:
     for entry in entries:
         path, arguments = path_and_arguments(entry, key)
         callback = _build(path, arguments, key)
-        if callback.name in vars(learner) or hasattr(type(learner), callback.name):
+        if callback.name in (*RESERVED, *vars(learner)) or hasattr(type(learner), callback.name):
             raise UserError(f"{key}: {path}: the learner has a {callback.name!r} already: give the class another name")
         learner.add_cb(callback)
 

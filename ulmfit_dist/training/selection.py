@@ -1,6 +1,6 @@
 """Which epoch's model is exported, and whether training ends before its recipe does.
 
-Both follow from the validation's score after each epoch, which is the same on all ranks, so they need not agree on it. The
+Both follow from the validation's score after each epoch, and rank 0 decides, so that none trains on while another stops. The
 best epoch's weights are in its checkpoint, which is kept anyway; what is known of it is part of each checkpoint, so a run
 that was killed selects and stops as one that was not.
 """
@@ -61,7 +61,13 @@ class Selection(Callback):
         self.waited = 0 if self.best is None or learn.score > self.best.score else self.waited + 1
         if self.best is None or learn.score >= self.best.score:
             self.best = Epoch(learn.stage_epoch, learn.stage_step, learn.score, dict(learn.valid_metrics), self.tables())
-        learn.is_stopped = self.patience is not None and self.waited >= self.patience
+        if self.patience is not None:
+            runtime = learn.accelerate.runtime
+            learn.is_stopped = runtime.from_main(self.waited >= self.patience)
+            if learn.is_stopped:
+                runtime.print(
+                    f"{learn.stage}: ends here: {self.waited} epoch(s) in a row were no better than the best before"
+                )
 
     def state_dict(self) -> dict[str, Any]:
         """The best epoch and the waiting, as JSON."""

@@ -1,0 +1,113 @@
+"""Folds of the documents, and the runs that cross-validation makes of them."""
+
+import json
+import statistics
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import TINY, command, succeed
+from stores import make_store
+
+from ulmfit_dist.compose import load_config, to_dict
+from ulmfit_dist.config import Config, DataConfig, LMConfig
+from ulmfit_dist.data.splits import split_documents
+from ulmfit_dist.data.store import NO_LABEL, TokenStore
+from ulmfit_dist.errors import UserError
+from ulmfit_dist.stages.cross_validate import average, configs_of_folds, describe_figures
+from ulmfit_dist.training.compatibility import differences
+
+LABELS = np.array([0] * 31 + [1] * 12 + [2] * 5 + [NO_LABEL] * 9)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
+    documents = [np.full(3, 2 + i % 5) for i in range(len(LABELS))]
+    order = np.random.default_rng(0).permutation(len(LABELS))
+    return make_store(tmp_path_factory.mktemp("folds") / "store", documents, LABELS[order], [f"w{i}" for i in range(9)])
+
+
+def folds_of(store: TokenStore, **config) -> list:
+    return [split_documents(store, Config(data=DataConfig(folds=4, fold=fold), **config)) for fold in range(4)]
+
+
+def test_each_document_is_validated_on_in_one_fold_and_trained_on_in_all_others(store: TokenStore):
+    splits = folds_of(store)
+    assert sorted(np.concatenate([split.lm_valid for split in splits])) == list(range(len(LABELS)))
+    for split in splits:
+        assert sorted([*split.lm_train, *split.lm_valid]) == list(range(len(LABELS)))
+        assert set(split.classifier_valid) <= set(split.lm_valid)
+        assert all(np.diff(split.lm_train) > 0)
+
+
+def test_each_fold_has_its_share_of_every_class(store: TokenStore):
+    for split in folds_of(store):
+        counts = np.bincount(store.labels[split.classifier_valid], minlength=3)
+        assert all(abs(counts - np.array([31, 12, 5]) / 4) < 1)
+
+
+def test_another_seed_cuts_other_folds(store: TokenStore):
+    assert not np.array_equal(folds_of(store)[0].lm_valid, folds_of(store, seed=1)[0].lm_valid)
+
+
+def test_a_language_model_of_all_texts_is_the_same_in_all_folds(store: TokenStore):
+    first, second, *_ = folds_of(store, lm=LMConfig(valid_pct=0.2))
+    assert np.array_equal(first.lm_train, second.lm_train)
+    assert not np.array_equal(first.classifier_train, second.classifier_train)
+    now, then = (Config(data=DataConfig(folds=4, fold=fold), lm=LMConfig(valid_pct=0.2)) for fold in (0, 1))
+    assert differences("lm", now, to_dict(then), "a", "a") == []
+    assert differences("classifier", now, to_dict(then), "a", "a") == ["data.fold (now 0, then 1)"]
+    now.lm.valid_pct = then.lm.valid_pct = None
+    assert differences("lm", now, to_dict(then), "a", "a") == ["data.fold (now 0, then 1)"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["data.folds=1"], "at least 2"),
+        (["data.folds=3", "data.fold=3"], "from 0 to below data.folds=3"),
+        (["data.fold=1"], "from 0 to below"),
+    ],
+)
+def test_wrong_folds_are_named(overrides: list[str], said: str):
+    with pytest.raises(UserError, match=said):
+        load_config(None, ["data.path=x", *overrides])
+
+
+def test_without_folds_there_is_nothing_to_do():
+    with pytest.raises(UserError, match="folds is not set"):
+        configs_of_folds(Config())
+
+
+def test_figures_are_mean_and_sample_deviation():
+    summaries = [{"classifier": {"accuracy": value, "examples_per_second": 9.0}} for value in (0.8, 0.9, 1.0)]
+    found = average(summaries)
+    assert found["classifier"].keys() == {"accuracy"}
+    assert found["classifier"]["accuracy"]["mean"] == pytest.approx(0.9)
+    assert found["classifier"]["accuracy"]["std"] == pytest.approx(0.1)
+    assert list(describe_figures(found)) == ["classifier  accuracy      0.9000 ± 0.1000  (0.8000 0.9000 1.0000)"]
+
+
+def test_folds_are_runs_and_what_is_done_is_not_done_again(corpus: Path, recipe: Path, tmp_path: Path):
+    words = [recipe, f"data.path={corpus}", *TINY, f"data.cache={tmp_path}/cache", f"runs_dir={tmp_path}", "name=cv"]
+    words += ["lm.valid_pct=0.2", "lm.phases=[{lr: 5e-2}]", "classifier.phases=[{epochs: 2, lr: 2e-2}]", "data.folds=2"]
+    said = succeed(["cross-validate", *words], 2)
+    runs = [tmp_path / f"cv-fold-{fold}" for fold in range(2)]
+    values = [json.loads((run / "summary.json").read_text())["classifier"]["accuracy"] for run in runs]
+    found = json.loads((tmp_path / "cv" / "cross_validation.json").read_text())["classifier"]["accuracy"]
+    assert found == {"mean": statistics.fmean(values), "std": statistics.stdev(values), "folds": values}
+    assert f"accuracy      {found['mean']:.4f} ± {found['std']:.4f}" in said
+    models = [(run / "lm" / "model.safetensors").read_bytes() for run in runs]
+    assert models[0] == models[1]
+    assert len({path.name.split("-")[-1] for run in runs for path in (run / "wandb").glob("offline-run-*")}) == 2
+
+    before = [(run / "classifier" / "training.json").stat().st_mtime_ns for run in runs]
+    assert f"accuracy      {found['mean']:.4f}" in succeed(["cross-validate", *words])
+    assert [(run / "classifier" / "training.json").stat().st_mtime_ns for run in runs] == before
+
+    (tmp_path / "split").mkdir()
+    for split in ("train", "valid"):
+        (tmp_path / "split" / split).symlink_to(corpus)
+    refused = command(["run", *words, f"data.path={tmp_path}/split", "name=other"])
+    assert refused.returncode == 2
+    assert "are of a valid split: set it to null" in refused.stderr
