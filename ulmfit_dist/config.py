@@ -35,6 +35,10 @@ class DataConfig:
     """Share of the training documents cut off to validate on, by seed, where no valid split is named."""
     valid_col: str | None = None
     """Column that is true for the rows to validate on and false for all others. null: a valid split, or valid_pct."""
+    splitter: str | None = None
+    """A function of yours, as module.function, from a document's path or row to its split's name, or to None: left out."""
+    get_label: str | None = None
+    """A function of yours, as module.function, from a document's path or row to its label, or None. null: data.label."""
     limit: int | None = None
     """Use this many documents of each split at most, drawn by seed: for a first try."""
     on_error: str = "strict"

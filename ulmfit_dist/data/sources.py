@@ -7,6 +7,7 @@ tokenizes.
 from __future__ import annotations
 
 from ulmfit_dist.config import DataConfig
+from ulmfit_dist.data.texts.choices import by_functions
 from ulmfit_dist.data.texts.documents import Source
 from ulmfit_dist.data.texts.tables import open_hub, open_table
 from ulmfit_dist.data.texts.text_files import open_folder
@@ -17,10 +18,11 @@ def open_source(config: DataConfig) -> Source:
     """Open the source that the config names, without reading its texts.
 
     Raises:
-        UserError: no such file, folder, column, split or data set; nothing in it; a line in it that cannot be read.
+        UserError: no such file, folder, column, split or data set; nothing in it; a line in it that cannot be read; a
+            function of yours that fails.
     """
     openers = {"bbc_news": open_folder, "folder": open_folder, "hub": open_hub}
-    source = openers.get(config.source, open_table)(config)
+    source = by_functions(openers.get(config.source, open_table)(config), config)
     for split, documents in source.splits.items():
         if len(documents) == 0:
             raise UserError(f"{config.path or config.source}: the {split} split has no documents")

@@ -37,12 +37,17 @@ def train_classifier(
     return train_stage(learner, config.classifier, "examples", store.label_names, config, runtime, store, tracker, found)
 
 
-def classifier_learner(config: Config, runtime: Runtime, store: TokenStore) -> ClassifierLearner:
-    """The learner of the stage, untrained but for its encoder: for `train_classifier`, and for a notebook."""
+def classifier_learner(config: Config, runtime: Runtime, store: TokenStore, needs_encoder: bool = True) -> ClassifierLearner:
+    """The learner of the stage, untrained but for its encoder: for `train_classifier`, and for a notebook.
+
+    Args:
+        needs_encoder: whether there must be a language model in `<run>/lm`; else the encoder may be a fresh one.
+    """
     train, valid = classifier_loaders(config, runtime, store)
     seed_torch(config.seed, "classifier", "weights")
     model = build_classifier(len(store.vocab), len(store.label_names), config.model, config.classifier)
-    load_encoder(encoder_of(model), read_exported(config.run_dir / "lm"), store.vocab)
+    if needs_encoder or (config.run_dir / "lm").is_dir():
+        load_encoder(encoder_of(model), read_exported(config.run_dir / "lm"), store.vocab)
     return build_learner(
         ClassifierLearner,
         "classifier",

@@ -33,12 +33,17 @@ def train_lm(config: Config, runtime: Runtime, store: TokenStore, tracker: Track
     Raises:
         UserError: batch size and ranks do not fit, too little text, pretrained weights that do not fit.
     """
-    with runtime.together():
-        if config.model.pretrained is not None and runtime.is_local_main:
-            fetch_pretrained(config.model.pretrained)
+    fetch_weights(config, runtime)
     with runtime.together():
         learner = lm_learner(config, runtime, store)
     return train_stage(learner, config.lm, "tokens", None, config, runtime, store, tracker, found)
+
+
+def fetch_weights(config: Config, runtime: Runtime) -> None:
+    """Have the pretrained weights on each node, where the config names any. Collective. Raises UserError."""
+    with runtime.together():
+        if config.model.pretrained is not None and runtime.is_local_main:
+            fetch_pretrained(config.model.pretrained)
 
 
 def lm_learner(config: Config, runtime: Runtime, store: TokenStore) -> LMLearner:

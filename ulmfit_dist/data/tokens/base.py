@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
 
-from ulmfit_dist.errors import UserError
+from ulmfit_dist.functions import import_function
 
 Rule = Callable[[str], str]
 
@@ -47,11 +46,4 @@ class TextTokenizer(ABC):
 
 def import_rule(path: str) -> Rule:
     """A function named as `module.function`. Raises UserError where there is none."""
-    module, _, name = path.rpartition(".")
-    try:
-        rule = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"tokenizer.rules: {path!r} cannot be imported ({error}): give it as module.function") from None
-    if not callable(rule):
-        raise UserError(f"tokenizer.rules: {path!r} is not a function from text to text")
-    return rule
+    return import_function(path, "tokenizer.rules")
