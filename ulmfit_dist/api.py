@@ -17,18 +17,23 @@ from ulmfit_dist.config import Config, RuntimeConfig
 from ulmfit_dist.data.store import TokenStore
 from ulmfit_dist.data.texts.frames import Frame, kept_as
 from ulmfit_dist.errors import UserError
+from ulmfit_dist.model.pretrained import fetch
 from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.stages.classifier import classifier_learner as stage_classifier_learner
 from ulmfit_dist.stages.cross_validate import Figures, configs_of_folds
 from ulmfit_dist.stages.cross_validate import cross_validate as cross_validate_folds
 from ulmfit_dist.stages.ensemble import Ensemble
 from ulmfit_dist.stages.generate import LanguageModel
+from ulmfit_dist.stages.lm import lm_learner as stage_lm_learner
 from ulmfit_dist.stages.look import batch_tables, result_tables
 from ulmfit_dist.stages.lr_find import find_learning_rate as find_learning_rate_of
 from ulmfit_dist.stages.predict import TextClassifier
 from ulmfit_dist.stages.prepare import prepare as prepare_stage
 from ulmfit_dist.stages.run import run_stage
 from ulmfit_dist.text_table import Shown
+from ulmfit_dist.training.by_hand import by_hand
 from ulmfit_dist.training.rate_range import RateRange
+from ulmfit_dist.training.steps import ClassifierLearner, LMLearner
 
 
 def prepare(config: Config, texts: Any = None) -> TokenStore:
@@ -92,6 +97,35 @@ def find_learning_rate(config: Config, stage: str = "lm", **range: float) -> Rat
         return find_learning_rate_of(config, runtime, stage, **range)  # type: ignore[arg-type]
 
 
+def lm_learner(config: Config, texts: Any = None) -> LMLearner:
+    """fastai's learner of the language model, untrained: `fit_one_cycle`, `freeze_to`, `validate`, callbacks are yours.
+
+    It trains on all ranks as `train_lm` does, without its checkpoints; `save` and `save_encoder` write to
+    `runs/<name>/models`, `export` a model for the rest of the package.
+
+    Args:
+        texts: as those of `prepare`.
+    """
+    runtime, config, store = _lasting(config, texts)
+    fetch(config.model.pretrained, runtime)
+    with runtime.together():
+        learner = stage_lm_learner(config, runtime, store)
+    return by_hand(learner, config, store, runtime)
+
+
+def classifier_learner(config: Config, texts: Any = None) -> ClassifierLearner:
+    """As `lm_learner`, for the classifier. Its encoder is the run's language model; where there is none, `load_encoder`."""
+    runtime, config, store = _lasting(config, texts)
+    fetch(config.encoder_source, runtime)
+    with runtime.together():
+        learner = stage_classifier_learner(config, runtime, store, needs_encoder=False)
+    if config.encoder_source is None and not (config.run_dir / "lm").is_dir():
+        runtime.print(
+            f"no language model in {config.run_dir / 'lm'}: the encoder is a fresh one; load_encoder gives it another"
+        )
+    return by_hand(learner, config, store, runtime)
+
+
 def load_classifier(folder: str | Path, device: torch.device | str = "cpu", trust_rules: bool = False) -> TextClassifier:
     """An exported classifier: `.predict(list_of_str)` gives labels and probabilities; `.predict_one(str)` for one text."""
     return TextClassifier(folder, device, trust_rules)
@@ -129,6 +163,14 @@ def show_results(
 
 def _call(config: Config, run_dir: Path | None = None) -> Runtime:
     return Runtime(config.runtime, run_dir=run_dir, keeps_group=True)
+
+
+def _lasting(config: Config, texts: Any) -> tuple[Runtime, Config, TokenStore]:
+    """What a learner holds on to until the process ends."""
+    runtime = Runtime(config.runtime)
+    runtime.leave_at_end()
+    config = _given(config, texts, runtime)
+    return runtime, config, prepare_stage(config, runtime)
 
 
 def _given(config: Config, texts: Any, runtime: Runtime) -> Config:

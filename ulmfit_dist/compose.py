@@ -89,6 +89,8 @@ def check_config(config: Config) -> None:
         raise UserError(f"lm.valid_pct={config.lm.valid_pct}: give a share between 0 and 1, or null")
     if config.data.valid_col is not None and config.data.source in ("folder", "bbc_news"):
         raise UserError(f"data.valid_col={config.data.valid_col}: a {config.data.source} has no columns: leave it out")
+    if config.data.valid_col is not None and config.data.splitter is not None:
+        raise UserError(f"data.valid_col={config.data.valid_col} and data.splitter={config.data.splitter}: set one of them")
     if not config.data.text:
         raise UserError("data.text is empty: name at least one column")
     if config.data.text_file is not None and config.data.source not in ("csv", "json", "parquet"):

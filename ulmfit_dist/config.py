@@ -46,6 +46,10 @@ class DataConfig:
     """For cross-validation: cut the training documents by seed into so many parts, each with its share of every class."""
     fold: int = 0
     """The part, from 0 on, to validate on, where there are folds; the others are trained on."""
+    splitter: str | None = None
+    """A function of yours, as module.function, from a document's path or row to its split's name, or to None: left out."""
+    get_label: str | None = None
+    """A function of yours, as module.function, from a document's path or row to its label, or None. null: data.label."""
     limit: int | None = None
     """Use this many documents of each split at most, drawn by seed: for a first try."""
     on_error: str = "strict"

@@ -68,7 +68,7 @@ def call(function: Function, item: Any, key: str, document: str) -> Any:
         raise UserError(f"{key} fails on {document}: {type(error).__name__}: {on_one_line(error)}") from None
 
 
-def check_trust(named: dict[str, Sequence[str]], folder: Path, trusted: bool) -> None:
+def check_trust(named: Mapping[str, Sequence[str]], folder: Path, trusted: bool) -> None:
     """Raise UserError if the config of a model names functions to be called, and nobody has said that it may.
 
     Args:

@@ -13,6 +13,9 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from multiprocessing import current_process
+from multiprocessing.context import ForkProcess
+from multiprocessing.util import Finalize
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -74,6 +77,8 @@ class Runtime:
         from ulmfit_dist.precision import resolve_precision
 
         quieten()
+        if isinstance(current_process(), ForkProcess):  # as those of notebook_launcher
+            torch.set_num_threads(1)  # OpenMP's threads were left behind in the parent, and would be waited for
         self.settings, self.verbose, self.keeps_group = settings, verbose, keeps_group
         self._is_first = not PartialState._shared_state
         has_gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() != "true"
@@ -272,6 +277,11 @@ class Runtime:
             watch.leave()
         return None if errors else watch
 
+    def leave_at_end(self) -> None:
+        """When this process ends, tell the other ranks how: for who holds on to the ranks until then."""
+        if self._watch is not None:
+            Finalize(None, _leave, (self._watch,), exitpriority=1)  # which forked processes call, too
+
     def __enter__(self) -> Runtime:
         return self
 
@@ -298,6 +308,11 @@ class Runtime:
             self.accelerator.end_training()
         if lost is not None:
             raise RankLostError(lost) from error
+
+
+def _leave(watch: Watch) -> None:
+    error = getattr(sys, "last_value", None)  # what has ended the interpreter
+    watch.leave(None if error is None else f"{type(error).__name__}: {error}")
 
 
 def _join_after_restart(backend: str) -> None:

@@ -23,6 +23,7 @@ from ulmfit_dist.data.tokens.chunks import ChunkTokenizer
 from ulmfit_dist.data.tokens.sentence_pieces import SentencePieceTokenizer
 from ulmfit_dist.data.vocab import Numbers
 from ulmfit_dist.errors import UserError
+from ulmfit_dist.functions import check_trust
 
 
 class Tokenizer(TextTokenizer):
@@ -91,11 +92,7 @@ def open_tokenizer(config: TokenizerConfig, folder: Path, trust_rules: bool = Tr
 
 def check_rules(config: TokenizerConfig, folder: Path, trust_rules: bool) -> None:
     """Raise UserError if the config of a model names functions to be called, and nobody has said that it may."""
-    if config.rules and not trust_rules:
-        raise UserError(
-            f"{folder}: its tokenizer.rules would call {', '.join(config.rules)}: if you trust whoever made this model, say "
-            f"--trust-rules (in Python: trust_rules=True)"
-        )
+    check_trust({"tokenizer.rules": config.rules}, folder, trust_rules)
 
 
 def _spacy_tokenizer(lang: str) -> Any:

@@ -43,12 +43,17 @@ def train_classifier(
     return train_stage(learner, config.classifier, "examples", labels, config, runtime, store, tracker, found)
 
 
-def classifier_learner(config: Config, runtime: Runtime, store: TokenStore) -> ClassifierLearner:
-    """The learner of the stage, untrained but for its encoder: for `train_classifier`, and for a notebook."""
+def classifier_learner(config: Config, runtime: Runtime, store: TokenStore, needs_encoder: bool = True) -> ClassifierLearner:
+    """The learner of the stage, untrained but for its encoder: for `train_classifier`, and for a notebook.
+
+    Args:
+        needs_encoder: whether there must be a language model in `<run>/lm`; else the encoder may be a fresh one.
+    """
     train, valid = classifier_loaders(config, runtime, store)
     seed_torch(config.seed, "classifier", "weights")
     model = build_classifier(len(store.vocab), train.targets.num_outputs, config.model, config.classifier)
-    _load_encoder(encoder_of(model), config, runtime, store)
+    if needs_encoder or config.encoder_source is not None or (config.run_dir / "lm").is_dir():
+        _load_encoder(encoder_of(model), config, runtime, store)
     learner = build_learner(
         ClassifierLearner,
         "classifier",

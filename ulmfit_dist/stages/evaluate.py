@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from ulmfit_dist.data.batches import Batches, MicroBatch
 from ulmfit_dist.data.store import TokenStore
-from ulmfit_dist.data.tokenizer import check_rules
 from ulmfit_dist.errors import UserError
+from ulmfit_dist.functions import check_trust
 from ulmfit_dist.model.awd_lstm import encoder_of
 from ulmfit_dist.model.export import Exported, find_model, load_model, read_exported
 from ulmfit_dist.model.loss import DecoderLoss
@@ -116,7 +116,10 @@ def read_batches(model: nn.Module, valid: Batches, update: Callable[[Tensor, Mic
 
 def check_functions(exported: Exported, trust_rules: bool) -> None:
     """Refuse to prepare the texts of a model by functions that nobody has said to trust. Raises UserError."""
-    check_rules(exported.config.tokenizer, exported.folder, trust_rules)
+    data = exported.config.data
+    named = {"tokenizer.rules": exported.config.tokenizer.rules}
+    named |= {f"data.{key}": [path] for key in ("splitter", "get_label") if (path := getattr(data, key)) is not None}
+    check_trust(named, exported.folder, trust_rules)
 
 
 def check_store(exported: Exported, store: TokenStore) -> None:

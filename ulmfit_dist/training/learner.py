@@ -10,7 +10,8 @@ from __future__ import annotations
 from abc import ABCMeta, abstractmethod
 from collections import namedtuple
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from fastai.callback.core import Callback, CancelEpochException, CancelStepException, TrainEvalCallback
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from ulmfit_dist.config import ClassifierConfig, LMConfig
 from ulmfit_dist.data.ahead import moved_ahead
 from ulmfit_dist.data.batches import Batches, MicroBatch
+from ulmfit_dist.errors import UserError
 from ulmfit_dist.model.awd_lstm import encoder_of
 from ulmfit_dist.model.dropout import Position
 from ulmfit_dist.model.loss import ActivationRegularization
@@ -48,6 +50,7 @@ class DistributedLearner(TextLearner, metaclass=ABCMeta):
         loss: mean loss of the last training step over the rows that this rank knows it of, without AR and TAR.
         is_stopped: whether the stage is to end with the epoch that has just ended.
         regularization: AR and TAR.
+        exporter: writes the model where it is told, or to the run's folder; None where the stage exports it (`by_hand.py`).
     """
 
     model: SequentialRNN
@@ -59,6 +62,7 @@ class DistributedLearner(TextLearner, metaclass=ABCMeta):
     first_step: int
     is_stopped: bool
     regularization: ActivationRegularization
+    exporter: Callable[[Path | None], Path] | None = None
     micro_batches: list[MicroBatch]
     valid_metrics: dict[str, float]
 
@@ -120,6 +124,34 @@ class DistributedLearner(TextLearner, metaclass=ABCMeta):
             found.draw(pyplot.subplots()[1])
         return namedtuple("SuggestedLRs", suggestions)(**suggestions)  # type: ignore[misc]
 
+    def validate(self, ds_idx: int = 1, dl: Batches | None = None, cbs: list[Callback] | None = None) -> dict[str, float]:
+        """fastai's; returns the metrics by name, those of all ranks. Collective."""
+        super().validate(ds_idx, dl, cbs)
+        return self.valid_metrics
+
+    def export(self, folder: Path | None = None) -> Path:
+        """Write the model for the rest of the package, where fastai would pickle the learner. Collective.
+
+        Args:
+            folder: default: that of the stage in the run directory, where the classifier looks for its language model.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        if self.exporter is None:
+            raise _refused("export")
+        return self.exporter(folder)
+
+    def predict(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refused, as are fastai's other ways to what is not a batch of ours."""
+        raise _refused("predict")
+
+    def get_preds(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise _refused("get_preds")
+
+    def show_results(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise _refused("show_results")
+
     def _evaluate_step(self) -> None:
         for batch in self.micro_batches:
             self._forward(batch)
@@ -140,6 +172,13 @@ class DistributedLearner(TextLearner, metaclass=ABCMeta):
     def move_to(self, rows: range) -> None:
         """Tell the model which rows of which step it computes next."""
         self.position.step, self.position.rows = self.stage_step, rows
+
+
+def _refused(name: str) -> UserError:
+    return UserError(
+        f"learn.{name} goes through fastai's pipeline of items, which there is not here: write the model by learn.export(), "
+        f"and read it by load_classifier(run).predict(texts), load_language_model(run).generate(prompt) or show_results(run)"
+    )
 
 
 class StagePosition(Callback):

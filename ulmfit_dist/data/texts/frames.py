@@ -75,18 +75,24 @@ class Frame:
             shutil.rmtree(temporary, ignore_errors=True)
 
     def _columns(self, split: str) -> list[str]:
-        labels = [self.config.label] if self.config.label is not None and split != "unlabelled" else []
+        """The columns that are kept: all of them where a function of the user's is given rows."""
+        asks = self.config.get_label is not None or self.config.splitter is not None
+        return _column_names(self.splits[split]) if asks else self._used(split)
+
+    def _used(self, split: str) -> list[str]:
+        has_labels = self.config.label is not None and self.config.get_label is None and split != "unlabelled"
+        labels = [self.config.label] if has_labels else []
         flags = [self.config.valid_col] if self.config.valid_col is not None and split == "train" else []
-        return list(dict.fromkeys([*self.config.text, *labels, *flags]))
+        return [str(column) for column in dict.fromkeys([*self.config.text, *labels, *flags])]
 
     def _check_columns(self, split: str, table: Any) -> None:
         present = _column_names(table)
-        for column in self._columns(split):
+        for column in self._used(split):
             if column not in present:
                 raise UserError(f"texts: no column {column!r} in the {split} split; its columns are: {', '.join(present)}")
 
     def _batches(self, split: str) -> Iterator[pa.Table]:
-        """The rows, some thousands at a time: texts and labels as strings."""
+        """The rows, some thousands at a time, all cells as strings."""
         table, columns = self.splits[split], self._columns(split)
         names = getattr(table.features.get(self.config.label), "names", None) if _is_data_set(table) else None
         for start in range(0, len(table), ROWS_AT_ONCE):

@@ -85,6 +85,8 @@ def _csv_rows(
     lines = (line for _, line in _decoded(file, on_error))
     reader = csv.reader(lines, delimiter=_delimiter(file), strict=True)
     header = next(reader, [])
+    if missing := [name for name in columns if name not in header]:
+        raise UserError(f"{file}: no column {missing[0]!r}, which other files of this split have")
     wanted = {name: header.index(name) for name in columns}
     while True:
         number = reader.line_num + 1

@@ -157,7 +157,9 @@ def _load_files(names: list[str], config: DataConfig, split: str) -> Any:
     label = _label_column(config, split)
     for name in names:
         _check_columns(column_names(config.source, Path(name)), config, split, name)
-    columns = tuple(dict.fromkeys([*config.text, *([label] if label is not None else []), *_others(names, config, split)]))
+    columns = tuple(
+        dict.fromkeys([*config.text, *([label] if label is not None else []), *_others(names[0], config, split)])
+    )
     text, others = tuple(config.text), columns[len(config.text) + (label is not None) :]
     reading = {"kind": config.source, "files": names, "text": text, "label": label}
     reading |= {"on_error": config.on_error, "label_delim": config.label_delim}
@@ -286,13 +288,15 @@ def _columns(config: DataConfig) -> dict[str, Any]:
     """What of a table is read, and how: in the fingerprint of its token store, as far as it is not the default."""
     keys = ("valid_col", "label_delim", "no_label")
     changed = {key: value for key in keys if (value := getattr(config, key)) != getattr(DataConfig, key)}
-    return {"text": list(config.text), "label": config.label, **changed}
+    return {"text": list(config.text), "label": config.label if config.get_label is None else None, **changed}
 
 
 def _label_column(config: DataConfig, split: str) -> str | None:
-    return None if split == "unlabelled" else config.label
+    return None if split == "unlabelled" or config.get_label is not None else config.label
 
 
-def _others(files: list[str], config: DataConfig, split: str) -> list[str]:
-    """Columns that are needed beside texts and labels."""
+def _others(file: str, config: DataConfig, split: str) -> list[str]:
+    """Columns that are needed beside texts and labels: all of them where a function of the user's is given rows."""
+    if config.get_label is not None or config.splitter is not None:
+        return column_names(config.source, Path(file))
     return [config.valid_col] if config.valid_col is not None and split == "train" else []

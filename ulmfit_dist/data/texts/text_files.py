@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ulmfit_dist.config import DataConfig
 from ulmfit_dist.data.texts.documents import Documents, Source, digest, existing_path, stamp
@@ -31,6 +33,14 @@ class TextFiles:
 
     def read(self, start: int, stop: int) -> tuple[list[str | None], list[str | None]]:
         return [self._read(path) for path in self.paths[start:stop]], list(self.labels[start:stop])
+
+    def items(self, start: int, stop: int) -> Iterator[tuple[str, Path | None]]:
+        return ((str(path), path) for path in self.paths[start:stop])
+
+    def pick(self, numbers: np.ndarray, labelled: bool) -> TextFiles:
+        chosen = numbers.tolist()
+        labels = [self.labels[i] if labelled else None for i in chosen]
+        return TextFiles([self.paths[i] for i in chosen], labels, self.on_error)
 
     def _read(self, path: Path | None) -> str | None:
         if path is None:
