@@ -1,11 +1,15 @@
 """A language model pretrained once, and what is trained from it elsewhere: real processes, as a user starts them."""
 
 import json
+import random
+import signal
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import TINY, TOPICS, make_folder, make_text, succeed
+from killing import finish, start, steps_noted
 from safetensors.torch import load_file
 from test_cli import refused
 
@@ -17,8 +21,6 @@ PLACE = ("tracking.wandb=disabled", "runs_dir=.", "data.cache=cache")
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory, recipe: Path) -> Path:
     """A folder with `wiki`, a language model pretrained on texts without labels, and the `texts` of a task."""
-    import random
-
     folder, rng = tmp_path_factory.mktemp("pretrain"), random.Random(5)
     texts = [make_text(topic, rng.randint(10, 40), rng) for topic in TOPICS for _ in range(40)]
     (folder / "wiki.jsonl").write_text("".join(f"{json.dumps({'text': text})}\n" for text in texts))
@@ -51,6 +53,30 @@ def test_a_classifier_straight_from_a_pretrained_model(place: Path, recipe: Path
     mine, theirs = (load_file(place / name / "classifier/model.safetensors") for name in ("straight", "named"))
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
     assert "classifier: done already" in succeed([*straight, "lm.wd=0.3", "--verbose"], cwd=place)
+
+
+def test_a_classifier_on_an_encoder_from_elsewhere_goes_on_where_it_was_stopped(place: Path, recipe: Path, tmp_path: Path):
+    phases = "{lr: 1e-2, freeze_to: -1, pct_start: 0.99}, {epochs: 8, lr: [5e-5, 5e-3], pct_start: 0.3, div: 5}"
+    words = [
+        "run",
+        recipe,
+        *TINY,
+        f"classifier.phases=[{phases}]",
+        f"data.path={place}/texts",
+        f"data.cache={place}/cache",
+        f"runs_dir={tmp_path}",
+    ]
+    words += [f"classifier.encoder={place}/wiki", "tracking.wandb=disabled"]
+    finish(start([*words, "name=whole"], 1, tmp_path / "whole-notes"))
+    process = start([*words, "name=stopped"], 1, tmp_path / "notes")
+    while steps_noted(tmp_path / "notes") < 150 and process.poll() is None:  # a line per document: in the second phase
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    process.communicate()
+    assert process.returncode == 85
+    assert "classifier: goes on from" in finish(start([*words, "name=stopped"], 1, tmp_path / "notes"))
+    mine, theirs = (load_file(tmp_path / name / "classifier/model.safetensors") for name in ("stopped", "whole"))
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
 
 
 def test_a_language_model_starts_from_a_pretrained_one(place: Path, recipe: Path):
