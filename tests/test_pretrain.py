@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, TOPICS, make_folder, make_text, succeed
+from conftest import TINY, TOPICS, command, make_folder, make_text, succeed
 from killing import finish, start, steps_noted
 from safetensors.torch import load_file
-from test_cli import refused
 
 from ulmfit_dist import load_classifier, load_language_model
 
@@ -90,6 +89,8 @@ def test_a_language_model_starts_from_a_pretrained_one(place: Path, recipe: Path
 def test_where_wikipedias_weights_cannot_be_fetched_all_ranks_end_with_one_line(place: Path, recipe: Path, tmp_path: Path):
     nowhere = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
     words = ["run", recipe, *TINY, *PLACE, "data.path=texts", "model.pretrained=wt103_fwd", "classifier.encoder=pretrained"]
-    said = "cannot be fetched (URLError): fetch it on a machine with a network and unpack it to"
-    refused([*words, "name=wt"], said, processes=2, cwd=place, FASTAI_HOME=str(tmp_path), **nowhere)
+    result = command([*words, "name=wt"], processes=2, cwd=place, FASTAI_HOME=str(tmp_path), **nowhere)
+    (said,) = [line for line in result.stderr.splitlines() if line.startswith("ulmfit-dist: error:")]
+    assert "cannot be fetched (URLError): fetch it on a machine with a network and unpack it to" in said
+    assert "exitcode  : 2" in result.stderr  # in the launcher's report
     assert not (place / "wt").exists()

@@ -158,7 +158,7 @@ class ClassifierConfig:
     """The classifier on the language model's encoder. Values are fastai's unless a recipe says otherwise."""
 
     encoder: str | None = None
-    """null: that of the run's language model. pretrained: that of model.pretrained. Or another's, named as that one."""
+    """Whose to take. null: the run's own language model's; pretrained: that of model.pretrained; or a run, model or .pth."""
     global_batch_size: int = 64
     """Documents of a step, over all ranks."""
     seq_len: int = 72

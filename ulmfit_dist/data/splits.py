@@ -52,7 +52,7 @@ def check_labels(store: TokenStore, splits: DocumentSplits) -> None:
     train = np.bincount(store.labels[splits.classifier_train], minlength=len(store.label_names))
     valid = np.bincount(store.labels[splits.classifier_valid], minlength=len(store.label_names))
     if train.sum() == 0:
-        raise UserError("no labelled document to train the classifier on: set data.label, or run 'lm' alone")
+        raise UserError("no labelled document to train the classifier on: set data.label, or run 'lm' or 'pretrain'")
     if valid.sum() == 0:
         raise UserError("no labelled document to validate the classifier on: check the labels of the valid split")
     for label, name in enumerate(store.label_names):
