@@ -1,13 +1,16 @@
 """A language model pretrained once, and what is trained from it elsewhere: real processes, as a user starts them."""
 
 import json
+import random
+import signal
+import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, TOPICS, make_folder, make_text, succeed
+from conftest import TINY, TOPICS, command, make_folder, make_text, succeed
+from killing import finish, start, steps_noted
 from safetensors.torch import load_file
-from test_cli import refused
 
 from ulmfit_dist import load_classifier, load_language_model
 
@@ -17,8 +20,6 @@ PLACE = ("tracking.wandb=disabled", "runs_dir=.", "data.cache=cache")
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory, recipe: Path) -> Path:
     """A folder with `wiki`, a language model pretrained on texts without labels, and the `texts` of a task."""
-    import random
-
     folder, rng = tmp_path_factory.mktemp("pretrain"), random.Random(5)
     texts = [make_text(topic, rng.randint(10, 40), rng) for topic in TOPICS for _ in range(40)]
     (folder / "wiki.jsonl").write_text("".join(f"{json.dumps({'text': text})}\n" for text in texts))
@@ -53,6 +54,30 @@ def test_a_classifier_straight_from_a_pretrained_model(place: Path, recipe: Path
     assert "classifier: done already" in succeed([*straight, "lm.wd=0.3", "--verbose"], cwd=place)
 
 
+def test_a_classifier_on_an_encoder_from_elsewhere_goes_on_where_it_was_stopped(place: Path, recipe: Path, tmp_path: Path):
+    phases = "{lr: 1e-2, freeze_to: -1, pct_start: 0.99}, {epochs: 8, lr: [5e-5, 5e-3], pct_start: 0.3, div: 5}"
+    words = [
+        "run",
+        recipe,
+        *TINY,
+        f"classifier.phases=[{phases}]",
+        f"data.path={place}/texts",
+        f"data.cache={place}/cache",
+        f"runs_dir={tmp_path}",
+    ]
+    words += [f"classifier.encoder={place}/wiki", "tracking.wandb=disabled"]
+    finish(start([*words, "name=whole"], 1, tmp_path / "whole-notes"))
+    process = start([*words, "name=stopped"], 1, tmp_path / "notes")
+    while steps_noted(tmp_path / "notes") < 150 and process.poll() is None:  # a line per document: in the second phase
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    process.communicate()
+    assert process.returncode == 85
+    assert "classifier: goes on from" in finish(start([*words, "name=stopped"], 1, tmp_path / "notes"))
+    mine, theirs = (load_file(tmp_path / name / "classifier/model.safetensors") for name in ("stopped", "whole"))
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
 def test_a_language_model_starts_from_a_pretrained_one(place: Path, recipe: Path):
     words = ["lm", recipe, *TINY, *PLACE, "data.path=texts", "model.pretrained=wiki", "lm.phases=[{lr: 1e-9}]", "name=tuned"]
     assert "pretrained wiki: " in succeed(words, cwd=place)
@@ -64,6 +89,8 @@ def test_a_language_model_starts_from_a_pretrained_one(place: Path, recipe: Path
 def test_where_wikipedias_weights_cannot_be_fetched_all_ranks_end_with_one_line(place: Path, recipe: Path, tmp_path: Path):
     nowhere = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
     words = ["run", recipe, *TINY, *PLACE, "data.path=texts", "model.pretrained=wt103_fwd", "classifier.encoder=pretrained"]
-    said = "cannot be fetched (URLError): fetch it on a machine with a network and unpack it to"
-    refused([*words, "name=wt"], said, processes=2, cwd=place, FASTAI_HOME=str(tmp_path), **nowhere)
+    result = command([*words, "name=wt"], processes=2, cwd=place, FASTAI_HOME=str(tmp_path), **nowhere)
+    (said,) = [line for line in result.stderr.splitlines() if line.startswith("ulmfit-dist: error:")]
+    assert "cannot be fetched (URLError): fetch it on a machine with a network and unpack it to" in said
+    assert "exitcode  : 2" in result.stderr  # in the launcher's report
     assert not (place / "wt").exists()

@@ -123,6 +123,14 @@ def test_a_model_exported_here_is_pretrained_for_others(tmp_path: Path):
         torch.testing.assert_close(dict(ours.state_dict()), dict(models["lm"][0].state_dict()), rtol=0, atol=0)
 
 
+def test_a_model_of_one_layer_fits_itself(tmp_path: Path):
+    config = dataclasses.replace(CONFIG, model=dataclasses.replace(MODEL, n_layers=1))
+    models = make_models(tmp_path / "run", config)
+    ours = build_language_model(len(VOCAB), config.model, LMConfig())
+    load_pretrained(ours, str(tmp_path / "run"), VOCAB, config.model)
+    assert torch.equal(ours[0].rnns[0].weight_hh_l0_raw, models["lm"][0].rnns[0].weight_hh_l0_raw)
+
+
 def test_a_file_of_the_shape_of_wikitexts_is_read(tmp_path: Path):
     """torch's old format, plain copies of the weights that are dropped out beside them, 400/1152/3."""
     sizes = ModelConfig()

@@ -187,7 +187,7 @@ class ClassifierConfig:
     y_range: list[float] | None = None
     """[low, high] that a regression's numbers are kept between by a sigmoid, as in fastai. null: any number."""
     encoder: str | None = None
-    """null: that of the run's language model. pretrained: that of model.pretrained. Or another's, named as that one."""
+    """Whose to take. null: the run's own language model's; pretrained: that of model.pretrained; or a run, model or .pth."""
     global_batch_size: int = 64
     """Documents of a step, over all ranks."""
     seq_len: int = 72

@@ -165,7 +165,7 @@ def _check(found: Pretrained, vocab: Sequence[str], config: ModelConfig) -> None
         raise UserError(f"{path}: weights for {vocab_size:,} words, but {len(found.tokens):,} in the .pkl: not of one model")
     n_layers = len({key.split(".")[2] for key in weights if key.startswith("0.rnns.")})
     hidden = weights.get("0.rnns.0.weight_hh_l0_raw")
-    n_hid = hidden.shape[1] if hidden is not None else config.n_hid
+    n_hid = hidden.shape[-1] if hidden is not None and n_layers > 1 else config.n_hid  # a single layer has another width
     if (emb_sz, n_hid, n_layers) != (config.emb_sz, config.n_hid, config.n_layers):
         raise UserError(
             f"{path} has emb_sz={emb_sz}, n_hid={n_hid}, n_layers={n_layers}, the model section asks for "
