@@ -181,7 +181,7 @@ def run(words: list[str]) -> None:
             raise UserError(f"no command {words[0]}; {did_you_mean(words[0], COMMANDS)}")
         return
     args = parse(words)
-    if not hasattr(args, "recipe"):
+    if not hasattr(args, "recipe") or getattr(args, "results", False):  # then it is a run
         return
     if PLACEHOLDER.fullmatch(args.recipe) or args.recipe in recipes_of_readers():
         load_config(None, ["data.path=x", *args.overrides])

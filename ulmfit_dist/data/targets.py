@@ -89,7 +89,7 @@ def check_targets(targets: Targets, train_b: np.ndarray, valid_b: np.ndarray) ->
         UserError: no document with a label, a class that only validation has, fewer classes than it takes.
     """
     if not (train_b != NO_LABEL).any():
-        raise UserError("no labelled document to train the classifier on: set data.label, or run 'lm' alone")
+        raise UserError("no labelled document to train the classifier on: set data.label, or run 'lm' or 'pretrain'")
     if not (valid_b != NO_LABEL).any():
         raise UserError("no labelled document to validate the classifier on: check the labels of the valid split")
     if targets.kind == "regression":

@@ -9,6 +9,7 @@ C: classes, K: bins of confidence.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -59,10 +60,10 @@ def reliability(bins_K3: np.ndarray) -> list[ReliabilityBin]:
         bins_K3: of each bin: documents, right predictions, and the sum of the confidences.
     """
     edges = [k / len(bins_K3) for k in range(len(bins_K3) + 1)]
-    rows = zip(edges, edges[1:], bins_K3.tolist(), strict=False)
+    rows = zip(pairwise(edges), bins_K3.tolist(), strict=True)
     return [
         ReliabilityBin(low, high, int(count), confidence / count, correct / count)
-        for low, high, (count, correct, confidence) in rows
+        for (low, high), (count, correct, confidence) in rows
         if count
     ]
 
