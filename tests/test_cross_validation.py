@@ -14,7 +14,7 @@ from ulmfit_dist.config import Config, DataConfig, LMConfig
 from ulmfit_dist.data.splits import split_documents
 from ulmfit_dist.data.store import NO_LABEL, TokenStore
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.stages.cross_validate import average, configs_of_folds, describe_figures
+from ulmfit_dist.stages.cross_validate import average, configs_of_folds, copy_language_model, describe_figures
 from ulmfit_dist.training.compatibility import differences
 
 LABELS = np.array([0] * 31 + [1] * 12 + [2] * 5 + [NO_LABEL] * 9)
@@ -86,6 +86,25 @@ def test_figures_are_mean_and_sample_deviation():
     assert found["classifier"]["accuracy"]["mean"] == pytest.approx(0.9)
     assert found["classifier"]["accuracy"]["std"] == pytest.approx(0.1)
     assert list(describe_figures(found)) == ["classifier  accuracy      0.9000 ± 0.1000  (0.8000 0.9000 1.0000)"]
+
+
+def test_a_fold_keeps_what_it_has_unless_all_is_to_be_trained_again(tmp_path: Path):
+    config = Config(name="cv-fold-1", runs_dir=str(tmp_path))
+    for name, content in (("cv-fold-0", "new"), ("cv-fold-1", "old")):
+        for stage in ("lm", "classifier"):
+            (tmp_path / name / stage).mkdir(parents=True)
+            (tmp_path / name / stage / "training.json").write_text(content)
+
+    def found() -> list[str]:
+        return [path.read_text() for path in sorted((tmp_path / "cv-fold-1").glob("*/training.json"))]
+
+    copy_language_model(tmp_path / "cv-fold-0", config, fresh=False)
+    assert found() == ["old", "old"]
+    copy_language_model(tmp_path / "cv-fold-0", config, fresh=True)
+    assert found() == ["new"]
+    (config.run_dir / "classifier").mkdir()
+    copy_language_model(tmp_path / "cv-fold-0", config, fresh=True)  # the same one: what was trained on it meanwhile stays
+    assert (config.run_dir / "classifier").is_dir()
 
 
 def test_folds_are_runs_and_what_is_done_is_not_done_again(corpus: Path, recipe: Path, tmp_path: Path):

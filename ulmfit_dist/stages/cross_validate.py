@@ -50,7 +50,7 @@ def cross_validate(config: Config, runtime: Runtime, fresh: bool = False) -> Fig
         if is_shared and number:
             with runtime.together():
                 if runtime.is_main:
-                    _copy_language_model(configs[0].run_dir, each)
+                    copy_language_model(configs[0].run_dir, each, fresh)
         runtime.print(f"\n{each.name}: fold {number} of {len(configs)}")
         run(each, runtime, fresh and not (is_shared and number))
     found: Figures = {}
@@ -94,10 +94,16 @@ def describe_figures(found: Figures) -> Iterator[str]:
             yield f"{stage:<12}{name:<14}{figures['mean']:.4f} ± {figures['std']:.4f}  ({each})"
 
 
-def _copy_language_model(first: Path, config: Config) -> None:
-    """Give a run the language model of the first fold's; a classifier on another one goes."""
+def copy_language_model(first: Path, config: Config, fresh: bool) -> None:
+    """Give a run the language model of the first fold's, unless it has one.
+
+    Args:
+        first: directory of the first fold's run.
+        fresh: whether another one than the first fold's is to go, and the classifier on it.
+    """
     source, target = first / "lm", config.run_dir / "lm"
-    if target.is_dir() and (target / "training.json").read_bytes() == (source / "training.json").read_bytes():
+    is_same = target.is_dir() and (target / "training.json").read_bytes() == (source / "training.json").read_bytes()
+    if is_same or (target.is_dir() and not fresh):
         return
     temporary = target.with_name(".lm.tmp")
     for old in (temporary, target, config.run_dir / "classifier", config.checkpoints_dir):
