@@ -180,3 +180,32 @@ def test_a_notebook_starts_ranks_after_it_has_trained_by_itself(texts: Path, tmp
         torch.testing.assert_close(
             tensor, two[name], rtol=1e-4, atol=1e-5
         )  # on two threads and on one: equal but for rounding
+
+
+SCRIPT = """
+import sys
+import time
+from ulmfit_dist import lm_learner, load_config, prepare
+from ulmfit_dist.process import is_main_process
+from ulmfit_dist.watch import GRACE
+
+if __name__ == "__main__":
+    config = load_config(None, sys.argv[1:])
+    prepare(config)
+    learn = lm_learner(config)
+    learn.fit_one_cycle(1, 1e-2)
+    if is_main_process():
+        time.sleep(GRACE + 2)  # the other rank has ended by now, in order
+        print(f"{learn.valid_metrics['valid_loss']:.5f}")
+"""
+
+
+def test_learners_train_on_two_ranks_as_on_one_and_a_rank_may_end_before_the_others(texts: Path, tmp_path: Path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    words = [tmp_path / "script.py", *TINY, *LEARNING, f"data.path={texts}", f"data.cache={texts.parent}/cache"]
+    found = [launch(words, ranks, cwd=tmp_path) for ranks in (1, 2)]
+    for result in found:
+        assert result.returncode == 0, result.stdout + result.stderr
+        assert "error" not in result.stderr
+    rows = [[re.sub(r"[\d,]+ +\d+:\d\d$", "", line) for line in result.stdout.splitlines()] for result in found]
+    assert rows[0] == rows[1]  # speed and time apart
