@@ -176,6 +176,7 @@ def words_of_ours(words: list[str]) -> list[str]:
 
 def run(words: list[str]) -> None:
     """All that a command does with its words before it starts."""
+    words = [re.sub(r"\$\w+", "0", word) for word in words]  # a variable of the shell
     if len(words) == 1 and not words[0].startswith("-"):  # its name alone, in a line of text
         if words[0] not in COMMANDS:
             raise UserError(f"no command {words[0]}; {did_you_mean(words[0], COMMANDS)}")
