@@ -162,4 +162,4 @@ def _with_run(commands: Any, name: str, help: str) -> argparse.ArgumentParser:
 
 
 def _add_trust(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--trust-rules", action="store_true", help="call the functions in the model's tokenizer.rules")
+    parser.add_argument("--trust-rules", action="store_true", help="call the functions that the model's config names")
