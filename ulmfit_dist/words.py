@@ -188,9 +188,7 @@ def _add_precision(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_trust(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--trust-rules", action="store_true", help="call what its config names: tokenizer.rules, classifier.metrics"
-    )
+    parser.add_argument("--trust-rules", action="store_true", help="call the functions that the model's config names")
 
 
 def _with_run(commands: Any, name: str, help: str) -> argparse.ArgumentParser:

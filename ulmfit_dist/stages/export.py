@@ -61,12 +61,18 @@ def export_to_fastai(run: str | Path, output: str | Path | None = None) -> Path:
         The file with the lines of Python that read the others; it lies beside them.
 
     Raises:
-        UserError: no exported model there, a damaged one, or a folder that cannot be written.
+        UserError: no exported model there, a damaged one, a classifier that is not of one class each, or a folder that
+            cannot be written.
     """
     run = Path(run)
     models = [read_exported(folder) for stage in ("lm", "classifier") if (folder := find_model(run, stage)) is not None]
     if not models:
         raise UserError(f"{run}: no exported model here: give a run directory, or an exported model's folder")
+    for exported in models:
+        if exported.labels is not None and (target := exported.config.classifier.target) != "category":
+            raise UserError(
+                f"{exported.folder}: classifier.target={target}: export the language model alone, from {run / 'lm'}"
+            )
     folder = run / "fastai" if output is None else Path(output)
     make_folder(folder, "--output")
     for exported in models:
