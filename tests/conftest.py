@@ -20,6 +20,7 @@ HOME = tempfile.mkdtemp(prefix="ulmfit-dist-tests-")
 atexit.register(shutil.rmtree, HOME, ignore_errors=True)
 os.environ |= {"WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1", "HF_HOME": f"{HOME}/hf", "FASTAI_HOME": f"{HOME}/fastai"}
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while they wait stop all others on a busy machine
 
 ROOT = Path(__file__).parents[1]
 TOPICS = {
@@ -96,7 +97,7 @@ def launch(words: Sequence[object], processes: int = 1, cwd: Path = ROOT, **env:
         launcher += ["-m", "accelerate.commands.launch", "--config_file", config, "--num_processes", str(processes)]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT), **env}
     words = [*launcher, *map(str, words)]
-    return subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    return subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600, check=False)
 
 
 def command(words: Sequence[object], processes: int = 1, **kwargs) -> subprocess.CompletedProcess[str]:
