@@ -31,7 +31,7 @@ def fails(path):
     return path.no_such_thing
 
 def nonsense(path):
-    return ["a"]
+    return {"a": 1}
 
 def grade(row):
     return "good" if float(row["stars"]) > 3 else "bad"
@@ -115,12 +115,12 @@ def test_a_splitter_is_asked_once_and_a_changed_function_is_another_source(place
 def test_what_a_function_does_wrong_is_one_line_with_its_document(place: Path):
     for overrides, said in [
         (["data.get_label=mine.fails"], "data.get_label=mine.fails fails on texts/ham/0.txt: AttributeError"),
-        (["data.get_label=mine.nonsense"], "data.get_label=mine.nonsense gives a list for texts/ham/0.txt"),
+        (["data.get_label=mine.nonsense"], "data.get_label=mine.nonsense gives a dict for texts/ham/0.txt"),
         (["data.splitter=mine.fails"], "data.splitter=mine.fails fails on texts/ham/0.txt: AttributeError"),
         (["data.splitter=mine.label_of"], "gives 'h' for texts/ham/0.txt: give train, valid, unlabelled, True"),
         (["data.splitter=mine.none"], "data.splitter: 'mine.none' cannot be imported"),
         (["data.get_label=nowhere.f"], "data.get_label: 'nowhere.f' cannot be imported"),
-        (["data.splitter=mine.ASKED"], "data.splitter: 'mine.ASKED' is not a function"),
+        (["data.splitter=mine.ASKED"], "data.splitter: 'mine.ASKED' cannot be called"),
         (["data.splitter=mine.is_valid", "data.splits={train: ., valid: spam}"], "has splits already (valid)"),
     ]:
         with pytest.raises(UserError) as error:

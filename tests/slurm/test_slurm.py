@@ -102,7 +102,10 @@ def test_two_nodes_train_the_quick_starts_language_model_to_the_weights_of_one_p
     assert json.loads((work / "runs/quickstart/summary.json").read_text())["world_size"] == 2
     assert (work / "runs/quickstart").owner() == (user or work.owner())
     assert "report: runs/quickstart/report.html" in (work / f"ulmfit-{job.number}.log").read_text()
-    assert (work / f"ulmfit-{job.number}-node1.log").read_text() == ""
+    others = (work / f"ulmfit-{job.number}-node1.log").read_text()
+    assert (
+        "ulmfit-dist:" not in others
+    )  # torch's launcher may complain on a busy machine that the first node's has left before it
 
 
 def test_a_job_that_is_stopped_in_every_way_ends_as_one_left_alone(
@@ -176,7 +179,7 @@ def test_an_array_of_three_seeds_is_three_runs_in_one_group(submit: Submit, tmp_
     wait_until(lambda: all((run / "classifier").is_dir() for run in runs), "three runs", 120, job.log)
     for task in range(3):
         log = tmp_path / f"ulmfit-{job.number}_{task}.log"
-        wait_until(lambda log=log: "wandb beta leet" in log.read_text().splitlines()[-1], log.name, 30)
+        wait_until(lambda log=log: "wandb beta leet" in log.read_text().splitlines()[-1], log.name, 120)
     facts = []
     for run in runs:
         (path,) = (run / "wandb").glob("offline-run-*/run-*.wandb")
