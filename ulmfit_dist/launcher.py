@@ -49,9 +49,9 @@ def main(words: Sequence[str] | None = None) -> int:
     except ChildFailedError as error:
         codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
         code = exit_code(list(codes.values()))
-        killed = [] if code == RESUMABLE else [rank for rank in codes if codes[rank] < 0]  # else by torchrun, which hurries
-        for rank in killed:
-            print(f"ulmfit-dist: rank {rank} was ended by signal {-codes[rank]}", file=sys.stderr, flush=True)
+        for rank, rank_code in codes.items():
+            if code != RESUMABLE and rank_code < 0 and rank_code != -signal.SIGTERM:  # which is torchrun's, for those left over
+                print(f"ulmfit-dist: rank {rank} was ended by signal {-rank_code}", file=sys.stderr, flush=True)
         return code
     except subprocess.CalledProcessError as error:  # of a single process
         return exit_code([error.returncode])
