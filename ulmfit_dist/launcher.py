@@ -50,7 +50,7 @@ def main(words: Sequence[str] | None = None) -> int:
         codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
         code = exit_code(list(codes.values()))
         for rank, rank_code in codes.items():
-            if code != RESUMABLE and rank_code < 0 and rank_code != -signal.SIGTERM:  # which is torchrun's, for those left over
+            if code != RESUMABLE and rank_code < 0 and rank_code != -signal.SIGTERM:  # that is torchrun's, for the others
                 print(f"ulmfit-dist: rank {rank} was ended by signal {-rank_code}", file=sys.stderr, flush=True)
         return code
     except subprocess.CalledProcessError as error:  # of a single process
