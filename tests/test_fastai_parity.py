@@ -133,14 +133,13 @@ def test_fifty_steps_of_the_language_model_are_fastais(store: TokenStore, runtim
     assert found[-1] < found[0]
 
 
-@pytest.mark.parametrize("runtime", ["fp64"], indirect=True)  # batch norm over an untrained encoder makes much of rounding
-def test_fifty_steps_of_the_classifier_are_fastais(store: TokenStore, runtime: Runtime):
-    settings = CONFIG.classifier
+def classifier_of_ours(settings: ClassifierConfig, runtime: Runtime, store: TokenStore) -> ClassifierLearner:
+    """Ours on the test's documents, with the recipe of some settings."""
     train, valid = classifier_loaders(CONFIG, runtime, store)
     seed_torch(1)
     model = build_classifier(V, CLASSES, CONFIG.model, settings)
     metrics = ClassifierMetrics(CLASSES)
-    ours = build_learner(
+    return build_learner(
         ClassifierLearner,
         "classifier",
         settings,
@@ -153,6 +152,12 @@ def test_fifty_steps_of_the_classifier_are_fastais(store: TokenStore, runtime: R
         runtime,
         seed=1,
     )
+
+
+@pytest.mark.parametrize("runtime", ["fp64"], indirect=True)  # batch norm over an untrained encoder makes much of rounding
+def test_fifty_steps_of_the_classifier_are_fastais(store: TokenStore, runtime: Runtime):
+    settings = CONFIG.classifier
+    ours = classifier_of_ours(settings, runtime, store)
     head = {"seq_len": T, "max_len": settings.max_len, "lin_ftrs": settings.lin_ftrs, "ps": [0.0]}
     fastais = theirs(text_classifier_learner, ours, awd_lstm_clas_config, loss_func=cross_entropy, **head)
     expected, found = losses(fastais, settings.phases, ours=False), losses(ours, settings.phases, ours=True)
@@ -176,22 +181,8 @@ class HyperParameters(Callback):
 @pytest.mark.parametrize("runtime", ["no"], indirect=True)
 def test_the_recipe_of_five_epochs_has_the_schedule_of_fine_tune(store: TokenStore, runtime: Runtime):
     recipe = load_config(ROOT / "configs/imdb_fine_tune.yaml").classifier
-    train, valid = classifier_loaders(CONFIG, runtime, store)
-    model = build_classifier(V, CLASSES, CONFIG.model, recipe)
-    metrics = ClassifierMetrics(CLASSES)
-    ours = build_learner(
-        ClassifierLearner,
-        "classifier",
-        recipe,
-        model,
-        awd_lstm_clas_split,
-        F.cross_entropy,
-        metrics,
-        train,
-        valid,
-        runtime,
-        seed=1,
-    )
+    ours = classifier_of_ours(recipe, runtime, store)
+    train, valid = ours.dls
     dls = DataLoaders(Replay(train), Replay(valid), device="cpu")
     dls.vocab, dls.c = [f"w{i}" for i in range(V)], CLASSES
     config = {**awd_lstm_clas_config, **SIZES}

@@ -1,13 +1,11 @@
 """The learners as a notebook has them: fastai's methods on them, and ranks that a notebook starts."""
 
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from conftest import LEARNING, TINY, launch, make_folder
 
 from ulmfit_dist import classifier_learner, evaluate, lm_learner, load_classifier, load_config, load_language_model
@@ -16,12 +14,7 @@ from ulmfit_dist.errors import UserError
 from ulmfit_dist.model.awd_lstm import encoder_of
 from ulmfit_dist.runtime import Runtime
 
-
-@pytest.fixture(autouse=True)
-def _no_process_group() -> Iterator[None]:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
+pytestmark = pytest.mark.usefixtures("no_process_group")
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """Batches and results as tables of texts: what is printed is what the documents say."""
 
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,12 +17,7 @@ from ulmfit_dist.model.awd_lstm import build_classifier, build_language_model
 from ulmfit_dist.model.export import save_exported
 from ulmfit_dist.text_table import TextTable
 
-
-@pytest.fixture(autouse=True)
-def _no_process_group() -> Iterator[None]:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
+pytestmark = pytest.mark.usefixtures("no_process_group")
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from ulmfit_dist.data.batches import MicroBatch
 from ulmfit_dist.data.targets import Targets, check_targets, read_targets
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.runtime import Runtime
-from ulmfit_dist.training.objective import make_loss, make_metrics
+from ulmfit_dist.training.objective import binary_cross_entropy, make_loss, make_metrics, squared_error
 
 MULTI, NUMBER = ClassifierConfig(target="multicategory"), ClassifierConfig(target="regression")
 B, C = 37, 4
@@ -128,6 +128,12 @@ def test_the_losses_are_fastais():
     torch.testing.assert_close(found, BCEWithLogitsLossFlat()(outputs, y))
     found = make_loss(NUMBER, number, np.zeros(1))(outputs[:, :1], y[:, 0])
     torch.testing.assert_close(found, MSELossFlat()(outputs[:, :1], y[:, 0]))
+
+
+@pytest.mark.parametrize("loss", [binary_cross_entropy, squared_error])
+def test_in_fp64_a_loss_is_of_fp64(loss):
+    y = torch.ones(B, 1) if loss is binary_cross_entropy else torch.ones(B)
+    assert loss(torch.randn(B, 1, dtype=torch.float64), y).dtype == torch.float64
 
 
 def make_table(path: Path, label_of) -> Path:

@@ -34,7 +34,7 @@ def make_loss(settings: ClassifierConfig, targets: Targets, labels: np.ndarray) 
     """
     if targets.kind == "category":
         return build_loss(settings, labels, targets.names)
-    return squared_error if targets.kind == "regression" else F.binary_cross_entropy_with_logits
+    return squared_error if targets.kind == "regression" else binary_cross_entropy
 
 
 def make_metrics(targets: Targets, settings: ClassifierConfig, trust: bool = True) -> Metrics:
@@ -63,6 +63,11 @@ def made_up_answers(targets: Targets) -> tuple[Tensor, Tensor]:
     return outputs_NC, F.one_hot(y_N, len(classes)).float() if targets.kind == "multicategory" else y_N
 
 
+def binary_cross_entropy(logits_bC: Tensor, y_bC: Tensor) -> Tensor:
+    """Mean over documents and classes, in the type of the logits: torch's own would be that of the targets."""
+    return F.binary_cross_entropy_with_logits(logits_bC, y_bC.to(logits_bC.dtype))
+
+
 def squared_error(prediction_b1: Tensor, y_b: Tensor) -> Tensor:
-    """Mean over documents."""
-    return F.mse_loss(prediction_b1[:, 0], y_b)
+    """Mean over documents, in the type of the prediction."""
+    return F.mse_loss(prediction_b1[:, 0], y_b.to(prediction_b1.dtype))
