@@ -25,7 +25,7 @@ from benchmarks.machine import machine
 from benchmarks.scaling import run_ranks
 from ulmfit_dist.cli import main as command
 from ulmfit_dist.config import LMConfig, ModelConfig
-from ulmfit_dist.model.awd_lstm import build_language_model
+from ulmfit_dist.model.networks import build_language_model
 from ulmfit_dist.training.checkpoints.callback import CheckpointCallback
 from ulmfit_dist.training.checkpoints.folder import Content, StageFolder
 from ulmfit_dist.training.checkpoints.snapshot import _copied

@@ -25,8 +25,8 @@ from benchmarks.workloads import (
 from ulmfit_dist.config import Config, RuntimeConfig
 from ulmfit_dist.data.splits import DocumentSplits, split_documents
 from ulmfit_dist.data.store import TokenStore
-from ulmfit_dist.model.awd_lstm import build_language_model, encoder_of
 from ulmfit_dist.model.export import save_exported
+from ulmfit_dist.model.networks import build_language_model, encoder_of
 from ulmfit_dist.randomness import seed_torch
 from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.stages.classifier import classifier_learner

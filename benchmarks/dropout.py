@@ -22,9 +22,9 @@ from benchmarks.machine import machine
 from ulmfit_dist.compose import load_config
 from ulmfit_dist.config import Config
 from ulmfit_dist.data.store import TokenStore
-from ulmfit_dist.model.awd_lstm import encoder_of
 from ulmfit_dist.model.dropout import RowDropout, WeightDropout
 from ulmfit_dist.model.export import save_exported
+from ulmfit_dist.model.networks import awd_lstm_of
 from ulmfit_dist.randomness import seed_torch
 from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.stages.classifier import classifier_learner
@@ -43,7 +43,7 @@ class DrawnWeightDropout(WeightDropout):
 
 def use_fastais_dropout(model: nn.Module) -> None:
     """Put fastai's modules in the place of ours."""
-    encoder = encoder_of(model)
+    encoder = awd_lstm_of(model)
     encoder.encoder_dp = awdlstm.EmbeddingDropout(encoder.encoder, encoder.encoder_dp.embed_p)
     for module in list(model.modules()):
         if isinstance(module, WeightDropout):

@@ -24,8 +24,8 @@ from benchmarks.harness import Benchmark, Measured
 from benchmarks.workloads import configured
 from ulmfit_dist.config import Config, RuntimeConfig
 from ulmfit_dist.data.store import TokenStore
-from ulmfit_dist.model.awd_lstm import build_language_model
 from ulmfit_dist.model.export import save_exported
+from ulmfit_dist.model.networks import build_language_model
 from ulmfit_dist.randomness import seed_torch
 from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.stages.generate import LanguageModel

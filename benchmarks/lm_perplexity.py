@@ -22,8 +22,8 @@ from benchmarks.workloads import configured, fastai_lm_learner
 from ulmfit_dist.config import Config, RuntimeConfig
 from ulmfit_dist.data.store import TokenStore
 from ulmfit_dist.data.vocab import FILLER
-from ulmfit_dist.model.awd_lstm import build_language_model, encoder_of
 from ulmfit_dist.model.loss import DecoderLoss
+from ulmfit_dist.model.networks import build_language_model, encoder_of
 from ulmfit_dist.randomness import seed_torch
 from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.stages.lm import lm_learner, lm_loaders

@@ -23,8 +23,9 @@ from torch.nn import functional as F
 
 from benchmarks.machine import machine
 from ulmfit_dist.compose import load_config
-from ulmfit_dist.model.awd_lstm import AWDLSTM, encoder_of
+from ulmfit_dist.model.awd_lstm import AWDLSTM
 from ulmfit_dist.model.dropout import RowDropout, row_mask, shared_mask
+from ulmfit_dist.model.networks import awd_lstm_of
 from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.stages.lm import lm_learner
 from ulmfit_dist.stages.prepare import prepare
@@ -51,7 +52,7 @@ class StepTimes(Callback):
 
 def masks_of_a_step(learner: LMLearner, rows: range) -> Iterator[Mask]:
     """All masks that a training step makes."""
-    encoder: AWDLSTM = encoder_of(learner.model)
+    encoder = awd_lstm_of(learner.model)
     like = encoder.encoder.weight.detach()
     words = encoder.encoder_dp
     yield _shared(encoder, words.site, len(like), words.embed_p, like)

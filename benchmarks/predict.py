@@ -25,8 +25,8 @@ from benchmarks.workloads import articles, configured, fastai_classifier_learner
 from ulmfit_dist.config import Config, RuntimeConfig
 from ulmfit_dist.data.splits import split_documents
 from ulmfit_dist.data.store import TokenStore
-from ulmfit_dist.model.awd_lstm import build_classifier, encoder_of
 from ulmfit_dist.model.export import save_exported
+from ulmfit_dist.model.networks import build_classifier, encoder_of
 from ulmfit_dist.randomness import seed_torch
 from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.stages.predict import TextClassifier

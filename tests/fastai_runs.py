@@ -15,8 +15,8 @@ from torch import nn
 
 from ulmfit_dist.config import ClassifierConfig, Config, DataConfig, LMConfig, ModelConfig
 from ulmfit_dist.data.store import MODEL_FILE
-from ulmfit_dist.model.awd_lstm import build_classifier, build_language_model
 from ulmfit_dist.model.export import save_exported
+from ulmfit_dist.model.networks import build_classifier, build_language_model
 
 SIZES = {"emb_sz": 6, "n_hid": 8, "n_layers": 2}
 LABELS = ["sport", "tech", "food"]

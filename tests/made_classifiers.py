@@ -10,8 +10,8 @@ from stores import make_store
 
 from ulmfit_dist.config import ClassifierConfig, Config, DataConfig, LMConfig, ModelConfig, Phase
 from ulmfit_dist.data.store import TokenStore
-from ulmfit_dist.model.awd_lstm import build_classifier
 from ulmfit_dist.model.export import save_exported
+from ulmfit_dist.model.networks import build_classifier
 from ulmfit_dist.randomness import seed_torch
 
 SEQ_LEN, MAX_LEN, CLASSES = 5, 10, 3

@@ -17,8 +17,8 @@ from ulmfit_dist.data.lm_batches import STEPS_READ, LMBatches
 from ulmfit_dist.data.store import TokenStore, shard_stem
 from ulmfit_dist.data.vocab import PAD_ID
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.model.awd_lstm import SentenceEncoder
 from ulmfit_dist.model.dropout import Position
+from ulmfit_dist.model.networks import SentenceEncoder
 
 B, T = 8, 5
 

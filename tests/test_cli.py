@@ -10,8 +10,8 @@ from conftest import LEARNING, TINY, TOPICS, command, make_folder, store_in, suc
 
 from ulmfit_dist.cli import main
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.model.awd_lstm import build_classifier, encoder_of
 from ulmfit_dist.model.export import load_encoder, read_exported
+from ulmfit_dist.model.networks import build_classifier, encoder_of
 
 
 def refused(words: list[object], said: str, processes: int = 1, **kwargs) -> None:
@@ -149,7 +149,7 @@ def test_an_encoder_of_another_vocabulary_is_refused(run_dirs: dict[str, Path], 
     exported = read_exported(run_dirs["one"] / "lm")
     model = build_classifier(len(exported.vocab), 3, exported.config.model, exported.config.classifier)
     with pytest.raises(UserError, match=r"its vocabulary .* is not that of the texts"):
-        load_encoder(encoder_of(model), exported, [*exported.vocab[:-1], "another"])
+        load_encoder(encoder_of(model), exported, [*exported.vocab[:-1], "another"], exported.config.model)
 
 
 def test_a_finished_run_is_not_trained_again_and_another_config_is_refused(

@@ -19,7 +19,7 @@ from ulmfit_dist.compose import load_config
 from ulmfit_dist.config import ClassifierConfig, Config, DataConfig, LMConfig, ModelConfig, Phase, RuntimeConfig
 from ulmfit_dist.data.batches import Batches
 from ulmfit_dist.data.store import TokenStore
-from ulmfit_dist.model.awd_lstm import build_classifier
+from ulmfit_dist.model.networks import build_classifier
 from ulmfit_dist.randomness import seed_torch
 from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.stages.classifier import classifier_loaders

@@ -11,7 +11,7 @@ from conftest import LEARNING, TINY, launch, make_folder
 from ulmfit_dist import classifier_learner, evaluate, lm_learner, load_classifier, load_config, load_language_model
 from ulmfit_dist.config import Config, RuntimeConfig
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.model.awd_lstm import encoder_of
+from ulmfit_dist.model.networks import encoder_of
 from ulmfit_dist.runtime import Runtime
 
 pytestmark = pytest.mark.usefixtures("no_process_group")

@@ -13,8 +13,8 @@ from ulmfit_dist import load_config, prepare, show_batch, show_results
 from ulmfit_dist.config import Config
 from ulmfit_dist.data.tokens.readable import readable
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.model.awd_lstm import build_classifier, build_language_model
 from ulmfit_dist.model.export import save_exported
+from ulmfit_dist.model.networks import build_classifier, build_language_model
 from ulmfit_dist.text_table import TextTable
 
 pytestmark = pytest.mark.usefixtures("no_process_group")

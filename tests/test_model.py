@@ -13,8 +13,8 @@ from ulmfit_dist.config import ClassifierConfig, LMConfig, ModelConfig
 from ulmfit_dist.data.batches import IGNORED, MicroBatch
 from ulmfit_dist.data.classifier_batches import pad_chunks
 from ulmfit_dist.model import loss as loss_module
-from ulmfit_dist.model.awd_lstm import build_classifier, build_language_model, encoder_of
 from ulmfit_dist.model.loss import DecoderLoss
+from ulmfit_dist.model.networks import build_classifier, build_language_model, encoder_of
 from ulmfit_dist.training.metrics import ClassifierMetrics, f1_macro
 
 V = 40

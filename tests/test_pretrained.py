@@ -18,7 +18,7 @@ from fastai_runs import CONFIG, SIZES, VOCAB, lm_logits, make_models, make_table
 
 from ulmfit_dist.config import ClassifierConfig, LMConfig, ModelConfig
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.model.awd_lstm import build_classifier, build_language_model, encoder_of
+from ulmfit_dist.model.networks import build_classifier, build_language_model, encoder_of
 from ulmfit_dist.model.pretrained import PATIENCE, fetch, load_pretrained, load_pretrained_encoder
 
 MODEL = ModelConfig(**SIZES)

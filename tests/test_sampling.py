@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from ulmfit_dist.config import LMConfig, ModelConfig
 from ulmfit_dist.data.vocab import FILLER
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.model.awd_lstm import build_language_model, encoder_of
+from ulmfit_dist.model.networks import build_language_model, encoder_of
 from ulmfit_dist.model.sampling import Sampling, continue_tokens, never_drawn, pick
 from ulmfit_dist.randomness import seed_torch, uniform
 

@@ -12,7 +12,7 @@ from stores import make_store
 from ulmfit_dist.config import Config, DataConfig, LMConfig, ModelConfig, Phase, RuntimeConfig
 from ulmfit_dist.data.store import TokenStore
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.model.awd_lstm import encoder_of
+from ulmfit_dist.model.networks import encoder_of
 from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.stages.lm import lm_learner
 from ulmfit_dist.training.checkpoints.snapshot import LearnerState, ResumeEpoch

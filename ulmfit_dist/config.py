@@ -92,7 +92,7 @@ class TokenizerConfig:
 
 @dataclass
 class ModelConfig:
-    """AWD-LSTM (Merity et al., 2017), as fastai builds it. Language model and classifier share the encoder."""
+    """AWD-LSTM (Merity et al., 2017), as fastai builds it, or your own. Language model and classifier share the encoder."""
 
     emb_sz: int = 400
     """Width of the word embedding, and of the last LSTM layer."""
@@ -104,6 +104,10 @@ class ModelConfig:
     """What to start from: wt103_fwd, wt103_bwd, another run or exported model, fastai's .pth (with its .pkl). null: none."""
     backwards: bool = False
     """Read each text from its end to its beginning."""
+    arch: str | None = None
+    """An encoder of yours in place of AWD-LSTM, as module.Class; the sizes above are then given to it. null: AWD-LSTM."""
+    arch_options: dict[str, Any] = field(default_factory=dict)
+    """Arguments of model.arch by name, beside the sizes."""
 
 
 @dataclass

@@ -21,6 +21,7 @@ TYPES = {
     "list[int]": "list of whole numbers",
     "list[float]": "list of numbers",
     "dict[str, str]": "texts by name",
+    "dict[str, Any]": "values by name",
     "list[Any]": "list",
     "list[Phase]": "list of [phases](#a-phase)",
     "Any": "number, or two in a list",

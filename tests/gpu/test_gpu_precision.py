@@ -13,7 +13,7 @@ from small_runs import DEVICE, PRECISIONS, make_texts, needs_cuda, needs_gpu, ru
 from torch import nn
 
 from ulmfit_dist.data.store import TokenStore
-from ulmfit_dist.model.awd_lstm import encoder_of
+from ulmfit_dist.model.networks import encoder_of
 from ulmfit_dist.precision import resolve_precision
 from ulmfit_dist.stages.evaluate import evaluate
 from ulmfit_dist.stages.lm import PRODUCT_DTYPES, lm_learner

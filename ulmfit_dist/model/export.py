@@ -23,13 +23,15 @@ import yaml
 from torch import nn
 
 from ulmfit_dist.compose import load_config, to_yaml
-from ulmfit_dist.config import Config
+from ulmfit_dist.config import Config, ModelConfig
 from ulmfit_dist.data.store import MODEL_FILE, TokenStore, write_bytes, write_json
 from ulmfit_dist.data.targets import num_outputs
 from ulmfit_dist.data.vocab import load_vocab
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.files import read_bounded
-from ulmfit_dist.model.awd_lstm import AWDLSTM, build_classifier, build_language_model, encoder_of
+from ulmfit_dist.functions import check_trust
+from ulmfit_dist.model.encoder import Encoder
+from ulmfit_dist.model.networks import build_classifier, build_language_model, encoder_of
 
 WEIGHTS = "model.safetensors"
 LONGEST_TEXT = 1 << 20
@@ -123,9 +125,18 @@ def _read_training(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: missing or damaged ({type(error).__name__}: {error}): export the model again") from None
 
 
-def load_model(exported: Exported, device: torch.device | str = "cpu") -> nn.Module:
-    """The network of an export with its weights, ready to infer. Raises UserError where they do not fit its config."""
+def load_model(exported: Exported, device: torch.device | str = "cpu", trust: bool = False) -> nn.Module:
+    """The network of an export with its weights, ready to infer.
+
+    Args:
+        trust: whether a class that its config names (model.arch) may be made.
+
+    Raises:
+        UserError: the weights do not fit the config; no trust.
+    """
     config = exported.config
+    if config.model.arch is not None:
+        check_trust({"model.arch": [config.model.arch]}, exported.folder, trust)
     if exported.labels is None:
         model: nn.Module = build_language_model(len(exported.vocab), config.model, config.lm)
     else:
@@ -135,8 +146,11 @@ def load_model(exported: Exported, device: torch.device | str = "cpu") -> nn.Mod
     return model.eval().to(device)
 
 
-def load_encoder(encoder: AWDLSTM, exported: Exported, vocab: list[str]) -> None:
+def load_encoder(encoder: Encoder, exported: Exported, vocab: list[str], model: ModelConfig) -> None:
     """Give an encoder the weights of an exported language model.
+
+    Args:
+        encoder: as `model` says.
 
     Raises:
         UserError: the language model reads by another vocabulary, or is of another size.
@@ -146,8 +160,7 @@ def load_encoder(encoder: AWDLSTM, exported: Exported, vocab: list[str]) -> None
             f"{exported.folder}: its vocabulary ({len(exported.vocab):,} tokens) is not that of the texts "
             f"({len(vocab):,} tokens), so its encoder cannot read them: train the language model on these texts (--fresh)"
         )
-    source = build_language_model(len(exported.vocab), exported.config.model, exported.config.lm)
-    load_weights(source, exported.folder / WEIGHTS)
+    source = load_model(exported, trust=exported.config.model.arch == model.arch)
     try:
         encoder.load_state_dict(encoder_of(source).state_dict())
     except RuntimeError as error:

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from ulmfit_dist import __version__
 from ulmfit_dist.config import ClassifierConfig
 from ulmfit_dist.data.vocab import PAD_ID
-from ulmfit_dist.model.awd_lstm import encoder_of
 from ulmfit_dist.model.dropout import RowDropout, WeightDropout
+from ulmfit_dist.model.networks import awd_lstm_of
 
 if TYPE_CHECKING:
     import onnx
@@ -84,7 +84,7 @@ def _encoder(graph: Graph, model: nn.Module, settings: ClassifierConfig, ids_Tb:
     """What the head reads of each document, [b, 3E]: `concat_pool` of the LSTMs' output."""
     from onnx import TensorProto
 
-    encoder = encoder_of(model)
+    encoder = awd_lstm_of(model)
     text_Tb = graph.add("Not", graph.add("Equal", ids_Tb, graph.constant(PAD_ID)))
     position_T1 = _positions(graph, ids_Tb)
     marked_Tb = graph.add("Mul", position_T1, graph.add("Cast", text_Tb, to=TensorProto.INT64))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ulmfit_dist.config import ModelConfig
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.model.awd_lstm import AWDLSTM
+from ulmfit_dist.model.encoder import Encoder
 from ulmfit_dist.model.export import find_model, load_model, read_exported
 from ulmfit_dist.model.fastai_files import PIECE, find_files, read_tokens, read_weights
 from ulmfit_dist.runtime import Runtime
@@ -36,12 +36,14 @@ class Pretrained:
         state: tensors by the keys of fastai's language model; those of an encoder alone have no `1.decoder`.
         tokens: by id.
         backwards: which way it reads; None where its files do not say.
+        arch: the class of its encoder, as model.arch; None: AWD-LSTM.
     """
 
     path: Path
     state: dict[str, Tensor]
     tokens: list[str]
     backwards: bool | None = None
+    arch: str | None = None
 
     def fitted_to(self, vocab: Sequence[str]) -> dict[str, Tensor]:
         """The state for another vocabulary, as fastai's `load_pretrained` makes it."""
@@ -67,7 +69,7 @@ def load_pretrained(model: nn.Module, name: str, vocab: list[str], config: Model
     Raises:
         UserError: no such files and no network, files that are not what they should be, weights of another size.
     """
-    found = open_pretrained(name, "model.pretrained")
+    found = open_pretrained(name, "model.pretrained", config)
     if not any(key.startswith("1.decoder.") for key in found.state):
         raise UserError(
             f"{found.path} holds an encoder alone: give it as classifier.encoder, or a whole language model here"
@@ -77,28 +79,31 @@ def load_pretrained(model: nn.Module, name: str, vocab: list[str], config: Model
     return found.known(vocab)
 
 
-def load_pretrained_encoder(encoder: AWDLSTM, name: str, vocab: list[str], config: ModelConfig) -> int:
+def load_pretrained_encoder(encoder: Encoder, name: str, vocab: list[str], config: ModelConfig) -> int:
     """As `load_pretrained`, for the encoder of a classifier: as fastai's `text_classifier_learner(pretrained=True)` does."""
-    found = open_pretrained(name, "classifier.encoder")
+    found = open_pretrained(name, "classifier.encoder", config)
     _check(found, vocab, config)
     state = found.fitted_to(vocab)
     _load(encoder, {key.removeprefix("0."): value for key, value in state.items() if key.startswith("0.")}, found.path)
     return found.known(vocab)
 
 
-def open_pretrained(name: str, key: str) -> Pretrained:
+def open_pretrained(name: str, key: str, config: ModelConfig) -> Pretrained:
     """Read what a config's key names.
 
     Args:
         name: wt103_fwd or wt103_bwd, which are fetched by fastai's own downloader and kept; a run directory or an exported
             language model; a .pth of fastai's, or the folder of one.
         key: what messages call it.
+        config: of the model that is to have the weights: whose class of an encoder may be made.
     """
     place = _download(name) if name in WIKITEXT else Path(name).expanduser()
     folder = find_model(place, "lm")
     if folder is not None:
         exported = read_exported(folder)
-        return Pretrained(folder, load_model(exported).state_dict(), exported.vocab, exported.config.model.backwards)
+        theirs = exported.config.model
+        state = load_model(exported, trust=theirs.arch == config.arch).state_dict()
+        return Pretrained(folder, state, exported.vocab, theirs.backwards, theirs.arch)
     if find_model(place, "classifier") is not None:
         raise UserError(f"{key}={name} is a classifier: give a language model, or a run directory that has one")
     if not place.exists():
@@ -163,7 +168,9 @@ def _check(found: Pretrained, vocab: Sequence[str], config: ModelConfig) -> None
     vocab_size, emb_sz = weights["0.encoder.weight"].shape
     if vocab_size != len(found.tokens):
         raise UserError(f"{path}: weights for {vocab_size:,} words, but {len(found.tokens):,} in the .pkl: not of one model")
-    n_layers = len({key.split(".")[2] for key in weights if key.startswith("0.rnns.")})
+    if found.arch != config.arch:
+        raise UserError(f"{path} is no {config.arch}, which model.arch asks for: leave the one out, or the other")
+    n_layers = config.n_layers if config.arch else len({key.split(".")[2] for key in weights if key.startswith("0.rnns.")})
     hidden = weights.get("0.rnns.0.weight_hh_l0_raw")
     n_hid = hidden.shape[-1] if hidden is not None and n_layers > 1 else config.n_hid  # a single layer has another width
     if (emb_sz, n_hid, n_layers) != (config.emb_sz, config.n_hid, config.n_layers):

@@ -24,7 +24,8 @@ from torch.nn import functional as F
 
 from ulmfit_dist.data.vocab import FILLER, PAD_ID, UNK_ID
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.model.awd_lstm import encoder_of
+from ulmfit_dist.model.awd_lstm import AWDLSTM
+from ulmfit_dist.model.networks import awd_lstm_of, encoder_of
 from ulmfit_dist.randomness import uniform
 
 
@@ -98,7 +99,7 @@ def continue_tokens(
         position: what the draws are computed from: the same one gives the same texts.
     """
     numbers = torch.stack([uniform(len(tokens_bT), *position, word) for word in range(words)])
-    reader = _Reader(model, never)
+    reader = (_Reader if isinstance(encoder_of(model), AWDLSTM) else _Rereader)(model, never)
     drawn: list[Tensor] = []
     for number_b in numbers:
         logits_bV = reader.go_on(drawn[-1]) if drawn else reader.begin(tokens_bT)
@@ -122,7 +123,7 @@ class _Reader:
     """
 
     def __init__(self, model: nn.Module, never: Sequence[int]):
-        self.model, self.encoder = model, encoder_of(model)
+        self.model, self.encoder = model, awd_lstm_of(model)
         self.decoder: nn.Linear = model[1].decoder  # type: ignore[index]
         self.bias_V = self.decoder.bias.index_fill(0, torch.tensor(never, device=self.decoder.bias.device), -torch.inf)
         self.weights = [
@@ -150,6 +151,24 @@ class _Reader:
 
     def _logits(self, output_bE: Tensor) -> Tensor:
         return F.linear(output_bE, self.decoder.weight, self.bias_V)
+
+
+class _Rereader:
+    """As `_Reader`, for any encoder: it reads all again for each word."""
+
+    def __init__(self, model: nn.Module, never: Sequence[int]):
+        self.model, self.encoder, self.never = model, encoder_of(model), list(never)
+
+    def begin(self, tokens_bT: Tensor) -> Tensor:
+        self.tokens_bT = tokens_bT
+        self.encoder.reset()
+        logits_bV = self.model[1].decoder(self.model(tokens_bT)[0][:, -1])  # type: ignore[index, operator]
+        self.encoder.reset()
+        logits_bV[:, self.never] = -torch.inf
+        return logits_bV
+
+    def go_on(self, token_b: Tensor) -> Tensor:
+        return self.begin(torch.cat([self.tokens_bT, token_b[:, None]], dim=1))
 
 
 def _floor_of_nucleus(p_bV: Tensor, top_p: float) -> Tensor:

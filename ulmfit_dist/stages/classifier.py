@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fastai.text.models.awdlstm import awd_lstm_clas_split
-
 from ulmfit_dist.config import Config
 from ulmfit_dist.data.batches import share_of_rank
 from ulmfit_dist.data.classifier_batches import ClassifierBatches
 from ulmfit_dist.data.splits import split_documents
 from ulmfit_dist.data.store import TokenStore
 from ulmfit_dist.data.targets import check_targets, read_targets
-from ulmfit_dist.model.awd_lstm import AWDLSTM, build_classifier, encoder_of
+from ulmfit_dist.model.encoder import Encoder
 from ulmfit_dist.model.export import load_encoder, read_exported
+from ulmfit_dist.model.networks import build_classifier, classifier_groups, encoder_of
 from ulmfit_dist.model.pretrained import describe_match, fetch, load_pretrained_encoder
 from ulmfit_dist.randomness import seed_torch
 from ulmfit_dist.runtime import Runtime
@@ -59,7 +58,7 @@ def classifier_learner(config: Config, runtime: Runtime, store: TokenStore, need
         "classifier",
         config.classifier,
         model,
-        awd_lstm_clas_split,
+        classifier_groups,
         classifier_loss(config, train),
         make_metrics(train.targets, config.classifier),
         train,
@@ -84,10 +83,10 @@ def classifier_loss(config: Config, train: ClassifierBatches) -> Loss:
     return make_loss(config.classifier, train.targets, train.store.labels[train.documents])
 
 
-def _load_encoder(encoder: AWDLSTM, config: Config, runtime: Runtime, store: TokenStore) -> None:
+def _load_encoder(encoder: Encoder, config: Config, runtime: Runtime, store: TokenStore) -> None:
     name = config.encoder_source
     if name is None:
-        load_encoder(encoder, read_exported(config.run_dir / "lm"), store.vocab)
+        load_encoder(encoder, read_exported(config.run_dir / "lm"), store.vocab, config.model)
     else:
         known = load_pretrained_encoder(encoder, name, store.vocab, config.model)
         runtime.print(describe_match(name, known, store.vocab))

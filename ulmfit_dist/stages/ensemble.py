@@ -38,7 +38,7 @@ class Ensemble(Classifier):
     Args:
         folders: of each, a run directory or its `classifier/`.
         device: where to compute.
-        trust_rules: whether to call the functions of yours that the models' configs name (tokenizer.rules).
+        trust_rules: whether to call what the models' configs name of yours (tokenizer.rules, model.arch).
 
     Attributes:
         members: the classifiers.
@@ -82,7 +82,7 @@ def evaluate_ensemble(folders: Sequence[str | Path], runtime: Runtime, trust_rul
     with runtime.together():
         documents_N = _common_documents(members, stores)
     label_N = stores[0].labels[documents_N]
-    said = [_probabilities(*member, documents_N, runtime) for member in zip(members, stores, strict=True)]
+    said = [_probabilities(*member, documents_N, runtime, trust_rules) for member in zip(members, stores, strict=True)]
     alone = [_figures(probability_NC, label_N, labels, runtime) for probability_NC in said]
     return {
         "members": [{"run": str(run)} | _single_numbers(figures) for run, figures in zip(folders, alone, strict=True)],
@@ -139,7 +139,7 @@ def _common_documents(members: Sequence[Exported], stores: Sequence[TokenStore])
     return expected
 
 
-def _probabilities(exported: Exported, store: TokenStore, documents_N: np.ndarray, runtime: Runtime) -> Tensor:
+def _probabilities(exported: Exported, store: TokenStore, documents_N: np.ndarray, runtime: Runtime, trust: bool) -> Tensor:
     """What a member says of all documents, float64 [N, C], on every rank. Collective."""
     probability_NC = torch.zeros(len(documents_N), len(store.label_names), dtype=torch.float64, device=runtime.device)
 
@@ -149,7 +149,7 @@ def _probabilities(exported: Exported, store: TokenStore, documents_N: np.ndarra
 
     with runtime.together():
         valid = classifier_loaders(exported.config, runtime, store)[1]
-        model = in_precision(load_model(exported, runtime.device), "classifier", runtime)
+        model = in_precision(load_model(exported, runtime.device, trust), "classifier", runtime)
         read_batches(model, valid, keep, runtime)
     return runtime.sum(probability_NC)
 

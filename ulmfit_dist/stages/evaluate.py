@@ -15,9 +15,9 @@ from ulmfit_dist.data.batches import Batches, MicroBatch
 from ulmfit_dist.data.store import TokenStore
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.functions import check_trust
-from ulmfit_dist.model.awd_lstm import encoder_of
 from ulmfit_dist.model.export import Exported, find_model, load_model, read_exported
 from ulmfit_dist.model.loss import DecoderLoss
+from ulmfit_dist.model.networks import encoder_of
 from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.stages.classifier import classifier_loaders
 from ulmfit_dist.stages.lm import PRODUCT_DTYPES, lm_loaders
@@ -72,7 +72,7 @@ def _evaluate_stage(stage: str, exported: Exported, runtime: Runtime, trust: boo
     store = prepare(exported.config, runtime)
     with runtime.together():
         check_store(exported, store)
-        model = load_model(exported, runtime.device)
+        model = load_model(exported, runtime.device, trust)
         metrics: Metrics
         if stage == "lm":
             metrics = LMMetrics(DecoderLoss(model[1].decoder, PRODUCT_DTYPES[runtime.precision]))  # type: ignore[index]

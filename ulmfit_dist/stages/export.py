@@ -20,9 +20,9 @@ from ulmfit_dist import __version__
 from ulmfit_dist.config import Config, ModelConfig
 from ulmfit_dist.data.store import MODEL_FILE, make_folder, write_bytes
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.model.awd_lstm import encoder_of
 from ulmfit_dist.model.export import Exported, find_model, load_model, read_exported
 from ulmfit_dist.model.fastai_files import write_weights
+from ulmfit_dist.model.networks import encoder_of
 
 LINES = "load.py"
 HEAD = """\
@@ -72,6 +72,10 @@ def export_to_fastai(run: str | Path, output: str | Path | None = None) -> Path:
         if exported.labels is not None and (target := exported.config.classifier.target) != "category":
             raise UserError(
                 f"{exported.folder}: classifier.target={target}: export the language model alone, from {run / 'lm'}"
+            )
+        if (arch := exported.config.model.arch) is not None:
+            raise UserError(
+                f"{exported.folder}: model.arch={arch}: fastai reads AWD-LSTMs only: save its state_dict yourself"
             )
     folder = run / "fastai" if output is None else Path(output)
     make_folder(folder, "--output")

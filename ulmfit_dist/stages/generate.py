@@ -21,7 +21,7 @@ class LanguageModel:
     Args:
         folder: a run directory, or its `lm/`.
         device: where to compute.
-        trust_rules: whether to call the functions of yours that the model's config names (tokenizer.rules).
+        trust_rules: whether to call what the model's config names of yours (tokenizer.rules, model.arch).
 
     Raises:
         UserError: no language model there, or a damaged one.
@@ -34,7 +34,7 @@ class LanguageModel:
         self.vocab, self.device, self.kind = exported.vocab, torch.device(device), exported.config.tokenizer.kind
         self.tokenizer = open_tokenizer(exported.config.tokenizer, exported.folder, trust_rules)
         self.ids, self.never = token_ids(exported.vocab), never_drawn(exported.vocab)
-        self.model = load_model(exported, self.device)
+        self.model = load_model(exported, self.device, trust_rules)
 
     def generate(
         self,

@@ -5,15 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from fastai.text.models.awdlstm import awd_lstm_lm_split
 
 from ulmfit_dist.config import Config
 from ulmfit_dist.data.batches import share_of_rank
 from ulmfit_dist.data.lm_batches import LMBatches
 from ulmfit_dist.data.splits import split_documents
 from ulmfit_dist.data.store import TokenStore
-from ulmfit_dist.model.awd_lstm import build_language_model
 from ulmfit_dist.model.loss import DecoderLoss
+from ulmfit_dist.model.networks import build_language_model, lm_groups
 from ulmfit_dist.model.pretrained import describe_match, fetch, load_pretrained
 from ulmfit_dist.randomness import seed_torch
 from ulmfit_dist.runtime import Runtime
@@ -50,7 +49,7 @@ def lm_learner(config: Config, runtime: Runtime, store: TokenStore) -> LMLearner
         runtime.print(describe_match(config.model.pretrained, matched, store.vocab))
     loss = DecoderLoss(model[1].decoder, PRODUCT_DTYPES[runtime.precision])
     learner = build_learner(
-        LMLearner, "lm", config.lm, model, awd_lstm_lm_split, loss, LMMetrics(loss), train, valid, runtime, config.seed
+        LMLearner, "lm", config.lm, model, lm_groups, loss, LMMetrics(loss), train, valid, runtime, config.seed
     )
     add_callbacks(learner, "lm", config.lm.callbacks)
     return learner

@@ -23,8 +23,8 @@ from ulmfit_dist.data.targets import Targets, check_targets, read_targets
 from ulmfit_dist.data.tokens.readable import readable
 from ulmfit_dist.data.vocab import PAD_ID
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.model.awd_lstm import encoder_of
 from ulmfit_dist.model.export import Exported, load_model, read_exported
+from ulmfit_dist.model.networks import encoder_of
 from ulmfit_dist.randomness import permutation
 from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.stages.classifier import classifier_loaders
@@ -109,7 +109,7 @@ def result_tables(
         with runtime.together():
             check_store(exported, store)
             words = Words(store, exported.config, as_tokens)
-            model = load_model(exported, runtime.device)
+            model = load_model(exported, runtime.device, trust_rules)
             tables.append((_lm_results if each == "lm" else _classifier_results)(exported, model, store, words, rows))
     return tables
 

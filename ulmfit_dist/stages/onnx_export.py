@@ -49,6 +49,8 @@ def export_to_onnx(run: Path, output: Path) -> Path:
         raise UserError(
             f"{run}: classifier.target={exported.config.classifier.target}: only classifiers of one class go to ONNX"
         )
+    if (arch := exported.config.model.arch) is not None:
+        raise UserError(f"{run}: model.arch={arch}: only AWD-LSTMs go to ONNX: export it by torch.onnx yourself")
     _check_installed()
     model = load_model(exported)
     temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")

@@ -72,7 +72,7 @@ class TextClassifier(Classifier):
     Args:
         folder: a run directory, or its `classifier/`.
         device: where to compute.
-        trust_rules: whether to call the functions of yours that the model's config names (tokenizer.rules).
+        trust_rules: whether to call what the model's config names of yours (tokenizer.rules, model.arch).
 
     Raises:
         UserError: no classifier there, or a damaged one.
@@ -85,7 +85,7 @@ class TextClassifier(Classifier):
         self.settings = exported.config.classifier
         self.tokenizer = open_tokenizer(exported.config.tokenizer, exported.folder, trust_rules)
         self.ids = token_ids(exported.vocab)
-        self.model = load_model(exported, self.device)
+        self.model = load_model(exported, self.device, trust_rules)
 
     def predict_proba(self, texts: Sequence[str], batch_tokens: int = BATCH_TOKENS) -> np.ndarray:
         none = np.empty((0, num_outputs(self.settings.target, self.labels)))

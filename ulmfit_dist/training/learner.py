@@ -25,9 +25,9 @@ from ulmfit_dist.config import ClassifierConfig, LMConfig
 from ulmfit_dist.data.ahead import moved_ahead
 from ulmfit_dist.data.batches import Batches, MicroBatch
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.model.awd_lstm import encoder_of
 from ulmfit_dist.model.dropout import Position
 from ulmfit_dist.model.loss import ActivationRegularization
+from ulmfit_dist.model.networks import encoder_of
 from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.training.accelerate import AccelerateCallback
 from ulmfit_dist.training.metrics import Metrics
@@ -230,7 +230,7 @@ def build_learner(
 
     Args:
         kind: the stage's learner (`training/steps.py`).
-        splitter: fastai's, gives the parameter groups that freezing and learning rates go by.
+        splitter: gives the parameter groups that freezing and learning rates go by, as fastai's do.
         loss: mean loss from the model's first output and the targets.
         seed: what dropout masks are computed from, with the position.
     """

@@ -22,7 +22,7 @@ from fastai.callback.core import CancelBackwardException
 from torch import Tensor, nn
 
 from ulmfit_dist.data.batches import MicroBatch
-from ulmfit_dist.model.awd_lstm import concat_pool
+from ulmfit_dist.model.networks import concat_pool
 from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.training.learner import DistributedLearner
 

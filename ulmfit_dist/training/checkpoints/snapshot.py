@@ -21,7 +21,8 @@ from fastai.callback.core import Callback
 from torch import Tensor
 
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.model.awd_lstm import Hidden, encoder_of
+from ulmfit_dist.model.encoder import Hidden
+from ulmfit_dist.model.networks import encoder_of
 from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.training.checkpoints.folder import TENSOR_FILES
 from ulmfit_dist.training.learner import DistributedLearner
@@ -137,27 +138,25 @@ class LearnerState:
         return {"state": in_order, "hypers": [{**own, **saved} for own, saved in pairs]}
 
     def _check_hidden_states(self, hidden_states: Mapping[str, Tensor], position: RecipePosition) -> None:
-        """Raise ValueError if these are not (h, c) of all rows, where there are to be any."""
+        """Raise ValueError if these are not of all rows, where there are to be any."""
         if self.learner.stage != "lm" or not position.step:
             return
-        encoder, num_rows = encoder_of(self.learner.model), self.learner.dls.train.global_batch_size
-        for layer, rnn in enumerate(encoder.rnns):
-            for part in "hc":
-                hidden = hidden_states[f"{layer}.{part}"]
-                if hidden.shape != (num_rows, rnn.module.hidden_size) or not hidden.is_floating_point():
-                    raise ValueError(f"hidden state {layer}.{part} differs")
+        expected = encoder_of(self.learner.model).zero_state(self.learner.dls.train.global_batch_size)
+        for name, zeros_1BH in _named(expected).items():
+            hidden = hidden_states[name]
+            if hidden.shape != zeros_1BH.shape[1:] or not hidden.is_floating_point():
+                raise ValueError(f"hidden state {name} differs")
 
     def _hidden_states(self) -> dict[str, Tensor]:
-        """(h, c) of each layer by global row, [B, H]; empty for a stage that keeps none from step to step. Collective."""
+        """The state of each layer by global row, [B, H]; empty for a stage that keeps none from step to step. Collective."""
         if self.learner.stage != "lm":
             return {}
         mine = encoder_of(self.learner.model).hidden_states
-        pieces: dict[int, list[tuple[Tensor, Tensor]]] = {}
-        for theirs in self.runtime.gather({row: [(h.cpu(), c.cpu()) for h, c in layers] for row, layers in mine.items()}):
+        pieces: dict[int, dict[str, Tensor]] = {}
+        for theirs in self.runtime.gather({row: _on_cpu(_named(layers)) for row, layers in mine.items()}):
             pieces |= theirs
         in_order = [pieces[row] for row in sorted(pieces)]
-        names = [(layer, part) for layer in range(len(in_order[0])) for part in range(2)]
-        return {f"{layer}.{'hc'[part]}": torch.cat([layers[layer][part][0] for layers in in_order]) for layer, part in names}
+        return {name: torch.cat([piece[name][0] for piece in in_order]) for name in in_order[0]}
 
 
 class ResumeEpoch(Callback):
@@ -198,16 +197,20 @@ class ResumeEpoch(Callback):
         self.learn.remove_cb(self)
 
     def _of_rows(self, rows: slice) -> Hidden:
-        parts = [
-            self.hidden_states[name][None, rows].to(dtype=self.dtype) for name in sorted(self.hidden_states, key=_layer)
-        ]
-        return list(zip(parts[::2], parts[1::2], strict=True))
+        layers: dict[int, dict[str, Tensor]] = {}
+        for name, hidden in self.hidden_states.items():
+            number, part = name.split(".")
+            layers.setdefault(int(number), {})[part] = hidden[None, rows].to(dtype=self.dtype)
+        return [tuple(layers[number][part] for part in "hc" if part in layers[number]) for number in sorted(layers)]
 
 
-def _layer(name: str) -> tuple[int, bool]:
-    """Order of a hidden state's name: by layer, h before c."""
-    number, part = name.split(".")
-    return int(number), part == "c"
+def _named(state: Hidden) -> dict[str, Tensor]:
+    """The tensors of a state by `layer.h` and `layer.c`."""
+    return {f"{layer}.{name}": part for layer, parts in enumerate(state) for name, part in zip("hc", parts)}  # noqa: B905
+
+
+def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.cpu() for name, tensor in tensors.items()}
 
 
 def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,0 +1,186 @@
+"""fastai's language model and text classifier on an encoder, fit for rows that are computed in pieces.
+
+The networks are fastai's: same modules, same `state_dict` keys, same sums. They run differently: the encoder keeps hidden
+states by row, so micro-batches take turns; dropout masks are computed from where they are used (`dropout.py`); the language
+model's forward stops before the decoder, which the loss fuses (`loss.py`); the part of a document that is not pooled is read
+without keeping a graph (fastai detaches it, so the gradients are the same). And two slips are mended by which a document's
+outcome depended on the others in its batch, and so on the number of ranks: see `SentenceEncoder` and
+`PoolingLinearClassifier`.
+
+b: rows of a micro-batch, T: tokens of a step, E: width of the embedding.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from fastai.text.models import core
+from fastai.text.models.awdlstm import awd_lstm_clas_config, awd_lstm_lm_config
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from ulmfit_dist.config import ClassifierConfig, LMConfig, ModelConfig
+from ulmfit_dist.data.vocab import PAD_ID
+from ulmfit_dist.model.arch import make_encoder
+from ulmfit_dist.model.awd_lstm import AWDLSTM
+from ulmfit_dist.model.dropout import Position, RowDropout
+from ulmfit_dist.model.encoder import Encoder
+
+
+class SentenceEncoder(core.SentenceEncoder):
+    """fastai's encoder of whole documents, longest first: in chunks, each read by the rows that have begun.
+
+    The last chunk is read by all rows. fastai reads it by as many rows as have a token there, but takes the first ones,
+    so in some batches it never reads the last words of a document.
+    """
+
+    def forward(self, x_bT: Tensor) -> tuple[Tensor, Tensor]:
+        num_rows, num_tokens = x_bT.shape
+        self.reset()
+        padding_bT = x_bT == self.pad_idx
+        begun = [*(~padding_bT[:, :: self.bptt]).sum(0).tolist()[:-1], num_rows]
+        outputs: list[Tensor | None] = []
+        first_kept = 0
+        for chunk, (start, rows) in enumerate(zip(range(0, num_tokens, self.bptt), begun, strict=True)):
+            self.module.position.chunk = chunk
+            kept = self.max_len is None or num_tokens - start <= self.max_len
+            output = None
+            if rows:
+                with torch.set_grad_enabled(kept and torch.is_grad_enabled()):
+                    output = self.module(x_bT[:rows, start : start + self.bptt])
+            if kept:
+                outputs.append(output)
+            else:
+                first_kept = start + self.bptt
+        return _stack(outputs, num_rows, self.bptt), padding_bT[:, first_kept:]
+
+
+class PoolingLinearClassifier(core.PoolingLinearClassifier):
+    """fastai's head on the last, the highest and the mean output of a document.
+
+    fastai looks for the last one by counting the padding in the last `bptt` positions; for a document shorter than that,
+    among longer ones, it counts the padding in front too, and takes the output of a position before the document.
+    """
+
+    def __init__(
+        self,
+        widths: list[int],
+        dropouts: list[float],
+        bptt: int,
+        position: Position,
+        y_range: tuple[float, float] | None = None,
+    ):
+        super().__init__(widths, dropouts, bptt, y_range)
+        for number, block in enumerate(self.layers):
+            for name, layer in block.named_children():
+                if isinstance(layer, nn.Dropout):
+                    setattr(block, name, RowDropout(layer.p, f"head {number}", position))
+
+    def forward(self, encoded: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """(logits [b, outputs], output, output) from the encoder's output [b, T, E] and its padding mask [b, T]."""
+        output_bTE, padding_bT = encoded
+        return self.layers(concat_pool(output_bTE, padding_bT)), output_bTE, output_bTE
+
+
+class LinearDecoder(core.LinearDecoder):
+    """fastai's decoder, which leaves the product with the vocabulary to the loss."""
+
+    def __init__(self, encoder: Encoder, output_p: float):
+        super().__init__(*encoder.encoder.weight.shape, output_p, tie_encoder=encoder.encoder)
+        self.output_dp = RowDropout(output_p, "output", encoder.position)
+
+    def forward(self, x_bTE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(what to decode, raw output, dropped-out output), each [b, T, E]."""
+        dropped_bTE = self.output_dp(x_bTE)
+        return dropped_bTE, x_bTE, dropped_bTE
+
+
+def build_language_model(vocab_size: int, model: ModelConfig, settings: LMConfig) -> core.SequentialRNN:
+    """Encoder and tied decoder with fresh weights; keys as in fastai's `get_language_model`."""
+    dropouts = _dropouts(awd_lstm_lm_config, settings.drop_mult)
+    output_p = dropouts.pop("output_p")
+    encoder = make_encoder(vocab_size, model, dropouts)
+    return core.SequentialRNN(encoder, LinearDecoder(encoder, output_p))
+
+
+def build_classifier(
+    vocab_size: int, num_outputs: int, model: ModelConfig, settings: ClassifierConfig
+) -> core.SequentialRNN:
+    """Encoder and pooling head with fresh weights; keys as in fastai's `get_text_classifier`."""
+    dropouts = _dropouts(awd_lstm_clas_config, settings.drop_mult)
+    output_p = dropouts.pop("output_p")
+    encoder = make_encoder(vocab_size, model, dropouts)
+    widths = [model.emb_sz * 3, *settings.lin_ftrs, num_outputs]
+    head_dropouts = [output_p] + [settings.head_dropout] * len(settings.lin_ftrs)
+    y_range = None if settings.y_range is None else (settings.y_range[0], settings.y_range[1])
+    head = PoolingLinearClassifier(widths, head_dropouts, settings.seq_len, encoder.position, y_range)
+    return core.SequentialRNN(SentenceEncoder(settings.seq_len, encoder, PAD_ID, settings.max_len), head)
+
+
+def lm_groups(model: nn.Module) -> list[list[nn.Parameter]]:
+    """Parameters of the layer groups, as of fastai's `awd_lstm_lm_split`: layers, lowest first; embedding and decoder."""
+    embedding, layers = _groups_of_encoder(model)
+    return [*layers, _distinct([*embedding, *model[1].parameters()])]  # type: ignore[index, operator]
+
+
+def classifier_groups(model: nn.Module) -> list[list[nn.Parameter]]:
+    """As `lm_groups`, after fastai's `awd_lstm_clas_split`: embedding, layers, head."""
+    embedding, layers = _groups_of_encoder(model)
+    return [embedding, *layers, list(model[1].parameters())]  # type: ignore[index, operator]
+
+
+def encoder_of(model: nn.Module) -> Encoder:
+    """The encoder inside a language model or a classifier, also while they are wrapped for training."""
+    first = _bare(_bare(model)[0])  # type: ignore[index]
+    encoder = first.module if isinstance(first, SentenceEncoder) else first
+    assert isinstance(encoder, Encoder)
+    return encoder
+
+
+def awd_lstm_of(model: nn.Module) -> AWDLSTM:
+    """The encoder of a model without `model.arch`."""
+    encoder = encoder_of(model)
+    assert isinstance(encoder, AWDLSTM)
+    return encoder
+
+
+def _groups_of_encoder(model: nn.Module) -> tuple[list[nn.Parameter], list[list[nn.Parameter]]]:
+    """The embedding, with all that is in no layer, and the layers."""
+    encoder = encoder_of(model)
+    layers = [list(layer.parameters()) for layer in encoder.layer_groups()]
+    in_layers = {parameter for layer in layers for parameter in layer}
+    return [parameter for parameter in encoder.parameters() if parameter not in in_layers], layers
+
+
+def _distinct(parameters: list[nn.Parameter]) -> list[nn.Parameter]:
+    return list(dict.fromkeys(parameters))
+
+
+def _bare(module: nn.Module) -> nn.Module:
+    return module.module if isinstance(module, DistributedDataParallel) else module
+
+
+def _dropouts(config: dict[str, Any], drop_mult: float) -> dict[str, float]:
+    return {key: value * drop_mult for key, value in config.items() if key.endswith("_p")}
+
+
+def concat_pool(output_bTE: Tensor, padding_bT: Tensor) -> Tensor:
+    """Last, maximum and mean of each document's outputs, [b, 3E] (Howard & Ruder, 2018, section 3.3)."""
+    text_bT = ~padding_bT
+    positions_T = torch.arange(text_bT.shape[1], device=text_bT.device)
+    last_b = (positions_T * text_bT).amax(1)
+    last_bE = output_bTE[torch.arange(len(output_bTE), device=last_b.device), last_b]
+    max_bE = output_bTE.masked_fill(padding_bT[:, :, None], -torch.inf).amax(1)
+    mean_bE = output_bTE.masked_fill(padding_bT[:, :, None], 0).sum(1) / text_bT.sum(1, keepdim=True)
+    return torch.cat([last_bE, max_bE, mean_bE], dim=1)
+
+
+def _stack(outputs: list[Tensor | None], num_rows: int, bptt: int) -> Tensor:
+    """Chunks side by side, [b, T, E]; zeros for rows that had not begun."""
+    last = outputs[-1]
+    assert last is not None  # all rows read the last chunk
+    empty = last.new_zeros(0, bptt, last.shape[2])
+    pieces = [empty if output is None else output for output in outputs]
+    return torch.cat([F.pad(piece, (0, 0, 0, 0, 0, num_rows - len(piece))) for piece in pieces], dim=1)
