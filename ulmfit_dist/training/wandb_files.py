@@ -10,9 +10,10 @@ import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
+if TYPE_CHECKING:
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
 FILE_HEADER, BLOCK, PIECE_HEADER = 7, 32 * 1024, struct.Struct("<IHB")
 WHOLE, FIRST, MIDDLE, LAST = 1, 2, 3, 4
@@ -33,6 +34,9 @@ def cut_off_incomplete(path: Path) -> None:
 
 def _records(content: bytes) -> Iterator[tuple[Record, int]]:
     """Records, and where each ends."""
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
+
     position, record = FILE_HEADER, b""
     while position + PIECE_HEADER.size <= len(content):
         left = BLOCK - position % BLOCK
