@@ -10,6 +10,7 @@ from stores import make_store
 
 from ulmfit_dist.config import ClassifierConfig, Config, DataConfig, LMConfig, ModelConfig, Phase
 from ulmfit_dist.data.store import TokenStore
+from ulmfit_dist.data.targets import num_outputs, read_targets
 from ulmfit_dist.model.export import save_exported
 from ulmfit_dist.model.networks import build_classifier
 from ulmfit_dist.randomness import seed_torch
@@ -36,9 +37,11 @@ def lettered_store(folder: Path) -> TokenStore:
 def make_classifier(run: Path, store: TokenStore, seed: int = 1, config: Config = CONFIG) -> Path:
     """Export a classifier to a run directory: wide weights, so that documents differ in their answers."""
     seed_torch(seed)
-    model = build_classifier(len(store.vocab), CLASSES, config.model, config.classifier)
+    labels = read_targets(store, config.classifier, config.data.label_delim).names
+    outputs = num_outputs(config.classifier.target, labels)
+    model = build_classifier(len(store.vocab), outputs, config.model, config.classifier)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(3)
-    save_exported(run / "classifier", model, config, store, store.label_names, {"data_fingerprint": "x"})
+    save_exported(run / "classifier", model, config, store, labels, {"data_fingerprint": "x"})
     return run

@@ -80,6 +80,31 @@ def test_an_ensemble_is_measured_by_the_mean_of_probabilities(tmp_path: Path, st
     assert found["valid_loss"] == pytest.approx(-np.log(mean_NC[np.arange(len(label_N)), label_N]).mean(), rel=1e-5)
 
 
+@pytest.mark.parametrize("target", ["multicategory", "regression"])
+def test_several_classes_and_numbers_are_measured_by_their_mean(
+    target: str, tmp_path: Path, store: TokenStore, runtime: Runtime
+):
+    store.label_names = ["a;b", "b", "c;a"] if target == "multicategory" else ["1", "2.5", "4"]
+    settings, data = replace(CONFIG.classifier, max_len=60, target=target), replace(CONFIG.data, no_label=None)
+    whole = replace(CONFIG, classifier=settings, data=data)
+    configs = [whole, replace(whole, model=BACKWARDS.model)]
+    runs = [make_classifier(tmp_path / f"run{seed}", store, seed, config) for seed, config in enumerate(configs)]
+    documents = split_documents(store, CONFIG).classifier_valid
+    mean_NC = np.mean([one_by_one(run, [store.document(i) for i in documents]) for run in runs], axis=0)
+    truth_N = np.array([[1, 1, 0], [0, 1, 0], [1, 0, 1]] if target == "multicategory" else [[1], [2.5], [4]])
+    truth_NC = truth_N[store.labels[documents]]
+    found = evaluate_ensemble(runs, runtime)
+    if target == "multicategory":
+        assert found["ensemble"]["accuracy"] == pytest.approx(((mean_NC > 0.5) == truth_NC).mean())
+        loss_NC = -np.log(np.where(truth_NC == 1, mean_NC, 1 - mean_NC))
+        assert found["ensemble"]["valid_loss"] == pytest.approx(loss_NC.mean(), rel=1e-5)
+    else:
+        assert found["ensemble"]["rmse"] == pytest.approx(np.sqrt(((mean_NC - truth_NC) ** 2).mean()), rel=1e-5)
+    for member, run in zip(found["members"], runs, strict=True):
+        alone = evaluate(run, runtime)["classifier"]
+        assert member["valid_loss"] == pytest.approx(alone["valid_loss"], rel=1e-9)
+
+
 def one_by_one(run: Path, documents: list[np.ndarray]) -> np.ndarray:
     """What a classifier says of documents, each alone: [documents, classes]."""
     classifier = load_classifier(run)

@@ -13,7 +13,7 @@ from stores import make_store
 
 from ulmfit_dist import load_classifier
 from ulmfit_dist.cli import main
-from ulmfit_dist.config import DataConfig
+from ulmfit_dist.config import Config, DataConfig
 from ulmfit_dist.data.sources import open_source
 from ulmfit_dist.data.tokenizer import Tokenizer
 from ulmfit_dist.data.vocab import build_vocab
@@ -26,11 +26,16 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra onnx: p
 pytest.importorskip("onnx", reason="needs the extra onnx: pip install 'ulmfit-dist[onnx]'")
 
 BACKWARDS = replace(CONFIG, model=replace(CONFIG.model, backwards=True, n_layers=3))
+SEVERAL = replace(CONFIG, classifier=replace(CONFIG.classifier, target="multicategory"))
+NUMBER = replace(
+    CONFIG, classifier=replace(CONFIG.classifier, target="regression"), data=replace(CONFIG.data, no_label=None)
+)
+BOUNDED = replace(NUMBER, classifier=replace(NUMBER.classifier, y_range=[-1.0, 6.0]))
 
 
-def answers(graph: Path, documents: list[np.ndarray]) -> np.ndarray:
+def answers(graph: Path, documents: list[np.ndarray], output: str = "probabilities") -> np.ndarray:
     session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
-    return session.run(["probabilities"], {"ids": padded_behind(documents)})[0]
+    return session.run([output], {"ids": padded_behind(documents)})[0]
 
 
 @pytest.fixture(scope="module", params=[CONFIG, BACKWARDS], ids=["forwards", "backwards"])
@@ -51,6 +56,20 @@ def test_the_graph_agrees_with_the_classifier_on_texts(exported: tuple[TextClass
     np.testing.assert_allclose(answers(graph, documents), expected, rtol=1e-4)
     for document, row in zip(documents, expected, strict=True):
         np.testing.assert_allclose(answers(graph, [document])[0], row, rtol=1e-4)
+
+
+@pytest.mark.parametrize("config", [SEVERAL, NUMBER, BOUNDED], ids=["several", "number", "bounded"])
+def test_graphs_of_several_classes_and_of_numbers_agree(tmp_path: Path, config: Config):
+    store = lettered_store(tmp_path / "store")
+    store.label_names = ["1", "2;1", "5"] if config is SEVERAL else ["1", "2.5", "5"]
+    run = make_classifier(tmp_path / "run", store, seed=4, config=config)
+    classifier, graph = load_classifier(run), export_to_onnx(run, tmp_path / "model.onnx")
+    texts = [" ".join("abcdefghijklmnopqrstuvwxyz"[i : i + 9]) for i in range(17)]
+    expected = classifier.predict_proba(texts)
+    assert np.ptp(expected, axis=0).max() > 0.1
+    output = "probabilities" if config is SEVERAL else "values"
+    np.testing.assert_allclose(answers(graph, classifier._encode(texts), output), expected, rtol=1e-4, atol=1e-5)
+    assert json.loads((tmp_path / "reading.json").read_text())["target"] == config.classifier.target
 
 
 def test_the_graph_agrees_on_news_articles(tmp_path: Path):

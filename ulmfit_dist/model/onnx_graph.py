@@ -10,10 +10,12 @@ b: documents, T: tokens of the longest, E: width of the embedding.
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from fastai.layers import SigmoidRange
 from torch import Tensor, nn
 
 from ulmfit_dist import __version__
@@ -54,7 +56,9 @@ class Graph:
 
 
 def classifier_graph(model: nn.Module, settings: ClassifierConfig) -> onnx.ModelProto:
-    """The graph of a classifier: `ids`, int64 [documents, tokens], to `probabilities`, float32 [documents, classes].
+    """The graph of a classifier: `ids`, int64 [documents, tokens], to what it says, float32 [documents, outputs].
+
+    That is called `probabilities`, or `values` where it was trained for numbers.
 
     Args:
         model: the classifier, as `load_model` gives it.
@@ -65,19 +69,30 @@ def classifier_graph(model: nn.Module, settings: ClassifierConfig) -> onnx.Model
     graph = Graph()
     ids_Tb = graph.add("Transpose", "ids", perm=[1, 0])
     pooled_bE = _encoder(graph, model, settings, ids_Tb)
-    logits_bC = _head(graph, model, pooled_bE)
-    probabilities_bC = graph.add("Softmax", logits_bC, axis=1)
-    graph.nodes.append(helper.make_node("Identity", [probabilities_bC], ["probabilities"]))
+    answers_bC = _answers(graph, _head(graph, model, pooled_bE), settings.target)
+    name = output_name(settings.target)
+    graph.nodes.append(helper.make_node("Identity", [answers_bC], [name]))
     ids = helper.make_tensor_value_info("ids", TensorProto.INT64, ["documents", "tokens"])
-    num_classes = model[1].layers[-1][-1].out_features  # type: ignore[index]
-    probabilities = helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["documents", num_classes])
+    *_, last = (layer for layer in model[1].modules() if isinstance(layer, nn.Linear))  # type: ignore[index]
+    answers = helper.make_tensor_value_info(name, TensorProto.FLOAT, ["documents", last.out_features])
     return helper.make_model(
-        helper.make_graph(graph.nodes, "classifier", [ids], [probabilities], graph.constants),
+        helper.make_graph(graph.nodes, "classifier", [ids], [answers], graph.constants),
         opset_imports=[helper.make_opsetid("", OPSET)],
         ir_version=IR_VERSION,
         producer_name="ulmfit_dist",
         producer_version=__version__,
     )
+
+
+def output_name(target: str) -> str:
+    """What the graph's output is called."""
+    return "values" if target == "regression" else "probabilities"
+
+
+def _answers(graph: Graph, outputs_bC: str, target: str) -> str:
+    if target == "category":
+        return graph.add("Softmax", outputs_bC, axis=1)
+    return graph.add("Sigmoid", outputs_bC) if target == "multicategory" else outputs_bC
 
 
 def _encoder(graph: Graph, model: nn.Module, settings: ClassifierConfig, ids_Tb: str) -> str:
@@ -136,8 +151,9 @@ def _in_order_of_onnx(weight: Tensor, hidden_size: int) -> Tensor:
 
 
 def _head(graph: Graph, model: nn.Module, x_bF: str) -> str:
-    """Logits [b, classes]."""
-    for layer in (layer for block in model[1].layers for layer in block):  # type: ignore[index]
+    """What the network gives, [b, outputs]."""
+    blocks = (block if isinstance(block, nn.Sequential) else [block] for block in model[1].layers)  # type: ignore[index]
+    for layer in chain.from_iterable(blocks):
         if isinstance(layer, nn.BatchNorm1d):
             statistics = (layer.weight, layer.bias, layer.running_mean, layer.running_var)
             x_bF = graph.add("BatchNormalization", x_bF, *map(graph.constant, statistics), epsilon=layer.eps)
@@ -146,6 +162,9 @@ def _head(graph: Graph, model: nn.Module, x_bF: str) -> str:
             x_bF = graph.add("Gemm", x_bF, graph.constant(layer.weight), *bias, transB=1)
         elif isinstance(layer, nn.ReLU):
             x_bF = graph.add("Relu", x_bF)
+        elif isinstance(layer, SigmoidRange):
+            spread, low = (graph.constant(np.float32(value)) for value in (layer.high - layer.low, layer.low))
+            x_bF = graph.add("Add", graph.add("Mul", graph.add("Sigmoid", x_bF), spread), low)
         else:
             assert isinstance(layer, RowDropout), layer
     return x_bF

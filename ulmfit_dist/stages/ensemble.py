@@ -17,19 +17,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ulmfit_dist.config import ClassifierConfig
 from ulmfit_dist.data.batches import MicroBatch
 from ulmfit_dist.data.splits import split_documents
 from ulmfit_dist.data.store import TokenStore
-from ulmfit_dist.data.tokenizer import check_rules
+from ulmfit_dist.data.targets import Targets, num_outputs, read_targets
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.model.export import Exported, load_model, read_exported
 from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.stages.classifier import classifier_loaders
-from ulmfit_dist.stages.evaluate import check_store, classifier_figures, in_precision, read_batches
+from ulmfit_dist.stages.evaluate import check_functions, check_store, classifier_figures, in_precision, read_batches
 from ulmfit_dist.stages.predict import BATCH_TOKENS, Classifier, TextClassifier
+from ulmfit_dist.stages.predictions import answers_of, outputs_of
 from ulmfit_dist.stages.prepare import prepare
 from ulmfit_dist.stages.run import model_folder
 from ulmfit_dist.training.metrics import ClassifierMetrics
+from ulmfit_dist.training.objective import make_metrics
 
 
 class Ensemble(Classifier):
@@ -71,22 +74,23 @@ def evaluate_ensemble(folders: Sequence[str | Path], runtime: Runtime, trust_rul
             different texts, or validated on different documents.
     """
     members = _read_members(folders)
-    labels = _common_labels(members)
-    if (target := members[0].config.classifier.target) != "category":
-        raise UserError(
-            f"classifier.target={target}: such an ensemble is not measured: label texts with it (--text, --file)"
-        )
+    _common_labels(members)
     for exported in members:
-        check_rules(exported.config.tokenizer, exported.folder, trust_rules)
+        check_functions(exported, trust_rules)
     stores = [prepare(exported.config, runtime) for exported in members]
     with runtime.together():
         documents_N = _common_documents(members, stores)
-    label_N = stores[0].labels[documents_N]
-    said = [_probabilities(*member, documents_N, runtime, trust_rules) for member in zip(members, stores, strict=True)]
-    alone = [_figures(probability_NC, label_N, labels, runtime) for probability_NC in said]
+    answers = [_answers(*member, documents_N, runtime, trust_rules) for member in zip(members, stores, strict=True)]
+    first, store = members[0].config, stores[0]
+    targets = read_targets(store, first.classifier, first.data.label_delim)
+    y_N = targets.of(store.labels[documents_N])
+    *alone, together = [
+        _figures(answers_NC, y_N, targets, first.classifier, runtime)
+        for answers_NC in (*answers, torch.stack(answers).mean(0))
+    ]
     return {
         "members": [{"run": str(run)} | _single_numbers(figures) for run, figures in zip(folders, alone, strict=True)],
-        "ensemble": _figures(torch.stack(said).mean(0), label_N, labels, runtime),
+        "ensemble": together,
     }
 
 
@@ -139,26 +143,31 @@ def _common_documents(members: Sequence[Exported], stores: Sequence[TokenStore])
     return expected
 
 
-def _probabilities(exported: Exported, store: TokenStore, documents_N: np.ndarray, runtime: Runtime, trust: bool) -> Tensor:
+def _answers(exported: Exported, store: TokenStore, documents_N: np.ndarray, runtime: Runtime, trust: bool) -> Tensor:
     """What a member says of all documents, float64 [N, C], on every rank. Collective."""
-    probability_NC = torch.zeros(len(documents_N), len(store.label_names), dtype=torch.float64, device=runtime.device)
+    target = exported.config.classifier.target
+    outputs = num_outputs(target, exported.labels or [])
+    answers_NC = torch.zeros(len(documents_N), outputs, dtype=torch.float64, device=runtime.device)
 
     def keep(prediction: Tensor, batch: MicroBatch) -> None:
         assert batch.documents is not None  # the classifier's batches are of documents
-        probability_NC[np.searchsorted(documents_N, batch.documents)] = prediction.double().softmax(1)
+        answers_NC[np.searchsorted(documents_N, batch.documents)] = answers_of(prediction, target)
 
     with runtime.together():
         valid = classifier_loaders(exported.config, runtime, store)[1]
         model = in_precision(load_model(exported, runtime.device, trust), "classifier", runtime)
         read_batches(model, valid, keep, runtime)
-    return runtime.sum(probability_NC)
+    return runtime.sum(answers_NC)
 
 
-def _figures(probability_NC: Tensor, label_N: np.ndarray, labels: Sequence[str], runtime: Runtime) -> dict[str, Any]:
-    """Metrics of probabilities that every rank has: each counts a share of the documents. Collective."""
+def _figures(
+    answers_NC: Tensor, y_N: Tensor, targets: Targets, settings: ClassifierConfig, runtime: Runtime
+) -> dict[str, Any]:
+    """Metrics of answers that every rank has: each counts a share of the documents. Collective."""
     mine = slice(runtime.rank, None, runtime.world_size)
-    log_probability_NC = probability_NC.clamp_min(torch.finfo(torch.float64).tiny).log()
-    metrics = ClassifierMetrics(len(labels))
+    metrics = make_metrics(targets, settings, trust=False)
     metrics.reset(runtime.device)
-    metrics.add(log_probability_NC[mine], torch.from_numpy(label_N.astype(np.int64)).to(runtime.device)[mine])
-    return classifier_figures(metrics, labels, runtime)
+    metrics.add(outputs_of(answers_NC, targets.kind)[mine], y_N.to(runtime.device)[mine])
+    if isinstance(metrics, ClassifierMetrics):
+        return classifier_figures(metrics, targets.names, runtime)
+    return dict(metrics.compute(runtime))

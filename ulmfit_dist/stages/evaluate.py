@@ -116,10 +116,10 @@ def read_batches(model: nn.Module, valid: Batches, update: Callable[[Tensor, Mic
 
 def check_functions(exported: Exported, trust_rules: bool) -> None:
     """Refuse to prepare the texts of a model by functions that nobody has said to trust. Raises UserError."""
-    data = exported.config.data
-    named = {"tokenizer.rules": exported.config.tokenizer.rules}
-    named |= {f"data.{key}": [path] for key in ("splitter", "get_label") if (path := getattr(data, key)) is not None}
-    check_trust(named, exported.folder, trust_rules)
+    config = exported.config
+    paths = {"model.arch": config.model.arch, "data.splitter": config.data.splitter, "data.get_label": config.data.get_label}
+    named = {key: [path] for key, path in paths.items() if path is not None}
+    check_trust({"tokenizer.rules": config.tokenizer.rules, **named}, exported.folder, trust_rules)
 
 
 def check_store(exported: Exported, store: TokenStore) -> None:

@@ -1,9 +1,9 @@
 """A classifier for programs that have neither torch nor this package: an ONNX graph, and what is needed to call it.
 
-model.onnx              ids, int64 [documents, tokens], to probabilities, float32 [documents, classes]
+model.onnx              ids, int64 [documents, tokens], to probabilities, float32 [documents, classes], or values
 reading.json            how a text becomes ids: tokenizer, direction, length, ids of padding and of unknown tokens
 vocab.json              tokens by id
-labels.json             class names by index
+labels.json             class names by index; none of a regression
 sentencepiece.model     what makes the tokens, if that is SentencePiece
 """
 
@@ -23,7 +23,8 @@ from ulmfit_dist.data.store import MODEL_FILE, write_bytes, write_json
 from ulmfit_dist.data.vocab import PAD_ID, UNK_ID
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.model.export import Exported, load_model, read_exported
-from ulmfit_dist.model.onnx_graph import classifier_graph
+from ulmfit_dist.model.onnx_graph import classifier_graph, output_name
+from ulmfit_dist.stages.predictions import answers_of
 from ulmfit_dist.stages.run import model_folder
 
 LARGEST_DIFFERENCE, LARGEST_SHARE = 1e-4, 1e-3
@@ -45,10 +46,6 @@ def export_to_onnx(run: Path, output: Path) -> Path:
             not the model's.
     """
     exported = read_exported(model_folder(run, "classifier"))
-    if exported.config.classifier.target != "category":
-        raise UserError(
-            f"{run}: classifier.target={exported.config.classifier.target}: only classifiers of one class go to ONNX"
-        )
     if (arch := exported.config.model.arch) is not None:
         raise UserError(f"{run}: model.arch={arch}: only AWD-LSTMs go to ONNX: export it by torch.onnx yourself")
     _check_installed()
@@ -94,22 +91,29 @@ def _compare(graph: Path, model: nn.Module, exported: Exported) -> None:
     rng = np.random.default_rng(0)
     lengths = (longest, 2 * seq_len, seq_len + 1, max(1, seq_len - 1), 1)
     documents = [rng.integers(PAD_ID + 1, len(exported.vocab), length) for length in lengths]
-    expected = model(pad_chunks(documents, -(-longest // seq_len) * seq_len, seq_len))[0].softmax(1).numpy()
+    target = exported.config.classifier.target
+    expected = answers_of(model(pad_chunks(documents, -(-longest // seq_len) * seq_len, seq_len))[0], target).numpy()
     session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
-    found = session.run(["probabilities"], {"ids": padded_behind(documents)})[0]
+    found = session.run([output_name(target)], {"ids": padded_behind(documents)})[0]
     difference = np.abs(found - expected)
-    largest, share = float(difference.max()), float((difference / expected.clip(1e-9)).max())
-    if not (largest <= LARGEST_DIFFERENCE and share <= LARGEST_SHARE):
+    if target == "regression":
+        difference /= np.maximum(1, np.abs(expected))
+    largest, share = float(difference.max()), float((difference / np.abs(expected).clip(1e-9)).max())
+    if not (largest <= LARGEST_DIFFERENCE and (share <= LARGEST_SHARE or target == "regression")):
         raise UserError(
-            f"the ONNX graph of {exported.folder} is not written: its probabilities differ by up to {largest:.2g}, and "
-            f"{share:.2%}, from the model's (torch {torch.__version__}, onnxruntime {onnxruntime.__version__})"
+            f"the ONNX graph of {exported.folder} is not written: its {output_name(target)} differ by up to {largest:.2g}, "
+            f"and {share:.2%}, from the model's (torch {torch.__version__}, onnxruntime {onnxruntime.__version__})"
         )
 
 
 def _write_companions(exported: Exported, folder: Path) -> None:
-    config = exported.config
-    reading = {"tokenizer": asdict(config.tokenizer), "backwards": config.model.backwards}
-    reading |= {"truncate_to": config.classifier.truncate_to, "padding_id": PAD_ID, "unknown_id": UNK_ID}
+    config, settings = exported.config, exported.config.classifier
+    reading = {
+        "tokenizer": asdict(config.tokenizer),
+        "backwards": config.model.backwards,
+        "truncate_to": settings.truncate_to,
+    }
+    reading |= {"padding_id": PAD_ID, "unknown_id": UNK_ID, "target": settings.target, "threshold": settings.threshold}
     write_json(folder / "reading.json", reading)
     write_json(folder / "vocab.json", exported.vocab)
     write_json(folder / "labels.json", exported.labels)

@@ -22,7 +22,7 @@ from ulmfit_dist.data.targets import num_outputs
 from ulmfit_dist.data.tokenizer import open_tokenizer
 from ulmfit_dist.data.vocab import UNK_ID, token_ids
 from ulmfit_dist.model.export import load_model, read_exported
-from ulmfit_dist.stages.predictions import AnyPrediction, prediction_of
+from ulmfit_dist.stages.predictions import AnyPrediction, answers_of, prediction_of
 from ulmfit_dist.stages.run import model_folder
 
 BATCH_TOKENS = 64 * 512
@@ -114,12 +114,7 @@ class TextClassifier(Classifier):
     @torch.no_grad()
     def _outputs(self, x_bT: torch.Tensor) -> np.ndarray:
         """Probabilities of each document's classes, or its number, float64 [b, outputs]. Longest document first."""
-        outputs_bC = self.model(x_bT.to(self.device))[0].double()
-        if self.settings.target == "category":
-            outputs_bC = outputs_bC.softmax(dim=1)
-        elif self.settings.target == "multicategory":
-            outputs_bC = outputs_bC.sigmoid()
-        return outputs_bC.cpu().numpy()
+        return answers_of(self.model(x_bT.to(self.device))[0], self.settings.target).cpu().numpy()
 
 
 def token_batches(lengths: Sequence[int], seq_len: int, batch_tokens: int) -> Iterator[list[int]]:

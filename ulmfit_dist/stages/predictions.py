@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from ulmfit_dist.config import ClassifierConfig
 
@@ -64,6 +66,21 @@ class RegressionPrediction:
 
 
 AnyPrediction = Prediction | MulticategoryPrediction | RegressionPrediction
+
+
+def answers_of(outputs_bC: Tensor, target: str) -> Tensor:
+    """What a classifier says of documents, float64 [b, outputs], from what its network gives: probabilities, or numbers."""
+    outputs_bC = outputs_bC.double()
+    if target == "category":
+        return outputs_bC.softmax(dim=1)
+    return outputs_bC.sigmoid() if target == "multicategory" else outputs_bC
+
+
+def outputs_of(answers_bC: Tensor, target: str) -> Tensor:
+    """What a network would have given for these answers: `answers_of` the other way round, but for a constant."""
+    if target == "category":
+        return answers_bC.clamp_min(torch.finfo(answers_bC.dtype).tiny).log()
+    return torch.logit(answers_bC, eps=1e-15) if target == "multicategory" else answers_bC
 
 
 def prediction_of(outputs: Sequence[float], labels: Sequence[str], settings: ClassifierConfig) -> AnyPrediction:

@@ -16,11 +16,12 @@ from torch.nn import functional as F
 from ulmfit_dist.config import ClassifierConfig
 from ulmfit_dist.data.targets import Targets
 from ulmfit_dist.model.classifier_loss import build_loss
-from ulmfit_dist.training.metrics import ClassifierMetrics, Metrics
+from ulmfit_dist.training.metrics import ClassifierMetrics
 from ulmfit_dist.training.own_metrics import build_metrics
 from ulmfit_dist.training.target_metrics import MulticategoryMetrics, RegressionMetrics
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+TargetMetrics = ClassifierMetrics | MulticategoryMetrics | RegressionMetrics
 
 
 def make_loss(settings: ClassifierConfig, targets: Targets, labels: np.ndarray) -> Loss:
@@ -37,7 +38,7 @@ def make_loss(settings: ClassifierConfig, targets: Targets, labels: np.ndarray) 
     return squared_error if targets.kind == "regression" else binary_cross_entropy
 
 
-def make_metrics(targets: Targets, settings: ClassifierConfig, trust: bool = True) -> Metrics:
+def make_metrics(targets: Targets, settings: ClassifierConfig, trust: bool = True) -> TargetMetrics:
     """What a validation adds up.
 
     Args:

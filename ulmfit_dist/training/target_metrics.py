@@ -41,7 +41,11 @@ class MulticategoryMetrics:
 
     def update(self, prediction: Tensor, batch: MicroBatch) -> None:
         self.own.update(prediction, batch)
-        true_bC, logits_bC = batch.y.double(), prediction.double()
+        self.add(prediction.double(), batch.y)
+
+    def add(self, logits_bC: Tensor, y_bC: Tensor) -> None:
+        """Count documents: logits of their classes (float64), and for each whether it is true."""
+        true_bC = y_bC.double()
         said_bC = (logits_bC.sigmoid() > self.threshold).double()
         self.sums_3C += torch.stack([(said_bC * true_bC).sum(0), said_bC.sum(0), true_bC.sum(0)])
         loss = F.binary_cross_entropy_with_logits(logits_bC, true_bC, reduction="sum")
@@ -81,7 +85,11 @@ class RegressionMetrics:
 
     def update(self, prediction: Tensor, batch: MicroBatch) -> None:
         self.own.update(prediction, batch)
-        true_b, said_b = batch.y.double(), prediction.double()[:, 0]
+        self.add(prediction.double(), batch.y)
+
+    def add(self, prediction_b1: Tensor, y_b: Tensor) -> None:
+        """Count documents: the numbers that they are given (float64), and the true ones."""
+        true_b, said_b = y_b.double(), prediction_b1[:, 0]
         error_b = said_b - true_b
         columns = (torch.ones_like(true_b), error_b**2, error_b.abs(), true_b, true_b**2)
         self.sums += torch.stack([column.sum() for column in columns])
