@@ -15,6 +15,7 @@ from torch import nn
 
 from ulmfit_dist.config import ClassifierConfig, Config, DataConfig, LMConfig, ModelConfig
 from ulmfit_dist.data.store import MODEL_FILE
+from ulmfit_dist.data.targets import num_outputs
 from ulmfit_dist.model.export import save_exported
 from ulmfit_dist.model.networks import build_classifier, build_language_model
 
@@ -43,14 +44,15 @@ def make_models(
     store = make_store(run / "store", [np.array([2, 3, 4])], np.array([0]), vocab)
     if pieces is not None:
         (run / "store" / MODEL_FILE).write_bytes(pieces)
+    target = config.classifier.target
     models: dict[str, nn.Module] = {
         "lm": build_language_model(len(vocab), config.model, config.lm),
-        "classifier": build_classifier(len(vocab), len(LABELS), config.model, config.classifier),
+        "classifier": build_classifier(len(vocab), num_outputs(target, LABELS), config.model, config.classifier),
     }
     for stage, model in models.items():
         for parameter in model.parameters():
             nn.init.normal_(parameter, std=0.5)  # so that outputs differ
-        labels = LABELS if stage == "classifier" else None
+        labels = None if stage == "lm" else [] if target == "regression" else LABELS
         save_exported(run / stage, model, config, store, labels, {"data_fingerprint": "x"})
         model.eval()
     return models

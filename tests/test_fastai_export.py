@@ -4,6 +4,8 @@ import dataclasses
 import pickle
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from fastai.text.all import LMLearner, TextLearner
@@ -25,10 +27,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def read_in_fastai(lines: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
+def read_in_fastai(lines: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, table: pd.DataFrame | None = None) -> dict:
     """What the lines leave, run as they are in a folder of their own."""
     monkeypatch.chdir(folder)
-    names = {"df": make_table()}
+    names = {"df": make_table() if table is None else table}
     exec(lines.read_text(), names)
     return names
 
@@ -54,6 +56,35 @@ def assert_same_predictions(run: Path, found: dict) -> None:
         prediction = ours.predict([text])[0]
         assert (prediction.label, prediction.index) == (LABELS[int(index)], int(index))
         assert probabilities.tolist() == pytest.approx(list(prediction.probabilities.values()), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"target": "multicategory"}, {"target": "regression"}, {"target": "regression", "y_range": [-1.0, 6.0]}],
+    ids=["several", "number", "bounded"],
+)
+def test_fastai_says_the_same_of_several_classes_and_numbers(
+    settings: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    data = dataclasses.replace(CONFIG.data, no_label=None)
+    make_models(
+        tmp_path / "run",
+        dataclasses.replace(CONFIG, data=data, classifier=dataclasses.replace(CONFIG.classifier, **settings)),
+    )
+    table = make_table()
+    if settings["target"] == "multicategory":
+        table["label"] = [f"{a};{b}" if a != b else a for a, b in zip(table.label, table.label[::-1], strict=True)]
+    else:
+        table["label"] = [float(i % 5) for i in range(len(table))]
+    found = read_in_fastai(export_to_fastai(tmp_path / "run"), tmp_path, monkeypatch, table)
+    said = load_classifier(tmp_path / "run").predict_proba([*table.text[:5]])
+    assert np.ptp(said, axis=0).min() > 1e-4
+    for text, expected in zip(table.text[:5], said, strict=True):
+        with found["learn"].no_bar():
+            assert found["learn"].predict(text)[2].tolist() == pytest.approx(expected.tolist(), rel=1e-5, abs=1e-6)
+    assert type(found["learn"].loss_func).__name__ == (
+        "BCEWithLogitsLossFlat" if settings["target"] == "multicategory" else "BaseLoss"
+    )
 
 
 def test_fastai_reads_pieces_of_words_as_we_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -3,7 +3,7 @@
     lm.pth  lm.pkl                    language model and its tokens
     lm_encoder.pth                    its encoder alone
     classifier.pth  classifier.pkl    classifier and its tokens
-    classifier_labels.pkl             its class names
+    classifier_labels.pkl             its class names, if it has classes
     sentencepiece.model               what makes the tokens, if that is SentencePiece
     load.py                           the lines
 
@@ -61,18 +61,13 @@ def export_to_fastai(run: str | Path, output: str | Path | None = None) -> Path:
         The file with the lines of Python that read the others; it lies beside them.
 
     Raises:
-        UserError: no exported model there, a damaged one, a classifier that is not of one class each, or a folder that
-            cannot be written.
+        UserError: no exported model there, a damaged one, one of a model.arch, or a folder that cannot be written.
     """
     run = Path(run)
     models = [read_exported(folder) for stage in ("lm", "classifier") if (folder := find_model(run, stage)) is not None]
     if not models:
         raise UserError(f"{run}: no exported model here: give a run directory, or an exported model's folder")
     for exported in models:
-        if exported.labels is not None and (target := exported.config.classifier.target) != "category":
-            raise UserError(
-                f"{exported.folder}: classifier.target={target}: export the language model alone, from {run / 'lm'}"
-            )
         if (arch := exported.config.model.arch) is not None:
             raise UserError(
                 f"{exported.folder}: model.arch={arch}: fastai reads AWD-LSTMs only: save its state_dict yourself"
@@ -94,7 +89,7 @@ def _files(exported: Exported) -> Iterator[tuple[str, bytes]]:
     yield f"{name}.pkl", pickle.dumps(exported.vocab)
     if exported.labels is None:
         yield "lm_encoder.pth", write_weights(dict(encoder_of(model).state_dict()))
-    else:
+    elif exported.labels:
         yield "classifier_labels.pkl", pickle.dumps(exported.labels)
     if exported.config.tokenizer.kind == "sentencepiece":
         try:
@@ -132,14 +127,15 @@ learn.load_encoder(folder / "lm_encoder")
 
 def _classifier_lines(config: Config) -> str:
     settings = config.classifier
-    sizes = f"seq_len={settings.seq_len}, max_len={settings.max_len}, lin_ftrs={settings.lin_ftrs}, n_out=len(labels)"
+    labels, block, outputs = _target_lines(config)
+    sizes = f"seq_len={settings.seq_len}, max_len={settings.max_len}, lin_ftrs={settings.lin_ftrs}, {outputs}"
     dropouts = f"drop_mult={settings.drop_mult}, ps={[settings.head_dropout] * len(settings.lin_ftrs)}"
     truncated = f"# It has learned from the first {settings.truncate_to} tokens of each text; fastai reads all of them.\n"
     return f"""\
 # The classifier
-vocab, labels = load_pickle(folder / "classifier.pkl"), load_pickle(folder / "classifier_labels.pkl")
-dls = TextDataLoaders.from_df(
-    df, text_col="text", label_col="label", y_block=CategoryBlock(vocab=labels),
+vocab = load_pickle(folder / "classifier.pkl")
+{labels}dls = TextDataLoaders.from_df(
+    df, text_col="text", label_col="label", {block},
     text_vocab=vocab, {_reading(config, settings.seq_len)},
 )
 config = {_config(config.model, "clas")}
@@ -150,6 +146,22 @@ learn = text_classifier_learner(
 )
 learn.load(folder / "classifier", with_opt=False)
 {"" if settings.truncate_to is None else truncated}"""
+
+
+def _target_lines(config: Config) -> tuple[str, str, str]:
+    """By what the classifier is trained for: the line that reads its class names, what makes targets, the outputs."""
+    settings = config.classifier
+    if settings.target == "regression":
+        y_range = "" if settings.y_range is None else f", y_range={tuple(settings.y_range)}"
+        return "", "y_block=RegressionBlock()", f"n_out=1{y_range}"
+    labels = 'labels = load_pickle(folder / "classifier_labels.pkl")\n'
+    if settings.target == "multicategory":
+        return (
+            labels,
+            f"y_block=MultiCategoryBlock(vocab=labels), label_delim={config.data.label_delim!r}",
+            "n_out=len(labels)",
+        )
+    return labels, "y_block=CategoryBlock(vocab=labels)", "n_out=len(labels)"
 
 
 def _reading(config: Config, seq_len: int) -> str:
