@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import io
 import os
 import random
 import shutil
@@ -11,7 +12,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from filelock import FileLock
@@ -108,6 +111,31 @@ def command(words: Sequence[object], processes: int = 1, **kwargs) -> subprocess
 def succeed(words: Sequence[object], processes: int = 1, **kwargs) -> str:
     """As `command`, for one that must succeed; returns what it printed."""
     result = command(words, processes, **kwargs)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def command_here(words: Sequence[object], cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """As `command` on one process, in the test's own: for what is the same there, without the seconds of imports."""
+    from accelerate.state import AcceleratorState
+
+    from ulmfit_dist.cli import main
+
+    out, err, before = io.StringIO(), io.StringIO(), Path.cwd()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    os.chdir(cwd)
+    try:
+        with patch.dict(os.environ, ACCELERATE_USE_CPU="true"), redirect_stdout(out), redirect_stderr(err):
+            code = main([str(word) for word in words])
+    finally:
+        os.chdir(before)
+        AcceleratorState._reset_state(reset_partial_state=True)
+    return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
+
+
+def succeed_here(words: Sequence[object], cwd: Path = ROOT) -> str:
+    """As `succeed` on one process, in the test's own."""
+    result = command_here(words, cwd)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas
 import pytest
-from conftest import LEARNING, TINY, command, make_folder, store_in, succeed
+from conftest import LEARNING, TINY, command_here, make_folder, store_in, succeed
 
 from ulmfit_dist.compose import load_config
 from ulmfit_dist.data.sources import open_source
@@ -138,7 +138,7 @@ def test_two_ranks_go_by_the_functions_and_a_model_from_elsewhere_does_not_call_
     assert store.meta["splits"] == {"train": [0, 45], "valid": [45, 60]}
     assert store.label_names == ["f", "s", "t"]
     assert (store.labels == NO_LABEL).sum() == 3  # the documents named 3
-    refused = command(["evaluate", "runs/run"], cwd=place)
+    refused = command_here(["evaluate", "runs/run"], cwd=place)
     assert refused.returncode == 2
     assert "its data.splitter would call mine.is_valid" in refused.stderr
     found = succeed(["evaluate", "runs/run", "--trust-rules", "--precision", "no"], cwd=place)

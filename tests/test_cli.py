@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import LEARNING, TINY, TOPICS, command, make_folder, store_in, succeed
+from conftest import LEARNING, TINY, TOPICS, command, command_here, make_folder, store_in, succeed, succeed_here
 
 from ulmfit_dist.cli import main
 from ulmfit_dist.errors import UserError
@@ -14,13 +14,17 @@ from ulmfit_dist.model.export import load_encoder, read_exported
 from ulmfit_dist.model.networks import build_classifier, encoder_of
 
 
-def refused(words: list[object], said: str, processes: int = 1, **kwargs) -> None:
-    """The command ends with exit code 2 and one line that says what is wrong."""
-    result = command(words, processes, **kwargs)
+def refused(words: list[object], said: str, processes: int | None = None) -> None:
+    """The command ends with exit code 2 and one line that says what is wrong.
+
+    Args:
+        processes: those of its own that it is started on; None: it runs in the test's.
+    """
+    result = command_here(words) if processes is None else command(words, processes)
     errors = [line for line in result.stderr.splitlines() if "ulmfit-dist: error:" in line]
     assert len(errors) == 1, result.stdout + result.stderr
     assert said in errors[0]
-    if processes == 1:
+    if processes in (None, 1):
         assert result.returncode == 2
         assert result.stderr.splitlines() == errors
     else:  # the launcher has an exit code, and a report, of its own
@@ -55,7 +59,7 @@ def test_help_names_every_command():
 
 
 def test_config_prints_each_key_with_its_meaning():
-    text = succeed(["config", "configs/quickstart.yaml", "lm.global_batch_size=48"])
+    text = succeed_here(["config", "configs/quickstart.yaml", "lm.global_batch_size=48"])
     (line,) = [line for line in text.splitlines() if line.startswith("lm.global_batch_size")]
     assert line.startswith("lm.global_batch_size: 48 ")
     assert "# Rows that the corpus is cut into" in line
@@ -81,8 +85,8 @@ def test_who_fails_says_which_rank_it_is(monkeypatch: pytest.MonkeyPatch, capsys
 
 
 def test_words_and_options_may_come_in_any_order():
-    refused(["run", "configs/quickstart.yaml", "a=1", "--fresh", "b=2"], "unknown key a")
-    refused(["run", "configs/quickstart.yaml", "--frsh"], "unknown: --frsh")
+    refused(["run", "configs/quickstart.yaml", "a=1", "--fresh", "b=2"], "unknown key a", processes=1)
+    refused(["run", "configs/quickstart.yaml", "--frsh"], "unknown: --frsh", processes=1)
     refused(["prepare"], "required: CONFIG")
 
 
@@ -172,10 +176,10 @@ def test_training_needs_no_text_once_a_store_is_prepared(run_dirs: dict[str, Pat
     refused([*words, "tokenizer.lang=de"], "was made with tokenizer.lang=en, the config says de")
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_evaluate_finds_the_figures_of_the_training(run_dirs: dict[str, Path], processes: int):
+@pytest.mark.parametrize("processes", [None, 2])
+def test_evaluate_finds_the_figures_of_the_training(run_dirs: dict[str, Path], processes: int | None):
     words = ["evaluate", run_dirs["one"], "--precision", "no"]
-    text = succeed(words, processes)
+    text = succeed(words, processes) if processes else succeed_here(words)
     found = json.loads(text[text.index("{") :])
     summary = json.loads((run_dirs["one"] / "summary.json").read_text())
     classifier = found["classifier"]
@@ -205,7 +209,7 @@ def test_predict_reads_the_command_line_a_file_and_standard_input(run_dirs: dict
     assert [p["label"] for p in predictions[:4]] == ["food", "sport", "tech", "sport"]
     assert [p["index"] for p in predictions[:4]] == [0, 1, 2, 1]
     assert all(sum(p["probabilities"].values()) == pytest.approx(1) for p in predictions)
-    assert succeed(["predict", run_dirs["two"] / "classifier", texts[2]]).startswith("tech (2)")
+    assert succeed_here(["predict", run_dirs["two"] / "classifier", texts[2]]).startswith("tech (2)")
     refused(["predict", run_dirs["two"], "--file", tmp_path / "none.txt"], "none.txt")
     refused(["predict", run_dirs["two"], "a text", "--output", tmp_path / "no" / "file"], "no folder")
     refused(["predict", tmp_path, "a text"], "no classifier model here")
@@ -214,10 +218,10 @@ def test_predict_reads_the_command_line_a_file_and_standard_input(run_dirs: dict
 
 def test_generate_prints_samples_that_a_seed_repeats(run_dirs: dict[str, Path]):
     words = ["generate", run_dirs["one"], "The match", "--words", "12"]
-    first, second = succeed(words).splitlines()
+    first, second = succeed(words).splitlines()  # in a process of its own: what it draws does not depend on it
     assert first.startswith("1: The match ")
     assert second.startswith("2: The match ")
     assert first[3:] != second[3:]
-    assert succeed(words).splitlines() == [first, second]
+    assert succeed_here(words).splitlines() == [first, second]
     assert "xxunk" not in first + second
     refused([*words, "--temperature", "0"], "temperature=0.0")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TINY, command, succeed
+from conftest import TINY, command_here, succeed
 from stores import make_store
 
 from ulmfit_dist.compose import load_config, to_dict
@@ -127,6 +127,6 @@ def test_folds_are_runs_and_what_is_done_is_not_done_again(corpus: Path, recipe:
     (tmp_path / "split").mkdir()
     for split in ("train", "valid"):
         (tmp_path / "split" / split).symlink_to(corpus)
-    refused = command(["run", *words, f"data.path={tmp_path}/split", "name=other"])
+    refused = command_here(["run", *words, f"data.path={tmp_path}/split", "name=other"])
     assert refused.returncode == 2
     assert "are of a valid split: set it to null" in refused.stderr

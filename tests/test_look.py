@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from accelerate.state import AcceleratorState
-from conftest import TINY, TOPICS, command, make_folder, succeed
+from conftest import TINY, TOPICS, command_here, make_folder, succeed
 from rich.console import Console
 
 from ulmfit_dist import load_config, prepare, show_batch, show_results
@@ -141,7 +141,7 @@ def test_what_is_wrong_is_one_line(config: Config, tmp_path: Path):
     ]:
         with pytest.raises(UserError, match=said):
             ask()
-    result = command(["show", tmp_path, "--results", "a=1"])
+    result = command_here(["show", tmp_path, "--results", "a=1"])
     assert result.returncode == 2
     assert result.stderr == "ulmfit-dist: error: a=1: a run has its config: give no keys with --results\n"
 

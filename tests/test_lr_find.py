@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, command, succeed
+from conftest import TINY, command_here, succeed
 from fastai.callback.core import Callback
 from fastai.callback.schedule import LRFinder, SuggestionMethod
 from fastai.learner import AvgSmoothLoss
@@ -142,6 +142,6 @@ def test_two_ranks_find_what_one_does_and_leave_no_model(corpus: Path, recipe: P
 
 def test_a_classifier_needs_its_language_model(corpus: Path, recipe: Path, tmp_path: Path):
     words = [recipe, f"data.path={corpus}", *TINY, f"data.cache={tmp_path}/cache", f"runs_dir={tmp_path}"]
-    refused = command(["lr-find", *words, "--stage", "classifier"])
+    refused = command_here(["lr-find", *words, "--stage", "classifier"])
     assert refused.returncode == 2
     assert "lm: no exported model here" in refused.stderr

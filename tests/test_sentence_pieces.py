@@ -4,7 +4,7 @@ import io
 from pathlib import Path
 
 import pytest
-from conftest import TINY, command, store_in, succeed
+from conftest import TINY, command_here, store_in, succeed, succeed_here
 from fastai.text.core import defaults
 from fastcore.basics import compose
 
@@ -82,8 +82,8 @@ def test_a_run_with_pieces_from_text_to_prediction_is_the_same_on_two_ranks(corp
     vocab = TokenStore(one).vocab
     assert vocab[:9] == defaults.text_spec_tok
     assert any(token.startswith("▁") for token in vocab)
-    assert "▁" not in succeed(["generate", tmp_path / "run", "the ball", "--words", "5"])
-    assert succeed(["predict", tmp_path / "run", "the ball"])
-    result = command(["prepare", *shared, f"tokenizer.model={tmp_path}/none", f"data.cache={tmp_path}/three"])
+    assert "▁" not in succeed_here(["generate", tmp_path / "run", "the ball", "--words", "5"])
+    assert succeed_here(["predict", tmp_path / "run", "the ball"])
+    result = command_here(["prepare", *shared, f"tokenizer.model={tmp_path}/none", f"data.cache={tmp_path}/three"])
     assert result.returncode == 2
     assert "tokenizer.model" in result.stderr

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from conftest import FILLERS, TINY, TOPICS, command, succeed
+from conftest import FILLERS, TINY, TOPICS, command_here, succeed, succeed_here
 from fastai.learner import Metric
 from fastai.losses import BCEWithLogitsLossFlat, MSELossFlat
 from fastai.metrics import F1ScoreMulti, accuracy_multi, mae, rmse
@@ -166,13 +166,13 @@ def test_several_classes_are_learned_alike_by_one_rank_and_two(tmp_path: Path, r
     summary = json.loads((tmp_path / "one" / "summary.json").read_text())["classifier"]
     assert summary["f1_macro"] > 0.8
     assert f"{summary['f1_macro']:.4f}" in said
-    evaluated = json.loads(succeed(["evaluate", tmp_path / "one"]))["classifier"]
+    evaluated = json.loads(succeed_here(["evaluate", tmp_path / "one"]))["classifier"]
     assert evaluated["f1_macro"] == pytest.approx(summary["f1_macro"])
 
     text = " ".join(TOPICS["sport"][:6] + TOPICS["food"][:6])
     (prediction,) = load_classifier(tmp_path / "one").predict([text])
     assert prediction.labels == ["food", "sport"]
-    assert succeed(["predict", tmp_path / "one", text]).startswith("food;sport")
+    assert succeed_here(["predict", tmp_path / "one", text]).startswith("food;sport")
 
 
 def test_numbers_are_learned_within_their_range(tmp_path: Path, recipe: Path):
@@ -188,8 +188,8 @@ def test_numbers_are_learned_within_their_range(tmp_path: Path, recipe: Path):
     food, sport = (" ".join(TOPICS[topic]) for topic in ("food", "sport"))
     low, high = (found.value for found in load_classifier(tmp_path / "run").predict([food, sport]))
     assert -4 <= low < 0 < high <= 4
-    assert float(succeed(["predict", tmp_path / "run", sport]).split()[0]) == pytest.approx(high, abs=1e-3)
+    assert float(succeed_here(["predict", tmp_path / "run", sport]).split()[0]) == pytest.approx(high, abs=1e-3)
 
-    refused = command(["run", *words, "classifier.target=category", "classifier.y_range=null"])
+    refused = command_here(["run", *words, "classifier.target=category", "classifier.y_range=null"])
     assert refused.returncode == 2
     assert "classifier.target (now category, then regression)" in refused.stderr
