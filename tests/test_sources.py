@@ -40,16 +40,17 @@ def write_parquet(folder: Path) -> None:
         pyarrow.parquet.write_table(pyarrow.table({"text": texts, "label": LABELS[split]}), folder / f"{split}.parquet")
 
 
-@pytest.mark.parametrize("kind", ["csv", "tsv", "json", "parquet"])
+@pytest.mark.parametrize("kind", ["csv", "semicolons", "tsv", "json", "parquet"])
 def test_tables_of_all_kinds_give_the_same_documents(kind: str, tmp_path: Path):
     writers = {
         "csv": lambda: write_csv(tmp_path, ",", ".csv"),
+        "semicolons": lambda: write_csv(tmp_path, ";", ".csv"),
         "tsv": lambda: write_csv(tmp_path, "\t", ".tsv"),
         "json": lambda: write_json(tmp_path),
         "parquet": lambda: write_parquet(tmp_path),
     }
     writers[kind]()
-    source = opened(f"data.source={'csv' if kind == 'tsv' else kind}", f"data.path={tmp_path}")
+    source = opened(f"data.source={'csv' if kind in ('semicolons', 'tsv') else kind}", f"data.path={tmp_path}")
     assert contents(source) == {split: (TEXTS[split], LABELS[split]) for split in TEXTS}
 
 

@@ -188,7 +188,11 @@ def _decode(line: bytes, file: Path, number: int, on_error: str) -> str:
 
 
 def _delimiter(file: Path) -> str:
-    return "\t" if file.suffix == ".tsv" else ","
+    """What separates columns: a semicolon where the header has some and no comma, as many spreadsheets write it."""
+    if file.suffix == ".tsv":
+        return "\t"
+    _, header = next(_decoded(file, on_error="replace"), (1, ""))
+    return ";" if ";" in header and "," not in header else ","
 
 
 _READERS = {"csv": _csv_rows, "json": _json_rows}
