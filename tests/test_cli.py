@@ -211,6 +211,7 @@ def test_predict_reads_the_command_line_a_file_and_standard_input(run_dirs: dict
     assert all(sum(p["probabilities"].values()) == pytest.approx(1) for p in predictions)
     assert succeed_here(["predict", run_dirs["two"] / "classifier", texts[2]]).startswith("tech (2)")
     refused(["predict", run_dirs["two"], "--file", tmp_path / "none.txt"], "none.txt")
+    refused(["predict", run_dirs["two"], "--file", tmp_path], "a folder, expected a file with one text per line")
     refused(["predict", run_dirs["two"], "a text", "--output", tmp_path / "no" / "file"], "no folder")
     refused(["predict", tmp_path, "a text"], "no classifier model here")
     refused(["predict", run_dirs["two"], "a text", "--file", listed], "give one of them")

@@ -69,6 +69,10 @@ def test_a_file_that_is_not_there_is_named_before_any_is_read(place: Path, name:
     with pytest.raises(UserError, match=f"labels.csv: column 'file' names '{name[:40]}.*no such file in {place}") as error:
         opened(place / "labels.csv")
     assert "\n" not in str(error.value)
+    assert "in row 5 of train, " in str(error.value)
+    assert "; 1 of 5 are missing: data.on_error=skip leaves such rows out" in str(error.value)
+    documents = opened(place / "labels.csv", "data.on_error=skip").splits["train"]
+    assert documents.read(3, 5) == ([TEXTS["d.txt"], None], [None, "Sport"])
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,12 @@ def test_rows_without_a_label_have_none(tmp_path: Path):
     assert contents(source)["train"][1] == ["0", None, None]
 
 
+def test_spaces_round_a_label_make_no_other_class(tmp_path: Path):
+    (tmp_path / "all.csv").write_text("text,label\na,Wetter\nb, Wetter \nc,  \nd,-1 \n")
+    source = opened("data.source=csv", f"data.path={tmp_path / 'all.csv'}")
+    assert contents(source)["train"][1] == ["Wetter", "Wetter", None, None]
+
+
 def test_several_text_columns_are_marked_as_fastai_does(tmp_path: Path):
     from fastai.text.core import _join_texts
     from pandas import DataFrame

@@ -10,12 +10,13 @@ from accelerate.state import AcceleratorState
 from fastai.optimizer import Adam
 from torch import nn
 
-from ulmfit_dist.config import Phase, RuntimeConfig
+from ulmfit_dist.config import LMConfig, Phase, RuntimeConfig
 from ulmfit_dist.data.batches import Share
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.model.loss import ActivationRegularization
 from ulmfit_dist.precision import precision_of_run, resolve_precision, slowest, speed_of_bf16
 from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.stages.train import warn_of_few_steps
 from ulmfit_dist.training.accelerate import AccelerateCallback
 from ulmfit_dist.training.pairwise import PairwiseGradients, PairwiseSum
 from ulmfit_dist.training.recipe import learning_rate
@@ -130,6 +131,16 @@ def test_a_run_goes_on_in_the_precision_of_its_newest_checkpoint(tmp_path: Path,
     AcceleratorState._reset_state(True)
     assert Runtime(RuntimeConfig(precision="auto")).precision == "no"
     assert Runtime(RuntimeConfig(precision="no"), run_dir=tmp_path).precision == "no"
+
+
+def test_a_batch_that_leaves_an_epoch_hardly_a_step_is_warned_of(capsys: pytest.CaptureFixture[str]):
+    runtime = Runtime(RuntimeConfig(precision="no"))
+    for num_steps in (4, 5):
+        learner = SimpleNamespace(stage="lm", dls=SimpleNamespace(train=range(num_steps)))
+        warn_of_few_steps(learner, LMConfig(global_batch_size=900), runtime)
+    assert capsys.readouterr().out == (
+        "warning: lm.global_batch_size=900: an epoch has 4 step(s), which teach little: lower it, or add epochs\n"
+    )
 
 
 def test_an_error_leaves_together_as_it_is_on_one_process():

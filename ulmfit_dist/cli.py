@@ -256,6 +256,8 @@ def _texts(args: argparse.Namespace) -> list[str]:
         raise UserError("texts on the command line and --file at once: give one of them")
     if args.texts:
         return args.texts
+    if args.file and args.file.is_dir():
+        raise UserError(f"{args.file}: a folder, expected a file with one text per line")
     try:
         content = args.file.read_text(encoding="utf-8") if args.file else sys.stdin.read()
     except (OSError, UnicodeDecodeError) as error:

@@ -65,6 +65,7 @@ def save_exported(
         temporary.mkdir(parents=True, exist_ok=True)
         safetensors.torch.save_model(model, str(temporary / WEIGHTS))
         write_bytes(temporary / "config.yaml", to_yaml(config).encode())
+        shutil.copymode(temporary / "config.yaml", temporary / WEIGHTS)  # safetensors lets nobody else read it
         write_json(temporary / "vocab.json", store.vocab)
         write_json(temporary / "training.json", training)
         if (store.path / MODEL_FILE).exists():

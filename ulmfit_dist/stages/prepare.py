@@ -29,6 +29,8 @@ from ulmfit_dist.errors import UserError
 from ulmfit_dist.randomness import permutation
 from ulmfit_dist.runtime import Runtime
 
+CLASSES_NAMED = 10
+"""Classes that are named with their number of documents, the largest ones."""
 SENTENCEPIECE_KEYS = ("model", "model_type", "pieces", "sample_documents")
 
 
@@ -204,5 +206,14 @@ def summarize(store: TokenStore) -> str:
     return (
         f"texts: {meta['num_documents']:,} documents{told}, {meta['num_tokens']:,} tokens, "
         f"{meta['longest']:,} in the longest; vocabulary {meta['vocab_size']:,}, unknown {unknown}; "
-        f"{int((store.labels != NO_LABEL).sum()):,} labelled with {len(store.label_names)} classes ({store.path})"
+        f"{int((store.labels != NO_LABEL).sum()):,} labelled with {_classes(store)} ({store.path})"
     )
+
+
+def _classes(store: TokenStore) -> str:
+    """How many there are, and the largest ones: a label that is misspelt is seen to be one of its own."""
+    counts = np.bincount(store.labels[store.labels != NO_LABEL], minlength=len(store.label_names))
+    largest = np.argsort(-counts, kind="stable")[:CLASSES_NAMED]
+    named = ", ".join(f"{store.label_names[i]} {counts[i]:,}" for i in largest)
+    more = ", ..." if len(counts) > CLASSES_NAMED else ""
+    return f"{len(counts)} classes" + (f": {named}{more}" if named else "")

@@ -28,6 +28,8 @@ from ulmfit_dist.training.timing import TimingCallback
 from ulmfit_dist.training.tracking import Tracker
 from ulmfit_dist.training.tracking_callback import TrackingCallback, without_texts
 
+FEW_STEPS = 5
+"""Of an epoch; with fewer, the batch is likely too large by mistake."""
 FACTS_OF_TEXTS = ("fingerprint", "num_documents", "num_tokens", "vocab_size")
 """What W&B learns of a token store that a model was made from."""
 
@@ -78,6 +80,7 @@ def train_stage(
         with runtime.together():
             begin = state.restore(tensors, found.state)
     show_first_batch(config, runtime, store, learner)
+    warn_of_few_steps(learner, settings, runtime)
     with stopping.when_ready() as stop:
         writer = CheckpointWriter(folder, config.checkpoint.keep, found.path if found else None)
         training_id = found.state["training_id"] if found else runtime.from_main(secrets.token_hex(8))
@@ -103,6 +106,13 @@ def train_stage(
             save_exported(config.run_dir / stage, learner.model, config, store, labels, training)
             tracker.save_model(stage, training, {key: store.meta[key] for key in FACTS_OF_TEXTS})
     return config.run_dir / stage
+
+
+def warn_of_few_steps(learner: DistributedLearner, settings: LMConfig | ClassifierConfig, runtime: Runtime) -> None:
+    """Say so where a batch is so large that an epoch has hardly a step."""
+    if (steps := len(learner.dls.train)) < FEW_STEPS:
+        batch = f"{learner.stage}.global_batch_size={settings.global_batch_size}"
+        runtime.print(f"warning: {batch}: an epoch has {steps} step(s), which teach little: lower it, or add epochs")
 
 
 def take_best(

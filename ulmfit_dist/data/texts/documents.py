@@ -67,7 +67,9 @@ class Source:
 
 
 def label_name(value: Any, delimiter: str, no_label: str | None, names: Sequence[str] | None = None) -> str | None:
-    """A label as it is stored; None for no label: empty, NaN or what means none. An empty list is a label: of no class.
+    """A label as it is stored, without spaces around it; None for no label: empty, NaN or what means none.
+
+    An empty list is a label: of no class.
 
     Args:
         delimiter: what joins a list of labels (`data.label_delim`).
@@ -80,7 +82,7 @@ def label_name(value: Any, delimiter: str, no_label: str | None, names: Sequence
         return None
     if names is not None:
         return None if value == -1 else str(names[value])
-    name = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    name = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
     return None if name in ("", no_label) else name
 
 

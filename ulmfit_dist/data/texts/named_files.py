@@ -30,10 +30,14 @@ def open_named_files(config: DataConfig) -> Source:
     listing = []
     for split, rows in table.splits.items():
         names, labels = rows.read(0, len(rows))
-        for name in names:
-            if name is not None:  # a row that is to be skipped
-                if not os.path.isfile(folder / name):
-                    raise UserError(f"{place}: column {config.text_file!r} names {name!r:.80}, no such file in {folder}")
-                listing.append([split, name, *stamp(folder / name)])
-        splits[split] = TextFiles([None if name is None else folder / name for name in names], labels, config.on_error)
+        missing = {row for row, name in enumerate(names) if name is not None and not os.path.isfile(folder / name)}
+        if missing and config.on_error != "skip":
+            row = min(missing)
+            raise UserError(
+                f"{place}: column {config.text_file!r} names {names[row]!r:.80} in row {row + 1} of {split}, no such file "
+                f"in {folder}; {len(missing):,} of {len(names):,} are missing: data.on_error=skip leaves such rows out"
+            )
+        files = [None if name is None or row in missing else folder / name for row, name in enumerate(names)]
+        listing += [[split, name, *stamp(file)] for name, file in zip(names, files, strict=True) if file is not None]
+        splits[split] = TextFiles(files, labels, config.on_error)
     return Source(splits, {**table.identity, "named": digest(listing)})

@@ -13,7 +13,7 @@ from typing import Any
 from ulmfit_dist.errors import UserError
 
 Row = dict[str, str | None]
-VERSION = 1
+VERSION = 2
 """Changes when the same files give other rows."""
 COLUMNS_FROM = 1000
 """Lines of JSON that are read for the names of columns: each says its own."""
