@@ -162,7 +162,7 @@ def test_a_finished_run_is_not_trained_again_and_another_config_is_refused(
     words = ["run", recipe, f"data.path={corpus}", *TINY, *LEARNING, f"runs_dir={run_dirs['caches']}", "name=one"]
     words += [f"data.cache={run_dirs['caches']}/cache1"]
     before = (run_dirs["one"] / "metrics.jsonl").read_bytes()
-    assert succeed([*words, "--verbose"]).count("done already") == 2
+    assert succeed_here([*words, "--verbose"]).count("done already") == 2
     refused([*words, "lm.wd=0.2"], "lm.wd (now 0.2, then 0.1)")
     refused(["classifier", *words[1:], "seed=7"], "seed (now 7, then 42)")
     assert (run_dirs["one"] / "metrics.jsonl").read_bytes() == before

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from accelerate.state import AcceleratorState
-from conftest import TINY, TOPICS, command_here, make_folder, succeed
+from conftest import TINY, TOPICS, command_here, make_folder, succeed, succeed_here
 from rich.console import Console
 
 from ulmfit_dist import load_config, prepare, show_batch, show_results
@@ -128,7 +128,7 @@ def test_the_command_prints_the_tables_of_python(config: Config, run: Path, reci
     assert len(rows) == 4
     for text, label in rows:
         assert documents[letters(text)] == label.strip()
-    results = succeed(["show", run, "--results", "--stage", "classifier", "--rows", "2"], COLUMNS="100")
+    results = succeed_here(["show", run, "--results", "--stage", "classifier", "--rows", "2"])
     assert "predicted" in results
     assert "language model" not in results
 

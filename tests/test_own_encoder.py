@@ -1,6 +1,7 @@
 """A text model of the user's own: the example's encoder through both stages, and classes that cannot be one."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from examples.my_encoder import GRUEncoder
 from ulmfit_dist import classifier_learner, evaluate, lm_learner, load_classifier, load_config, load_language_model
 from ulmfit_dist.config import ClassifierConfig, Config, LMConfig, ModelConfig, RuntimeConfig
 from ulmfit_dist.errors import UserError
+from ulmfit_dist.model.awd_lstm import AWDLSTM
 from ulmfit_dist.model.encoder import Encoder, Hidden
 from ulmfit_dist.model.networks import (
     build_classifier,
@@ -21,6 +23,7 @@ from ulmfit_dist.model.networks import (
     encoder_of,
     lm_groups,
 )
+from ulmfit_dist.model.sampling import Sampling, continue_tokens
 from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.stages.export import export_to_fastai
 from ulmfit_dist.stages.onnx_export import export_to_onnx
@@ -48,6 +51,14 @@ class Bag(Encoder):
 
     def layer_groups(self) -> list[nn.Module]:
         return [self.layer]
+
+
+class Constant(AWDLSTM):
+    """AWD-LSTM but for what it gives."""
+
+    def read(self, x_bT: Tensor, state: Hidden) -> tuple[Tensor, Hidden]:
+        output, state = super().read(x_bT, state)
+        return torch.ones_like(output), state
 
 
 class Narrow(GRUEncoder):
@@ -113,6 +124,13 @@ def test_both_stages_and_what_is_done_with_their_models(words: list[str], tmp_pa
         with pytest.raises(UserError, match=r"model\.arch"):
             refused()
     assert lm_learner(load_config(None, [*words, f"model.pretrained={tmp_path / 'run'}"])).validate()["valid_loss"] < before
+
+
+def test_a_text_is_continued_by_what_an_own_encoder_reads():
+    model = build_language_model(40, replace(SIZES, arch="test_own_encoder.Constant"), LMConfig()).eval()
+    likeliest = int(model[1].decoder(torch.ones(SIZES.emb_sz)).argmax())
+    tokens = continue_tokens(model, torch.tensor([[2, 3]]), 4, Sampling(top_k=1), [], 1)
+    assert tokens.tolist() == [[2, 3, *[likeliest] * 4]]
 
 
 def weights(config: Config) -> dict[str, Tensor]:

@@ -36,14 +36,12 @@ class Pretrained:
         state: tensors by the keys of fastai's language model; those of an encoder alone have no `1.decoder`.
         tokens: by id.
         backwards: which way it reads; None where its files do not say.
-        arch: the class of its encoder, as model.arch; None: AWD-LSTM.
     """
 
     path: Path
     state: dict[str, Tensor]
     tokens: list[str]
     backwards: bool | None = None
-    arch: str | None = None
 
     def fitted_to(self, vocab: Sequence[str]) -> dict[str, Tensor]:
         """The state for another vocabulary, as fastai's `load_pretrained` makes it."""
@@ -95,20 +93,21 @@ def open_pretrained(name: str, key: str, config: ModelConfig) -> Pretrained:
         name: wt103_fwd or wt103_bwd, which are fetched by fastai's own downloader and kept; a run directory or an exported
             language model; a .pth of fastai's, or the folder of one.
         key: what messages call it.
-        config: of the model that is to have the weights: whose class of an encoder may be made.
+        config: of the model that is to have the weights.
     """
     place = _download(name) if name in WIKITEXT else Path(name).expanduser()
     folder = find_model(place, "lm")
     if folder is not None:
         exported = read_exported(folder)
-        theirs = exported.config.model
-        state = load_model(exported, trust=theirs.arch == config.arch).state_dict()
-        return Pretrained(folder, state, exported.vocab, theirs.backwards, theirs.arch)
+        _check_arch(folder, exported.config.model.arch, config)
+        state = load_model(exported, trust=True).state_dict()  # it is the config's own class
+        return Pretrained(folder, state, exported.vocab, exported.config.model.backwards)
     if find_model(place, "classifier") is not None:
         raise UserError(f"{key}={name} is a classifier: give a language model, or a run directory that has one")
     if not place.exists():
         raise UserError(f"{key}={name}: neither {' nor '.join(WIKITEXT)}, nor a run, an exported model or a .pth file")
     weights, tokens = find_files(place)
+    _check_arch(weights, None, config)
     backwards = name == "wt103_bwd" if name in WIKITEXT else None
     return Pretrained(weights, read_weights(weights), read_tokens(tokens), backwards)
 
@@ -168,8 +167,6 @@ def _check(found: Pretrained, vocab: Sequence[str], config: ModelConfig) -> None
     vocab_size, emb_sz = weights["0.encoder.weight"].shape
     if vocab_size != len(found.tokens):
         raise UserError(f"{path}: weights for {vocab_size:,} words, but {len(found.tokens):,} in the .pkl: not of one model")
-    if found.arch != config.arch:
-        raise UserError(f"{path} is no {config.arch}, which model.arch asks for: leave the one out, or the other")
     n_layers = config.n_layers if config.arch else len({key.split(".")[2] for key in weights if key.startswith("0.rnns.")})
     hidden = weights.get("0.rnns.0.weight_hh_l0_raw")
     n_hid = hidden.shape[-1] if hidden is not None and n_layers > 1 else config.n_hid  # a single layer has another width
@@ -186,6 +183,13 @@ def _check(found: Pretrained, vocab: Sequence[str], config: ModelConfig) -> None
     if _has_pieces(found.tokens) != _has_pieces(vocab):
         theirs, ours = ("pieces", "words") if _has_pieces(found.tokens) else ("words", "pieces")
         raise UserError(f"{path} reads {theirs}, the texts are {ours}: set tokenizer.kind as it was for {path}")
+
+
+def _check_arch(path: Path, arch: str | None, config: ModelConfig) -> None:
+    """Raise UserError for weights of another kind of encoder."""
+    if arch != config.arch:
+        theirs, ours = (f"model.arch={name}" if name else "AWD-LSTM" for name in (arch, config.arch))
+        raise UserError(f"{path} is of {theirs}, the config asks for {ours}: set model.arch as it was, or take another")
 
 
 def _way(backwards: bool) -> str:

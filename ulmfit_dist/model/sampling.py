@@ -99,7 +99,7 @@ def continue_tokens(
         position: what the draws are computed from: the same one gives the same texts.
     """
     numbers = torch.stack([uniform(len(tokens_bT), *position, word) for word in range(words)])
-    reader = (_Reader if isinstance(encoder_of(model), AWDLSTM) else _Rereader)(model, never)
+    reader = (_Reader if type(encoder_of(model)) is AWDLSTM else _Rereader)(model, never)
     drawn: list[Tensor] = []
     for number_b in numbers:
         logits_bV = reader.go_on(drawn[-1]) if drawn else reader.begin(tokens_bT)
