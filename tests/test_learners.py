@@ -54,6 +54,7 @@ def test_a_notebook_trains_as_with_fastai_and_the_rest_reads_its_export(config: 
     rows = re.findall(r"^lm +(\d) +(\d/\d)  .* {2,}(\d+\.\d{4}) ", capsys.readouterr().out, re.MULTILINE)
     assert [(phase, epoch) for phase, epoch, _ in rows] == [("1", "1/1"), ("2", "1/2"), ("2", "2/2")]
     assert learn.export() == config.run_dir / "lm"
+    assert len({path.stat().st_mode for path in (config.run_dir / "lm").iterdir()}) == 1  # who may read one may read all
     assert load_language_model(config.run_dir).generate("the match", words=5)[0].startswith("the match ")
 
     classifier = classifier_learner(config)

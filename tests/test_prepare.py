@@ -45,7 +45,7 @@ def undisturbed(large: Path, recipe: Path, tmp_path_factory: pytest.TempPathFact
     cache = tmp_path_factory.mktemp("undisturbed")
     text = succeed(words(recipe, large, cache))
     assert "texts: 3,000 documents" in text
-    assert "3 classes" in text
+    assert "3,000 labelled with 3 classes: food 1,000, sport 1,000, tech 1,000 (" in text
     return store_in(cache)
 
 
