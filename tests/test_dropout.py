@@ -6,7 +6,7 @@ from fastai.text.models import awdlstm
 from torch import nn
 
 from ulmfit_dist.config import ClassifierConfig, LMConfig, ModelConfig
-from ulmfit_dist.model.dropout import EmbeddingDropout, Position, RowDropout, WeightDropout, in_one_piece
+from ulmfit_dist.model.dropout import EmbeddingDropout, Position, RowDropout, WeightDropout, lstm_from_flat_weights
 from ulmfit_dist.model.networks import build_classifier, build_language_model, encoder_of
 
 B, T, H = 64, 5, 1150
@@ -133,15 +133,36 @@ def test_a_probability_close_to_one_drops_nearly_all():
     assert 0 < rows_dropped(range(B), p=0.999999).ne(0).double().mean() < 1e-3
 
 
-def test_an_lstm_computes_the_same_from_weights_in_one_piece():
-    lstm, x = nn.LSTM(4, 5, batch_first=True), torch.randn(2, 3, 4)
-    expected = lstm(x)[0]
-    expected_gradients = torch.autograd.grad(expected.sum(), list(lstm.parameters()))
-    with in_one_piece(lstm, torch.float32):
-        pieces = lstm._flat_weights
-        found = lstm(x)[0]
-    places = [piece.data_ptr() - pieces[0].data_ptr() for piece in pieces]
-    assert places == [4 * sum(piece.numel() for piece in pieces[:i]) for i in range(4)]  # cuDNN's order: weights, biases
-    torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(torch.autograd.grad(found.sum(), list(lstm.parameters())), expected_gradients)
-    assert lstm._flat_weights[0] is lstm.weight_ih_l0
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("weight_p", "is_training"), [(0.5, True), (0.0, True), (0.5, False)])
+def test_the_gpu_branch_computes_a_weight_dropped_lstm_from_one_flat_tensor(
+    dtype: torch.dtype, weight_p: float, is_training: bool, monkeypatch: pytest.MonkeyPatch
+):
+    operator, calls = torch._VF.lstm, []
+
+    def recorded(x, state, weights, *options):
+        calls.append(weights)
+        return operator(x, state, weights, *options)
+
+    layer = WeightDropout(nn.LSTM(4, 5, batch_first=True), weight_p, "weights 0", position()).train(is_training)
+    x_bTE, hidden = torch.randn(2, 3, 4), (torch.randn(1, 2, 5), torch.randn(1, 2, 5))
+    expected = layer(x_bTE, hidden)
+    expected_gradients = torch.autograd.grad(expected[0].sum(), list(layer.parameters()))
+    monkeypatch.setattr(torch._VF, "lstm", recorded)
+    for _ in range(2):  # the second call meets whatever the first one has left behind
+        layer._setweights()
+        with torch.autocast("cpu", torch.bfloat16):  # which must not reach the LSTM
+            output, state = lstm_from_flat_weights(layer.module, x_bTE, hidden, dtype)
+    assert {part.dtype for part in (output, *state)} == {dtype}
+    tolerance = {"rtol": 0, "atol": {torch.float32: 1e-6, torch.bfloat16: 2e-2, torch.float16: 2e-3}[dtype]}
+    for found, wanted in zip((output, *state), (expected[0], *expected[1]), strict=True):
+        torch.testing.assert_close(found.float(), wanted, **tolerance)
+    gradients = torch.autograd.grad(output.float().sum(), list(layer.parameters()))
+    for found, wanted in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=0, atol=10 * tolerance["atol"])
+    assert len(calls) == 2
+    for weights in calls:  # cuDNN's order: input weights, hidden weights, their biases
+        assert [tuple(weight.shape) for weight in weights] == [(20, 4), (20, 5), (20,), (20,)]
+        assert len({weight.untyped_storage().data_ptr() for weight in weights}) == 1
+        assert [weight.storage_offset() for weight in weights] == [0, 80, 180, 200]
+        assert {weight.dtype for weight in weights} == {dtype}

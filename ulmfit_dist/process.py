@@ -24,7 +24,6 @@ def quieten() -> None:
     logging.getLogger("torch.distributed").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
-    warnings.filterwarnings("ignore", message=".*RNN module weights are not part of single contiguous chunk.*")
 
 
 def rank_name() -> str:

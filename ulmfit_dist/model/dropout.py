@@ -12,8 +12,6 @@ V: words of the vocabulary, b: rows of a micro-batch, T: tokens of a step, H: fe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -90,13 +88,12 @@ class WeightDropout(awdlstm.WeightDropout):
         self.site, self.position = site, position
 
     def forward(self, x_bTE: Tensor, hidden: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """The LSTM's output and state; on a GPU from weights in one piece, in the type that autocast asks for."""
+        """Return the LSTM's output and state; on a GPU computed from flat weights, in the dtype of autocast."""
         self._setweights()
         if not x_bTE.is_cuda:
             return self.module(x_bTE, hidden)
         dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x_bTE.dtype
-        with torch.autocast("cuda", enabled=False), in_one_piece(self.module, dtype):  # autocast knows fp16 LSTMs only
-            return self.module(x_bTE.to(dtype), tuple(state.to(dtype) for state in hidden))
+        return lstm_from_flat_weights(self.module, x_bTE, hidden, dtype)
 
     def _setweights(self) -> None:
         for name in self.layer_names:
@@ -128,17 +125,27 @@ class EmbeddingDropout(awdlstm.EmbeddingDropout):
         return embedded_bTH * mask_V[words_bT][..., None]
 
 
-@contextmanager
-def in_one_piece(lstm: nn.LSTM, dtype: torch.dtype) -> Iterator[None]:
-    """Have an LSTM compute with its weights one behind the other in one tensor, as cuDNN wants them: it else copies them."""
+def lstm_from_flat_weights(
+    lstm: nn.LSTM, x_bTE: Tensor, hidden: tuple[Tensor, Tensor], dtype: torch.dtype
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Compute an LSTM in `dtype`, its weights side by side in one tensor: cuDNN copies scattered weights in each call.
+
+    `nn.LSTM.forward` gathers its attributes again where one of them was replaced, as dropped-out weights are, so the
+    operator is called without it. Autocast is off, because it computes LSTMs in fp16 whatever its dtype is.
+
+    Args:
+        hidden: h and c, each [1, b, H].
+
+    Returns:
+        The output [b, T, H] and the last (h, c), in `dtype`.
+    """
     weights = [getattr(lstm, name) for name in lstm._flat_weights_names]
-    flat = torch.cat([weight.flatten().to(dtype) for weight in weights])
-    pieces = flat.split([weight.numel() for weight in weights])
-    lstm._flat_weights = [piece.view_as(weight) for piece, weight in zip(pieces, weights, strict=True)]
-    try:
-        yield
-    finally:
-        lstm._flat_weights = weights
+    options = (lstm.bias, lstm.num_layers, lstm.dropout, lstm.training, lstm.bidirectional, lstm.batch_first)
+    with torch.autocast(x_bTE.device.type, enabled=False):
+        flat = torch.cat([weight.flatten().to(dtype) for weight in weights])
+        pieces = [p.view_as(w) for p, w in zip(flat.split([w.numel() for w in weights]), weights, strict=True)]
+        output, h, c = torch._VF.lstm(x_bTE.to(dtype), [part.to(dtype) for part in hidden], pieces, *options)
+    return output, (h, c)
 
 
 def row_mask(key: Key, rows: range, num_features: int, p: float, like: Tensor) -> Tensor:
