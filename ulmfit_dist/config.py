@@ -115,7 +115,7 @@ class RuntimeConfig:
     """How the machine is used. What is computed changes by rounding alone."""
 
     precision: str = "auto"
-    """no (fp32), bf16, fp16 (GPUs only), fp64 (CPU only, to compare runs), auto: the fastest safe one for this GPU or CPU."""
+    """no (fp32), bf16, fp16 (GPUs only), fp64 (CPU only, to compare runs), auto: the fastest safe one of this machine."""
     micro_batch_size: int | None = None
     """Rows or documents that a (virtual) rank computes at a time; more are accumulated. null: all of its own at once."""
     num_workers: int = 2
