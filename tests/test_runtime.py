@@ -37,7 +37,10 @@ Path(f"rank-{runtime.rank}").write_text(" ".join(name for name in names if "gloo
 
 GO_ON = """
 import json
+import os
 from pathlib import Path
+
+os.environ["TORCHELASTIC_RESTART_COUNT"] = "1"  # as after `--max_restarts`
 import torch
 import torch.distributed as dist
 from ulmfit_dist import process_group
@@ -134,6 +137,7 @@ def fitted(runtime: Runtime, x: torch.Tensor) -> torch.Tensor:
     callback = AccelerateCallback(runtime, Share())
     callback.learn = learner
     callback.before_fit()
+    assert AcceleratorState._shared_state["_mixed_precision"] == runtime.accelerator.mixed_precision  # autocast's dtype
     return learner.model(x).detach()
 
 
