@@ -40,6 +40,7 @@ class AccelerateCallback(Callback):
         self.scale = 1 if share.exact else runtime.world_size  # DDP divides the sum by the number of ranks
 
     def before_fit(self) -> None:
+        self.runtime.activate()
         for parameter in self.learn.model.parameters():
             parameter.grad = None  # else the optimizer would go on with what is frozen now
         if self.share.exact:
