@@ -45,7 +45,8 @@ class Runtime:
         rank, world_size: this process and how many there are.
         device: where this rank computes.
         precision: "no", "bf16", "fp16" or "fp64": what runtime.precision came to on this machine.
-        settings: the runtime section of the config.
+        settings: the runtime section of the config, with the precision that the launcher names where it is `auto`.
+        launch: what the launcher names.
         laps: where this rank's time goes.
         bytes_given: what this rank has given to sums over all ranks.
     """
@@ -62,7 +63,7 @@ class Runtime:
 
         Raises:
             UserError: fp16, or gradients as bf16, without a GPU; fp64 with one; a worker process that tokenizes has come
-                here.
+                here; the launcher names what the settings contradict, or what there is not.
         """
         refuse_in_worker()
         import torch
@@ -74,14 +75,17 @@ class Runtime:
         from accelerate.utils import DDPCommunicationHookType
 
         from ulmfit_dist.laps import Laps
+        from ulmfit_dist.launch_settings import read_launch_settings
         from ulmfit_dist.precision import resolve_precision
 
         quieten()
         if isinstance(current_process(), ForkProcess):  # as those of notebook_launcher
             torch.set_num_threads(1)  # OpenMP's threads were left behind in the parent, and would be waited for
-        self.settings, self.verbose, self.keeps_group = settings, verbose, keeps_group
+        self.verbose, self.keeps_group = verbose, keeps_group
         self._is_first = not PartialState._shared_state
         has_gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() != "true"
+        self.launch = read_launch_settings()
+        self.settings = settings = self.launch.applied_to(settings, has_gpu)
         precision = resolve_precision(settings.precision, has_gpu)
         if settings.compress_gradients == "bf16" and not has_gpu:
             raise UserError(
@@ -93,6 +97,7 @@ class Runtime:
         self.world_size: int = processes.num_processes
         self.device: torch.device = processes.device
         self.laps, self.bytes_given = Laps(self.device), 0
+        self.launch.check_agreement(self.gather(self.launch))
         self.precision = self._agreed(precision, run_dir if settings.precision == "auto" else None, has_gpu)
         hook = DDPCommunicationHookType(settings.compress_gradients or "no")
         ddp = DistributedDataParallelKwargs(broadcast_buffers=False, comm_hook=hook)

@@ -1,0 +1,244 @@
+"""Settings that `accelerate launch` names: found, applied where the recipe leaves them open, refused where it does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+
+from ulmfit_dist.config import RuntimeConfig
+from ulmfit_dist.data.batches import Share, share_of_rank
+from ulmfit_dist.errors import UserError
+from ulmfit_dist.launch_settings import (
+    Launcher,
+    LaunchSettings,
+    Named,
+    launcher_argv,
+    read_launch_settings,
+    refuse_unsupported,
+    without_script,
+)
+
+EXPORTED = {"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_DYNAMO_BACKEND": "NO"}
+"""What Accelerate exports where nothing is named."""
+
+
+def read(*argv: str, environ: dict[str, str] | None = None, **exported: str) -> LaunchSettings:
+    """The settings of a rank that `accelerate launch` started with these flags, in this environment."""
+    return read_launch_settings({**EXPORTED, **exported}, Launcher(argv, environ or {}))
+
+
+def precision_of(*argv: str, recipe: str = "auto", has_gpu: bool = True, **exported: str) -> str:
+    return read(*argv, **exported).applied_to(RuntimeConfig(precision=recipe), has_gpu).precision
+
+
+@pytest.fixture(autouse=True)
+def default_file(tmp_path: Path):
+    """Where Accelerate's config file would be, if there were one."""
+    path = tmp_path / "default_config.yaml"
+    with patch("accelerate.commands.config.default_config_file", str(path)):
+        yield path
+
+
+def write_config(path: Path, *lines: str) -> Path:
+    path.write_text("\n".join(["compute_environment: LOCAL_MACHINE", "distributed_type: MULTI_GPU", *lines]) + "\n")
+    return path
+
+
+def test_a_default_of_accelerates_changes_nothing():
+    settings = read("--multi_gpu", "--num_processes", "2")
+    assert settings == LaunchSettings()
+    for recipe in ("auto", "no", "bf16", "fp16"):
+        assert precision_of(recipe=recipe) == recipe
+    runtime = RuntimeConfig(micro_batch_size=4)
+    assert settings.applied_to(runtime, has_gpu=True) == runtime
+
+
+@pytest.mark.parametrize("flag", [["--mixed_precision", "fp16"], ["--mixed-precision=fp16"]])
+def test_a_flag_sets_the_precision_that_the_recipe_leaves_open(flag: list[str]):
+    assert precision_of(*flag, ACCELERATE_MIXED_PRECISION="fp16") == "fp16"
+    assert precision_of(*flag, ACCELERATE_MIXED_PRECISION="fp16", recipe="fp16") == "fp16"
+
+
+def test_a_no_that_is_named_counts_and_agrees_with_every_full_precision():
+    assert precision_of("--mixed_precision", "no") == "no"
+    assert precision_of("--mixed_precision", "no", recipe="fp64") == "fp64"
+    with pytest.raises(UserError, match=r"^accelerate launch --mixed_precision no and runtime\.precision=bf16 differ: "):
+        precision_of("--mixed_precision", "no", recipe="bf16")
+
+
+@pytest.mark.parametrize(("flag", "recipe"), [("bf16", "fp16"), ("fp16", "no"), ("bf16", "fp64")])
+def test_a_recipe_with_another_precision_is_refused(flag: str, recipe: str):
+    with pytest.raises(UserError) as error:
+        precision_of("--mixed_precision", flag, recipe=recipe)
+    assert f"--mixed_precision {flag}" in str(error.value)
+    assert f"runtime.precision={recipe}" in str(error.value)
+
+
+def test_fp16_without_a_gpu_is_refused_by_the_name_that_it_was_given():
+    with pytest.raises(UserError, match=r"--mixed_precision fp16: fp16 needs a GPU, and none is visible"):
+        precision_of("--mixed_precision", "fp16", has_gpu=False)
+
+
+@pytest.mark.parametrize("name", ["fp8", "int8"])
+def test_precisions_that_there_are_not_are_refused(name: str):
+    with pytest.raises(UserError, match=f"no mixed precision {name}: use bf16, fp16 or no"):
+        read(ACCELERATE_MIXED_PRECISION=name)
+
+
+def test_config_files_count_after_flags_and_before_the_environment(default_file: Path, tmp_path: Path):
+    write_config(default_file, "mixed_precision: bf16")
+    other = write_config(tmp_path / "other.yaml", "mixed_precision: 'no'")
+    bare = write_config(tmp_path / "bare.yaml")
+    exported = {"ACCELERATE_MIXED_PRECISION": "bf16"}
+    assert read(**exported).mixed_precision == Named("bf16", f"mixed_precision: bf16 in {default_file}")
+    assert read("--cpu").mixed_precision is None  # Accelerate does not read the file then
+    assert read("--config_file", str(other)).mixed_precision == Named("no", f"mixed_precision: no in {other}")
+    assert read("--config_file", str(bare)).mixed_precision is None
+    flag = read("--config_file", str(other), "--mixed_precision", "fp16", ACCELERATE_MIXED_PRECISION="fp16")
+    assert flag.mixed_precision == Named("fp16", "accelerate launch --mixed_precision fp16")
+    launched = {"ACCELERATE_MIXED_PRECISION": "fp16"}
+    both = read("--config_file", str(other), environ=launched).mixed_precision
+    assert both == Named("no", f"mixed_precision: no in {other}")
+    variable = read("--config_file", str(bare), environ=launched).mixed_precision
+    assert variable == Named("fp16", "ACCELERATE_MIXED_PRECISION=fp16")
+
+
+def test_a_relative_config_file_lies_in_the_launchers_folder(tmp_path: Path):
+    write_config(tmp_path / "mine.yaml", "mixed_precision: fp16")
+    launcher = Launcher(["--config_file", "mine.yaml"], folder=tmp_path)
+    assert read_launch_settings({"ACCELERATE_MIXED_PRECISION": "fp16"}, launcher).mixed_precision is not None
+    launcher = Launcher(["--config_file", "other.yaml"], folder=tmp_path)
+    with pytest.raises(UserError, match=r"other\.yaml: Accelerate's config file cannot be read"):
+        read_launch_settings(EXPORTED, launcher)
+
+
+def test_without_a_launcher_the_variables_count(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("ulmfit_dist.launch_settings.find_launcher", lambda: None)
+    environ = {"ACCELERATE_MIXED_PRECISION": "BF16", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}
+    settings = read_launch_settings(environ)
+    assert settings.mixed_precision == Named("bf16", "ACCELERATE_MIXED_PRECISION=BF16")
+    assert settings.accumulation_steps == Named(4, "ACCELERATE_GRADIENT_ACCUMULATION_STEPS=4")
+    no = {"ACCELERATE_MIXED_PRECISION": "no"}
+    assert read_launch_settings(no).mixed_precision == Named("no", "ACCELERATE_MIXED_PRECISION=no")
+    assert read_launch_settings({**no, "PMI_SIZE": "2"}).mixed_precision is None
+    notebook = {"FORK_LAUNCHED": "1", "MIXED_PRECISION": "bf16"}
+    assert read_launch_settings(notebook).mixed_precision == Named("bf16", "MIXED_PRECISION=bf16")
+    assert read_launch_settings({**notebook, "MIXED_PRECISION": "no"}).mixed_precision is None
+    assert read_launch_settings({}) == LaunchSettings()
+
+
+def test_a_variable_that_a_wrapper_sets_below_the_launcher_counts():
+    settings = read("--mixed_precision", "fp16", ACCELERATE_MIXED_PRECISION="bf16")
+    assert settings.mixed_precision == Named("bf16", "ACCELERATE_MIXED_PRECISION=bf16")
+
+
+def test_accumulation_steps_come_from_the_flag_that_accelerate_passes_on_to_deepspeed_only():
+    settings = read("--gradient_accumulation_steps", "4", ACCELERATE_GRADIENT_ACCUMULATION_STEPS="2")
+    flag = "accelerate launch --gradient_accumulation_steps 4"
+    assert settings.accumulation_steps == Named(4, flag)
+    assert settings.describe() == [f"micro-batches of a rank in a step: 4 ({flag})"]
+    assert settings.applied_to(RuntimeConfig(), has_gpu=False) == RuntimeConfig()
+    with pytest.raises(UserError, match=r"_steps 4 and runtime\.micro_batch_size=8 both set the size of a micro-batch"):
+        settings.applied_to(RuntimeConfig(micro_batch_size=8), has_gpu=False)
+
+
+@pytest.mark.parametrize("steps", ["0", "-1", "four", "1.5"])
+def test_steps_that_are_no_number_are_refused(steps: str):
+    with pytest.raises(UserError, match="give a whole number of at least 1"):
+        read(ACCELERATE_GRADIENT_ACCUMULATION_STEPS=steps)
+
+
+def micro_batches(steps: int, batch: int, world_size: int = 1, virtual_ranks: int | None = None) -> list[list[int]]:
+    """Sizes of the micro-batches of each rank."""
+    found = []
+    for rank in range(world_size):
+        share = share_of_rank(rank, world_size, RuntimeConfig(virtual_ranks=virtual_ranks))
+        share = share.in_steps(Named(steps, f"--gradient_accumulation_steps {steps}"), batch, "lm.global_batch_size")
+        rows = batch // share.num_virtual_ranks
+        found.append([len(piece) for _ in share.virtual_ranks for piece in share.cut(range(rows), batch)])
+    return found
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 8])
+def test_a_rank_computes_its_rows_in_as_many_micro_batches_as_named(steps: int):
+    assert micro_batches(steps, 16) == [[16 // steps] * steps]
+    assert micro_batches(steps, 16, world_size=2) == [[8 // steps] * steps] * 2
+
+
+def test_virtual_ranks_are_micro_batches_too():
+    assert micro_batches(4, 16, virtual_ranks=2) == [[4] * 4]
+    assert micro_batches(2, 16, virtual_ranks=2) == [[8] * 2]
+    assert micro_batches(2, 16, world_size=2, virtual_ranks=2) == [[4] * 2] * 2  # the pieces of one rank in four steps
+    with pytest.raises(UserError, match=r"as 2 virtual ranks .* cut into 3 equal micro-batches: use one of 2, 4, 8, 16$"):
+        micro_batches(3, 16, virtual_ranks=2)
+
+
+def test_steps_that_do_not_divide_a_ranks_rows_are_refused():
+    with pytest.raises(UserError, match=r"a rank computes 6 rows of lm\.global_batch_size=12, .*: use one of 1, 2, 3, 6$"):
+        micro_batches(4, 12, world_size=2)
+    with pytest.raises(UserError, match=r"32 equal micro-batches"):
+        micro_batches(32, 16)
+
+
+def test_shares_without_named_steps_stay_as_they_are():
+    share = Share(micro_batch_size=3)
+    assert share.in_steps(None, 8, "lm.global_batch_size") is share
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "name"),
+    [
+        ("ACCELERATE_USE_FSDP", "true", "FSDP"),
+        ("ACCELERATE_USE_DEEPSPEED", "true", "DeepSpeed"),
+        ("ACCELERATE_USE_MEGATRON_LM", "true", "Megatron-LM"),
+        ("ACCELERATE_USE_PARALLELISM_CONFIG", "true", "tensor, context or sequence parallelism"),
+        ("ACCELERATE_IN_TPU_POD", "1", "a TPU"),
+        ("PJRT_DEVICE", "TPU", "a TPU"),
+        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", r"torch\.compile of the model"),
+        ("ACCELERATE_USE_SAGEMAKER", "true", "SageMaker"),
+    ],
+)
+def test_ways_of_training_that_there_are_not_are_named_with_what_to_use(variable: str, value: str, name: str):
+    refuse_unsupported({variable: "" if variable == "PJRT_DEVICE" else "no"})
+    with pytest.raises(UserError, match=f"^{variable}={value} requests .*{name}.*: (use|leave|start) ") as error:
+        refuse_unsupported({variable: value})
+    assert "\n" not in str(error.value)
+
+
+def test_ranks_that_were_launched_differently_are_refused():
+    one, other = LaunchSettings(Named("bf16", "A=bf16")), LaunchSettings(Named("bf16", "--mixed_precision bf16"))
+    one.check_agreement([one, other])
+    for different in (LaunchSettings(), LaunchSettings(Named("bf16", "A=bf16"), Named(2, "B=2"))):
+        with pytest.raises(UserError, match=r"^rank 1 was launched with .*, and rank 0 with .*: launch all nodes"):
+            one.check_agreement([one, different])
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "/usr/bin/python /venv/bin/accelerate launch",
+        "/venv/bin/accelerate launch",
+        "python3 /venv/bin/accelerate-launch",
+        "python -m accelerate.commands.launch",
+        "python -u -m accelerate.commands.accelerate_cli launch",
+        "python -m ulmfit_dist.launcher",
+        "python /site-packages/accelerate/commands/launch.py",
+    ],
+)
+def test_a_launcher_is_known_by_its_command_line(command: str):
+    argv = ["--multi_gpu", "train.py", "--lr", "1"]
+    assert launcher_argv([*command.split(), *argv]) == argv
+
+
+@pytest.mark.parametrize("command", ["bash launch/debug.sh", "python -m ulmfit_dist run a.yaml", "accelerate config", ""])
+def test_other_commands_are_no_launchers(command: str):
+    assert launcher_argv(command.split()) is None
+
+
+def test_words_of_the_script_are_not_the_launchers():
+    argv = ["--multi_gpu", "train.py", "--mixed_precision", "fp16"]
+    assert without_script(argv, ["python", "-u", "train.py", "--mixed_precision", "fp16"]) == ["--multi_gpu"]
+    argv = ["--mixed_precision", "bf16", "-m", "ulmfit_dist", "run", "my.yaml"]
+    assert without_script(argv, ["python", "-u", "-m", "ulmfit_dist", "run", "my.yaml"]) == ["--mixed_precision", "bf16"]
