@@ -15,6 +15,12 @@ visible_gpus() {
     python -c 'import torch; print(torch.cuda.device_count())'
 }
 
+# check_processes PROCESSES CONFIG [WORD ...]: end with exit code 2 and one line for a wrong config, or one whose global
+# batches so many processes cannot share. Before anything is launched.
+check_processes() {
+    python -m ulmfit_dist.process_count check "$@"
+}
+
 # use_cpu PROCESSES: let that many processes share the cores.
 use_cpu() {
     local cores

@@ -182,6 +182,11 @@ def test_steps_that_do_not_divide_a_ranks_rows_are_refused():
         micro_batches(32, 16)
 
 
+def test_a_smaller_micro_batch_size_stays():
+    """One that the memory has room for, found in a step that ran out of it."""
+    assert Share(micro_batch_size=2).in_steps(Named(2, "steps"), 16, "lm.global_batch_size").micro_batch_size == 2
+
+
 def test_shares_without_named_steps_stay_as_they_are():
     share = Share(micro_batch_size=3)
     assert share.in_steps(None, 8, "lm.global_batch_size") is share

@@ -16,7 +16,9 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
+
+from yaml import YAMLError
 
 from ulmfit_dist.config import RuntimeConfig
 from ulmfit_dist.errors import UserError
@@ -52,6 +54,14 @@ UNSUPPORTED_VARIABLES = {
 }
 """Variables that Accelerate's launchers set to true, or to 1."""
 
+UNSUPPORTED_TYPES = {
+    "FSDP": "FSDP",
+    "DEEPSPEED": "DeepSpeed",
+    "MEGATRON_LM": "Megatron-LM",
+    "XLA": "a TPU",
+}
+"""Values of distributed_type in a config file of Accelerate's."""
+
 Value = TypeVar("Value")
 
 
@@ -83,7 +93,7 @@ class Launcher:
         if options.mixed_precision is not None:
             return Named(options.mixed_precision, f"accelerate launch --mixed_precision {options.mixed_precision}")
         path = self._config_file(options)
-        if path is not None and (value := _mixed_precision_in(path)) is not None:
+        if path is not None and (value := read_config_file(path).mixed_precision) is not None:
             return Named(value, f"mixed_precision: {value} in {path}")
         return _variable(self.environ, PRECISION_VARIABLE)
 
@@ -185,6 +195,21 @@ def unsupported(source: str, name: str) -> UserError:
     return UserError(f"{source} requests {name}, which ulmfit-dist does not support: {UNSUPPORTED[name]}")
 
 
+def no_precision(source: str, value: str) -> UserError:
+    """The error for a mixed precision that is not in `MIXED_PRECISIONS`."""
+    return UserError(f"{source}: ulmfit-dist has no mixed precision {value}: use bf16, fp16 or no")
+
+
+def read_config_file(path: str | Path) -> Any:
+    """A config file of Accelerate's, as its `ClusterConfig` or `SageMakerConfig`. Raises UserError if it cannot be read."""
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    try:
+        return load_config_from_file(str(path))
+    except (OSError, TypeError, ValueError, AttributeError, YAMLError) as error:
+        raise UserError(f"{path}: Accelerate's config file cannot be read: {' '.join(str(error).split())}") from None
+
+
 def find_launcher() -> Launcher | None:
     """The nearest ancestor of this process that is `accelerate launch` or `ulmfit_dist.launcher`; None if there is none."""
     import psutil
@@ -238,7 +263,7 @@ def _mixed_precision(environ: Mapping[str, str], launcher: Launcher | None) -> N
         return None
     value = named.value.lower()
     if value not in MIXED_PRECISIONS:
-        raise UserError(f"{named.source}: ulmfit-dist has no mixed precision {value}: use bf16, fp16 or no")
+        raise no_precision(named.source, value)
     return Named(value, named.source)
 
 
@@ -262,14 +287,3 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         parser.add_argument(f"--{name}", f"--{name.replace('_', '-')}", dest=name)
     parser.add_argument("--cpu", action="store_true")
     return parser.parse_known_args(list(argv))[0]
-
-
-def _mixed_precision_in(path: Path) -> str | None:
-    """The mixed precision that a config file of Accelerate's names; None if it names none."""
-    from accelerate.commands.config.config_args import load_config_from_file
-
-    try:
-        value = load_config_from_file(str(path)).mixed_precision
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: Accelerate's config file cannot be read: {' '.join(str(error).split())}") from None
-    return None if value is None else str(value)

@@ -132,7 +132,8 @@ class Share:
                 f"{steps.source}: a rank computes {rows * each} rows of {key}={global_batch_size}{ranks}, which cannot be "
                 f"cut into {steps.value} equal micro-batches: use one of {possible}"
             )
-        return replace(self, micro_batch_size=rows * each // steps.value)
+        size = rows * each // steps.value
+        return replace(self, micro_batch_size=min(size, self.micro_batch_size or size))
 
     def cut(self, rows: range, global_rows: int) -> list[range]:
         """A virtual rank's rows as micro-batches of like size, in order: as many on each, none of them empty.
