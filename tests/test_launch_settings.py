@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from unittest.mock import patch
 
+import numpy as np
 import pytest
+from conftest import ROOT, TINY, launch
+from stores import make_store
 
-from ulmfit_dist.config import RuntimeConfig
+from ulmfit_dist.config import ClassifierConfig, Config, DataConfig, LMConfig, RuntimeConfig
 from ulmfit_dist.data.batches import Share, share_of_rank
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.launch_settings import (
@@ -19,6 +27,9 @@ from ulmfit_dist.launch_settings import (
     refuse_unsupported,
     without_script,
 )
+from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.stages.classifier import classifier_loaders
+from ulmfit_dist.stages.lm import lm_loaders
 
 EXPORTED = {"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_DYNAMO_BACKEND": "NO"}
 """What Accelerate exports where nothing is named."""
@@ -247,3 +258,101 @@ def test_words_of_the_script_are_not_the_launchers():
     assert without_script(argv, ["python", "-u", "train.py", "--mixed_precision", "fp16"]) == ["--multi_gpu"]
     argv = ["--mixed_precision", "bf16", "-m", "ulmfit_dist", "run", "my.yaml"]
     assert without_script(argv, ["python", "-u", "-m", "ulmfit_dist", "run", "my.yaml"]) == ["--mixed_precision", "bf16"]
+
+
+JOIN = """
+import sys
+from ulmfit_dist.config import RuntimeConfig
+from ulmfit_dist.errors import UserError
+from ulmfit_dist.runtime import Runtime
+try:
+    Runtime(RuntimeConfig())
+except UserError as error:
+    print(error, file=sys.stderr)
+    sys.exit(2)
+"""
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+@pytest.mark.usefixtures("no_process_group")
+def test_a_run_computes_as_the_launcher_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "2")
+    documents = [np.arange(2, 20)] * 40
+    store = make_store(tmp_path / "store", documents, np.arange(40) % 3, [f"w{i}" for i in range(20)])
+    config = Config(
+        data=DataConfig(valid_pct=0.2),
+        lm=LMConfig(global_batch_size=8, seq_len=5),
+        classifier=ClassifierConfig(global_batch_size=4, seq_len=5),
+    )
+    runtime = Runtime(config.runtime)
+    assert (runtime.precision, runtime.accelerator.mixed_precision) == ("bf16", "bf16")
+    assert [len(batch.rows) for batch in next(iter(lm_loaders(config, runtime, store)[0]))] == [4, 4]
+    assert [len(batch.rows) for batch in next(iter(classifier_loaders(config, runtime, store)[0]))] == [2, 2]
+
+
+SAY = """
+import json, os, sys
+from dataclasses import asdict
+from ulmfit_dist.launch_settings import read_launch_settings
+line = json.dumps([os.environ["RANK"], sys.argv[1:], asdict(read_launch_settings())])
+os.write(1, f"{line}\\n".encode())
+"""
+
+
+@pytest.mark.parametrize("module", ["accelerate.commands.launch", "ulmfit_dist.launcher"])
+def test_every_rank_finds_what_its_launcher_names(module: str, tmp_path: Path):
+    (tmp_path / "say.py").write_text(SAY)
+    script = ["say.py", "--mixed_precision", "bf16"]  # its own option, which is not the launcher's
+    config_file = ["--config_file", ROOT / "configs/accelerate/multi_gpu.yaml"]
+    flags = [*config_file, "--num_processes", 2, "--mixed_precision", "fp16", "--gradient-accumulation-steps=4"]
+    named = launch(["-m", module, *flags, *script], cwd=tmp_path)
+    silent = launch(["-m", module, *config_file, "--num_processes", 1, *script], cwd=tmp_path)
+    assert (named.returncode, silent.returncode) == (0, 0), named.stderr + silent.stderr
+    expected = {
+        "mixed_precision": {"value": "fp16", "source": "accelerate launch --mixed_precision fp16"},
+        "accumulation_steps": {"value": 4, "source": "accelerate launch --gradient_accumulation_steps 4"},
+    }
+    ranks = sorted(map(json.loads, named.stdout.splitlines()))
+    assert ranks == [[rank, script[1:], expected] for rank in ("0", "1")]
+    (alone,) = map(json.loads, silent.stdout.splitlines())
+    assert alone == ["0", script[1:], {"mixed_precision": None, "accumulation_steps": None}]
+
+
+def test_two_ranks_refuse_what_the_recipe_contradicts_by_one_line(recipe: Path, corpus: Path, tmp_path: Path):
+    flags = ["--multi_gpu", "--num_processes", 2, "--mixed_precision", "no"]
+    words = [recipe, f"data.path={corpus}", *TINY, f"runs_dir={tmp_path}", f"data.cache={tmp_path}/cache"]
+    words += ["runtime.precision=bf16"]
+    result = launch(["-m", "ulmfit_dist.launcher", *flags, "-m", "ulmfit_dist", "run", *words])
+    assert (result.returncode, result.stdout) == (2, "")
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("ulmfit-dist: error: accelerate launch --mixed_precision no and runtime.precision=bf16 differ: ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_nodes_that_were_launched_differently_end_together(tmp_path: Path):
+    (tmp_path / "join.py").write_text(JOIN)
+    variables = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "LOCAL_RANK": "0", "ACCELERATE_USE_CPU": "true"}
+    environ = {**os.environ, **variables, "PYTHONPATH": str(ROOT), "MASTER_PORT": free_port()}
+    nodes = [
+        subprocess.Popen(
+            [sys.executable, tmp_path / "join.py"],
+            env={**environ, "RANK": str(rank), "ACCELERATE_MIXED_PRECISION": precision},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank, precision in enumerate(("bf16", "no"))
+    ]
+    for node in nodes:
+        line = node.communicate(timeout=120)[1]
+        assert node.returncode == 2, line
+        assert line == (
+            "rank 1 was launched with ACCELERATE_MIXED_PRECISION=no, and rank 0 with ACCELERATE_MIXED_PRECISION=bf16: "
+            "launch all nodes with the same flags and variables\n"
+        )
