@@ -115,9 +115,9 @@ def name_defaults(args: argparse.Namespace) -> None:
     import psutil
     import torch
 
-    num_gpus = torch.cuda.device_count()
+    num_gpus = 0 if args.cpu else torch.cuda.device_count()  # --cpu starts a single process
     args.num_processes = max(1, num_gpus) if args.num_processes is None else args.num_processes
-    args.multi_gpu = args.multi_gpu or (not args.cpu and min(num_gpus, args.num_processes) > 1)
+    args.multi_gpu = args.multi_gpu or min(num_gpus, args.num_processes) > 1
     args.num_machines = args.num_machines or 1
     args.mixed_precision = args.mixed_precision or "no"
     args.dynamo_backend = args.dynamo_backend or "no"
