@@ -12,7 +12,8 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
-from conftest import ROOT, TINY, launch
+from conftest import ROOT, TINY, command_here, launch, succeed_here
+from safetensors.numpy import load_file
 from stores import make_store
 
 from ulmfit_dist.config import ClassifierConfig, Config, DataConfig, LMConfig, RuntimeConfig
@@ -27,6 +28,7 @@ from ulmfit_dist.launch_settings import (
     refuse_unsupported,
     without_script,
 )
+from ulmfit_dist.model.export import WEIGHTS
 from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.stages.classifier import classifier_loaders
 from ulmfit_dist.stages.lm import lm_loaders
@@ -264,6 +266,7 @@ JOIN = """
 import sys
 from ulmfit_dist.config import RuntimeConfig
 from ulmfit_dist.errors import UserError
+from ulmfit_dist.model.export import WEIGHTS
 from ulmfit_dist.runtime import Runtime
 try:
     Runtime(RuntimeConfig())
@@ -295,6 +298,22 @@ def test_a_run_computes_as_the_launcher_names(tmp_path: Path, monkeypatch: pytes
     assert (runtime.precision, runtime.accelerator.mixed_precision) == ("bf16", "bf16")
     assert [len(batch.rows) for batch in next(iter(lm_loaders(config, runtime, store)[0]))] == [4, 4]
     assert [len(batch.rows) for batch in next(iter(classifier_loaders(config, runtime, store)[0]))] == [2, 2]
+
+
+def test_named_steps_train_the_model_of_the_same_micro_batches_bit_by_bit(
+    recipe: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    words = ["lm", recipe, f"data.path={corpus}", *TINY, "lm.phases=[{epochs: 1}]", f"runs_dir={tmp_path}"]
+    words += [f"data.cache={tmp_path}/cache", "tracking.wandb=disabled"]
+    succeed_here([*words, "name=size", "runtime.micro_batch_size=2"])
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    printed = succeed_here([*words, "name=steps", "--verbose"])
+    assert "micro-batches of a rank in a step: 4 (ACCELERATE_GRADIENT_ACCUMULATION_STEPS=4)\n" in printed
+    size, steps = [load_file(tmp_path / name / "lm" / WEIGHTS) for name in ("size", "steps")]
+    assert [name for name in size if not np.array_equal(size[name], steps[name])] == []
+    refused = command_here([*words, "name=both", "runtime.micro_batch_size=2"])
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "_STEPS=4 and runtime.micro_batch_size=2 both set" in refused.stderr
 
 
 SAY = """
