@@ -41,7 +41,8 @@ class Runtime:
         rank, world_size: this process and how many there are.
         device: where this rank computes.
         precision: "no", "bf16", "fp16" or "fp64": what runtime.precision came to on this machine.
-        settings: the runtime section of the config.
+        settings: the runtime section of the config, with the precision that the launcher names where it is `auto`.
+        launch: what the launcher names.
         laps: where this rank's time goes.
         bytes_given: what this rank has given to sums over all ranks.
     """
@@ -58,7 +59,7 @@ class Runtime:
 
         Raises:
             UserError: a GPU that torch cannot use; a precision, or a compression of gradients, that the device does not
-                have; a worker process that tokenizes has come here.
+                have; a value that the launcher names and the settings contradict; a worker process that tokenizes.
         """
         refuse_in_worker()
         import torch
@@ -68,13 +69,16 @@ class Runtime:
         import torch.distributed.nn.functional
 
         from ulmfit_dist.devices import uses_gpu
+        from ulmfit_dist.launch_settings import read_launch_settings
         from ulmfit_dist.process_group import accelerate_states, set_accelerate_states
 
         quieten()
         if isinstance(current_process(), ForkProcess):  # as those of notebook_launcher
             torch.set_num_threads(1)  # OpenMP's threads were left behind in the parent, and would be waited for
-        self.settings, self.verbose, self.keeps_group = settings, verbose, keeps_group
+        self.verbose, self.keeps_group = verbose, keeps_group
         has_gpu = uses_gpu()
+        self.launch = read_launch_settings()
+        self.settings = settings = self.launch.applied_to(settings, has_gpu)
         self._earlier_states = accelerate_states()
         set_accelerate_states(({}, {}))  # earlier runtimes keep theirs, and so their precision
         try:
@@ -109,6 +113,7 @@ class Runtime:
         self.device: torch.device = processes.device
         self._control = control_group(self.device)
         self.laps, self.bytes_given = Laps(self.device), 0
+        self.launch.check_agreement(self.gather(self.launch))
         self.precision = self._agreed(precision, run_dir if settings.precision == "auto" else None, has_gpu)
         check_compression(settings.compress_gradients, self.precision, has_gpu)
         hook = DDPCommunicationHookType(settings.compress_gradients or "no")
