@@ -1,10 +1,10 @@
 """fastai's Adam, computed by torch's fused kernel.
 
 fastai updates one parameter after the other by ten small operations, each of them a pass over memory on a CPU and a launch
-on a GPU. torch's fused AdamW does the same arithmetic in one pass over all parameters of equal hyper-parameters: its operator
-is called here once for each set of them, and all counters of steps go up in one call. fastai's `OptimWrapper` would bring
-torch's optimizer as a whole, but it knows nothing of `do_wd`, by which fastai spares biases and norms the weight decay. So
-this is fastai's own `Optimizer`, its hyper-parameters, freezing and state, and only the step is the kernel's.
+on a GPU. torch's fused AdamW does the same arithmetic in one pass over all parameters that share their hyper-parameters; its
+operator is called once for each set of them, and all counters of steps are incremented in one call. fastai's `OptimWrapper`
+would bring torch's optimizer as a whole, but it knows nothing of `do_wd`, by which fastai spares biases and norms the weight
+decay. So this is fastai's own `Optimizer`, its hyper-parameters, freezing and state, and only the step is the kernel's.
 """
 
 from __future__ import annotations
