@@ -117,7 +117,7 @@ class Runtime:
         self.precision = self._agreed(precision, run_dir if settings.precision == "auto" else None, has_gpu)
         check_compression(settings.compress_gradients, self.precision, has_gpu)
         hook = DDPCommunicationHookType(settings.compress_gradients or "no")
-        ddp = DistributedDataParallelKwargs(broadcast_buffers=False, comm_hook=hook)
+        ddp = DistributedDataParallelKwargs(broadcast_buffers=False, comm_hook=hook, gradient_as_bucket_view=True)
         mixed = self.precision if self.precision in ("bf16", "fp16") else "no"
         self.accelerator: Accelerator = Accelerator(mixed_precision=mixed, cpu=not has_gpu, kwargs_handlers=[ddp])
 
