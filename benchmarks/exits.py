@@ -14,6 +14,7 @@ were ended by SIGABRT. Exit code: 1 if a run had other exit codes, else 0.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import random
@@ -99,7 +100,7 @@ def main() -> int:
     parser.add_argument("--at-once", type=int, default=3, help="runs at the same time (default: %(default)s)")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, help="a JSON file for the result of each run")
+    parser.add_argument("--output", type=Path, help="a file for the results, a line of JSON for each run")
     args = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="ulmfit-dist-exits-"))
     prepare(folder)
@@ -107,12 +108,14 @@ def main() -> int:
     runs = []
     for run in run_all(folder, args.count, args.at_once, args.kinds, args.seed):
         runs.append(run)
+        if args.output:
+            with args.output.open("a") as file:
+                file.write(json.dumps(asdict(run)) + "\n")
         if not run.is_as_expected:
             print(f"run {run.number} ({run.kind}, W&B {run.wandb}) ended with {run.codes}:", file=sys.stderr)
-            print(*(output(folder, run, rank).read_text() for rank in range(NUM_RANKS)), sep="\n", file=sys.stderr, flush=True)
+            for rank in range(NUM_RANKS):
+                print(output(folder, run, rank).read_text(), file=sys.stderr, flush=True)
     shutil.rmtree(folder)
-    if args.output:
-        args.output.write_text(json.dumps([asdict(run) for run in runs], indent=1) + "\n")
     print(*table(runs), sep="\n")
     return 0 if all(run.is_as_expected for run in runs) else 1
 
@@ -139,6 +142,7 @@ def import_everything() -> None:
     others = [name for name in names[1:] if not name.startswith("jemalloc")]  # pyarrow's allocator starts it again itself
     if others:
         raise SystemExit(f"threads after the imports: {', '.join(others)}; expected none: set OMP_NUM_THREADS=1")
+    gc.freeze()  # else each rank's collections would copy the memory of all that was imported
 
 
 def run_all(folder: Path, count: int, at_once: int, kinds: Sequence[str], seed: int) -> Iterator[Run]:
@@ -177,7 +181,8 @@ def start(folder: Path, run: Run) -> None:
 
 def become_rank(folder: Path, run: Run, rank: int, port: int) -> None:
     """Be `python -m ulmfit_dist` as rank `rank`, from its environment and arguments to the interpreter's exit."""
-    os.environ |= {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "WORLD_SIZE": f"{NUM_RANKS}", "LOCAL_WORLD_SIZE": f"{NUM_RANKS}"}
+    os.environ |= dict.fromkeys(("RANK", "LOCAL_RANK"), f"{rank}")
+    os.environ |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), f"{NUM_RANKS}")
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}", "ACCELERATE_USE_CPU": "true"}
     file = os.open(output(folder, run, rank), os.O_WRONLY | os.O_CREAT)
     os.dup2(file, 1)

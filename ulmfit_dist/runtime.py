@@ -7,11 +7,12 @@ asks it, and reads no launch variable.
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from multiprocessing import current_process
 from multiprocessing.context import ForkProcess
@@ -20,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ulmfit_dist import stopping
 from ulmfit_dist.errors import Interrupted, RankLostError, UserError, shared
 from ulmfit_dist.process import attempt, is_restart, quieten, rank_name
 from ulmfit_dist.spawned import refuse_in_worker
@@ -281,6 +283,7 @@ class Runtime:
         """When this process ends, tell the other ranks how: for who holds on to the ranks until then."""
         if self._watch is not None:
             Finalize(None, _leave, (self._watch,), exitpriority=1)  # which forked processes call, too
+            Finalize(None, _destroy_group, exitpriority=0)
 
     def __enter__(self) -> Runtime:
         return self
@@ -288,9 +291,15 @@ class Runtime:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Leave the process group: together after what all ranks have come to, so that none is cut off by another's end.
 
+        What could be saved is saved, so a scheduler's signal is ignored here; a script with further calls is stopped by it.
+
         Raises:
             RankLostError: instead of what a collective has raised, where another rank has died.
         """
+        with nullcontext() if self.keeps_group else stopping.saved():
+            self._leave_group(error)
+
+    def _leave_group(self, error: BaseException | None) -> None:
         import torch
 
         torch.set_default_dtype(torch.float32)
@@ -304,7 +313,9 @@ class Runtime:
             self._watch.leave(f"{type(error).__name__}: {error}" if is_mine_alone else None)
         if self.keeps_group:
             self._forget()
-        elif kind is None or issubclass(kind, (UserError, Interrupted)):
+            if self.world_size > 1:
+                Finalize(None, _destroy_group, exitpriority=0)
+        elif error is None or isinstance(error, (UserError, Interrupted)):
             self.accelerator.end_training()
         if lost is not None:
             raise RankLostError(lost) from error
@@ -313,6 +324,19 @@ class Runtime:
 def _leave(watch: Watch) -> None:
     error = getattr(sys, "last_value", None)  # what has ended the interpreter
     watch.leave(None if error is None else f"{type(error).__name__}: {error}")
+
+
+def _destroy_group() -> None:
+    """End the process group's threads before the interpreter finalizes: one that takes the GIL then aborts the process.
+
+    A script's own exit cannot be that of `exiting.py`. After an error the group stays, since its end would wait for other
+    ranks in a collective that was begun.
+    """
+    from accelerate import PartialState
+
+    if getattr(sys, "last_value", None) is None and PartialState._shared_state:
+        PartialState().destroy_process_group()
+        gc.collect()  # what is left of a fit holds the group
 
 
 def _join_after_restart(backend: str) -> None:
