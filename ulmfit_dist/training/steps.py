@@ -76,7 +76,7 @@ class ClassifierLearner(DistributedLearner):
         self.xb = (torch.cat([batch.x for batch in batches]),)
         self.yb = (gather_rows([batch.y for batch in batches], batches, runtime),)
         self.move_to(range(len(self.pooled)))
-        with _one_thread():
+        with _one_thread(self.pooled.device):
             self.pred = (self.model[1].layers(self.pooled), output_bTE, output_bTE)
         self("after_pred")
         self.loss_grad = self.loss_func(self.pred, *self.yb)
@@ -100,7 +100,7 @@ class ClassifierLearner(DistributedLearner):
 
     def _backward(self, encoded: list[Encoded]) -> None:
         """Through the head, then through the encoder, from what it made of the micro-batches, or makes of them anew."""
-        with _one_thread():
+        with _one_thread(self.pooled.device):
             self.accelerate.backward(self.loss_grad)
         pooled_grad_BE = self.pooled.grad
         assert pooled_grad_BE is not None
@@ -123,8 +123,14 @@ def gather_rows(pieces: Sequence[Tensor], batches: Sequence[MicroBatch], runtime
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """Compute on one CPU thread: the sums of the head's small products are split over threads, and round differently."""
+def _one_thread(device: torch.device) -> Iterator[None]:
+    """Compute on one CPU thread: the sums of the head's small products are split over threads, and round differently.
+
+    Nothing changes for a GPU, where the number of threads is a condition that compiled functions are compiled for.
+    """
+    if device.type != "cpu":
+        yield
+        return
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
