@@ -7,7 +7,7 @@ catch is another algorithm, such as TF32 for fp32, wrong strides, or a kernel th
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 from typing import Any
@@ -26,7 +26,12 @@ from ulmfit_dist.randomness import derive_key
 from ulmfit_dist.terminal import PRECISION_NAMES
 
 BOUNDS = {"no": 1e-3, "bf16": 0.1, "fp16": 0.05, "fp64": 1e-9}
-"""Largest relative error of a precision against fp32."""
+"""Largest relative error of a precision against fp32, of one module."""
+BOUNDS_OF_STEP = {"no": 5e-3, "bf16": 0.5, "fp16": 0.3, "fp64": 1e-9}
+"""Largest relative error of a whole step's gradients: where rounding makes another token the highest of a document, the
+gradient goes there."""
+BOUND_OF_UPDATE = 0.05
+"""Largest relative error of Adam's first step in fp32, which divides each gradient by its own size."""
 COUNTERS = 10_000
 STEPS = 2
 ROWS, TOKENS = 4, 16
@@ -140,32 +145,44 @@ def check_loss(context: Context) -> Finding:
 
 
 def step_against_cpu(stage: str) -> Callable[[Context], Finding]:
-    """The check of one step of a stage on this rank's GPU against the CPU: gradients, then Adam's step."""
+    """The check of one step against fp32 on the CPU: gradients in fp32 and in the run's precision, and Adam's step."""
 
     def check(context: Context) -> Finding:
         resolved = context.resolved or "no"
-        if context.device.type == "cpu" and resolved in ("no", "fp64"):
+        on_gpu = context.device.type == "cuda"
+        if not on_gpu and resolved in ("no", "fp64"):
             return skipped("no GPU, and no mixed precision, to compare with fp32 on the CPU")
-        config = context.config
+        errors, update = {}, 0.0
         with exact_fp32():
-            reference = LocalStep(config, stage, torch.device("cpu"), "no", ROWS, TOKENS)
-            reference.backward()
-            expected, before = reference.gradients(), reference.weights()
-            reference.step()
-            update = reference.weights() - before
-            errors, updates = {}, {}
-            for precision in dict.fromkeys(["no", resolved] if context.device.type == "cuda" else [resolved]):
-                step = LocalStep(config, stage, context.device, precision, ROWS, TOKENS)
-                step.backward()
-                errors[precision] = relative_error(step.gradients(), expected)
+            for precision in dict.fromkeys(["no", resolved] if on_gpu else [resolved]):
+                steps = _two_steps(context, stage, precision)
+                errors[precision] = relative_error(steps[0].gradients(), steps[1].gradients())
                 if precision == "no":
-                    step.step()
-                    updates["no"] = relative_error(step.weights() - before, update)
-        if updates.get("no", 0.0) > 0.05:
-            return failure(f"Adam's step in fp32 differs by {updates['no']:.1e} from the CPU's", FIX)
-        return _judge(errors, "gradients of a step")
+                    update = _error_of_update(*steps)
+        if not update <= BOUND_OF_UPDATE:
+            return failure(f"Adam's step in fp32 differs from the CPU's by {update:.1e} of it", FIX)
+        return _judge(errors, "gradients of a step", BOUNDS_OF_STEP)
 
     return check
+
+
+def _two_steps(context: Context, stage: str, precision: str) -> tuple[LocalStep, LocalStep]:
+    """Gradients of a step on this rank's device, and those of the same step in fp32 on the CPU."""
+    made = [
+        LocalStep(context.config, stage, device, name, ROWS, TOKENS, fixed_norms=precision != "no")
+        for device, name in ((context.device, precision), (torch.device("cpu"), "no"))
+    ]
+    for step in made:
+        step.backward()
+    return made[0], made[1]
+
+
+def _error_of_update(found: LocalStep, expected: LocalStep) -> float:
+    """Relative error of Adam's step from the weights that both have."""
+    before = expected.weights()
+    found.step()
+    expected.step()
+    return relative_error(found.weights() - before, expected.weights() - before)
 
 
 def same_steps_twice(stage: str) -> Callable[[Context], Finding]:
@@ -196,11 +213,11 @@ def same_steps_twice(stage: str) -> Callable[[Context], Finding]:
 FIX = "compare with another driver, torch or machine; set runtime.precision=no to do without mixed precision"
 
 
-def _judge(errors: dict[str, float], what: str) -> Finding:
+def _judge(errors: dict[str, float], what: str, bounds: Mapping[str, float] = BOUNDS) -> Finding:
     described = ", ".join(f"{PRECISION_NAMES.get(name, name)} {error:.1e}" for name, error in errors.items())
     found = f"{what}: relative error against fp32: {described}"
-    wrong = [name for name, error in errors.items() if not error <= BOUNDS[name]]
-    return failure(f"{found}; at most {BOUNDS[wrong[0]]:g} expected in {wrong[0]}", FIX) if wrong else ok(found)
+    wrong = [name for name, error in errors.items() if not error <= bounds[name]]
+    return failure(f"{found}; at most {bounds[wrong[0]]:g} expected in {wrong[0]}", FIX) if wrong else ok(found)
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:

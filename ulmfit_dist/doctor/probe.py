@@ -182,9 +182,20 @@ class LocalStep:
     Args:
         precision: "no", "bf16", "fp16" or "fp64".
         rows, tokens: of the step.
+        fixed_norms: batch norms divide by their running variance, which is 1. With few documents and fresh weights the
+            variance of a batch is so small that a batch norm enlarges the rounding of bf16 a hundred times.
     """
 
-    def __init__(self, config: Config, stage: str, device: torch.device, precision: str, rows: int, tokens: int):
+    def __init__(
+        self,
+        config: Config,
+        stage: str,
+        device: torch.device,
+        precision: str,
+        rows: int,
+        tokens: int,
+        fixed_norms: bool = False,
+    ):
         self.stage, self.device, self.dtype = stage, device, DTYPES[precision]
         self.scale = LOSS_SCALE if precision == "fp16" else 1.0
         num_tokens = vocab_size(config)
@@ -195,6 +206,9 @@ class LocalStep:
         else:
             self.model = build_classifier(num_tokens, len(LABELS), config.model, config.classifier)
         self.model.to(device).train()
+        for module in self.model.modules():
+            if isinstance(module, nn.BatchNorm1d):
+                module.train(not fixed_norms)
         position = encoder_of(self.model).position
         position.seed, position.stage, position.step, position.rows = config.seed, stage, 0, range(rows)
         settings = config.lm if stage == "lm" else config.classifier
