@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from ulmfit_dist.doctor.monitor import Monitor
     from ulmfit_dist.runtime import Runtime
 
-LIMIT, COLLECTIVE_LIMIT = 50.0, 30.0
-"""Time limits of a check, in seconds; the second one counts from the arrival of the last rank."""
+LIMIT, COLLECTIVE_LIMIT, QUICK = 50.0, 30.0, 20.0
+"""Time limits of a check, in seconds: one that computes; one that all ranks run together, counted from the arrival of the
+last of them; one that computes nothing."""
 
 
 class Status(str, Enum):
@@ -73,7 +74,6 @@ class Context:
         learners: builders of the stages' learners by stage, from a config, a runtime and a token store.
         runtime: None until the ranks have joined.
         resolved: precision that the config comes to; None until it is known.
-        sizes: sizes of the probe steps; None until a check needs them.
         measured: values for the last lines, such as tokens per second.
         created: folders that the checks have made, to be removed.
     """
@@ -116,6 +116,11 @@ class Check:
     collective: bool = False
     needs_runtime: bool = False
     limit: float = LIMIT
+
+    @property
+    def is_quick(self) -> bool:
+        """It computes nothing, and needs no other rank."""
+        return self.limit <= QUICK and not self.collective and not self.needs_runtime
 
 
 def ok(found: str) -> Finding:

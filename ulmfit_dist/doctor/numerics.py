@@ -217,7 +217,11 @@ def _judge(errors: dict[str, float], what: str, bounds: Mapping[str, float] = BO
     described = ", ".join(f"{PRECISION_NAMES.get(name, name)} {error:.1e}" for name, error in errors.items())
     found = f"{what}: relative error against fp32: {described}"
     wrong = [name for name, error in errors.items() if not error <= bounds[name]]
-    return failure(f"{found}; at most {bounds[wrong[0]]:g} expected in {wrong[0]}", FIX) if wrong else ok(found)
+    return (
+        failure(f"{found}; at most {bounds[wrong[0]]:g} expected in {PRECISION_NAMES.get(wrong[0], wrong[0])}", FIX)
+        if wrong
+        else ok(found)
+    )
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:

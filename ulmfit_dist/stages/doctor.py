@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from ulmfit_dist.config import Config
 from ulmfit_dist.data.store import TokenStore
 from ulmfit_dist.doctor import hardware, numerics, performance, ranks, report, services, storage
-from ulmfit_dist.doctor.checks import COLLECTIVE_LIMIT, Check, Context, Finding, Result, ok, run_checks
+from ulmfit_dist.doctor.checks import COLLECTIVE_LIMIT, QUICK, Check, Context, Finding, Result, ok, run_checks
 from ulmfit_dist.doctor.monitor import Monitor
 from ulmfit_dist.doctor.rendezvous import JoinError, Launch, join, read_launch
 from ulmfit_dist.errors import EXIT_CODE, UserError
@@ -26,8 +26,6 @@ from ulmfit_dist.stages.lm import lm_learner
 from ulmfit_dist.training.steps import ClassifierLearner
 
 RENDEZVOUS = "rendezvous"
-QUICK = 20.0
-"""Time limit of a check that computes nothing, in seconds."""
 
 
 def checks_of(config: Config) -> list[Check]:
@@ -158,11 +156,21 @@ def _leave(context: Context, failed: Sequence[str]) -> None:
 
 
 def _end_without_ranks(config: Config, as_json: bool, launch: Launch | None, finding: Finding) -> NoReturn:
-    """Report that the ranks cannot meet, on the first rank of each node, and raise UserError."""
-    if launch is None or launch.local_rank == 0:
-        rank = 0 if launch is None else launch.rank
-        _Reporter(config, as_json, launch).print({rank: [Result(RENDEZVOUS, finding)]})
-    raise UserError(_message([RENDEZVOUS]))
+    """Report, on the first rank of each node, that the ranks cannot meet, and the checks of one rank; raise UserError."""
+    reporter, failed = _Reporter(config, as_json, launch), [RENDEZVOUS]
+    if launch is None:
+        reporter.print({0: [Result(RENDEZVOUS, finding)]})
+    elif launch.local_rank == 0:
+        monitor = Monitor(launch.rank, [f"rank {rank}" for rank in range(launch.world_size)], [], reporter.print)
+        monitor.publish(Result(RENDEZVOUS, finding))
+        context = Context(config, launch.rank, launch.world_size, launch.local_rank, monitor, {})
+        run_checks([check for check in checks_of(config) if check.is_quick], context)
+        storage.remove_created(context)
+        results = monitor.finish()
+        reporter.print(results)
+        monitor.reported()
+        failed = [row.check for row in reporter.rows(results) if row.status is report.Status.FAILURE]
+    raise UserError(_message(failed))
 
 
 def _message(failed: Sequence[str]) -> str:
