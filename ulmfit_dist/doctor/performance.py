@@ -5,7 +5,10 @@ from __future__ import annotations
 import resource
 import sys
 import time
+import traceback
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -24,7 +27,6 @@ def check_waits(context: Context) -> Finding:
     """No operation of a training step waits for the GPU, by torch's own debug mode. Collective."""
     if context.device.type != "cuda":
         return skipped("no GPU to wait for")
-    places: list[str] = []
 
     def watch(step: int) -> None:
         if step == WARM_UP:
@@ -32,23 +34,35 @@ def check_waits(context: Context) -> Finding:
         if step == WARM_UP + 2:
             torch.cuda.set_sync_debug_mode("default")
 
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with _waits_noted() as places:
         try:
             for stage in context.config.stages:
                 train_steps(probe_learner(context, stage, WARM_UP + 2), WARM_UP + 2, watch)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    places = sorted({f"{one.filename.rpartition('ulmfit_dist/')[2]}:{one.lineno}" for one in caught if _is_wait(one)})
     if places:
+        named = ", ".join(sorted(places)[:3])
         return warning(
-            f"{len(places)} place(s) wait for the GPU in a step: {', '.join(places[:3])}", "report it: a step is slower"
+            f"{len(places)} place(s) wait for the GPU in a step: {named}", "report it: steps are slower than need be"
         )
     return ok(f"none in two steps of {' and '.join(context.config.stages)}")
 
 
-def _is_wait(caught: warnings.WarningMessage) -> bool:
-    return "synchroniz" in f"{caught.message}"
+@contextmanager
+def _waits_noted() -> Iterator[set[str]]:
+    """Places of the package at which torch warns of an operation that waits for the GPU."""
+    places: set[str] = set()
+
+    def note(message: Warning | str, *where: object, **more: object) -> None:
+        if "synchroniz" in f"{message}":
+            own = [frame for frame in traceback.extract_stack() if "ulmfit_dist/" in frame.filename]
+            inner = next(frame for frame in reversed(own) if not frame.filename.endswith("doctor/performance.py"))
+            places.add(f"{inner.filename.rpartition('ulmfit_dist/')[2]}:{inner.lineno}")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = note
+        yield places
 
 
 def check_speed(context: Context) -> Finding:
