@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from conftest import ROOT, command
 from small_runs import DEVICE, PRECISIONS, needs_cuda, needs_gpu
 
 from ulmfit_dist.compose import load_config
@@ -58,6 +59,26 @@ def test_every_check_of_a_gpu_is_made(precision: str, tmp_path: Path, capsys: py
     assert "fp32" in checks["lm: a step against the CPU"]["found"]
     assert f"runtime.precision={precision}" in content["overrides"]
     assert content["measured"]["largest_batch"] >= 8
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_ranks_have_a_gpu_each(tmp_path: Path):
+    words = [
+        "doctor",
+        *SIZES,
+        f"runs_dir={tmp_path}/runs",
+        f"data.cache={tmp_path}/cache",
+        "tracking.wandb=disabled",
+        "--json",
+    ]
+    path = os.environ.get("PYTHONPATH", str(ROOT))  # also makes the processes simulate, where this one does
+    done = command(words, processes=2, ACCELERATE_USE_CPU="false", PYTHONPATH=path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    checks = {found["check"]: found for found in json.loads(done.stdout)["checks"]}
+    assert "one GPU each" in checks["one device each"]["found"]
+    assert "GB/s inside the node" in checks["all-reduce"]["found"]
+    for name in ("rank watch", "object collectives", "lm: the same steps twice", "largest batch"):
+        assert checks[name]["ranks"] == {"0": "ok", "1": "ok"}
 
 
 def test_the_largest_batch_is_the_last_one_that_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch):

@@ -97,15 +97,15 @@ def check_largest_batch(context: Context) -> Finding:
     if context.device.type != "cuda":
         return skipped("not measured on a CPU")
     rows = max(1, context.config.lm.global_batch_size // context.world_size)
-    fits, stopped_by = 0, f"{DOUBLINGS} doublings"
+    fits, ended = 0, f"more was not tried after {DOUBLINGS} doublings"
     started = time.monotonic()
     for _ in range(DOUBLINGS + 1):
         if not _fits(context, rows):
-            stopped_by = "memory"
+            ended = f"{rows} do not fit"
             break
         fits, rows = rows, rows * 2
         if time.monotonic() - started > SECONDS / 2:
-            stopped_by = "time"
+            ended = "more was not tried for lack of time"
             break
     fewest = min(context.monitor.exchange("largest batch", fits))
     if fewest == 0:
@@ -114,7 +114,7 @@ def check_largest_batch(context: Context) -> Finding:
             "set runtime.micro_batch_size, or lower lm.global_batch_size",
         )
     context.measured["largest_batch"] = fewest * context.world_size
-    return ok(f"lm.global_batch_size={fewest * context.world_size}, {fewest} rows a rank; the search ended by {stopped_by}")
+    return ok(f"lm.global_batch_size={fewest * context.world_size}, {fewest} rows a rank; {ended}")
 
 
 def _fits(context: Context, rows: int) -> bool:

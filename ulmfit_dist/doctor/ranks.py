@@ -123,9 +123,9 @@ def check_all_reduce(context: Context) -> Finding:
     for name, group, is_member in _groups(context):
         if is_member:
             speeds[name], size = _speed(context, group, elements)
-    reduced = "" if size == elements else f" (a gradient has {elements * 4 / 1e6:.0f} MB)"
+    reduced = "" if size == elements else f" (a gradient has {elements * 4 / 1e6:.1f} MB)"
     found = ", ".join(f"{speed:.2f} GB/s {name}" for name, speed in speeds.items())
-    return ok(f"{size * 4 / 1e6:.0f} MB{reduced}: {found}")
+    return ok(f"{size * 4 / 1e6:.1f} MB{reduced}: {found}")
 
 
 def _groups(context: Context) -> list[tuple[str, torch.distributed.ProcessGroup | None, bool]]:

@@ -131,7 +131,7 @@ def doctor(config: Config, as_json: bool = False) -> None:
     failed = [row.check for row in reporter.rows(results) if row.status is report.Status.FAILURE]
     _leave(context, failed)
     if failed:
-        raise UserError(_message(failed))
+        raise _error(failed)
 
 
 def _met(launch: Launch) -> tuple[list, list[str], Finding]:
@@ -150,7 +150,7 @@ def _leave(context: Context, failed: Sequence[str]) -> None:
     if context.runtime is None:
         return
     if context.monitor.broken is not None:
-        print(f"ulmfit-dist: error: {_message(failed)}", file=sys.stderr, flush=True)
+        print(f"ulmfit-dist: error: {_error(failed)}", file=sys.stderr, flush=True)
         os._exit(EXIT_CODE)
     context.runtime.__exit__(None, None, None)
 
@@ -170,8 +170,8 @@ def _end_without_ranks(config: Config, as_json: bool, launch: Launch | None, fin
         reporter.print(results)
         monitor.reported()
         failed = [row.check for row in reporter.rows(results) if row.status is report.Status.FAILURE]
-    raise UserError(_message(failed))
+    raise _error(failed)
 
 
-def _message(failed: Sequence[str]) -> str:
-    return f"doctor: {len(failed)} check(s) failed: {', '.join(failed)}"
+def _error(failed: Sequence[str]) -> UserError:
+    return UserError(f"doctor: {len(failed)} check(s) failed: {', '.join(failed)}")
