@@ -1,6 +1,7 @@
 """What the tests on a GPU share: a token store made up on the spot, and small runs of the real stages over it.
 
-To try them where there is no GPU, ULMFIT_DIST_GPU_TESTS_ON=cpu runs them on the CPU, but for what only a GPU can do.
+Where there is no GPU, `bash launch/test.sh --simulated-gpu` runs them on a simulated one (tests/simulated_gpu), and
+ULMFIT_DIST_GPU_TESTS_ON=cpu on the CPU, except what only a GPU can do.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from ulmfit_dist.stages.run import run_stage
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for runtime.deterministic: too late once cuBLAS has begun
 
 DEVICE = torch.device(os.environ.get("ULMFIT_DIST_GPU_TESTS_ON", "cuda"))
+IS_SIMULATED = "simulated" in (torch.cuda.get_device_name() if DEVICE.type == "cuda" and torch.cuda.is_available() else "")
+"""Whether the GPU is that of tests/simulated_gpu, which computes at the speed of a CPU."""
 needs_gpu = pytest.mark.skipif(DEVICE.type == "cuda" and not torch.cuda.is_available(), reason="no GPU is visible")
 needs_cuda = pytest.mark.skipif(DEVICE.type != "cuda", reason="on a GPU alone")
 HAS_NO_BF16 = DEVICE.type == "cuda" and torch.cuda.is_available() and torch.cuda.get_device_capability()[0] < 8

@@ -93,3 +93,11 @@ def _compile(library: Path) -> None:
         errors = [line for line in result.stderr.splitlines() if "error" in line] or result.stderr.splitlines()[-1:]
         raise NotPossibleError(f"g++ cannot compile {SOURCE.name} against torch's headers: {' '.join(errors[:1])}")
     os.replace(name, library)
+
+
+if __name__ == "__main__":
+    try:
+        compiled()
+    except NotPossibleError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

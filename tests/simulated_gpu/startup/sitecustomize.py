@@ -23,9 +23,10 @@ class SimulatingLoader(importlib.abc.Loader):
 
         native.load()
         self.loader.exec_module(module)
-        from simulated_gpu import cuda_api
+        from simulated_gpu import cuda_api, line_coverage
 
         cuda_api.install()
+        line_coverage.start()
 
     def __getattr__(self, name):
         return getattr(self.loader, name)
