@@ -7,15 +7,18 @@ ULMFIT_DIST_GPU_TESTS_ON=cpu on the CPU, except what only a GPU can do.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from fastai.text.core import defaults
 from stores import make_store
 
 from ulmfit_dist.compose import load_config
@@ -37,6 +40,10 @@ PRECISIONS = [
     pytest.param("fp16", marks=needs_cuda),
 ]
 
+SCATTERED = "RNN module weights are not part of single contiguous chunk of memory"
+"""torch's warning of weights that cuDNN has to put together before each use."""
+
+SPECIAL: list[str] = defaults.text_spec_tok
 V, TOPICS, WORDS_OF_A_TOPIC = 120, 3, 35
 
 SMALL = (
@@ -64,7 +71,7 @@ def make_texts(folder: Path, documents: int = 120) -> Path:
         V - TOPICS * WORDS_OF_A_TOPIC + topic * WORDS_OF_A_TOPIC + walk % WORDS_OF_A_TOPIC
         for topic, walk in zip(topics, walks, strict=True)
     ]
-    store = make_store(folder, ids, topics, [f"w{i}" for i in range(V)])
+    store = make_store(folder, ids, topics, [*SPECIAL, *(f"w{i}" for i in range(len(SPECIAL), V))])
     num_tokens = int(store.lengths.sum())
     facts = {"num_tokens": num_tokens, "vocab_size": V, "longest": int(store.lengths.max()), "tokens": {"train": num_tokens}}
     facts |= {"unknown": {"train": 0}, "num_empty": 0, "num_skipped": 0, "tokenizer": asdict(TokenizerConfig())}
@@ -117,3 +124,26 @@ def without_tf32() -> Iterator[None]:
     finally:
         for switch, allowed in zip(switches, before, strict=True):
             switch.allow_tf32 = allowed
+
+
+def simulated_counters() -> Any:
+    """The simulated GPU's counters; None on a real one, or on a CPU."""
+    if not IS_SIMULATED:
+        return None
+    from simulated_gpu.counters import COUNTERS
+
+    return COUNTERS
+
+
+@contextmanager
+def flat_lstm_weights() -> Iterator[None]:
+    """Fail if a block computes an LSTM from scattered weights: by torch's warning, and by the simulated GPU's counter."""
+    counters = simulated_counters()
+    before = (counters.lstms, counters.scattered) if counters else (0, 0)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    assert not [warning for warning in caught if SCATTERED in str(warning.message)]
+    if counters:
+        assert counters.lstms > before[0]
+        assert counters.scattered == before[1]

@@ -73,31 +73,52 @@ def _lstm_cell(
     return o * c.tanh(), c, torch.cat([i, f, g, o], 1)
 
 
-def _mm(a: Tensor, b: Tensor, out_dtype: torch.dtype) -> Tensor:
-    return a.to(out_dtype) @ b.to(out_dtype)
+def _mm(a: Tensor, b: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
+    """A product that is summed up in fp32, as on a GPU: the CPU's own in fp16 take minutes."""
+    if a.dtype == torch.float64:
+        return torch.mm(a, b)
+    return torch.mm(a.float(), b.float()).to(out_dtype or a.dtype)
 
 
 def _addmm(
-    added: Tensor, a: Tensor, b: Tensor, out_dtype: torch.dtype, *, beta: float = 1, alpha: float = 1
+    added: Tensor, a: Tensor, b: Tensor, out_dtype: torch.dtype | None = None, *, beta: float = 1, alpha: float = 1
 ) -> Tensor:
-    return beta * added.to(out_dtype) + alpha * _mm(a, b, out_dtype)
+    if a.dtype == torch.float64:
+        return torch.addmm(added, a, b, beta=beta, alpha=alpha)
+    return torch.addmm(added.float(), a.float(), b.float(), beta=beta, alpha=alpha).to(out_dtype or a.dtype)
 
 
-def _mm_out(a: Tensor, b: Tensor, out_dtype: torch.dtype, *, out: Tensor) -> Tensor:
+def _mm_out(a: Tensor, b: Tensor, out_dtype: torch.dtype | None = None, *, out: Tensor) -> Tensor:
     return out.copy_(_mm(a, b, out_dtype))
 
 
 def _addmm_out(
-    added: Tensor, a: Tensor, b: Tensor, out_dtype: torch.dtype, *, beta: float = 1, alpha: float = 1, out: Tensor
+    added: Tensor,
+    a: Tensor,
+    b: Tensor,
+    out_dtype: torch.dtype | None = None,
+    *,
+    beta: float = 1,
+    alpha: float = 1,
+    out: Tensor,
 ) -> Tensor:
     return out.copy_(_addmm(added, a, b, out_dtype, beta=beta, alpha=alpha))
 
 
+def _addmm_in_place(added: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    return added.copy_(_addmm(added, a, b, beta=beta, alpha=alpha))
+
+
 COMPUTED = {
     aten._thnn_fused_lstm_cell.default: _lstm_cell,
+    aten.mm.default: _mm,
+    aten.mm.out: _mm_out,
     aten.mm.dtype: _mm,
     aten.mm.dtype_out: _mm_out,
+    aten.addmm.default: _addmm,
+    aten.addmm.out: _addmm_out,
+    aten.addmm_.default: _addmm_in_place,
     aten.addmm.dtype: _addmm,
     aten.addmm.dtype_out: _addmm_out,
 }
-"""Operations that only GPUs have."""
+"""Operations that only GPUs have, and those that GPUs compute with sums of another type."""
