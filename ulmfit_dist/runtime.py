@@ -48,6 +48,7 @@ class Runtime:
         settings: the runtime section of the config.
         laps: where this rank's time goes.
         bytes_given: what this rank has given to sums over all ranks.
+        micro_batch_size: the largest that the memory has room for; None as long as no step has run out of memory.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class Runtime:
         self.world_size: int = processes.num_processes
         self.device: torch.device = processes.device
         self.laps, self.bytes_given = Laps(self.device), 0
+        self.micro_batch_size: int | None = None
         self.precision = self._agreed(precision, run_dir if settings.precision == "auto" else None, has_gpu)
         hook = DDPCommunicationHookType(settings.compress_gradients or "no")
         ddp = DistributedDataParallelKwargs(broadcast_buffers=False, comm_hook=hook)
@@ -162,6 +164,17 @@ class Runtime:
         self.bytes_given += values.nbytes
         with self.laps.exchange():
             return self.accelerator.reduce(values, reduction="sum")
+
+    def highest(self, value: int) -> int:
+        """The highest of all ranks' values, exchanged over the CPU: no device is waited for."""
+        if self.world_size == 1:
+            return value
+        import torch
+
+        highest = torch.tensor(value)
+        with self.laps.exchange():
+            torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX)
+        return int(highest)
 
     def sum_by_pairs(self, values: torch.Tensor) -> torch.Tensor:
         """As `sum`, over a power of two of ranks, with the same bits as if fewer ranks had added up neighbours' values."""

@@ -106,7 +106,8 @@ class TrackingCallback(Callback):
 
     def final_metrics(self) -> dict[str, float]:
         """What summary.json says of the stage."""
-        return {**self.learn.valid_metrics, f"{self.unit}_per_second": round(self.trained / self.train_seconds, 1)}
+        speed = {f"{self.unit}_per_second": round(self.trained / self.train_seconds, 1)}
+        return {**self.learn.valid_metrics, **speed, **self._reduced_size()}
 
     def state_dict(self) -> dict[str, Any]:
         """What has been added up so far, over all ranks, as JSON. Collective."""
@@ -163,11 +164,17 @@ class TrackingCallback(Callback):
             "communication_mb": round((self.runtime.bytes_given - self.given_before) / self.recent_steps / 1e6, 6),
             "memory_gb": round(memory_W.max().item(), 3),
             **{f"{part}_seconds": round(value, 6) for part, value in seconds.items()},
+            **self._reduced_size(),
         }
         self.tracker.log(self.learn.stage, self._position(), metrics)
         self.sums["recent"].zero_()
         self.recent_steps, self.recent_trained, self.recent_seconds = 0, 0, 0.0
         self.given_before = self.runtime.bytes_given
+
+    def _reduced_size(self) -> dict[str, float]:
+        """The micro-batch size, where a lack of memory has led to it."""
+        size = self.runtime.micro_batch_size
+        return {} if size is None else {"micro_batch_size": size}
 
     def _rates(self) -> dict[str, float]:
         """The optimizer's: of the last layer group, which the recipe names, and of each."""
