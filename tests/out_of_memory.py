@@ -1,6 +1,6 @@
 """Training steps in which a rank runs out of memory.
 
-`python out_of_memory.py FOLDER [SCENARIO ...]` goes through `SCENARIOS`, on two ranks or more, and prints the `outcome` of
+`python out_of_memory.py FOLDER [SCENARIO ...]` goes through `SCENARIOS`, on two ranks or more, and prints what becomes of
 each as a line of JSON.
 """
 
@@ -148,16 +148,30 @@ SCENARIOS: dict[str, tuple[str, list[Place], dict[str, Any]]] = {
 """By name: the stage, the arguments of each `OutOfMemory`, and keys of the runtime section."""
 
 
-def outcome(name: str, store: TokenStore, runtime: Runtime) -> dict[str, Any]:
-    """The error that all ranks raise, or the micro-batch size and the difference from a run with it from the start."""
-    stage, places, settings = SCENARIOS[name]
-    try:
-        found = trained(stage, store, runtime, [OutOfMemory(*place) for place in places], **settings)
-    except UserError as error:
-        return {"errors": runtime.gather(str(error))}
-    size = runtime.micro_batch_size
-    expected = trained(stage, store, runtime, **{**settings, "micro_batch_size": size})
-    return {"sizes": runtime.gather(size), "differences": runtime.gather(difference(found, expected))}
+class Outcomes:
+    """What becomes of scenarios, beside runs with their micro-batch size from the start. Collective."""
+
+    def __init__(self, store: TokenStore, runtime: Runtime):
+        self.store, self.runtime = store, runtime
+        self.references: dict[str, dict[str, Tensor]] = {}
+
+    def of(self, name: str) -> dict[str, Any]:
+        """By rank: the errors, or the micro-batch sizes and the differences from the other run."""
+        stage, places, settings = SCENARIOS[name]
+        failures = [OutOfMemory(*place) for place in places]
+        try:
+            found = trained(stage, self.store, self.runtime, failures, **settings)
+        except UserError as error:
+            return {"errors": self.runtime.gather(str(error))}
+        size = self.runtime.micro_batch_size
+        expected = self._reference(stage, **{**settings, "micro_batch_size": size})
+        return {"sizes": self.runtime.gather(size), "differences": self.runtime.gather(difference(found, expected))}
+
+    def _reference(self, stage: str, **settings: Any) -> dict[str, Tensor]:
+        key = f"{stage} {settings}"
+        if key not in self.references:
+            self.references[key] = trained(stage, self.store, self.runtime, **settings)
+        return self.references[key]
 
 
 if __name__ == "__main__":
@@ -166,6 +180,6 @@ if __name__ == "__main__":
         with shared_runtime.together():
             if shared_runtime.is_main:
                 make_texts(Path(sys.argv[1]))
-        shared_store = TokenStore(Path(sys.argv[1]))
+        outcomes = Outcomes(TokenStore(Path(sys.argv[1])), shared_runtime)
         for scenario in sys.argv[2:] or SCENARIOS:
-            shared_runtime.print(json.dumps({scenario: outcome(scenario, shared_store, shared_runtime)}))
+            shared_runtime.print(json.dumps({scenario: outcomes.of(scenario)}))
