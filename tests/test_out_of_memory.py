@@ -121,6 +121,15 @@ def test_a_loss_scaler_does_not_see_a_failed_attempt(runtime: Runtime, store: To
     assert scalers[0]["scale"] == 256
 
 
+def test_an_optimizer_out_of_memory_is_one_line(runtime: Runtime, store: TokenStore):
+    class Fails(Callback):
+        def before_step(self) -> None:
+            raise torch.OutOfMemoryError(MESSAGE)
+
+    with pytest.raises(UserError, match=r"^lm step 0, outside of its micro-batches: out of memory \(Tried .*\): start more"):
+        lm_learner(config_of(), runtime, store).fit_one_cycle(1, 1e-2, cbs=Fails())
+
+
 def test_gradients_of_earlier_steps_are_not_lost(runtime: Runtime, store: TokenStore):
     class Accumulates(Callback):
         def after_loss(self) -> None:

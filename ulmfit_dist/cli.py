@@ -139,7 +139,7 @@ def _show(args: argparse.Namespace) -> None:
     place = Path(args.recipe)
     if not args.results and (place / "config.yaml").is_file():
         args.recipe = place / "config.yaml"
-    config, runtime = (None, Runtime(RuntimeConfig(precision="no"))) if args.results else _start(args)
+    config, runtime = (None, Runtime(RuntimeConfig())) if args.results else _start(args)
     from ulmfit_dist.stages.look import batch_tables, result_tables
 
     with runtime:

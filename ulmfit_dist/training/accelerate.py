@@ -49,6 +49,7 @@ class AccelerateCallback(Callback):
         self.pairwise: PairwiseGradients | None = None
 
     def before_fit(self) -> None:
+        self.runtime.activate()
         for parameter in self.learn.model.parameters():
             parameter.grad = None  # else the optimizer would go on with what is frozen now
         self.has_gradients = False

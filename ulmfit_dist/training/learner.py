@@ -26,6 +26,7 @@ from ulmfit_dist.config import ClassifierConfig, LMConfig
 from ulmfit_dist.data.ahead import moved_ahead
 from ulmfit_dist.data.batches import Batches, MicroBatch
 from ulmfit_dist.errors import UserError
+from ulmfit_dist.memory import explain_out_of_memory
 from ulmfit_dist.model.dropout import Position
 from ulmfit_dist.model.loss import ActivationRegularization
 from ulmfit_dist.model.networks import encoder_of
@@ -34,6 +35,7 @@ from ulmfit_dist.training.accelerate import AccelerateCallback
 from ulmfit_dist.training.metrics import Metrics
 from ulmfit_dist.training.optimizer import FusedAdam
 from ulmfit_dist.training.out_of_memory import (
+    ADVICE,
     RankOutOfMemoryError,
     agree_on_memory,
     refuse_validation,
@@ -111,8 +113,10 @@ class DistributedLearner(TextLearner, metaclass=ABCMeta):
 
     def _train_step(self) -> None:
         """One optimizer step from `self.micro_batches`, or from smaller ones if the memory has no room for these."""
-        repeat_when_out_of_memory(self, self._compute_gradients)
-        self._optimizer_step()
+        what = f"{self.stage} step {self.stage_step}, outside of its micro-batches"
+        with explain_out_of_memory(what, f"start more ranks, {ADVICE[self.stage]}"):
+            repeat_when_out_of_memory(self, self._compute_gradients)
+            self._optimizer_step()
 
     @abstractmethod
     def _compute_gradients(self) -> None:
