@@ -11,7 +11,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from multiprocessing import current_process
 from multiprocessing.context import ForkProcess
 from multiprocessing.util import Finalize
@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ulmfit_dist import stopping
 from ulmfit_dist.errors import Interrupted, RankLostError, UserError, shared
 from ulmfit_dist.process import is_restart, quieten, rank_name
 from ulmfit_dist.spawned import refuse_in_worker
@@ -119,7 +120,7 @@ class Runtime:
         self.precision = self._agreed(precision, run_dir if settings.precision == "auto" else None, has_gpu)
         check_compression(settings.compress_gradients, self.precision, has_gpu)
         hook = DDPCommunicationHookType(settings.compress_gradients or "no")
-        ddp = DistributedDataParallelKwargs(broadcast_buffers=False, comm_hook=hook)
+        ddp = DistributedDataParallelKwargs(broadcast_buffers=False, comm_hook=hook, gradient_as_bucket_view=True)
         mixed = self.precision if self.precision in ("bf16", "fp16") else "no"
         self.accelerator: Accelerator = Accelerator(mixed_precision=mixed, cpu=not has_gpu, kwargs_handlers=[ddp])
 
@@ -313,7 +314,10 @@ class Runtime:
     def leave_at_end(self) -> None:
         """When this process ends, tell the other ranks how: for who holds on to the ranks until then."""
         if self._watch is not None:
+            from ulmfit_dist.process_group import destroy_process_group
+
             Finalize(None, _leave, (self._watch,), exitpriority=1)  # which forked processes call, too
+            Finalize(None, destroy_process_group, exitpriority=0)
 
     def __enter__(self) -> Runtime:
         return self
@@ -321,12 +325,18 @@ class Runtime:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Leave the process group: together after what all ranks have come to, so that none is cut off by another's end.
 
+        What could be saved is saved, so a scheduler's signal is ignored here; a script with further calls is stopped by it.
+
         Raises:
             RankLostError: instead of what a collective has raised, where another rank has died.
         """
+        with nullcontext() if self.keeps_group else stopping.saved():
+            self._leave_group(error)
+
+    def _leave_group(self, error: BaseException | None) -> None:
         import torch
 
-        from ulmfit_dist.process_group import forget_control_group, set_accelerate_states
+        from ulmfit_dist.process_group import destroy_process_group, forget_control_group, set_accelerate_states
 
         torch.set_default_dtype(torch.float32)
         is_mine_alone = error is not None and not getattr(error, "shared", False)
@@ -339,7 +349,9 @@ class Runtime:
             self._watch.leave(f"{type(error).__name__}: {error}" if is_mine_alone else None)
         if self.keeps_group:
             set_accelerate_states(self._earlier_states)  # as a notebook that starts ranks of its own expects
-        elif kind is None or issubclass(kind, (UserError, Interrupted)):
+            if self.world_size > 1:
+                Finalize(None, destroy_process_group, exitpriority=0)
+        elif error is None or isinstance(error, (UserError, Interrupted)):
             self._control = None
             forget_control_group()
             self.accelerator.end_training()
