@@ -27,6 +27,12 @@ wants_cpu() {
     exit 2
 }
 
+# check_processes PROCESSES CONFIG [WORD ...]: end with exit code 2 and one line for a wrong config, or one whose global
+# batches so many processes cannot share. Before anything is launched.
+check_processes() {
+    python -m ulmfit_dist.process_count check "$@"
+}
+
 # use_cpu PROCESSES: let that many processes share the cores.
 use_cpu() {
     local cores

@@ -117,7 +117,7 @@ class RuntimeConfig:
     precision: str = "auto"
     """no (fp32), bf16, fp16 (GPUs only), fp64 (CPU only, to compare runs), auto: the fastest safe one of this machine."""
     micro_batch_size: int | None = None
-    """Rows or documents that a (virtual) rank computes at a time; more are accumulated. null: all of its own at once."""
+    """Rows or documents that a (virtual) rank computes at once; more are accumulated. null: all, or by the launch flags."""
     num_workers: int = 2
     """Processes of each rank that tokenize, where there are texts enough for them."""
     virtual_ranks: int | None = None

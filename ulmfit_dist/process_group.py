@@ -8,6 +8,8 @@ CPUs the default group does both. The trade-off: between nodes, gloo must find t
 
 from __future__ import annotations
 
+import gc
+import sys
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -79,6 +81,18 @@ def forget_control_group() -> None:
     """Drop the reference to the control group, whose threads end with the last one."""
     global _opened
     _opened = None
+
+
+def destroy_process_group() -> None:
+    """End the groups' threads before the interpreter finalizes: one that takes the GIL then aborts the process.
+
+    For scripts, whose exit cannot be that of `exiting.py`. After an error the groups stay, because their end would wait for
+    other ranks in a collective that has begun.
+    """
+    if getattr(sys, "last_value", None) is None and dist.is_initialized():
+        forget_control_group()
+        dist.destroy_process_group()
+        gc.collect()  # what is left of a fit holds the group
 
 
 def _join_after_restart(backend: str, timeout: dict[str, Any]) -> None:

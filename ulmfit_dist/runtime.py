@@ -11,7 +11,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from multiprocessing import current_process
 from multiprocessing.context import ForkProcess
 from multiprocessing.util import Finalize
@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ulmfit_dist import stopping
 from ulmfit_dist.errors import Interrupted, RankLostError, UserError, shared
 from ulmfit_dist.process import is_restart, quieten, rank_name
 from ulmfit_dist.spawned import refuse_in_worker
@@ -41,7 +42,8 @@ class Runtime:
         rank, world_size: this process and how many there are.
         device: where this rank computes.
         precision: "no", "bf16", "fp16" or "fp64": what runtime.precision came to on this machine.
-        settings: the runtime section of the config.
+        settings: the runtime section of the config, with the precision that the launcher names where it is `auto`.
+        launch: what the launcher names.
         laps: where this rank's time goes.
         bytes_given: what this rank has given to sums over all ranks.
     """
@@ -58,7 +60,7 @@ class Runtime:
 
         Raises:
             UserError: a GPU that torch cannot use; a precision, or a compression of gradients, that the device does not
-                have; a worker process that tokenizes has come here.
+                have; a value that the launcher names and the settings contradict; a worker process that tokenizes.
         """
         refuse_in_worker()
         import torch
@@ -68,13 +70,16 @@ class Runtime:
         import torch.distributed.nn.functional
 
         from ulmfit_dist.devices import uses_gpu
+        from ulmfit_dist.launch_settings import read_launch_settings
         from ulmfit_dist.process_group import accelerate_states, set_accelerate_states
 
         quieten()
         if isinstance(current_process(), ForkProcess):  # as those of notebook_launcher
             torch.set_num_threads(1)  # OpenMP's threads were left behind in the parent, and would be waited for
-        self.settings, self.verbose, self.keeps_group = settings, verbose, keeps_group
+        self.verbose, self.keeps_group = verbose, keeps_group
         has_gpu = uses_gpu()
+        self.launch = read_launch_settings()
+        self.settings = settings = self.launch.applied_to(settings, has_gpu)
         self._earlier_states = accelerate_states()
         set_accelerate_states(({}, {}))  # earlier runtimes keep theirs, and so their precision
         try:
@@ -109,10 +114,11 @@ class Runtime:
         self.device: torch.device = processes.device
         self._control = control_group(self.device)
         self.laps, self.bytes_given = Laps(self.device), 0
+        self.launch.check_agreement(self.gather(self.launch))
         self.precision = self._agreed(precision, run_dir if settings.precision == "auto" else None, has_gpu)
         check_compression(settings.compress_gradients, self.precision, has_gpu)
         hook = DDPCommunicationHookType(settings.compress_gradients or "no")
-        ddp = DistributedDataParallelKwargs(broadcast_buffers=False, comm_hook=hook)
+        ddp = DistributedDataParallelKwargs(broadcast_buffers=False, comm_hook=hook, gradient_as_bucket_view=True)
         mixed = self.precision if self.precision in ("bf16", "fp16") else "no"
         self.accelerator: Accelerator = Accelerator(mixed_precision=mixed, cpu=not has_gpu, kwargs_handlers=[ddp])
 
@@ -294,7 +300,10 @@ class Runtime:
     def leave_at_end(self) -> None:
         """When this process ends, tell the other ranks how: for who holds on to the ranks until then."""
         if self._watch is not None:
+            from ulmfit_dist.process_group import destroy_process_group
+
             Finalize(None, _leave, (self._watch,), exitpriority=1)  # which forked processes call, too
+            Finalize(None, destroy_process_group, exitpriority=0)
 
     def __enter__(self) -> Runtime:
         return self
@@ -302,12 +311,18 @@ class Runtime:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Leave the process group: together after what all ranks have come to, so that none is cut off by another's end.
 
+        What could be saved is saved, so a scheduler's signal is ignored here; a script with further calls is stopped by it.
+
         Raises:
             RankLostError: instead of what a collective has raised, where another rank has died.
         """
+        with nullcontext() if self.keeps_group else stopping.saved():
+            self._leave_group(error)
+
+    def _leave_group(self, error: BaseException | None) -> None:
         import torch
 
-        from ulmfit_dist.process_group import forget_control_group, set_accelerate_states
+        from ulmfit_dist.process_group import destroy_process_group, forget_control_group, set_accelerate_states
 
         torch.set_default_dtype(torch.float32)
         is_mine_alone = error is not None and not getattr(error, "shared", False)
@@ -320,7 +335,9 @@ class Runtime:
             self._watch.leave(f"{type(error).__name__}: {error}" if is_mine_alone else None)
         if self.keeps_group:
             set_accelerate_states(self._earlier_states)  # as a notebook that starts ranks of its own expects
-        elif kind is None or issubclass(kind, (UserError, Interrupted)):
+            if self.world_size > 1:
+                Finalize(None, destroy_process_group, exitpriority=0)
+        elif error is None or isinstance(error, (UserError, Interrupted)):
             self._control = None
             forget_control_group()
             self.accelerator.end_training()

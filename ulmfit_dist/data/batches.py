@@ -20,6 +20,7 @@ import torch
 
 from ulmfit_dist.config import RuntimeConfig
 from ulmfit_dist.errors import UserError
+from ulmfit_dist.launch_settings import Named
 
 IGNORED = -100
 """Target of a position that is not to be predicted (torch's `ignore_index`)."""
@@ -36,6 +37,7 @@ class MicroBatch:
         global_rows: rows of the global batch.
         global_tokens: tokens of the global batch, without padding.
         documents: which documents of the store the rows are, int64 [rows]; None where a row is no document.
+        chunk_rows: by how many rows each chunk of a batch of documents is read; None where rows are a stream.
     """
 
     x: torch.Tensor
@@ -44,6 +46,7 @@ class MicroBatch:
     global_rows: int
     global_tokens: int
     documents: np.ndarray | None = None
+    chunk_rows: list[int] | None = None
 
     @property
     def weight(self) -> float:
@@ -108,6 +111,31 @@ class Share:
             near = " or ".join(str(n) for n in (below, below + num) if n)
             ranks = "ranks" if len(self.virtual_ranks) == 1 else "virtual ranks"
             raise UserError(f"{key}={global_batch_size} cannot be shared evenly by {num} {ranks}: make it {near}")
+
+    def in_steps(self, steps: Named[int] | None, global_batch_size: int, key: str) -> Share:
+        """This share with the micro-batch size at which a rank computes its rows of a global batch in so many micro-batches.
+
+        Args:
+            steps: accumulation steps that the launcher names; None leaves the share as it is.
+            key: config key of the global batch size, for messages.
+
+        Raises:
+            UserError: the rows of a rank, or its virtual ranks, cannot be divided by the steps.
+        """
+        if steps is None or global_batch_size % self.num_virtual_ranks:  # which `check` refuses
+            return self
+        each, rows = len(self.virtual_ranks), global_batch_size // self.num_virtual_ranks
+        if steps.value == each:
+            return self
+        if steps.value % each or rows % (steps.value // each):
+            possible = ", ".join(str(each * count) for count in range(1, rows + 1) if rows % count == 0)
+            ranks = f" as {each} virtual ranks (runtime.virtual_ranks)" if each > 1 else ""
+            raise UserError(
+                f"{steps.source}: a rank computes {rows * each} rows of {key}={global_batch_size}{ranks}, which cannot be "
+                f"cut into {steps.value} equal micro-batches: use one of {possible}"
+            )
+        size = rows * each // steps.value
+        return replace(self, micro_batch_size=min(size, self.micro_batch_size or size))
 
     def cut(self, rows: range, global_rows: int) -> list[range]:
         """A virtual rank's rows as micro-batches of like size, in order: as many on each, none of them empty.
