@@ -139,7 +139,8 @@ def _show(args: argparse.Namespace) -> None:
     place = Path(args.recipe)
     if not args.results and (place / "config.yaml").is_file():
         args.recipe = place / "config.yaml"
-    config, runtime = (None, Runtime(RuntimeConfig(precision="no"))) if args.results else _start(args)
+    in_fp32 = RuntimeConfig(precision="no")
+    config, runtime = (None, Runtime(in_fp32, from_recipe=False)) if args.results else _start(args)
     from ulmfit_dist.stages.look import batch_tables, result_tables
 
     with runtime:

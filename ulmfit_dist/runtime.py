@@ -52,7 +52,12 @@ class Runtime:
     """
 
     def __init__(
-        self, settings: RuntimeConfig, verbose: bool = False, run_dir: Path | None = None, keeps_group: bool = False
+        self,
+        settings: RuntimeConfig,
+        verbose: bool = False,
+        run_dir: Path | None = None,
+        keeps_group: bool = False,
+        from_recipe: bool = True,
     ):
         """Join the process group that the launcher describes; on one process there is none.
 
@@ -60,6 +65,7 @@ class Runtime:
             verbose: whether `note` says anything.
             run_dir: of a run that may have begun: with `precision: auto` it goes on in the precision of its checkpoints.
             keeps_group: whether the process group outlives this, for another `Runtime` in it: between calls of a script.
+            from_recipe: whether the settings are a user's, which the launcher may complete or contradict.
 
         Raises:
             UserError: fp16, or gradients as bf16, without a GPU; fp64 with one; a worker process that tokenizes has come
@@ -75,7 +81,7 @@ class Runtime:
         from accelerate.utils import DDPCommunicationHookType
 
         from ulmfit_dist.laps import Laps
-        from ulmfit_dist.launch_settings import read_launch_settings
+        from ulmfit_dist.launch_settings import LaunchSettings, read_launch_settings
         from ulmfit_dist.precision import resolve_precision
 
         quieten()
@@ -84,7 +90,7 @@ class Runtime:
         self.verbose, self.keeps_group = verbose, keeps_group
         self._is_first = not PartialState._shared_state
         has_gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() != "true"
-        self.launch = read_launch_settings()
+        self.launch = read_launch_settings() if from_recipe else LaunchSettings()
         self.settings = settings = self.launch.applied_to(settings, has_gpu)
         precision = resolve_precision(settings.precision, has_gpu)
         if settings.compress_gradients == "bf16" and not has_gpu:
