@@ -300,16 +300,6 @@ def test_a_run_computes_as_the_launcher_names(tmp_path: Path, monkeypatch: pytes
     assert [len(batch.rows) for batch in next(iter(classifier_loaders(config, runtime, store)[0]))] == [2, 2]
 
 
-@pytest.mark.usefixtures("no_process_group")
-def test_what_has_no_recipe_is_computed_as_ever(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    settings = RuntimeConfig(precision="no")
-    assert Runtime(settings, from_recipe=False).precision == "no"
-    with pytest.raises(UserError, match=r"^ACCELERATE_MIXED_PRECISION=bf16 and runtime\.precision=no differ"):
-        Runtime(settings)
-
-
 def test_named_steps_train_the_model_of_the_same_micro_batches_bit_by_bit(
     recipe: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

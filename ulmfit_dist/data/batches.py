@@ -37,6 +37,7 @@ class MicroBatch:
         global_rows: rows of the global batch.
         global_tokens: tokens of the global batch, without padding.
         documents: which documents of the store the rows are, int64 [rows]; None where a row is no document.
+        chunk_rows: by how many rows each chunk of a batch of documents is read; None where rows are a stream.
     """
 
     x: torch.Tensor
@@ -45,6 +46,7 @@ class MicroBatch:
     global_rows: int
     global_tokens: int
     documents: np.ndarray | None = None
+    chunk_rows: list[int] | None = None
 
     @property
     def weight(self) -> float:

@@ -22,6 +22,9 @@ from ulmfit_dist.data.batches import Share
 from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.training.pairwise import PairwiseGradients
 
+NEVER = 2**31 - 1
+"""Steps between two in which DDP takes its own time: it waits for the device to read it."""
+
 
 class AccelerateCallback(Callback):
     """Prepares the model before a fit, and does what a step needs Accelerate for.
@@ -40,6 +43,7 @@ class AccelerateCallback(Callback):
         self.scale = 1 if share.exact else runtime.world_size  # DDP divides the sum by the number of ranks
 
     def before_fit(self) -> None:
+        self.runtime.activate()
         for parameter in self.learn.model.parameters():
             parameter.grad = None  # else the optimizer would go on with what is frozen now
         if self.share.exact:
@@ -81,7 +85,8 @@ class AccelerateCallback(Callback):
         """
         scaler = self.accelerator.scaler
         tensors, gradients = zip((loss if scaler is None else scaler.scale(loss), None), *inner, strict=True)
-        torch.autograd.backward(tensors, gradients)
+        with self._timed_exchange(tensors[0]):
+            torch.autograd.backward(tensors, gradients)
 
     def step(self, optimizer: Optimizer) -> None:
         """Clip and step; with a loss scaler a step of infinite gradients is left out, on all ranks alike."""
@@ -97,19 +102,21 @@ class AccelerateCallback(Callback):
             scaler.step(optimizer)
             scaler.update()
 
-    def exposed_exchange(self) -> float:
-        """Seconds of a step for which DDP's exchange of gradients went on after the backward pass: in one of the last steps.
+    @contextmanager
+    def _timed_exchange(self, loss: Tensor) -> Iterator[None]:
+        """Around a backward pass: what is left of DDP's exchange when all gradients are computed is a lap of communication.
 
-        DDP takes its time in some steps only, how often being `measure_every`; 0 where another way than DDP's is gone.
+        DDP waits for its buckets in a callback at the end of the pass, which it queues at the last gradient. One that is
+        queued at the first gradient runs before it.
         """
-        found = [module._get_ddp_logging_data() for module in self.wrapped]
-        pairs = [(data.get("backward_comm_time", 0), data.get("backward_compute_comm_overlap_time", 0)) for data in found]
-        return sum(max(0, exchange - overlap) for exchange, overlap in pairs) / 1e9
-
-    def measure_every(self, steps: int) -> None:
-        """Have DDP take its time every so many steps."""
-        for module in self.wrapped:
-            module._set_ddp_runtime_logging_sample_rate(steps)
+        laps = self.runtime.laps
+        is_exchange = any(module.require_backward_grad_sync for module in self.wrapped)
+        if is_exchange:
+            engine = torch.autograd.Variable._execution_engine  # type: ignore[attr-defined]
+            loss.register_hook(lambda _: engine.queue_callback(lambda: laps.end(None)))
+        yield
+        if is_exchange:
+            laps.end("communication")
 
     def _prepare(self, module: torch.nn.Module) -> torch.nn.Module:
         frozen = not any(parameter.requires_grad for parameter in module.parameters())
@@ -117,6 +124,7 @@ class AccelerateCallback(Callback):
         prepared = self.accelerator.prepare_model(module, evaluation_mode=no_ddp)
         if isinstance(prepared, DistributedDataParallel):
             _settle_buckets(prepared)
+            prepared._set_ddp_runtime_logging_sample_rate(NEVER)
             self.wrapped.append(prepared)
         return prepared
 

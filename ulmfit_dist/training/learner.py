@@ -161,8 +161,12 @@ class DistributedLearner(TextLearner, metaclass=ABCMeta):
         """fastai's `xb`, `yb` and `pred` of one micro-batch."""
         self.xb, self.yb = (batch.x,), (batch.y,)
         self.move_to(batch.rows)
-        self.pred = self.model(*self.xb)
+        self.pred = self._predict(batch)
         self("after_pred")
+
+    def _predict(self, batch: MicroBatch) -> Any:
+        """The model's output for a micro-batch."""
+        return self.model(batch.x)
 
     def _optimizer_step(self) -> None:
         self._with_events(lambda: self.accelerate.step(self.opt), "step", CancelStepException)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from fastai.callback.core import CancelBackwardException
@@ -84,9 +85,12 @@ class ClassifierLearner(DistributedLearner):
         self._with_events(lambda: self._backward(encoded), "backward", CancelBackwardException)
         self._optimizer_step()
 
+    def _predict(self, batch: MicroBatch) -> Any:
+        return self.model[1](self.model[0](batch.x, batch.chunk_rows))
+
     def _encode(self, batch: MicroBatch) -> Encoded:
         self.move_to(batch.rows)
-        output_bTE, padding_bT = self.model[0](batch.x)
+        output_bTE, padding_bT = self.model[0](batch.x, batch.chunk_rows)
         return concat_pool(output_bTE, padding_bT), output_bTE
 
     def _encode_without_graph(self, batch: MicroBatch) -> Encoded:
