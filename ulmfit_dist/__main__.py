@@ -1,8 +1,16 @@
-"""`python -m ulmfit_dist`, and so `accelerate launch -m ulmfit_dist`."""
+"""`python -m ulmfit_dist`, and so `accelerate launch -m ulmfit_dist`; and the command `ulmfit-dist`."""
 
-import sys
+from functools import partial
+from typing import NoReturn
 
 from ulmfit_dist.cli import main
+from ulmfit_dist.exiting import exit_process
+
+
+def run() -> NoReturn:
+    """Run the command of this process's arguments, and exit with its code."""
+    exit_process(partial(main, ends_process=True))
+
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

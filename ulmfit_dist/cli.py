@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -29,11 +30,16 @@ if TYPE_CHECKING:
 Command = Callable[[argparse.Namespace], None]
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Run a command; the exit code is 0, or one of those in `errors.py`."""
+def main(words: Sequence[str] | None = None, ends_process: bool = False) -> int:
+    """Run a command; the exit code is 0, or one of those in `errors.py`.
+
+    Args:
+        words: arguments of the command line; None for those of this process.
+        ends_process: whether the process exits with the code next, so that a scheduler's signal must not change it.
+    """
     try:
         args = parse(words)
-        with stopping.at_once() if args.goes_on else nullcontext():
+        with stopping.at_once(ends_process) if args.goes_on else nullcontext():
             COMMANDS[args.command](args)
     except UserError as error:
         report_error(error)
@@ -45,7 +51,7 @@ def main(words: Sequence[str] | None = None) -> int:
         report(stop)
         return RESUMABLE
     except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output has left: nothing to say
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  the reader of our output has left: nothing to say
     except Exception:
         print(f"ulmfit-dist: {rank_name()} fails:", file=sys.stderr, flush=True)
         raise
@@ -133,13 +139,22 @@ def _config(args: argparse.Namespace) -> None:
             print(f"{f'{key}: {value}':<44} # {meaning}")
 
 
+def _doctor(args: argparse.Namespace) -> None:
+    words = [word for word in (args.recipe, *args.overrides) if word is not None]
+    has_recipe = bool(words) and ("=" not in words[0] or Path(words[0]).is_file())
+    config = load_config(words[0], words[1:]) if has_recipe else load_config(None, ["data.path=.", *words])  # reads no text
+    from ulmfit_dist.stages.doctor import doctor
+
+    doctor(config, args.json)
+
+
 def _show(args: argparse.Namespace) -> None:
     if args.results and args.overrides:
         raise UserError(f"{args.overrides[0]}: a run has its config: give no keys with --results")
     place = Path(args.recipe)
     if not args.results and (place / "config.yaml").is_file():
         args.recipe = place / "config.yaml"
-    config, runtime = (None, Runtime(RuntimeConfig(precision="no"))) if args.results else _start(args)
+    config, runtime = (None, Runtime(RuntimeConfig())) if args.results else _start(args)
     from ulmfit_dist.stages.look import batch_tables, result_tables
 
     with runtime:
@@ -294,6 +309,7 @@ COMMANDS: dict[str, Command] = {
     "cross-validate": _cross_validate,
     "lr-find": _lr_find,
     "config": _config,
+    "doctor": _doctor,
     "show": _show,
     "submit": _submit,
     "dashboard": _dashboard,

@@ -27,8 +27,12 @@ class StopRequest:
 
 
 @contextmanager
-def at_once() -> Iterator[None]:
-    """A signal raises `Interrupted` where the process is; a scheduler's repetition of it is ignored."""
+def at_once(ends_process: bool = False) -> Iterator[None]:
+    """A signal raises `Interrupted` where the process is; a scheduler's repetition of it is ignored.
+
+    Args:
+        ends_process: whether the process exits after this block: then requests are ignored from there on.
+    """
 
     def stop(number: int, frame: FrameType | None) -> None:
         for later in SIGNALS:
@@ -36,7 +40,7 @@ def at_once() -> Iterator[None]:
             signal.signal(later, signal.SIG_DFL if is_hasty else signal.SIG_IGN)
         raise Interrupted(_message(number))
 
-    with _handling(stop):
+    with _handling(stop, ends_process):
         yield
 
 
@@ -64,11 +68,19 @@ def saved() -> Iterator[None]:
         yield
         return
     before = {number: signal.getsignal(number) for number in SIGNALS}
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_DFL if number == signal.SIGINT else signal.SIG_IGN)
-    yield
-    for number, earlier in before.items():
-        signal.signal(number, earlier)
+    ignore_requests()
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
+def ignore_requests() -> None:
+    """Ignore a scheduler's signals from here on, while SIGINT ends the process at once; only in the main thread."""
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_DFL if number == signal.SIGINT else signal.SIG_IGN)
 
 
 def _message(number: int) -> str:
@@ -76,7 +88,7 @@ def _message(number: int) -> str:
 
 
 @contextmanager
-def _handling(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
+def _handling(handler: Callable[[int, FrameType | None], Any], ends_process: bool = False) -> Iterator[None]:
     """Handle the signals so for a while; outside the main thread, which alone may, they are left as they are."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -85,5 +97,8 @@ def _handling(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]
     try:
         yield
     finally:
-        for number, earlier in before.items():
-            signal.signal(number, earlier)
+        if ends_process:
+            ignore_requests()
+        else:
+            for number, earlier in before.items():
+                signal.signal(number, earlier)

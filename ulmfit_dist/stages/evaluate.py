@@ -15,6 +15,7 @@ from ulmfit_dist.data.batches import Batches, MicroBatch
 from ulmfit_dist.data.store import TokenStore
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.functions import check_trust
+from ulmfit_dist.memory import explain_out_of_memory
 from ulmfit_dist.model.export import Exported, find_model, load_model, read_exported
 from ulmfit_dist.model.loss import DecoderLoss
 from ulmfit_dist.model.networks import encoder_of
@@ -105,13 +106,18 @@ def in_precision(model: nn.Module, stage: str, runtime: Runtime) -> nn.Module:
 
 @torch.no_grad()
 def read_batches(model: nn.Module, valid: Batches, update: Callable[[Tensor, MicroBatch], None], runtime: Runtime) -> None:
-    """Have a model read this rank's batches; each is given to `update` with what came out."""
+    """Have a model read this rank's batches; each is given to `update` with what came out.
+
+    Raises:
+        UserError: out of memory.
+    """
     encoder = encoder_of(model)
     encoder.reset()
-    for batches in valid:
-        for batch in batches:
-            encoder.position.rows = batch.rows
-            update(model(batch.to(runtime.device).x)[0], batch.to(runtime.device))
+    with explain_out_of_memory(f"evaluate on rank {runtime.rank}", "start more ranks, or set ACCELERATE_USE_CPU=true"):
+        for batches in valid:
+            for batch in batches:
+                encoder.position.rows = batch.rows
+                update(model(batch.to(runtime.device).x)[0], batch.to(runtime.device))
 
 
 def check_functions(exported: Exported, trust_rules: bool) -> None:

@@ -1,0 +1,178 @@
+"""Exits of processes that are ours: code, output, and what is called and flushed on the way."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT
+
+SCRIPT = """
+import atexit, signal, sys, threading, time
+from ulmfit_dist.exiting import exit_process
+
+def late():
+    time.sleep(0.2)
+    print("thread")
+
+def main():
+    threading.Thread(target=late).start()
+    atexit.register(print, "atexit")
+    print("main")
+    {end}
+
+exit_process(main)
+"""
+
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""}
+
+
+def run(words: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run Python on `words`; its output is kept unless it goes elsewhere."""
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    return subprocess.run([sys.executable, *words], cwd=ROOT, text=True, env=ENVIRONMENT, timeout=300, **options)
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "last_line"),
+    [
+        ("return 0", 0, ""),
+        ("return 85", 85, ""),
+        ("sys.exit()", 0, ""),
+        ("sys.exit(2)", 2, ""),
+        ("sys.exit('no such thing')", 1, "no such thing"),
+        ("raise ValueError('a value')", 1, "ValueError: a value"),
+        ("raise KeyboardInterrupt", -signal.SIGINT, "KeyboardInterrupt"),
+        ("atexit.register(lambda: 1 / 0); return 85", 85, "ZeroDivisionError: division by zero"),
+        ("atexit.register(signal.raise_signal, signal.SIGTERM); return 85", 85, ""),
+    ],
+)
+def test_threads_end_atexit_is_called_and_the_code_is_that_of_python(end: str, code: int, last_line: str):
+    result = run(["-c", SCRIPT.format(end=end)])
+    assert result.returncode == code
+    assert result.stdout.split() == ["main", "thread", "atexit"]
+    assert last_line == (result.stderr.splitlines() or [""])[-1].strip()
+    assert ("Traceback" in result.stderr) == ("Error" in last_line or "Keyboard" in last_line)
+
+
+OPEN_FILES = """
+import ctypes, sys
+from ulmfit_dist.exiting import exit_process
+
+class Held:
+    def __del__(self):
+        print("finalized")
+
+text, buffer, held = open(sys.argv[1] + ".txt", "w"), open(sys.argv[1] + ".bin", "wb"), Held()
+
+def main():
+    text.write("kept")
+    buffer.write(b"kept")
+    ctypes.CDLL(None).printf(b"from C ")
+    return 0
+
+exit_process(main)
+"""
+
+
+def test_open_files_are_flushed_and_nothing_is_finalized(tmp_path: Path):
+    result = run(["-c", OPEN_FILES, str(tmp_path / "file")])
+    assert (result.returncode, result.stdout, result.stderr) == (0, "from C ", "")
+    assert [path.read_text() for path in sorted(tmp_path.iterdir())] == ["kept", "kept"]
+
+
+WRITER = """
+import sys
+from ulmfit_dist.exiting import exit_process
+
+def main():
+    print("output")
+    return {code}
+
+exit_process(main)
+"""
+
+
+def test_a_reader_that_has_left_changes_no_code():
+    reading, writing = os.pipe()
+    os.close(reading)
+    result = run(["-c", WRITER.format(code=0)], stdout=writing)
+    os.close(writing)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(("code", "expected"), [(0, 1), (85, 85)])
+def test_output_that_cannot_be_written_is_an_error(code: int, expected: int):
+    with open("/dev/full", "w") as full:
+        result = run(["-c", WRITER.format(code=code)], stdout=full)
+    assert result.returncode == expected
+    assert result.stderr == "ulmfit-dist: error: standard output: [Errno 28] No space left on device\n"
+
+
+@pytest.mark.parametrize("command", [["-m", "ulmfit_dist"], ["-c", "from ulmfit_dist.__main__ import run; run()"]])
+def test_both_ways_into_the_command_line_exit_with_its_code(command: list[str]):
+    result = run([*command, "config", "none.yaml"])
+    assert result.returncode == 2
+    assert result.stderr.startswith("ulmfit-dist: error: ")
+    assert result.stderr.count("\n") == 1
+    assert run([*command, "--help"]).returncode == 0
+
+
+def test_the_installed_command_is_the_entry_point_of_the_process():
+    assert '\nulmfit-dist = "ulmfit_dist.__main__:run"\n' in (ROOT / "pyproject.toml").read_text()
+
+
+LATE_COLLECTIVE = """
+import atexit, os, sys, time
+from pathlib import Path
+
+rank, is_exiting = int(os.environ["RANK"]), Path(sys.argv[1])
+
+def keep_the_gil():
+    sys.setswitchinterval(100)
+    is_exiting.touch()
+    begun = time.monotonic()
+    while time.monotonic() < begun + 2:  # gloo's thread ends the collective, and waits for the GIL to release its tensors
+        pass
+
+if rank == 0:
+    atexit.register(keep_the_gil)  # first, so that it is called last
+
+import torch
+import torch.distributed as dist
+from ulmfit_dist.exiting import exit_process
+
+def main():
+    dist.init_process_group("gloo")
+    while rank == 1 and not is_exiting.exists():
+        time.sleep(0.01)
+    dist.all_gather([torch.zeros(1), torch.zeros(1)], torch.ones(1), async_op=rank == 0)
+    return 0
+
+exit_process(main)
+"""
+
+
+def test_a_collective_that_ends_late_does_not_abort_the_process(tmp_path: Path):
+    """With `sys.exit(main())` in place of `exit_process(main)` rank 0 is ended by signal 6."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        unused_port = listener.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(unused_port)}
+    words = [sys.executable, "-c", LATE_COLLECTIVE, str(tmp_path / "is_exiting")]
+    ranks = [subprocess.Popen(words, env={**ENVIRONMENT, **shared, "RANK": str(rank)}) for rank in range(2)]
+    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
+
+
+def test_ten_runs_exit_with_their_codes(tmp_path: Path):
+    """The small form of `python -m benchmarks.exits`: two of each way to end, with W&B, checkpoints and a process group."""
+    result = run(["-m", "benchmarks.exits", "--count", "10", "--output", str(tmp_path / "exits.jsonl")])
+    assert result.returncode == 0, result.stdout + result.stderr
+    runs = [json.loads(line) for line in (tmp_path / "exits.jsonl").read_text().splitlines()]
+    codes = {run["kind"]: sorted(run["codes"].values()) for run in runs}
+    assert codes == {"success": [0, 0], "keyboard": [85, 85], "sigterm": [85, 85], "user_error": [2, 2], "crash": [1, 1]}

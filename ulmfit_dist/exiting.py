@@ -1,0 +1,102 @@
+"""Exit of a process that is ours, without the interpreter's finalization.
+
+A thread of C++ that takes the GIL while the interpreter finalizes is ended inside a destructor, and so the process aborts:
+"terminate called without an active exception", signal 6 in place of the exit code. Gloo's worker threads do that when they
+release the tensors of a collective late, on a busy machine (see pytorch issue 190489). So the process joins its threads,
+calls the functions of `atexit` and flushes files, as the interpreter does before it finalizes, and then ends.
+
+The trade-off: `__del__` of objects that are alive at the end is not called. Only the process's own entry points exit like
+this; `cli.main` returns to its caller.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import gc
+import io
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from typing import NoReturn
+
+from ulmfit_dist import stopping
+from ulmfit_dist.errors import FAILED
+
+KILLED_BY_SIGINT = -int(signal.SIGINT)
+
+
+def exit_process(main: Callable[[], int]) -> NoReturn:
+    """Call `main` and exit with the code that it returns, or that of the exception that it raises, as Python has it."""
+    code = _run(main)
+    stopping.ignore_requests()
+    for finish in (threading._shutdown, atexit._run_exitfuncs):  # type: ignore[attr-defined]
+        try:
+            finish()
+        except BaseException:
+            _print_exception()
+    code = _flush_standard_streams(code)
+    _flush_open_files()
+    if code == KILLED_BY_SIGINT:
+        os.kill(os.getpid(), signal.SIGINT)
+    os._exit(code & 0xFF)
+
+
+def _run(main: Callable[[], int]) -> int:
+    """Exit code of `main`; an exception that ends it is printed, and kept as `sys.last_value`, as the interpreter does."""
+    try:
+        sys.exit(main())  # which W&B replaces, to know the code
+    except SystemExit as stop:
+        return _code(stop)
+    except BaseException as error:
+        sys.last_type, sys.last_value, sys.last_traceback = type(error), error, error.__traceback__
+        try:
+            sys.excepthook(type(error), error, error.__traceback__)
+        except BaseException:
+            _print_exception()
+        return KILLED_BY_SIGINT if isinstance(error, KeyboardInterrupt) else FAILED
+
+
+def _code(stop: SystemExit) -> int:
+    if stop.code is None or isinstance(stop.code, int):
+        return stop.code or 0
+    with suppress(OSError, ValueError):
+        print(stop.code, file=sys.stderr)
+    return FAILED
+
+
+def _print_exception() -> None:
+    with suppress(OSError, ValueError):  # standard error is closed
+        traceback.print_exc()
+
+
+def _flush_standard_streams(code: int) -> int:
+    """The exit code: `FAILED` in place of 0 if output could not be written. A reader that has left is no error."""
+    try:
+        if sys.stdout is not None and not sys.stdout.closed:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        pass
+    except (OSError, ValueError) as error:
+        with suppress(OSError, ValueError):
+            print(f"ulmfit-dist: error: standard output: {error}", file=sys.stderr)
+        code = code or FAILED
+    with suppress(OSError, ValueError):
+        if sys.stderr is not None:
+            sys.stderr.flush()
+    return code
+
+
+def _flush_open_files() -> None:
+    """Flush files that are still open, of Python and of C: without finalization nobody else does."""
+    files = [item for item in gc.get_objects() if isinstance(item, (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom))]
+    for file in sorted(files, key=lambda file: not isinstance(file, io.TextIOWrapper)):  # text goes to its buffer first
+        with suppress(OSError, ValueError):
+            if not file.closed:
+                file.flush()
+    if os.name == "posix":
+        ctypes.CDLL(None).fflush(None)
