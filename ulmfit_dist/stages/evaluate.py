@@ -59,7 +59,7 @@ def evaluate(run: Path, runtime: Runtime, trust_rules: bool = False) -> dict[str
 def precision_of_models(runs: Sequence[Path]) -> str:
     """Return the precision that the models of runs were trained in, so that `evaluate` gives the figures of the training.
 
-    `auto` if they differ or do not name one, if the launcher names one, and, with a warning, if this machine does not have it.
+    `auto` if they differ or do not name one, if the launcher names one, and, with a warning, if this machine has it not.
     """
     folders = {folder for run in runs for stage in ("lm", "classifier") if (folder := find_model(run, stage)) is not None}
     precisions = {read_exported(folder).training.get("precision") for folder in folders}
