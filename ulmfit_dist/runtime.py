@@ -233,7 +233,7 @@ class Runtime(Collectives):
             self.barrier()
         lost = None
         if self._watch is not None:
-            if is_mine_alone and not isinstance(error, (UserError, Interrupted)):
+            if is_mine_alone and not _explains_itself(error):
                 lost = self._watch.loss(patience=2)
             self._watch.leave(f"{type(error).__name__}: {error}" if is_mine_alone else None)
         if self.keeps_group:
@@ -246,6 +246,16 @@ class Runtime(Collectives):
             self.accelerator.end_training()
         if lost is not None:
             raise RankLostError(lost) from error
+
+
+def _explains_itself(error: BaseException | None) -> bool:
+    """Return whether an error is the reason for this rank's end. A signal that comes while another error unwinds is not.
+
+    A launcher sends one to all ranks as soon as it has seen that one of them is dead.
+    """
+    if isinstance(error, Interrupted):
+        return not isinstance(error.__context__, Exception)
+    return isinstance(error, UserError)
 
 
 def _leave(watch: Watch) -> None:
