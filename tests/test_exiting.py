@@ -100,6 +100,13 @@ def test_open_files_are_flushed_and_nothing_is_finalized(tmp_path: Path):
     assert [path.read_text() for path in sorted(tmp_path.iterdir())] == ["kept", "kept"]
 
 
+def test_torch_has_nothing_to_warn_of_at_the_exit():
+    """torch.distributed has an object that warns where `isinstance` looks at it."""
+    code = "import torch.distributed; from ulmfit_dist.exiting import exit_process; exit_process(lambda: 0)"
+    result = run(["-c", code])
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
 WRITER = """
 import sys
 from ulmfit_dist.exiting import exit_process

@@ -93,7 +93,8 @@ def _flush_standard_streams(code: int) -> int:
 
 def _flush_open_files() -> None:
     """Flush files that are still open, of Python and of C: without finalization nobody else does."""
-    files = [item for item in gc.get_objects() if isinstance(item, (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom))]
+    kinds = (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom)
+    files = [item for item in gc.get_objects() if issubclass(type(item), kinds)]  # isinstance makes torch's objects warn
     for file in sorted(files, key=lambda file: not isinstance(file, io.TextIOWrapper)):  # text goes to its buffer first
         with suppress(OSError, ValueError):
             if not file.closed:
