@@ -9,8 +9,8 @@ source launch/functions.sh
 # accelerate_run PROCESSES CONFIG [WORD ...]: `ulmfit-dist run` on this machine's GPUs, or on CPU processes after use_cpu.
 accelerate_run() {
     local processes=$1
+    check_processes "$@"
     shift
-    values_of "" "$@" > /dev/null
     python -m ulmfit_dist.launcher --config_file configs/accelerate/multi_gpu.yaml --num_processes "$processes" \
         -m ulmfit_dist run "$@"
 }

@@ -11,8 +11,26 @@ values_of() {
     python -m ulmfit_dist config "${words[@]}" "${wanted[@]}"
 }
 
+# visible_gpus: how many GPUs to train on; 0 with ACCELERATE_USE_CPU. GPUs that cannot be used are an error.
 visible_gpus() {
-    python -c 'import torch; print(torch.cuda.device_count())'
+    python -m ulmfit_dist.devices
+}
+
+# wants_cpu: ACCELERATE_USE_CPU is true, in one of the words that Accelerate knows.
+wants_cpu() {
+    local value=${ACCELERATE_USE_CPU:-false}
+    case "${value,,}" in
+        1 | y | yes | t | true | on) return 0 ;;
+        0 | n | no | f | false | off) return 1 ;;
+    esac
+    echo "ulmfit-dist: error: ACCELERATE_USE_CPU=$value: give true or false" >&2
+    exit 2
+}
+
+# check_processes PROCESSES CONFIG [WORD ...]: end with exit code 2 and one line for a wrong config, or one whose global
+# batches so many processes cannot share. Before anything is launched.
+check_processes() {
+    python -m ulmfit_dist.process_count check "$@"
 }
 
 # use_cpu PROCESSES: let that many processes share the cores.

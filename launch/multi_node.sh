@@ -16,7 +16,7 @@ if [ "$per_node" -eq 0 ]; then
     echo "multi_node.sh: no GPU is visible: set GPUS_PER_NODE and ACCELERATE_USE_CPU=true to run on CPUs" >&2
     exit 2
 fi
-values_of "" "$@" > /dev/null
+check_processes "$((NUM_NODES * per_node))" "$@"
 python -m ulmfit_dist.launcher --config_file configs/accelerate/multi_node.yaml \
     --num_machines "$NUM_NODES" --machine_rank "$NODE_RANK" --num_processes "$((NUM_NODES * per_node))" \
     --main_process_ip "$MASTER_ADDR" --main_process_port "${MASTER_PORT:-29500}" \

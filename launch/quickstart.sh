@@ -1,12 +1,15 @@
 #!/usr/bin/env bash
-# BBC News from raw text to a classifier, on every visible GPU, or on two CPU processes where there is none; then a
-# prediction and two generated texts. Words given are keys of the config: bash launch/quickstart.sh lm.drop_mult=0.1
+# BBC News from raw text to a classifier, on as many visible GPUs as can share its batches, or on two CPU processes where
+# there is none; then a prediction and two generated texts. Words given are keys of the config:
+# bash launch/quickstart.sh lm.drop_mult=0.1
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-processes=$(visible_gpus)
-if [ "$processes" -eq 0 ]; then
+gpus=$(visible_gpus)
+if [ "$gpus" -eq 0 ]; then
     processes=2
     use_cpu "$processes"
+else
+    processes=$(python -m ulmfit_dist.process_count choose "$gpus" configs/quickstart.yaml "$@")
 fi
 accelerate_run "$processes" configs/quickstart.yaml "$@"
 

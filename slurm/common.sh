@@ -93,7 +93,7 @@ rendezvous() {
     fi
     PORT=$((15000 + SLURM_JOB_ID % 15000))
     while (: < "/dev/tcp/$ADDRESS/$PORT") 2> /dev/null; do PORT=$((PORT + 1)); done # somebody listens there
-    if [ "${ACCELERATE_USE_CPU:-}" != true ]; then
+    if ! wants_cpu; then
         gpus=$(visible_gpus)
         [ "$gpus" -gt 0 ] || say "no GPU in this job (--gpus-per-node=N asks for them): its CPUs are used"
     fi

@@ -245,6 +245,26 @@ def test_padding_is_fastais(store: TokenStore):
     assert torch.equal(pad_chunks(documents, width, T), torch.stack(theirs))
 
 
+@pytest.mark.parametrize("seed", [1, None])
+def test_the_rows_of_a_chunk_are_those_that_have_begun(store: TokenStore, seed: int | None):
+    for rank, world_size, micro in ((0, 1, None), (0, 2, 3), (1, 4, 2)):
+        loader = ClassifierBatches(store, store.split("train"), 16, T, share(rank, world_size, micro), seed)
+        for batch in (batch for batches in loader for batch in batches):
+            text_bT = batch.x != PAD_ID
+            assert batch.chunk_rows == [*text_bT[:, ::T].sum(0).tolist()[:-1], len(batch.rows)]
+
+
+def test_an_encoder_that_is_given_the_rows_of_its_chunks_counts_none(store: TokenStore, monkeypatch: pytest.MonkeyPatch):
+    encoder = SentenceEncoder(T, PositionsRead(), PAD_ID, None)
+    batches = [batch for step in ClassifierBatches(store, store.split("train"), 16, T, share(0, 1)) for batch in step]
+    assert max(len(batch.chunk_rows) for batch in batches) > 1
+    counted = [encoder(batch.x) for batch in batches]
+    monkeypatch.setattr(torch.Tensor, "tolist", None)
+    for batch, expected in zip(batches, counted, strict=True):
+        for one, other in zip(encoder(batch.x, batch.chunk_rows), expected, strict=True):
+            assert torch.equal(one, other)
+
+
 class PositionsRead(torch.nn.Module):
     """Stands in for the network in an encoder of whole documents, and counts what it is given."""
 

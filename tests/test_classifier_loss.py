@@ -1,5 +1,8 @@
 """Label smoothing and class weights: the numbers by hand, fastai's and torch's, and on one rank and two."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +18,21 @@ from ulmfit_dist.training.compatibility import differences
 
 LOGITS = torch.tensor([[2.0, 0.5, -1.0], [0.1, 0.2, 0.3], [-1.0, 3.0, 0.0], [0.0, 0.0, 4.0]])
 Y = torch.tensor([0, 2, 1, 2])
+
+
+def test_class_weights_are_moved_to_the_logits_once_and_no_part_of_a_model():
+    loss = ClassifierLoss(0.1, [1.0, 2.0, 0.5])
+    logits_BC, y_B = torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 2])
+    before = pickle.loads(pickle.dumps(loss))
+    expected = loss(logits_BC, y_B)
+    moved = loss.weights_C
+    assert moved is not None
+    assert torch.equal(loss(logits_BC, y_B), expected)
+    assert loss.weights_C is moved
+    assert loss(logits_BC.double(), y_B).dtype == loss.weights_C.dtype == torch.float64
+    assert dict(loss.state_dict()) == {}
+    for copied in (before, copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
+        assert torch.equal(copied(logits_BC, y_B), expected)
 
 
 def test_smoothed_labels_are_fastais():

@@ -27,7 +27,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def spent(clock: Clock) -> dict[str, Any]:
-    return {part: seconds for part, seconds in clock.laps.take().items() if seconds}
+    return {part: seconds for part, seconds in clock.laps.take().read().parts.items() if seconds}
 
 
 def test_each_second_counts_once_and_an_exchange_for_itself(clock: Clock):
@@ -67,11 +67,11 @@ def test_laps_that_nobody_asks_for_are_added_up(clock: Clock, monkeypatch: pytes
         with clock.laps.exchange():
             clock.spend(2)
         clock.spend(4, "forward")
-    assert len(clock.laps._marks) < 5
+    assert len(clock.laps._marks) < 8
     assert spent(clock) == {"forward": 50, "communication": 20}
 
 
 def test_nobody_counts_where_nobody_trains(clock: Clock):
     with clock.laps.exchange():
         clock.spend(1)
-    assert clock.laps.take() == dict.fromkeys(PARTS, 0.0)
+    assert clock.laps.take().read().parts == dict.fromkeys(PARTS, 0.0)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -18,6 +19,10 @@ SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
 def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the project that is set up already: its .venv is the environment that runs the tests."""
     folder = tmp_path_factory.mktemp("a house with spaces")
+    return copy_project(folder)
+
+
+def copy_project(folder: Path) -> Path:
     for name in ("launch", "configs", "ulmfit_dist"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "launch" / "setup.sh").write_text("true\n")
@@ -67,3 +72,64 @@ def test_scripts_refuse_a_misspelt_key_before_they_launch(house: Path):
     node = start(house, "multi_node.sh", "configs/quickstart.yaml", NUM_NODES="2")
     assert "NODE_RANK is not set" in node.communicate(timeout=60)[1]
     assert node.returncode == 2
+
+
+def test_gpus_that_cannot_share_a_batch_are_left_idle_by_the_quick_start_and_refused_elsewhere(tmp_path: Path):
+    house = copy_project(tmp_path / "house")
+    with (house / "launch" / "functions.sh").open("a") as functions:
+        functions.write("visible_gpus() { echo 6; }\n")
+    with (house / "launch" / "common.sh").open("a") as common:  # in place of the launcher
+        common.write('python() { [[ $2 != *launcher ]] || { echo "$@"; exit; }; command python "$@"; }\n')
+    scripts = [("quickstart.sh",), ("multi_gpu.sh", "configs/quickstart.yaml"), ("multi_gpu.sh", "configs/quickstart.yaml")]
+    variables: list[dict[str, str]] = [{}, {}, {"NUM_PROCESSES": "2"}]
+    runs = [start(house, *words, **env) for words, env in zip(scripts, variables, strict=True)]
+    (chosen, refused, two) = [(*run.communicate(timeout=120), run.returncode) for run in runs]
+    assert "--num_processes 4 " in chosen[0]
+    assert chosen[1].startswith("ulmfit-dist: using 4 of 6 GPUs, 2 are idle: lm.global_batch_size=16 cannot be shared")
+    assert chosen[2] == 0
+    (line,) = refused[1].splitlines()
+    assert line.startswith(
+        "ulmfit-dist: error: lm.global_batch_size=16 cannot be shared evenly by 6 ranks: make it 12 or 18"
+    )
+    assert (refused[0], refused[2]) == ("", 2)
+    assert "--num_processes 2 " in two[0]
+    assert two[1:] == ("", 0)
+
+
+PYTHON = """#!/usr/bin/env bash
+# An interpreter that writes down what pip is to do, and makes an environment of itself.
+case "$1 $2" in
+    "-m venv") mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
+    "-m pip") echo "${@:4}" >> "$(dirname "$0")/../../pip.log" ;;
+esac
+"""
+
+
+def test_torch_comes_from_the_index_that_is_named_until_another_is(tmp_path: Path):
+    (tmp_path / "launch").mkdir()
+    for name in ("launch/setup.sh", "constraints.txt", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    python = tmp_path / "python"
+    python.write_text(PYTHON)
+    python.chmod(0o755)
+    log = tmp_path / "pip.log"
+
+    def installed(**env: str) -> list[str]:
+        environment = {"PATH": os.environ["PATH"], "PYTHON": str(python), **env}
+        log.write_text("")
+        subprocess.run(["bash", tmp_path / "launch/setup.sh"], env=environment, check=True, capture_output=True)
+        return log.read_text().splitlines()
+
+    project = "--quiet --disable-pip-version-check --constraint constraints.txt --editable .[demo,sentencepiece,dev]"
+    plain = "--quiet --disable-pip-version-check --constraint constraints.txt torch torchvision"
+    assert installed() == [plain, project]
+    assert installed() == []
+    torch, rest = installed(TORCH_INDEX="file:///cu1")
+    assert re.fullmatch(
+        r"--quiet --disable-pip-version-check --force-reinstall --index-url file:///cu1 torch==\S+ torchvision==\S+", torch
+    )
+    assert rest == project
+    assert installed(TORCH_INDEX="file:///cu1") == []
+    assert installed() == []  # as the launch scripts call it
+    assert "--force-reinstall --index-url file:///cu2 torch==" in installed(TORCH_INDEX="file:///cu2")[0]
+    assert installed(TORCH_INDEX="") == [plain.replace("check ", "check --force-reinstall "), project]

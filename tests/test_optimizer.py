@@ -68,6 +68,31 @@ def test_a_state_of_fastais_adam_goes_on():
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
+def test_one_call_for_each_weight_decay_where_hyper_parameters_are_equal(monkeypatch: pytest.MonkeyPatch):
+    _, (model, optimizer) = both(torch.float32)
+    calls, kernel = [], torch._fused_adamw_
+    monkeypatch.setattr(torch, "_fused_adamw_", lambda *args, **kwargs: calls.append(kwargs) or kernel(*args, **kwargs))
+    for rates, expected in (([1e-2, 1e-2], 2), ([1e-3, 1e-2], 4)):
+        calls.clear()
+        model(torch.ones(4, 7)).sum().backward()
+        optimizer.set_hyper("lr", rates)
+        optimizer.step()
+        assert len(calls) == expected
+        assert sorted({call["lr"] for call in calls}) == sorted(set(rates))
+        assert sorted({call["weight_decay"] for call in calls}) == [0.0, 0.1]
+
+
+def test_gradients_are_dropped_and_not_filled_with_zeros():
+    _, (model, optimizer) = both(torch.float32)
+    model(torch.ones(4, 7)).sum().backward()
+    optimizer.step()
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    optimizer.zero_grad()
+    assert [parameter.grad for parameter in model.parameters()] == [None] * 4
+    optimizer.step()
+    assert all(map(torch.equal, model.parameters(), before))
+
+
 def test_a_loss_scaler_leaves_out_steps_of_infinite_gradients():
     _, (model, optimizer) = both(torch.float32)
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)

@@ -99,14 +99,14 @@ def test_ranks_exchange_nothing_in_a_step_but_the_gradients(run_dirs: dict[str, 
 def test_the_smoothed_loss_is_fastais(run_dirs: dict[str, Path]):
     """Every step's loss is a line here, so the mean of them that fades can be computed again."""
     tracking = TrackingCallback.__new__(TrackingCallback)
-    tracking.sums = {name: torch.zeros(2, dtype=torch.float64) for name in ("epoch", "recent", "smoothed")}
+    tracking.runtime = SimpleNamespace(device=torch.device("cpu"))
+    tracking._begin_sums()
     fastais = AvgSmoothLoss(beta=0.98)
     for loss in torch.rand(50, generator=torch.Generator().manual_seed(0)):
         tracking.learn = SimpleNamespace(loss=loss)
         tracking._add_loss(1.0)
         fastais.accumulate(SimpleNamespace(loss=loss))
-        total, weight = tracking.sums["smoothed"].tolist()
-        assert total / weight == pytest.approx(fastais.value.item(), rel=1e-5)
+        assert tracking.sums_3[2].item() / tracking.weights["smoothed"] == pytest.approx(fastais.value.item(), rel=1e-5)
 
 
 def test_no_word_of_the_texts_leaves_the_token_store_unasked(run_dirs: dict[str, Path]):

@@ -1,7 +1,5 @@
 """The pieces of a training step, on one process."""
 
-import os
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +12,6 @@ from ulmfit_dist.config import LMConfig, Phase, RuntimeConfig
 from ulmfit_dist.data.batches import Share
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.model.loss import ActivationRegularization
-from ulmfit_dist.precision import precision_of_run, resolve_precision, slowest, speed_of_bf16
 from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.stages.train import warn_of_few_steps
 from ulmfit_dist.training.accelerate import AccelerateCallback
@@ -87,50 +84,6 @@ def test_each_phase_runs_in_mixed_precision_and_leaves_the_module_bare():
 def test_learning_rates_are_fastais_values():
     assert learning_rate(Phase(lr=1e-2)) == 1e-2
     assert learning_rate(Phase(lr=[1e-3, 1e-2])) == slice(1e-3, 1e-2)
-
-
-def test_precision_is_what_the_machine_can_do():
-    assert resolve_precision("bf16", has_gpu=False) == "bf16"
-    with pytest.raises(UserError, match="fp16 needs a GPU, and none is visible: use bf16"):
-        resolve_precision("fp16", has_gpu=False)
-    with pytest.raises(UserError, match="fp64"):
-        resolve_precision("fp64", has_gpu=True)
-
-
-@pytest.mark.parametrize(("speed", "expected"), [(0.6, "no"), (1.1, "no"), (1.9, "bf16")])
-def test_auto_takes_bf16_on_a_cpu_where_it_is_clearly_faster(speed: float, expected: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("ulmfit_dist.precision.speed_of_bf16", lambda: speed)
-    assert resolve_precision("auto", has_gpu=False) == expected
-
-
-def test_gradients_go_as_bf16_between_gpus_alone(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    with pytest.raises(UserError, match="between CPUs there is fp16 alone"):
-        Runtime(RuntimeConfig(compress_gradients="bf16"))
-
-
-def test_the_speed_of_bf16_is_measured():
-    assert 0.02 < speed_of_bf16() < 50
-
-
-def test_ranks_agree_on_what_all_can_do():
-    assert slowest(["bf16", "bf16"]) == "bf16"
-    assert slowest(["bf16", "no"]) == "no"
-    assert slowest(["bf16", "fp16"]) == "fp16"
-
-
-def test_a_run_goes_on_in_the_precision_of_its_newest_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("ulmfit_dist.precision.speed_of_bf16", lambda: 0.5)
-    assert precision_of_run(tmp_path) is None
-    for age, (step, precision) in enumerate({"2": "no", "1": "bf16", "3": "damaged"}.items()):
-        state = tmp_path / f"checkpoints/lm/step-{step}/state.json"
-        state.parent.mkdir(parents=True)
-        state.write_text("{" if precision == "damaged" else f'{{"precision": "{precision}"}}')
-        os.utime(state, (age, age))
-    assert Runtime(RuntimeConfig(precision="auto"), run_dir=tmp_path).precision == "bf16"
-    AcceleratorState._reset_state(True)
-    assert Runtime(RuntimeConfig(precision="auto")).precision == "no"
-    assert Runtime(RuntimeConfig(precision="no"), run_dir=tmp_path).precision == "no"
 
 
 def test_a_batch_that_leaves_an_epoch_hardly_a_step_is_warned_of(capsys: pytest.CaptureFixture[str]):

@@ -157,7 +157,7 @@ def show_results(
     run: str | Path, stage: str | None = None, rows: int = 4, tokens: bool = False, trust_rules: bool = False
 ) -> Shown:
     """What the models of a run say of some validation texts, as `show_batch` shows it."""
-    with Runtime(RuntimeConfig(precision="no"), keeps_group=True) as runtime:
+    with Runtime(RuntimeConfig(), keeps_group=True) as runtime:
         return Shown(result_tables(Path(run), runtime, stage, rows, tokens, trust_rules))
 
 

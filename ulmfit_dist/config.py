@@ -115,17 +115,17 @@ class RuntimeConfig:
     """How the machine is used. What is computed changes by rounding alone."""
 
     precision: str = "auto"
-    """no (fp32), bf16, fp16 (GPUs only), fp64 (CPU only, to compare runs), auto: the fastest safe one, by trial on a CPU."""
+    """no (fp32), bf16, fp16 (GPUs only), fp64 (CPU only, to compare runs), auto: the fastest safe one of this machine."""
     micro_batch_size: int | None = None
-    """Rows or documents that a (virtual) rank computes at a time; more are accumulated. null: all of its own at once."""
+    """Rows or documents that a (virtual) rank computes at once; more are accumulated. null: all, or by the launch flags."""
     num_workers: int = 2
     """Processes of each rank that tokenize, where there are texts enough for them."""
     virtual_ranks: int | None = None
     """Compute as this power of two of ranks would: any number of ranks that divides it gives equal bits. null: one each."""
     compress_gradients: str | None = None
-    """Exchange gradients as fp16, or bf16 (GPUs only): half the bytes, rounded. Not with virtual_ranks. null: as is."""
+    """Exchange gradients as fp16 (not with precision fp16), or bf16 (GPUs only): half the bytes. Not with virtual_ranks."""
     deterministic: bool = False
-    """Only deterministic algorithms, in torch and cuDNN. Slower."""
+    """Only deterministic algorithms, in torch and cuDNN: the same run twice gives equal bits on a GPU as well. Slower."""
     detect_anomaly: bool = False
     """torch's anomaly detection: names the operation that made a NaN. Slow."""
     show_first_batch: bool = False

@@ -4,11 +4,13 @@
 
 Accelerate's launcher exits with 1 whatever its ranks say, with a report of a screenful, and gives them thirty seconds after
 a SIGTERM. Here the exit code is that of the ranks (0, 2 for wrong input, 85 for a run that goes on later), what they print
-is all that is printed, and after a signal they have as long as whoever sent it allows.
+is all that is printed, and after a signal they have as long as whoever sent it allows. Ways of training that the package
+does not have are refused before anything is started.
 """
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import signal
@@ -18,10 +20,21 @@ from collections.abc import Sequence
 from contextlib import suppress
 from types import FrameType
 
-from ulmfit_dist.errors import FAILED, RESUMABLE
+from ulmfit_dist.errors import EXIT_CODE, FAILED, RESUMABLE, UserError
+from ulmfit_dist.launch_settings import UNSUPPORTED_TYPES, no_precision, read_config_file, unsupported
+from ulmfit_dist.process import report_error
 
 PASSED_ON = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 """Signals that schedulers send, and a keyboard; that of a keyboard comes by itself to ranks in this process's group."""
+
+UNSUPPORTED_OPTIONS = {
+    "use_deepspeed": "DeepSpeed",
+    "use_fsdp": "FSDP",
+    "use_megatron_lm": "Megatron-LM",
+    "use_parallelism_config": "tensor, context or sequence parallelism",
+    "tpu": "a TPU",
+}
+"""Options of `accelerate launch` for ways of training that this package does not have."""
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -44,8 +57,16 @@ def main(words: Sequence[str] | None = None) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it would name the ranks' exit codes
+    args = launch_command_parser().parse_args(words)
     try:
-        launch_command(launch_command_parser().parse_args(words))
+        config_file = find_config_file(args)
+        refuse_unsupported_options(args, config_file)
+        if config_file is None:
+            name_defaults(args)
+        launch_command(args)
+    except UserError as error:
+        report_error(error)
+        return EXIT_CODE
     except ChildFailedError as error:
         codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
         code = exit_code(list(codes.values()))
@@ -56,6 +77,53 @@ def main(words: Sequence[str] | None = None) -> int:
     except subprocess.CalledProcessError as error:  # of a single process
         return exit_code([error.returncode])
     return 0
+
+
+def find_config_file(args: argparse.Namespace) -> str | None:
+    """The config file that Accelerate reads: the one named, else the one that `accelerate config` has written, if any."""
+    from accelerate.commands.config import default_config_file
+
+    if args.config_file is not None:
+        return str(args.config_file)
+    return default_config_file if os.path.isfile(default_config_file) and not args.cpu else None
+
+
+def refuse_unsupported_options(args: argparse.Namespace, config_file: str | None) -> None:
+    """Raise UserError for a way of training that there is not: Accelerate's launcher would fail at once, or its ranks would.
+
+    An option wins over the config file, as it does in Accelerate.
+    """
+    for option, name in UNSUPPORTED_OPTIONS.items():
+        if getattr(args, option):
+            raise unsupported(f"accelerate launch --{option}", name)
+    if args.mixed_precision == "fp8":
+        raise no_precision("accelerate launch --mixed_precision fp8", "fp8")
+    if config_file is None:
+        return
+    config = read_config_file(config_file)
+    distributed_type = str(getattr(config.distributed_type, "value", config.distributed_type))
+    if str(config.compute_environment.value) == "AMAZON_SAGEMAKER":
+        raise unsupported(f"compute_environment: AMAZON_SAGEMAKER in {config_file}", "Amazon SageMaker's launcher")
+    if distributed_type in UNSUPPORTED_TYPES and not args.multi_gpu and not args.cpu:
+        raise unsupported(f"distributed_type: {distributed_type} in {config_file}", UNSUPPORTED_TYPES[distributed_type])
+    if config.mixed_precision == "fp8" and not args.mixed_precision:
+        raise no_precision(f"mixed_precision: fp8 in {config_file}", "fp8")
+
+
+def name_defaults(args: argparse.Namespace) -> None:
+    """Fill in what Accelerate would choose where nothing is configured, and print a block of lines about."""
+    import psutil
+    import torch
+
+    num_gpus = 0 if args.cpu else torch.cuda.device_count()  # --cpu starts a single process
+    args.num_processes = max(1, num_gpus) if args.num_processes is None else args.num_processes
+    args.multi_gpu = args.multi_gpu or min(num_gpus, args.num_processes) > 1
+    args.num_machines = args.num_machines or 1
+    args.mixed_precision = args.mixed_precision or "no"
+    args.dynamo_backend = args.dynamo_backend or "no"
+    if args.cpu and args.num_cpu_threads_per_process is None and not os.environ.get("OMP_NUM_THREADS"):
+        cores = psutil.cpu_count(logical=False) or 1
+        args.num_cpu_threads_per_process = max(1, cores * args.num_machines // max(1, args.num_processes))
 
 
 def exit_code(codes: Sequence[int]) -> int:

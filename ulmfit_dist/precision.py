@@ -1,90 +1,133 @@
-"""Which numbers a run computes in: what `runtime.precision` comes to on this machine.
+"""Compute precision of a run: what `runtime.precision` resolves to on this machine.
 
-Parameters and sums are fp32 in every mixed precision; what differs is the type of the matrix products. On a GPU that has
-it bf16 is fast and safe, on others it is fp16 with a scaled loss. On a CPU the instructions alone do not tell: a server of
-Intel's without AMX has bf16 and computes it at half the speed of fp32, where others are twice as fast. So auto measures it,
-in some tenths of a second. The price: a measurement could come out differently another time. So it must be clear, all ranks
-go by the slowest of them, and a run that goes on keeps the precision that it began with.
+Parameters and sums are fp32 in every mixed precision; only the dtype of matrix products differs. `auto` is a function of the
+hardware, never a measurement: the same machine gives the same answer under any load.
+
+* On a GPU: bf16 from compute capability 8.0 on, with a cuDNN that has bf16 LSTMs; else fp16 with a scaled loss.
+* On a CPU: bf16 with AMX, or with AVX512-BF16 of AMD; else fp32. An Intel CPU that has AVX512-BF16 but no AMX computes bf16
+  at half the speed of fp32. `ATEN_CPU_CAPABILITY` and `DNNL_MAX_CPU_ISA`, which switch instructions off, count as hardware.
+
+The trade-off: a CPU that this module does not know computes in fp32, even if it has fast bf16. All ranks use what each of
+them can do, and a run that resumes keeps the precision of its checkpoints.
 """
 
 from __future__ import annotations
 
 import json
-import time
+import os
+import re
 from pathlib import Path
-from statistics import median
 
 import torch
-from torch import nn
 
 from ulmfit_dist.errors import UserError
 
-CLEARLY_FASTER = 1.25
-"""How many times as fast as fp32 bf16 must be to be chosen on a CPU."""
-
 FIRST_WITH_BF16_LSTMS = 91_300
-"""Version of cuDNN from which on torch gives it LSTMs in bf16 (pytorch issue 164411); before, they go step by step."""
+"""First version of cuDNN whose bf16 LSTMs torch uses (pytorch issue 164411); before, they are computed step by step."""
 
-ROWS, TOKENS, WIDTH, HIDDEN, WORDS = 16, 16, 200, 400, 2048
-"""A small step of a language model, which the types are measured by."""
+BELOW_BF16 = ("sse41", "avx", "avx2", "avx2_vnni", "avx2_vnni_2", "avx512_core", "avx512_core_vnni")
+"""Values of DNNL_MAX_CPU_ISA without bf16 instructions for matrix products, in lower case."""
+BELOW_AMX = (*BELOW_BF16, "avx512_core_bf16", "avx512_core_fp16", "avx10_1_512")
+"""Values of DNNL_MAX_CPU_ISA without AMX, in lower case."""
 
 
 def resolve_precision(wanted: str, has_gpu: bool) -> str:
-    """What `runtime.precision` comes to: "no" (fp32), "bf16", "fp16", "fp64".
+    """Return what `runtime.precision` resolves to: "no" (fp32), "bf16", "fp16" or "fp64".
 
     Raises:
-        UserError: what the machine cannot do.
+        UserError: a precision that the device does not have.
     """
     if wanted == "fp16" and not has_gpu:
         raise UserError("runtime.precision=fp16 needs a GPU, and none is visible: use bf16, or auto")
     if wanted == "fp64" and has_gpu:
         raise UserError("runtime.precision=fp64 compares runs on CPUs: use bf16, fp16 or auto on a GPU")
-    if wanted != "auto":
-        return wanted
-    if not has_gpu:
-        return "bf16" if speed_of_bf16() >= CLEARLY_FASTER else "no"
-    return "bf16" if torch.cuda.get_device_capability()[0] >= 8 and _cudnn() >= FIRST_WITH_BF16_LSTMS else "fp16"
+    return auto_precision(has_gpu)[0] if wanted == "auto" else wanted
 
 
-def slowest(precisions: list[str]) -> str:
-    """What ranks agree on that have found different ones: what all of them can do."""
+def auto_precision(has_gpu: bool) -> tuple[str, str]:
+    """Return the precision that `auto` selects on this machine, and the reason as a phrase."""
+    if has_gpu:
+        return gpu_precision(torch.cuda.get_device_capability(), torch.backends.cudnn.version() or 0)
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or ""
+    return cpu_precision(read_cpuinfo(), torch.cpu._init_amx(), torch.backends.cpu.get_cpu_capability(), limit)
+
+
+def gpu_precision(capability: tuple[int, int], cudnn: int) -> tuple[str, str]:
+    """Return precision and reason for a GPU of this compute capability, with this version of cuDNN."""
+    name = f"compute capability {capability[0]}.{capability[1]}"
+    if capability[0] < 8:
+        return "fp16", f"{name} has no bf16"
+    if cudnn < FIRST_WITH_BF16_LSTMS:
+        return "fp16", f"cuDNN {cudnn} has no bf16 LSTMs, {FIRST_WITH_BF16_LSTMS} is the first that has"
+    return "bf16", f"{name}, cuDNN {cudnn}"
+
+
+def cpu_precision(cpuinfo: str, amx_permitted: bool, aten_capability: str, max_isa: str) -> tuple[str, str]:
+    """Return precision and reason for a CPU.
+
+    Args:
+        cpuinfo: the text of /proc/cpuinfo; empty where there is none.
+        amx_permitted: the operating system lets this process use AMX.
+        aten_capability: instructions that torch's own kernels use, which ATEN_CPU_CAPABILITY can limit.
+        max_isa: the value of DNNL_MAX_CPU_ISA, which limits the instructions of oneDNN's kernels; empty if unset.
+    """
+    flags = set(_field("flags", cpuinfo).split())
+    if not aten_capability.upper().startswith(("AVX512", "AMX")):
+        return "no", f"torch's kernels use {aten_capability}, which has no bf16"
+    if "amx_bf16" in flags and amx_permitted and max_isa.lower() not in BELOW_AMX:
+        return "bf16", "the CPU has AMX"
+    if _field("vendor_id", cpuinfo) != "AuthenticAMD":
+        return "no", "the CPU has no AMX that may be used, and is not of AMD"
+    if "avx512_bf16" not in flags:
+        return "no", "the CPU has no AVX512-BF16"
+    if max_isa.lower() in BELOW_BF16:
+        return "no", f"DNNL_MAX_CPU_ISA={max_isa} switches AVX512-BF16 off"
+    return "bf16", "the CPU is of AMD and has AVX512-BF16"
+
+
+def read_cpuinfo(path: Path = Path("/proc/cpuinfo")) -> str:
+    """Return the text of /proc/cpuinfo, or an empty text where there is none."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def common_precision(precisions: list[str]) -> str:
+    """Return the precision for all ranks: the first of "no" and "fp16" that any rank has found, else what all have."""
     return next(precision for precision in ("no", "fp16", *precisions) if precision in precisions)
 
 
 def precision_of_run(folder: Path) -> str | None:
-    """What the newest checkpoint of a run directory was computed in; None where there is none to be read."""
+    """Return the precision of the newest readable checkpoint in a run directory; None if there is none."""
     states = sorted(folder.glob("checkpoints/*/step-*/state.json"), key=_time, reverse=True)
     for path in states:
         try:
             return str(json.loads(path.read_bytes())["precision"])
         except (OSError, ValueError, KeyError, TypeError):
-            continue  # whoever reads the checkpoint says what is wrong with it
+            continue  # resuming from it reports what is wrong with it
     return None
 
 
-def speed_of_bf16() -> float:
-    """How many times as fast as fp32 this CPU computes an LSTM and the products of a decoder in bf16."""
-    return _seconds(torch.float32) / _seconds(torch.bfloat16)
+def check_compression(compression: str | None, precision: str, has_gpu: bool) -> None:
+    """Check that gradients can be compressed to a dtype: a value of `runtime.compress_gradients`.
+
+    Raises:
+        UserError: bf16 between CPUs, or fp16 where the gradients are those of a scaled loss.
+    """
+    if compression == "bf16" and not has_gpu:
+        raise UserError("runtime.compress_gradients=bf16 needs GPUs, between CPUs there is fp16 alone: use fp16, or null")
+    if compression == "fp16" and precision == "fp16":
+        raise UserError(
+            "runtime.compress_gradients=fp16 overflows with runtime.precision=fp16, whose gradients are scaled up: "
+            "set runtime.compress_gradients=bf16, or null"
+        )
 
 
-def _seconds(dtype: torch.dtype, repeats: int = 3) -> float:
-    lstm = nn.LSTM(WIDTH, HIDDEN, batch_first=True, dtype=torch.float32)
-    x_bTE = torch.ones(ROWS, TOKENS, WIDTH, dtype=torch.float32)
-    decoded_NH, weight_VH = torch.ones(ROWS * TOKENS, HIDDEN, dtype=dtype), torch.ones(WORDS, HIDDEN, dtype=dtype)
-    found = []
-    for _ in range(repeats + 1):
-        started = time.perf_counter()
-        with torch.enable_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            lstm(x_bTE)[0].float().sum().backward()
-        logits_NV = decoded_NH @ weight_VH.t()
-        logits_NV @ weight_VH
-        logits_NV.t() @ decoded_NH
-        found.append(time.perf_counter() - started)
-    return median(found[1:])  # the first one prepares the kernels
-
-
-def _cudnn() -> int:
-    return torch.backends.cudnn.version() or 0
+def _field(name: str, cpuinfo: str) -> str:
+    """Return the value of a field for the first processor in the text of /proc/cpuinfo; empty if it is missing."""
+    match = re.search(rf"^{name}\s*:\s*(.*)$", cpuinfo, re.MULTILINE)
+    return match[1].strip() if match else ""
 
 
 def _time(path: Path) -> float:

@@ -11,6 +11,11 @@ import socket
 import sys
 import warnings
 
+from ulmfit_dist.errors import UserError
+
+TRUE, FALSE = ("1", "y", "yes", "t", "true", "on"), ("0", "n", "no", "f", "false", "off")
+"""Values of a launch variable that is a flag, as Accelerate reads them, in lower case."""
+
 
 def is_main_process() -> bool:
     """Whether this process is rank 0."""
@@ -24,6 +29,18 @@ def quieten() -> None:
     logging.getLogger("torch.distributed").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
+
+
+def wants_cpu() -> bool:
+    """Return whether ACCELERATE_USE_CPU is true: compute on CPUs, even where there are GPUs.
+
+    Raises:
+        UserError: a value that is neither true nor false.
+    """
+    value = os.environ.get("ACCELERATE_USE_CPU", "false")
+    if value.lower() not in (*TRUE, *FALSE):
+        raise UserError(f"ACCELERATE_USE_CPU={value!r}: give true or false")
+    return value.lower() in TRUE
 
 
 def rank_name() -> str:

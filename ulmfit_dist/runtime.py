@@ -7,13 +7,11 @@ asks it, and reads no launch variable.
 
 from __future__ import annotations
 
-import gc
 import os
 import socket
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from datetime import timedelta
 from multiprocessing import current_process
 from multiprocessing.context import ForkProcess
 from multiprocessing.util import Finalize
@@ -23,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ulmfit_dist import stopping
 from ulmfit_dist.errors import Interrupted, RankLostError, UserError, shared
-from ulmfit_dist.process import attempt, is_restart, quieten, rank_name
+from ulmfit_dist.process import is_restart, quieten, rank_name
 from ulmfit_dist.spawned import refuse_in_worker
 from ulmfit_dist.watch import Watch, open_door, watch_from, watch_from_main
 
@@ -35,9 +33,6 @@ if TYPE_CHECKING:
 
 Value = TypeVar("Value")
 
-LONGEST_WAIT = timedelta(hours=3)
-"""Of a rank for the others: long enough while one downloads, or tokenizes a larger shard."""
-
 
 class Runtime:
     """This process among all of them. As a context manager it leaves the process group at the end.
@@ -47,9 +42,11 @@ class Runtime:
         rank, world_size: this process and how many there are.
         device: where this rank computes.
         precision: "no", "bf16", "fp16" or "fp64": what runtime.precision came to on this machine.
-        settings: the runtime section of the config.
+        settings: the runtime section of the config, with the precision that the launcher names where it is `auto`.
+        launch: what the launcher names.
         laps: where this rank's time goes.
         bytes_given: what this rank has given to sums over all ranks.
+        micro_batch_size: the largest that the memory has room for; None as long as no step has run out of memory.
     """
 
     def __init__(
@@ -63,8 +60,8 @@ class Runtime:
             keeps_group: whether the process group outlives this, for another `Runtime` in it: between calls of a script.
 
         Raises:
-            UserError: fp16, or gradients as bf16, without a GPU; fp64 with one; a worker process that tokenizes has come
-                here.
+            UserError: a GPU that torch cannot use; a precision, or a compression of gradients, that the device does not
+                have; a value that the launcher names and the settings contradict; a worker process that tokenizes.
         """
         refuse_in_worker()
         import torch
@@ -72,42 +69,69 @@ class Runtime:
         # Its functions' default arguments hold the process group that exists at its import. Imported later, by DDP, it
         # would keep the group's threads alive past the end, where they may abort the process (pytorch issue 190489).
         import torch.distributed.nn.functional
-        from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
-        from accelerate.utils import DDPCommunicationHookType
 
-        from ulmfit_dist.laps import Laps
-        from ulmfit_dist.precision import resolve_precision
+        from ulmfit_dist.devices import uses_gpu
+        from ulmfit_dist.launch_settings import read_launch_settings
+        from ulmfit_dist.process_group import accelerate_states, set_accelerate_states
 
         quieten()
         if isinstance(current_process(), ForkProcess):  # as those of notebook_launcher
             torch.set_num_threads(1)  # OpenMP's threads were left behind in the parent, and would be waited for
-        self.settings, self.verbose, self.keeps_group = settings, verbose, keeps_group
-        self._is_first = not PartialState._shared_state
-        has_gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() != "true"
-        precision = resolve_precision(settings.precision, has_gpu)
-        if settings.compress_gradients == "bf16" and not has_gpu:
-            raise UserError(
-                "runtime.compress_gradients=bf16 needs GPUs, between CPUs there is fp16 alone: use fp16, or null"
-            )
-        _join_after_restart("nccl" if has_gpu else "gloo")
-        processes = PartialState(cpu=not has_gpu, timeout=LONGEST_WAIT)
-        self.rank: int = processes.process_index
-        self.world_size: int = processes.num_processes
-        self.device: torch.device = processes.device
-        self.laps, self.bytes_given = Laps(self.device), 0
-        self.precision = self._agreed(precision, run_dir if settings.precision == "auto" else None, has_gpu)
-        hook = DDPCommunicationHookType(settings.compress_gradients or "no")
-        ddp = DistributedDataParallelKwargs(broadcast_buffers=False, comm_hook=hook)
-        mixed = self.precision if self.precision in ("bf16", "fp16") else "no"
-        self.accelerator: Accelerator = Accelerator(mixed_precision=mixed, cpu=not has_gpu, kwargs_handlers=[ddp])
+        self.verbose, self.keeps_group = verbose, keeps_group
+        has_gpu = uses_gpu()
+        self.launch = read_launch_settings()
+        self.settings = settings = self.launch.applied_to(settings, has_gpu)
+        self._earlier_states = accelerate_states()
+        set_accelerate_states(({}, {}))  # earlier runtimes keep theirs, and so their precision
+        try:
+            self._join(has_gpu, run_dir)
+        except UserError:
+            set_accelerate_states(self._earlier_states)
+            raise
+        self._states = accelerate_states()
+        self.activate()
         if has_gpu and self.precision == "no":
             torch.backends.cudnn.allow_tf32 = False  # which cuDNN's LSTMs would use, with a tenth of the digits
-        torch.set_default_dtype(torch.float64 if self.precision == "fp64" else torch.float32)
         if settings.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
         torch.autograd.set_detect_anomaly(settings.detect_anomaly)
         self._watch = self._start_watch() if self.world_size > 1 else None
+
+    def _join(self, has_gpu: bool, run_dir: Path | None) -> None:
+        """Join the other ranks, agree on a precision, and make the accelerator."""
+        from accelerate import Accelerator, DistributedDataParallelKwargs
+        from accelerate.utils import DDPCommunicationHookType
+
+        from ulmfit_dist.laps import Laps
+        from ulmfit_dist.precision import check_compression, resolve_precision
+        from ulmfit_dist.process_group import control_group, join_process_group
+
+        settings = self.settings
+        precision = resolve_precision(settings.precision, has_gpu)
+        processes = join_process_group(has_gpu)
+        self.rank: int = processes.process_index
+        self.world_size: int = processes.num_processes
+        self.device: torch.device = processes.device
+        self._control = control_group(self.device)
+        self.laps, self.bytes_given = Laps(self.device), 0
+        self.micro_batch_size: int | None = None
+        self.launch.check_agreement(self.gather(self.launch))
+        self.precision = self._agreed(precision, run_dir if settings.precision == "auto" else None, has_gpu)
+        check_compression(settings.compress_gradients, self.precision, has_gpu)
+        hook = DDPCommunicationHookType(settings.compress_gradients or "no")
+        ddp = DistributedDataParallelKwargs(broadcast_buffers=False, comm_hook=hook, gradient_as_bucket_view=True)
+        mixed = self.precision if self.precision in ("bf16", "fp16") else "no"
+        self.accelerator: Accelerator = Accelerator(mixed_precision=mixed, cpu=not has_gpu, kwargs_handlers=[ddp])
+
+    def activate(self) -> None:
+        """Make this runtime's device and precision the process's again, where another runtime has been made since."""
+        import torch
+
+        from ulmfit_dist.process_group import set_accelerate_states
+
+        set_accelerate_states(self._states)
+        torch.set_default_dtype(torch.float64 if self.precision == "fp64" else torch.float32)
 
     def renew_scaler(self) -> None:
         """Have losses scaled as at the start of a run, where they are scaled at all: a stage begins with no past."""
@@ -155,7 +179,10 @@ class Runtime:
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
-        self.accelerator.wait_for_everyone()
+        if self.world_size > 1:
+            import torch.distributed
+
+            torch.distributed.barrier(self._control)
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """Sum of a tensor over all ranks, on every rank."""
@@ -164,6 +191,18 @@ class Runtime:
         self.bytes_given += values.nbytes
         with self.laps.exchange():
             return self.accelerator.reduce(values, reduction="sum")
+
+    def highest(self, value: int) -> int:
+        """The highest of all ranks' values, exchanged over the CPU: no device is waited for."""
+        if self.world_size == 1:
+            return value
+        import torch
+        import torch.distributed
+
+        highest = torch.tensor(value)
+        with self.laps.exchange():
+            torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX, group=self._control)
+        return int(highest)
 
     def sum_by_pairs(self, values: torch.Tensor) -> torch.Tensor:
         """As `sum`, over a power of two of ranks, with the same bits as if fewer ranks had added up neighbours' values."""
@@ -195,7 +234,7 @@ class Runtime:
         if self.world_size > 1:
             import torch.distributed
 
-            torch.distributed.broadcast_object_list(items, src=0)
+            torch.distributed.broadcast_object_list(items, src=0, group=self._control)
         return items[0]
 
     @contextmanager
@@ -229,7 +268,7 @@ class Runtime:
 
         items: list[Any] = [None] * self.world_size
         with self.laps.exchange():
-            torch.distributed.all_gather_object(items, item)
+            torch.distributed.all_gather_object(items, item, group=self._control)
         return items
 
     def tensors_from_main(self, tensors: dict[str, torch.Tensor] | None) -> dict[str, torch.Tensor]:
@@ -244,18 +283,11 @@ class Runtime:
         self.copy_from_main(found.values())
         return found
 
-    def _forget(self) -> None:
-        """Where there is one process, undo what Accelerate remembers of it, so that a notebook may start several."""
-        if self.world_size == 1 and self._is_first:
-            from accelerate.state import AcceleratorState
-
-            AcceleratorState._reset_state(reset_partial_state=True)
-
     def _agreed(self, precision: str, run_dir: Path | None, has_gpu: bool) -> str:
-        """The precision that all ranks compute in: that of the run's checkpoints, else what the slowest rank has found."""
-        from ulmfit_dist.precision import precision_of_run, slowest
+        """The precision that all ranks compute in: that of the run's checkpoints, else what every rank can do."""
+        from ulmfit_dist.precision import common_precision, precision_of_run
 
-        found = slowest(self.gather(precision))
+        found = common_precision(self.gather(precision))
         earlier = self.from_main(precision_of_run(run_dir) if run_dir is not None and self.is_main else None)
         possible = ("no", "bf16", "fp16") if has_gpu else ("no", "bf16")
         return earlier if earlier is not None and earlier in possible else found
@@ -282,8 +314,10 @@ class Runtime:
     def leave_at_end(self) -> None:
         """When this process ends, tell the other ranks how: for who holds on to the ranks until then."""
         if self._watch is not None:
+            from ulmfit_dist.process_group import destroy_process_group
+
             Finalize(None, _leave, (self._watch,), exitpriority=1)  # which forked processes call, too
-            Finalize(None, _destroy_group, exitpriority=0)
+            Finalize(None, destroy_process_group, exitpriority=0)
 
     def __enter__(self) -> Runtime:
         return self
@@ -302,6 +336,8 @@ class Runtime:
     def _leave_group(self, error: BaseException | None) -> None:
         import torch
 
+        from ulmfit_dist.process_group import destroy_process_group, forget_control_group, set_accelerate_states
+
         torch.set_default_dtype(torch.float32)
         is_mine_alone = error is not None and not getattr(error, "shared", False)
         if not is_mine_alone:
@@ -312,10 +348,12 @@ class Runtime:
                 lost = self._watch.loss(patience=2)
             self._watch.leave(f"{type(error).__name__}: {error}" if is_mine_alone else None)
         if self.keeps_group:
-            self._forget()
+            set_accelerate_states(self._earlier_states)  # as a notebook that starts ranks of its own expects
             if self.world_size > 1:
-                Finalize(None, _destroy_group, exitpriority=0)
+                Finalize(None, destroy_process_group, exitpriority=0)
         elif error is None or isinstance(error, (UserError, Interrupted)):
+            self._control = None
+            forget_control_group()
             self.accelerator.end_training()
         if lost is not None:
             raise RankLostError(lost) from error
@@ -324,31 +362,3 @@ class Runtime:
 def _leave(watch: Watch) -> None:
     error = getattr(sys, "last_value", None)  # what has ended the interpreter
     watch.leave(None if error is None else f"{type(error).__name__}: {error}")
-
-
-def _destroy_group() -> None:
-    """End the process group's threads before the interpreter finalizes: one that takes the GIL then aborts the process.
-
-    A script's own exit cannot be that of `exiting.py`. After an error the group stays, since its end would wait for other
-    ranks in a collective that was begun.
-    """
-    from accelerate import PartialState
-
-    if getattr(sys, "last_value", None) is None and PartialState._shared_state:
-        PartialState().destroy_process_group()
-        gc.collect()  # what is left of a fit holds the group
-
-
-def _join_after_restart(backend: str) -> None:
-    """Join the process group where a launcher has started all ranks again (`--max_restarts`).
-
-    Their addresses are exchanged through a store that outlives them, so the last attempt's could be found in it (pytorch
-    issue 135712): each attempt keeps its own under a name of its own.
-    """
-    if attempt() == "0":
-        return
-    import torch.distributed as dist
-
-    store, rank, world_size = next(dist.rendezvous("env://"))
-    store = dist.PrefixStore(f"attempt {attempt()}", store)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=LONGEST_WAIT)

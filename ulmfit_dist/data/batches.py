@@ -20,6 +20,7 @@ import torch
 
 from ulmfit_dist.config import RuntimeConfig
 from ulmfit_dist.errors import UserError
+from ulmfit_dist.launch_settings import Named
 
 IGNORED = -100
 """Target of a position that is not to be predicted (torch's `ignore_index`)."""
@@ -36,6 +37,7 @@ class MicroBatch:
         global_rows: rows of the global batch.
         global_tokens: tokens of the global batch, without padding.
         documents: which documents of the store the rows are, int64 [rows]; None where a row is no document.
+        chunk_rows: by how many rows each chunk of a batch of documents is read; None where rows are a stream.
     """
 
     x: torch.Tensor
@@ -44,6 +46,7 @@ class MicroBatch:
     global_rows: int
     global_tokens: int
     documents: np.ndarray | None = None
+    chunk_rows: list[int] | None = None
 
     @property
     def weight(self) -> float:
@@ -80,6 +83,9 @@ class Batches(Protocol):
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of the epoch: counted over all phases of the stage."""
 
+    def set_share(self, share: Share) -> None:
+        """Cut the steps from here on into other micro-batches of the same rows."""
+
     def to(self, device: torch.device) -> None:
         """fastai announces the device here; micro-batches are moved one step ahead (`data/ahead.py`)."""
 
@@ -109,20 +115,67 @@ class Share:
             ranks = "ranks" if len(self.virtual_ranks) == 1 else "virtual ranks"
             raise UserError(f"{key}={global_batch_size} cannot be shared evenly by {num} {ranks}: make it {near}")
 
+    def in_steps(self, steps: Named[int] | None, global_batch_size: int, key: str) -> Share:
+        """This share with the micro-batch size at which a rank computes its rows of a global batch in so many micro-batches.
+
+        Args:
+            steps: accumulation steps that the launcher names; None leaves the share as it is.
+            key: config key of the global batch size, for messages.
+
+        Raises:
+            UserError: the rows of a rank, or its virtual ranks, cannot be divided by the steps.
+        """
+        if steps is None or global_batch_size % self.num_virtual_ranks:  # which `check` refuses
+            return self
+        each, rows = len(self.virtual_ranks), global_batch_size // self.num_virtual_ranks
+        if steps.value == each:
+            return self
+        if steps.value % each or rows % (steps.value // each):
+            possible = ", ".join(str(each * count) for count in range(1, rows + 1) if rows % count == 0)
+            ranks = f" as {each} virtual ranks (runtime.virtual_ranks)" if each > 1 else ""
+            raise UserError(
+                f"{steps.source}: a rank computes {rows * each} rows of {key}={global_batch_size}{ranks}, which cannot be "
+                f"cut into {steps.value} equal micro-batches: use one of {possible}"
+            )
+        size = rows * each // steps.value
+        return replace(self, micro_batch_size=min(size, self.micro_batch_size or size))
+
     def cut(self, rows: range, global_rows: int) -> list[range]:
         """A virtual rank's rows as micro-batches of like size, in order: as many on each, none of them empty.
 
         So where ranks own unlike numbers of rows, a micro-batch may have one more than was asked for.
         """
-        fewest, most = global_rows // self.num_virtual_ranks, -(-global_rows // self.num_virtual_ranks)
-        num_pieces = max(1, min(fewest, -(-most // (self.micro_batch_size or most))))
+        num_pieces = self.num_pieces(global_rows)
         return [rows[i * len(rows) // num_pieces : (i + 1) * len(rows) // num_pieces] for i in range(num_pieces)]
 
+    def num_pieces(self, global_rows: int) -> int:
+        """Micro-batches of each virtual rank in a step."""
+        fewest, most = global_rows // self.num_virtual_ranks, self._most_rows(global_rows)
+        return max(1, min(fewest, -(-most // (self.micro_batch_size or most))))
 
-def share_of_rank(rank: int, world_size: int, settings: RuntimeConfig) -> Share:
-    """A rank's share: it stands for itself alone, or for as many virtual ranks as come out even."""
+    def rows_at_once(self, global_rows: int) -> int:
+        """Rows of the largest micro-batch in a step."""
+        return -(-self._most_rows(global_rows) // self.num_pieces(global_rows))
+
+    def halved(self, global_rows: int) -> int | None:
+        """A micro-batch size of half the rows at once; None where they cannot be made fewer."""
+        smaller = -(-self.rows_at_once(global_rows) // 2)
+        is_smaller = replace(self, micro_batch_size=smaller).num_pieces(global_rows) > self.num_pieces(global_rows)
+        return smaller if is_smaller else None
+
+    def _most_rows(self, global_rows: int) -> int:
+        return -(-global_rows // self.num_virtual_ranks)
+
+
+def share_of_rank(rank: int, world_size: int, settings: RuntimeConfig, at_most: int | None = None) -> Share:
+    """A rank's share: it stands for itself alone, or for as many virtual ranks as come out even.
+
+    Args:
+        at_most: micro-batch size that the memory has room for; None where there is no such limit.
+    """
     wanted = settings.virtual_ranks or 0
     exact = wanted > 0 and wanted % world_size == 0
     num_virtual_ranks = wanted if exact else world_size
     each = num_virtual_ranks // world_size
-    return Share(range(rank * each, (rank + 1) * each), num_virtual_ranks, settings.micro_batch_size, exact)
+    micro_batch_size = min((size for size in (settings.micro_batch_size, at_most) if size is not None), default=None)
+    return Share(range(rank * each, (rank + 1) * each), num_virtual_ranks, micro_batch_size, exact)

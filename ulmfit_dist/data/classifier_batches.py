@@ -74,6 +74,10 @@ class ClassifierBatches:
     def to(self, device: torch.device) -> None:
         """Nothing to move: micro-batches go to the device one step ahead (`data/ahead.py`)."""
 
+    def set_share(self, share: Share) -> None:
+        """Cut the steps from here on into other micro-batches of the same documents."""
+        self.share = share
+
     def set_epoch(self, epoch: int) -> None:
         """Form the global batches of the epoch."""
         self._batches = self._sorted() if self.seed is None else self._shuffled(self.seed, epoch)
@@ -113,9 +117,18 @@ class ClassifierBatches:
     def _micro_batch(self, batch: np.ndarray, rows: range) -> MicroBatch:
         documents = batch[rows.start : rows.stop : rows.step]
         tokens = self.store.pieces(documents, np.zeros_like(documents), self.lengths[documents])
-        x_bT = pad_chunks([piece[:: self.direction] for piece in tokens], int(self.lengths[batch[0]]), self.seq_len)
+        width = int(self.lengths[batch[0]])
+        x_bT = pad_chunks([piece[:: self.direction] for piece in tokens], width, self.seq_len)
         y = self.targets.of(self.store.labels[documents])
-        return MicroBatch(x_bT, y, rows, len(batch), int(self.lengths[batch].sum()), documents)
+        chunk_rows = rows_by_chunk(self.lengths[documents], width, self.seq_len)
+        return MicroBatch(x_bT, y, rows, len(batch), int(self.lengths[batch].sum()), documents, chunk_rows)
+
+
+def rows_by_chunk(lengths_b: np.ndarray, width: int, seq_len: int) -> list[int]:
+    """How many of the documents have begun by each chunk of what `pad_chunks` makes of them; the last is read by all."""
+    begun_b = (width - lengths_b) // seq_len
+    num_chunks = -(-width // seq_len)
+    return [*(int((begun_b <= chunk).sum()) for chunk in range(num_chunks - 1)), len(lengths_b)]
 
 
 def pad_chunks(documents: list[np.ndarray], width: int, seq_len: int) -> torch.Tensor:

@@ -28,11 +28,21 @@ class ClassifierLoss(nn.Module):
     def __init__(self, label_smoothing: float = 0.0, class_weights: list[float] | None = None):
         super().__init__()
         self.label_smoothing, self.class_weights = label_smoothing, class_weights
+        self.weights_C: Tensor | None
+        self.register_buffer("weights_C", None, persistent=False)
 
     def forward(self, logits_BC: Tensor, y_B: Tensor) -> Tensor:
         """A scalar."""
-        weights_C = None if self.class_weights is None else tensor(self.class_weights).to(logits_BC)
+        weights_C = self._weights_like(logits_BC)
         return F.cross_entropy(logits_BC, y_B, weight=weights_C, label_smoothing=self.label_smoothing)
+
+    def _weights_like(self, logits_BC: Tensor) -> Tensor | None:
+        """The weights in type and on device of the logits, moved there once: a copy in each step would wait for a GPU."""
+        if self.class_weights is None:
+            return None
+        if self.weights_C is None or (self.weights_C.device, self.weights_C.dtype) != (logits_BC.device, logits_BC.dtype):
+            self.weights_C = tensor(self.class_weights).to(logits_BC)
+        return self.weights_C
 
 
 def build_loss(settings: ClassifierConfig, labels: np.ndarray, names: list[str]) -> ClassifierLoss:

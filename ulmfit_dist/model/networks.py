@@ -12,6 +12,7 @@ b: rows of a micro-batch, T: tokens of a step, E: width of the embedding.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -36,14 +37,22 @@ class SentenceEncoder(core.SentenceEncoder):
     so in some batches it never reads the last words of a document.
     """
 
-    def forward(self, x_bT: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x_bT: Tensor, chunk_rows: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
+        """The output [b, T, E] of what is pooled, and its padding mask [b, T].
+
+        Args:
+            x_bT: token ids; padding in front in whole chunks.
+            chunk_rows: by how many rows each chunk is read, which a loader knows (`MicroBatch`). None: they are counted in
+                `x_bT`, for which the CPU waits for a GPU.
+        """
         num_rows, num_tokens = x_bT.shape
         self.reset()
         padding_bT = x_bT == self.pad_idx
-        begun = [*(~padding_bT[:, :: self.bptt]).sum(0).tolist()[:-1], num_rows]
+        if chunk_rows is None:
+            chunk_rows = [*(~padding_bT[:, :: self.bptt]).sum(0).tolist()[:-1], num_rows]
         outputs: list[Tensor | None] = []
         first_kept = 0
-        for chunk, (start, rows) in enumerate(zip(range(0, num_tokens, self.bptt), begun, strict=True)):
+        for chunk, (start, rows) in enumerate(zip(range(0, num_tokens, self.bptt), chunk_rows, strict=True)):
             self.module.position.chunk = chunk
             kept = self.max_len is None or num_tokens - start <= self.max_len
             output = None

@@ -92,8 +92,13 @@ def run_stage(config: Config, runtime: Runtime, stage: str, fresh: bool = False)
 
 
 def _say_precision(config: Config, runtime: Runtime) -> None:
-    if config.runtime.precision == "auto":
-        runtime.note(f"precision: {PRECISION_NAMES.get(runtime.precision, runtime.precision)}, chosen for this machine")
+    name, named = PRECISION_NAMES.get(runtime.precision, runtime.precision), runtime.launch.mixed_precision
+    if named is not None:
+        runtime.note(f"precision: {name} ({named.source})")
+    elif config.runtime.precision == "auto":
+        runtime.note(f"precision: {name}, chosen for this machine")
+    for line in runtime.launch.describe():
+        runtime.note(line)
 
 
 def has_export(config: Config, stage: str, store: TokenStore) -> bool:

@@ -1,7 +1,8 @@
 """fastai's Adam, computed by torch's fused kernel.
 
 fastai updates one parameter after the other by ten small operations, each of them a pass over memory on a CPU and a launch
-on a GPU. torch's fused AdamW does the same arithmetic in one pass over all parameters of a group. fastai's `OptimWrapper`
+on a GPU. torch's fused AdamW does the same arithmetic in one pass over all parameters that share their hyper-parameters; its
+operator is called once for each set of them, and all counters of steps are incremented in one call. fastai's `OptimWrapper`
 would bring torch's optimizer as a whole, but it knows nothing of `do_wd`, by which fastai spares biases and norms the weight
 decay. So this is fastai's own `Optimizer`, its hyper-parameters, freezing and state, and only the step is the kernel's.
 """
@@ -13,7 +14,6 @@ from typing import Any
 import torch
 from fastai.optimizer import Optimizer
 from torch import Tensor
-from torch.optim.adamw import adamw
 
 
 class FusedAdam(Optimizer):
@@ -36,32 +36,49 @@ class FusedAdam(Optimizer):
     @torch.no_grad()
     def step(self) -> None:
         """One step of all parameters that have a gradient; frozen ones have none."""
+        alike: dict[tuple[Any, ...], list[Tensor]] = {}
         for group, hyper in zip(self.param_lists, self.hypers, strict=True):
-            parameters = [parameter for parameter in group if parameter.grad is not None]
-            for decays in (True, False):
-                alike = [parameter for parameter in parameters if self.state[parameter].get("do_wd", True) is decays]
-                if alike:
-                    self._step(alike, hyper, decays)
+            for parameter in group:
+                if parameter.grad is not None:
+                    alike.setdefault(self._hyper_of(parameter, hyper), []).append(parameter)
+        steps = [self._begun(parameter)["step"] for parameters in alike.values() for parameter in parameters]
+        if not steps:
+            return
+        torch._foreach_add_(steps, 1)
+        for (_, *hyper), parameters in alike.items():
+            self._step(parameters, *hyper)
+        if (found_inf := getattr(self, "found_inf", None)) is not None:
+            torch._foreach_sub_(steps, [found_inf] * len(steps))  # a step that the kernel has left out does not count
 
-    def _step(self, parameters: list[Tensor], hyper: dict[str, float], decays: bool) -> None:
-        states = [self._begun(parameter) for parameter in parameters]
-        adamw(
+    def zero_grad(self) -> None:
+        """Drop the gradients: the next backward pass writes new ones, instead of adding to zeros."""
+        for group in self.param_lists:
+            for parameter in group:
+                parameter.grad = None
+
+    def _hyper_of(self, parameter: Tensor, hyper: dict[str, float]) -> tuple[Any, ...]:
+        """Everything that parameters of one kernel call share."""
+        wd = hyper["wd"] if self.state[parameter].get("do_wd", True) else 0.0
+        return parameter.dtype, hyper["lr"], hyper["mom"], hyper["sqr_mom"], hyper["eps"], wd
+
+    def _step(self, parameters: list[Tensor], lr: float, mom: float, sqr_mom: float, eps: float, wd: float) -> None:
+        states = [self.state[parameter] for parameter in parameters]
+        torch._fused_adamw_(
             parameters,
             [parameter.grad for parameter in parameters if parameter.grad is not None],
             [state["grad_avg"] for state in states],
             [state["sqr_avg"] for state in states],
             [],
             [state["step"] for state in states],
-            fused=True,
-            grad_scale=getattr(self, "grad_scale", None),
-            found_inf=getattr(self, "found_inf", None),
+            lr=lr,
+            beta1=mom,
+            beta2=sqr_mom,
+            weight_decay=wd,
+            eps=eps,
             amsgrad=False,
             maximize=False,
-            lr=hyper["lr"],
-            beta1=hyper["mom"],
-            beta2=hyper["sqr_mom"],
-            eps=hyper["eps"],
-            weight_decay=hyper["wd"] if decays else 0.0,
+            grad_scale=getattr(self, "grad_scale", None),
+            found_inf=getattr(self, "found_inf", None),
         )
 
     def _begun(self, parameter: Tensor) -> dict[str, Any]:

@@ -1,24 +1,62 @@
-"""Follows a fit: what of it goes to the `Tracker`, and when."""
+"""Follows a fit: what of it goes to the `Tracker`, and when.
+
+A line needs figures of the device: losses, the norm of the gradient, times. On a GPU their copies and events are launched at
+the line's step and read when the next line's step comes, so that the device never runs out of work. At the end of an epoch's
+training, and before a checkpoint, the line that is left is written at once: metrics.jsonl has the same lines in the same
+order as if nothing were late.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import psutil
 import torch
 from fastai.callback.core import Callback
 
-from ulmfit_dist.laps import PARTS
+from ulmfit_dist.laps import PARTS, Spent, TakenLaps
 from ulmfit_dist.progress import Progress
+from ulmfit_dist.training.host_copy import HostCopy
 from ulmfit_dist.training.tracking import Tracker
 from ulmfit_dist.training.wandb_run import Table
 
 SMOOTHING = 0.98
 """Weight of the past in the smoothed loss, as in fastai's `Recorder`."""
 
+SUMS = ("epoch", "recent", "smoothed")
+"""Sums of the loss: over the epoch, since the last line, and with a past that fades."""
+
 Tables = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class PendingLine:
+    """A line of metrics.jsonl whose figures are on their way from the device.
+
+    Attributes:
+        position: phase, epoch, step and tokens.
+        settings: learning rates and momentum of its step, and the micro-batch size where memory has decided on it.
+        figures: loss since the last line and smoothed loss, summed over the ranks, and the norm of the gradient.
+        weights: what the two losses are divided by.
+        spent, laps: what its steps have taken: what is read already, and what is not.
+        steps, trained: since the last line, and what they have read of the throughput's unit.
+        communication_mb: of a step.
+        memory_gb: of this rank.
+    """
+
+    position: dict[str, Any]
+    settings: dict[str, float]
+    figures: HostCopy
+    weights: tuple[float, float]
+    spent: Spent
+    laps: TakenLaps
+    steps: int
+    trained: int
+    communication_mb: float
+    memory_gb: float
 
 
 class TrackingCallback(Callback):
@@ -37,12 +75,13 @@ class TrackingCallback(Callback):
     def __init__(self, tracker: Tracker, unit: str, make_tables: Callable[[Tables], Tables]):
         self.tracker, self.unit, self.runtime, self.make_tables = tracker, unit, tracker.runtime, make_tables
         self.log_every = tracker.config.tracking.log_every
-        # of the loss, and of its weights: over the epoch, since the last line, and with a past that fades
-        self.sums = {name: self._zeros(2) for name in ("epoch", "recent", "smoothed")}
+        self.is_late = self.runtime.device.type != "cpu"  # which has nothing to wait for
+        self.pending: PendingLine | None = None
+        self._begin_sums()
         self.tables: Tables = {}
         self.tokens, self.trained, self.epoch_trained, self.recent_trained = 0, 0, 0, 0
-        self.train_seconds, self.epoch_seconds, self.recent_seconds = 0.0, 0.0, 0.0
-        self.recent_steps, self.gradient_norm, self.given_before = 0, 0.0, 0
+        self.train_seconds, self.epoch_seconds, self.recent_spent = 0.0, 0.0, Spent()
+        self.recent_steps, self.gradient_norm, self.given_before = 0, self._vector(0.0), 0
         self.earlier_seconds, self.started = 0.0, time.perf_counter()
         self.progress: Progress | None = None
 
@@ -53,8 +92,7 @@ class TrackingCallback(Callback):
 
     def before_train(self) -> None:
         learn = self.learn
-        learn.accelerate.measure_every(self.log_every)
-        self.mark, self.given_before = time.perf_counter(), self.runtime.bytes_given
+        self.given_before = self.runtime.bytes_given
         label = f"{learn.stage} phase {learn.phase + 1} epoch {learn.epoch + 1}/{learn.n_epoch}"
         self.progress = Progress(label, len(learn.dls.train), self.runtime.is_main)
         self.progress.__enter__()
@@ -69,27 +107,32 @@ class TrackingCallback(Callback):
         self._add_loss(sum(batch.weight for batch in batches))  # of this rank in the global batch
         self.tokens += batches[0].global_tokens
         trained = batches[0].global_tokens if self.unit == "tokens" else batches[0].global_rows
-        now = time.perf_counter()
         self.epoch_trained += trained
         self.recent_trained += trained
-        self.epoch_seconds += now - self.mark
-        self.recent_seconds += now - self.mark
         self.recent_steps += 1
-        self.mark = now
         assert self.progress is not None
         self.progress.advance()
         if self.learn.stage_step % self.log_every == 0:
-            self._log_step()
+            self.runtime.laps.end("optimizer")
+            self.write_pending()
+            self.pending = self._begin_line()
+        if not self.is_late:
+            self.write_pending()
 
     def after_train(self) -> None:
+        self.write_pending()
         self._close_progress()
+
+    def after_fit(self) -> None:
+        self.write_pending()
 
     def after_cancel_train(self) -> None:
         self._close_progress()
 
     def after_epoch(self) -> None:
+        self._read_laps()
         metrics = {
-            "train_loss": _mean(self.runtime.sum(self.sums["epoch"])),
+            "train_loss": self.runtime.sum(self.sums_3[:1]).item() / self.weights["epoch"],
             **self.learn.valid_metrics,
             f"{self.unit}_per_second": round(self.epoch_trained / self.epoch_seconds, 1),
             "epoch_seconds": round(self.epoch_seconds, 3),
@@ -101,17 +144,20 @@ class TrackingCallback(Callback):
         self.tracker.log(self.learn.stage, self._position(), metrics, shown)
         self.trained += self.epoch_trained
         self.train_seconds += self.epoch_seconds
-        self.sums["epoch"].zero_()
+        self._reset("epoch")
         self.epoch_trained, self.epoch_seconds = 0, 0.0
 
     def final_metrics(self) -> dict[str, float]:
         """What summary.json says of the stage."""
-        return {**self.learn.valid_metrics, f"{self.unit}_per_second": round(self.trained / self.train_seconds, 1)}
+        speed = {f"{self.unit}_per_second": round(self.trained / self.train_seconds, 1)}
+        return {**self.learn.valid_metrics, **speed, **self._reduced_size()}
 
     def state_dict(self) -> dict[str, Any]:
-        """What has been added up so far, over all ranks, as JSON. Collective."""
+        """What has been added up so far, over all ranks, as JSON. Writes the line that is left before. Collective."""
+        self._read_laps()
+        losses = self.runtime.sum(self.sums_3).tolist()
         return {
-            "sums": {name: self.runtime.sum(sums).tolist() for name, sums in self.sums.items()},
+            "sums": {name: [loss, self.weights[name]] for name, loss in zip(SUMS, losses, strict=True)},
             "tables": self.runtime.from_main(self.tables),
             "tokens": self.tokens,
             "trained": self.trained,
@@ -124,8 +170,9 @@ class TrackingCallback(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Sums over all ranks become rank 0's."""
-        for name, sums in self.sums.items():
-            sums.copy_(sums.new_tensor(state["sums"][name]) * float(self.runtime.is_main))
+        losses, weights = zip(*(map(float, state["sums"][name]) for name in SUMS), strict=True)
+        self.sums_3 = self._vector(*(loss * self.runtime.is_main for loss in losses))
+        self.weights = dict(zip(SUMS, weights, strict=True))
         for name in ("tokens", "trained", "epoch_trained", "train_seconds", "epoch_seconds"):
             kind = type(getattr(self, name))
             setattr(self, name, kind(state[name]))
@@ -134,40 +181,75 @@ class TrackingCallback(Callback):
         if state["valid_metrics"] is not None:
             self.learn.valid_metrics = state["valid_metrics"]
 
-    def _add_loss(self, weight: float) -> None:
-        shares = torch.stack([self.learn.loss.double() * weight, self.sums["epoch"].new_full((), weight)])
-        self.sums["epoch"] += shares
-        self.sums["recent"] += shares
-        self.sums["smoothed"].mul_(SMOOTHING).add_(shares, alpha=1 - SMOOTHING)
-
-    def _log_step(self) -> None:
-        """One exchange between the ranks for all that a line says."""
-        exposed, parts = self.learn.accelerate.exposed_exchange(), self.runtime.laps.take()
-        memory_W = self._zeros(self.runtime.world_size)
-        memory_W[self.runtime.rank] = self._memory()
-        seconds_P = self._zeros(len(PARTS)) + torch.tensor(list(parts.values()), dtype=torch.float64).to(memory_W.device)
-        mine = torch.cat([self.sums["recent"], self.sums["smoothed"], seconds_P, memory_W, self._zeros(1) + exposed])
-        recent, smoothed, seconds_P, memory_W, exposed_1 = (
-            self.runtime.sum(mine).cpu().split([2, 2, len(PARTS), self.runtime.world_size, 1])
-        )
-        each = self.runtime.world_size * self.recent_steps
-        seconds = {part: total / each for part, total in zip(PARTS, seconds_P.tolist(), strict=True)}
-        behind = min(exposed_1.item() / self.runtime.world_size, seconds["backward"])
-        seconds |= {"backward": seconds["backward"] - behind, "communication": seconds["communication"] + behind}
+    def write_pending(self) -> None:
+        """Write the line that is left, if there is one. Collective."""
+        line, self.pending = self.pending, None
+        if line is None:
+            return
+        spent = line.laps.read()
+        self.epoch_seconds += spent.training
+        spent += line.spent
+        ranks = self.runtime.gather((spent.parts, line.memory_gb))
+        loss, smoothed, gradient_norm = line.figures.read()
+        each = len(ranks) * line.steps
         metrics = {
-            "loss": _mean(recent),
-            "loss_smoothed": _mean(smoothed),
-            **self._rates(),
-            "gradient_norm": self.gradient_norm,
-            f"{self.unit}_per_second": round(self.recent_trained / self.recent_seconds, 1),
-            "communication_mb": round((self.runtime.bytes_given - self.given_before) / self.recent_steps / 1e6, 6),
-            "memory_gb": round(memory_W.max().item(), 3),
-            **{f"{part}_seconds": round(value, 6) for part, value in seconds.items()},
+            "loss": loss / line.weights[0],
+            "loss_smoothed": smoothed / line.weights[1],
+            **line.settings,
+            "gradient_norm": gradient_norm,
+            f"{self.unit}_per_second": round(line.trained / spent.training, 1),
+            "communication_mb": line.communication_mb,
+            "memory_gb": round(max(memory for _, memory in ranks), 3),
+            **{f"{part}_seconds": round(sum(parts[part] for parts, _ in ranks) / each, 6) for part in PARTS},
         }
-        self.tracker.log(self.learn.stage, self._position(), metrics)
-        self.sums["recent"].zero_()
-        self.recent_steps, self.recent_trained, self.recent_seconds = 0, 0, 0.0
+        self.tracker.log(self.learn.stage, line.position, metrics)
+
+    def _begin_line(self) -> PendingLine:
+        """The line of this step: one exchange between the ranks on the device, which nothing waits for."""
+        summed_2 = self.runtime.sum(self.sums_3[1:])
+        line = PendingLine(
+            self._position(),
+            {**self._rates(), **self._reduced_size()},
+            HostCopy(torch.cat([summed_2, self.gradient_norm])),
+            (self.weights["recent"], self.weights["smoothed"]),
+            self.recent_spent,
+            self.runtime.laps.take(),
+            self.recent_steps,
+            self.recent_trained,
+            round((self.runtime.bytes_given - self.given_before) / self.recent_steps / 1e6, 6),
+            self._memory(),
+        )
+        self._reset("recent")
+        self.recent_steps, self.recent_trained, self.recent_spent = 0, 0, Spent()
         self.given_before = self.runtime.bytes_given
+        return line
+
+    def _begin_sums(self) -> None:
+        """The sums of this rank's losses, each weighed by its share of the global batch, and of the weights of all ranks."""
+        self.sums_3, self.weights = self._vector(0.0, 0.0, 0.0), dict.fromkeys(SUMS, 0.0)
+        self.past_3, self.share_3 = self._vector(1.0, 1.0, SMOOTHING), self._vector(1.0, 1.0, 1 - SMOOTHING)
+
+    def _add_loss(self, weight: float) -> None:
+        """Add the step's loss: two kernels. The shares of all ranks in a step make up 1."""
+        self.sums_3.mul_(self.past_3).addcmul_(self.share_3, self.learn.loss, value=weight)
+        smoothed = SMOOTHING * self.weights["smoothed"] + 1 - SMOOTHING
+        self.weights = {"epoch": self.weights["epoch"] + 1, "recent": self.weights["recent"] + 1, "smoothed": smoothed}
+
+    def _reset(self, name: str) -> None:
+        self.sums_3[SUMS.index(name)] = 0
+        self.weights[name] = 0.0
+
+    def _read_laps(self) -> None:
+        """Add the time since the last line; waits for the device."""
+        self.write_pending()
+        spent = self.runtime.laps.take().read()
+        self.recent_spent += spent
+        self.epoch_seconds += spent.training
+
+    def _reduced_size(self) -> dict[str, float]:
+        """The micro-batch size, where a lack of memory has led to it."""
+        size = self.runtime.micro_batch_size
+        return {} if size is None else {"micro_batch_size": size}
 
     def _rates(self) -> dict[str, float]:
         """The optimizer's: of the last layer group, which the recipe names, and of each."""
@@ -175,12 +257,12 @@ class TrackingCallback(Callback):
         by_group = {f"learning_rate_{number}": hyper["lr"] for number, hyper in enumerate(hypers)}
         return {"learning_rate": hypers[-1]["lr"], **by_group, "momentum": hypers[-1]["mom"]}
 
-    def _gradient_norm(self) -> float:
-        """Of the global gradient before clipping, which all ranks have by now."""
+    def _gradient_norm(self) -> torch.Tensor:
+        """Of the global gradient before clipping, which all ranks have by now: a vector of one element."""
         gradients = [parameter.grad for parameter in self.learn.model.parameters() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients).double()
         scaler = self.learn.accelerate.accelerator.scaler
-        scale = 1.0 if scaler is None else scaler.get_scale()
-        return torch.nn.utils.get_total_norm(gradients).item() / scale
+        return (norm if scaler is None else norm / scaler.scale(torch.ones_like(norm))).view(1)
 
     def _memory(self) -> float:
         """GB: of the GPU at most so far, or of this process on a CPU."""
@@ -188,8 +270,8 @@ class TrackingCallback(Callback):
             return torch.cuda.max_memory_allocated(self.runtime.device) / 1e9
         return psutil.Process().memory_info().rss / 1e9
 
-    def _zeros(self, size: int) -> torch.Tensor:
-        return torch.zeros(size, dtype=torch.float64, device=self.runtime.device)
+    def _vector(self, *values: float) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.float64, device=self.runtime.device)
 
     def _position(self) -> dict[str, Any]:
         learn = self.learn
@@ -207,8 +289,3 @@ def without_texts(tables: Tables) -> Tables:
     if "most_wrong" in kept:
         kept["most_wrong"] = [{key: value for key, value in row.items() if key != "text"} for row in kept["most_wrong"]]
     return kept
-
-
-def _mean(sums_2: torch.Tensor) -> float:
-    total, weight = sums_2.tolist()
-    return total / weight

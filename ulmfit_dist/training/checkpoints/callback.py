@@ -2,7 +2,8 @@
 
 About once a second the ranks tell each other what each has seen: a signal, a loss that is no number; and rank 0 whether the
 time for a checkpoint has come. So all save, or stop, after the same step, and a step in between costs no exchange. How many
-steps make up that second is agreed upon as well.
+steps make up that second is agreed upon as well. On a GPU a vote reads the losses that were copied at the vote before: no
+training step waits for the device.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from ulmfit_dist.stopping import StopRequest
 from ulmfit_dist.training.checkpoints.folder import Content
 from ulmfit_dist.training.checkpoints.snapshot import LearnerState
 from ulmfit_dist.training.checkpoints.writer import CheckpointWriter
+from ulmfit_dist.training.host_copy import HostCopy
 from ulmfit_dist.training.position import RecipePosition
 from ulmfit_dist.training.tracking import Tracker
 
@@ -77,6 +79,7 @@ class CheckpointCallback(Callback):
         self.saved = begin if writer.last is not None else None
         self.stalls: list[float] = []
         self.losses: list[tuple[int, torch.Tensor]] = []
+        self.sent: list[tuple[list[int], HostCopy]] = []  # steps, and whether their losses are finite
         self.last_saved = time.perf_counter()
         self._vote_next()
 
@@ -84,6 +87,7 @@ class CheckpointCallback(Callback):
         self._vote_next()
 
     def after_train(self) -> None:
+        self._send_losses()
         self._refuse_bad_losses(self.runtime.gather(self._vote()))  # before a validation that would be in vain
 
     def before_validate(self) -> None:
@@ -152,10 +156,20 @@ class CheckpointCallback(Callback):
         )
 
     def _bad_step(self) -> int | None:
-        steps, losses = [step for step, _ in self.losses], [loss for _, loss in self.losses]
+        """The first bad step of those that were known at the last vote; on a CPU also of those since then."""
+        if self.runtime.device.type == "cpu":
+            self._send_losses()
+        sent, self.sent = self.sent, []
+        self._send_losses()
+        pairs = [pair for steps, finite in sent for pair in zip(steps, finite.read(), strict=True)]
+        return next((step for step, is_finite in pairs if not is_finite), None)
+
+    def _send_losses(self) -> None:
+        """Launch the copy of what the next vote reads, so that it waits for no GPU."""
+        if self.losses:
+            finite = torch.stack([loss for _, loss in self.losses]).isfinite()
+            self.sent.append(([step for step, _ in self.losses], HostCopy(finite)))
         self.losses = []
-        finite = torch.stack(losses).isfinite().tolist() if losses else []
-        return next((step for step, is_finite in zip(steps, finite, strict=True) if not is_finite), None)
 
     def _act_on(self, votes: list[Vote]) -> None:
         """Do what the ranks have come to. Each sees the same votes, and so does the same."""
@@ -184,6 +198,7 @@ class CheckpointCallback(Callback):
 
     def _refuse(self, step: int, what: str) -> None:
         learn = self.learn
+        learn.tracking.write_pending()
         self.writer.wait()
         last = self.runtime.from_main(self.writer.last)
         kept = f"the last good checkpoint, {last}, is kept" if last else "there is no checkpoint before it"
