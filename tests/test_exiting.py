@@ -59,6 +59,7 @@ def run_ranks(words: list[str]) -> list[tuple[int, str]]:
         ("return 85", 85, ""),
         ("sys.exit()", 0, ""),
         ("sys.exit(2)", 2, ""),
+        ("sys.exit(-2)", 254, ""),
         ("sys.exit('no such thing')", 1, "no such thing"),
         ("raise ValueError('a value')", 1, "ValueError: a value"),
         ("raise KeyboardInterrupt", -signal.SIGINT, "KeyboardInterrupt"),

@@ -42,14 +42,14 @@ def exit_process(main: Callable[[], int]) -> NoReturn:
     code = _flush_standard_streams(code)
     _flush_open_files()
     if code == KILLED_BY_SIGINT:
-        os.kill(os.getpid(), signal.SIGINT)
-    os._exit(code & 0xFF)
+        signal.raise_signal(signal.SIGINT)  # its handler is the system's by now
+    os._exit(code)
 
 
 def _run(main: Callable[[], int]) -> int:
     """Exit code of `main`; an exception that ends it is printed, and kept as `sys.last_value`, as the interpreter does."""
     try:
-        sys.exit(main())  # which W&B replaces, to know the code
+        sys.exit(main())  # W&B replaces sys.exit, to know the code
     except SystemExit as stop:
         return _code(stop)
     except BaseException as error:
@@ -63,7 +63,7 @@ def _run(main: Callable[[], int]) -> int:
 
 def _code(stop: SystemExit) -> int:
     if stop.code is None or isinstance(stop.code, int):
-        return stop.code or 0
+        return (stop.code or 0) & 0xFF
     with suppress(OSError, ValueError):
         print(stop.code, file=sys.stderr)
     return FAILED
