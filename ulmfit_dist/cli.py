@@ -139,6 +139,15 @@ def _config(args: argparse.Namespace) -> None:
             print(f"{f'{key}: {value}':<44} # {meaning}")
 
 
+def _doctor(args: argparse.Namespace) -> None:
+    words = [word for word in (args.recipe, *args.overrides) if word is not None]
+    has_recipe = bool(words) and ("=" not in words[0] or Path(words[0]).is_file())
+    config = load_config(words[0], words[1:]) if has_recipe else load_config(None, ["data.path=.", *words])  # reads no text
+    from ulmfit_dist.stages.doctor import doctor
+
+    doctor(config, args.json)
+
+
 def _show(args: argparse.Namespace) -> None:
     if args.results and args.overrides:
         raise UserError(f"{args.overrides[0]}: a run has its config: give no keys with --results")
@@ -300,6 +309,7 @@ COMMANDS: dict[str, Command] = {
     "cross-validate": _cross_validate,
     "lr-find": _lr_find,
     "config": _config,
+    "doctor": _doctor,
     "show": _show,
     "submit": _submit,
     "dashboard": _dashboard,

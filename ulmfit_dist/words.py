@@ -97,6 +97,7 @@ def _parser() -> _Parser:
     described.add_argument(
         "--get", action="append", metavar="KEY", help="print a key's value alone, for scripts; may be repeated"
     )
+    _add_doctor(commands)
     _add_show(commands)
     _add_submit(commands)
     dashboard = _with_config(commands, "dashboard", "save a workspace with this project's charts in W&B")
@@ -140,6 +141,15 @@ def _add_fresh(parser: argparse.ArgumentParser) -> None:
     again = parser.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="go on with what was begun (the default)")
     again.add_argument("--fresh", action="store_true", help="train again from the start")
+
+
+def _add_doctor(commands: Any) -> None:
+    text = "check this machine, on every rank: devices, numbers, network, folders, services, speed"
+    parser = commands.add_parser("doctor", help=text, description=text)
+    parser.add_argument("recipe", metavar="CONFIG", nargs="?", help="a YAML recipe (default: the defaults of all keys)")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="keys to set, such as runtime.precision=bf16")
+    parser.add_argument("--json", action="store_true", help="print the results as JSON")
+    parser.set_defaults(command="doctor", goes_on=False)
 
 
 def _add_show(commands: Any) -> None:

@@ -109,7 +109,7 @@ class ClassifierLearner(DistributedLearner):
         self.xb = (torch.cat([batch.x for batch in self.micro_batches]),)
         self.yb = (self.targets,)
         self.move_to(range(len(self.pooled)))
-        with _one_thread():
+        with _one_thread(self.pooled.device):
             self.pred = (self.model[1].layers(self.pooled), output_bTE, output_bTE)
         self("after_pred")
         self.loss_grad = self.loss_func(self.pred, *self.yb)
@@ -132,7 +132,7 @@ class ClassifierLearner(DistributedLearner):
 
     def _backward(self) -> None:
         """Through the head, then through the encoder, from what it made of the micro-batches, or makes of them anew."""
-        with _one_thread():
+        with _one_thread(self.pooled.device):
             self.accelerate.backward(self.loss_grad)
         pooled_grad_BE = self.pooled.grad
         assert pooled_grad_BE is not None
@@ -155,8 +155,14 @@ def in_rows(pieces: Sequence[Tensor], batches: Sequence[MicroBatch]) -> Tensor:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """Compute on one CPU thread: the sums of the head's small products are split over threads, and round differently."""
+def _one_thread(device: torch.device) -> Iterator[None]:
+    """Compute on one CPU thread: the sums of the head's small products are split over threads, and round differently.
+
+    Nothing changes for a GPU, where the number of threads is a condition that compiled functions are compiled for.
+    """
+    if device.type != "cpu":
+        yield
+        return
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
