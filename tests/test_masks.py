@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ulmfit_dist import philox
+from ulmfit_dist.cuda.compile import CompilationError
 from ulmfit_dist.model import masks as masks_module
 from ulmfit_dist.model.dropout import Position
 from ulmfit_dist.model.masks import Mask, StepMasks, Use, compute_masks
@@ -38,7 +39,13 @@ def assert_equal(computed: Sequence[Tensor]) -> None:
 @needs_compiler
 def test_the_cuda_kernel_computes_the_masks_of_a_cpu(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(masks_module, "compile_source", cuda_on_cpu.compile_source)
-    assert_equal(masks_module._from_kernel(masks_module._from_nvrtc(), MASKS, CPU))
+    assert_equal(masks_module._from_kernel(masks_module._from_nvrtc(CPU), MASKS, CPU))
+
+
+def test_a_kernel_that_computes_other_masks_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(masks_module, "compile_source", lambda name: lambda blocks, arguments: arguments[1].zero_())
+    with pytest.raises(CompilationError, match="not those of a CPU"):
+        masks_module._from_nvrtc(CPU)
 
 
 def test_torchs_operations_compute_the_masks_of_a_cpu_in_one_call_of_the_generator(monkeypatch: pytest.MonkeyPatch):

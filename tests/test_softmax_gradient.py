@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ulmfit_dist.cuda.compile import CompilationError
 from ulmfit_dist.model import loss as loss_module
 from ulmfit_dist.model import softmax_gradient as module
 
@@ -19,7 +20,7 @@ def kernel_of(how: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> 
     if how == "torch":
         return module.softmax_gradient
     monkeypatch.setattr(module, "compile_source", cuda_on_cpu.compile_source)
-    return module._from_nvrtc(dtype)
+    return module._from_nvrtc(dtype, torch.device("cpu"))
 
 
 ways = pytest.mark.parametrize("how", ["torch", pytest.param("cuda", marks=needs_compiler)])
@@ -89,3 +90,13 @@ def test_a_product_is_added_to_what_is_there_unless_it_is_the_first():
         module.add_product(wide, a.to(low), b.to(low), True)
         module.add_product(wide, a.to(low), b.to(low), False)
         torch.testing.assert_close(wide, 2 * (a.to(low) @ b.to(low)).float())
+
+
+@dtypes
+def test_a_kernel_that_computes_something_else_is_refused(dtype: torch.dtype):
+    def wrong(logits: torch.Tensor, y: torch.Tensor, losses: torch.Tensor, scale: float) -> None:
+        module.softmax_gradient(logits, y, losses, scale)
+        logits[2, 7] += 0.1 * scale
+
+    with pytest.raises(CompilationError, match="does not compute"):
+        module._compare(wrong, dtype, torch.device("cpu"))

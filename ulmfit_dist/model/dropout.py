@@ -38,7 +38,7 @@ class Position:
     step: int | None = None
     chunk: int = 0
     rows: range = range(0)
-    _step_masks: StepMasks = field(default_factory=StepMasks, repr=False, compare=False)
+    _step_masks: StepMasks = field(default_factory=StepMasks, init=False, repr=False, compare=False)
 
     def key(self, site: str) -> Key:
         """The key of the masks of one place in the network."""

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ulmfit_dist import philox
-from ulmfit_dist.cuda.compile import THREADS, compile_source, try_compilers
+from ulmfit_dist.cuda.compile import THREADS, CompilationError, compile_source, try_compilers
 from ulmfit_dist.philox import Key, random_words, signed, words_of
 
 LEVELS = 1 << 16
@@ -157,12 +157,23 @@ def _kernel(device_type: str) -> Kernel | None:
     A simulated GPU replaces this function. What it returns may read `table` and write `buffer` in any way that gives the
     bytes of `cuda/dropout_masks.cu`.
     """
-    return try_compilers("dropout masks", ("NVRTC", _from_nvrtc)) if device_type == "cuda" else None
+    if device_type != "cuda":
+        return None
+    return try_compilers("dropout masks", ("NVRTC", lambda: _from_nvrtc(torch.device(device_type))))
 
 
-def _from_nvrtc() -> Kernel:
+def _from_nvrtc(device: torch.device) -> Kernel:
+    """Compile the kernel, and compare it with the masks of a CPU."""
     launch = compile_source("dropout_masks")
-    return lambda table, buffer, num_blocks: launch(-(-num_blocks // THREADS), [table, buffer, num_blocks])
+
+    def kernel(table: Tensor, buffer: Tensor, num_blocks: int) -> None:
+        launch(-(-num_blocks // THREADS), [table, buffer, num_blocks])
+
+    trial = [Mask((1, 2), range(1), 9000, 0.5, torch.float32), Mask((3, 4), range(1, 9, 2), 30, 0.1, torch.bfloat16)]
+    for mask, computed in zip(trial, _from_kernel(kernel, trial, device), strict=True):
+        if not torch.equal(computed.cpu(), _on_cpu(mask)):
+            raise CompilationError("its masks are not those of a CPU")
+    return kernel
 
 
 class Use(NamedTuple):

@@ -12,7 +12,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ulmfit_dist.cuda.compile import compile_function, compile_source, messages, try_compilers, warn_of_slow
+from ulmfit_dist.cuda.compile import (
+    CompilationError,
+    compile_function,
+    compile_source,
+    messages,
+    try_compilers,
+    warn_of_slow,
+)
 
 SoftmaxGradient = Callable[[Tensor, Tensor, Tensor, float], object]
 """Takes logits [n, V], targets int64 [n], losses fp32 [n] and a factor. Writes the cross-entropy of each row to the losses,
@@ -58,32 +65,55 @@ def _kernel(device_type: str, dtype: torch.dtype) -> SoftmaxGradient | None:
     """
     if device_type != "cuda" or dtype not in DEFINES:
         return None
-    kernel = try_compilers(NAME, ("NVRTC", lambda: _from_nvrtc(dtype)), ("torch.compile", lambda: _from_inductor(dtype)))
+    device = torch.device(device_type)
+    kernel = try_compilers(
+        NAME,
+        ("NVRTC", lambda: _from_nvrtc(dtype, device)),
+        ("torch.compile", lambda: _from_inductor(dtype, device)),
+    )
     if kernel is None:
         warn_of_slow(NAME)
     return kernel
 
 
-def _from_nvrtc(dtype: torch.dtype) -> SoftmaxGradient:
+def _from_nvrtc(dtype: torch.dtype, device: torch.device) -> SoftmaxGradient:
+    """Compile the kernel, and compare it with torch's operations."""
     launch = compile_source("softmax_gradient", f"-D{DEFINES[dtype]}")
 
-    def softmax_gradient(logits_nV: Tensor, y_n: Tensor, losses_n: Tensor, scale: float) -> None:
+    def kernel(logits_nV: Tensor, y_n: Tensor, losses_n: Tensor, scale: float) -> None:
         assert all(tensor.is_contiguous() for tensor in (logits_nV, y_n, losses_n))
         launch(len(logits_nV), [logits_nV, y_n, losses_n, logits_nV.shape[1], float(scale)])
 
-    return softmax_gradient
+    _compare(kernel, dtype, device)
+    return kernel
 
 
-def _from_inductor(dtype: torch.dtype) -> SoftmaxGradient:
-    logits = torch.zeros(5, 1021, dtype=dtype, device="cuda")
-    y, losses = torch.zeros(5, dtype=torch.int64, device="cuda"), torch.zeros(5, device="cuda")
-    compiled = compile_function(_by_inductor, [logits, y, losses, torch.ones((), device="cuda")])
+def _from_inductor(dtype: torch.dtype, device: torch.device) -> SoftmaxGradient:
+    logits, y = torch.zeros(5, 1021, dtype=dtype, device=device), torch.zeros(5, dtype=torch.int64, device=device)
+    arguments = [logits, y, torch.zeros(5, device=device), torch.ones((), device=device)]
+    compiled = compile_function(_by_inductor, arguments)
 
-    def softmax_gradient(logits_nV: Tensor, y_n: Tensor, losses_n: Tensor, scale: float) -> None:
+    def kernel(logits_nV: Tensor, y_n: Tensor, losses_n: Tensor, scale: float) -> None:
         with torch.no_grad():
             compiled(logits_nV, y_n, losses_n, torch.full((), scale, device=y_n.device))
 
-    return softmax_gradient
+    _compare(kernel, dtype, device)
+    return kernel
+
+
+def _compare(kernel: SoftmaxGradient, dtype: torch.dtype, device: torch.device) -> None:
+    """Raise an error if a kernel does not compute what torch's operations do, to two units in the last place."""
+    for num_words in (1000, 1003):  # rows that begin at a multiple of 16 bytes, and others
+        logits = torch.linspace(-9, 9, 4 * num_words).view(num_words, 4).t().contiguous().to(device, dtype)
+        y, results = torch.arange(0, 400, 100, device=device), []
+        for function in (softmax_gradient, kernel):
+            gradient, losses = logits.clone(), torch.empty(4, device=device)
+            function(gradient, y, losses, 8.0)
+            results.append((losses.cpu(), gradient.float().cpu()))
+        for expected, found in zip(*results, strict=True):
+            limit = 2 * torch.finfo(torch.float32 if expected is results[0][0] else dtype).eps
+            if not (found - expected).norm() <= max(limit, 1e-5) * expected.norm():
+                raise CompilationError("it does not compute what torch's operations do")
 
 
 def add_product(total: Tensor, a: Tensor, b: Tensor, is_first: bool) -> None:
