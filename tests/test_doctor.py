@@ -58,8 +58,8 @@ def free_port() -> int:
 
 
 def start(rank: int, world_size: int, port: int, folder: Path) -> subprocess.Popen[str]:
-    """A rank of a doctor, in a process of its own and without a launcher."""
-    launch = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    """A rank of a doctor, the first of its node, in a process of its own and without a launcher."""
+    launch = {"RANK": rank, "LOCAL_RANK": 0, "WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     env = {
         **os.environ,
         "ACCELERATE_USE_CPU": "true",
@@ -422,6 +422,9 @@ def test_a_missing_rank_and_a_refused_port_are_named_within_a_minute(tmp_path: P
     assert time.monotonic() - started < MINUTE
     assert [process.returncode for process in alone.values()] == [2, 2]
     assert f"rank 1 of 2 has not come to 127.0.0.1:{first}" in row(said[0][0], "rendezvous")["found"]
+    assert f"rank 1 cannot reach rank 0 at 127.0.0.1:{second}" in row(said[1][0], "rendezvous")["found"]
+    assert "Connection refused" in row(said[1][0], "rendezvous")["found"]
+    assert row(said[1][0], "run directory")["status"] == "ok"  # what needs no other rank is checked all the same
     assert "rendezvous" in said[0][1]
     assert "rendezvous" in said[1][1]
     assert "Traceback" not in said[0][1] + said[1][1]
