@@ -1,7 +1,18 @@
 #!/usr/bin/env bash
 # All tests, a file at a time in each of two processes, for many of them wait more than they compute. Words given go to
 # pytest, and then it is one process: bash launch/test.sh -k vocab
+# bash launch/test.sh --simulated-gpu [WORD ...]: the tests of GPU code on a simulated GPU, where there is none.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
+if [ "${1:-}" = --simulated-gpu ]; then
+    shift
+    PYTHONPATH=tests python -m simulated_gpu.native || exit 2
+    export PYTHONPATH="$PWD/tests/simulated_gpu/startup:$PWD:$PWD/tests:$PWD/tests/gpu" ACCELERATE_USE_CPU=false
+    if [ $# -eq 0 ]; then
+        export ULMFIT_DIST_WHOLE_SIMULATED_SUITE=1
+        set -- tests/gpu tests/simulated_gpu --numprocesses 2 --dist load
+    fi
+    exec python -m pytest -p simulated_gpu.plugin "$@"
+fi
 [ $# -gt 0 ] || set -- --numprocesses 2 --dist loadfile --no-loadscope-reorder
 exec python -m pytest "$@"

@@ -1,20 +1,24 @@
 """What the tests on a GPU share: a token store made up on the spot, and small runs of the real stages over it.
 
-To try them where there is no GPU, ULMFIT_DIST_GPU_TESTS_ON=cpu runs them on the CPU, but for what only a GPU can do.
+Where there is no GPU, `bash launch/test.sh --simulated-gpu` runs them on a simulated one (tests/simulated_gpu), and
+ULMFIT_DIST_GPU_TESTS_ON=cpu on the CPU, except what only a GPU can do.
 """
 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from fastai.text.core import defaults
 from stores import make_store
 
 from ulmfit_dist.compose import load_config
@@ -26,6 +30,8 @@ from ulmfit_dist.stages.run import run_stage
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for runtime.deterministic: too late once cuBLAS has begun
 
 DEVICE = torch.device(os.environ.get("ULMFIT_DIST_GPU_TESTS_ON", "cuda"))
+IS_SIMULATED = "simulated" in (torch.cuda.get_device_name() if DEVICE.type == "cuda" and torch.cuda.is_available() else "")
+"""Whether the GPU is that of tests/simulated_gpu, which computes at the speed of a CPU."""
 needs_gpu = pytest.mark.skipif(DEVICE.type == "cuda" and not torch.cuda.is_available(), reason="no GPU is visible")
 needs_cuda = pytest.mark.skipif(DEVICE.type != "cuda", reason="on a GPU alone")
 HAS_NO_BF16 = DEVICE.type == "cuda" and torch.cuda.is_available() and torch.cuda.get_device_capability()[0] < 8
@@ -34,6 +40,10 @@ PRECISIONS = [
     pytest.param("fp16", marks=needs_cuda),
 ]
 
+SCATTERED = "RNN module weights are not part of single contiguous chunk of memory"
+"""torch's warning of weights that cuDNN has to put together before each use."""
+
+SPECIAL: list[str] = defaults.text_spec_tok
 V, TOPICS, WORDS_OF_A_TOPIC = 120, 3, 35
 
 SMALL = (
@@ -61,7 +71,7 @@ def make_texts(folder: Path, documents: int = 120) -> Path:
         V - TOPICS * WORDS_OF_A_TOPIC + topic * WORDS_OF_A_TOPIC + walk % WORDS_OF_A_TOPIC
         for topic, walk in zip(topics, walks, strict=True)
     ]
-    store = make_store(folder, ids, topics, [f"w{i}" for i in range(V)])
+    store = make_store(folder, ids, topics, [*SPECIAL, *(f"w{i}" for i in range(len(SPECIAL), V))])
     num_tokens = int(store.lengths.sum())
     facts = {"num_tokens": num_tokens, "vocab_size": V, "longest": int(store.lengths.max()), "tokens": {"train": num_tokens}}
     facts |= {"unknown": {"train": 0}, "num_empty": 0, "num_skipped": 0, "tokenizer": asdict(TokenizerConfig())}
@@ -114,3 +124,26 @@ def without_tf32() -> Iterator[None]:
     finally:
         for switch, allowed in zip(switches, before, strict=True):
             switch.allow_tf32 = allowed
+
+
+def simulated_counters() -> Any:
+    """The simulated GPU's counters; None on a real one, or on a CPU."""
+    if not IS_SIMULATED:
+        return None
+    from simulated_gpu.counters import COUNTERS
+
+    return COUNTERS
+
+
+@contextmanager
+def flat_lstm_weights() -> Iterator[None]:
+    """Fail if a block computes an LSTM from scattered weights: by torch's warning, and by the simulated GPU's counter."""
+    counters = simulated_counters()
+    before = (counters.lstms, counters.scattered) if counters else (0, 0)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    assert not [warning for warning in caught if SCATTERED in str(warning.message)]
+    if counters:
+        assert counters.lstms > before[0]
+        assert counters.scattered == before[1]

@@ -66,7 +66,8 @@ def test_a_run_that_breaks_off_ends_with_the_bits_of_one_left_alone(precision: s
 def start(words: list[str], notes: Path) -> subprocess.Popen[str]:
     """`ulmfit-dist WORDS` on the device, which notes what it reads in a folder."""
     notes.mkdir(exist_ok=True)
-    environment = {**os.environ, "ACCELERATE_USE_CPU": str(DEVICE.type == "cpu").lower(), "PYTHONPATH": str(ROOT)}
+    path = os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), str(ROOT)])  # the simulated GPU begins there
+    environment = {**os.environ, "ACCELERATE_USE_CPU": str(DEVICE.type == "cpu").lower(), "PYTHONPATH": path}
     command = [sys.executable, str(ROOT / "tests/recorded.py"), str(notes), *words, "--verbose"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes)

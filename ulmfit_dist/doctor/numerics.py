@@ -65,7 +65,7 @@ def _philox_on_cpu(key: philox.Key, first: int, count: int) -> Tensor:
     """The generator in torch's operations, as GPUs compute it."""
     counters = torch.zeros(4, count, dtype=torch.int64)
     counters[0] = torch.arange(first, first + count)
-    return philox.philox(counters, torch.tensor([philox._signed(word) for word in key]))
+    return philox.philox(counters, torch.tensor([philox.signed(word) for word in key]))
 
 
 def precisions(context: Context) -> list[str]:

@@ -1,0 +1,98 @@
+"""Two ranks on two GPUs, both stages for real, against one rank. Skipped where there are not two GPUs."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+from killing import STAGES, metrics
+from small_runs import DEVICE, IS_SIMULATED, PRECISIONS, make_texts, small_config, small_words, train
+
+HAS_TWO_GPUS = DEVICE.type == "cuda" and torch.cuda.is_available() and torch.cuda.device_count() >= 2
+pytestmark = pytest.mark.skipif(not HAS_TWO_GPUS, reason="two GPUs are needed")
+
+SHORT = (
+    "lm.phases=[{epochs: 1, lr: 1e-2, freeze_to: -1}, {epochs: 1, lr: 1e-2}]",
+    "classifier.phases=[{epochs: 1, lr: 1e-2, freeze_to: -1}, {epochs: 1, lr: [8e-3, 1e-2]}]",
+    "checkpoint.every_steps=null",
+)
+Notes = dict[int, list[dict]]
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_texts(tmp_path_factory.mktemp("texts"), 48)
+
+
+@pytest.fixture(scope="module", params=["no", *PRECISIONS])
+def precision(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def folder(precision: str, texts: Path, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs `one` and `two` of one and two ranks, and the notes of the latter."""
+    made = tmp_path_factory.mktemp(f"ranks-{precision}")
+    words = *SHORT, f"runtime.precision={precision}"
+    train(small_config(texts, made, *words, "name=one"), *STAGES)
+    launch(made, ["run", str(recipe), *small_words(texts, made, *words, "name=two")])
+    return made
+
+
+def launch(notes: Path, words: list[str]) -> str:
+    """`ulmfit-dist WORDS` on two ranks, which leave notes in a folder; returns what they printed."""
+    options = ["--config_file", str(ROOT / "configs/accelerate/multi_gpu.yaml"), "--num_processes", "2"]
+    command = [sys.executable, "-m", "ulmfit_dist.launcher", *options, str(ROOT / "tests/gpu/rank_notes.py"), str(notes)]
+    path = os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), *map(str, (ROOT, ROOT / "tests"))])
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "false", "PYTHONPATH": path}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    result = subprocess.run([*command, *words], cwd=ROOT, env=environment, text=True, timeout=300, check=False, **pipes)
+    assert result.returncode == 0, result.stdout
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def notes(folder: Path) -> Notes:
+    return {rank: [*map(json.loads, (folder / f"rank{rank}.jsonl").read_text().splitlines())] for rank in (0, 1)}
+
+
+def test_each_rank_has_a_gpu_of_its_own(notes: Notes):
+    assert {line["device"] for line in notes[0]} == {"cuda:0"}
+    assert {line["device"] for line in notes[1]} == {"cuda:1"}
+
+
+def test_both_ranks_have_the_same_weights_after_each_phase(notes: Notes):
+    first, second = ([(line["stage"], line["weights"]) for line in notes[rank]] for rank in (0, 1))
+    assert [stage for stage, _ in first] == ["lm", "lm", "classifier", "classifier"]
+    assert first == second
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_ranks_train_as_one_does(stage: str, folder: Path, precision: str):
+    found, expected = (
+        [line[f"{stage}/{name}"] for line in metrics(folder / run) for name in ("loss", "valid_loss") if f"{stage}/{name}" in line]
+        for run in ("two", "one")
+    )
+    assert len(found) > 4
+    assert found == pytest.approx(expected, rel=1e-3 if precision == "no" else 3e-2)
+
+
+@pytest.mark.skipif(not IS_SIMULATED, reason="counted on the simulated GPU; on a real one torch's warning says it")
+def test_no_rank_computes_an_lstm_from_scattered_weights(notes: Notes):
+    for line in (*notes[0], *notes[1]):
+        assert line["lstms"] > 0
+        assert line["scattered"] == 0
+
+
+@pytest.mark.parametrize("compression", ["fp16", "bf16"])
+def test_compressed_gradients_leave_both_ranks_with_the_same_weights(
+    compression: str, texts: Path, recipe: Path, tmp_path: Path
+):
+    words = *SHORT, "runtime.precision=no", f"runtime.compress_gradients={compression}", "name=run"
+    launch(tmp_path, ["lm", str(recipe), *small_words(texts, tmp_path, *words)])
+    first, second = ((tmp_path / f"rank{rank}.jsonl").read_text().splitlines() for rank in (0, 1))
+    assert [json.loads(line)["weights"] for line in first] == [json.loads(line)["weights"] for line in second]

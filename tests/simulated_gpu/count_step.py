@@ -1,0 +1,113 @@
+"""Print what one training step of each stage costs a GPU, counted on the simulated one.
+
+    python tests/simulated_gpu/count_step.py [no|bf16|fp16 ...] [--details] [key=value ...]
+
+The language model reads 64 x 72 tokens, the classifier 64 documents. Layers are narrow and the vocabulary is small, so that
+a step takes seconds: the numbers of kernels and waits do not depend on them, bytes do (override model and data.store).
+Counted is the third step, from its beginning to that of the fourth, in a run whose log lines and checkpoints come later.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import os
+import subprocess
+import sys
+import tempfile
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).resolve().parent
+TESTS = FOLDER.parent
+PATHS = (FOLDER / "startup", TESTS.parent, TESTS, TESTS / "gpu")
+
+COUNTED_STEP = 2
+RUN = (
+    "model={emb_sz: 8, n_hid: 16, n_layers: 3}",
+    "lm={global_batch_size: 64, seq_len: 72, drop_mult: 1.0}",
+    "classifier={global_batch_size: 64, seq_len: 72, max_len: 144, drop_mult: 1.0}",
+    "lm.phases=[{epochs: 1, lr: 1e-2}]",
+    "classifier.phases=[{epochs: 1, lr: 1e-2}]",
+    "checkpoint={every_steps: null, every_minutes: null}",
+    "tracking={wandb: disabled, log_every: 1000}",
+)
+DOCUMENTS = 480
+
+
+def count(precision: str, overrides: list[str]) -> dict[str, tuple[Any, int]]:
+    """Counters and peak memory of a step, by stage."""
+    import small_runs
+    import torch
+
+    from ulmfit_dist.training.steps import ClassifierLearner, LMLearner
+
+    found: dict[str, tuple[Any, int]] = {}
+    real_steps = {kind: kind._train_step for kind in (LMLearner, ClassifierLearner)}
+    for kind, train_step in real_steps.items():
+        kind._train_step = counted(train_step, found)
+    try:
+        with tempfile.TemporaryDirectory() as folder, redirect_stdout(StringIO()):
+            texts = small_runs.make_texts(Path(folder) / "texts", DOCUMENTS)
+            words = (*RUN, f"runtime.precision={precision}", *overrides)
+            config = small_runs.small_config(texts, Path(folder) / "runs", *words)
+            small_runs.train(config, "lm", "classifier", device=torch.device("cuda"))
+    finally:
+        for kind, train_step in real_steps.items():
+            kind._train_step = train_step
+    return found
+
+
+def counted(train_step: Any, found: dict[str, tuple[Any, int]]) -> Any:
+    """A learner's training step that leaves in `found` what the counted one took."""
+    from simulated_gpu.counters import COUNTERS, MEMORY
+
+    def step(self: Any) -> None:
+        if self.stage_step == COUNTED_STEP:
+            COUNTERS.clear()
+            MEMORY.reset_peak()
+        elif self.stage_step == COUNTED_STEP + 1:
+            found[self.stage] = copy.deepcopy(COUNTERS), MEMORY.peak
+        train_step(self)
+
+    return step
+
+
+def report(name: str, counters: Any, peak: int, details: bool) -> None:
+    print(
+        f"{name}: {counters.kernels.total()} kernels, {counters.lstms} LSTM calls ({counters.scattered} from scattered "
+        f"weights), {counters.waits.total()} waits, {counters.bytes.total() / 1e6:.1f} MB, peak memory {peak / 1e6:.1f} MB"
+    )
+    for wait, number in counters.waits.most_common():
+        print(f"    waits {number} times: {wait}")
+    for kernel, number in counters.kernels.most_common() if details else ():
+        print(f"    {number:5} {kernel}: {counters.bytes[kernel] / 1e6:.2f} MB")
+
+
+def main() -> int:
+    arguments = parser().parse_args()
+    if str(FOLDER / "startup") not in os.environ.get("PYTHONPATH", ""):
+        path = os.pathsep.join(map(str, PATHS))
+        environment = {**os.environ, "PYTHONPATH": path, "ACCELERATE_USE_CPU": "false", "WANDB_MODE": "offline"}
+        return subprocess.run([sys.executable, __file__, *sys.argv[1:]], env=environment, check=False).returncode
+    import torch  # noqa: F401  first, because its import installs the simulated GPU
+
+    precisions = [word for word in arguments.words if "=" not in word] or ["no", "bf16", "fp16"]
+    overrides = [word for word in arguments.words if "=" in word]
+    for precision in precisions:
+        for stage, (counters, peak) in count(precision, overrides).items():
+            report(f"{stage} {precision}", counters, peak, arguments.details)
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    made.add_argument("words", nargs="*", metavar="PRECISION or KEY=VALUE", help="no, bf16, fp16; overrides of the config")
+    made.add_argument("--details", action="store_true", help="kernels and bytes by operation")
+    return made
+
+
+if __name__ == "__main__":
+    sys.exit(main())

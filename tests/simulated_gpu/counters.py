@@ -1,0 +1,126 @@
+"""Counts of the simulated GPU: kernels, bytes, waits for the device, LSTM calls, memory.
+
+A kernel is one call of an operation that launches work: cuDNN's LSTMs, which launch hundreds, are counted as LSTM calls
+only. Bytes are what each operation must read and write at least, without caches; of LSTMs they are not counted.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor
+
+OWN_FOLDER = str(Path(__file__).parent)
+BLAMED = ("/ulmfit_dist/", "/fastai/", "/torch/amp/", "/accelerate/")
+"""Parts of the paths of files that a wait is attributed to."""
+
+
+@dataclass
+class Counters:
+    """Counts since the last `clear`.
+
+    Attributes:
+        kernels: launches, by operation.
+        bytes: read and written, by operation.
+        waits: of the host for the device, by reason and place.
+        lstms: calls of cuDNN's LSTM.
+        scattered: those whose weights were not side by side in one piece of memory.
+        sync_mode: "default", "warn" or "error": what a wait does (`torch.cuda.set_sync_debug_mode`).
+    """
+
+    kernels: Counter[str] = field(default_factory=Counter)
+    bytes: Counter[str] = field(default_factory=Counter)
+    waits: Counter[str] = field(default_factory=Counter)
+    lstms: int = 0
+    scattered: int = 0
+    sync_mode: str = "default"
+
+    def clear(self) -> None:
+        for counter in (self.kernels, self.bytes, self.waits):
+            counter.clear()
+        self.lstms = self.scattered = 0
+
+    def wait(self, reason: str) -> None:
+        """Count a wait for the device, or raise where waits are errors."""
+        place = calling_line()
+        if self.sync_mode == "error":
+            raise RuntimeError(f"called a synchronizing CUDA operation: {reason} at {place}")
+        self.waits[f"{reason} at {place}"] += 1
+
+    def launch(self, name: str, num_bytes: int = 0) -> None:
+        self.kernels[name] += 1
+        self.bytes[name] += num_bytes
+
+
+@dataclass
+class Memory:
+    """Bytes of the storages that tensors on the simulated GPU hold.
+
+    Attributes:
+        allocated, peak: now, and at most since `reset_peak`.
+        limit: above which an allocation raises `torch.OutOfMemoryError`.
+    """
+
+    allocated: int = 0
+    peak: int = 0
+    limit: int = 80 * 2**30
+    storages: WeakValueDictionary[int, Allocation] = field(default_factory=WeakValueDictionary)
+
+    def reset_peak(self) -> None:
+        self.peak = self.allocated
+
+    def allocation_of(self, tensor: Tensor) -> Allocation:
+        """The allocation that a tensor in CPU memory stands for; tensors of the same storage share it."""
+        storage = tensor.untyped_storage()
+        found = self.storages.get(storage._cdata)
+        if found is None:
+            found = self.storages[storage._cdata] = Allocation(self, storage.nbytes())
+        return found
+
+
+class Allocation:
+    """Device memory of one storage, given back with the last tensor that holds it."""
+
+    def __init__(self, memory: Memory, num_bytes: int):
+        self.memory, self.num_bytes = memory, 0
+        if memory.allocated + num_bytes > memory.limit:
+            raise torch.OutOfMemoryError(
+                f"CUDA out of memory. Tried to allocate {num_bytes / 2**20:.2f} MiB. "
+                f"{memory.allocated / 2**20:.2f} MiB of {memory.limit / 2**20:.2f} MiB are allocated (simulated GPU)."
+            )
+        self.num_bytes = num_bytes
+        memory.allocated += num_bytes
+        memory.peak = max(memory.peak, memory.allocated)
+
+    def __del__(self) -> None:
+        self.memory.allocated -= self.num_bytes
+
+
+COUNTERS, MEMORY = Counters(), Memory()
+"""Those of this process."""
+
+
+def calling_line() -> str:
+    """The innermost line of the package, of fastai, of Accelerate or of torch's loss scaler that is being executed."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        path = frame.f_code.co_filename
+        if not path.startswith(OWN_FOLDER) and any(part in path for part in BLAMED):
+            names = Path(path).parts
+            start = next(i for i, name in enumerate(names) if any(part.strip("/").split("/")[0] == name for part in BLAMED))
+            return f"{'/'.join(names[start:])}:{frame.f_lineno}"
+        frame = frame.f_back
+    return "outside the package"
+
+
+def bytes_of(tensor: Tensor) -> int:
+    """Bytes of a tensor in memory; an expanded dimension holds one element."""
+    elements = 1
+    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        elements *= size if stride else min(size, 1)
+    return elements * tensor.element_size()

@@ -1,0 +1,33 @@
+"""What a training step costs a GPU, in numbers that must not grow: kernels, waits and LSTM calls from scattered weights."""
+
+import pytest
+
+from simulated_gpu.count_step import count
+
+MOST_KERNELS = {"lm": 354, "classifier": 306}
+"""Kernels of a step in bf16, LSTMs not counted; fp32 has fewer, fp16 more, for its loss scaler."""
+
+MOST_KERNELS_OF_A_SCALER = 12
+
+MOST_WAITS = {"lm": 0, "classifier": 1}
+"""Waits of a step between log lines."""
+
+
+@pytest.fixture(scope="module", params=["no", "bf16", "fp16"])
+def counted(request: pytest.FixtureRequest):
+    return request.param, count(request.param, [])
+
+
+@pytest.mark.parametrize("stage", ["lm", "classifier"])
+def test_a_step_launches_few_kernels(stage: str, counted):
+    precision, found = counted
+    counters, _ = found[stage]
+    assert counters.lstms == 3
+    assert counters.kernels.total() <= MOST_KERNELS[stage] + (MOST_KERNELS_OF_A_SCALER if precision == "fp16" else 0)
+
+
+@pytest.mark.parametrize("stage", ["lm", "classifier"])
+def test_a_step_waits_for_nothing_and_computes_lstms_from_flat_weights(stage: str, counted):
+    counters, _ = counted[1][stage]
+    assert counters.scattered == 0
+    assert counters.waits.total() <= MOST_WAITS[stage], counters.waits
