@@ -89,6 +89,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     terminalreporter.section("simulated GPU")
     for test, reason in sorted(DESELECTED.items()):
         write(f"deselected: {Path(test).name}: {reason}")
+    write(f"simulated GPU: {len(terminalreporter.stats.get('passed', ()))} tests passed")
     if is_whole_suite():
         for line in line_coverage.summary(line_coverage.measured()):
             write(line)
