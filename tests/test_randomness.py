@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from ulmfit_dist.model.sampling import pick
-from ulmfit_dist.philox import _signed, philox, random_words
+from ulmfit_dist.philox import philox, random_words
+from ulmfit_dist.philox import signed as signed_word
 from ulmfit_dist.randomness import derive_key, derive_seed, permutation, uniform
 
 ONES = 2**64 - 1
@@ -29,7 +30,7 @@ KNOWN = [  # counter, key and result: kat_vectors of Random123 (Salmon et al., 2
 
 
 def signed(words: tuple[int, ...]) -> torch.Tensor:
-    return torch.tensor([_signed(word) for word in words])
+    return torch.tensor([signed_word(word) for word in words])
 
 
 @pytest.mark.parametrize(("counter", "key", "expected"), KNOWN)

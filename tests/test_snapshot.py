@@ -110,6 +110,22 @@ def test_a_loss_scaler_goes_on_where_it_was(store: TokenStore):
     assert other.runtime.accelerator.scaler.get_scale() == 512.0
 
 
+@pytest.mark.parametrize(("of_config", "expected"), [(None, [2, 2]), (4, [2, 2]), (1, [1, 1, 1, 1])])
+def test_a_micro_batch_size_to_which_a_lack_of_memory_led_is_kept(
+    store: TokenStore, of_config: int | None, expected: list[int]
+):
+    state = trained(learner_state(store), seed=0)
+    state.learner.limit_micro_batches(2)
+    tensors, saved = state.capture(HERE)
+    other = learner_state(store, micro_batch_size=of_config)
+    other.restore(tensors, as_on_disk(saved))
+    for loader in (other.learner.dls.train, other.learner.dls.valid):
+        assert [len(batch.rows) for batch in loader.step(0)] == expected
+    assert other.runtime.micro_batch_size == expected[0]
+    with pytest.raises(UserError, match="micro_batch_size 0"):
+        learner_state(store).restore(tensors, {**as_on_disk(saved), "micro_batch_size": 0})
+
+
 def test_a_weight_that_is_no_number_is_seen(store: TokenStore):
     state = learner_state(store)
     assert state.is_finite()

@@ -139,6 +139,15 @@ def _config(args: argparse.Namespace) -> None:
             print(f"{f'{key}: {value}':<44} # {meaning}")
 
 
+def _doctor(args: argparse.Namespace) -> None:
+    words = [word for word in (args.recipe, *args.overrides) if word is not None]
+    has_recipe = bool(words) and ("=" not in words[0] or Path(words[0]).is_file())
+    config = load_config(words[0], words[1:]) if has_recipe else load_config(None, ["data.path=.", *words])  # reads no text
+    from ulmfit_dist.stages.doctor import doctor
+
+    doctor(config, args.json)
+
+
 def _show(args: argparse.Namespace) -> None:
     if args.results and args.overrides:
         raise UserError(f"{args.overrides[0]}: a run has its config: give no keys with --results")
@@ -184,8 +193,9 @@ def _dashboard(args: argparse.Namespace) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    runtime = Runtime(RuntimeConfig(precision=args.precision))
-    from ulmfit_dist.stages.evaluate import evaluate
+    from ulmfit_dist.stages.evaluate import evaluate, precision_of_models
+
+    runtime = Runtime(RuntimeConfig(precision=args.precision or precision_of_models([args.run])))
 
     with runtime:
         runtime.print(json.dumps(evaluate(args.run, runtime, args.trust_rules), indent=1))
@@ -228,8 +238,10 @@ def _ensemble(args: argparse.Namespace) -> None:
 def _evaluate_ensemble(args: argparse.Namespace) -> None:
     if args.output is not None:
         raise UserError("--output is for labels: give texts, too, with --text or --file")
-    runtime = Runtime(RuntimeConfig(precision=args.precision))
     from ulmfit_dist.stages.ensemble import evaluate_ensemble
+    from ulmfit_dist.stages.evaluate import precision_of_models
+
+    runtime = Runtime(RuntimeConfig(precision=args.precision or precision_of_models(args.runs)))
 
     with runtime:
         runtime.print(json.dumps(evaluate_ensemble(args.runs, runtime, args.trust_rules), indent=1))
@@ -300,6 +312,7 @@ COMMANDS: dict[str, Command] = {
     "cross-validate": _cross_validate,
     "lr-find": _lr_find,
     "config": _config,
+    "doctor": _doctor,
     "show": _show,
     "submit": _submit,
     "dashboard": _dashboard,

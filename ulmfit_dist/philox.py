@@ -2,19 +2,21 @@
 
 256 random bits are a function of a counter (256 bits) and a key (128 bits): ten rounds of multiplying and mixing (Salmon,
 Moraes, Dror & Shaw, 2011, "Parallel random numbers: as easy as 1, 2, 3", section 4). So any process can compute the numbers
-of any other, or of any other time. This one of the family is numpy's, which computes it in C on a CPU; elsewhere the same
-integers are computed by torch, which has no unsigned 64-bit arithmetic: products are put together from halves.
+of any other, or of any other time. This one of the family is numpy's, which computes it in C on a CPU. On a GPU a kernel
+computes the same integers (`cuda/dropout_masks.cu`); where it cannot be compiled, torch does, which has no unsigned 64-bit
+arithmetic: products are put together from halves.
 """
 
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from ulmfit_dist.cuda.compile import compile_function, try_compilers, warn_of_slow
 
 Key = tuple[int, int]
 """Two unsigned 64-bit integers."""
@@ -42,13 +44,19 @@ def random_words(key: Key, first: int, count: int, device: torch.device | str = 
         counter = [before >> shift & _WHOLE for shift in (0, 64, 128, 192)]
         generator = np.random.Philox(counter=np.array(counter, np.uint64), key=np.array(key, np.uint64))
         return torch.from_numpy(generator.random_raw(4 * count).view(np.int64)).view(count, 4)
-    counters = torch.zeros(4, count, dtype=torch.int64, device=device)
-    counters[0] = torch.arange(first, first + count, device=device)
-    key_2 = torch.empty(2, dtype=torch.int64, device=device)
-    for place, word in zip(key_2, key, strict=True):
-        place.fill_(_signed(word))  # a tensor made from numbers would be copied to the GPU, and waited for
-    with torch.no_grad(), torch.autocast(device.type, enabled=False):  # else the kernel is compiled for each
-        return _kernel(device.type)(counters, key_2)
+    counters = torch.arange(first, first + count, device=device)
+    keys = torch.empty(2, count, dtype=torch.int64, device=device)
+    for row, word in zip(keys, key, strict=True):
+        row.fill_(signed(word))  # a tensor made from numbers would be copied to the GPU, and waited for
+    return words_of(counters, keys)
+
+
+def words_of(counter_n: Tensor, key_2n: Tensor) -> Tensor:
+    """The random numbers of counters below 2^63, each with a key of its own, on a GPU: int64 [n, 4]."""
+    counter_4n = torch.zeros(4, len(counter_n), dtype=torch.int64, device=counter_n.device)
+    counter_4n[0] = counter_n
+    with torch.no_grad(), torch.autocast(counter_n.device.type, enabled=False):  # else it is compiled for each
+        return _kernel(counter_n.device.type)(counter_4n, key_2n)
 
 
 def philox(counter: Tensor, key: Tensor) -> Tensor:
@@ -56,14 +64,14 @@ def philox(counter: Tensor, key: Tensor) -> Tensor:
 
     Args:
         counter: int64 [4, n], the low word first.
-        key: int64 [2].
+        key: int64 [2], or [2, n] for a key of each counter.
 
     Returns:
         int64 [n, 4].
     """
     c0, c1, c2, c3 = counter
     for i in range(ROUNDS):
-        k0, k1 = (word + _signed(i * increment) for word, increment in zip(key, KEY_INCREMENTS, strict=True))
+        k0, k1 = (word + signed(i * increment) for word, increment in zip(key, KEY_INCREMENTS, strict=True))
         high0, low0 = _product(c0, MULTIPLIERS[0])
         high1, low1 = _product(c2, MULTIPLIERS[1])
         c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
@@ -77,24 +85,26 @@ def _product(a: Tensor, b: int) -> tuple[Tensor, Tensor]:
     cross0, cross1 = a_high * b_low, a_low * b_high
     carry = (((a_low * b_low) >> 32) & _HALF) + (cross0 & _HALF) + (cross1 & _HALF)
     high = a_high * b_high + ((cross0 >> 32) & _HALF) + ((cross1 >> 32) & _HALF) + (carry >> 32)
-    return high, a * _signed(b)
+    return high, a * signed(b)
 
 
 @functools.cache
 def _kernel(device_type: str) -> Callable[[Tensor, Tensor], Tensor]:
-    """`philox` as one GPU kernel; as some hundred small ones where there is no compiler."""
+    """`philox` for a type of device: on a GPU one kernel, or some five hundred small ones where there is no compiler.
+
+    A simulated GPU replaces this function: what it returns takes counter and key as `philox` does. Masks of a step come
+    from here only where `model/masks.py` has no kernel of its own.
+    """
     if device_type != "cuda":
         return philox
-    compiled = torch.compile(philox, dynamic=True)
-    try:
-        compiled(torch.zeros(4, 2, dtype=torch.int64, device="cuda"), torch.zeros(2, dtype=torch.int64, device="cuda"))
-    except Exception as error:
-        warnings.warn(f"dropout masks are slow here, torch.compile failed ({type(error).__name__}: {error})", stacklevel=2)
-        return philox
-    return compiled
+    counter_4n, key_2n = (torch.zeros(words, 1021, dtype=torch.int64, device="cuda") for words in (4, 2))
+    compiled = try_compilers("dropout masks", ("torch.compile", lambda: compile_function(philox, [counter_4n, key_2n])))
+    if compiled is None:
+        warn_of_slow("dropout masks")
+    return compiled or philox
 
 
-def _signed(word: int) -> int:
+def signed(word: int) -> int:
     """A word's bits as a signed integer, which is what torch computes with."""
     word &= _WHOLE
     return word - (1 << 64) if word >> 63 else word

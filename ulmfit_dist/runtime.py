@@ -46,6 +46,7 @@ class Runtime:
         launch: what the launcher names.
         laps: where this rank's time goes.
         bytes_given: what this rank has given to sums over all ranks.
+        micro_batch_size: the largest that the memory has room for; None as long as no step has run out of memory.
     """
 
     def __init__(
@@ -114,6 +115,7 @@ class Runtime:
         self.device: torch.device = processes.device
         self._control = control_group(self.device)
         self.laps, self.bytes_given = Laps(self.device), 0
+        self.micro_batch_size: int | None = None
         self.launch.check_agreement(self.gather(self.launch))
         self.precision = self._agreed(precision, run_dir if settings.precision == "auto" else None, has_gpu)
         check_compression(settings.compress_gradients, self.precision, has_gpu)
@@ -189,6 +191,18 @@ class Runtime:
         self.bytes_given += values.nbytes
         with self.laps.exchange():
             return self.accelerator.reduce(values, reduction="sum")
+
+    def highest(self, value: int) -> int:
+        """The highest of all ranks' values, exchanged over the CPU: no device is waited for."""
+        if self.world_size == 1:
+            return value
+        import torch
+        import torch.distributed
+
+        highest = torch.tensor(value)
+        with self.laps.exchange():
+            torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX, group=self._control)
+        return int(highest)
 
     def sum_by_pairs(self, values: torch.Tensor) -> torch.Tensor:
         """As `sum`, over a power of two of ranks, with the same bits as if fewer ranks had added up neighbours' values."""

@@ -23,11 +23,13 @@ class TextTable:
         title: what it shows.
         columns: their names.
         rows: as many cells each.
+        show_lines: draw a line between rows.
     """
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    show_lines: bool = True
 
     def __str__(self) -> str:
         """As a terminal shows it, as wide as that is."""
@@ -40,7 +42,7 @@ class TextTable:
     __repr__ = __str__
 
     def __rich__(self) -> Table:
-        table = Table(title=Text(self.title), title_justify="left", show_lines=True)
+        table = Table(title=Text(self.title), title_justify="left", show_lines=self.show_lines)
         for column in self.columns:
             table.add_column(column, overflow="fold")
         for row in self.rows:

@@ -97,6 +97,7 @@ def _parser() -> _Parser:
     described.add_argument(
         "--get", action="append", metavar="KEY", help="print a key's value alone, for scripts; may be repeated"
     )
+    _add_doctor(commands)
     _add_show(commands)
     _add_submit(commands)
     dashboard = _with_config(commands, "dashboard", "save a workspace with this project's charts in W&B")
@@ -142,6 +143,15 @@ def _add_fresh(parser: argparse.ArgumentParser) -> None:
     again.add_argument("--fresh", action="store_true", help="train again from the start")
 
 
+def _add_doctor(commands: Any) -> None:
+    text = "check this machine, on every rank: devices, numbers, network, folders, services, speed"
+    parser = commands.add_parser("doctor", help=text, description=text)
+    parser.add_argument("recipe", metavar="CONFIG", nargs="?", help="a YAML recipe (default: the defaults of all keys)")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="keys to set, such as runtime.precision=bf16")
+    parser.add_argument("--json", action="store_true", help="print the results as JSON")
+    parser.set_defaults(command="doctor", goes_on=False)
+
+
 def _add_show(commands: Any) -> None:
     parser = _with_config(commands, "show", "a batch as text, or with --results what a run's models say of such texts")
     parser.add_argument("--results", action="store_true", help="CONFIG is a run, or an exported model: show what it says")
@@ -184,7 +194,8 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_precision(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--precision", default="auto", choices=PRECISIONS, help="as runtime.precision (default: auto)")
+    help = "as runtime.precision (default: the one that the models were trained in, if this machine has it, else auto)"
+    parser.add_argument("--precision", choices=PRECISIONS, help=help)
 
 
 def _add_trust(parser: argparse.ArgumentParser) -> None:

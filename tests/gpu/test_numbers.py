@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from ulmfit_dist.model import masks, softmax_gradient
 from ulmfit_dist.model.dropout import Position, row_mask, shared_mask
-from ulmfit_dist.philox import random_words
+from ulmfit_dist.model.masks import Mask, compute_masks
+from ulmfit_dist.philox import philox, random_words
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is visible")
 
@@ -23,3 +25,28 @@ def test_masks_are_those_of_a_cpu(dtype: torch.dtype):
         row_mask(KEY, range(3, 60, 4), 1150, 0.25, on_gpu).cpu(), row_mask(KEY, range(3, 60, 4), 1150, 0.25, on_cpu)
     )
     assert torch.equal(shared_mask(KEY, 12_345, 0.5, on_gpu).cpu(), shared_mask(KEY, 12_345, 0.5, on_cpu))
+
+
+MASKS = [
+    Mask(KEY, range(1), 1150 * 4600, 0.2, torch.float32),
+    Mask((1, 2), range(3, 60, 4), 1150, 0.25, torch.bfloat16),
+    Mask((3, 4), range(0, 64), 400, 0.1, torch.float16),
+]
+
+
+@pytest.mark.parametrize("way", ["kernel", "compiled words", "words"])
+def test_masks_of_a_step_are_those_of_a_cpu_however_they_are_computed(way: str, monkeypatch: pytest.MonkeyPatch):
+    if way != "kernel":
+        monkeypatch.setattr(masks, "_kernel", lambda device_type: None)
+    if way == "words":
+        monkeypatch.setattr("ulmfit_dist.philox._kernel", lambda device_type: philox)
+    on_gpu, on_cpu = (compute_masks(MASKS, torch.device(device)) for device in ("cuda", "cpu"))
+    for found, expected in zip(on_gpu, on_cpu, strict=True):
+        assert torch.equal(found.cpu(), expected)
+
+
+@pytest.mark.skipif(torch.version.cuda is None, reason="a simulated GPU compiles nothing")
+def test_kernels_need_no_compiler():
+    assert masks._kernel("cuda") is not None
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        assert softmax_gradient._from_nvrtc(dtype, torch.device("cuda")) is not None

@@ -83,6 +83,9 @@ class Batches(Protocol):
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of the epoch: counted over all phases of the stage."""
 
+    def set_share(self, share: Share) -> None:
+        """Cut the steps from here on into other micro-batches of the same rows."""
+
     def to(self, device: torch.device) -> None:
         """fastai announces the device here; micro-batches are moved one step ahead (`data/ahead.py`)."""
 
@@ -142,15 +145,37 @@ class Share:
 
         So where ranks own unlike numbers of rows, a micro-batch may have one more than was asked for.
         """
-        fewest, most = global_rows // self.num_virtual_ranks, -(-global_rows // self.num_virtual_ranks)
-        num_pieces = max(1, min(fewest, -(-most // (self.micro_batch_size or most))))
+        num_pieces = self.num_pieces(global_rows)
         return [rows[i * len(rows) // num_pieces : (i + 1) * len(rows) // num_pieces] for i in range(num_pieces)]
 
+    def num_pieces(self, global_rows: int) -> int:
+        """Micro-batches of each virtual rank in a step."""
+        fewest, most = global_rows // self.num_virtual_ranks, self._most_rows(global_rows)
+        return max(1, min(fewest, -(-most // (self.micro_batch_size or most))))
 
-def share_of_rank(rank: int, world_size: int, settings: RuntimeConfig) -> Share:
-    """A rank's share: it stands for itself alone, or for as many virtual ranks as come out even."""
+    def rows_at_once(self, global_rows: int) -> int:
+        """Rows of the largest micro-batch in a step."""
+        return -(-self._most_rows(global_rows) // self.num_pieces(global_rows))
+
+    def halved(self, global_rows: int) -> int | None:
+        """A micro-batch size of half the rows at once; None where they cannot be made fewer."""
+        smaller = -(-self.rows_at_once(global_rows) // 2)
+        is_smaller = replace(self, micro_batch_size=smaller).num_pieces(global_rows) > self.num_pieces(global_rows)
+        return smaller if is_smaller else None
+
+    def _most_rows(self, global_rows: int) -> int:
+        return -(-global_rows // self.num_virtual_ranks)
+
+
+def share_of_rank(rank: int, world_size: int, settings: RuntimeConfig, at_most: int | None = None) -> Share:
+    """A rank's share: it stands for itself alone, or for as many virtual ranks as come out even.
+
+    Args:
+        at_most: micro-batch size that the memory has room for; None where there is no such limit.
+    """
     wanted = settings.virtual_ranks or 0
     exact = wanted > 0 and wanted % world_size == 0
     num_virtual_ranks = wanted if exact else world_size
     each = num_virtual_ranks // world_size
-    return Share(range(rank * each, (rank + 1) * each), num_virtual_ranks, settings.micro_batch_size, exact)
+    micro_batch_size = min((size for size in (settings.micro_batch_size, at_most) if size is not None), default=None)
+    return Share(range(rank * each, (rank + 1) * each), num_virtual_ranks, micro_batch_size, exact)

@@ -74,6 +74,10 @@ class ClassifierBatches:
     def to(self, device: torch.device) -> None:
         """Nothing to move: micro-batches go to the device one step ahead (`data/ahead.py`)."""
 
+    def set_share(self, share: Share) -> None:
+        """Cut the steps from here on into other micro-batches of the same documents."""
+        self.share = share
+
     def set_epoch(self, epoch: int) -> None:
         """Form the global batches of the epoch."""
         self._batches = self._sorted() if self.seed is None else self._shuffled(self.seed, epoch)

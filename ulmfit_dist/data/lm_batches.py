@@ -57,11 +57,9 @@ class LMBatches:
         backwards: bool = False,
     ):
         share.check(global_batch_size, "lm.global_batch_size")
-        self.store, self.documents, self.share, self.seed = store, documents, share, seed
+        self.store, self.documents, self.seed = store, documents, seed
         self.global_batch_size, self.seq_len = global_batch_size, seq_len
-        each = global_batch_size // share.num_virtual_ranks
-        owned = [range(rank * each, (rank + 1) * each) for rank in share.virtual_ranks]
-        self.row_ranges = [rows for part in owned for rows in share.cut(part, global_batch_size)]
+        self.set_share(share)
         self.backwards = backwards
         self.num_tokens = int(store.lengths[documents].sum())
         targets = self.num_tokens - 1
@@ -80,6 +78,13 @@ class LMBatches:
 
     def to(self, device: torch.device) -> None:
         """Nothing to move: micro-batches go to the device one step ahead (`data/ahead.py`)."""
+
+    def set_share(self, share: Share) -> None:
+        """Cut the steps from here on into other micro-batches of the same rows."""
+        each = self.global_batch_size // share.num_virtual_ranks
+        owned = [range(rank * each, (rank + 1) * each) for rank in share.virtual_ranks]
+        self.share = share
+        self.row_ranges = [rows for part in owned for rows in share.cut(part, self.global_batch_size)]
 
     def set_epoch(self, epoch: int) -> None:
         """Lay the documents in the order of the epoch."""

@@ -1,31 +1,26 @@
-"""fastai's dropouts, their masks computed from where they are used.
+"""fastai's dropouts, their masks computed from where they are used (`masks.py`).
 
 A mask is a function of seed, stage, step and place in the network; a row's mask of the row's number in the global batch,
 too. So the rows of a batch are dropped alike whichever rank computes them, in whichever micro-batch, on a CPU or a GPU.
 Weights and embeddings have one mask for all rows, and so the same one on all ranks.
-
-Sixteen random bits decide on an element: a probability is rounded to a multiple of 2^-16, and what is kept is scaled by the
-rounded one, so that the mean stays exact.
 
 V: words of the vocabulary, b: rows of a micro-batch, T: tokens of a step, H: features.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from fastai.text.models import awdlstm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ulmfit_dist.philox import Key, random_words
+from ulmfit_dist.model.masks import Mask, StepMasks, Use, compute_masks
+from ulmfit_dist.philox import Key
 from ulmfit_dist.randomness import derive_key
-
-LEVELS = 1 << 16
-"""Probabilities that can be told apart."""
-PER_BLOCK = 16
-"""Elements that one block of the generator decides on."""
 
 
 @dataclass
@@ -43,6 +38,7 @@ class Position:
     step: int | None = None
     chunk: int = 0
     rows: range = range(0)
+    _step_masks: StepMasks = field(default_factory=StepMasks, init=False, repr=False, compare=False)
 
     def key(self, site: str) -> Key:
         """The key of the masks of one place in the network."""
@@ -51,6 +47,28 @@ class Position:
                 "dropout is computed from the step: set step and rows of encoder_of(model).position before it"
             )
         return derive_key(self.seed, self.stage, "dropout", self.step, self.chunk, site)
+
+    def row_mask(self, site: str, rows: range, num_features: int, p: float, like: Tensor) -> Tensor:
+        """[b, H] of the first rows of `rows`; as the function of this name, on a GPU computed with others of the step."""
+        if like.device.type == "cpu":
+            return row_mask(self.key(site), rows, num_features, p, like)
+        return self._of_step(Use(site, num_features, p, like.dtype, True), like.device)[: len(rows)]
+
+    def shared_mask(self, site: str, num_elements: int, p: float, like: Tensor) -> Tensor:
+        """[num_elements]; as the function of this name, on a GPU computed with others of the step."""
+        if like.device.type == "cpu":
+            return shared_mask(self.key(site), num_elements, p, like)
+        return self._of_step(Use(site, num_elements, p, like.dtype, False), like.device)[0]
+
+    def _of_step(self, use: Use, device: torch.device) -> Tensor:
+        def compute(uses: Sequence[Use]) -> list[Tensor]:
+            return compute_masks([self._mask(use) for use in uses], device)
+
+        return self._step_masks.get((self.seed, self.stage, self.step, self.chunk, self.rows, device), use, compute)
+
+    def _mask(self, use: Use) -> Mask:
+        rows = self.rows if use.per_row else range(1)
+        return Mask(self.key(use.site), rows, use.num_features, use.p, use.dtype)
 
 
 class RowDropout(nn.Module):
@@ -70,10 +88,10 @@ class RowDropout(nn.Module):
         """x: [b, T, H] or [b, H], of the rows `position.rows`, or the first of them."""
         if not self.training or self.p == 0:
             return x
-        key, rows = self.position.key(self.site), self.position.rows[: len(x)]
+        rows = self.position.rows[: len(x)]
         if (len(rows), len(x)) != (1, 2) and len(rows) != len(x):  # the encoder reads a single row as two
             raise RuntimeError(f"position.rows numbers {len(rows)} rows of an input of {len(x)}")
-        mask_bH = row_mask(key, rows, x.shape[-1], self.p, x)
+        mask_bH = self.position.row_mask(self.site, rows, x.shape[-1], self.p, x)
         return x * (mask_bH if x.dim() == 2 else mask_bH[:, None])
 
     def extra_repr(self) -> str:
@@ -103,7 +121,8 @@ class WeightDropout(awdlstm.WeightDropout):
     def _dropped(self, raw: Tensor, name: str) -> Tensor:
         if not self.training or self.weight_p == 0:
             return raw.view_as(raw)  # not a parameter, for which torch keeps the name
-        return raw * shared_mask(self.position.key(f"{self.site}.{name}"), raw.numel(), self.weight_p, raw).view_as(raw)
+        mask = self.position.shared_mask(f"{self.site}.{name}", raw.numel(), self.weight_p, raw)
+        return raw * mask.view_as(raw)
 
     def reset(self) -> None:
         """Nothing is kept between steps: the weights are set anew in each forward."""
@@ -121,7 +140,7 @@ class EmbeddingDropout(awdlstm.EmbeddingDropout):
         embedded_bTH = F.embedding(words_bT, self.emb.weight, self.emb.padding_idx)
         if not self.training or self.embed_p == 0:
             return embedded_bTH
-        mask_V = shared_mask(self.position.key(self.site), len(self.emb.weight), self.embed_p, embedded_bTH)
+        mask_V = self.position.shared_mask(self.site, len(self.emb.weight), self.embed_p, embedded_bTH)
         return embedded_bTH * mask_V[words_bT][..., None]
 
 
@@ -142,27 +161,34 @@ def lstm_from_flat_weights(
     weights = [getattr(lstm, name) for name in lstm._flat_weights_names]
     options = (lstm.bias, lstm.num_layers, lstm.dropout, lstm.training, lstm.bidirectional, lstm.batch_first)
     with torch.autocast(x_bTE.device.type, enabled=False):
-        flat = torch.cat([weight.flatten().to(dtype) for weight in weights])
+        flat = _Flattened.apply(dtype, *weights)
         pieces = [p.view_as(w) for p, w in zip(flat.split([w.numel() for w in weights]), weights, strict=True)]
         output, h, c = torch._VF.lstm(x_bTE.to(dtype), [part.to(dtype) for part in hidden], pieces, *options)
     return output, (h, c)
 
 
+class _Flattened(torch.autograd.Function):
+    """Tensors side by side in one of another type. Copied and converted by one kernel, and their gradients by one."""
+
+    @staticmethod
+    def forward(ctx: Any, dtype: torch.dtype, *tensors: Tensor) -> Tensor:
+        ctx.shapes, ctx.dtype = [tensor.shape for tensor in tensors], tensors[0].dtype
+        flat = tensors[0].new_empty(sum(tensor.numel() for tensor in tensors), dtype=dtype)
+        pieces = flat.split([tensor.numel() for tensor in tensors])
+        torch._foreach_copy_([p.view_as(t) for p, t in zip(pieces, tensors, strict=True)], list(tensors))
+        return flat
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        pieces = grads[0].to(ctx.dtype).split([shape.numel() for shape in ctx.shapes])
+        return None, *(piece.view(shape) for piece, shape in zip(pieces, ctx.shapes, strict=True))
+
+
 def row_mask(key: Key, rows: range, num_features: int, p: float, like: Tensor) -> Tensor:
     """[b, H] of zeros and 1 / (1 - p), in type and on device of `like`: each row's own, whatever the others are."""
-    blocks_per_row = -(-num_features // PER_BLOCK)
-    span = rows[-1] - rows[0] + 1
-    words = random_words(key, rows[0] * blocks_per_row, span * blocks_per_row, like.device)
-    bits = words.view(torch.int16).view(span, -1)[:: rows.step, :num_features]
-    return _mask(bits, p, like)
+    return compute_masks([Mask(key, rows, num_features, p, like.dtype)], like.device)[0]
 
 
 def shared_mask(key: Key, num_elements: int, p: float, like: Tensor) -> Tensor:
     """[num_elements] of zeros and 1 / (1 - p), in type and on device of `like`."""
-    words = random_words(key, 0, -(-num_elements // PER_BLOCK), like.device)
-    return _mask(words.view(torch.int16).flatten()[:num_elements], p, like)
-
-
-def _mask(bits: Tensor, p: float, like: Tensor) -> Tensor:
-    dropped = min(round(p * LEVELS), LEVELS - 1)
-    return (bits >= dropped - LEVELS // 2).to(like.dtype).mul_(LEVELS / (LEVELS - dropped))
+    return compute_masks([Mask(key, range(1), num_elements, p, like.dtype)], like.device)[0][0]

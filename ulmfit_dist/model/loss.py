@@ -4,7 +4,8 @@ A step of 64 x 72 tokens over 60,000 words has 1.1 GB of logits in fp32, and as 
 they are most of the step's time, on a GPU most of its memory. Here they exist for some hundred tokens at a time, and the
 gradients are made in the same pass, while they are in the cache. What is left is three matrix products and three passes over
 the logits: the bias is one more column of the weight, against one more feature that is always 1, so that adding it, and its
-gradient, are the products' business. The price: backward through the loss can run once.
+gradient, are the products' business. On a GPU the passes over the logits are one kernel (`softmax_gradient.py`), and the
+weight's gradient is accumulated in fp32 by the products. The price: backward through the loss can run once.
 
 N: tokens, E: width of the embedding, F: the same with the bias, V: vocabulary, n: tokens of a chunk.
 """
@@ -18,9 +19,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ulmfit_dist.data.batches import IGNORED
+from ulmfit_dist.model.softmax_gradient import add_product, softmax_gradient_on
 
-CHUNK_TOKENS = {"cpu": 256, "cuda": 512}
-"""Tokens whose logits are alive at a time. Fewer read and write the weight's gradient more often, more gain little."""
+CHUNK_TOKENS = {"cpu": 256, "cuda": 2048}
+"""Tokens whose logits are alive at a time; on a GPU with two bytes of memory for each logit, and fewer where it needs more.
+Fewer read and write the weight's gradient more often, more gain little."""
+SCORED_TOKENS = {"cpu": 256, "cuda": 512}
+"""The same for scores, whose logits are copied to fp32."""
+FP16_GRADIENT_SCALE = 256.0
+"""Factor of the logits' gradient in fp16 on a GPU: a probability of one in 60,000 is below fp16's normal numbers."""
 
 ALIGNED = 8
 """What the number of features with the bias is filled up to a multiple of: matrix products like it."""
@@ -31,15 +38,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x_NE: Tensor, weight_VE: Tensor, bias_V: Tensor, y_N: Tensor, dtype: torch.dtype) -> Tensor:
+        ctx.scale = FP16_GRADIENT_SCALE if x_NE.is_cuda and dtype == torch.float16 else 1.0
         with torch.autocast(x_NE.device.type, enabled=False):
-            total, *gradients = _loss_and_gradients(x_NE, weight_VE, bias_V, y_N, dtype)
+            if x_NE.is_cuda:
+                total, *gradients = _on_gpu(x_NE, weight_VE, bias_V, y_N, dtype, ctx.scale)
+            else:
+                total, *gradients = _loss_and_gradients(x_NE, weight_VE, bias_V, y_N, dtype)
         ctx.save_for_backward(*gradients)
         return total
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x_grad_NE, weight_grad_VE, bias_grad_V = ctx.saved_tensors
-        return x_grad_NE * grads[0], weight_grad_VE * grads[0], bias_grad_V * grads[0], None, None
+        grad = grads[0] if ctx.scale == 1 else grads[0] / ctx.scale
+        return x_grad_NE * grad, weight_grad_VE * grad, bias_grad_V * grad, None, None
 
 
 def _loss_and_gradients(
@@ -49,7 +61,7 @@ def _loss_and_gradients(
     x_NF, weight_VF = _with_bias(x_NE.detach(), weight_VE.detach(), bias_V.detach(), dtype)
     weight_low = weight_VF[:, :width]
     x_grad_NE, weight_grad_VF = torch.empty_like(x_NE), torch.zeros_like(weight_VF, dtype=master)
-    total, chunks = bias_V.new_zeros(()), _chunks(y_N)
+    total, chunks = bias_V.new_zeros(()), _chunks(y_N, CHUNK_TOKENS["cpu"])
     shape = (max(chunk.stop - chunk.start for chunk in chunks), len(weight_VF))  # memory for all chunks, one after the other
     low_nV, log_p_nV = x_NF.new_empty(shape), x_NE.new_empty(shape)
     full_nV = low_nV if dtype == master else x_NE.new_empty(shape)
@@ -68,6 +80,29 @@ def _loss_and_gradients(
             x_grad_NE[chunk] = low.copy_(gradient) @ weight_low
             weight_grad_VF += low.t() @ x_NF[chunk]
     return total, x_grad_NE, weight_grad_VF[:, :width], weight_grad_VF[:, width]
+
+
+def _on_gpu(
+    x_NE: Tensor, weight_VE: Tensor, bias_V: Tensor, y_N: Tensor, dtype: torch.dtype, scale: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As `_loss_and_gradients`, the gradients multiplied by `scale`; logits are read and written as seldom as can be."""
+    width = x_NE.shape[1]
+    x_NF, weight_VF = _with_bias(x_NE.detach(), weight_VE.detach(), bias_V.detach(), dtype)
+    weight_low = weight_VF[:, :width]
+    x_grad_NE, weight_grad_VF = torch.empty_like(x_NE), torch.empty_like(weight_VF, dtype=weight_VE.dtype)
+    softmax_gradient, bytes_per_logit = softmax_gradient_on(x_NE.device.type, dtype)
+    chunks = _chunks(y_N, CHUNK_TOKENS["cuda"] * 2 // bytes_per_logit)
+    low_nV = x_NF.new_empty(max(chunk.stop - chunk.start for chunk in chunks), len(weight_VF))
+    losses_N = x_NE.new_empty(len(y_N), dtype=torch.float32)
+    for number, chunk in enumerate(chunks):
+        logits = torch.mm(x_NF[chunk], weight_VF.t(), out=low_nV[: chunk.stop - chunk.start])
+        softmax_gradient(logits, y_N[chunk], losses_N[chunk], scale)
+        if x_grad_NE.dtype == dtype:
+            torch.mm(logits, weight_low, out=x_grad_NE[chunk])
+        else:
+            x_grad_NE[chunk] = logits @ weight_low
+        add_product(weight_grad_VF, logits.t(), x_NF[chunk], number == 0)
+    return losses_N.sum().to(bias_V.dtype), x_grad_NE, weight_grad_VF[:, :width], weight_grad_VF[:, width]
 
 
 def _with_bias(x_NE: Tensor, weight_VE: Tensor, bias_V: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -132,16 +167,16 @@ class DecoderLoss:
         weight_VE, bias_V = self.decoder.weight.to(self.dtype), self.decoder.bias
         loss, correct = bias_V.new_zeros((), dtype=torch.float64), bias_V.new_zeros((), dtype=torch.float64)
         with torch.autocast(x_NE.device.type, enabled=False):
-            for chunk in _chunks(y_N):
+            for chunk in _chunks(y_N, SCORED_TOKENS.get(y_N.device.type, SCORED_TOKENS["cuda"])):
                 logits_nV = (x_NE[chunk] @ weight_VE.t()).to(bias_V.dtype) + bias_V
                 loss += F.cross_entropy(logits_nV, y_N[chunk], ignore_index=IGNORED, reduction="none").double().sum()
                 correct += (logits_nV.argmax(1) == y_N[chunk]).sum()
         return Scores(loss, correct, (y_N != IGNORED).sum().double())
 
 
-def _chunks(y_N: Tensor) -> list[slice]:
+def _chunks(y_N: Tensor, most: int) -> list[slice]:
     """Slices of like size: the products of a small rest would be split over threads, and round by their number."""
-    num_tokens, most = len(y_N), CHUNK_TOKENS.get(y_N.device.type, CHUNK_TOKENS["cuda"])
+    num_tokens = len(y_N)
     num_chunks = -(-num_tokens // most)
     ends = [num_tokens * (i + 1) // num_chunks for i in range(num_chunks)]
     return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]

@@ -97,7 +97,7 @@ def classifier_loaders(config: Config, runtime: Runtime, store: TokenStore) -> t
     settings, splits = config.classifier, split_documents(store, config)
     targets = read_targets(store, settings, config.data.label_delim)
     check_targets(targets, store.labels[splits.classifier_train], store.labels[splits.classifier_valid])
-    share = share_of_rank(runtime.rank, runtime.world_size, config.runtime)
+    share = share_of_rank(runtime.rank, runtime.world_size, config.runtime, runtime.micro_batch_size)
     share = share.in_steps(runtime.launch.accumulation_steps, settings.global_batch_size, "classifier.global_batch_size")
     shape = (settings.global_batch_size, settings.seq_len, share)
     backwards, truncate_to = config.model.backwards, settings.truncate_to

@@ -10,6 +10,7 @@ from ulmfit_dist.data.tokenizer import open_tokenizer
 from ulmfit_dist.data.tokens.readable import readable
 from ulmfit_dist.data.vocab import UNK_ID, token_ids
 from ulmfit_dist.errors import UserError
+from ulmfit_dist.memory import explain_out_of_memory
 from ulmfit_dist.model.export import load_model, read_exported
 from ulmfit_dist.model.sampling import Sampling, continue_tokens, never_drawn
 from ulmfit_dist.stages.run import model_folder
@@ -54,7 +55,7 @@ class LanguageModel:
             temperature, top_k, top_p, min_p: as those of `Sampling`: how words are drawn.
 
         Raises:
-            UserError: words or samples that are not positive, or a value that `Sampling` refuses.
+            UserError: words or samples that are not positive, a value that `Sampling` refuses, or out of memory.
         """
         for name, value in (("words", words), ("samples", samples)):
             if not 1 <= value <= 1_000_000:
@@ -62,5 +63,6 @@ class LanguageModel:
         sampling = Sampling(temperature, top_k, top_p, min_p)
         prompt_T = [self.ids.get(token, UNK_ID) for token in self.tokenizer.tokenize([prompt])[0]]
         tokens_bT = torch.tensor([prompt_T] * samples, device=self.device)
-        texts_bT = continue_tokens(self.model, tokens_bT, words, sampling, self.never, seed, "generate")
+        with explain_out_of_memory(f"generate of {samples} sample(s)", "give fewer samples, or device='cpu'"):
+            texts_bT = continue_tokens(self.model, tokens_bT, words, sampling, self.never, seed, "generate")
         return [readable((self.vocab[i] for i in row), self.kind) for row in texts_bT.tolist()]

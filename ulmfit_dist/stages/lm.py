@@ -58,7 +58,7 @@ def lm_learner(config: Config, runtime: Runtime, store: TokenStore) -> LMLearner
 def lm_loaders(config: Config, runtime: Runtime, store: TokenStore) -> tuple[LMBatches, LMBatches]:
     """Training and validation batches of this rank."""
     settings, splits = config.lm, split_documents(store, config)
-    share = share_of_rank(runtime.rank, runtime.world_size, config.runtime)
+    share = share_of_rank(runtime.rank, runtime.world_size, config.runtime, runtime.micro_batch_size)
     share = share.in_steps(runtime.launch.accumulation_steps, settings.global_batch_size, "lm.global_batch_size")
     shape = (settings.global_batch_size, settings.seq_len, share)
     backwards = config.model.backwards

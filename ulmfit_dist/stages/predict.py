@@ -21,6 +21,7 @@ from ulmfit_dist.data.classifier_batches import pad_chunks
 from ulmfit_dist.data.targets import num_outputs
 from ulmfit_dist.data.tokenizer import open_tokenizer
 from ulmfit_dist.data.vocab import UNK_ID, token_ids
+from ulmfit_dist.memory import explain_out_of_memory
 from ulmfit_dist.model.export import load_model, read_exported
 from ulmfit_dist.stages.predictions import AnyPrediction, answers_of, prediction_of
 from ulmfit_dist.stages.run import model_folder
@@ -48,6 +49,9 @@ class Classifier(ABC):
 
         Args:
             batch_tokens: tokens that are computed together at most, unless a single document has more: memory and speed.
+
+        Raises:
+            UserError: out of memory.
         """
 
     def predict(self, texts: Sequence[str], batch_tokens: int = BATCH_TOKENS) -> list[AnyPrediction]:
@@ -95,10 +99,12 @@ class TextClassifier(Classifier):
         documents = self._encode(texts)
         seq_len = self.config.classifier.seq_len
         outputs_NC = np.empty((len(documents), num_outputs(self.settings.target, self.labels)))
+        advice = f"give a batch_tokens below {batch_tokens}, or device='cpu'"
         for batch in token_batches([*map(len, documents)], seq_len, batch_tokens):
             width = _whole_chunks(len(documents[batch[0]]), seq_len)
             x_bT = pad_chunks([documents[i] for i in batch], width, seq_len)
-            outputs_NC[batch] = self._outputs(x_bT)
+            with explain_out_of_memory(f"predict of {len(batch)} text(s) of up to {width} tokens", advice):
+                outputs_NC[batch] = self._outputs(x_bT)
         return outputs_NC
 
     def _encode(self, texts: Sequence[str]) -> list[np.ndarray]:

@@ -12,6 +12,7 @@ from ulmfit_dist.config import ClassifierConfig, Config, LMConfig
 from ulmfit_dist.data.store import TokenStore
 from ulmfit_dist.environment import versions
 from ulmfit_dist.model.export import save_exported
+from ulmfit_dist.model.kernels import compile_kernels
 from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.stages.resume import Found
 from ulmfit_dist.stages.show import show_first_batch
@@ -70,6 +71,8 @@ def train_stage(
             folder.clear()
     if runtime.settings.virtual_ranks is not None and not learner.dls.train.share.exact:
         runtime.note(f"runtime.virtual_ranks={runtime.settings.virtual_ranks} is set aside: it is no multiple of the ranks")
+    for message in compile_kernels(runtime.device, learner.loss_func):
+        runtime.note(message)
     tracking = TrackingCallback(tracker, unit, lambda before: tables_of(learner, store, config, before))
     selection = Selection(settings, lambda: tracking.tables)
     learner.add_cbs([tracking, TimingCallback(runtime), selection])
@@ -102,7 +105,7 @@ def train_stage(
             tracker.drop_stage("classifier")  # one on an encoder that is no more
         if runtime.is_main:
             training = {"training_id": training_id, "data_fingerprint": store.fingerprint}
-            training |= {"world_size": runtime.world_size, "metrics": metrics}
+            training |= {"world_size": runtime.world_size, "precision": runtime.precision, "metrics": metrics}
             save_exported(config.run_dir / stage, learner.model, config, store, labels, training)
             tracker.save_model(stage, training, {key: store.meta[key] for key in FACTS_OF_TEXTS})
     return config.run_dir / stage

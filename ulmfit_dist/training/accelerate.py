@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ulmfit_dist.data.batches import Share
 from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.training.gradient_exchange import GradientExchange
 from ulmfit_dist.training.pairwise import PairwiseGradients
 
 NEVER = 2**31 - 1
@@ -33,6 +34,9 @@ class AccelerateCallback(Callback):
         runtime: holds the `Accelerator`.
         share: what of every global batch is this rank's.
         grad_clip: norm that the global gradient is clipped to; None for no clipping.
+
+    Attributes:
+        has_gradients: whether the parameters hold gradients that the optimizer has not seen.
     """
 
     order = -5  # after fastai's TrainEvalCallback has moved the model to its device
@@ -41,14 +45,18 @@ class AccelerateCallback(Callback):
         self.runtime, self.accelerator, self.share, self.grad_clip = runtime, runtime.accelerator, share, grad_clip
         self.bytes_of_a_step = 0  # that DDP exchanges
         self.scale = 1 if share.exact else runtime.world_size  # DDP divides the sum by the number of ranks
+        self.has_gradients = False
+        self.wrapped: list[DistributedDataParallel] = []
+        self.exchanges: list[GradientExchange] = []
+        self.pairwise: PairwiseGradients | None = None
 
     def before_fit(self) -> None:
         self.runtime.activate()
         for parameter in self.learn.model.parameters():
             parameter.grad = None  # else the optimizer would go on with what is frozen now
+        self.has_gradients = False
         if self.share.exact:
             self.runtime.copy_from_main(self.learn.model.parameters())  # as DDP does
-        self.wrapped: list[DistributedDataParallel] = []
         self.learn.replace_modules(self._prepare)
         gradients = [parameter for module in self.wrapped for parameter in module.parameters() if parameter.requires_grad]
         self.bytes_of_a_step = sum(
@@ -56,22 +64,46 @@ class AccelerateCallback(Callback):
         )
 
     def after_fit(self) -> None:
-        self.wrapped = []
+        for exchange in self.exchanges:
+            exchange.close()
+        self.wrapped, self.exchanges, self.pairwise = [], [], None
         self.learn.replace_modules(self._unwrap)
         self.accelerator.free_memory()
 
+    def renew(self) -> None:
+        """Drop all gradients and wrap the modules again, whatever state an attempt at a step has left DDP in. Collective."""
+        self.after_fit()
+        self.before_fit()
+
+    def begin_exchange(self) -> None:
+        """Before the gradients of a step are computed."""
+        self.pairwise = None
+        for exchange in self.exchanges:
+            exchange.begin()
+
+    def complete_exchange(self) -> None:
+        """Take part in what other ranks exchange in their backward passes, after this rank has failed in its own."""
+        for exchange in reversed(self.exchanges):  # as in a backward pass: the head's first
+            exchange.complete()
+        if self.runtime.device.type == "cuda":
+            torch.cuda.synchronize()  # the modules are wrapped again next, which frees the buckets
+
+    def finish_exchange(self) -> None:
+        """After the gradients of a step are computed, where another way than DDP's is gone. Collective."""
+        if self.pairwise is not None:
+            self.pairwise.finish()
+
     @contextmanager
     def gradients(self, module: torch.nn.Module, number: int, count: int) -> Iterator[None]:
-        """Around forward and backward of micro-batch `number` of `count`: at the last one the ranks exchange gradients."""
+        """Around forward and backward of micro-batch `number` of `count`: at the last one DDP exchanges gradients."""
         is_last = number == count - 1
         if self.share.exact and number == 0:
             self.pairwise = PairwiseGradients(module.parameters(), self.runtime)
         with nullcontext() if is_last else self.without_exchange(module):
             yield
-        if self.share.exact and (number + 1) % (count // len(self.share.virtual_ranks)) == 0:  # a virtual rank's last one
+        is_virtual_ranks_last = (number + 1) % (count // len(self.share.virtual_ranks)) == 0
+        if self.pairwise is not None and is_virtual_ranks_last:
             self.pairwise.add()
-        if self.share.exact and is_last:
-            self.pairwise.finish()
 
     def without_exchange(self, module: torch.nn.Module) -> AbstractContextManager[None]:
         """Around forward and backward passes whose gradients stay on this rank."""
@@ -126,6 +158,7 @@ class AccelerateCallback(Callback):
             _settle_buckets(prepared)
             prepared._set_ddp_runtime_logging_sample_rate(NEVER)
             self.wrapped.append(prepared)
+            self.exchanges.append(GradientExchange(prepared, self.runtime.settings.compress_gradients is not None))
         return prepared
 
     def _unwrap(self, module: torch.nn.Module) -> torch.nn.Module:

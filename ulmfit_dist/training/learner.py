@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABCMeta, abstractmethod
 from collections import namedtuple
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -25,6 +26,7 @@ from ulmfit_dist.config import ClassifierConfig, LMConfig
 from ulmfit_dist.data.ahead import moved_ahead
 from ulmfit_dist.data.batches import Batches, MicroBatch
 from ulmfit_dist.errors import UserError
+from ulmfit_dist.memory import explain_out_of_memory
 from ulmfit_dist.model.dropout import Position
 from ulmfit_dist.model.loss import ActivationRegularization
 from ulmfit_dist.model.networks import encoder_of
@@ -32,6 +34,13 @@ from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.training.accelerate import AccelerateCallback
 from ulmfit_dist.training.metrics import Metrics
 from ulmfit_dist.training.optimizer import FusedAdam
+from ulmfit_dist.training.out_of_memory import (
+    ADVICE,
+    RankOutOfMemoryError,
+    agree_on_memory,
+    refuse_validation,
+    repeat_when_out_of_memory,
+)
 from ulmfit_dist.training.rate_range import range_test, suggested
 
 Stage = TypeVar("Stage", bound="DistributedLearner")
@@ -64,6 +73,10 @@ class DistributedLearner(TextLearner, metaclass=ABCMeta):
     regularization: ActivationRegularization
     exporter: Callable[[Path | None], Path] | None = None
     micro_batches: list[MicroBatch]
+    xb: tuple[Tensor, ...]
+    yb: tuple[Tensor, ...]
+    pred: Any
+    loss_grad: Any
     valid_metrics: dict[str, float]
 
     def _set_device(self, micro_batches: list[MicroBatch]) -> list[MicroBatch]:
@@ -98,9 +111,16 @@ class DistributedLearner(TextLearner, metaclass=ABCMeta):
         """What checkpoints are compared by, of the last evaluation; higher is better."""
         return self.evaluation.metrics.score(self.valid_metrics)
 
-    @abstractmethod
     def _train_step(self) -> None:
-        """One optimizer step from `self.micro_batches`."""
+        """One optimizer step from `self.micro_batches`, or from smaller ones if the memory has no room for these."""
+        what = f"{self.stage} step {self.stage_step}, outside of its micro-batches"
+        with explain_out_of_memory(what, f"start more ranks, {ADVICE[self.stage]}"):
+            repeat_when_out_of_memory(self, self._compute_gradients)
+            self._optimizer_step()
+
+    @abstractmethod
+    def _compute_gradients(self) -> None:
+        """The gradients of the global batch, from `self.micro_batches`."""
 
     @abstractmethod
     def replace_modules(self, replace: Callable[[nn.Module], nn.Module]) -> None:
@@ -152,7 +172,32 @@ class DistributedLearner(TextLearner, metaclass=ABCMeta):
     def show_results(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise _refused("show_results")
 
+    def limit_micro_batches(self, size: int) -> None:
+        """Compute at most so many rows at once from here on, in training, validation and the stages to come."""
+        self.accelerate.runtime.micro_batch_size = size
+        share = self.accelerate.share = replace(self.accelerate.share, micro_batch_size=size)
+        for loader in (self.dls.train, self.dls.valid):
+            loader.set_share(share)
+
+    def cut_again(self) -> None:
+        """Have the step's micro-batches as the loader cuts them now."""
+        share = self.accelerate.share
+        num_pieces = share.num_pieces(self.micro_batches[0].global_rows)
+        if len(self.micro_batches) != num_pieces * len(share.virtual_ranks):
+            self._split(self._set_device(next(self.dl.from_step(self.iter))))
+
+    def release(self) -> None:
+        """Let go of the graph of a step that has failed."""
+        self.xb = self.yb = ()
+        self.pred = self.loss_grad = self.rnn.raw_out = self.rnn.out = None
+
     def _evaluate_step(self) -> None:
+        try:
+            agree_on_memory(self, self._evaluate)
+        except RankOutOfMemoryError as failure:
+            raise refuse_validation(self, failure) from None
+
+    def _evaluate(self) -> None:
         for batch in self.micro_batches:
             self._forward(batch)
             self.evaluation.metrics.update(self.pred, batch)
@@ -171,6 +216,7 @@ class DistributedLearner(TextLearner, metaclass=ABCMeta):
     def _optimizer_step(self) -> None:
         self._with_events(lambda: self.accelerate.step(self.opt), "step", CancelStepException)
         self.opt.zero_grad()
+        self.accelerate.has_gradients = False
         self.stage_step += 1
 
     def move_to(self, rows: range) -> None:

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from ulmfit_dist.data.batches import MicroBatch
 from ulmfit_dist.model.networks import concat_pool
-from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.training.learner import DistributedLearner
+from ulmfit_dist.training.out_of_memory import agree_on_memory
 
 Encoded = tuple[Tensor, Tensor]
 """What the head reads of each document, [b, 3E], and the encoder's output, [b, T, E]."""
@@ -37,7 +37,11 @@ class LMLearner(DistributedLearner):
     def replace_modules(self, replace: Callable[[nn.Module], nn.Module]) -> None:
         self.model = replace(self.model)
 
-    def _train_step(self) -> None:
+    def _compute_gradients(self) -> None:
+        agree_on_memory(self, self._forward_and_backward, has_exchange=True)
+        self.accelerate.finish_exchange()
+
+    def _forward_and_backward(self) -> None:
         rank_weight = sum(batch.weight for batch in self.micro_batches)
         loss = torch.zeros((), device=self.dls.device)
         for number, batch in enumerate(self.micro_batches):
@@ -51,39 +55,67 @@ class LMLearner(DistributedLearner):
                 self.loss_grad = regularized * (batch.weight * self.accelerate.scale)
                 self._with_events(self._backward, "backward", CancelBackwardException)
         self.loss = loss
-        self._optimizer_step()
 
     def _backward(self) -> None:
         self.accelerate.backward(self.loss_grad)
 
 
 class ClassifierLearner(DistributedLearner):
-    """All events come once per step; `pred` and `yb` are those of the global batch."""
+    """All events come once per step; `pred` and `yb` are those of the global batch.
+
+    Attributes:
+        pooled: what the head reads of the global batch's documents, [B, 3E].
+        targets: of the global batch, [B] or [B, classes].
+        encoded: of each micro-batch, or of the last one where the encoder reads each document twice.
+    """
+
+    pooled: Tensor
+    targets: Tensor
+    encoded: list[Encoded]
 
     def replace_modules(self, replace: Callable[[nn.Module], nn.Module]) -> None:
         self.model[0], self.model[1].layers = replace(self.model[0]), replace(self.model[1].layers)
 
-    def _train_step(self) -> None:
-        batches, runtime = self.micro_batches, self.accelerate.runtime
+    def _compute_gradients(self) -> None:
+        runtime = self.accelerate.runtime
+        agree_on_memory(self, self._encode_documents)
+        self.pooled, self.targets = runtime.sum(self.pooled).requires_grad_(), runtime.sum(self.targets)
+        agree_on_memory(self, self._classify, has_exchange=True)
+        self.encoded = []
+        self.accelerate.finish_exchange()
+
+    def release(self) -> None:
+        super().release()
+        self.encoded = []
+        self.__dict__.pop("pooled", None)
+
+    def _encode_documents(self) -> None:
+        """What the head reads of this rank's documents, and their targets, in their rows of the global batch."""
+        batches = self.micro_batches
         self.reads_twice = len(batches) > 1 and self.accelerate.share.micro_batch_size is not None
+        self.encoded = []
         pooled: list[Tensor] = []
-        encoded: list[Encoded] = []
         for batch in batches:
-            encoded = [self._encode_without_graph(batch)] if self.reads_twice else [*encoded, self._encode(batch)]
-            pooled.append(encoded[-1][0].detach())
-        output_bTE = encoded[-1][1]
-        self.pooled = gather_rows(pooled, batches, runtime).requires_grad_()
-        self.xb = (torch.cat([batch.x for batch in batches]),)
-        self.yb = (gather_rows([batch.y for batch in batches], batches, runtime),)
+            if self.reads_twice:
+                self.encoded = [self._encode_without_graph(batch)]
+            else:
+                self.encoded.append(self._encode(batch))
+            pooled.append(self.encoded[-1][0].detach())
+        self.pooled, self.targets = in_rows(pooled, batches), in_rows([batch.y for batch in batches], batches)
+
+    def _classify(self) -> None:
+        """Head, loss and backward pass of the global batch."""
+        output_bTE = self.encoded[-1][1]
+        self.xb = (torch.cat([batch.x for batch in self.micro_batches]),)
+        self.yb = (self.targets,)
         self.move_to(range(len(self.pooled)))
-        with _one_thread():
+        with _one_thread(self.pooled.device):
             self.pred = (self.model[1].layers(self.pooled), output_bTE, output_bTE)
         self("after_pred")
         self.loss_grad = self.loss_func(self.pred, *self.yb)
         self.loss = self.loss_grad.detach()
         self("after_loss")
-        self._with_events(lambda: self._backward(encoded), "backward", CancelBackwardException)
-        self._optimizer_step()
+        self._with_events(self._backward, "backward", CancelBackwardException)
 
     def _predict(self, batch: MicroBatch) -> Any:
         return self.model[1](self.model[0](batch.x, batch.chunk_rows))
@@ -98,9 +130,9 @@ class ClassifierLearner(DistributedLearner):
             pooled_bE, output_bTE = self._encode(batch)
         return pooled_bE.detach(), output_bTE.detach()
 
-    def _backward(self, encoded: list[Encoded]) -> None:
+    def _backward(self) -> None:
         """Through the head, then through the encoder, from what it made of the micro-batches, or makes of them anew."""
-        with _one_thread():
+        with _one_thread(self.pooled.device):
             self.accelerate.backward(self.loss_grad)
         pooled_grad_BE = self.pooled.grad
         assert pooled_grad_BE is not None
@@ -108,23 +140,29 @@ class ClassifierLearner(DistributedLearner):
             return
         for number, batch in enumerate(self.micro_batches):
             with self.accelerate.gradients(self.model[0], number, len(self.micro_batches)):
-                pooled_bE, output_bTE = self._encode(batch) if self.reads_twice else encoded[number]
+                pooled_bE, output_bTE = self._encode(batch) if self.reads_twice else self.encoded[number]
                 scale = self.accelerate.scale
                 regularization = self.regularization(output_bTE, output_bTE) * (batch.weight * scale)
                 self.accelerate.backward(regularization, (pooled_bE, pooled_grad_BE[_slice(batch.rows)] * scale))
 
 
-def gather_rows(pieces: Sequence[Tensor], batches: Sequence[MicroBatch], runtime: Runtime) -> Tensor:
-    """Rows [b, ...] of all ranks' micro-batches as the rows [B, ...] of the global batch. Collective."""
+def in_rows(pieces: Sequence[Tensor], batches: Sequence[MicroBatch]) -> Tensor:
+    """Rows [b, ...] of micro-batches in their places among the rows [B, ...] of the global batch; zeros in the others'."""
     rows_B = pieces[0].new_zeros(batches[0].global_rows, *pieces[0].shape[1:])
     for piece_b, batch in zip(pieces, batches, strict=True):
         rows_B[_slice(batch.rows)] = piece_b
-    return runtime.sum(rows_B)
+    return rows_B
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """Compute on one CPU thread: the sums of the head's small products are split over threads, and round differently."""
+def _one_thread(device: torch.device) -> Iterator[None]:
+    """Compute on one CPU thread: the sums of the head's small products are split over threads, and round differently.
+
+    Nothing changes for a GPU, where the number of threads is a condition that compiled functions are compiled for.
+    """
+    if device.type != "cpu":
+        yield
+        return
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

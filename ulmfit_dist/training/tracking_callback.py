@@ -38,7 +38,7 @@ class PendingLine:
 
     Attributes:
         position: phase, epoch, step and tokens.
-        rates: learning rates and momentum of its step.
+        settings: learning rates and momentum of its step, and the micro-batch size where memory has decided on it.
         figures: loss since the last line and smoothed loss, summed over the ranks, and the norm of the gradient.
         weights: what the two losses are divided by.
         spent, laps: what its steps have taken: what is read already, and what is not.
@@ -48,7 +48,7 @@ class PendingLine:
     """
 
     position: dict[str, Any]
-    rates: dict[str, float]
+    settings: dict[str, float]
     figures: HostCopy
     weights: tuple[float, float]
     spent: Spent
@@ -149,7 +149,8 @@ class TrackingCallback(Callback):
 
     def final_metrics(self) -> dict[str, float]:
         """What summary.json says of the stage."""
-        return {**self.learn.valid_metrics, f"{self.unit}_per_second": round(self.trained / self.train_seconds, 1)}
+        speed = {f"{self.unit}_per_second": round(self.trained / self.train_seconds, 1)}
+        return {**self.learn.valid_metrics, **speed, **self._reduced_size()}
 
     def state_dict(self) -> dict[str, Any]:
         """What has been added up so far, over all ranks, as JSON. Writes the line that is left before. Collective."""
@@ -194,7 +195,7 @@ class TrackingCallback(Callback):
         metrics = {
             "loss": loss / line.weights[0],
             "loss_smoothed": smoothed / line.weights[1],
-            **line.rates,
+            **line.settings,
             "gradient_norm": gradient_norm,
             f"{self.unit}_per_second": round(line.trained / spent.training, 1),
             "communication_mb": line.communication_mb,
@@ -208,7 +209,7 @@ class TrackingCallback(Callback):
         summed_2 = self.runtime.sum(self.sums_3[1:])
         line = PendingLine(
             self._position(),
-            self._rates(),
+            {**self._rates(), **self._reduced_size()},
             HostCopy(torch.cat([summed_2, self.gradient_norm])),
             (self.weights["recent"], self.weights["smoothed"]),
             self.recent_spent,
@@ -244,6 +245,11 @@ class TrackingCallback(Callback):
         spent = self.runtime.laps.take().read()
         self.recent_spent += spent
         self.epoch_seconds += spent.training
+
+    def _reduced_size(self) -> dict[str, float]:
+        """The micro-batch size, where a lack of memory has led to it."""
+        size = self.runtime.micro_batch_size
+        return {} if size is None else {"micro_batch_size": size}
 
     def _rates(self) -> dict[str, float]:
         """The optimizer's: of the last layer group, which the recipe names, and of each."""

@@ -63,6 +63,7 @@ class LearnerState:
             "optimizer": {"hypers": [dict(hyper) for hyper in learner.opt.hypers], "counters": counters},
             "scaler": None if scaler is None else scaler.state_dict(),
             "precision": self.runtime.precision,
+            "micro_batch_size": self.runtime.micro_batch_size,
             "callbacks": callbacks,
         }
         if not self.runtime.is_main:
@@ -102,8 +103,17 @@ class LearnerState:
             raise ValueError("a position beyond the end")
         optimizer = self._read_optimizer(tensors["optimizer"], state["optimizer"])
         self._check_hidden_states(tensors["hidden_states"], position)
+        self._limit_micro_batches(state.get("micro_batch_size"))
         learner.add_cb(ResumeEpoch(position, share_done, optimizer, tensors["hidden_states"], dtype))
         return position
+
+    def _limit_micro_batches(self, size: int | None) -> None:
+        """Resume with the micro-batch size to which a lack of memory has led, unless the config has a smaller one."""
+        if size is None:
+            return
+        if type(size) is not int or size < 1:
+            raise ValueError(f"micro_batch_size {size!r}")
+        self.learner.limit_micro_batches(min(size, self.learner.accelerate.share.micro_batch_size or size))
 
     def _buffers(self) -> dict[str, Tensor]:
         of_each = (module.named_buffers(name, recurse=False) for name, module in self.modules.items())

@@ -1,0 +1,113 @@
+"""`ulmfit-dist doctor` on a GPU. Skipped where there is no GPU."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from conftest import ROOT, command
+from small_runs import DEVICE, PRECISIONS, needs_cuda, needs_gpu
+
+from ulmfit_dist.compose import load_config
+from ulmfit_dist.doctor import performance
+from ulmfit_dist.doctor.probe import LocalStep
+from ulmfit_dist.stages.doctor import doctor
+
+pytestmark = [needs_gpu, needs_cuda]
+
+SIZES = ("model={emb_sz: 24, n_hid: 40, n_layers: 2}", "tokenizer.max_vocab=300", "lm={global_batch_size: 8, seq_len: 12}")
+
+
+@pytest.fixture(autouse=True)
+def _gpu_is_used(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "false")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def examined(folder: Path, capsys: pytest.CaptureFixture[str], *more: str) -> dict:
+    words = [*SIZES, "classifier={global_batch_size: 16, seq_len: 12, max_len: 24}", "tracking.wandb=disabled", *more]
+    config = load_config(None, ["data.path=.", f"runs_dir={folder}/runs", f"data.cache={folder}/cache", *words])
+    doctor(config, as_json=True)
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("precision", ["no", *PRECISIONS])
+def test_every_check_of_a_gpu_is_made(precision: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    content = examined(tmp_path, capsys, f"runtime.precision={precision}")
+    checks = {found["check"]: found for found in content["checks"]}
+    assert content["ok"]
+    for name in (
+        "device",
+        "driver, CUDA, cuDNN",
+        "kernels for this GPU",
+        "Philox",
+        "LSTM",
+        "fused loss",
+        "lm: a step against the CPU",
+        "classifier: a step against the CPU",
+        "lm: the same steps twice",
+        "no waits",
+        "speed",
+        "largest batch",
+    ):
+        assert checks[name]["status"] in ("ok", "warning"), checks[name]
+    assert str(DEVICE.type) in checks["device"]["found"]
+    assert "fp32" in checks["lm: a step against the CPU"]["found"]
+    assert f"runtime.precision={precision}" in content["overrides"]
+    assert content["measured"]["largest_batch"] >= 8
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_ranks_have_a_gpu_each(tmp_path: Path):
+    words = [
+        "doctor",
+        *SIZES,
+        f"runs_dir={tmp_path}/runs",
+        f"data.cache={tmp_path}/cache",
+        "tracking.wandb=disabled",
+        "--json",
+    ]
+    path = os.environ.get("PYTHONPATH", str(ROOT))  # also makes the processes simulate, where this one does
+    done = command(words, processes=2, ACCELERATE_USE_CPU="false", PYTHONPATH=path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    checks = {found["check"]: found for found in json.loads(done.stdout)["checks"]}
+    assert "one GPU each" in checks["one device each"]["found"]
+    assert "GB/s inside the node" in checks["all-reduce"]["found"]
+    for name in ("rank watch", "object collectives", "lm: the same steps twice", "largest batch"):
+        assert checks[name]["ranks"] == {"0": "ok", "1": "ok"}
+
+
+def test_the_largest_batch_is_the_last_one_that_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch):
+    backward = LocalStep.backward
+
+    def limited(self):
+        if self.x.is_cuda and len(self.x) > 32:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return backward(self)
+
+    monkeypatch.setattr(LocalStep, "backward", limited)
+    content = examined(tmp_path, capsys, "runtime.precision=no")
+    assert content["measured"]["largest_batch"] == 32
+    assert "lm.global_batch_size=32" in content["overrides"]
+
+
+def test_a_step_that_waits_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch):
+    assert os.environ["ACCELERATE_USE_CPU"] == "false"
+    train_steps = performance.train_steps
+
+    def waiting(learner, steps, watch):
+        def wait(step):
+            watch(step)
+            learner.loss.item()
+
+        train_steps(learner, steps, wait)
+
+    monkeypatch.setattr(performance, "train_steps", waiting)
+    content = examined(tmp_path, capsys, "runtime.precision=no")
+    (found,) = [found for found in content["checks"] if found["check"] == "no waits"]
+    assert found["status"] == "warning"
+    assert "wait for the GPU" in found["found"]

@@ -1,0 +1,137 @@
+"""Compile a kernel at run time: CUDA source by NVRTC, or a function by `torch.compile`.
+
+NVRTC is a library that torch's CUDA wheels install. It needs no compiler, no headers and no worker processes, and takes a
+fraction of a second. `torch.compile` needs gcc and Python's headers, and many seconds; it is the second choice, and a loop
+over torch's operations the last, which is never taken without a warning.
+
+The trade-off: the sources are written for NVIDIA GPUs, and loaded by functions of torch that are not public
+(`torch.cuda._utils`). Where one of them is missing, the second choice is taken.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+
+Kernel = TypeVar("Kernel", bound=Callable[..., Any])
+
+THREADS = 512
+"""Threads of a block, in all kernels."""
+
+NEEDED = "Install gcc and Python's headers: python3-dev (Debian, Ubuntu) or python3-devel (Fedora, RHEL)"
+"""Advice where a kernel is computed by torch's operations, one after the other."""
+
+messages: list[str] = []
+"""How each kernel was compiled and the seconds it took, for `--verbose`."""
+
+
+class CompilationError(Exception):
+    """A kernel cannot be compiled here."""
+
+
+def try_compilers(name: str, *choices: tuple[str, Callable[[], Kernel]]) -> Kernel | None:
+    """Return the first kernel that can be compiled, or None; `messages` records how, or why not.
+
+    Args:
+        name: the kernel's purpose, in plural.
+        choices: a compiler's name, and a function that compiles and tries the kernel; any exception rules it out.
+    """
+    for compiler, compiled in choices:
+        started = time.perf_counter()
+        try:
+            kernel = compiled()
+        except Exception as error:  # compilers fail in many ways, each of which leaves the next choice
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            messages.append(f"{name}: {compiler} failed: {reason}")
+            continue
+        messages.append(f"{name}: compiled by {compiler} in {time.perf_counter() - started:.1f} s")
+        return kernel
+    return None
+
+
+def warn_of_slow(name: str) -> None:
+    """Warn that nothing compiles a kernel, and name what to install."""
+    reasons = [message for message in messages if message.startswith(f"{name}: ")]
+    warnings.warn(f"{name} are slow on this machine. {'; '.join(reasons)}. {NEEDED}", stacklevel=3)
+
+
+def compile_source(name: str, *options: str) -> Callable[[int, list[Any]], None]:
+    """Compile `<name>.cu`, which defines a kernel of this name, for the current GPU.
+
+    Returns:
+        A function that launches it: the number of blocks, of `THREADS` threads each, and the kernel's arguments. An int is
+        passed as a C int, a float as a double, a tensor as its address.
+    """
+    if torch.version.cuda is None:
+        raise CompilationError("torch was installed without CUDA")
+    from torch.cuda import _utils
+
+    major, minor = torch.cuda.get_device_capability()
+    source = Path(__file__).with_name(f"{name}.cu").read_bytes()
+    flags = [f"--gpu-architecture=sm_{major}{minor}", f"-DTHREADS={THREADS}", *options]
+    kernel = getattr(_utils._cuda_load_module(to_cubin(_load_nvrtc(), source, flags)), name)
+
+    def launch(num_blocks: int, arguments: list[Any]) -> None:
+        kernel(grid=(num_blocks, 1, 1), block=(THREADS, 1, 1), args=arguments)
+
+    return launch
+
+
+def to_cubin(nvrtc: ctypes.CDLL, source: bytes, options: Sequence[str]) -> bytes:
+    """Compile CUDA source to machine code by NVRTC's C functions; a compiler's message becomes a `CompilationError`."""
+    program, size = ctypes.c_void_p(), ctypes.c_size_t()
+    status = nvrtc.nvrtcCreateProgram(ctypes.byref(program), source, b"kernel.cu", 0, None, None)
+    if status:
+        raise CompilationError(f"nvrtcCreateProgram failed with status {status}")
+    try:
+        arguments = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
+        if nvrtc.nvrtcCompileProgram(program, len(options), arguments):
+            nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
+            log = ctypes.create_string_buffer(size.value)
+            nvrtc.nvrtcGetProgramLog(program, log)
+            raise CompilationError(log.value.decode(errors="replace"))
+        status = nvrtc.nvrtcGetCUBINSize(program, ctypes.byref(size))
+        cubin = ctypes.create_string_buffer(size.value)
+        if status or nvrtc.nvrtcGetCUBIN(program, cubin):
+            raise CompilationError("NVRTC made no machine code for this GPU")
+        return cubin.raw
+    finally:
+        nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
+
+
+def _load_nvrtc() -> ctypes.CDLL:
+    """Load the NVRTC that torch was built with: its own library knows where it lies, a search path may not."""
+    from torch.cuda import _utils
+
+    wrapper = Path(torch.__file__).parent / "lib" / "libcaffe2_nvrtc.so"
+    with suppress(OSError):  # not there, or without NVRTC: the search path is left
+        ctypes.CDLL(str(wrapper))
+    return _utils._get_nvrtc_library()
+
+
+def compile_function(function: Kernel, arguments: Sequence[Any]) -> Kernel:
+    """Compile a function of tensors for all sizes by `torch.compile`, and call it once.
+
+    Args:
+        arguments: example arguments. Sizes that differ in use must differ here, and be neither 0 nor 1, because sizes that
+            are equal in the first call are compiled as equal, and the next call would compile again.
+    """
+    if torch.version.cuda is None and torch.version.hip is None and any(_is_cuda(argument) for argument in arguments):
+        raise CompilationError("torch was installed without CUDA")
+    import torch._inductor.config as inductor
+
+    inductor.compile_threads = 1  # else up to 32 worker processes start on each rank, for one small kernel
+    compiled = cast(Kernel, torch.compile(function, dynamic=True))
+    compiled(*arguments)
+    return compiled
+
+
+def _is_cuda(argument: object) -> bool:
+    return isinstance(argument, torch.Tensor) and argument.is_cuda

@@ -1,0 +1,248 @@
+"""Checks of the numbers: Philox, LSTMs, the fused loss, a step on a GPU against a CPU, and the same steps twice.
+
+Errors are norms of differences over norms of references. Bounds leave room for rounding and for other kernels; what they
+catch is another algorithm, such as TF32 for fp32, wrong strides, or a kernel that does not work on a GPU.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from itertools import pairwise
+from typing import Any
+
+import torch
+import xxhash
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ulmfit_dist import philox
+from ulmfit_dist.doctor.checks import Context, Finding, failure, ok, skipped, warning
+from ulmfit_dist.doctor.probe import DTYPES, LocalStep, flat_weights, probe_learner, sizes_of, train_steps, vocab_size
+from ulmfit_dist.model.dropout import Position, WeightDropout
+from ulmfit_dist.model.loss import DecoderLoss
+from ulmfit_dist.randomness import derive_key
+from ulmfit_dist.terminal import PRECISION_NAMES
+
+BOUNDS = {"no": 1e-3, "bf16": 0.1, "fp16": 0.05, "fp64": 1e-9}
+"""Largest relative error of a precision against fp32, of one module."""
+BOUNDS_OF_STEP = {"no": 5e-3, "bf16": 0.5, "fp16": 0.3, "fp64": 1e-9}
+"""Largest relative error of a whole step's gradients: where rounding makes another token the highest of a document, the
+gradient goes there."""
+BOUND_OF_UPDATE = 0.05
+"""Largest relative error of Adam's first step in fp32, which divides each gradient by its own size."""
+COUNTERS = 10_000
+STEPS = 2
+ROWS, TOKENS = 4, 16
+"""Sizes of what is compared with a CPU."""
+
+
+def check_philox(context: Context) -> Finding:
+    """Dropout's random numbers against numpy's, and on a GPU, compiled."""
+    key = derive_key(context.config.seed, "doctor")
+    expected = philox.random_words(key, 5, COUNTERS)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        if context.device.type == "cuda":
+            found = philox.random_words(key, 5, COUNTERS, context.device).cpu()
+        else:
+            found = _philox_on_cpu(key, 5, COUNTERS)
+    if not torch.equal(found, expected):
+        differing = int((found != expected).sum())
+        return failure(
+            f"{differing:,} of {expected.numel():,} numbers differ from numpy's",
+            "dropout would differ from that of other machines: report it, with the versions above",
+        )
+    slow = next((f"{one.message}" for one in caught if "slow" in f"{one.message}"), None)
+    if slow is not None:
+        return warning(f"equal to numpy's, but not compiled: {slow}", "install a C compiler and Python's headers")
+    compiled = "; compiled" if context.device.type == "cuda" else ""
+    return ok(f"{expected.numel():,} numbers equal to numpy's{compiled}")
+
+
+def _philox_on_cpu(key: philox.Key, first: int, count: int) -> Tensor:
+    """The generator in torch's operations, as GPUs compute it."""
+    counters = torch.zeros(4, count, dtype=torch.int64)
+    counters[0] = torch.arange(first, first + count)
+    return philox.philox(counters, torch.tensor([philox.signed(word) for word in key]))
+
+
+def precisions(context: Context) -> list[str]:
+    """Mixed precisions that this device can compute."""
+    if context.device.type == "cpu":
+        return ["bf16"]
+    return ["bf16", "fp16"] if torch.cuda.get_device_capability(context.device)[0] >= 8 else ["fp16"]
+
+
+def check_lstm(context: Context) -> Finding:
+    """Each LSTM's forward and backward at the config's widths, in each precision, against fp32; weights in one piece."""
+    model = context.config.model
+    errors: dict[str, float] = {}
+    if model.arch is not None:
+        return skipped(f"model.arch={model.arch} is the encoder")
+    widths = [model.emb_sz, *[model.n_hid] * (model.n_layers - 1), model.emb_sz]
+    with warnings.catch_warnings(record=True) as caught, exact_fp32():
+        warnings.simplefilter("always")
+        for layer, (n_in, n_out) in enumerate(pairwise(widths)):
+            reference = _lstm(context, layer, n_in, n_out, "no", torch.device("cpu"))
+            if context.device.type == "cuda":
+                found = _lstm(context, layer, n_in, n_out, "no", context.device)
+                errors["no"] = max(errors.get("no", 0.0), *map(relative_error, found, reference))
+            for precision in precisions(context):
+                found = _lstm(context, layer, n_in, n_out, precision, context.device)
+                errors[precision] = max(errors.get(precision, 0.0), *map(relative_error, found, reference))
+    if any("contiguous chunk" in f"{one.message}" for one in caught):
+        return warning("an LSTM computes from scattered weights, which cuDNN copies in each call", "report it: a bug")
+    return _judge(errors, "output and gradients of all layers")
+
+
+def _lstm(
+    context: Context, layer: int, n_in: int, n_out: int, precision: str, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Output, gradient of the input and of the hidden-to-hidden weights of one layer with dropped-out weights."""
+    generator = torch.Generator().manual_seed(layer)
+    lstm = nn.LSTM(n_in, n_out, batch_first=True)
+    with torch.no_grad():
+        for parameter in lstm.parameters():
+            parameter.copy_(torch.rand(parameter.shape, generator=generator).sub_(0.5).mul_(2 / n_out**0.5))
+    x_bTE = torch.randn(ROWS, TOKENS, n_in, generator=generator).to(device).requires_grad_()
+    module = WeightDropout(lstm, 0.2, f"doctor {layer}", Position(context.config.seed, "doctor", 0)).to(device).train()
+    zeros = torch.zeros(1, ROWS, n_out, device=device)
+    with _autocast(device, precision):
+        output_bTH, _ = module(x_bTE, (zeros, zeros.clone()))
+    output_bTH.float().square().mean().backward()
+    assert x_bTE.grad is not None
+    return output_bTH.detach(), x_bTE.grad, module.weight_hh_l0_raw.grad
+
+
+def check_loss(context: Context) -> Finding:
+    """The fused cross-entropy and its gradients against autograd, at the config's vocabulary, in each precision."""
+    generator = torch.Generator().manual_seed(context.config.seed)
+    num_words, width, num_tokens = vocab_size(context.config), context.config.model.emb_sz, 4 * ROWS * TOKENS
+    decoder = nn.Linear(width, num_words)
+    with torch.no_grad():
+        decoder.weight.copy_(torch.rand(num_words, width, generator=generator).sub_(0.5).mul_(0.2))
+    decoder.to(context.device)
+    x_1NE = torch.randn(1, num_tokens, width, generator=generator).to(context.device)
+    y_1N = torch.randint(0, num_words, (1, num_tokens), generator=generator).to(context.device)
+
+    def gradients(loss: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, ...]:
+        decoder.zero_grad()
+        own_1NE = x_1NE.clone().requires_grad_()
+        total = loss(own_1NE, y_1N)
+        total.backward()
+        found = [own_1NE.grad, decoder.weight.grad, decoder.bias.grad]
+        return total.detach(), *(gradient.clone() for gradient in found if gradient is not None)
+
+    errors = {}
+    with exact_fp32():
+        reference = gradients(lambda x, y: F.cross_entropy(decoder(x[0]), y[0]))
+        for precision in ("no", *precisions(context)):
+            dtype = x_1NE.dtype if precision == "no" else DTYPES[precision]
+            errors[precision] = max(map(relative_error, gradients(DecoderLoss(decoder, dtype)), reference))
+    return _judge(errors, f"loss and gradients of {num_tokens} tokens over {num_words:,} words")
+
+
+def step_against_cpu(stage: str) -> Callable[[Context], Finding]:
+    """The check of one step against fp32 on the CPU: gradients in fp32 and in the run's precision, and Adam's step."""
+
+    def check(context: Context) -> Finding:
+        resolved = context.resolved or "no"
+        on_gpu = context.device.type == "cuda"
+        if not on_gpu and resolved in ("no", "fp64"):
+            return skipped("no GPU, and no mixed precision, to compare with fp32 on the CPU")
+        errors, update = {}, 0.0
+        with exact_fp32():
+            for precision in dict.fromkeys(["no", resolved] if on_gpu else [resolved]):
+                steps = _two_steps(context, stage, precision)
+                errors[precision] = relative_error(steps[0].gradients(), steps[1].gradients())
+                if precision == "no":
+                    update = _error_of_update(*steps)
+        if not update <= BOUND_OF_UPDATE:
+            return failure(f"Adam's step in fp32 differs from the CPU's by {update:.1e} of it", FIX)
+        return _judge(errors, "gradients of a step", BOUNDS_OF_STEP)
+
+    return check
+
+
+def _two_steps(context: Context, stage: str, precision: str) -> tuple[LocalStep, LocalStep]:
+    """Gradients of a step on this rank's device, and those of the same step in fp32 on the CPU."""
+    made = [
+        LocalStep(context.config, stage, device, name, ROWS, TOKENS, fixed_norms=precision != "no")
+        for device, name in ((context.device, precision), (torch.device("cpu"), "no"))
+    ]
+    for step in made:
+        step.backward()
+    return made[0], made[1]
+
+
+def _error_of_update(found: LocalStep, expected: LocalStep) -> float:
+    """Relative error of Adam's step from the weights that both have."""
+    before = expected.weights()
+    found.step()
+    expected.step()
+    return relative_error(found.weights() - before, expected.weights() - before)
+
+
+def same_steps_twice(stage: str) -> Callable[[Context], Finding]:
+    """The check that some steps from the same weights give the same bits, in a second try and on all ranks. Collective."""
+
+    def check(context: Context) -> Finding:
+        digests = []
+        for _ in range(2):
+            learner = probe_learner(context, stage, STEPS)
+            train_steps(learner, STEPS)
+            weights = flat_weights(learner.model)
+            digests.append(xxhash.xxh3_64_hexdigest(weights.numpy().tobytes()))
+            if not bool(torch.isfinite(weights).all()):
+                return failure("a weight is NaN or infinite", FIX)
+        everyone = context.monitor.exchange(f"digests of {stage}", digests)
+        step = f"{STEPS} steps" + (f", {sizes_of(context).describe(context.config)}" if stage == "lm" else "")
+        if len({second for _, second in everyone}) > 1 or len({first for first, _ in everyone}) > 1:
+            return failure(f"{step}: the ranks have different weights", "report it: all ranks must have equal weights")
+        if digests[0] != digests[1]:
+            return warning(
+                f"{step}: other bits in a second try", "set runtime.deterministic=true where equal bits are needed (slower)"
+            )
+        return ok(f"{step}: equal bits in a second try" + (" and on all ranks" if context.world_size > 1 else ""))
+
+    return check
+
+
+FIX = "compare with another driver, torch or machine; set runtime.precision=no to do without mixed precision"
+
+
+def _judge(errors: dict[str, float], what: str, bounds: Mapping[str, float] = BOUNDS) -> Finding:
+    described = ", ".join(f"{PRECISION_NAMES.get(name, name)} {error:.1e}" for name, error in errors.items())
+    found = f"{what}: relative error against fp32: {described}"
+    wrong = [name for name, error in errors.items() if not error <= bounds[name]]
+    return (
+        failure(f"{found}; at most {bounds[wrong[0]]:g} expected in {PRECISION_NAMES.get(wrong[0], wrong[0])}", FIX)
+        if wrong
+        else ok(found)
+    )
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    """Norm of the difference over the norm of the reference."""
+    found, expected = found.detach().cpu().double(), expected.detach().cpu().double()
+    return float((found - expected).norm() / expected.norm().clamp_min(1e-30))
+
+
+def _autocast(device: torch.device, precision: str) -> torch.autocast | nullcontext:
+    return nullcontext() if precision in ("no", "fp64") else torch.autocast(device.type, DTYPES[precision])
+
+
+@contextmanager
+def exact_fp32() -> Iterator[None]:
+    """Products in fp32 without TF32, which rounds to ten bits."""
+    switches: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [switch.allow_tf32 for switch in switches]
+    try:
+        for switch in switches:
+            switch.allow_tf32 = False
+        yield
+    finally:
+        for switch, allowed in zip(switches, before, strict=True):
+            switch.allow_tf32 = allowed

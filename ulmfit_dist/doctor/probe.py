@@ -1,0 +1,254 @@
+"""Training steps on random tokens, for checks: the stages' own learners, and single steps without other ranks.
+
+Sizes are those of the config. On a CPU, where a step of them takes minutes, a step has fewer rows and tokens; the network
+and the vocabulary stay as they are. No text, token store or pretrained weights are needed.
+
+b: rows of a step, T: tokens of a row, V: vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from fastai.callback.core import Callback, CancelFitException
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ulmfit_dist.config import Config
+from ulmfit_dist.data.batches import share_of_rank
+from ulmfit_dist.data.store import TokenStore, read_meta, token_dtype
+from ulmfit_dist.doctor.checks import Context
+from ulmfit_dist.model.loss import ActivationRegularization, DecoderLoss
+from ulmfit_dist.model.networks import build_classifier, build_language_model, encoder_of
+from ulmfit_dist.randomness import seed_torch
+from ulmfit_dist.training.learner import DistributedLearner
+from ulmfit_dist.training.optimizer import FusedAdam
+
+DTYPES = {"no": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Types of matrix products by precision."""
+ROWS_ON_CPU, TOKENS_ON_CPU = 2, 32
+"""Rows of a (virtual) rank and tokens of a row, at most, on a CPU."""
+LABELS = ["0", "1"]
+FIRST_ID = 10
+"""The first id that is no special token."""
+LOSS_SCALE = 1024.0
+"""Factor on the loss of a single step in fp16, so that small gradients are not lost."""
+
+
+class RandomStore(TokenStore):
+    """A token store of random ids, in memory.
+
+    Args:
+        documents: how many, of which the last fifth validates.
+        length: tokens of each.
+    """
+
+    def __init__(self, vocab_size: int, documents: int, length: int, seed: int):
+        rng = np.random.default_rng(seed)
+        valid = max(2, documents // 5)
+        self.path = Path("random")
+        self.vocab = [f"token{i}" for i in range(vocab_size)]
+        self.label_names = LABELS
+        self.lengths = np.full(documents + valid, length, dtype=np.int64)
+        self.labels = np.arange(documents + valid, dtype=np.int32) % len(LABELS)
+        self.meta = {
+            "fingerprint": f"random-{seed}",
+            "num_documents": len(self.lengths),
+            "splits": {"train": [0, documents], "valid": [documents, documents + valid]},
+            "labels": LABELS,
+        }
+        ids = rng.integers(min(FIRST_ID, vocab_size - 1), vocab_size, int(self.lengths.sum()))
+        self._begins = np.arange(len(self.lengths), dtype=np.int64) * length
+        self._first_documents = np.array([0])
+        self._tokens = [ids.astype(token_dtype(self.vocab))]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of probe steps.
+
+    Attributes:
+        rows, tokens: of a language model's step, over all ranks.
+        documents: of a classifier's step, over all ranks.
+        is_reduced: less than the config's, because a CPU computes them.
+    """
+
+    rows: int
+    tokens: int
+    documents: int
+    is_reduced: bool
+
+    def describe(self, config: Config) -> str:
+        step = f"{self.rows} x {self.tokens} tokens"
+        full = f"{config.lm.global_batch_size} x {config.lm.seq_len}"
+        return f"{step} instead of {full}, because this is a CPU" if self.is_reduced else step
+
+
+def sizes_of(context: Context) -> Sizes:
+    """The sizes of the config, reduced on a CPU."""
+    config = context.config
+    rows, tokens, documents = config.lm.global_batch_size, config.lm.seq_len, config.classifier.global_batch_size
+    if context.device.type == "cuda":
+        return Sizes(rows, tokens, documents, False)
+    ranks = share_of_rank(context.rank, context.world_size, config.runtime).num_virtual_ranks
+    fewer = (min(rows, ROWS_ON_CPU * ranks), min(tokens, TOKENS_ON_CPU), min(documents, ROWS_ON_CPU * ranks))
+    return Sizes(*fewer, is_reduced=fewer != (rows, tokens, documents))
+
+
+def vocab_size(config: Config) -> int:
+    """Tokens of the store that the config names, else the most that its tokenizer would have."""
+    if config.data.store is not None:
+        return int(read_meta(Path(config.data.store))["vocab_size"])
+    if config.tokenizer.kind == "sentencepiece":
+        return config.tokenizer.pieces or 30000
+    return config.tokenizer.max_vocab
+
+
+def num_parameters(config: Config) -> int:
+    """Parameters of the language model, at the largest vocabulary."""
+    with torch.device("meta"):
+        model = build_language_model(vocab_size(config), config.model, config.lm)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def probe_learner(context: Context, stage: str, steps: int) -> DistributedLearner:
+    """The stage's learner on random tokens enough for some steps, from the same weights in each call. Collective."""
+    assert context.runtime is not None
+    config, sizes = context.config, sizes_of(context)
+    runtime = context.runtime
+    runtime.renew_scaler()
+    lm = replace(config.lm, callbacks=[], valid_pct=None, global_batch_size=sizes.rows, seq_len=sizes.tokens)
+    classifier = replace(
+        config.classifier,
+        callbacks=[],
+        metrics=[],
+        class_weights=None,
+        encoder=None,
+        global_batch_size=sizes.documents,
+        seq_len=sizes.tokens,
+    )
+    config = replace(
+        config,
+        runs_dir=str(Path(config.runs_dir) / ".doctor"),  # holds no language model to start from
+        data=replace(config.data, folds=None),
+        model=replace(config.model, pretrained=None),
+        lm=lm,
+        classifier=classifier,
+    )
+    if stage == "lm":
+        documents, length = max(10, sizes.rows), (steps + 1) * sizes.tokens + 1
+        store = RandomStore(vocab_size(config), documents, length, config.seed)
+        return context.learners["lm"](config, runtime, store)
+    store = RandomStore(vocab_size(config), sizes.documents * (steps + 1), 4 * sizes.tokens, config.seed)
+    return context.learners["classifier"](config, runtime, store)
+
+
+class _Steps(Callback):
+    """Ends a fit after some steps.
+
+    Args:
+        watch: called after each step with the number of steps so far.
+    """
+
+    order = 100
+
+    def __init__(self, steps: int, watch: Callable[[int], None]):
+        self.steps, self.done, self.watch = steps, 0, watch
+
+    def after_batch(self) -> None:
+        self.done += 1
+        self.watch(self.done)
+        if self.done == self.steps:
+            raise CancelFitException
+
+
+def train_steps(learner: DistributedLearner, steps: int, watch: Callable[[int], None] = lambda step: None) -> None:
+    """Train all layers for some steps, without a validation. Collective."""
+    learner.freeze_to(0)
+    learner.fit(1, 1e-3, cbs=[_Steps(steps, watch)])
+    if learner.stage_step != steps:
+        raise RuntimeError(f"{learner.stage_step} steps were made, not {steps}")
+
+
+class LocalStep:
+    """One training step of a stage on one device, without other ranks and without Accelerate.
+
+    Args:
+        precision: "no", "bf16", "fp16" or "fp64".
+        rows, tokens: of the step.
+        fixed_norms: batch norms divide by their running variance, which is 1. With few documents and fresh weights the
+            variance of a batch is so small that a batch norm enlarges the rounding of bf16 a hundred times.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        stage: str,
+        device: torch.device,
+        precision: str,
+        rows: int,
+        tokens: int,
+        fixed_norms: bool = False,
+    ):
+        self.stage, self.device, self.dtype = stage, device, DTYPES[precision]
+        self.scale = LOSS_SCALE if precision == "fp16" else 1.0
+        num_tokens = vocab_size(config)
+        seed_torch(config.seed, "doctor", stage)
+        self.model: Any
+        if stage == "lm":
+            self.model = build_language_model(num_tokens, config.model, config.lm)
+        else:
+            self.model = build_classifier(num_tokens, len(LABELS), config.model, config.classifier)
+        self.model.to(device).train()
+        for module in self.model.modules():
+            if isinstance(module, nn.BatchNorm1d):
+                module.train(not fixed_norms)
+        position = encoder_of(self.model).position
+        position.seed, position.stage, position.step, position.rows = config.seed, stage, 0, range(rows)
+        settings = config.lm if stage == "lm" else config.classifier
+        self.regularization = ActivationRegularization(settings.alpha, settings.beta)
+        rng = np.random.default_rng(config.seed)
+        ids = rng.integers(min(FIRST_ID, num_tokens - 1), num_tokens, (rows, tokens + 1))
+        self.x = torch.from_numpy(ids[:, :-1].copy()).to(device)
+        self.y = torch.from_numpy(ids[:, 1:].copy() if stage == "lm" else np.arange(rows) % len(LABELS)).to(device)
+        self.optimizer = FusedAdam(list(self.model.parameters()), lr=1e-3)
+
+    def backward(self) -> Tensor:
+        """Compute loss and gradients; returns the loss."""
+        low = self.dtype in (torch.bfloat16, torch.float16)
+        self.model.reset()
+        with torch.autocast(self.device.type, self.dtype) if low else nullcontext():
+            output, raw, dropped = self.model(self.x)
+        master = next(self.model.parameters()).dtype
+        output, raw, dropped = output.to(master), raw.to(master), dropped.to(master)
+        if self.stage == "lm":
+            loss = DecoderLoss(self.model[1].decoder, self.dtype if low else master)(output, self.y)
+        else:
+            loss = F.cross_entropy(output, self.y)
+        ((loss + self.regularization(dropped, raw)) * self.scale).backward()
+        return loss.detach()
+
+    def gradients(self) -> Tensor:
+        """All gradients as one vector, fp64 on the CPU."""
+        found = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        return torch.cat([gradient.detach().flatten().cpu().double() for gradient in found]) / self.scale
+
+    def step(self) -> None:
+        """One optimizer step from the gradients."""
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def weights(self) -> Tensor:
+        """All weights as one vector, fp64 on the CPU."""
+        return flat_weights(self.model).double()
+
+
+def flat_weights(model: nn.Module) -> Tensor:
+    """All parameters as one vector on the CPU."""
+    return torch.cat([parameter.detach().flatten().cpu() for parameter in model.parameters()])

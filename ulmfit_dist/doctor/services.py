@@ -1,0 +1,49 @@
+"""Checks of services around a run: Weights & Biases, and SLURM."""
+
+from __future__ import annotations
+
+import os
+
+from ulmfit_dist.doctor.checks import Context, Finding, failure, ok, skipped, warning
+from ulmfit_dist.training.wandb_process import quiet_wandb, wandb_mode, why_unreachable
+
+SECONDS = 10.0
+"""Time limit for W&B's server, in seconds."""
+
+
+def check_wandb(context: Context) -> Finding:
+    """Mode of W&B, login and server. On rank 0, which alone logs."""
+    if context.rank != 0:
+        return skipped("rank 0 alone logs")
+    mode = wandb_mode(context.config.tracking)
+    asked = f"tracking.wandb={context.config.tracking.wandb}"
+    if mode != "online":
+        return ok(f"{asked} is {mode}")
+    if not quiet_wandb().login(prompt=False, verify=False):
+        return failure(f"{asked}: no login", "run `wandb login`, or set WANDB_API_KEY, or tracking.wandb=offline")
+    if (reason := why_unreachable(SECONDS)) is not None:
+        return warning(
+            f"{asked} is online, but the server cannot be reached ({reason})",
+            "set tracking.wandb=offline and run `wandb sync` later, or open the network",
+        )
+    return ok(f"{asked} is online, logged in; the server answers")
+
+
+def check_slurm(context: Context) -> Finding:
+    """SLURM's variables against the ranks that were started."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None:
+        return skipped("no SLURM job")
+    nodes = os.environ.get("SLURM_JOB_NUM_NODES") or os.environ.get("SLURM_NNODES", "1")
+    gpus = os.environ.get("SLURM_GPUS_ON_NODE")
+    found = (
+        f"job {job}, {nodes} node(s), {gpus or 'no'} GPU(s) on this node, restart {os.environ.get('SLURM_RESTART_COUNT', 0)}"
+    )
+    on_node = os.environ.get("LOCAL_WORLD_SIZE")
+    if nodes.isdecimal() and context.world_size < int(nodes):
+        return warning(
+            f"{found}; {context.world_size} rank(s): fewer than nodes", "start ranks on all nodes: `ulmfit-dist submit`"
+        )
+    if gpus and gpus.isdecimal() and on_node and on_node.isdecimal() and int(on_node) < int(gpus):
+        return warning(f"{found}; {on_node} rank(s) here", f"start {gpus} ranks per node: one per GPU")
+    return ok(found)

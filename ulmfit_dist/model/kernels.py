@@ -1,0 +1,24 @@
+"""Compile a stage's GPU kernels before its first step."""
+
+from __future__ import annotations
+
+import torch
+
+from ulmfit_dist.cuda.compile import messages
+from ulmfit_dist.model.loss import DecoderLoss
+from ulmfit_dist.model.masks import compile_masks
+from ulmfit_dist.model.softmax_gradient import softmax_gradient_on
+
+
+def compile_kernels(device: torch.device, loss: object) -> list[str]:
+    """Compile dropout masks and, for a `DecoderLoss`, the loss; return how, and the seconds it took.
+
+    They would be compiled at their first use in any case, and once in a process: a later stage gets no lines. A CPU needs
+    none.
+    """
+    compile_masks(device.type)
+    if isinstance(loss, DecoderLoss):
+        softmax_gradient_on(device.type, loss.dtype)
+    lines = list(messages)
+    messages.clear()
+    return lines

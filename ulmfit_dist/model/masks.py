@@ -1,0 +1,215 @@
+"""Dropout masks: each computed from its position, on a GPU all masks of a step by one kernel.
+
+A mask is rows of a Philox stream: row r of a mask with H features owns the ceil(H / 16) counters from r * ceil(H / 16) on,
+and sixteen random bits decide on an element. So a row's mask does not depend on the rows that are computed with it, and
+neither do its bits on the device: CPU and GPU make the same.
+
+On a CPU each mask is computed where it is used. On a GPU that would be a hundred small kernels per step, so `StepMasks`
+remembers which masks were used together, and computes all of them when the first one is requested at the next position.
+Nothing depends on what it remembers but speed: a mask that was not computed in advance is computed alone.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ulmfit_dist import philox
+from ulmfit_dist.cuda.compile import THREADS, CompilationError, compile_source, try_compilers
+from ulmfit_dist.philox import Key, random_words, signed, words_of
+
+LEVELS = 1 << 16
+"""Probabilities that can be told apart."""
+PER_BLOCK = 16
+"""Elements that one counter of the generator decides on."""
+
+Kernel = Callable[[Tensor, Tensor, int], None]
+"""Computes a table's masks, int64 [masks, columns], into a buffer, int64, that has room for them; the third is the number
+of counters."""
+
+
+class Mask(NamedTuple):
+    """A mask of zeros and 1 / (1 - p), [rows, num_features]; one for all rows is row 0 of a stream.
+
+    Sixteen bits decide on an element: p is rounded to a multiple of 2^-16, and what is kept is scaled by the rounded one,
+    so that the mean stays exact.
+    """
+
+    key: Key
+    rows: range
+    num_features: int
+    p: float
+    dtype: torch.dtype
+
+    @property
+    def blocks_per_row(self) -> int:
+        """Counters that a row owns."""
+        return -(-self.num_features // PER_BLOCK)
+
+    @property
+    def width(self) -> int:
+        """Elements that a row's counters decide on."""
+        return self.blocks_per_row * PER_BLOCK
+
+    @property
+    def num_blocks(self) -> int:
+        """Counters of all rows."""
+        return len(self.rows) * self.blocks_per_row
+
+    @property
+    def dropped(self) -> int:
+        """Levels at which an element is dropped."""
+        return min(round(self.p * LEVELS), LEVELS - 1)
+
+    @property
+    def threshold(self) -> int:
+        """The lowest 16 bits that keep an element, as a signed number."""
+        return self.dropped - LEVELS // 2
+
+    @property
+    def scale(self) -> float:
+        """What an element is multiplied by that is kept."""
+        return LEVELS / (LEVELS - self.dropped)
+
+
+def compute_masks(masks: Sequence[Mask], device: torch.device) -> list[Tensor]:
+    """The masks, each [rows, num_features]: on a GPU by one kernel, on a CPU one after the other."""
+    if device.type == "cpu":
+        return [_on_cpu(mask) for mask in masks]
+    kernel = _kernel(device.type)
+    return _from_words(masks, device) if kernel is None else _from_kernel(kernel, masks, device)
+
+
+def _from_kernel(kernel: Kernel, masks: Sequence[Mask], device: torch.device) -> list[Tensor]:
+    num_blocks = sum(mask.num_blocks for mask in masks)
+    lengths = [mask.num_blocks * _words_per_block(mask) for mask in masks]
+    buffer = torch.empty(sum(lengths), dtype=torch.int64, device=device)
+    if num_blocks:
+        kernel(_table(masks, device), buffer, num_blocks)
+    return [
+        part.view(mask.dtype).view(len(mask.rows), mask.width)[:, : mask.num_features]
+        for part, mask in zip(buffer.split(lengths), masks, strict=True)
+    ]
+
+
+def _on_cpu(mask: Mask) -> Tensor:
+    rows = mask.rows
+    span = rows[-1] - rows[0] + 1
+    words = random_words(mask.key, rows[0] * mask.blocks_per_row, span * mask.blocks_per_row)
+    return _kept(words.view(torch.int16).view(span, -1)[:: rows.step, : mask.num_features], mask)
+
+
+def _kept(bits: Tensor, mask: Mask) -> Tensor:
+    return (bits >= mask.threshold).to(mask.dtype).mul_(mask.scale)
+
+
+def _table(masks: Sequence[Mask], device: torch.device) -> Tensor:
+    """What the kernel reads, int64 [masks, 10], its columns in the order of `cuda/dropout_masks.cu`."""
+    lines, end, offset = [], 0, 0
+    for mask in masks:
+        end += mask.num_blocks
+        kept = torch.zeros(8 // mask.dtype.itemsize, dtype=mask.dtype)
+        kept[0] = mask.scale
+        counters = (mask.rows.start * mask.blocks_per_row, mask.rows.step * mask.blocks_per_row, mask.blocks_per_row)
+        keys = (signed(mask.key[0]), signed(mask.key[1]))
+        lines.append((end, *keys, *counters, mask.threshold, int(kept.view(torch.int64)), mask.dtype.itemsize, offset))
+        offset += mask.num_blocks * _words_per_block(mask)
+    table = torch.tensor(lines, dtype=torch.int64)
+    return table.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else table
+
+
+def _words_per_block(mask: Mask) -> int:
+    return PER_BLOCK * mask.dtype.itemsize // 8
+
+
+def _from_words(masks: Sequence[Mask], device: torch.device) -> list[Tensor]:
+    """As `_from_kernel`, from one call of the generator, by torch's operations."""
+    table = _table(masks, device)
+    ends, keys_2m = table[:, 0].contiguous(), table[:, 1:3].t()
+    block_n = torch.arange(sum(mask.num_blocks for mask in masks), device=device)
+    mask_n = torch.bucketize(block_n, ends, right=True)
+    begin_n = F.pad(ends, (1, 0))[mask_n]
+    first_n, stride_n, per_row_n = table[:, 3:6].t()[:, mask_n]
+    row_n = (block_n - begin_n) // per_row_n
+    words = words_of(first_n + row_n * stride_n + (block_n - begin_n) - row_n * per_row_n, keys_2m[:, mask_n].contiguous())
+    parts = words.split([mask.num_blocks for mask in masks])
+    return [
+        _kept(part.view(torch.int16).view(len(mask.rows), mask.width)[:, : mask.num_features], mask)
+        for part, mask in zip(parts, masks, strict=True)
+    ]
+
+
+def compile_masks(device_type: str) -> None:
+    """Compile the kernel of a type of device now, and not at the first mask."""
+    if _kernel(device_type) is None:
+        philox._kernel(device_type)
+
+
+@functools.cache
+def _kernel(device_type: str) -> Kernel | None:
+    """The kernel that computes all masks of a step; None where the generator's words are computed first.
+
+    A simulated GPU replaces this function. What it returns may read `table` and write `buffer` in any way that gives the
+    bytes of `cuda/dropout_masks.cu`.
+    """
+    if device_type != "cuda":
+        return None
+    return try_compilers("dropout masks", ("NVRTC", lambda: _from_nvrtc(torch.device(device_type))))
+
+
+def _from_nvrtc(device: torch.device) -> Kernel:
+    """Compile the kernel, and compare it with the masks of a CPU."""
+    launch = compile_source("dropout_masks")
+
+    def kernel(table: Tensor, buffer: Tensor, num_blocks: int) -> None:
+        launch(-(-num_blocks // THREADS), [table, buffer, num_blocks])
+
+    trial = [Mask((1, 2), range(1), 9000, 0.5, torch.float32), Mask((3, 4), range(1, 9, 2), 30, 0.1, torch.bfloat16)]
+    for mask, computed in zip(trial, _from_kernel(kernel, trial, device), strict=True):
+        if not torch.equal(computed.cpu(), _on_cpu(mask)):
+            raise CompilationError("its masks are not those of a CPU")
+    return kernel
+
+
+class Use(NamedTuple):
+    """A mask as a network uses it in each step, `per_row` or one for all rows."""
+
+    site: str
+    num_features: int
+    p: float
+    dtype: torch.dtype
+    per_row: bool
+
+
+Compute = Callable[[Sequence[Use]], list[Tensor]]
+
+
+class StepMasks:
+    """Masks of one position, computed together: those that the step before used after the same first one."""
+
+    def __init__(self) -> None:
+        self._at: object = None
+        self._used: list[Use] = []
+        self._ready: dict[Use, Tensor] = {}
+        self._plans: dict[Use, list[Use]] = {}
+
+    def get(self, at: object, use: Use, compute: Compute) -> Tensor:
+        """Return a mask at a position.
+
+        Args:
+            at: the position; masks that were computed at another one are dropped.
+            compute: computes masks of this position.
+        """
+        if at != self._at:
+            if self._used:
+                self._plans[self._used[0]] = list(dict.fromkeys(self._used))
+            self._at, self._used, self._ready = at, [], {}
+            wanted = self._plans.get(use, [use])
+            self._ready = dict(zip(wanted, compute(wanted), strict=True))
+        self._used.append(use)
+        return self._ready.pop(use) if use in self._ready else compute([use])[0]
