@@ -13,7 +13,6 @@ from typing import Any
 from unittest.mock import patch
 from weakref import WeakSet
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import distributed_c10d
