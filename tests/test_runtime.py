@@ -17,7 +17,7 @@ from torch import nn
 from ulmfit_dist import process_group, stopping
 from ulmfit_dist.config import RuntimeConfig
 from ulmfit_dist.data.batches import Share
-from ulmfit_dist.errors import UserError
+from ulmfit_dist.errors import Interrupted, RankLostError, UserError
 from ulmfit_dist.process_group import CONTROL_TIMEOUT, join_process_group
 from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.training.accelerate import AccelerateCallback
@@ -194,3 +194,15 @@ def test_a_signal_does_not_interrupt_the_end_of_a_run_that_is_done(no_process_gr
     with stopping.at_once(), Runtime(RuntimeConfig(precision="no")) as runtime:
         monkeypatch.setattr(runtime.accelerator, "end_training", lambda: signal.raise_signal(signal.SIGTERM))
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.usefixtures("on_cpus")
+def test_a_signal_does_not_hide_that_another_rank_was_lost():
+    """The launcher sends one to the others at once: they are then on their way out after a failed collective."""
+    for cause, expected in ((RuntimeError("connection closed"), RankLostError), (None, Interrupted)):
+        runtime = Runtime(RuntimeConfig(precision="no"), keeps_group=True)
+        runtime._watch = SimpleNamespace(loss=lambda patience: "rank 1 was lost", leave=lambda message: None)
+        stop = Interrupted("stopped by SIGTERM")
+        stop.__context__ = cause
+        with pytest.raises(expected), runtime:
+            raise stop

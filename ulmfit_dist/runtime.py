@@ -10,31 +10,26 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from multiprocessing import current_process
 from multiprocessing.context import ForkProcess
 from multiprocessing.util import Finalize
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 from ulmfit_dist import stopping
-from ulmfit_dist.errors import Interrupted, RankLostError, UserError, shared
+from ulmfit_dist.collectives import Collectives
+from ulmfit_dist.errors import Interrupted, RankLostError, UserError
 from ulmfit_dist.process import is_restart, quieten, rank_name
 from ulmfit_dist.spawned import refuse_in_worker
 from ulmfit_dist.watch import Watch, open_door, watch_from, watch_from_main
 
 if TYPE_CHECKING:
-    import torch
-    from accelerate import Accelerator
-
     from ulmfit_dist.config import RuntimeConfig
 
-Value = TypeVar("Value")
 
-
-class Runtime:
+class Runtime(Collectives):
     """This process among all of them. As a context manager it leaves the process group at the end.
 
     Attributes:
@@ -110,9 +105,9 @@ class Runtime:
         settings = self.settings
         precision = resolve_precision(settings.precision, has_gpu)
         processes = join_process_group(has_gpu)
-        self.rank: int = processes.process_index
-        self.world_size: int = processes.num_processes
-        self.device: torch.device = processes.device
+        self.rank = processes.process_index
+        self.world_size = processes.num_processes
+        self.device = processes.device
         self._control = control_group(self.device)
         self.laps, self.bytes_given = Laps(self.device), 0
         self.micro_batch_size: int | None = None
@@ -122,7 +117,7 @@ class Runtime:
         hook = DDPCommunicationHookType(settings.compress_gradients or "no")
         ddp = DistributedDataParallelKwargs(broadcast_buffers=False, comm_hook=hook, gradient_as_bucket_view=True)
         mixed = self.precision if self.precision in ("bf16", "fp16") else "no"
-        self.accelerator: Accelerator = Accelerator(mixed_precision=mixed, cpu=not has_gpu, kwargs_handlers=[ddp])
+        self.accelerator = Accelerator(mixed_precision=mixed, cpu=not has_gpu, kwargs_handlers=[ddp])
 
     def activate(self) -> None:
         """Make this runtime's device and precision the process's again, where another runtime has been made since."""
@@ -176,112 +171,6 @@ class Runtime:
         """As `print`, for what is said with --verbose only."""
         if self.verbose:
             self.print(*words)
-
-    def barrier(self) -> None:
-        """Wait until every rank is here."""
-        if self.world_size > 1:
-            import torch.distributed
-
-            torch.distributed.barrier(self._control)
-
-    def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Sum of a tensor over all ranks, on every rank."""
-        if self.world_size == 1:
-            return values
-        self.bytes_given += values.nbytes
-        with self.laps.exchange():
-            return self.accelerator.reduce(values, reduction="sum")
-
-    def highest(self, value: int) -> int:
-        """The highest of all ranks' values, exchanged over the CPU: no device is waited for."""
-        if self.world_size == 1:
-            return value
-        import torch
-        import torch.distributed
-
-        highest = torch.tensor(value)
-        with self.laps.exchange():
-            torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX, group=self._control)
-        return int(highest)
-
-    def sum_by_pairs(self, values: torch.Tensor) -> torch.Tensor:
-        """As `sum`, over a power of two of ranks, with the same bits as if fewer ranks had added up neighbours' values."""
-        import torch.distributed as dist
-
-        distance = 1
-        while distance < self.world_size:
-            partner, theirs = self.rank ^ distance, values.new_empty(values.shape)
-            self.bytes_given += values.nbytes
-            exchange = [dist.P2POp(dist.isend, values, partner), dist.P2POp(dist.irecv, theirs, partner)]
-            with self.laps.exchange():
-                for request in dist.batch_isend_irecv(exchange):
-                    request.wait()
-            values = values + theirs
-            distance *= 2
-        return values
-
-    def copy_from_main(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Give tensors rank 0's values, in place, on every rank."""
-        if self.world_size > 1:
-            import torch.distributed
-
-            for tensor in tensors:
-                torch.distributed.broadcast(tensor.data, src=0)
-
-    def from_main(self, value: Value) -> Value:
-        """Rank 0's value, on every rank: for what each might see differently, such as a file that comes and goes."""
-        items = [value]
-        if self.world_size > 1:
-            import torch.distributed
-
-            torch.distributed.broadcast_object_list(items, src=0, group=self._control)
-        return items[0]
-
-    @contextmanager
-    def together(self) -> Iterator[None]:
-        """Run a block on every rank, and leave it together: if one rank fails, all raise its error.
-
-        Collective: every rank must pass through it, and the block itself must hold no other collective.
-        """
-        error: Exception | None = None
-        try:
-            yield
-        except Exception as raised:
-            error = raised
-        if self.world_size == 1:
-            if error is not None:
-                raise error
-            return
-        found = self.gather((type(error) is UserError, f"{error}", f"{type(error).__name__}: {error}") if error else None)
-        for rank, report in enumerate(found):
-            if report is not None:
-                if error is not None and rank == self.rank:
-                    raise shared(error)
-                is_users, message, full = report
-                raise shared(UserError(message) if is_users else RuntimeError(f"rank {rank} failed with {full}"))
-
-    def gather(self, item: Value) -> list[Value]:
-        """Every rank's value by rank, on every rank."""
-        if self.world_size == 1:
-            return [item]
-        import torch.distributed
-
-        items: list[Any] = [None] * self.world_size
-        with self.laps.exchange():
-            torch.distributed.all_gather_object(items, item, group=self._control)
-        return items
-
-    def tensors_from_main(self, tensors: dict[str, torch.Tensor] | None) -> dict[str, torch.Tensor]:
-        """Rank 0's tensors, on every rank's own device; other ranks give None."""
-        import torch
-
-        spec = self.from_main({name: (t.shape, t.dtype) for name, t in tensors.items()} if tensors is not None else {})
-        found = {}
-        for name, (shape, dtype) in spec.items():
-            given = None if tensors is None else tensors[name].to(self.device)
-            found[name] = torch.empty(shape, dtype=dtype, device=self.device) if given is None else given
-        self.copy_from_main(found.values())
-        return found
 
     def _agreed(self, precision: str, run_dir: Path | None, has_gpu: bool) -> str:
         """The precision that all ranks compute in: that of the run's checkpoints, else what every rank can do."""
@@ -344,7 +233,7 @@ class Runtime:
             self.barrier()
         lost = None
         if self._watch is not None:
-            if is_mine_alone and not isinstance(error, (UserError, Interrupted)):
+            if is_mine_alone and not _explains_itself(error):
                 lost = self._watch.loss(patience=2)
             self._watch.leave(f"{type(error).__name__}: {error}" if is_mine_alone else None)
         if self.keeps_group:
@@ -357,6 +246,16 @@ class Runtime:
             self.accelerator.end_training()
         if lost is not None:
             raise RankLostError(lost) from error
+
+
+def _explains_itself(error: BaseException | None) -> bool:
+    """Return whether an error is the reason for this rank's end. A signal that comes while another error unwinds is not.
+
+    A launcher sends one to all ranks as soon as it has seen that one of them is dead.
+    """
+    if isinstance(error, Interrupted):
+        return not isinstance(error.__context__, Exception)
+    return isinstance(error, UserError)
 
 
 def _leave(watch: Watch) -> None:
