@@ -6,9 +6,11 @@ for each process, so what a killed one has noted stays.
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 from ulmfit_dist.cli import main
+from ulmfit_dist.exiting import exit_process
 from ulmfit_dist.training.steps import ClassifierLearner, LMLearner
 
 
@@ -30,4 +32,4 @@ if __name__ == "__main__":
     NOTES = (Path(sys.argv[1]) / f"{os.getpid()}.txt").open("w")
     recording(LMLearner)
     recording(ClassifierLearner)
-    sys.exit(main(sys.argv[2:]))
+    exit_process(partial(main, sys.argv[2:], ends_process=True))

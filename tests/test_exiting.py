@@ -39,6 +39,19 @@ def run(words: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *words], cwd=ROOT, text=True, env=ENVIRONMENT, timeout=300, **options)
 
 
+def run_ranks(words: list[str]) -> list[tuple[int, str]]:
+    """Run Python on `words` as two ranks; exit code and output of each."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        unused_port = listener.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(unused_port)}
+    ranks = []
+    for rank in range(2):
+        environment = {**ENVIRONMENT, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "ACCELERATE_USE_CPU": "true"}
+        ranks.append(subprocess.Popen([sys.executable, *words], env=environment, stdout=subprocess.PIPE, text=True))
+    outputs = [rank.communicate(timeout=120)[0] for rank in ranks]
+    return [(rank.returncode, output) for rank, output in zip(ranks, outputs, strict=True)]
+
+
 @pytest.mark.parametrize(
     ("end", "code", "last_line"),
     [
@@ -46,6 +59,7 @@ def run(words: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
         ("return 85", 85, ""),
         ("sys.exit()", 0, ""),
         ("sys.exit(2)", 2, ""),
+        ("sys.exit(-2)", 254, ""),
         ("sys.exit('no such thing')", 1, "no such thing"),
         ("raise ValueError('a value')", 1, "ValueError: a value"),
         ("raise KeyboardInterrupt", -signal.SIGINT, "KeyboardInterrupt"),
@@ -85,6 +99,13 @@ def test_open_files_are_flushed_and_nothing_is_finalized(tmp_path: Path):
     result = run(["-c", OPEN_FILES, str(tmp_path / "file")])
     assert (result.returncode, result.stdout, result.stderr) == (0, "from C ", "")
     assert [path.read_text() for path in sorted(tmp_path.iterdir())] == ["kept", "kept"]
+
+
+def test_torch_has_nothing_to_warn_of_at_the_exit():
+    """torch.distributed has an object that warns where `isinstance` looks at it."""
+    code = "import torch.distributed; from ulmfit_dist.exiting import exit_process; exit_process(lambda: 0)"
+    result = run(["-c", code])
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
 WRITER = """
@@ -161,12 +182,42 @@ exit_process(main)
 
 def test_a_collective_that_ends_late_does_not_abort_the_process(tmp_path: Path):
     """With `sys.exit(main())` in place of `exit_process(main)` rank 0 is ended by signal 6."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        unused_port = listener.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(unused_port)}
-    words = [sys.executable, "-c", LATE_COLLECTIVE, str(tmp_path / "is_exiting")]
-    ranks = [subprocess.Popen(words, env={**ENVIRONMENT, **shared, "RANK": str(rank)}) for rank in range(2)]
-    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
+    assert [code for code, _ in run_ranks(["-c", LATE_COLLECTIVE, str(tmp_path / "is_exiting")])] == [0, 0]
+
+
+SCRIPT_OF_A_USER = """
+import atexit, os
+from pathlib import Path
+
+def count_threads():
+    names = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
+    print(sum("gloo" in name for name in names), "threads of gloo")
+
+atexit.register(count_threads)  # first, so that it is called last
+
+from ulmfit_dist.config import RuntimeConfig
+from ulmfit_dist.runtime import Runtime
+
+keeps_group = os.environ["RANK"] == "0"
+runtime = Runtime(RuntimeConfig(precision="no"), keeps_group=keeps_group)
+runtime.gather("an object")
+count_threads()
+if keeps_group:
+    with runtime:
+        pass
+else:
+    runtime.leave_at_end()
+    runtime.barrier()
+"""
+
+
+def test_a_script_ends_the_threads_of_gloo_before_the_interpreter_finalizes():
+    """As it does after calls of `ulmfit_dist.api` (rank 0), and as it does that holds a learner (rank 1)."""
+    for code, output in run_ranks(["-c", SCRIPT_OF_A_USER]):
+        assert code == 0
+        before, after = output.splitlines()
+        assert int(before.split()[0]) > 0
+        assert after == "0 threads of gloo"
 
 
 def test_ten_runs_exit_with_their_codes(tmp_path: Path):

@@ -1,9 +1,11 @@
 """The precision that a run computes in: a function of the hardware, of the config, and of the run's checkpoints."""
 
+import json
 import os
 from pathlib import Path
 
 import pytest
+from made_classifiers import lettered_store, make_classifier
 
 from ulmfit_dist import precision as precision_module
 from ulmfit_dist.config import RuntimeConfig
@@ -19,6 +21,7 @@ from ulmfit_dist.precision import (
     resolve_precision,
 )
 from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.stages.evaluate import precision_of_models
 
 pytestmark = pytest.mark.usefixtures("no_process_group")
 
@@ -149,3 +152,27 @@ def test_a_runtime_refuses_a_compression_and_leaves_nothing_behind(monkeypatch: 
     with pytest.raises(UserError, match="between CPUs there is fp16 alone"):
         Runtime(RuntimeConfig(precision="no", compress_gradients="bf16"))
     assert PartialState._shared_state == {}
+
+
+def test_models_are_evaluated_in_the_precision_that_they_were_trained_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    store = lettered_store(tmp_path / "store")
+    runs = [make_classifier(tmp_path / name, store) for name in ("first", "second")]
+    assert precision_of_models(runs) == "auto"  # exported before models named it
+
+    def trained_in(run: Path, precision: str) -> None:
+        training = {"data_fingerprint": "x", "precision": precision}
+        (run / "classifier" / "training.json").write_text(json.dumps(training))
+
+    for run in runs:
+        trained_in(run, "no")
+    assert precision_of_models(runs) == "no"
+    trained_in(runs[1], "bf16")
+    assert precision_of_models(runs[1:]) == "bf16"
+    assert precision_of_models(runs) == "auto"
+    assert capsys.readouterr().err == ""
+    trained_in(runs[0], "fp16")
+    assert precision_of_models(runs[:1]) == "auto"
+    assert "fp16 needs a GPU" in capsys.readouterr().err

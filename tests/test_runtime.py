@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ from accelerate.state import AcceleratorState
 from conftest import launch
 from torch import nn
 
-from ulmfit_dist import process_group
+from ulmfit_dist import process_group, stopping
 from ulmfit_dist.config import RuntimeConfig
 from ulmfit_dist.data.batches import Share
 from ulmfit_dist.errors import UserError
@@ -43,7 +44,7 @@ from pathlib import Path
 os.environ["TORCHELASTIC_RESTART_COUNT"] = "1"  # as after `--max_restarts`
 import torch
 import torch.distributed as dist
-from ulmfit_dist import process_group
+from ulmfit_dist import process_group, stopping
 from ulmfit_dist.config import RuntimeConfig
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.runtime import Runtime
@@ -185,3 +186,11 @@ def test_the_accelerator_of_a_script_keeps_its_precision():
     assert own.mixed_precision == "bf16"
     assert own.prepare_model(nn.Linear(64, 64))(torch.ones(1, 64)).dtype == torch.float32
     assert Accelerator(cpu=True, mixed_precision="bf16").mixed_precision == "bf16"
+
+
+def test_a_signal_does_not_interrupt_the_end_of_a_run_that_is_done(no_process_group: None, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    before = signal.getsignal(signal.SIGTERM)
+    with stopping.at_once(), Runtime(RuntimeConfig(precision="no")) as runtime:
+        monkeypatch.setattr(runtime.accelerator, "end_training", lambda: signal.raise_signal(signal.SIGTERM))
+    assert signal.getsignal(signal.SIGTERM) is before

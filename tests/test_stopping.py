@@ -63,6 +63,18 @@ def test_what_is_saved_is_not_asked_to_stop_again():
         assert [signal.getsignal(number) for number in stopping.SIGNALS] == before
 
 
+def test_a_process_that_exits_next_keeps_ignoring_a_scheduler():
+    before = [signal.getsignal(number) for number in stopping.SIGNALS]
+    try:
+        with stopping.at_once(ends_process=True):
+            assert signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN
+        assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)] == [signal.SIG_IGN] * 2
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+    finally:
+        for number, handler in zip(stopping.SIGNALS, before, strict=True):
+            signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
 def test_after_a_first_sigint_the_next_signal_ends_the_process(second: signal.Signals):
     assert subprocess.run([sys.executable, "-c", HASTE.format(second=second.name)], timeout=20).returncode == -second

@@ -193,8 +193,9 @@ def _dashboard(args: argparse.Namespace) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    runtime = Runtime(RuntimeConfig(precision=args.precision))
-    from ulmfit_dist.stages.evaluate import evaluate
+    from ulmfit_dist.stages.evaluate import evaluate, precision_of_models
+
+    runtime = Runtime(RuntimeConfig(precision=args.precision or precision_of_models([args.run])))
 
     with runtime:
         runtime.print(json.dumps(evaluate(args.run, runtime, args.trust_rules), indent=1))
@@ -237,8 +238,10 @@ def _ensemble(args: argparse.Namespace) -> None:
 def _evaluate_ensemble(args: argparse.Namespace) -> None:
     if args.output is not None:
         raise UserError("--output is for labels: give texts, too, with --text or --file")
-    runtime = Runtime(RuntimeConfig(precision=args.precision))
     from ulmfit_dist.stages.ensemble import evaluate_ensemble
+    from ulmfit_dist.stages.evaluate import precision_of_models
+
+    runtime = Runtime(RuntimeConfig(precision=args.precision or precision_of_models(args.runs)))
 
     with runtime:
         runtime.print(json.dumps(evaluate_ensemble(args.runs, runtime, args.trust_rules), indent=1))

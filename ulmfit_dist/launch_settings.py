@@ -22,6 +22,7 @@ from yaml import YAMLError
 
 from ulmfit_dist.config import RuntimeConfig
 from ulmfit_dist.errors import UserError
+from ulmfit_dist.process import TRUE
 
 PRECISION_VARIABLE = "ACCELERATE_MIXED_PRECISION"
 NOTEBOOK_VARIABLE = "MIXED_PRECISION"
@@ -181,7 +182,7 @@ def read_launch_settings(environ: Mapping[str, str] | None = None, launcher: Lau
 def refuse_unsupported(environ: Mapping[str, str]) -> None:
     """Raise UserError where Accelerate's variables ask for a way of training that this package does not have."""
     for variable, name in UNSUPPORTED_VARIABLES.items():
-        if environ.get(variable, "").lower() in ("true", "1", "yes", "on", "y", "t"):
+        if environ.get(variable, "").lower() in TRUE:
             raise unsupported(f"{variable}={environ[variable]}", name)
     if environ.get("PJRT_DEVICE", "").upper() == "TPU":
         raise unsupported("PJRT_DEVICE=TPU", "a TPU")

@@ -50,12 +50,12 @@ def join_process_group(has_gpu: bool) -> PartialState:
     Raises:
         UserError: this process has joined a group for the other kind of device.
     """
-    backend = "nccl" if has_gpu else "gloo"
+    backend, other = ("nccl", "gloo") if has_gpu else ("gloo", "nccl")
     timeout = {} if has_gpu else {"timeout": CONTROL_TIMEOUT}
-    if dist.is_initialized() and ("nccl" in dist.get_backend()) != has_gpu:
+    if dist.is_initialized() and dist.get_backend() == other:
         raise UserError(
-            f"the ranks have joined a process group of {dist.get_backend()}, and {'GPUs need' if has_gpu else 'CPUs need'} "
-            f"{backend}: set ACCELERATE_USE_CPU before the ranks start, and start them again"
+            f"the ranks have joined a process group of {other}, and {'GPUs' if has_gpu else 'CPUs'} need {backend}: "
+            "set ACCELERATE_USE_CPU before the ranks start, and start them again"
         )
     _join_after_restart(backend, timeout)
     return PartialState(cpu=not has_gpu, **timeout)

@@ -194,7 +194,8 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_precision(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--precision", default="auto", choices=PRECISIONS, help="as runtime.precision (default: auto)")
+    help = "as runtime.precision (default: the one that the models were trained in, if this machine has it, else auto)"
+    parser.add_argument("--precision", choices=PRECISIONS, help=help)
 
 
 def _add_trust(parser: argparse.ArgumentParser) -> None:

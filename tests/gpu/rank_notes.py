@@ -1,7 +1,7 @@
 """`python rank_notes.py FOLDER WORD ...`: a command of ulmfit_dist that notes, on each rank, what it has trained.
 
-A line of JSON for each phase of a stage: rank, stage, device, a hash of all weights, and on the simulated GPU the LSTM calls,
-those from scattered weights, the collectives, and the waits of the steps between `FIRST_STEP` and `LAST_STEP`.
+A line of JSON for each phase of a stage: rank, stage, device, a hash of all weights, and on the simulated GPU the LSTM
+calls, those from scattered weights, the collectives, and the waits of the steps between `FIRST_STEP` and `LAST_STEP`.
 """
 
 import hashlib

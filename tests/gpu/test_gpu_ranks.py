@@ -74,7 +74,7 @@ def test_both_ranks_have_the_same_weights_after_each_phase(notes: Notes):
 @pytest.mark.parametrize("stage", STAGES)
 def test_two_ranks_train_as_one_does(stage: str, folder: Path, precision: str):
     found, expected = (
-        [line[f"{stage}/{name}"] for line in metrics(folder / run) for name in ("loss", "valid_loss") if f"{stage}/{name}" in line]
+        [line[key] for line in metrics(folder / run) for key in (f"{stage}/loss", f"{stage}/valid_loss") if key in line]
         for run in ("two", "one")
     )
     assert len(found) > 4
@@ -88,11 +88,8 @@ def test_no_rank_computes_an_lstm_from_scattered_weights(notes: Notes):
         assert line["scattered"] == 0
 
 
-@pytest.mark.parametrize("compression", ["fp16", "bf16"])
-def test_compressed_gradients_leave_both_ranks_with_the_same_weights(
-    compression: str, texts: Path, recipe: Path, tmp_path: Path
-):
-    words = *SHORT, "runtime.precision=no", f"runtime.compress_gradients={compression}", "name=run"
+def test_gradients_in_bf16_leave_both_ranks_with_the_same_weights(texts: Path, recipe: Path, tmp_path: Path):
+    words = *SHORT, "runtime.precision=no", "runtime.compress_gradients=bf16", "name=run"
     launch(tmp_path, ["lm", str(recipe), *small_words(texts, tmp_path, *words)])
     first, second = ((tmp_path / f"rank{rank}.jsonl").read_text().splitlines() for rank in (0, 1))
     assert [json.loads(line)["weights"] for line in first] == [json.loads(line)["weights"] for line in second]

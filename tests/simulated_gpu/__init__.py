@@ -9,7 +9,7 @@ speed, no streams, no Triton, no real cuDNN and no real NCCL, so it cannot repla
     tensor.py, kernels.py  the tensor and the rules of its operations
     cudnn.py               LSTMs by cuDNN's rules
     collectives.py         process groups by NCCL's rules, computed by gloo
-    nvrtc.py               the package's CUDA sources, compiled for the CPU
+    cuda_sources.py        the package's own CUDA kernels, compiled for the CPU
     cuda_api.py            `torch.cuda` and other functions of torch that depend on it
     startup/               makes a Python process simulate from its start (as PYTHONPATH)
     plugin.py              for pytest: the suite of `bash launch/test.sh --simulated-gpu`

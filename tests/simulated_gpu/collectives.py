@@ -1,7 +1,7 @@
 """Process groups by NCCL's rules, computed by gloo.
 
-A group whose backend is "nccl" takes contiguous tensors on the GPU only, and its collectives of Python objects travel as such
-tensors, which costs copies and waits. A group "cpu:gloo,cuda:nccl" has gloo for tensors in CPU memory and for objects.
+A group whose backend is "nccl" takes contiguous tensors on the GPU only, and its collectives of Python objects travel as
+such tensors, which costs copies and waits. A group "cpu:gloo,cuda:nccl" has gloo for tensors in CPU memory and for objects.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Any
 from unittest.mock import patch
 from weakref import WeakSet
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import distributed_c10d

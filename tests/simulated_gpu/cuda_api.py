@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from simulated_gpu import collectives, cudnn, native, nvrtc
+from simulated_gpu import collectives, cudnn, native
 from simulated_gpu.counters import COUNTERS, MEMORY
 from simulated_gpu.tensor import SimulatedTensor, inner_of, install_fallback
 
@@ -64,8 +64,6 @@ def install() -> None:
         "torch.backends.cudnn.is_available": lambda: True,
         "torch._VF.lstm": cudnn.lstm,
         "torch.compile": compile_for_gpu,
-        "torch.cuda._utils._get_nvrtc_library": nvrtc.Nvrtc,
-        "torch.cuda._utils._cuda_load_module": nvrtc.Module,
         "torch.Tensor.pin_memory": _pin_memory,
         "torch.Tensor.is_pinned": lambda self, device=None: getattr(self, "_is_pinned", False),
         "torch.Tensor.tolist": _tolist,

@@ -73,7 +73,11 @@ def is_flat(weights: list[Tensor]) -> bool:
     place = storage.data_ptr()
     for weight in weights:
         other = weight.inner
-        if other.untyped_storage().data_ptr() != storage.data_ptr() or other.data_ptr() != place or not other.is_contiguous():
+        if (
+            other.untyped_storage().data_ptr() != storage.data_ptr()
+            or other.data_ptr() != place
+            or not other.is_contiguous()
+        ):
             return False
         place += other.numel() * other.element_size()
     return True

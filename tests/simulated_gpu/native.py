@@ -18,6 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+PACKAGE = Path(__file__).resolve().parents[2] / "ulmfit_dist"
 SOURCE = Path(__file__).with_name("guard.cpp")
 OPTIONS = ("-std=c++20", "-O1", "-shared", "-fPIC")
 LIBRARIES = ("libc10.so", "libtorch_cpu.so")
@@ -56,11 +57,15 @@ def check() -> None:
     """Raise NotPossibleError where the library cannot be compiled or loaded."""
     folder = torch_folder()
     if (folder / "lib/libtorch_cuda.so").exists():
-        raise NotPossibleError("torch is built for GPUs here, and the simulated GPU needs its CPU build: run tests/gpu as it is")
+        raise NotPossibleError(
+            "torch is built for GPUs here, and the simulated GPU needs its CPU build: run tests/gpu as it is"
+        )
     if shutil.which("g++") is None:
         raise NotPossibleError("g++ is missing, which compiles the simulated GPU's device guard: apt-get install g++")
     if not (folder / "include/c10/core/impl/DeviceGuardImplInterface.h").exists():
-        raise NotPossibleError(f"{folder / 'include'} has no headers of torch: install torch's wheel from PyPI or pytorch.org")
+        raise NotPossibleError(
+            f"{folder / 'include'} has no headers of torch: install torch's wheel from PyPI or pytorch.org"
+        )
 
 
 def torch_folder() -> Path:

@@ -1,8 +1,8 @@
-"""The pytest plugin of `bash launch/test.sh --simulated-gpu`: tests run on the simulated GPU, and none is left out in silence.
+"""The pytest plugin of `bash launch/test.sh --simulated-gpu`: tests run on the simulated GPU, none is left out in silence.
 
-Tests marked `real_gpu` are deselected, and each is named with the reason that its marker gives. A run of the whole suite also
-fails where a test was skipped, where fewer than `FEWEST_TESTS` passed, or where a line of the package that only a GPU reaches
-was not executed (`line_coverage.py`).
+Tests marked `real_gpu` are deselected, and each is named with the reason that its marker gives. A run of the whole suite
+also fails where a test was skipped, where fewer than `FEWEST_TESTS` passed, or where a line of the package that only a GPU
+reaches was not executed (`line_coverage.py`).
 """
 
 from __future__ import annotations
@@ -89,6 +89,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     terminalreporter.section("simulated GPU")
     for test, reason in sorted(DESELECTED.items()):
         write(f"deselected: {Path(test).name}: {reason}")
+    write(f"simulated GPU: {len(terminalreporter.stats.get('passed', ()))} tests passed")
     if is_whole_suite():
         for line in line_coverage.summary(line_coverage.measured()):
             write(line)

@@ -4,13 +4,10 @@ import pytest
 
 from simulated_gpu.count_step import count
 
-MOST_KERNELS = {"lm": 150, "classifier": 200}
+MOST_KERNELS = {"lm": 115, "classifier": 165}
 """Kernels of a step in bf16, LSTMs not counted; fp32 has fewer, fp16 more, for its loss scaler."""
 
-MOST_KERNELS_OF_A_SCALER = 12
-
-MOST_WAITS = {"lm": 0, "classifier": 1}
-"""Waits of a step between log lines."""
+MOST_KERNELS_OF_A_SCALER = 15
 
 
 @pytest.fixture(scope="module", params=["no", "bf16", "fp16"])
@@ -30,4 +27,4 @@ def test_a_step_launches_few_kernels(stage: str, counted):
 def test_a_step_waits_for_nothing_and_computes_lstms_from_flat_weights(stage: str, counted):
     counters, _ = counted[1][stage]
     assert counters.scattered == 0
-    assert counters.waits.total() <= MOST_WAITS[stage], counters.waits
+    assert not counters.waits

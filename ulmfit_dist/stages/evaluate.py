@@ -11,14 +11,19 @@ import torch
 from fastai.text.models.core import SequentialRNN
 from torch import Tensor, nn
 
+from ulmfit_dist.config import PRECISIONS
 from ulmfit_dist.data.batches import Batches, MicroBatch
 from ulmfit_dist.data.store import TokenStore
+from ulmfit_dist.devices import uses_gpu
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.functions import check_trust
+from ulmfit_dist.launch_settings import read_launch_settings
 from ulmfit_dist.memory import explain_out_of_memory
 from ulmfit_dist.model.export import Exported, find_model, load_model, read_exported
 from ulmfit_dist.model.loss import DecoderLoss
 from ulmfit_dist.model.networks import encoder_of
+from ulmfit_dist.precision import resolve_precision
+from ulmfit_dist.process import report
 from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.stages.classifier import classifier_loaders
 from ulmfit_dist.stages.lm import PRODUCT_DTYPES, lm_loaders
@@ -49,6 +54,23 @@ def evaluate(run: Path, runtime: Runtime, trust_rules: bool = False) -> dict[str
     if "classifier" in exports and exports["classifier"].config.classifier.metrics and not trust_rules and runtime.is_main:
         print("warning: its classifier.metrics are left out: say --trust-rules to compute them", file=sys.stderr)
     return {stage: _evaluate_stage(stage, exported, runtime, trust_rules) for stage, exported in exports.items()}
+
+
+def precision_of_models(runs: Sequence[Path]) -> str:
+    """Return the precision that the models of runs were trained in, so that `evaluate` gives the figures of the training.
+
+    `auto` if they differ or do not name one, if the launcher names one, and, with a warning, if this machine has it not.
+    """
+    folders = {folder for run in runs for stage in ("lm", "classifier") if (folder := find_model(run, stage)) is not None}
+    precisions = {read_exported(folder).training.get("precision") for folder in folders}
+    precision = precisions.pop() if len(precisions) == 1 else None
+    if precision not in PRECISIONS or read_launch_settings().mixed_precision is not None:
+        return "auto"
+    try:
+        return resolve_precision(precision, uses_gpu())
+    except UserError as error:
+        report(f"warning: the models were trained in another precision than this evaluation uses: {error}")
+        return "auto"
 
 
 def classifier_figures(metrics: ClassifierMetrics, labels: Sequence[str], runtime: Runtime) -> dict[str, Any]:

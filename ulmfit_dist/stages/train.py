@@ -105,7 +105,7 @@ def train_stage(
             tracker.drop_stage("classifier")  # one on an encoder that is no more
         if runtime.is_main:
             training = {"training_id": training_id, "data_fingerprint": store.fingerprint}
-            training |= {"world_size": runtime.world_size, "metrics": metrics}
+            training |= {"world_size": runtime.world_size, "precision": runtime.precision, "metrics": metrics}
             save_exported(config.run_dir / stage, learner.model, config, store, labels, training)
             tracker.save_model(stage, training, {key: store.meta[key] for key in FACTS_OF_TEXTS})
     return config.run_dir / stage

@@ -72,6 +72,7 @@ def _export(learner: DistributedLearner, config: Config, store: TokenStore, runt
     labels = learner.dls.train.targets.names if learner.stage == "classifier" else None
     metrics = getattr(learner, "valid_metrics", {})
     training = {"data_fingerprint": store.fingerprint, "world_size": runtime.world_size, "by_hand": True, "metrics": metrics}
+    training["precision"] = runtime.precision
     with runtime.together():
         if runtime.is_main:
             save_exported(folder, learner.model, config, store, labels, training)

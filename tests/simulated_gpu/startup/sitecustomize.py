@@ -1,7 +1,6 @@
 """Makes a Python process simulate a GPU from the import of torch on, where this folder is in PYTHONPATH."""
 
 import importlib.abc
-import importlib.machinery
 import importlib.util
 import sys
 from pathlib import Path
@@ -9,40 +8,58 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).parents[2]))  # tests/, where the package is
 
 
-class SimulatingLoader(importlib.abc.Loader):
-    """torch's own loader, with the device guard loaded before it and `torch.cuda` patched after it."""
+def before_torch(module):
+    from simulated_gpu import native
 
-    def __init__(self, loader):
-        self.loader = loader
+    native.load()
+
+
+def after_torch(module):
+    from simulated_gpu import cuda_api, line_coverage
+
+    cuda_api.install()
+    line_coverage.start()
+
+
+def after_compile(module):
+    from simulated_gpu import cuda_sources
+
+    cuda_sources.install(module)
+
+
+HOOKS = {"torch": (before_torch, after_torch), "ulmfit_dist.cuda.compile": (lambda module: None, after_compile)}
+"""What is called before and after a module's import."""
+
+
+class HookedLoader(importlib.abc.Loader):
+    """A module's own loader, and the module's hooks."""
+
+    def __init__(self, loader, before, after):
+        self.loader, self.before, self.after = loader, before, after
 
     def create_module(self, spec):
         return self.loader.create_module(spec)
 
     def exec_module(self, module):
-        from simulated_gpu import native
-
-        native.load()
+        self.before(module)
         self.loader.exec_module(module)
-        from simulated_gpu import cuda_api, line_coverage
-
-        cuda_api.install()
-        line_coverage.start()
+        self.after(module)
 
     def __getattr__(self, name):
         return getattr(self.loader, name)
 
 
-class TorchFinder(importlib.abc.MetaPathFinder):
-    """Finds torch where it is, and has it loaded by a `SimulatingLoader`, once."""
+class HookedFinder(importlib.abc.MetaPathFinder):
+    """Finds modules with hooks where they are, once each."""
 
     def find_spec(self, name, path, target=None):
-        if name != "torch":
+        if name not in HOOKS:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec("torch")
+        hooks = HOOKS.pop(name)
+        spec = importlib.util.find_spec(name)
         if spec is not None:
-            spec.loader = SimulatingLoader(spec.loader)
+            spec.loader = HookedLoader(spec.loader, *hooks)
         return spec
 
 
-sys.meta_path.insert(0, TorchFinder())
+sys.meta_path.insert(0, HookedFinder())

@@ -2,7 +2,8 @@
 
 About once a second the ranks tell each other what each has seen: a signal, a loss that is no number; and rank 0 whether the
 time for a checkpoint has come. So all save, or stop, after the same step, and a step in between costs no exchange. How many
-steps make up that second is agreed upon as well.
+steps make up that second is agreed upon as well. On a GPU a vote reads the losses that were copied at the vote before: no
+training step waits for the device.
 """
 
 from __future__ import annotations
