@@ -1,5 +1,7 @@
 """The fused kernel of the loss, by each of the ways in which a GPU may compute it, against autograd in fp64."""
 
+from functools import partial
+
 import cuda_on_cpu
 import pytest
 import torch
@@ -19,11 +21,14 @@ needs_compiler = pytest.mark.skipif(not cuda_on_cpu.HAS_COMPILER, reason="no g++
 def kernel_of(how: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> module.SoftmaxGradient:
     if how == "torch":
         return module.softmax_gradient
+    if how == "inductor":  # its graph, computed without the seconds that a compilation takes
+        monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+        return module._from_inductor(dtype, torch.device("cpu"))
     monkeypatch.setattr(module, "compile_source", cuda_on_cpu.compile_source)
     return module._from_nvrtc(dtype, torch.device("cpu"))
 
 
-ways = pytest.mark.parametrize("how", ["torch", pytest.param("cuda", marks=needs_compiler)])
+ways = pytest.mark.parametrize("how", ["torch", "inductor", pytest.param("cuda", marks=needs_compiler)])
 dtypes = pytest.mark.parametrize("dtype", LIMITS)
 
 

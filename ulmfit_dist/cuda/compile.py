@@ -69,14 +69,13 @@ def compile_source(name: str, *options: str) -> Callable[[int, list[Any]], None]
         A function that launches it: the number of blocks, of `THREADS` threads each, and the kernel's arguments. An int is
         passed as a C int, a float as a double, a tensor as its address.
     """
-    if torch.version.cuda is None:
-        raise CompilationError("torch was installed without CUDA")
     from torch.cuda import _utils
 
+    nvrtc = _load_nvrtc()
     major, minor = torch.cuda.get_device_capability()
     source = Path(__file__).with_name(f"{name}.cu").read_bytes()
     flags = [f"--gpu-architecture=sm_{major}{minor}", f"-DTHREADS={THREADS}", *options]
-    kernel = getattr(_utils._cuda_load_module(to_cubin(_load_nvrtc(), source, flags)), name)
+    kernel = getattr(_utils._cuda_load_module(to_cubin(nvrtc, source, flags)), name)
 
     def launch(num_blocks: int, arguments: list[Any]) -> None:
         kernel(grid=(num_blocks, 1, 1), block=(THREADS, 1, 1), args=arguments)
@@ -113,7 +112,10 @@ def _load_nvrtc() -> ctypes.CDLL:
     wrapper = Path(torch.__file__).parent / "lib" / "libcaffe2_nvrtc.so"
     with suppress(OSError):  # not there, or without NVRTC: the search path is left
         ctypes.CDLL(str(wrapper))
-    return _utils._get_nvrtc_library()
+    try:
+        return _utils._get_nvrtc_library()
+    except AttributeError:  # torch.version.cuda is None
+        raise CompilationError("torch was installed without CUDA") from None
 
 
 def compile_function(function: Kernel, arguments: Sequence[Any]) -> Kernel:
@@ -123,15 +125,9 @@ def compile_function(function: Kernel, arguments: Sequence[Any]) -> Kernel:
         arguments: example arguments. Sizes that differ in use must differ here, and be neither 0 nor 1, because sizes that
             are equal in the first call are compiled as equal, and the next call would compile again.
     """
-    if torch.version.cuda is None and torch.version.hip is None and any(_is_cuda(argument) for argument in arguments):
-        raise CompilationError("torch was installed without CUDA")
     import torch._inductor.config as inductor
 
     inductor.compile_threads = 1  # else up to 32 worker processes start on each rank, for one small kernel
     compiled = cast(Kernel, torch.compile(function, dynamic=True))
     compiled(*arguments)
     return compiled
-
-
-def _is_cuda(argument: object) -> bool:
-    return isinstance(argument, torch.Tensor) and argument.is_cuda
