@@ -186,7 +186,8 @@ def _count_waits(
         if any(index.dtype in (torch.bool, torch.uint8) for index in indices):
             COUNTERS.wait("index by a mask")
     elif func is aten._to_copy.default and target.type == "cpu" and on_gpu:
-        COUNTERS.wait("copy to the CPU")
+        if not kwargs.get("non_blocking", False):  # which torch copies to pinned memory
+            COUNTERS.wait("copy to the CPU")
     elif func is aten._to_copy.default and on_cpu and target.type == "cuda":
         _count_upload(on_cpu[0], kwargs.get("non_blocking", False))
     elif func is aten.copy_.default and not isinstance(args[0], SimulatedTensor):
