@@ -58,6 +58,7 @@ def test_work_without_waits_is_allowed_where_waits_are_errors(simulated_gpu: Cou
     x = pinned.to("cuda", non_blocking=True)
     x[0].fill_(5)
     torch.where(x > 1, x, torch.zeros_like(x)).sum()
+    x.to("cpu", non_blocking=True)
     assert not simulated_gpu.waits
 
 
