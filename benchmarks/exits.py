@@ -32,7 +32,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 NUM_RANKS = 2
-TIMEOUT = 120
+TIMEOUT = 300
 """Longest duration of a run, in seconds; then its ranks are killed, which is reported."""
 IMPORTS = (
     "accelerate", "fastai.text.all", "matplotlib.pyplot", "pyarrow.parquet", "rich.live", "safetensors.torch", "spacy",

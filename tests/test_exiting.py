@@ -36,7 +36,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""}
 def run(words: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
     """Run Python on `words`; its output is kept unless it goes elsewhere."""
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
-    return subprocess.run([sys.executable, *words], cwd=ROOT, text=True, env=ENVIRONMENT, timeout=300, **options)
+    return subprocess.run([sys.executable, *words], cwd=ROOT, text=True, env=ENVIRONMENT, timeout=600, **options)
 
 
 def run_ranks(words: list[str]) -> list[tuple[int, str]]:
