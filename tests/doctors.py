@@ -1,0 +1,55 @@
+"""What the tests of `ulmfit-dist doctor` share: small configs, and ranks in processes of their own."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from conftest import ROOT
+
+from ulmfit_dist.compose import load_config
+from ulmfit_dist.doctor.checks import Context
+from ulmfit_dist.doctor.monitor import Monitor
+
+TINY = (
+    "model={emb_sz: 16, n_hid: 20, n_layers: 2}",
+    "tokenizer.max_vocab=300",
+    "tracking.wandb=disabled",
+    "runtime.precision=no",
+)
+MINUTE = 60.0
+
+
+def words(folder: Path, *more: str) -> list[str]:
+    return ["doctor", *TINY, f"runs_dir={folder}/runs", f"data.cache={folder}/cache", *more]
+
+
+def context_of(folder: Path, *more: str) -> Context:
+    """One process that has no runtime yet."""
+    config = load_config(None, ["data.path=.", *words(folder, *more)[1:]])
+    return Context(config, 0, 1, 0, Monitor(0, ["rank 0"], [], report=lambda results: None), {})
+
+
+def row(content: str, check: str) -> dict:
+    (found,) = [found for found in json.loads(content)["checks"] if found["check"] == check]
+    return found
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def start(rank: int, world_size: int, port: int, folder: Path) -> subprocess.Popen[str]:
+    """A rank of a doctor, the first of its node, in a process of its own and without a launcher."""
+    launch = {"RANK": rank, "LOCAL_RANK": 0, "WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    env = {
+        **os.environ,
+        "ACCELERATE_USE_CPU": "true",
+        "PYTHONPATH": str(ROOT),
+        **{key: str(value) for key, value in launch.items()},
+    }
+    command = [sys.executable, "-m", "ulmfit_dist", *words(folder, "--json")]
+    return subprocess.Popen(command, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
