@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from ulmfit_dist.doctor import hardware, numerics, performance, ranks, report, s
 from ulmfit_dist.doctor.checks import Check, Context, Finding, Result, Status, failure, ok, run_checks, skipped
 from ulmfit_dist.doctor.monitor import Monitor
 from ulmfit_dist.doctor.rendezvous import JoinError, Launch, join, read_launch
+from ulmfit_dist.errors import UserError
+from ulmfit_dist.precision import auto_precision
 from ulmfit_dist.stages.doctor import checks_of
 
 TINY = (
@@ -55,8 +58,8 @@ def free_port() -> int:
 
 
 def start(rank: int, world_size: int, port: int, folder: Path) -> subprocess.Popen[str]:
-    """A rank of a doctor, in a process of its own and without a launcher."""
-    launch = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    """A rank of a doctor, the first of its node, in a process of its own and without a launcher."""
+    launch = {"RANK": rank, "LOCAL_RANK": 0, "WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     env = {
         **os.environ,
         "ACCELERATE_USE_CPU": "true",
@@ -130,33 +133,19 @@ def test_every_check_has_a_name_of_its_own(tmp_path: Path):
 # Hardware
 
 
-@pytest.mark.parametrize(
-    ("capability", "known", "expected"),
-    [
-        ((9, 0), ["sm_80", "sm_90"], True),
-        ((8, 6), ["sm_80", "sm_90"], True),
-        ((7, 0), ["sm_75", "sm_80"], False),
-        ((12, 0), ["sm_80", "sm_90a"], False),
-        ((12, 0), ["sm_80", "compute_90"], True),
-        ((8, 0), ["sm_86"], False),
-    ],
-)
-def test_kernels_run_on_their_major_version_and_ptx_on_later_ones(
-    capability: tuple[int, int], known: list[str], expected: bool
-):
-    assert hardware._has_kernels(capability, known) is expected
-
-
 def test_gpus_that_this_torch_cannot_use_are_no_reason_to_train_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    smi = tmp_path / "nvidia-smi"
-    smi.write_text("#!/bin/sh\necho 470.82.01\necho 470.82.01\n")
-    smi.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    found = hardware.check_device(context_of(tmp_path))
-    assert found.status is Status.FAILURE
-    assert "2 GPU(s) (driver 470.82.01)" in found.found
-    assert torch.__version__ in found.found
-    assert "--index-url" in found.fix
+    def refused() -> bool:
+        raise UserError("2 GPU(s) cannot be used: driver 470: update the driver")
+
+    monkeypatch.setattr(hardware, "uses_gpu", refused)
+    (result,) = run_checks([Check("device", hardware.check_device)], context_of(tmp_path))
+    assert result.finding == failure("2 GPU(s) cannot be used: driver 470", "update the driver")
+
+
+def test_auto_gives_its_reason(tmp_path: Path):
+    found = hardware.check_precision(context_of(tmp_path, "runtime.precision=auto"))
+    assert found.status is Status.OK
+    assert auto_precision(has_gpu=False)[1] in found.found
 
 
 def test_a_precision_that_the_machine_cannot_do_is_a_row(tmp_path: Path):
@@ -313,12 +302,56 @@ def test_a_rank_that_does_not_come_is_named():
         join(launch_of(0, port), seconds=0.5)
 
 
+def on_two_ranks(tmp_path: Path, function, *more: tuple[str, ...]) -> list[Finding]:
+    """A check on two ranks that are threads here, each with overrides of its own, over a real store."""
+
+    def rank_of(rank: int) -> Finding:
+        stores, names, _ = join(launch_of(rank, port), seconds=20)
+        context = context_of(tmp_path, *more[rank])
+        context.rank, context.world_size = rank, 2
+        context.monitor = Monitor(rank, names, stores, report=lambda results: None)
+        found = function(context)
+        context.monitor.reported()
+        return found
+
+    port = free_port()
+    with ThreadPoolExecutor(2) as threads:
+        return list(threads.map(rank_of, range(2)))
+
+
+def test_a_folder_that_the_ranks_do_not_share_is_named(tmp_path: Path):
+    def check(context: Context) -> Finding:
+        storage.writable("runs_dir")(context)
+        return storage.shared("runs_dir")(context)
+
+    here, there = on_two_ranks(tmp_path, check, (f"runs_dir={tmp_path}/a",), (f"runs_dir={tmp_path}/b",))
+    assert here.status is Status.OK
+    assert there.status is Status.FAILURE
+    assert "a file of rank 0 is not there on rank" in there.found
+    assert {found.status for found in on_two_ranks(tmp_path, check, (), ())} == {Status.OK}
+
+
+def test_ranks_with_other_configs_are_named(tmp_path: Path):
+    found = on_two_ranks(tmp_path, ranks.check_same, (), ("seed=7",))
+    assert {one.status for one in found} == {Status.FAILURE}
+    assert "rank 1 has config" in found[0].found
+    assert {one.status for one in on_two_ranks(tmp_path, ranks.check_same, (), ())} == {Status.OK}
+
+
+def test_ranks_that_share_a_gpu_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ranks, "has_gpu", lambda: True)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    found = on_two_ranks(tmp_path, ranks.check_devices, (), ())
+    assert {one.status for one in found} == {Status.FAILURE}
+    assert "3 is the GPU of several ranks" in found[0].found
+
+
 def test_batches_that_the_ranks_cannot_share_are_named(tmp_path: Path):
     context = context_of(tmp_path)
     context.world_size = 3
-    found = ranks.check_batches(context)
-    assert found.status is Status.FAILURE
-    assert "make it 63 or 66" in found.found
+    (result,) = run_checks([Check("batch sizes", ranks.check_batches)], context)
+    assert "lm.global_batch_size=64 cannot be shared evenly by 3 ranks" in result.finding.found
+    assert result.finding.fix == "make it 63 or 66"
 
 
 # Whole runs
@@ -389,6 +422,9 @@ def test_a_missing_rank_and_a_refused_port_are_named_within_a_minute(tmp_path: P
     assert time.monotonic() - started < MINUTE
     assert [process.returncode for process in alone.values()] == [2, 2]
     assert f"rank 1 of 2 has not come to 127.0.0.1:{first}" in row(said[0][0], "rendezvous")["found"]
+    assert f"rank 1 cannot reach rank 0 at 127.0.0.1:{second}" in row(said[1][0], "rendezvous")["found"]
+    assert "Connection refused" in row(said[1][0], "rendezvous")["found"]
+    assert row(said[1][0], "run directory")["status"] == "ok"  # what needs no other rank is checked all the same
     assert "rendezvous" in said[0][1]
     assert "rendezvous" in said[1][1]
     assert "Traceback" not in said[0][1] + said[1][1]

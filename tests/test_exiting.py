@@ -59,6 +59,7 @@ def run_ranks(words: list[str]) -> list[tuple[int, str]]:
         ("return 85", 85, ""),
         ("sys.exit()", 0, ""),
         ("sys.exit(2)", 2, ""),
+        ("sys.exit(-2)", 254, ""),
         ("sys.exit('no such thing')", 1, "no such thing"),
         ("raise ValueError('a value')", 1, "ValueError: a value"),
         ("raise KeyboardInterrupt", -signal.SIGINT, "KeyboardInterrupt"),
@@ -98,6 +99,13 @@ def test_open_files_are_flushed_and_nothing_is_finalized(tmp_path: Path):
     result = run(["-c", OPEN_FILES, str(tmp_path / "file")])
     assert (result.returncode, result.stdout, result.stderr) == (0, "from C ", "")
     assert [path.read_text() for path in sorted(tmp_path.iterdir())] == ["kept", "kept"]
+
+
+def test_torch_has_nothing_to_warn_of_at_the_exit():
+    """torch.distributed has an object that warns where `isinstance` looks at it."""
+    code = "import torch.distributed; from ulmfit_dist.exiting import exit_process; exit_process(lambda: 0)"
+    result = run(["-c", code])
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
 WRITER = """

@@ -42,14 +42,14 @@ def exit_process(main: Callable[[], int]) -> NoReturn:
     code = _flush_standard_streams(code)
     _flush_open_files()
     if code == KILLED_BY_SIGINT:
-        os.kill(os.getpid(), signal.SIGINT)
-    os._exit(code & 0xFF)
+        signal.raise_signal(signal.SIGINT)  # its handler is the system's by now
+    os._exit(code)
 
 
 def _run(main: Callable[[], int]) -> int:
     """Exit code of `main`; an exception that ends it is printed, and kept as `sys.last_value`, as the interpreter does."""
     try:
-        sys.exit(main())  # which W&B replaces, to know the code
+        sys.exit(main())  # W&B replaces sys.exit, to know the code
     except SystemExit as stop:
         return _code(stop)
     except BaseException as error:
@@ -63,7 +63,7 @@ def _run(main: Callable[[], int]) -> int:
 
 def _code(stop: SystemExit) -> int:
     if stop.code is None or isinstance(stop.code, int):
-        return stop.code or 0
+        return (stop.code or 0) & 0xFF
     with suppress(OSError, ValueError):
         print(stop.code, file=sys.stderr)
     return FAILED
@@ -93,7 +93,8 @@ def _flush_standard_streams(code: int) -> int:
 
 def _flush_open_files() -> None:
     """Flush files that are still open, of Python and of C: without finalization nobody else does."""
-    files = [item for item in gc.get_objects() if isinstance(item, (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom))]
+    kinds = (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom)
+    files = [item for item in gc.get_objects() if issubclass(type(item), kinds)]  # isinstance makes torch's objects warn
     for file in sorted(files, key=lambda file: not isinstance(file, io.TextIOWrapper)):  # text goes to its buffer first
         with suppress(OSError, ValueError):
             if not file.closed:

@@ -7,6 +7,7 @@ only. Bytes are what each operation must read and write at least, without caches
 from __future__ import annotations
 
 import sys
+import warnings
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,10 +47,12 @@ class Counters:
         self.lstms = self.scattered = 0
 
     def wait(self, reason: str) -> None:
-        """Count a wait for the device, or raise where waits are errors."""
+        """Count a wait for the device; raise, or warn, where the sync mode has it so."""
         place = calling_line()
         if self.sync_mode == "error":
             raise RuntimeError(f"called a synchronizing CUDA operation: {reason} at {place}")
+        if self.sync_mode == "warn":
+            warnings.warn(f"called a synchronizing CUDA operation: {reason} at {place}", stacklevel=2)
         self.waits[f"{reason} at {place}"] += 1
 
     def launch(self, name: str, num_bytes: int = 0) -> None:

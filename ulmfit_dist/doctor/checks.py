@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ulmfit_dist.config import Config
+from ulmfit_dist.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -140,12 +141,13 @@ def skipped(reason: str) -> Finding:
 
 
 def has_gpu() -> bool:
-    """True where a run would compute on a GPU."""
-    import os
+    """True where a run would compute on a GPU; False also where there is one that it would refuse."""
+    from ulmfit_dist.devices import uses_gpu
 
-    import torch
-
-    return torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() not in ("true", "1", "yes")
+    try:
+        return uses_gpu()
+    except UserError:
+        return False
 
 
 def run_checks(checks: list[Check], context: Context) -> list[Result]:
@@ -176,9 +178,9 @@ def _run(check: Check, context: Context) -> Result:
 
 
 def _finding_of(error: Exception) -> Finding:
-    from ulmfit_dist.errors import UserError
-
+    """A failure; a UserError has its fix behind its last colon."""
     message = " ".join(f"{error}".split())[:600]
     if isinstance(error, UserError):
-        return failure(message, "see the message")
+        found, _, fix = message.rpartition(": ")
+        return failure(found or message, fix)
     return failure(f"{type(error).__name__}: {message}", "search for the message in docs/troubleshooting.md, or report it")

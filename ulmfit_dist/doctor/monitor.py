@@ -61,8 +61,9 @@ class Monitor:
         self._seen = {other: ("", now) for other in range(self.world_size) if other != rank}
         self._store_answered, self._aborted_by, self._is_over = now, "", threading.Event()
         threading.Thread(target=self._judge, name="doctor", daemon=True).start()
+        self._heartbeat = threading.Thread(target=self._beat, name="doctor's heartbeat", daemon=True)
         if self._beats is not None:
-            threading.Thread(target=self._beat, name="doctor's heartbeat", daemon=True).start()
+            self._heartbeat.start()
 
     @contextmanager
     def running(self, check: str, limit: float) -> Iterator[None]:
@@ -105,6 +106,15 @@ class Monitor:
         """Rank 0 has printed the report: let the others end, which wait for it here. Collective."""
         self.exchange("reported", None)
         self._is_over.set()
+        if self._store is None:
+            return
+        self._heartbeat.join(PATIENCE)
+        if self.rank != 0:
+            self._store.set(f"left/{self.rank}", "")
+            return
+        deadline = time.monotonic() + PATIENCE  # rank 0 may hold the store: it leaves last
+        while not self._store.check([f"left/{other}" for other in self._seen]) and time.monotonic() < deadline:
+            time.sleep(0.02)
 
     def _published(self) -> dict[int, list[Result]]:
         found = {self.rank: self._results}
@@ -187,6 +197,9 @@ class Monitor:
             exchange = threading.Thread(target=self._store.set, args=("reported", "1"), daemon=True)
             exchange.start()
             exchange.join(1)
+            time.sleep(1)  # until the others have read it: they end before a store that this rank may hold
+        if problem.status is Status.FAILURE:
+            print(f"ulmfit-dist: error: doctor: '{self._check}': {problem.found}", file=sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(EXIT_CODE)

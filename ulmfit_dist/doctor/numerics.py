@@ -22,6 +22,7 @@ from ulmfit_dist.doctor.checks import Context, Finding, failure, ok, skipped, wa
 from ulmfit_dist.doctor.probe import DTYPES, LocalStep, flat_weights, probe_learner, sizes_of, train_steps, vocab_size
 from ulmfit_dist.model.dropout import Position, WeightDropout
 from ulmfit_dist.model.loss import DecoderLoss
+from ulmfit_dist.model.masks import Mask, compute_masks
 from ulmfit_dist.randomness import derive_key
 from ulmfit_dist.terminal import PRECISION_NAMES
 
@@ -39,7 +40,7 @@ ROWS, TOKENS = 4, 16
 
 
 def check_philox(context: Context) -> Finding:
-    """Dropout's random numbers against numpy's, and on a GPU, compiled."""
+    """Dropout's random numbers against numpy's, and on a GPU, compiled, and the masks from them against the CPU's."""
     key = derive_key(context.config.seed, "doctor")
     expected = philox.random_words(key, 5, COUNTERS)
     with warnings.catch_warnings(record=True) as caught:
@@ -48,6 +49,11 @@ def check_philox(context: Context) -> Finding:
             found = philox.random_words(key, 5, COUNTERS, context.device).cpu()
         else:
             found = _philox_on_cpu(key, 5, COUNTERS)
+        masks = [Mask(key, range(3, 9), width, 0.3, torch.float32) for width in (50, context.config.model.emb_sz)]
+        made = zip(compute_masks(masks, context.device), compute_masks(masks, torch.device("cpu")), strict=True)
+        wrong_masks = sum(not torch.equal(one.cpu(), other) for one, other in made)
+    if wrong_masks:
+        return failure(f"{wrong_masks} dropout mask(s) differ from those of a CPU", "report it, with the versions above")
     if not torch.equal(found, expected):
         differing = int((found != expected).sum())
         return failure(

@@ -97,7 +97,9 @@ def sizes_of(context: Context) -> Sizes:
     if context.device.type == "cuda":
         return Sizes(rows, tokens, documents, False)
     ranks = share_of_rank(context.rank, context.world_size, config.runtime).num_virtual_ranks
-    fewer = (min(rows, ROWS_ON_CPU * ranks), min(tokens, TOKENS_ON_CPU), min(documents, ROWS_ON_CPU * ranks))
+    named = None if context.runtime is None else context.runtime.launch.accumulation_steps
+    few = ROWS_ON_CPU * ranks * (1 if named is None else named.value)
+    fewer = (min(rows, few), min(tokens, TOKENS_ON_CPU), min(documents, few))
     return Sizes(*fewer, is_reduced=fewer != (rows, tokens, documents))
 
 

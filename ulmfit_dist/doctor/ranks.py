@@ -15,7 +15,6 @@ from ulmfit_dist.compose import to_dict
 from ulmfit_dist.data.batches import share_of_rank
 from ulmfit_dist.doctor.checks import Context, Finding, failure, has_gpu, ok, skipped
 from ulmfit_dist.environment import versions
-from ulmfit_dist.errors import UserError
 from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.terminal import PRECISION_NAMES
 
@@ -73,15 +72,12 @@ def check_same(context: Context) -> Finding:
 
 
 def check_batches(context: Context) -> Finding:
-    """Global batch sizes that the ranks can share evenly."""
+    """Global batch sizes that the ranks can share evenly. Raises UserError."""
     config = context.config
     share = share_of_rank(context.rank, context.world_size, config.runtime)
     sizes = {f"{stage}.global_batch_size": getattr(config, stage).global_batch_size for stage in config.stages}
-    try:
-        for key, size in sizes.items():
-            share.check(size, key)
-    except UserError as error:
-        return failure(error.message, "set another batch size, or start another number of ranks")
+    for key, size in sizes.items():
+        share.check(size, key)
     return ok(", ".join(f"{key}={size}" for key, size in sizes.items()) + f", shared by {context.world_size} rank(s)")
 
 

@@ -100,7 +100,7 @@ def repeat_when_out_of_memory(learner: DistributedLearner, compute_gradients: Ca
             compute_gradients()
             return
         except RankOutOfMemoryError as error:
-            failure = error
+            failure = error.with_traceback(None)  # whose frames would hold memory
         release(learner)
         smaller = _smaller_size(learner, failure, is_repeatable)
         accelerate.renew()
