@@ -88,7 +88,7 @@ def test_the_same_seed_generates_the_same_texts(base: Config):
 
 
 def test_samples_of_each_epoch_are_logged(base: Config):
-    tables = json.loads((base.run_dir / "lm/tables.json").read_text())
+    tables = json.loads((base.run_dir / "tables.json").read_text())
     assert [bool(sample["text"]) for sample in tables["lm"]["samples"]] == [True, True]
 
 
