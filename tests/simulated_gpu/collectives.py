@@ -16,6 +16,7 @@ from weakref import WeakSet
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import distributed_c10d
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_leaves
 
 from simulated_gpu.counters import COUNTERS, bytes_of, calling_line
@@ -23,6 +24,8 @@ from simulated_gpu.tensor import NAMESPACES, SimulatedTensor, inner_of
 
 NCCL_ONLY: WeakSet[Any] = WeakSet()
 """Groups that have no backend for tensors in CPU memory."""
+
+CUDA_VERSION, NCCL_VERSION = "12.8", (2, 27, 3)
 
 TENSOR_COLLECTIVES = (
     "all_gather all_gather_into_tensor all_reduce all_to_all_single broadcast gather irecv isend recv reduce reduce_scatter "
@@ -43,6 +46,23 @@ def install(stack: ExitStack) -> None:
         return "cuda" if _group(group) in NCCL_ONLY else real_device(group)
 
     stack.enter_context(patch.object(distributed_c10d, "_get_object_coll_device", object_device))
+    checked = _with_nccl(DistributedDataParallel._check_comm_hook)
+    stack.enter_context(patch.object(DistributedDataParallel, "_check_comm_hook", checked))
+
+
+def _with_nccl(check: Callable) -> Callable:
+    """DDP's check of a communication hook, which finds CUDA and NCCL: gradients in bf16 need both."""
+
+    @functools.wraps(check)
+    def wrapped(self: DistributedDataParallel, hook: Any) -> None:
+        with (
+            patch("torch.version.cuda", CUDA_VERSION),
+            patch.object(dist, "is_nccl_available", lambda: True),
+            patch("torch.cuda.nccl.version", lambda: NCCL_VERSION),
+        ):
+            check(self, hook)
+
+    return wrapped
 
 
 def _patch(stack: ExitStack, name: str, function: Callable) -> None:
