@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from simulated_gpu.counters import MEMORY, Counters
+from simulated_gpu.counters import MEMORY, MOST_BEHIND, Counters
 
 pytestmark = pytest.mark.filterwarnings("ignore:RNN module weights")
 
@@ -60,6 +60,24 @@ def test_work_without_waits_is_allowed_where_waits_are_errors(simulated_gpu: Cou
     torch.where(x > 1, x, torch.zeros_like(x)).sum()
     x.to("cpu", non_blocking=True)
     assert not simulated_gpu.waits
+
+
+def test_the_device_passes_an_event_some_kernels_later_or_in_a_wait(simulated_gpu: Counters):
+    first, second, x = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True), torch.ones(3, device="cuda")
+    first.record()
+    for _ in range(MOST_BEHIND):
+        assert not first.query()
+        x += 1
+    assert first.query()
+    first.synchronize()
+    assert not simulated_gpu.waits
+    second.record()
+    with pytest.raises(RuntimeError, match="device not ready"):
+        first.elapsed_time(second)
+    second.synchronize()
+    assert simulated_gpu.waits.total() == 1
+    assert second.query()
+    assert first.elapsed_time(second) > 0
 
 
 def test_kernels_and_bytes_are_counted(simulated_gpu: Counters):
