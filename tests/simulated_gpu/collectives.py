@@ -13,6 +13,7 @@ from typing import Any
 from unittest.mock import patch
 from weakref import WeakSet
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import distributed_c10d
@@ -81,8 +82,19 @@ def collective(func: Any, args: tuple, kwargs: dict) -> Any:
     COUNTERS.launch(f"c10d.{func.overloadpacket.__name__}", num_bytes)
     results = func(*inner_of(args), **inner_of(kwargs))
     if isinstance(results, tuple) and results and isinstance(results[0], (list, tuple)):
-        return args[0], *results[1:]  # the tensors that it has written are its first argument
+        return args[0], *(_work_on(args[0], work) for work in results[1:])
     return results
+
+
+def _work_on(tensors: Any, inner: Any) -> Any:
+    """The work of an operation that writes to its first argument: as NCCL's, with these tensors as its future's value."""
+
+    def written(future: torch.futures.Future) -> Any:
+        future.value()  # raises what has failed
+        return tensors
+
+    future = distributed_c10d.Work.unbox(inner).get_future().then(written)
+    return torch._C._distributed_c10d._create_work_from_future(future).boxed()
 
 
 def _with_gloo(function: Callable) -> Callable:

@@ -1,7 +1,10 @@
 """The simulated GPU refuses what CUDA and cuDNN refuse, and counts what a GPU does."""
 
+from pathlib import Path
+
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from simulated_gpu.counters import MEMORY, MOST_BEHIND, Counters
@@ -63,7 +66,8 @@ def test_work_without_waits_is_allowed_where_waits_are_errors(simulated_gpu: Cou
 
 
 def test_the_device_passes_an_event_some_kernels_later_or_in_a_wait(simulated_gpu: Counters):
-    first, second, x = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True), torch.ones(3, device="cuda")
+    first, second = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    x = torch.ones(3, device="cuda")
     first.record()
     for _ in range(MOST_BEHIND):
         assert not first.query()
@@ -172,3 +176,18 @@ def test_autocast_computes_lstms_in_fp16():
     lstm, x = lstm_on_gpu()
     with torch.autocast("cuda", torch.bfloat16):
         assert lstm(x)[0].dtype == torch.float16
+
+
+def test_the_result_of_an_all_reduce_is_on_the_gpu(tmp_path: Path, simulated_gpu: Counters):
+    x, on_cpu = torch.ones(3, device="cuda"), torch.ones(3)
+    dist.init_process_group("nccl", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        work = dist.all_reduce(x, async_op=True)
+        (result,) = work.get_future().wait()
+        assert result is x
+        with pytest.raises(RuntimeError, match="No backend type associated with device type cpu"):
+            dist.all_reduce(on_cpu)
+    finally:
+        dist.destroy_process_group()
+    assert simulated_gpu.kernels["c10d.allreduce_"] == 1
+    assert not simulated_gpu.waits
