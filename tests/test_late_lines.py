@@ -26,9 +26,9 @@ class Fit:
     def __init__(self, is_late: bool):
         self.lines: list[dict[str, Any]] = []
         runtime = SimpleNamespace(
-            device=CPU, world_size=1, rank=0, is_main=True, bytes_given=0, laps=Laps(CPU), sum=lambda values: values
+            device=CPU, world_size=1, rank=0, is_main=True, bytes_given=0, micro_batch_size=None, laps=Laps(CPU)
         )
-        runtime.gather, runtime.from_main = (lambda item: [item]), (lambda item: item)
+        runtime.gather, runtime.from_main, runtime.sum = (lambda item: [item]), (lambda item: item), (lambda values: values)
         config = SimpleNamespace(tracking=SimpleNamespace(log_every=LOG_EVERY, log_text=True))
         tracker = SimpleNamespace(config=config, runtime=runtime, log=self._log)
         self.weight = torch.nn.Parameter(torch.zeros(2))
@@ -137,20 +137,16 @@ def test_a_copy_is_of_the_tensor_as_it_was():
     assert copy.read() == [1.0, 2.0]
 
 
-@pytest.mark.parametrize("is_there", [True, False])
-def test_a_copy_from_a_gpu_is_launched_and_waited_for_only_if_it_is_not_there_when_it_is_read(
-    is_there: bool, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_copy_from_a_gpu_is_launched_and_waited_for_only_when_it_is_read(monkeypatch: pytest.MonkeyPatch):
     calls: list[Any] = []
-    event = SimpleNamespace(
-        record=lambda: calls.append("record"), query=lambda: is_there, synchronize=lambda: calls.append("wait")
-    )
+    event = SimpleNamespace(record=lambda: calls.append("record"), synchronize=lambda: calls.append("wait"))
     monkeypatch.setattr(host_copy.cuda, "Event", lambda: event)
-    on_gpu = SimpleNamespace(is_cuda=True, to=lambda *args, **how: calls.append((args, how)) or torch.ones(1))
+    values = SimpleNamespace(tolist=lambda: calls.append("read") or [1.0])
+    on_gpu = SimpleNamespace(is_cuda=True, to=lambda *args, **how: calls.append((args, how)) or values)
     copy = HostCopy(on_gpu)  # type: ignore[arg-type]
     assert calls == [(("cpu",), {"non_blocking": True}), "record"]
     assert copy.read() == [1.0]
-    assert calls[2:] == ([] if is_there else ["wait"])
+    assert calls[2:] == ["wait", "read"]
 
 
 @pytest.mark.parametrize(("device", "found"), [("cpu", [2, None, 4]), ("cuda", [None, 2, None])])

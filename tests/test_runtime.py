@@ -65,6 +65,7 @@ for precision in ("bf16", "no"):
         x = torch.arange(64.0)
         same = torch.equal(model(x), torch.nn.functional.linear(x, model.module.weight, model.module.bias))
         found.append([runtime.precision, same, runtime.gather(runtime.rank), runtime.from_main(runtime.rank)])
+        assert (runtime.highest(-runtime.rank), runtime.highest(runtime.rank)) == (0, 1)
         control = runtime._control
         try:
             with runtime.together():

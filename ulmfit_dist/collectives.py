@@ -61,11 +61,13 @@ class Collectives:
         if self.world_size == 1:
             return value
         import torch
-        import torch.distributed
+        import torch.distributed as dist
 
-        highest = torch.tensor(value)
-        with self.laps.exchange():
-            torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX, group=self._control)
+        highest, options = torch.tensor(value), dist.AllreduceOptions()
+        options.reduceOp = dist.ReduceOp(dist.ReduceOp.MAX)
+        group: Any = self._control or dist.group.WORLD
+        with self.laps.exchange():  # every step votes: gloo itself, without the dispatcher and logging of `all_reduce`
+            group._get_backend(highest.device).allreduce([highest], options).wait()
         return int(highest)
 
     def sum_by_pairs(self, values: torch.Tensor) -> torch.Tensor:

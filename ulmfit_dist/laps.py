@@ -155,8 +155,8 @@ def _spent_between(marks: Sequence[Mark], is_training: bool) -> Spent:
     """The seconds of the laps between these marks."""
     spent, waiting = Spent(), 0.0
     end = marks[-1][1]
-    if not isinstance(end, float) and not end.query():
-        end.synchronize()
+    if not isinstance(end, float):
+        end.synchronize()  # returns at once if the device has passed it
     for (_, begin), (part, end) in pairwise(marks):
         seconds = end - begin if isinstance(end, float) else begin.elapsed_time(end) / 1000
         if part is None:

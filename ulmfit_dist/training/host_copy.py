@@ -27,6 +27,6 @@ class HostCopy:
 
     def read(self) -> list[float]:
         """The values; waits for the device only if it has not come to the copy yet."""
-        if self._event is not None and not self._event.query():
-            self._event.synchronize()
+        if self._event is not None:
+            self._event.synchronize()  # returns at once if the device has passed it
         return self._values.tolist()
