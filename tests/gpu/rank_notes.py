@@ -1,13 +1,14 @@
 """`python rank_notes.py FOLDER WORD ...`: a command of ulmfit_dist that notes, on each rank, what it has trained.
 
 A line of JSON for each phase of a stage: rank, stage, device, a hash of all weights, and on the simulated GPU the LSTM
-calls, those from scattered weights, the collectives, and the waits of the steps between `FIRST_STEP` and `LAST_STEP`.
+calls, those from scattered weights, the collectives, and the waits in the steps after the first.
 """
 
 import hashlib
 import json
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -16,8 +17,6 @@ from small_runs import simulated_counters
 from ulmfit_dist.cli import main
 from ulmfit_dist.training.accelerate import AccelerateCallback
 from ulmfit_dist.training.learner import DistributedLearner
-
-FIRST_STEP, LAST_STEP = 2, 5
 
 
 def note_weights(folder: Path) -> None:
@@ -37,7 +36,7 @@ def note_weights(folder: Path) -> None:
         }
         counters = simulated_counters()
         if counters:
-            line |= {"lstms": counters.lstms, "scattered": counters.scattered, "waits": WAITS}
+            line |= {"lstms": counters.lstms, "scattered": counters.scattered, "waits": WAITS.pop(self.learn.stage)}
             line["collectives"] = {name: n for name, n in counters.kernels.items() if name.startswith("c10d.")}
             counters.clear()
         with (folder / f"rank{self.runtime.rank}.jsonl").open("a") as file:
@@ -46,25 +45,22 @@ def note_weights(folder: Path) -> None:
     AccelerateCallback.after_fit = noted
 
 
-WAITS: dict[str, int] = {}
+WAITS: dict[str, Counter[str]] = {}
+"""By stage, until they are noted."""
 
 
 def note_waits() -> None:
-    """Keep the simulated GPU's waits between two steps of a stage."""
-    step = DistributedLearner._do_one_batch
-    before: dict[str, int] = {}
+    """Keep the simulated GPU's waits in the steps of an epoch, with all that callbacks do after each, but for the first."""
+    one_batch = DistributedLearner.one_batch
 
-    def watched(self) -> None:
+    def watched(self, *arguments) -> None:
         counters = simulated_counters()
-        if counters and self.training and self.stage_step == FIRST_STEP:
-            before.clear()
-            before.update(counters.waits)
-        if counters and self.training and self.stage_step == LAST_STEP:
-            WAITS.clear()
-            WAITS.update({wait: n - before.get(wait, 0) for wait, n in counters.waits.items() if n > before.get(wait, 0)})
-        step(self)
+        before = Counter(counters.waits) if counters else Counter()
+        one_batch(self, *arguments)
+        if counters and self.training and self.iter > 0:
+            WAITS.setdefault(self.stage, Counter()).update(counters.waits - before)
 
-    DistributedLearner._do_one_batch = watched
+    DistributedLearner.one_batch = watched
 
 
 if __name__ == "__main__":

@@ -8,10 +8,12 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from conftest import ROOT, command
+from doctors import context_of
 from small_runs import DEVICE, PRECISIONS, needs_cuda, needs_gpu
 
 from ulmfit_dist.compose import load_config
-from ulmfit_dist.doctor import performance
+from ulmfit_dist.doctor import performance, services
+from ulmfit_dist.doctor.checks import Finding, Status
 from ulmfit_dist.doctor.probe import LocalStep
 from ulmfit_dist.stages.doctor import doctor
 
@@ -93,6 +95,46 @@ def test_the_largest_batch_is_the_last_one_that_fits(tmp_path: Path, capsys: pyt
     content = examined(tmp_path, capsys, "runtime.precision=no")
     assert content["measured"]["largest_batch"] == 32
     assert "lm.global_batch_size=32" in content["overrides"]
+
+
+def largest_batch(folder: Path, monkeypatch: pytest.MonkeyPatch, most_rows: int) -> Finding:
+    """The check of the largest batch alone, on a GPU whose memory holds no more than so many rows."""
+    backward = LocalStep.backward
+
+    def limited(self):
+        if len(self.x) > most_rows:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return backward(self)
+
+    monkeypatch.setattr(LocalStep, "backward", limited)
+    return performance.check_largest_batch(context_of(folder, "lm={global_batch_size: 8, seq_len: 12}"))
+
+
+def test_a_config_whose_batch_does_not_fit_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    found = largest_batch(tmp_path, monkeypatch, 7)
+    assert found.status is Status.FAILURE
+    assert "lm.global_batch_size=8 does not fit the memory" in found.found
+    assert "runtime.micro_batch_size" in found.fix
+
+
+def test_the_search_for_the_largest_batch_ends_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(performance, "SECONDS", 0.0)
+    found = largest_batch(tmp_path, monkeypatch, 32)
+    assert found.status is Status.OK
+    assert "lm.global_batch_size=8, 8 rows a rank; more was not tried for lack of time" in found.found
+
+
+def test_gpus_of_a_slurm_node_without_ranks_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "1", "SLURM_GPUS_ON_NODE": "4", "LOCAL_WORLD_SIZE": "2"}
+    for name, value in job.items():
+        monkeypatch.setenv(name, value)
+    found = services.check_slurm(context_of(tmp_path))
+    assert found.status is Status.WARNING
+    assert "4 GPU(s) on this node" in found.found
+    assert "2 rank(s) here" in found.found
+    assert "start 4 ranks per node" in found.fix
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert services.check_slurm(context_of(tmp_path)).status is Status.OK
 
 
 def test_a_step_that_waits_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch):

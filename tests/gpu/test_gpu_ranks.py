@@ -88,6 +88,12 @@ def test_no_rank_computes_an_lstm_from_scattered_weights(notes: Notes):
         assert line["scattered"] == 0
 
 
+@pytest.mark.skipif(not IS_SIMULATED, reason="counted on the simulated GPU")
+def test_no_rank_waits_for_its_gpu_in_a_step(notes: Notes):
+    """A line is logged after each of them."""
+    assert [line["waits"] for line in (*notes[0], *notes[1])] == [{}] * 8
+
+
 def test_gradients_in_bf16_leave_both_ranks_with_the_same_weights(texts: Path, recipe: Path, tmp_path: Path):
     words = *SHORT, "runtime.precision=no", "runtime.compress_gradients=bf16", "name=run"
     launch(tmp_path, ["lm", str(recipe), *small_words(texts, tmp_path, *words)])

@@ -13,9 +13,11 @@ from typing import Any
 from unittest.mock import patch
 from weakref import WeakSet
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import distributed_c10d
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_leaves
 
 from simulated_gpu.counters import COUNTERS, bytes_of, calling_line
@@ -23,6 +25,8 @@ from simulated_gpu.tensor import NAMESPACES, SimulatedTensor, inner_of
 
 NCCL_ONLY: WeakSet[Any] = WeakSet()
 """Groups that have no backend for tensors in CPU memory."""
+
+CUDA_VERSION, NCCL_VERSION = "12.8", (2, 27, 3)
 
 TENSOR_COLLECTIVES = (
     "all_gather all_gather_into_tensor all_reduce all_to_all_single broadcast gather irecv isend recv reduce reduce_scatter "
@@ -43,6 +47,23 @@ def install(stack: ExitStack) -> None:
         return "cuda" if _group(group) in NCCL_ONLY else real_device(group)
 
     stack.enter_context(patch.object(distributed_c10d, "_get_object_coll_device", object_device))
+    checked = _with_nccl(DistributedDataParallel._check_comm_hook)
+    stack.enter_context(patch.object(DistributedDataParallel, "_check_comm_hook", checked))
+
+
+def _with_nccl(check: Callable) -> Callable:
+    """DDP's check of a communication hook, which finds CUDA and NCCL: gradients in bf16 need both."""
+
+    @functools.wraps(check)
+    def wrapped(self: DistributedDataParallel, hook: Any) -> None:
+        with (
+            patch("torch.version.cuda", CUDA_VERSION),
+            patch.object(dist, "is_nccl_available", lambda: True),
+            patch("torch.cuda.nccl.version", lambda: NCCL_VERSION),
+        ):
+            check(self, hook)
+
+    return wrapped
 
 
 def _patch(stack: ExitStack, name: str, function: Callable) -> None:
@@ -61,8 +82,19 @@ def collective(func: Any, args: tuple, kwargs: dict) -> Any:
     COUNTERS.launch(f"c10d.{func.overloadpacket.__name__}", num_bytes)
     results = func(*inner_of(args), **inner_of(kwargs))
     if isinstance(results, tuple) and results and isinstance(results[0], (list, tuple)):
-        return args[0], *results[1:]  # the tensors that it has written are its first argument
+        return args[0], *(_work_on(args[0], work) for work in results[1:])
     return results
+
+
+def _work_on(tensors: Any, inner: Any) -> Any:
+    """The work of an operation that writes to its first argument: as NCCL's, with these tensors as its future's value."""
+
+    def written(future: torch.futures.Future) -> Any:
+        future.value()  # raises what has failed
+        return tensors
+
+    future = distributed_c10d.Work.unbox(inner).get_future().then(written)
+    return torch._C._distributed_c10d._create_work_from_future(future).boxed()
 
 
 def _with_gloo(function: Callable) -> Callable:

@@ -1,6 +1,7 @@
 """Print what one training step of each stage costs a GPU, counted on the simulated one.
 
     python tests/simulated_gpu/count_step.py [no|bf16|fp16 ...] [--details] [key=value ...]
+    python tests/simulated_gpu/count_step.py --loss [no|bf16|fp16 ...] [--details]     # decoder and loss at full size
 
 The language model reads 64 x 72 tokens, the classifier 64 documents. Layers are narrow and the vocabulary is small, so that
 a step takes seconds: the numbers of kernels and waits do not depend on them, bytes do (override model and data.store).
@@ -35,6 +36,8 @@ RUN = (
     "tracking={wandb: disabled, log_every: 1000}",
 )
 DOCUMENTS = 480
+NUM_TOKENS, NUM_WORDS, WIDTH = 64 * 72, 60_000, 400
+"""Sizes of the full AWD-LSTM's decoder in a step."""
 
 
 def count(precision: str, overrides: list[str]) -> dict[str, tuple[Any, int]]:
@@ -75,6 +78,29 @@ def counted(train_step: Any, found: dict[str, tuple[Any, int]]) -> Any:
     return step
 
 
+def count_loss(precision: str) -> tuple[Any, int]:
+    """Counters and peak memory of decoder and loss, forward and backward, at the full model's sizes."""
+    import torch
+    from torch import nn
+
+    from simulated_gpu.counters import COUNTERS, MEMORY
+    from ulmfit_dist.model.loss import DecoderLoss
+    from ulmfit_dist.stages.lm import PRODUCT_DTYPES
+
+    dtype = PRODUCT_DTYPES[precision]
+    decoder = nn.Linear(WIDTH, NUM_WORDS).to("cuda")
+    x_bTE = torch.randn(64, NUM_TOKENS // 64, WIDTH).to("cuda", dtype).requires_grad_()
+    y_bT = torch.randint(NUM_WORDS, (64, NUM_TOKENS // 64)).to("cuda")
+    loss = DecoderLoss(decoder, dtype)
+    for _ in range(2):  # the first call compiles
+        COUNTERS.clear()
+        MEMORY.reset_peak()
+        loss(x_bTE, y_bT).backward()
+        decoder.zero_grad()
+        x_bTE.grad = None
+    return copy.deepcopy(COUNTERS), MEMORY.peak
+
+
 def report(name: str, counters: Any, peak: int, details: bool) -> None:
     print(
         f"{name}: {counters.kernels.total()} kernels, {counters.lstms} LSTM calls ({counters.scattered} from scattered "
@@ -97,6 +123,9 @@ def main() -> int:
     precisions = [word for word in arguments.words if "=" not in word] or ["no", "bf16", "fp16"]
     overrides = [word for word in arguments.words if "=" in word]
     for precision in precisions:
+        if arguments.loss:
+            report(f"decoder and loss {precision}", *count_loss(precision), arguments.details)
+            continue
         for stage, (counters, peak) in count(precision, overrides).items():
             report(f"{stage} {precision}", counters, peak, arguments.details)
     return 0
@@ -105,6 +134,7 @@ def main() -> int:
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     made.add_argument("words", nargs="*", metavar="PRECISION or KEY=VALUE", help="no, bf16, fp16; overrides of the config")
+    made.add_argument("--loss", action="store_true", help="decoder and loss alone, at the full model's sizes")
     made.add_argument("--details", action="store_true", help="kernels and bytes by operation")
     return made
 

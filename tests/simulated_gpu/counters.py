@@ -16,6 +16,9 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
+MOST_BEHIND = 20
+"""Kernels that the device is behind the host, unless the host has waited for it: fewer than a training step has."""
+
 OWN_FOLDER = str(Path(__file__).parent)
 BLAMED = ("/ulmfit_dist/", "/fastai/", "/torch/amp/", "/accelerate/")
 """Parts of the paths of files that a wait is attributed to."""
@@ -32,6 +35,8 @@ class Counters:
         lstms: calls of cuDNN's LSTM.
         scattered: those whose weights were not side by side in one piece of memory.
         sync_mode: "default", "warn" or "error": what a wait does (`torch.cuda.set_sync_debug_mode`).
+        launched: kernels since the process began.
+        finished: those that the device had come to the end of at the last wait.
     """
 
     kernels: Counter[str] = field(default_factory=Counter)
@@ -40,6 +45,8 @@ class Counters:
     lstms: int = 0
     scattered: int = 0
     sync_mode: str = "default"
+    launched: int = 0
+    finished: int = 0
 
     def clear(self) -> None:
         for counter in (self.kernels, self.bytes, self.waits):
@@ -54,8 +61,14 @@ class Counters:
         if self.sync_mode == "warn":
             warnings.warn(f"called a synchronizing CUDA operation: {reason} at {place}", stacklevel=2)
         self.waits[f"{reason} at {place}"] += 1
+        self.finished = self.launched
+
+    def is_finished(self, number: int) -> bool:
+        """Whether the device has come to the end of the first so many kernels of the process."""
+        return number <= max(self.finished, self.launched - MOST_BEHIND)
 
     def launch(self, name: str, num_bytes: int = 0) -> None:
+        self.launched += 1
         self.kernels[name] += 1
         self.bytes[name] += num_bytes
 

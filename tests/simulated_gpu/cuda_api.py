@@ -28,23 +28,27 @@ INSTALLED = ExitStack()
 
 
 class Event:
-    """`torch.cuda.Event`: the time of the host, since work is done as soon as it is launched."""
+    """`torch.cuda.Event`, which the device passes some kernels later. Its time is the host's, when it was recorded."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         self.seconds: float | None = None
+        self.number = 0
 
     def record(self, stream: Any = None) -> None:
-        self.seconds = time.perf_counter()
+        self.seconds, self.number = time.perf_counter(), COUNTERS.launched
 
     def query(self) -> bool:
-        return True
+        return COUNTERS.is_finished(self.number)
 
     def synchronize(self) -> None:
-        """Return at once: the device passes an event when it is recorded."""
+        if not self.query():
+            COUNTERS.wait("event")
 
     def elapsed_time(self, other: Event) -> float:
         assert self.seconds is not None
         assert other.seconds is not None
+        if not (self.query() and other.query()):
+            raise RuntimeError("CUDA error: device not ready")
         return 1000 * (other.seconds - self.seconds)
 
 

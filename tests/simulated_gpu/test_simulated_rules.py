@@ -1,10 +1,13 @@
 """The simulated GPU refuses what CUDA and cuDNN refuse, and counts what a GPU does."""
 
+from pathlib import Path
+
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
-from simulated_gpu.counters import MEMORY, Counters
+from simulated_gpu.counters import MEMORY, MOST_BEHIND, Counters
 
 pytestmark = pytest.mark.filterwarnings("ignore:RNN module weights")
 
@@ -60,6 +63,25 @@ def test_work_without_waits_is_allowed_where_waits_are_errors(simulated_gpu: Cou
     torch.where(x > 1, x, torch.zeros_like(x)).sum()
     x.to("cpu", non_blocking=True)
     assert not simulated_gpu.waits
+
+
+def test_the_device_passes_an_event_some_kernels_later_or_in_a_wait(simulated_gpu: Counters):
+    first, second = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    x = torch.ones(3, device="cuda")
+    first.record()
+    for _ in range(MOST_BEHIND):
+        assert not first.query()
+        x += 1
+    assert first.query()
+    first.synchronize()
+    assert not simulated_gpu.waits
+    second.record()
+    with pytest.raises(RuntimeError, match="device not ready"):
+        first.elapsed_time(second)
+    second.synchronize()
+    assert simulated_gpu.waits.total() == 1
+    assert second.query()
+    assert first.elapsed_time(second) > 0
 
 
 def test_kernels_and_bytes_are_counted(simulated_gpu: Counters):
@@ -154,3 +176,18 @@ def test_autocast_computes_lstms_in_fp16():
     lstm, x = lstm_on_gpu()
     with torch.autocast("cuda", torch.bfloat16):
         assert lstm(x)[0].dtype == torch.float16
+
+
+def test_the_result_of_an_all_reduce_is_on_the_gpu(tmp_path: Path, simulated_gpu: Counters):
+    x, on_cpu = torch.ones(3, device="cuda"), torch.ones(3)
+    dist.init_process_group("nccl", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        work = dist.all_reduce(x, async_op=True)
+        (result,) = work.get_future().wait()
+        assert result is x
+        with pytest.raises(RuntimeError, match="No backend type associated with device type cpu"):
+            dist.all_reduce(on_cpu)
+    finally:
+        dist.destroy_process_group()
+    assert simulated_gpu.kernels["c10d.allreduce_"] == 1
+    assert not simulated_gpu.waits

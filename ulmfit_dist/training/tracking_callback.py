@@ -236,7 +236,7 @@ class TrackingCallback(Callback):
         self.weights = {"epoch": self.weights["epoch"] + 1, "recent": self.weights["recent"] + 1, "smoothed": smoothed}
 
     def _reset(self, name: str) -> None:
-        self.sums_3[SUMS.index(name)] = 0
+        self.sums_3[SUMS.index(name)].zero_()  # an assignment of 0 would copy it from the CPU, and wait
         self.weights[name] = 0.0
 
     def _read_laps(self) -> None:
