@@ -1,6 +1,7 @@
 """Our learners beside fastai's own, on one process: the same weights, batches and recipe, dropout off, step by step."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -180,7 +181,7 @@ class HyperParameters(Callback):
 
 @pytest.mark.parametrize("runtime", ["no"], indirect=True)
 def test_the_recipe_of_five_epochs_has_the_schedule_of_fine_tune(store: TokenStore, runtime: Runtime):
-    recipe = load_config(ROOT / "configs/imdb_fine_tune.yaml").classifier
+    recipe = replace(load_config(ROOT / "configs/imdb_fine_tune.yaml").classifier, seq_len=T)  # as the test's loaders
     ours = classifier_of_ours(recipe, runtime, store)
     train, valid = ours.dls
     dls = DataLoaders(Replay(train), Replay(valid), device="cpu")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import gc
 import sys
 from datetime import timedelta
+from multiprocessing.util import Finalize
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -45,7 +46,7 @@ def set_accelerate_states(states: States) -> None:
 
 
 def join_process_group(has_gpu: bool) -> PartialState:
-    """Join the process group that the launcher describes; on one process there is none.
+    """Join the process group that the launcher describes; on one process there is none. At the latest it ends at exit.
 
     Raises:
         UserError: this process has joined a group for the other kind of device.
@@ -57,8 +58,12 @@ def join_process_group(has_gpu: bool) -> PartialState:
             f"the ranks have joined a process group of {other}, and {'GPUs' if has_gpu else 'CPUs'} need {backend}: "
             "set ACCELERATE_USE_CPU before the ranks start, and start them again"
         )
+    is_first = not dist.is_initialized()
     _join_after_restart(backend, timeout)
-    return PartialState(cpu=not has_gpu, **timeout)
+    state = PartialState(cpu=not has_gpu, **timeout)
+    if is_first and dist.is_initialized():
+        Finalize(None, destroy_process_group, exitpriority=0)
+    return state
 
 
 def control_group(device: torch.device) -> ProcessGroup | None:

@@ -203,10 +203,7 @@ class Runtime(Collectives):
     def leave_at_end(self) -> None:
         """When this process ends, tell the other ranks how: for who holds on to the ranks until then."""
         if self._watch is not None:
-            from ulmfit_dist.process_group import destroy_process_group
-
             Finalize(None, _leave, (self._watch,), exitpriority=1)  # which forked processes call, too
-            Finalize(None, destroy_process_group, exitpriority=0)
 
     def __enter__(self) -> Runtime:
         return self
@@ -225,7 +222,7 @@ class Runtime(Collectives):
     def _leave_group(self, error: BaseException | None) -> None:
         import torch
 
-        from ulmfit_dist.process_group import destroy_process_group, forget_control_group, set_accelerate_states
+        from ulmfit_dist.process_group import forget_control_group, set_accelerate_states
 
         torch.set_default_dtype(torch.float32)
         is_mine_alone = error is not None and not getattr(error, "shared", False)
@@ -238,8 +235,6 @@ class Runtime(Collectives):
             self._watch.leave(f"{type(error).__name__}: {error}" if is_mine_alone else None)
         if self.keeps_group:
             set_accelerate_states(self._earlier_states)  # as a notebook that starts ranks of its own expects
-            if self.world_size > 1:
-                Finalize(None, destroy_process_group, exitpriority=0)
         elif error is None or isinstance(error, (UserError, Interrupted)):
             self._control = None
             forget_control_group()
