@@ -1,7 +1,7 @@
 """`python rank_notes.py FOLDER WORD ...`: a command of ulmfit_dist that notes, on each rank, what it has trained.
 
 A line of JSON for each phase of a stage: rank, stage, device, a hash of all weights, and on the simulated GPU the LSTM
-calls, those from scattered weights, the collectives, and the waits in the steps after the first.
+calls, those from scattered weights, the collectives, and the waits in the steps after the first, null without such steps.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ def note_weights(folder: Path) -> None:
         }
         counters = simulated_counters()
         if counters:
-            line |= {"lstms": counters.lstms, "scattered": counters.scattered, "waits": WAITS.pop(self.learn.stage)}
+            line |= {"lstms": counters.lstms, "scattered": counters.scattered, "waits": WAITS.pop(self.learn.stage, None)}
             line["collectives"] = {name: n for name, n in counters.kernels.items() if name.startswith("c10d.")}
             counters.clear()
         with (folder / f"rank{self.runtime.rank}.jsonl").open("a") as file:
