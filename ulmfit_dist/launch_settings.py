@@ -116,7 +116,7 @@ class Launcher:
 
 @dataclass(frozen=True)
 class LaunchSettings:
-    """What the launcher names. None where it names nothing."""
+    """Settings that the launcher names; None for those that it does not."""
 
     mixed_precision: Named[str] | None = None
     accumulation_steps: Named[int] | None = None

@@ -19,7 +19,7 @@ MOST_CHARACTERS = 100
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device, or the CPU, had no memory left for an allocation."""
+    """Return whether a device, or the CPU, had no memory left for an allocation."""
     if isinstance(error, torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(part in str(error) for part in ALLOCATION_FAILED)

@@ -46,7 +46,7 @@ def check_processes(config: Config, num_processes: int) -> None:
 
 
 def choose_processes(config: Config, num_gpus: int) -> int:
-    """How many of the GPUs to use; where some stay idle, a line says so, and which batch sizes would use all.
+    """Return the number of GPUs to use; if some stay idle, one line names it, and batch sizes that would use all.
 
     Raises:
         UserError: not even one process can compute the batches, for the virtual ranks of the config.

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 States: TypeAlias = "tuple[dict[str, Any], dict[str, Any]]"
-"""What Accelerate keeps of a process: device and ranks, and on top of them the precision."""
+"""Accelerate's state of a process: device and ranks, and on top of them the precision."""
 
 CONTROL_TIMEOUT = timedelta(hours=3)
 """Longest wait of a rank for the others: one of them may download, or tokenize a larger shard."""

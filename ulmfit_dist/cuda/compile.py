@@ -29,7 +29,7 @@ NEEDED = "Install gcc and Python's headers: python3-dev (Debian, Ubuntu) or pyth
 """Advice where a kernel is computed by torch's operations, one after the other."""
 
 messages: list[str] = []
-"""How each kernel was compiled and the seconds it took, for `--verbose`."""
+"""Compiler and seconds of each kernel, or the reason for another choice: lines for `--verbose`."""
 
 
 class CompilationError(Exception):

@@ -125,7 +125,7 @@ class ClassifierBatches:
 
 
 def rows_by_chunk(lengths_b: np.ndarray, width: int, seq_len: int) -> list[int]:
-    """How many of the documents have begun by each chunk of what `pad_chunks` makes of them; the last is read by all."""
+    """Numbers of documents that have begun by each chunk of the output of `pad_chunks`; the last chunk is read by all."""
     begun_b = (width - lengths_b) // seq_len
     num_chunks = -(-width // seq_len)
     return [*(int((begun_b <= chunk).sum()) for chunk in range(num_chunks - 1)), len(lengths_b)]

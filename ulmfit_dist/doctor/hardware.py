@@ -57,7 +57,7 @@ def check_kernels(context: Context) -> Finding:
 
 
 def check_precision(context: Context) -> Finding:
-    """What runtime.precision comes to on this machine, and why. Raises UserError where the machine cannot do it."""
+    """Return the precision that runtime.precision resolves to, and the reason. Raises UserError if there is none."""
     wanted = context.config.runtime.precision
     context.resolved = resolve_precision(wanted, has_gpu())
     name = PRECISION_NAMES.get(context.resolved, context.resolved)

@@ -49,7 +49,7 @@ def check_devices(context: Context) -> Finding:
 
 
 def _gpu_of(context: Context) -> str:
-    """What tells a GPU from the others of its node."""
+    """Return an identity of the GPU, unique on its node."""
     visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     return visible[context.local_rank] if context.local_rank < len(visible) else f"GPU {context.local_rank}"
 

@@ -73,7 +73,7 @@ class Mask(NamedTuple):
 
     @property
     def scale(self) -> float:
-        """What an element is multiplied by that is kept."""
+        """Factor of the elements that are kept."""
         return LEVELS / (LEVELS - self.dropped)
 
 
@@ -109,7 +109,7 @@ def _kept(bits: Tensor, mask: Mask) -> Tensor:
 
 
 def _table(masks: Sequence[Mask], device: torch.device) -> Tensor:
-    """What the kernel reads, int64 [masks, 10], its columns in the order of `cuda/dropout_masks.cu`."""
+    """The kernel's input, int64 [masks, 10], its columns in the order of `cuda/dropout_masks.cu`."""
     lines, end, offset = [], 0, 0
     for mask in masks:
         end += mask.num_blocks

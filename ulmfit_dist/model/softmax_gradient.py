@@ -131,7 +131,7 @@ def add_product(total: Tensor, a: Tensor, b: Tensor, is_first: bool) -> None:
 
 @functools.cache
 def _accumulates(device_type: str) -> bool:
-    """Whether products of bf16 or fp16 can be added to fp32 in one go (cuBLAS can; a CPU's products cannot)."""
+    """Return whether products of bf16 or fp16 can be added to fp32 in one call (cuBLAS can; a CPU's products cannot)."""
     total, low = torch.zeros(8, 8, device=device_type), torch.zeros(8, 8, dtype=torch.float16, device=device_type)
     try:
         torch.addmm(total, low, low, out_dtype=torch.float32, out=total)

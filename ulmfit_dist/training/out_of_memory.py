@@ -36,7 +36,7 @@ ADVICE = {
     "lm": "lower lm.seq_len, model.n_hid or model.emb_sz, or use a GPU with more memory",
     "classifier": "lower classifier.max_len, model.n_hid or model.emb_sz, or use a GPU with more memory",
 }
-"""What helps a stage whose micro-batches cannot be made smaller."""
+"""Advice for a stage whose micro-batches cannot be made smaller."""
 
 
 class RankOutOfMemoryError(Exception):
@@ -144,7 +144,7 @@ def _smaller_size(learner: DistributedLearner, failure: RankOutOfMemoryError, is
 
 @dataclass
 class StepState:
-    """What an attempt at a step changes, as it was before.
+    """The state that an attempt at a step changes, as it was before.
 
     Attributes:
         rows: of the micro-batches.

@@ -90,7 +90,7 @@ class ClassifierLearner(DistributedLearner):
         self.__dict__.pop("pooled", None)
 
     def _encode_documents(self) -> None:
-        """What the head reads of this rank's documents, and their targets, in their rows of the global batch."""
+        """The head's input for this rank's documents, and their targets, in their rows of the global batch."""
         batches = self.micro_batches
         self.reads_twice = len(batches) > 1 and self.accelerate.share.micro_batch_size is not None
         self.encoded = []

@@ -153,7 +153,7 @@ class TrackingCallback(Callback):
         return {**self.learn.valid_metrics, **speed, **self._reduced_size()}
 
     def state_dict(self) -> dict[str, Any]:
-        """What has been added up so far, over all ranks, as JSON. Writes the line that is left before. Collective."""
+        """Sums and counts so far, over all ranks, as JSON; the pending line is written first. Collective."""
         self._read_laps()
         losses = self.runtime.sum(self.sums_3).tolist()
         return {
@@ -258,7 +258,7 @@ class TrackingCallback(Callback):
         return {"learning_rate": hypers[-1]["lr"], **by_group, "momentum": hypers[-1]["mom"]}
 
     def _gradient_norm(self) -> torch.Tensor:
-        """Of the global gradient before clipping, which all ranks have by now: a vector of one element."""
+        """Norm of the global gradient before clipping, which all ranks have by now: a vector of one element."""
         gradients = [parameter.grad for parameter in self.learn.model.parameters() if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients).double()
         scaler = self.learn.accelerate.accelerator.scaler
