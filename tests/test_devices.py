@@ -11,6 +11,7 @@ from conftest import ROOT
 from ulmfit_dist import devices
 from ulmfit_dist.devices import driver_version, has_kernels, uses_gpu
 from ulmfit_dist.errors import UserError
+from ulmfit_dist.launch_settings import Launcher
 from ulmfit_dist.process import wants_cpu
 
 VERSION = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  470.256.02  Thu May  2 14:37:44 UTC 2024\nGCC version: 11.4.0\n"
@@ -57,6 +58,17 @@ def test_unreadable_driver_files_still_give_the_error(machine: Path, monkeypatch
 def test_cpus_are_used_on_purpose(machine: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
     assert not uses_gpu()
+
+
+def test_a_launchers_environment_decides_where_accelerate_gives_its_default(machine: Path, monkeypatch: pytest.MonkeyPatch):
+    """`ACCELERATE_USE_CPU=1 accelerate launch` starts a single process with ACCELERATE_USE_CPU=False."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "False")
+    launcher = Launcher([], {"ACCELERATE_USE_CPU": "1"})
+    monkeypatch.setattr(devices, "find_launcher", lambda: launcher)
+    assert not uses_gpu()
+    for launcher in (Launcher([], {}), None):
+        with pytest.raises(UserError, match="cannot be used"):
+            uses_gpu()
 
 
 def test_a_process_that_may_open_no_gpu_has_none(machine: Path, monkeypatch: pytest.MonkeyPatch):

@@ -135,7 +135,8 @@ def test_without_a_launcher_the_variables_count(monkeypatch: pytest.MonkeyPatch)
     assert settings.accumulation_steps == Named(4, "ACCELERATE_GRADIENT_ACCUMULATION_STEPS=4")
     no = {"ACCELERATE_MIXED_PRECISION": "no"}
     assert read_launch_settings(no).mixed_precision == Named("no", "ACCELERATE_MIXED_PRECISION=no")
-    assert read_launch_settings({**no, "PMI_SIZE": "2"}).mixed_precision is None
+    for launchers in ("PMI_SIZE", "ACCELERATE_DYNAMO_BACKEND"):  # a launcher that is not found gave its default
+        assert read_launch_settings({**no, launchers: "no"}).mixed_precision is None
     notebook = {"FORK_LAUNCHED": "1", "MIXED_PRECISION": "bf16"}
     assert read_launch_settings(notebook).mixed_precision == Named("bf16", "MIXED_PRECISION=bf16")
     assert read_launch_settings({**notebook, "MIXED_PRECISION": "no"}).mixed_precision is None

@@ -17,7 +17,7 @@ from ulmfit_dist.memory import explain_out_of_memory, figures_of, is_out_of_memo
 from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.stages.evaluate import read_batches
 from ulmfit_dist.stages.lm import lm_learner
-from ulmfit_dist.training.out_of_memory import cut_states
+from ulmfit_dist.training.out_of_memory import RankOutOfMemoryError, cut_states, refuse_validation
 
 FIGURES = "Tried to allocate 2.00 GiB, total capacity of 79.11 GiB"
 STAGES = ("lm", "classifier")
@@ -141,6 +141,13 @@ def test_gradients_of_earlier_steps_are_not_lost(runtime: Runtime, store: TokenS
 
     with pytest.raises(UserError, match=r"with gradients of earlier steps: set runtime\.micro_batch_size=4$"):
         lm_learner(config_of(), runtime, store).fit_one_cycle(1, 1e-2, cbs=Accumulates())
+
+
+def test_a_rank_without_rows_in_a_validations_last_batch_names_what_to_set_too(runtime: Runtime, store: TokenStore):
+    learner = lm_learner(config_of(), runtime, store)
+    learner.dl, learner.micro_batches = learner.dls.valid, []
+    error = refuse_validation(learner, RankOutOfMemoryError({1: FIGURES}))
+    assert str(error).endswith("row(s) per micro-batch on rank 1 (" + FIGURES + "): set runtime.micro_batch_size=4")
 
 
 def test_a_step_that_was_prepared_before_the_size_changed_is_cut_again(runtime: Runtime, store: TokenStore):

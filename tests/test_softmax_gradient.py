@@ -105,3 +105,28 @@ def test_a_kernel_that_computes_something_else_is_refused(dtype: torch.dtype):
 
     with pytest.raises(CompilationError, match="does not compute"):
         module._compare(wrong, dtype, torch.device("cpu"))
+
+
+@needs_compiler
+@pytest.mark.parametrize("target", [-100, 40])
+def test_a_target_that_is_no_word_gives_nan_and_is_not_read(target: int, monkeypatch: pytest.MonkeyPatch):
+    losses = torch.empty(2)
+    kernel_of("cuda", torch.float32, monkeypatch)(torch.zeros(2, 40), torch.tensor([target, 3]), losses, 1.0)
+    assert losses[0].isnan()
+    assert losses[1].item() == pytest.approx(torch.tensor(40.0).log().item())
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_products_that_overflow_in_fp16_are_added_in_fp32(is_first: bool):
+    total, ones = torch.full((8, 8), 5.0), torch.full((8, 2048), 8.0, dtype=torch.float16)
+    module.add_product(total, ones, ones.t(), is_first)
+    assert total.unique().tolist() == [131_072.0 + (0 if is_first else 5)]
+
+
+def test_a_trial_without_memory_is_no_verdict(monkeypatch: pytest.MonkeyPatch):
+    def fails(*args: object, **kwargs: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch, "addmm", fails)
+    with pytest.raises(torch.OutOfMemoryError):
+        module._accumulates.__wrapped__("cpu")

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from ulmfit_dist.errors import EXIT_CODE, UserError
+from ulmfit_dist.launch_settings import find_launcher
 from ulmfit_dist.process import report_error, wants_cpu
 
 DRIVER = Path("/proc/driver/nvidia")
@@ -33,7 +34,7 @@ def uses_gpu() -> bool:
     Raises:
         UserError: a GPU that this torch cannot use; a value of ACCELERATE_USE_CPU that is neither true nor false.
     """
-    if wants_cpu():
+    if wants_cpu() or _launcher_wants_cpu():
         return False
     if _is_available():
         _check_kernels()
@@ -49,6 +50,14 @@ def uses_gpu() -> bool:
             f"without CUDA: {FIX}"
         )
     return False
+
+
+def _launcher_wants_cpu() -> bool:
+    """Return whether ACCELERATE_USE_CPU was true for a launcher that gave its one process `False`, Accelerate's default."""
+    if os.environ.get("ACCELERATE_USE_CPU") != "False":
+        return False
+    launcher = find_launcher()
+    return launcher is not None and wants_cpu(launcher.environ)
 
 
 def has_kernels(capability: tuple[int, int], architectures: Iterable[str]) -> bool:

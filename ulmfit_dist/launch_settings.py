@@ -30,8 +30,11 @@ NOTEBOOK_VARIABLE = "MIXED_PRECISION"
 STEPS_VARIABLE = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
 MIXED_PRECISIONS = ("no", "bf16", "fp16")
 
-WITHOUT_ANCESTOR = ("ACCELERATE_DEBUG_RDV_FILE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
-"""Variables of launchers that are no ancestor of their ranks: Accelerate's debug_launcher, and mpirun on another node."""
+WITHOUT_ANCESTOR = (
+    "ACCELERATE_DYNAMO_BACKEND", "ACCELERATE_DEBUG_RDV_FILE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE",
+)  # fmt: skip
+"""Variables of launchers that may not be found among the ancestors of their ranks: Accelerate's own, its debug_launcher, and
+mpirun on another node."""
 
 DATA_PARALLEL = "use data parallel training (accelerate launch --multi_gpu), and runtime.micro_batch_size to save memory"
 UNSUPPORTED = {

@@ -22,7 +22,7 @@ from types import FrameType
 
 from ulmfit_dist.errors import EXIT_CODE, FAILED, RESUMABLE, UserError
 from ulmfit_dist.launch_settings import UNSUPPORTED_TYPES, no_precision, read_config_file, unsupported
-from ulmfit_dist.process import report_error
+from ulmfit_dist.process import report_error, wants_cpu
 
 PASSED_ON = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 """Signals that schedulers send, and a keyboard; that of a keyboard comes by itself to ranks in this process's group."""
@@ -115,7 +115,7 @@ def name_defaults(args: argparse.Namespace) -> None:
     import psutil
     import torch
 
-    num_gpus = 0 if args.cpu else torch.cuda.device_count()  # --cpu starts a single process
+    num_gpus = 0 if args.cpu or wants_cpu() else torch.cuda.device_count()  # --cpu starts a single process
     args.num_processes = max(1, num_gpus) if args.num_processes is None else args.num_processes
     args.multi_gpu = args.multi_gpu or min(num_gpus, args.num_processes) > 1
     args.num_machines = args.num_machines or 1

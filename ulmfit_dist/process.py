@@ -10,6 +10,7 @@ import os
 import socket
 import sys
 import warnings
+from collections.abc import Mapping
 
 from ulmfit_dist.errors import UserError
 
@@ -31,13 +32,16 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", category=DeprecationWarning)
 
 
-def wants_cpu() -> bool:
+def wants_cpu(environ: Mapping[str, str] | None = None) -> bool:
     """Return whether ACCELERATE_USE_CPU is true: compute on CPUs, even where there are GPUs.
+
+    Args:
+        environ: an environment; None: that of this process.
 
     Raises:
         UserError: a value that is neither true nor false.
     """
-    value = os.environ.get("ACCELERATE_USE_CPU", "false")
+    value = (os.environ if environ is None else environ).get("ACCELERATE_USE_CPU", "false")
     if value.lower() not in (*TRUE, *FALSE):
         raise UserError(f"ACCELERATE_USE_CPU={value!r}: give true or false")
     return value.lower() in TRUE

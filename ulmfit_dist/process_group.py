@@ -34,6 +34,8 @@ CONTROL_TIMEOUT = timedelta(hours=3)
 _opened: tuple[ProcessGroup, ProcessGroup] | None = None
 """The default group, and the control group that was opened beside it."""
 
+_abandoned = False
+
 
 def accelerate_states() -> States:
     """Return the states that Accelerate shares between all its objects in this process."""
@@ -88,13 +90,19 @@ def forget_control_group() -> None:
     _opened = None
 
 
+def abandon_process_group() -> None:
+    """Leave the groups to the end of the process, because this rank ends without the others."""
+    global _abandoned
+    _abandoned = True
+
+
 def destroy_process_group() -> None:
     """End the groups' threads before the interpreter finalizes: one that takes the GIL then aborts the process.
 
-    For scripts, whose exit cannot be that of `exiting.py`. After an error the groups stay, because their end would wait for
-    other ranks in a collective that has begun.
+    For scripts, whose exit cannot be that of `exiting.py`. After an error of this rank alone the groups stay, because their
+    end would wait for other ranks in a collective that has begun.
     """
-    if getattr(sys, "last_value", None) is None and dist.is_initialized():
+    if not _abandoned and getattr(sys, "last_value", None) is None and dist.is_initialized():
         forget_control_group()
         dist.destroy_process_group()
         gc.collect()  # what is left of a fit holds the group

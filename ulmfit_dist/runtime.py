@@ -222,7 +222,7 @@ class Runtime(Collectives):
     def _leave_group(self, error: BaseException | None) -> None:
         import torch
 
-        from ulmfit_dist.process_group import forget_control_group, set_accelerate_states
+        from ulmfit_dist.process_group import abandon_process_group, forget_control_group, set_accelerate_states
 
         torch.set_default_dtype(torch.float32)
         is_mine_alone = error is not None and not getattr(error, "shared", False)
@@ -235,6 +235,8 @@ class Runtime(Collectives):
             self._watch.leave(f"{type(error).__name__}: {error}" if is_mine_alone else None)
         if self.keeps_group:
             set_accelerate_states(self._earlier_states)  # as a notebook that starts ranks of its own expects
+        elif is_mine_alone:
+            abandon_process_group()
         elif error is None or isinstance(error, (UserError, Interrupted)):
             self._control = None
             forget_control_group()

@@ -80,7 +80,10 @@ extern "C" __global__ void softmax_gradient(Logit* logits, const long long* targ
 
     most = mosts[0];
     sum = sums[0];
-    if (thread == 0) losses[blockIdx.x] = logf(sum) + (most - to_float(row[target]));
+    if (thread == 0) {
+        bool is_word = target >= 0 && target < num_words;  // else the loss is NaN, and nothing is read out of bounds
+        losses[blockIdx.x] = is_word ? logf(sum) + (most - to_float(row[target])) : logf(-1.0f);
+    }
     __syncthreads();
     float factor = (float)scale / sum;
     for (int i = thread; i < num_packs; i += THREADS) {

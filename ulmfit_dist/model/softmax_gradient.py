@@ -20,6 +20,7 @@ from ulmfit_dist.cuda.compile import (
     try_compilers,
     warn_of_slow,
 )
+from ulmfit_dist.memory import is_out_of_memory
 
 SoftmaxGradient = Callable[[Tensor, Tensor, Tensor, float], object]
 """Takes logits [n, V], targets int64 [n], losses fp32 [n] and a factor. Writes the cross-entropy of each row to the losses,
@@ -123,10 +124,12 @@ def add_product(total: Tensor, a: Tensor, b: Tensor, is_first: bool) -> None:
         torch.addmm(total, a, b, beta=beta, out=total)
     elif _accumulates(total.device.type):
         torch.addmm(total, a, b, out_dtype=total.dtype, beta=beta, out=total)
-    elif is_first:
-        total.copy_(a @ b)
     else:
-        total += a @ b
+        product = a.float() @ b.float() if a.dtype == torch.float16 else a @ b  # a sum over tokens may overflow in fp16
+        if is_first:
+            total.copy_(product)
+        else:
+            total += product
 
 
 @functools.cache
@@ -136,6 +139,8 @@ def _accumulates(device_type: str) -> bool:
     try:
         torch.addmm(total, low, low, out_dtype=torch.float32, out=total)
     except (NotImplementedError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise  # which says nothing about the product
         messages.append(f"weight gradients: products are not accumulated in fp32: {str(error).splitlines()[0]}")
         return False
     return True

@@ -93,8 +93,8 @@ def repeat_when_out_of_memory(learner: DistributedLearner, compute_gradients: Ca
     accelerate = learner.accelerate
     learner.cut_again()  # the loader may have prepared this step before the size changed
     begin, is_repeatable = StepState.of(learner), not accelerate.has_gradients
-    accelerate.has_gradients = True
     while True:
+        accelerate.has_gradients = True
         accelerate.begin_exchange()
         try:
             compute_gradients()
@@ -111,8 +111,8 @@ def repeat_when_out_of_memory(learner: DistributedLearner, compute_gradients: Ca
 
 def refuse_validation(learner: DistributedLearner, failure: RankOutOfMemoryError) -> UserError:
     """The error, on all ranks, of a validation in which a rank has run out of memory."""
-    share, batch = learner.accelerate.share, learner.micro_batches[0]
-    rows, smaller = share.rows_at_once(batch.global_rows), share.halved(batch.global_rows)
+    share, global_rows = learner.accelerate.share, learner.dl.global_batch_size  # a rank may have no row of a last batch
+    rows, smaller = share.rows_at_once(global_rows), share.halved(global_rows)
     advice = ADVICE[learner.stage] if smaller is None else f"set runtime.micro_batch_size={smaller}"
     return shared(
         UserError(f"{learner.stage}: out of memory in a validation at {rows} row(s) per micro-batch on {failure}: {advice}")

@@ -155,6 +155,8 @@ def unchanged(learner: Any) -> Iterator[None]:
     try:
         yield
     finally:
+        if learner.accelerate.wrapped:  # an error has ended the fit before the modules were bare again
+            learner.accelerate.after_fit()
         learner.model.load_state_dict(model)
         learner.opt.load_state_dict(optimizer)
         for name, value in position.items():
