@@ -66,7 +66,8 @@ def test_a_launchers_environment_decides_where_accelerate_gives_its_default(mach
     launcher = Launcher([], {"ACCELERATE_USE_CPU": "1"})
     monkeypatch.setattr(devices, "find_launcher", lambda: launcher)
     assert not uses_gpu()
-    for launcher in (Launcher([], {}), None):
+    for other in (Launcher([], {}), None):
+        monkeypatch.setattr(devices, "find_launcher", lambda other=other: other)
         with pytest.raises(UserError, match="cannot be used"):
             uses_gpu()
 
