@@ -102,10 +102,12 @@ def destroy_process_group() -> None:
     For scripts, whose exit cannot be that of `exiting.py`. After an error of this rank alone the groups stay, because their
     end would wait for other ranks in a collective that has begun.
     """
-    if not _abandoned and getattr(sys, "last_value", None) is None and dist.is_initialized():
-        forget_control_group()
+    if _abandoned or getattr(sys, "last_value", None) is not None:
+        return
+    forget_control_group()
+    if dist.is_initialized():
         dist.destroy_process_group()
-        gc.collect()  # what is left of a fit holds the group
+    gc.collect()  # what is left of a fit holds the group, also one that a `Runtime` has left before
 
 
 def _join_after_restart(backend: str, timeout: dict[str, Any]) -> None:
