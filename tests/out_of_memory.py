@@ -183,3 +183,5 @@ if __name__ == "__main__":
         outcomes = Outcomes(TokenStore(Path(sys.argv[1])), shared_runtime)
         for scenario in sys.argv[2:] or SCENARIOS:
             shared_runtime.print(json.dumps({scenario: outcomes.of(scenario)}))
+    names = [Path(task, "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
+    shared_runtime.print(json.dumps({"threads": [name for name in names if "gloo" in name]}))

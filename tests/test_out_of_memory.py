@@ -103,6 +103,10 @@ def test_where_no_step_can_be_repeated_both_ranks_name_what_to_set(
     assert outcomes[scenario] == {"errors": [message, message]}
 
 
+def test_no_thread_of_the_process_group_outlives_fits_that_errors_have_ended(outcomes: dict[str, Any]):
+    assert outcomes["threads"] == []
+
+
 @pytest.mark.parametrize("place", ["forward", "backward", "head", "pooled"])
 def test_one_rank_repeats_a_step(runtime: Runtime, store: TokenStore, place: str, capsys: pytest.CaptureFixture[str]):
     stage = "classifier" if place in ("head", "pooled") else "lm"

@@ -240,6 +240,7 @@ class Runtime(Collectives):
         elif error is None or isinstance(error, (UserError, Interrupted)):
             self._control = None
             forget_control_group()
+            self.accelerator.free_memory()  # modules of a fit that an error has ended hold the group
             self.accelerator.end_training()
         if lost is not None:
             raise RankLostError(lost) from error

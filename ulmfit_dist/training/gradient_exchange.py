@@ -7,6 +7,8 @@ values: afterwards all ranks drop their gradients.
 
 from __future__ import annotations
 
+from weakref import WeakMethod
+
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -23,7 +25,13 @@ class GradientExchange:
     def __init__(self, module: DistributedDataParallel, is_compressed: bool):
         self.module, self.is_compressed = module, is_compressed
         self._parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        self._handles = [parameter.register_post_accumulate_grad_hook(self._note) for parameter in self._parameters]
+        note = WeakMethod(self._note)  # a hook that held this object would keep DDP, and so the process group, for good
+
+        def hook(parameter: Tensor) -> None:
+            if (method := note()) is not None:
+                method(parameter)
+
+        self._handles = [parameter.register_post_accumulate_grad_hook(hook) for parameter in self._parameters]
         self._ready: set[Tensor] = set()
 
     def begin(self) -> None:
