@@ -176,6 +176,15 @@ def no_process_group() -> Iterator[None]:
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
+@pytest.fixture
+def bf16_lstms() -> None:
+    """A CPU whose LSTMs compute in bf16; the test is skipped on one that has none."""
+    from ulmfit_dist.precision import has_bf16_lstms
+
+    if not has_bf16_lstms():
+        pytest.skip("this CPU has no bf16 LSTMs")
+
+
 @pytest.fixture(scope="session")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty recipe, for tests that say all in overrides."""

@@ -156,12 +156,20 @@ def test_wandb_online_without_a_login_is_found(tmp_path: Path, monkeypatch: pyte
 # Numbers
 
 
+@pytest.mark.usefixtures("bf16_lstms")
 def test_numbers_that_are_right_are_ok(tmp_path: Path):
     context = context_of(tmp_path)
     for check in (numerics.check_philox, numerics.check_lstm, numerics.check_loss):
         found = check(context)
         assert found.status is Status.OK, found
     assert "bf16" in numerics.check_lstm(context).found
+
+
+def test_a_cpu_without_bf16_is_not_asked_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(numerics, "has_bf16_lstms", lambda: False)
+    found = numerics.check_lstm(context_of(tmp_path))
+    assert found.status is Status.SKIPPED
+    assert "fp32 alone" in found.found
 
 
 def test_a_generator_that_differs_from_numpys_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -180,6 +188,7 @@ def test_a_loss_that_differs_from_autograd_is_found(tmp_path: Path, monkeypatch:
     assert "expected in fp32" in found.found
 
 
+@pytest.mark.usefixtures("bf16_lstms")
 def test_an_lstm_that_reads_other_weights_in_bf16_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     right = numerics.WeightDropout.forward
 
@@ -194,6 +203,7 @@ def test_an_lstm_that_reads_other_weights_in_bf16_is_found(tmp_path: Path, monke
 
 
 @pytest.mark.parametrize("stage", ["lm", "classifier"])
+@pytest.mark.usefixtures("bf16_lstms")
 def test_a_step_in_bf16_is_compared_with_fp32(stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     context = context_of(tmp_path)
     assert numerics.step_against_cpu(stage)(context).status is Status.SKIPPED

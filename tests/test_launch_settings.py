@@ -284,6 +284,7 @@ def free_port() -> str:
 
 
 @pytest.mark.usefixtures("no_process_group")
+@pytest.mark.usefixtures("bf16_lstms")
 def test_a_run_computes_as_the_launcher_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
@@ -356,6 +357,7 @@ def test_two_ranks_refuse_what_the_recipe_contradicts_by_one_line(recipe: Path, 
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.usefixtures("bf16_lstms")
 def test_nodes_that_were_launched_differently_end_together(tmp_path: Path):
     (tmp_path / "join.py").write_text(JOIN)
     variables = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "LOCAL_RANK": "0", "ACCELERATE_USE_CPU": "true"}

@@ -33,12 +33,22 @@ def cpuinfo(vendor: str, flags: str) -> str:
     return f"processor\t: 0\n{one}\nprocessor\t: 1\n{one}"
 
 
-def test_precision_is_what_the_machine_can_do():
+def test_precision_is_what_the_machine_can_do(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(precision_module, "has_bf16_lstms", lambda: True)
     assert resolve_precision("bf16", has_gpu=False) == "bf16"
     with pytest.raises(UserError, match="fp16 needs a GPU, and none is visible: use bf16"):
         resolve_precision("fp16", has_gpu=False)
     with pytest.raises(UserError, match="fp64"):
         resolve_precision("fp64", has_gpu=True)
+
+
+@pytest.mark.parametrize(("limit", "cause"), [("AVX2", "DNNL_MAX_CPU_ISA=AVX2 switches it off"), ("", "this CPU has none")])
+def test_bf16_without_avx512_is_refused_on_a_cpu(limit: str, cause: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(precision_module, "has_bf16_lstms", lambda: False)
+    monkeypatch.setattr(precision_module, "isa_limit", lambda: limit)
+    with pytest.raises(UserError, match=rf"^runtime\.precision=bf16 needs AVX-512 on a CPU, and {cause}: use no, or auto$"):
+        resolve_precision("bf16", has_gpu=False)
+    assert resolve_precision("bf16", has_gpu=True) == "bf16"
 
 
 @pytest.mark.parametrize(
@@ -116,6 +126,7 @@ def test_ranks_agree_on_what_all_can_do():
     assert common_precision(["bf16", "fp16"]) == "fp16"
 
 
+@pytest.mark.usefixtures("bf16_lstms")
 def test_a_run_resumes_in_the_precision_of_its_newest_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(precision_module, "auto_precision", lambda has_gpu: ("no", ""))
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
@@ -154,6 +165,7 @@ def test_a_runtime_refuses_a_compression_and_leaves_nothing_behind(monkeypatch: 
     assert PartialState._shared_state == {}
 
 
+@pytest.mark.usefixtures("bf16_lstms")
 def test_models_are_evaluated_in_the_precision_that_they_were_trained_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):

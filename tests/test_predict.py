@@ -124,7 +124,7 @@ def test_batches_hold_every_document_once_and_no_more_than_the_budget(batch_toke
 
 
 @pytest.fixture
-def runtime() -> Iterator[Runtime]:
+def runtime(bf16_lstms: None) -> Iterator[Runtime]:
     """One process that computes in bf16."""
     AcceleratorState._reset_state(reset_partial_state=True)
     yield Runtime(RuntimeConfig(precision="bf16"))

@@ -94,6 +94,7 @@ def test_no_thread_of_the_process_group_outlives_the_run(tmp_path: Path):
     assert [(tmp_path / f"rank-{rank}").read_text() for rank in range(2)] == ["", ""]
 
 
+@pytest.mark.usefixtures("bf16_lstms")
 def test_ranks_stay_together_in_another_precision_and_control_goes_over_gloo(tmp_path: Path):
     (tmp_path / "go_on.py").write_text(GO_ON)
     result = launch(["go_on.py"], processes=2, cwd=tmp_path)
@@ -144,6 +145,7 @@ def fitted(runtime: Runtime, x: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.usefixtures("on_cpus")
+@pytest.mark.usefixtures("bf16_lstms")
 def test_runtimes_of_different_precision_are_used_in_turn():
     """As in a notebook: a learner in bf16, another one in fp32, and the first one again."""
     x = torch.randn(5, 64)
@@ -157,6 +159,7 @@ def test_runtimes_of_different_precision_are_used_in_turn():
 
 
 @pytest.mark.usefixtures("on_cpus")
+@pytest.mark.usefixtures("bf16_lstms")
 def test_a_call_of_another_precision_leaves_a_learner_in_its_own():
     x = torch.randn(5, 64)
     learners = Runtime(RuntimeConfig(precision="fp64"))
@@ -169,6 +172,7 @@ def test_a_call_of_another_precision_leaves_a_learner_in_its_own():
 
 
 @pytest.mark.usefixtures("on_cpus")
+@pytest.mark.usefixtures("bf16_lstms")
 def test_a_call_leaves_the_process_as_it_was(monkeypatch: pytest.MonkeyPatch):
     """A notebook may start ranks of its own afterwards: Accelerate's launcher wants a process that knows of none."""
     with Runtime(RuntimeConfig(precision="bf16"), keeps_group=True):

@@ -61,6 +61,7 @@ def test_activation_regularization_is_fastais_and_finite_on_one_token(steps: int
     torch.testing.assert_close(ActivationRegularization(alpha=2, beta=1)(dropped, raw), expected)
 
 
+@pytest.mark.usefixtures("bf16_lstms")
 def test_each_phase_runs_in_mixed_precision_and_leaves_the_module_bare():
     """A phase's preparation must not make Accelerate skip the next one's."""
     AcceleratorState._reset_state(reset_partial_state=True)

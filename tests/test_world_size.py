@@ -176,6 +176,7 @@ def test_a_frozen_phase_leaves_frozen_weights_alone(run_dirs: dict[str, Path], c
         assert torch.equal(value, before[key.replace("0.module.", "0.", 1)])
 
 
+@pytest.mark.usefixtures("bf16_lstms")
 def test_two_ranks_accumulate_micro_batches_of_an_uneven_batch_and_exchange_half_the_bytes(
     run_dirs: dict[str, Path], corpus: Path, recipe: Path, tmp_path: Path
 ):

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 from pathlib import Path
 
@@ -41,6 +42,9 @@ def resolve_precision(wanted: str, has_gpu: bool) -> str:
         raise UserError("runtime.precision=fp16 needs a GPU, and none is visible: use bf16, or auto")
     if wanted == "fp64" and has_gpu:
         raise UserError("runtime.precision=fp64 compares runs on CPUs: use bf16, fp16 or auto on a GPU")
+    if wanted == "bf16" and not has_gpu and not has_bf16_lstms():
+        cause = f"DNNL_MAX_CPU_ISA={isa_limit()} switches it off" if isa_limit() else "this CPU has none"
+        raise UserError(f"runtime.precision=bf16 needs AVX-512 on a CPU, and {cause}: use no, or auto")
     return auto_precision(has_gpu)[0] if wanted == "auto" else wanted
 
 
@@ -48,8 +52,18 @@ def auto_precision(has_gpu: bool) -> tuple[str, str]:
     """Return the precision that `auto` selects on this machine, and the reason as a phrase."""
     if has_gpu:
         return gpu_precision(torch.cuda.get_device_capability(), torch.backends.cudnn.version() or 0)
-    limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or ""
-    return cpu_precision(read_cpuinfo(), torch.cpu._init_amx(), torch.backends.cpu.get_cpu_capability(), limit)
+    return cpu_precision(read_cpuinfo(), torch.cpu._init_amx(), torch.backends.cpu.get_cpu_capability(), isa_limit())
+
+
+def has_bf16_lstms() -> bool:
+    """Return whether this CPU computes LSTMs in bf16; those of an x86 CPU are oneDNN's, which has them with AVX-512 only."""
+    is_x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return not is_x86 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def isa_limit() -> str:
+    """Return the value of DNNL_MAX_CPU_ISA, or of its newer name, which oneDNN prefers; empty if neither is set."""
+    return os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or ""
 
 
 def gpu_precision(capability: tuple[int, int], cudnn: int) -> tuple[str, str]:

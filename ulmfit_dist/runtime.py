@@ -174,12 +174,13 @@ class Runtime(Collectives):
 
     def _agreed(self, precision: str, run_dir: Path | None, has_gpu: bool) -> str:
         """The precision that all ranks compute in: that of the run's checkpoints, else what every rank can do."""
-        from ulmfit_dist.precision import common_precision, precision_of_run
+        from ulmfit_dist.precision import common_precision, has_bf16_lstms, precision_of_run
 
         found = common_precision(self.gather(precision))
         earlier = self.from_main(precision_of_run(run_dir) if run_dir is not None and self.is_main else None)
-        possible = ("no", "bf16", "fp16") if has_gpu else ("no", "bf16")
-        return earlier if earlier is not None and earlier in possible else found
+        have_bf16 = all(self.gather(has_gpu or has_bf16_lstms()))
+        possible = {"no": True, "bf16": have_bf16, "fp16": has_gpu}
+        return earlier if earlier is not None and possible.get(earlier) else found
 
     def _start_watch(self) -> Watch | None:
         """Watch each other; where the network does not allow it, say so and do without."""

@@ -23,6 +23,7 @@ from ulmfit_dist.doctor.probe import DTYPES, LocalStep, flat_weights, probe_lear
 from ulmfit_dist.model.dropout import Position, WeightDropout
 from ulmfit_dist.model.loss import DecoderLoss
 from ulmfit_dist.model.masks import Mask, compute_masks
+from ulmfit_dist.precision import has_bf16_lstms
 from ulmfit_dist.randomness import derive_key
 from ulmfit_dist.terminal import PRECISION_NAMES
 
@@ -77,7 +78,7 @@ def _philox_on_cpu(key: philox.Key, first: int, count: int) -> Tensor:
 def precisions(context: Context) -> list[str]:
     """Mixed precisions that this device can compute."""
     if context.device.type == "cpu":
-        return ["bf16"]
+        return ["bf16"] if has_bf16_lstms() else []
     return ["bf16", "fp16"] if torch.cuda.get_device_capability(context.device)[0] >= 8 else ["fp16"]
 
 
@@ -87,6 +88,8 @@ def check_lstm(context: Context) -> Finding:
     errors: dict[str, float] = {}
     if model.arch is not None:
         return skipped(f"model.arch={model.arch} is the encoder")
+    if context.device.type == "cpu" and not precisions(context):
+        return skipped("this CPU computes LSTMs in fp32 alone")
     widths = [model.emb_sz, *[model.n_hid] * (model.n_layers - 1), model.emb_sz]
     with warnings.catch_warnings(record=True) as caught, exact_fp32():
         warnings.simplefilter("always")
