@@ -24,8 +24,8 @@ from benchmarks.harness import Benchmark, Measured
 from ulmfit_dist.config import DataConfig, TokenizerConfig
 from ulmfit_dist.data.builder import StoreBuilder
 from ulmfit_dist.data.sources import open_source
+from ulmfit_dist.data.sources.base import Source
 from ulmfit_dist.data.store import FORMAT, TokenStore
-from ulmfit_dist.data.texts.documents import Source
 
 BBC_NEWS = "BBC News"
 SHARD_DOCUMENTS = 2000

@@ -117,7 +117,7 @@ def test_what_a_function_does_wrong_is_one_line_with_its_document(place: Path):
         (["data.get_label=mine.fails"], "data.get_label=mine.fails fails on texts/ham/0.txt: AttributeError"),
         (["data.get_label=mine.nonsense"], "data.get_label=mine.nonsense gives a dict for texts/ham/0.txt"),
         (["data.splitter=mine.fails"], "data.splitter=mine.fails fails on texts/ham/0.txt: AttributeError"),
-        (["data.splitter=mine.label_of"], "gives 'h' for texts/ham/0.txt: give train, valid, unlabelled, True"),
+        (["data.splitter=mine.label_of"], "gives 'h' for texts/ham/0.txt: give train, valid, unlabelled, test, True"),
         (["data.splitter=mine.none"], "data.splitter: 'mine.none' cannot be imported"),
         (["data.get_label=nowhere.f"], "data.get_label: 'nowhere.f' cannot be imported"),
         (["data.splitter=mine.ASKED"], "data.splitter: 'mine.ASKED' cannot be called"),

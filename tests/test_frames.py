@@ -13,7 +13,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from ulmfit_dist.compose import load_config
 from ulmfit_dist.data.sources import open_source
-from ulmfit_dist.data.texts.frames import Frame, kept_as
+from ulmfit_dist.data.sources.in_memory import Frame, kept_as
 from ulmfit_dist.errors import UserError
 
 TEXTS, LABELS = ["one, two", 'says "three"', "vier ü", None], ["b", "a", None, "b"]
@@ -69,8 +69,8 @@ def test_the_splits_of_a_data_set_are_found_by_name_or_by_data_splits(tmp_path: 
     source = opened(DatasetDict(parts), tmp_path)
     assert contents(source) == {
         "train": (["train"], ["x"]),
-        "valid": (["test"], ["x"]),
         "unlabelled": (["unsupervised"], [None]),
+        "test": (["test"], ["x"]),
     }
     source = opened(DatasetDict(parts), tmp_path, "data.splits={train: unsupervised, valid: train}")
     assert contents(source) == {"train": (["unsupervised"], ["x"]), "valid": (["train"], ["x"])}
@@ -113,12 +113,12 @@ def test_what_is_wrong_is_one_line(tmp_path: Path):
         (FRAME, ["data.text=[body]"], "no column 'body' in the train split; its columns are: text, label, other"),
         (FRAME, ["data.label=class"], "no column 'class'"),
         (FRAME, ["data.valid_col=is_valid"], "no column 'is_valid'"),
-        (flagged, ["data.valid_col=is_valid"], "row 1: 'yes' in data.valid_col=is_valid is no true or false"),
+        (flagged, ["data.valid_col=is_valid"], "row 1: 'yes' in data.valid_col=is_valid is neither true nor false"),
         (FRAME.iloc[:0], [], "the train split has no documents"),
         (
             FRAME.assign(text=pandas.Series(["half \ud83d"] * 4, dtype=object)),
             [],
-            "column 'text', rows 0 to 3: 'utf-8' codec can't encode",
+            "texts: row 0: column 'text' has half of a surrogate pair",
         ),
         (several, [], "which split is train? It has dev: set data.splits"),
     ]:

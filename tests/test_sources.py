@@ -45,12 +45,13 @@ def test_tables_of_all_kinds_give_the_same_documents(kind: str, tmp_path: Path):
     writers = {
         "csv": lambda: write_csv(tmp_path, ",", ".csv"),
         "semicolons": lambda: write_csv(tmp_path, ";", ".csv"),
-        "tsv": lambda: write_csv(tmp_path, "\t", ".tsv"),
+        "tsv": lambda: write_csv(tmp_path, "\t", ".tsv"),  # written with quotes, which a TSV has where data.quoting says so
         "json": lambda: write_json(tmp_path),
         "parquet": lambda: write_parquet(tmp_path),
     }
     writers[kind]()
-    source = opened(f"data.source={'csv' if kind in ('semicolons', 'tsv') else kind}", f"data.path={tmp_path}")
+    quoting = ["data.quoting=true"] if kind == "tsv" else []
+    source = opened(f"data.source={'csv' if kind in ('semicolons', 'tsv') else kind}", f"data.path={tmp_path}", *quoting)
     assert contents(source) == {split: (TEXTS[split], LABELS[split]) for split in TEXTS}
 
 
@@ -60,8 +61,8 @@ def test_a_folder_by_class_reads_in_natural_order(tmp_path: Path):
         (tmp_path / name).write_text(name)
     assert contents(opened(f"data.path={tmp_path}")) == {
         "train": (["train/neg/1.txt", "train/pos/2.txt", "train/pos/10.txt"], ["neg", "pos", "pos"]),
-        "valid": (["test/neg/7.txt"], ["neg"]),
         "unlabelled": (["unsup/3.txt"], [None]),
+        "test": (["test/neg/7.txt"], ["neg"]),
     }
 
 
@@ -151,7 +152,7 @@ GOOD = {
         ("json", b'{"text": "half', "line 2 is not JSON", None),
         ("json", b'{"body": "x"}', "line 2 has no 'text'", None),
         ("json", b'["x"]', "line 2 is not a JSON object", None),
-        ("json", b'{"text": "\\ud83d"}', "line 2 has half of a surrogate pair", None),
+        ("json", b'{"text": "\\ud83d"}', "line 2: column 'text' has half of a surrogate pair", "\ufffd"),
     ],
 )
 def test_a_bad_line_is_refused_with_file_and_number_or_replaced_or_skipped(
@@ -210,7 +211,7 @@ def test_what_is_missing_is_named(tmp_path: Path):
         (["data.path=/nowhere/at/all"], "no such file or folder"),
         ([f"data.path={tmp_path / 'empty'}"], "no .txt files"),
         ([f"data.path={tmp_path}", "data.splits={train: tr}"], "named by data.splits.train"),
-        (["data.source=csv", f"data.path={tmp_path / 'empty'}"], "no .csv or .tsv file"),
+        (["data.source=csv", f"data.path={tmp_path / 'empty'}"], "no .csv or .tsv or .tab file"),
         (["data.source=csv", f"data.path={tmp_path / 'nothing.csv'}"], "no documents"),
         (["data.source=csv", f"data.path={tmp_path / 'broken.csv'}"], "line 2: a quote that opens here is never closed"),
         (["data.source=csv", f"data.path={tmp_path}", "data.text=[body]"], "its columns are: text, label"),

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from ulmfit_dist.config import Config, RuntimeConfig
+from ulmfit_dist.data.sources.in_memory import Frame, kept_as
 from ulmfit_dist.data.store import TokenStore
-from ulmfit_dist.data.texts.frames import Frame, kept_as
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.model.pretrained import fetch
 from ulmfit_dist.runtime import Runtime

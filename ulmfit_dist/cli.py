@@ -94,7 +94,7 @@ def _prepare(args: argparse.Namespace) -> None:
     from ulmfit_dist.stages.prepare import prepare, summarize
 
     with runtime:
-        store = prepare(config, runtime)
+        store = prepare(config, runtime, args.verify)
         if not args.verbose:
             runtime.print(summarize(store))
         if args.show:

@@ -15,7 +15,7 @@ PRECISIONS = ("auto", "no", "bf16", "fp16", "fp64")
 HIGHEST_DROPOUT = {"lm": 0.25, "classifier": 0.5}
 """The largest dropout in fastai's configurations of the two stages, which drop_mult scales."""
 TARGETS = ("category", "multicategory", "regression")
-SPLITS = ("train", "valid", "unlabelled")
+SPLITS = ("train", "valid", "unlabelled", "test")
 
 
 @dataclass
@@ -27,7 +27,7 @@ class DataConfig:
     path: str | None = None
     """Folder or file of the source; for hub, the data set's name. bbc_news needs none, nor does frame."""
     splits: dict[str, str] = field(default_factory=dict)
-    """Which part of the source is train, valid and unlabelled: sub-folders, files (globs too) or hub splits."""
+    """Which part of the source is train, valid, test and unlabelled: sub-folders, files (globs too) or hub splits."""
     text: list[str] = field(default_factory=lambda: ["text"])
     """Columns that hold the text; several are joined as fastai does, each marked with xxfld."""
     text_file: str | None = None
@@ -54,6 +54,10 @@ class DataConfig:
     """Use this many documents of each split at most, drawn by seed: for a first try."""
     on_error: str = "strict"
     """Bytes that are no UTF-8, lines that are no row: strict stops and says where, replace reads U+FFFD, skip leaves out."""
+    encoding: str | None = None
+    """Encoding of files without a byte-order mark, such as cp1252 or utf-16-le. null: UTF-8. Not for Parquet and the hub."""
+    quoting: bool | None = None
+    """Whether fields of a CSV or TSV file may stand in quotes, within which delimiters count for nothing. null: CSV only."""
     subset: str | None = None
     """Name of the hub data set's configuration, where it has several."""
     shard_documents: int = 2000

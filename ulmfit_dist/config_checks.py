@@ -52,6 +52,8 @@ def check_config(config: Config) -> None:
 def _check_data(data: DataConfig) -> None:
     _one_of("data.source", data.source, SOURCES)
     _one_of("data.on_error", data.on_error, ("strict", "replace", "skip"))
+    if data.encoding is not None:
+        _check_encoding(data.encoding)
     for split in data.splits:
         _one_of("a key of data.splits", split, SPLITS)
     if data.path is None and data.store is None and data.source not in ("bbc_news", "frame"):
@@ -74,6 +76,13 @@ def _check_data(data: DataConfig) -> None:
         raise UserError(
             "data.label_delim is empty: name what separates a document's labels, as ';' (YAML wants quotes round some: '|')"
         )
+
+
+def _check_encoding(encoding: str) -> None:
+    try:
+        "a".encode(encoding).decode(encoding)
+    except (LookupError, UnicodeError):
+        raise UserError(f"data.encoding={encoding!r} is not known: give one such as utf-8, cp1252 or utf-16-le") from None
 
 
 def _check_runtime(runtime: RuntimeConfig) -> None:

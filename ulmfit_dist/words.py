@@ -83,6 +83,7 @@ def _parser() -> _Parser:
     report.set_defaults(command="report", goes_on=False)
     prepare = _with_config(commands, "prepare", "texts to token store, shared out over the ranks")
     prepare.add_argument("--show", type=int, default=0, metavar="N", help="print N documents as the model will read them")
+    prepare.add_argument("--verify", action="store_true", help="read all files again, also those that seem unchanged")
     _add_fresh(_with_config(commands, "lm", "train the language model"))
     classifier = _with_config(commands, "classifier", "train the classifier on the run's language model")
     _add_fresh(classifier)

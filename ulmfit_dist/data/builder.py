@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from ulmfit_dist.config import TokenizerConfig
+from ulmfit_dist.data.sources.base import Source
 from ulmfit_dist.data.store import (
     MODEL_FILE,
     NO_LABEL,
@@ -32,7 +33,6 @@ from ulmfit_dist.data.store import (
     write_shard,
     write_table,
 )
-from ulmfit_dist.data.texts.documents import Source
 from ulmfit_dist.data.vocab import UNK_ID, build_vocab, frequent_tokens, id_map, known_tokens, load_vocab, localize
 from ulmfit_dist.data.workers import run_in_workers
 from ulmfit_dist.errors import UserError

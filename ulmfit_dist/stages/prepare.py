@@ -23,9 +23,10 @@ from ulmfit_dist.config import Config, TokenizerConfig
 from ulmfit_dist.data.builder import StoreBuilder
 from ulmfit_dist.data.local_copy import copy_store
 from ulmfit_dist.data.sources import open_source
+from ulmfit_dist.data.sources.base import Documents, Source, Subset
 from ulmfit_dist.data.store import FORMAT, NO_LABEL, TokenStore, damaged_shards, make_folder, read_meta
-from ulmfit_dist.data.texts.documents import Documents, Source, Subset
 from ulmfit_dist.errors import UserError
+from ulmfit_dist.process import report
 from ulmfit_dist.randomness import permutation
 from ulmfit_dist.runtime import Runtime
 
@@ -34,13 +35,16 @@ CLASSES_NAMED = 10
 SENTENCEPIECE_KEYS = ("model", "model_type", "pieces", "sample_documents")
 
 
-def prepare(config: Config, runtime: Runtime) -> TokenStore:
+def prepare(config: Config, runtime: Runtime, verify: bool = False) -> TokenStore:
     """The token store of the config's texts: found, or made by all ranks together.
+
+    Args:
+        verify: hash all files of the source again, whatever the cache holds of them.
 
     Raises:
         UserError: on every rank, for whatever is wrong with the source, a file in it, or the cache folder.
     """
-    folder = Path(config.data.store) if config.data.store is not None else _find_or_make(config, runtime)
+    folder = Path(config.data.store) if config.data.store is not None else _find_or_make(config, runtime, verify)
     if config.data.local_cache is not None:
         folder = _copy_to_node(folder, Path(config.data.local_cache), runtime)
     with runtime.together():
@@ -50,8 +54,8 @@ def prepare(config: Config, runtime: Runtime) -> TokenStore:
     return store
 
 
-def _find_or_make(config: Config, runtime: Runtime) -> Path:
-    source = _open_in_turn(config, runtime)
+def _find_or_make(config: Config, runtime: Runtime, verify: bool) -> Path:
+    source = _open_in_turn(config, runtime, verify)
     identity = _identity(config, source)
     folder = Path(config.data.cache) / _fingerprint(identity)
     if _is_finished(folder, runtime) and not _damaged(folder, runtime):
@@ -117,14 +121,17 @@ def _acquire(lock: BaseFileLock, folder: Path) -> None:
         ) from None
 
 
-def _open_in_turn(config: Config, runtime: Runtime) -> Source:
-    """Rank 0 first: `datasets` converts a table once, and the other ranks find it."""
+def _open_in_turn(config: Config, runtime: Runtime, verify: bool) -> Source:
+    """Open the source on rank 0 first: it hashes the content, and the other ranks find the hashes in the cache."""
     source: Source | None = None
     for turn in (True, False):
         with runtime.together():
             if runtime.is_main is turn:
-                source = _limited(open_source(config.data), config)
+                source = _limited(open_source(config.data, verify and turn), config)
     assert source is not None
+    if runtime.is_main:
+        for notice in source.notices:
+            report(notice)
     return source
 
 
@@ -137,7 +144,7 @@ def _limited(source: Source, config: Config) -> Source:
     for split, documents in source.splits.items():
         drawn = permutation(len(documents), config.seed, "limit", split)[:limit]
         splits[split] = Subset(documents, np.sort(drawn))
-    return Source(splits, {**source.identity, "limit": limit, "seed": config.seed})
+    return Source(splits, {**source.identity, "limit": limit, "seed": config.seed}, source.notices)
 
 
 def _identity(config: Config, source: Source) -> dict[str, Any]:

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from ulmfit_dist.config import SPLITS, DataConfig
+from ulmfit_dist.data.sources.base import Documents, Items, Source, digest
+from ulmfit_dist.data.sources.cells import BadCell, label_name
 from ulmfit_dist.data.store import make_folder, write_bytes
-from ulmfit_dist.data.texts.documents import Documents, Items, Source, digest, label_name
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.functions import Function, call, identity_of, import_path
 
@@ -56,7 +57,10 @@ class Labelled:
         if not isinstance(label, (str, int, float, list, tuple, np.generic, type(None))):
             raise UserError(f"data.get_label={self.path} gives a {type(label).__name__} for {name}: give a string, or None")
         label = label.item() if isinstance(label, np.generic) else label
-        return label_name(label, self.label_delim, self.no_label)
+        try:
+            return label_name(label, self.label_delim, self.no_label)
+        except BadCell as error:
+            raise UserError(f"data.get_label={self.path} for {name}{error}") from None
 
 
 def by_functions(source: Source, config: DataConfig) -> Source:
@@ -75,7 +79,7 @@ def by_functions(source: Source, config: DataConfig) -> Source:
         split: documents if split == "unlabelled" else Labelled(documents, *how)  # type: ignore[arg-type]
         for split, documents in source.splits.items()
     }
-    return Source(splits, {**source.identity, "get_label": identity_of(function, config.get_label)})
+    return Source(splits, {**source.identity, "get_label": identity_of(function, config.get_label)}, source.notices)
 
 
 def _split(source: Source, config: DataConfig, path: str) -> Source:
@@ -96,9 +100,9 @@ def _split(source: Source, config: DataConfig, path: str) -> Source:
         raise UserError(f"{kept}: is not of these texts: delete it")
     splits: dict[str, Documents] = {}
     for number, split in enumerate(SPLITS):
-        if split != "unlabelled" or (answers == number).any():
+        if split in ("train", "valid") or (answers == number).any():
             splits[split] = documents.pick(np.flatnonzero(answers == number), labelled=split != "unlabelled")
-    return Source(splits, identity)
+    return Source(splits, identity, source.notices)
 
 
 def _answers(documents: Items, function: Function, path: str) -> Iterator[int]:

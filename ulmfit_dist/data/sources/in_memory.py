@@ -19,14 +19,13 @@ import pyarrow as pa
 import pyarrow.parquet
 import xxhash
 
-from ulmfit_dist.config import Config, DataConfig
+from ulmfit_dist.config import SPLITS, Config, DataConfig
+from ulmfit_dist.data.sources.cells import BadCell, label_name, text_of_cell
+from ulmfit_dist.data.sources.split_names import find_splits, listed
 from ulmfit_dist.data.store import make_folder
-from ulmfit_dist.data.texts.documents import label_name
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.functions import on_one_line
 
-SPLIT_NAMES = {"train": ("train",), "valid": ("valid", "validation", "test"), "unlabelled": ("unlabelled", "unsupervised")}
-"""What the splits of a `DatasetDict` may be called, where data.splits does not say; the first that is there counts."""
 ROWS_AT_ONCE = 10_000
 
 
@@ -39,7 +38,7 @@ class Frame:
 
     def __init__(self, texts: Any, config: DataConfig):
         self.config = config
-        self.splits = _splits(texts, config)
+        self.splits, self.notices = _splits(texts, config)
         for split, table in self.splits.items():
             self._check_columns(split, table)
 
@@ -100,14 +99,26 @@ class Frame:
             yield pa.table({column: self._array(column, values, names, start) for column, values in rows.items()})
 
     def _array(self, column: str, values: list[Any], names: list[str] | None, start: int) -> pa.Array:
-        present = [None if _is_missing(value) else value for value in values]
-        if column == self.config.label:
-            present = [label_name(value, self.config.label_delim, self.config.no_label, names) for value in present]
+        cells = [self._cell(column, value, names, number) for number, value in enumerate(values, start)]
         try:
-            return pa.array([None if value is None else str(value) for value in present], pa.large_string())
+            return pa.array(cells, pa.large_string())
         except (pa.ArrowException, ValueError) as error:
             where = f"column {column!r}, rows {start} to {start + len(values) - 1}"
             raise UserError(f"texts: {where}: {on_one_line(error)}") from None
+
+    def _cell(self, column: str, value: Any, names: list[str] | None, number: int) -> str | None:
+        if _is_missing(value):
+            return None
+        try:
+            if column == self.config.label:
+                return label_name(value, self.config.label_delim, self.config.no_label, names, column)
+            return text_of_cell(value, column, self.config.on_error) if column in self.config.text else str(value)
+        except BadCell as error:
+            if self.config.on_error == "skip":
+                return None
+            raise UserError(
+                f"texts: row {number}{error}: fix it, or set data.on_error=skip to leave such rows out"
+            ) from None
 
 
 def kept_as(config: Config, name: str) -> Config:
@@ -116,19 +127,22 @@ def kept_as(config: Config, name: str) -> Config:
     return replace(config, data=replace(config.data, source="frame", path=str(path), splits={}, subset=None))
 
 
-def _splits(texts: Any, config: DataConfig) -> dict[str, Any]:
-    """A table for each split."""
+def _splits(texts: Any, config: DataConfig) -> tuple[dict[str, Any], list[str]]:
+    """A table for each split, and a line about those that are not used."""
     if not isinstance(texts, dict):
         if not _is_data_set(texts) and not (hasattr(texts, "iloc") and hasattr(texts, "columns")):
             raise UserError(
                 f"texts: a {type(texts).__name__} is neither a pandas DataFrame nor a Dataset or DatasetDict of Hugging Face"
             )
-        return {"train": texts}
-    wanted = {split: (name,) for split, name in config.splits.items()} or SPLIT_NAMES
-    found = {split: next((name for name in names if name in texts), None) for split, names in wanted.items()}
+        return {"train": texts}, []
+    if missing := [name for name in config.splits.values() if name not in texts]:
+        raise UserError(f"texts: no split {missing[0]!r}, named by data.splits; it has {listed(map(str, texts))}")
+    found = dict(config.splits) or {split: names[0] for split, names in find_splits(map(str, texts))[0].items()}
     if found.get("train") is None:
         raise UserError(f"texts: which split is train? It has {', '.join(map(str, texts))}: set data.splits")
-    return {split: texts[found[split]] for split in SPLIT_NAMES if found.get(split) is not None}
+    unused = [f"{name} ({len(texts[name]):,} rows)" for name in texts if name not in found.values()]
+    notices = [f"texts: not used: {', '.join(unused)}"] if unused else []
+    return {split: texts[found[split]] for split in SPLITS if split in found}, notices
 
 
 def _is_data_set(table: Any) -> bool:

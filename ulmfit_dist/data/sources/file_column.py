@@ -10,13 +10,14 @@ import os
 from dataclasses import replace
 
 from ulmfit_dist.config import DataConfig
-from ulmfit_dist.data.texts.documents import Documents, Source, digest, existing_path, stamp
-from ulmfit_dist.data.texts.tables import open_table
-from ulmfit_dist.data.texts.text_files import TextFiles
+from ulmfit_dist.data.sources.base import Documents, Source, digest, existing_path
+from ulmfit_dist.data.sources.content_cache import ContentCache
+from ulmfit_dist.data.sources.folder import FolderSource
+from ulmfit_dist.data.sources.table_source import open_table
 from ulmfit_dist.errors import UserError
 
 
-def open_named_files(config: DataConfig) -> Source:
+def open_named_files(config: DataConfig, cache: ContentCache) -> Source:
     """The files that the column `data.text_file` names, by paths from the table's folder, in the order of its rows.
 
     Raises:
@@ -25,9 +26,9 @@ def open_named_files(config: DataConfig) -> Source:
     assert config.text_file is not None
     place = existing_path(config)
     folder = place.parent if place.is_file() else place
-    table = open_table(replace(config, text=[config.text_file]))
+    table = open_table(replace(config, text=[config.text_file]), cache)
     splits: dict[str, Documents] = {}
-    listing = []
+    contents = []
     for split, rows in table.splits.items():
         names, labels = rows.read(0, len(rows))
         missing = {row for row, name in enumerate(names) if name is not None and not os.path.isfile(folder / name)}
@@ -38,6 +39,6 @@ def open_named_files(config: DataConfig) -> Source:
                 f"in {folder}; {len(missing):,} of {len(names):,} are missing: data.on_error=skip leaves such rows out"
             )
         files = [None if name is None or row in missing else folder / name for row, name in enumerate(names)]
-        listing += [[split, name, *stamp(file)] for name, file in zip(names, files, strict=True) if file is not None]
-        splits[split] = TextFiles(files, labels, config.on_error)
-    return Source(splits, {**table.identity, "named": digest(listing)})
+        contents.append([split, labels, cache.hash_files([file for file in files if file is not None])])
+        splits[split] = FolderSource(files, labels, config.on_error, config.encoding)
+    return Source(splits, {**table.identity, "named": digest(contents)}, table.notices)

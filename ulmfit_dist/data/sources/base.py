@@ -1,10 +1,10 @@
-"""What every source of texts is made of."""
+"""Types that all sources of texts share: a split's documents, a row of a file, a label."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +13,65 @@ import xxhash
 
 from ulmfit_dist.config import DataConfig
 from ulmfit_dist.errors import UserError
+
+Row = dict[str, Any]
+"""Values by column."""
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that cannot be read.
+
+    Attributes:
+        reason: place in its file and cause, as a phrase.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How a file of rows is read.
+
+    Attributes:
+        kind: csv or json.
+        on_error: `data.on_error`.
+        encoding: `data.encoding`.
+        quoting: `data.quoting`.
+        text: columns of text.
+        label: column of labels, which a JSON row may lack; None for no labels.
+        others: columns that a CSV file must have, too.
+    """
+
+    kind: str
+    on_error: str = "strict"
+    encoding: str | None = None
+    quoting: bool | None = None
+    text: tuple[str, ...] = ()
+    label: str | None = None
+    others: tuple[str, ...] = ()
+
+    @property
+    def wanted(self) -> list[str]:
+        """Columns that a CSV file must have."""
+        return list(dict.fromkeys([*self.text, *([self.label] if self.label is not None else []), *self.others]))
+
+
+@dataclass
+class ParsedRow:
+    """A row with its place.
+
+    Attributes:
+        row: values by column, or why there are none.
+        line: number of its first line, or of its item.
+        offset: offset of its first byte in the stream.
+        cell_lines: lines of a CSV row that has several; else empty.
+    """
+
+    row: Row | BadRow
+    line: int
+    offset: int
+    cell_lines: Sequence[str] = ()
 
 
 class Documents(Protocol):
@@ -58,32 +117,14 @@ class Source:
     """All splits of a source, and what tells this content from any other.
 
     Attributes:
-        splits: documents by split, in the order train, valid, unlabelled; those that are there.
-        identity: JSON-able facts that change when the content does: names, sizes, times, columns.
+        splits: documents by split, in the order of `SPLITS`; those that are there.
+        identity: JSON-able facts that change when the content, or how it is read, does; names and times of files are none.
+        notices: lines about what is not used, and what is odd.
     """
 
     splits: dict[str, Documents]
     identity: dict[str, Any]
-
-
-def label_name(value: Any, delimiter: str, no_label: str | None, names: Sequence[str] | None = None) -> str | None:
-    """A label as it is stored, without spaces around it; None for no label: empty, NaN or what means none.
-
-    An empty list is a label: of no class.
-
-    Args:
-        delimiter: what joins a list of labels (`data.label_delim`).
-        no_label: the label that means none (`data.no_label`).
-        names: of the classes, where values are their numbers; then -1 means none.
-    """
-    if isinstance(value, (list, tuple)):
-        return delimiter.join(str(part if names is None else names[part]) for part in value) or delimiter
-    if value is None or value != value:  # NaN
-        return None
-    if names is not None:
-        return None if value == -1 else str(names[value])
-    name = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
-    return None if name in ("", no_label) else name
+    notices: list[str] = field(default_factory=list)
 
 
 def as_flag(value: Any) -> bool | None:
@@ -106,11 +147,5 @@ def existing_path(config: DataConfig) -> Path:
 
 
 def digest(listing: Any) -> str:
-    """A listing of files as one short string: it may have millions of lines."""
+    """Return a short string that changes when a listing of any length does."""
     return xxhash.xxh3_128_hexdigest(json.dumps(listing).encode())
-
-
-def stamp(file: Path) -> tuple[int, int]:
-    """Size and time of a file: they change when its content does."""
-    status = file.stat()
-    return status.st_size, status.st_mtime_ns

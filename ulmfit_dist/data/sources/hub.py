@@ -1,0 +1,90 @@
+"""Data sets of the Hugging Face hub, or a local folder of one, by the library `datasets`, which keeps its own copy."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from ulmfit_dist.config import SPLITS, DataConfig
+from ulmfit_dist.data.sources.base import Source
+from ulmfit_dist.data.sources.content_cache import ContentCache
+from ulmfit_dist.data.sources.parquet import BATCH, DatasetRows
+from ulmfit_dist.data.sources.split_names import find_splits, listed
+from ulmfit_dist.data.sources.table_source import cut_splits, make_split
+from ulmfit_dist.data.sources.tables import TableSource, columns_identity
+from ulmfit_dist.errors import UserError
+
+
+def open_hub(config: DataConfig, cache: ContentCache) -> Source:
+    """Open the splits of a data set. Raises UserError."""
+    datasets, notices = _splits(config)
+    splits: dict[str, TableSource] = {}
+    contents = []
+    for split in SPLITS:
+        if split in datasets:
+            files = [
+                (f"{config.path}, {name}", DatasetRows(dataset, f"{config.path}, {name}", config.on_error))
+                for name, dataset in datasets[split].items()
+            ]
+            splits[split] = make_split(files, config, split, notices)
+            contents.append([split, [_content(dataset, cache) for dataset in datasets[split].values()]])
+    identity = {"contents": contents, **columns_identity(config)}
+    return Source(cut_splits(splits, config), identity, notices)
+
+
+def _splits(config: DataConfig) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Data sets by split and name, and a line about those that are not used."""
+    if config.splits:
+        if "train" not in config.splits:
+            raise UserError(f"data.splits={dict(config.splits)} names no train split: add one, such as train: train")
+        return {split: {name: _load(config, split=name)} for split, name in config.splits.items()}, []
+    present = _load(config)
+    found, unused = find_splits(present)
+    if "train" not in found:
+        raise UserError(f"data.path={config.path}: no split is named train, there is {listed(present)}: set data.splits")
+    parts = [f"{name} ({len(present[name]):,} rows)" for name in unused]
+    notices = [f"data.path={config.path}: not used: {', '.join(parts)}"] if parts else []
+    return {split: {name: present[name] for name in names} for split, names in found.items()}, notices
+
+
+def _content(dataset: Any, cache: ContentCache) -> list[Any]:
+    """What identifies the rows of a data set: its files, or its rows where they are in memory alone."""
+    files = [Path(file["filename"]) for file in dataset.cache_files]
+    if files:
+        part = [str(dataset.split)] if set(str(dataset.split)) & set("[+") else []
+        return [len(dataset), cache.hash_files(files), *part]
+    state = xxhash.xxh3_128()
+    for batch in dataset.with_format("arrow").iter(BATCH):
+        state.update(json.dumps(batch.to_pydict(), default=str).encode())
+    return [len(dataset), [state.hexdigest()]]
+
+
+def _load(config: DataConfig, **arguments: Any) -> Any:
+    """`datasets.load_dataset`; its failures in one line."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    datasets.utils.logging.set_verbosity(logging.CRITICAL)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    try:
+        return datasets.load_dataset(config.path or "", name=config.subset, **arguments)
+    except (datasets.exceptions.DatasetNotFoundError, ConnectionError) as error:
+        raise UserError(
+            f"data.path={config.path}: no such data set on the hub, or no network to reach it ({_short(error)}); "
+            f"on a machine without a network set data.source to csv, json or parquet and data.path to a local copy"
+        ) from None
+    except Exception as error:
+        if "corresponds to no data" in str(error):
+            raise UserError(f"data.path={config.path}: a split has no documents ({_short(error)})") from None
+        raise UserError(f"data.path={config.path}: cannot be read as a hub data set: {_short(error)}") from None
+
+
+def _short(error: BaseException) -> str:
+    """The innermost cause of an error on one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]

@@ -1,0 +1,63 @@
+"""Names by which the splits of a source are known, the same for folders, files, hub data sets and texts from Python."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "valid": ("valid", "validation", "val", "dev", "eval"),
+    "unlabelled": ("unlabelled", "unlabeled", "unsup", "unsupervised"),
+    "test": ("test", "testing"),
+}
+"""Names of each split, in lower case; where several are there, the first counts."""
+PART = re.compile(r"(?P<name>[a-z]+)(?P<part>[-_. ]?\d+([-_. ]of[-_. ]\d+)?)?")
+NAMED = 5
+"""Files or splits that a message names before it counts."""
+
+
+def split_of_name(name: str) -> tuple[str, str, bool] | None:
+    """Return split, its known name, and whether the name is that of a numbered part, as in `train-00000-of-00003`."""
+    match = PART.fullmatch(name.lower())
+    for split, names in SPLIT_NAMES.items():
+        if match is not None and match["name"] in names:
+            return split, match["name"], match["part"] is not None
+    return None
+
+
+def find_splits(names: Iterable[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """Return the names that make up each split, in natural order, and those that are in none.
+
+    Of several names of one split the first one known counts; a whole counts before numbered parts.
+    """
+    candidates: dict[str, dict[tuple[int, bool], list[str]]] = {}
+    unused = []
+    for name in sorted(names, key=natural_order):
+        known = split_of_name(name)
+        if known is None:
+            unused.append(name)
+        else:
+            split, alias, is_part = known
+            candidates.setdefault(split, {}).setdefault((SPLIT_NAMES[split].index(alias), is_part), []).append(name)
+    splits = {}
+    for split in SPLIT_NAMES:
+        first, *others = [candidates[split][rank] for rank in sorted(candidates.get(split, {}))] or [[]]
+        if first:
+            splits[split] = first
+        unused += [name for names in others for name in names]
+    return splits, unused
+
+
+def natural_order(name: str) -> list[Any]:
+    """Return a sort key that puts `2` before `10`."""
+    parts = [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
+    return [parts, name]
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return the first names and the number of the others."""
+    names = list(names)
+    more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more

@@ -1,0 +1,121 @@
+"""Opening of tables: files by split, their columns, their rows, and what identifies their content."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from ulmfit_dist.config import SPLITS, DataConfig
+from ulmfit_dist.data.sources.base import Documents, ReadOptions, Source, existing_path
+from ulmfit_dist.data.sources.content_cache import ContentCache
+from ulmfit_dist.data.sources.csv_format import read_csv_format
+from ulmfit_dist.data.sources.line_stream import LineStream
+from ulmfit_dist.data.sources.parquet import ParquetRows
+from ulmfit_dist.data.sources.row_reader import FileRows
+from ulmfit_dist.data.sources.table_files import find_table_files
+from ulmfit_dist.data.sources.tables import (
+    RowFile,
+    Table,
+    TableSource,
+    check_columns,
+    column_key,
+    columns_identity,
+    cut_by_column,
+    label_column,
+)
+from ulmfit_dist.errors import UserError
+
+
+def open_table(config: DataConfig, cache: ContentCache) -> Source:
+    """Open the files of a table. Raises UserError."""
+    path = existing_path(config)
+    files, notices = find_table_files(path, config)
+    splits: dict[str, TableSource] = {}
+    contents: list[Any] = []
+    for split in SPLITS:
+        if split in files:
+            opened = [_open_file(file, config, split, cache, notices) for file in files[split]]
+            contents.append([split, [content for _, content in opened]])
+            pairs = [(str(file), rows) for file, (rows, _) in zip(files[split], opened, strict=True)]
+            splits[split] = make_split(pairs, config, split, notices)
+    identity = {"files": contents, "on_error": config.on_error, **columns_identity(config)}
+    return Source(cut_splits(splits, config), identity, notices)
+
+
+def make_split(files: Sequence[tuple[str, RowFile]], config: DataConfig, split: str, notices: list[str]) -> TableSource:
+    """Return a split of the rows of its files, whose columns are checked. Raises UserError."""
+    label = label_column(config, split)
+    for name, rows in files:
+        has_label = label is None or label in rows.columns
+        if split == "test" and not has_label:
+            label = None
+            notices.append(f"{name}: no column {config.label!r}: the test split has no labels, and gives no figures")
+        wanted = column_key(config, split)
+        check_columns(rows.columns, {c: key for c, key in wanted.items() if label is not None or key != "label"}, name)
+        _check_types(name, rows, config, label)
+    columns = list(dict.fromkeys(column for _, rows in files for column in rows.columns))
+    names = next((rows.label_names for _, rows in files if rows.label_names), {})
+    return TableSource(
+        Table(files, names),
+        config.text,
+        label,
+        config.on_error,
+        config.label_delim,
+        config.no_label,
+        columns,
+        config.source in ("csv", "json"),
+    )
+
+
+def cut_splits(splits: dict[str, TableSource], config: DataConfig) -> dict[str, Documents]:
+    """Return the splits in order, cut by `data.valid_col` if there is one. Raises UserError."""
+    if config.valid_col is not None:
+        splits = cut_by_column(splits, config.valid_col)
+    return {split: splits[split] for split in SPLITS if split in splits}
+
+
+def _open_file(
+    file: Path, config: DataConfig, split: str, cache: ContentCache, notices: list[str]
+) -> tuple[RowFile, list[Any]]:
+    """The rows of a file, and what identifies them."""
+    if config.source in ("parquet", "frame"):
+        return ParquetRows(file, config.on_error), [cache.hash_file(file)]
+    label = label_column(config, split)
+    others = (config.valid_col,) if config.valid_col is not None and split == "train" else ()
+    options = ReadOptions(config.source, config.on_error, config.encoding, config.quoting, tuple(config.text), label, others)
+    form: list[Any] = []
+    if config.source == "csv":
+        header = _csv_columns(file, config, options)
+        form = [header.delimiter, header.quoting]
+        if split == "test" and label is not None and label not in header.columns:
+            options = ReadOptions(config.source, config.on_error, config.encoding, config.quoting, tuple(config.text))
+        check_columns(header.columns, {c: k for c, k in column_key(config, split).items() if c in options.wanted}, str(file))
+    index = cache.index(file, options)
+    notices += index.notices
+    return FileRows(file, options, index), [index.digest, *form]
+
+
+def _csv_columns(file: Path, config: DataConfig, options: ReadOptions):  # type: ignore[no-untyped-def]
+    stream = LineStream(file, config.encoding, config.on_error)
+    try:
+        return read_csv_format(stream, options.quoting, options.wanted)[0]
+    finally:
+        stream.close()
+
+
+def _check_types(name: str, rows: RowFile, config: DataConfig, label: str | None) -> None:
+    """Raise UserError for columns of a type that holds no text, or no label."""
+    schema: pa.Schema | None = getattr(rows, "schema", None)
+    if schema is None:
+        return
+    for column in config.text:
+        kind = schema.field(column).type
+        if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+            raise UserError(f"{name}: column {column!r} of data.text is of type {kind}, which is no text")
+    if label is not None:
+        kind = schema.field(label).type
+        if pa.types.is_struct(kind) or pa.types.is_map(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+            raise UserError(f"{name}: column {label!r} of data.label is of type {kind}, which is no label")

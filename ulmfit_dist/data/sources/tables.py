@@ -1,0 +1,188 @@
+"""Texts in tables: CSV, JSON lines, Parquet, a data set of the hub, or texts given in Python (`in_memory.py`).
+
+Files are read where they lie (`row_reader.py`, `parquet.py`), the hub's by `datasets`. The order of documents is that of the
+rows, file by file in the natural order of their names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from ulmfit_dist.config import DataConfig
+from ulmfit_dist.data.sources.base import BadRow, Row, as_flag
+from ulmfit_dist.data.sources.cells import BadCell, join_fields, label_name, text_of_cell
+from ulmfit_dist.errors import UserError
+
+ROWS_AT_ONCE = 10_000
+
+
+class RowFile(Protocol):
+    """Rows of one file or data set."""
+
+    columns: list[str]
+    label_names: dict[str, list[str]]
+
+    def __len__(self) -> int: ...
+
+    def rows(self, start: int, stop: int, columns: Sequence[str]) -> Iterator[Row | BadRow]: ...
+
+
+@dataclass
+class Table:
+    """Rows of the files of one split, one after the other.
+
+    Attributes:
+        files: rows of each file, with what messages call it.
+        label_names: names of classes by column, where a column holds their numbers.
+    """
+
+    files: Sequence[tuple[str, RowFile]]
+    label_names: dict[str, list[str]]
+
+    def __post_init__(self) -> None:
+        self.starts = np.cumsum([0, *(len(rows) for _, rows in self.files)]).tolist()
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def rows(self, start: int, stop: int, columns: Sequence[str]) -> Iterator[tuple[str, int, Row | BadRow]]:
+        """Return rows `start` to `stop`, each with the name of its file and its number there, from 1."""
+        for (name, rows), first, end in zip(self.files, self.starts, self.starts[1:], strict=False):
+            begin, until = max(start, first) - first, min(stop, end) - first
+            if begin < until:
+                for number, row in enumerate(rows.rows(begin, until, columns), start=begin + 1):
+                    yield name, number, row
+
+
+@dataclass
+class TableSource:
+    """One split of a table.
+
+    Attributes:
+        table: the rows.
+        text: columns of text.
+        label: column of labels; None for no labels.
+        on_error: `data.on_error`.
+        label_delim: what joins the labels of a row that has a list of them.
+        no_label: label that means none.
+        columns: all columns that user-defined functions get, as strings where `as_strings`.
+        numbers: which rows, int64 [documents]; None for all of them.
+    """
+
+    table: Table
+    text: Sequence[str]
+    label: str | None
+    on_error: str
+    label_delim: str
+    no_label: str | None
+    columns: Sequence[str]
+    as_strings: bool = False
+    numbers: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.table) if self.numbers is None else len(self.numbers)
+
+    def read(self, start: int, stop: int) -> tuple[list[str | None], list[str | None]]:
+        wanted = list(dict.fromkeys([*self.text, *([self.label] if self.label is not None else [])]))
+        texts: list[str | None] = []
+        labels: list[str | None] = []
+        for name, number, row in self._rows(start, stop, wanted):
+            text, label = self._cells(name, number, row)
+            texts.append(text)
+            labels.append(label)
+        return texts, labels
+
+    def items(self, start: int, stop: int) -> Iterator[tuple[str, Row | None]]:
+        for name, number, row in self._rows(start, stop, self.columns):
+            if isinstance(row, BadRow) or self._cells(name, number, row)[0] is None:
+                yield f"{name}, row {number}", None
+            else:
+                yield f"{name}, row {number}", self._as_strings(row) if self.as_strings else row
+
+    def pick(self, numbers: np.ndarray, labelled: bool) -> TableSource:
+        chosen = numbers if self.numbers is None else self.numbers[numbers]
+        return replace(self, numbers=chosen, label=self.label if labelled else None)
+
+    def flags(self, column: str) -> np.ndarray:
+        """Return a column of true and false, bool [rows]. Raises UserError for what is neither."""
+        flags = np.zeros(len(self), dtype=bool)
+        for i, (name, number, row) in enumerate(self._rows(0, len(self), [column])):
+            flag = False if isinstance(row, BadRow) else as_flag(row.get(column))
+            if flag is None:
+                value = row[column] if not isinstance(row, BadRow) and column in row else None
+                raise UserError(f"{name}, row {number}: {value!r} in data.valid_col={column} is neither true nor false")
+            flags[i] = flag
+        return flags
+
+    def _rows(self, start: int, stop: int, columns: Sequence[str]) -> Iterator[tuple[str, int, Row | BadRow]]:
+        stop = min(stop, len(self))
+        if self.numbers is None:
+            yield from self.table.rows(start, stop, columns)
+            return
+        for number in self.numbers[start:stop].tolist():
+            yield from self.table.rows(number, number + 1, columns)
+
+    def _as_strings(self, row: Row) -> Row:
+        return {column: "" if row.get(column) is None else str(row[column]) for column in self.columns}
+
+    def _cells(self, name: str, number: int, row: Row | BadRow) -> tuple[str | None, str | None]:
+        """Text and label of a row; no text where it cannot be read and is skipped."""
+        try:
+            if isinstance(row, BadRow):
+                raise BadCell(f": {row.reason}")
+            text = join_fields([text_of_cell(row.get(column), column, self.on_error) for column in self.text])
+            if self.label is None:
+                return text, None
+            names = self.table.label_names.get(self.label)
+            return text, label_name(row.get(self.label), self.label_delim, self.no_label, names, self.label)
+        except BadCell as error:
+            if self.on_error == "skip":
+                return None, None
+            raise UserError(
+                f"{name}, row {number}{error}: fix it, or set data.on_error=skip to leave such rows out"
+            ) from None
+
+
+def cut_by_column(splits: dict[str, TableSource], column: str) -> dict[str, TableSource]:
+    """Cut the train split in two, by a column that is true for the rows to validate on. Raises UserError."""
+    if "valid" in splits:
+        raise UserError(f"data.valid_col={column}: there is a valid split already: leave one of the two out")
+    flags = splits["train"].flags(column)
+    parts = {"train": np.flatnonzero(~flags), "valid": np.flatnonzero(flags)}
+    cut = {split: splits["train"].pick(numbers, labelled=True) for split, numbers in parts.items()}
+    return {**cut, **{split: rows for split, rows in splits.items() if split != "train"}}
+
+
+def column_key(config: DataConfig, split: str) -> dict[str, str]:
+    """Return the columns that a split must have, with the keys of `data` that name them."""
+    columns = dict.fromkeys(config.text, "text" if config.text_file is None else "text_file")
+    if (label := label_column(config, split)) is not None:
+        columns[label] = "label"
+    if config.valid_col is not None and split == "train":
+        columns[config.valid_col] = "valid_col"
+    return columns
+
+
+def check_columns(present: Sequence[str], columns: dict[str, str], origin: str) -> None:
+    """Raise UserError for a column that is missing."""
+    for column, key in columns.items():
+        if column not in present:
+            raise UserError(
+                f"{origin}: no column {column!r} for data.{key}; its columns are: {', '.join(map(str, present))}"
+            )
+
+
+def columns_identity(config: DataConfig) -> dict[str, Any]:
+    """What of a table is read, and how: in the fingerprint of its token store, as far as it is not the default."""
+    keys = ("valid_col", "label_delim", "no_label")
+    changed = {key: value for key in keys if (value := getattr(config, key)) != getattr(DataConfig, key)}
+    return {"text": list(config.text), "label": config.label if config.get_label is None else None, **changed}
+
+
+def label_column(config: DataConfig, split: str) -> str | None:
+    """Return the column that the labels of a split are read from; None if they are not read from one."""
+    return None if split == "unlabelled" or config.get_label is not None else config.label
