@@ -98,7 +98,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "one" / "only").mkdir(parents=True)
     for i in range(12):
         (folder / "one" / "only" / f"{i}.txt").write_text("the same class, every time")
-    for split, classes in (("train", "ab"), ("test", "abc")):
+    for split, classes in (("train", "ab"), ("valid", "abc")):
         for name in classes:
             (folder / "unseen" / split / name).mkdir(parents=True)
             for i in range(6):
@@ -136,7 +136,7 @@ def test_a_mistake_ends_all_ranks(place: Path, recipe: Path, tmp_path: Path):
     words = ["run", recipe, *TINY, f"data.path={place / 'good'}", f"runs_dir={tmp_path}", f"data.cache={place}/cache"]
     refused([*words, "lm.global_batch_size=9"], "lm.global_batch_size=9 cannot be shared evenly by 2 ranks", processes=2)
     broken = make_folder(tmp_path / "broken", per_class=12)
-    (broken / "sport" / "3.txt").write_bytes(b"\xff\xfe")
+    (broken / "sport" / "3.txt").write_bytes(b"\xff\xff")
     refused([*words, f"data.path={broken}"], "3.txt: byte 0 is not UTF-8", processes=2)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from conftest import ROOT
 
 PAGE = ROOT / "docs/troubleshooting.md"
-ERRORS = ("UserError", "BadLineError")
+ERRORS = ("UserError", "BadRow", "BadCell")
 OPEN = "..."
 """Stands for what is filled in, in the messages of the page and of the source."""
 

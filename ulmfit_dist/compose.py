@@ -112,13 +112,31 @@ def _read_yaml(path: Path) -> tuple[DictConfig, str]:
 
 
 def _read_override(word: str) -> tuple[DictConfig, str]:
-    key, equals, _ = word.partition("=")
+    key, equals, text = word.partition("=")
     if not equals or not key:
         raise UserError(f"{word!r}: expected key=value, such as lm.global_batch_size=32")
+    if _is_text(key) and text.strip().lower() not in ("", "~", "null") and text.lstrip()[0] not in "\"'":
+        return OmegaConf.create(_nested(key.split("."), text.strip())), f"command line, {word}"
     try:
         return OmegaConf.from_dotlist([word]), f"command line, {word}"
     except (YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"command line, {word}: {_first_line(error)}") from None
+
+
+def _is_text(key: str) -> bool:
+    """Return whether the value of a dotted key is text, which is taken as it is: 01 is no number, and # no comment."""
+    section: type = Config
+    *sections, name = key.split(".")
+    for part in sections:
+        factory = next((item.default_factory for item in dataclasses.fields(section) if item.name == part), None)
+        if not (isinstance(factory, type) and dataclasses.is_dataclass(factory)):
+            return False
+        section = factory
+    return any(item.name == name and item.type in ("str", "str | None") for item in dataclasses.fields(section))
+
+
+def _nested(keys: Sequence[str], value: str) -> dict[str, Any]:
+    return {keys[0]: value if len(keys) == 1 else _nested(keys[1:], value)}
 
 
 def _refuse_unknown_keys(layer: Any, cls: type, origin: str, prefix: str = "") -> None:

@@ -54,6 +54,16 @@ def split_documents(store: TokenStore, config: Config) -> DocumentSplits:
     )
 
 
+def missing_labels(store: TokenStore, config: Config) -> str:
+    """Return how many documents that could have a label have none, and what counts as none; empty if all have one."""
+    with_labels = np.concatenate([store.split(split) for split in ("train", "valid", "test")])
+    number = int((store.labels[with_labels] == NO_LABEL).sum())
+    if number == 0 or config.data.no_label is None:
+        return ""
+    name = config.data.no_label
+    return f"{number:,} documents have no label: an empty one, or {name} (data.no_label={name}; null if {name} is a class)"
+
+
 def _cut_folds(documents: np.ndarray, labels: np.ndarray, folds: int, fold: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Documents to train on, and those of one fold: each class, in an order by chance, is dealt to the folds like cards."""
     order = permutation(len(documents), seed, "folds")

@@ -79,11 +79,12 @@ def one_class_each(labels: list[str]) -> Targets:
     return Targets("category", labels, torch.arange(len(labels)))
 
 
-def check_targets(targets: Targets, train_b: np.ndarray, valid_b: np.ndarray) -> None:
+def check_targets(targets: Targets, train_b: np.ndarray, valid_b: np.ndarray, advice: str = "") -> None:
     """Refuse labels that no classifier can be trained on.
 
     Args:
         train_b, valid_b: labels of the documents to train on and to validate on, by index in the store.
+        advice: what else may be wrong where there is a single class.
 
     Raises:
         UserError: no document with a label, a class that only validation has, fewer classes than it takes.
@@ -103,7 +104,7 @@ def check_targets(targets: Targets, train_b: np.ndarray, valid_b: np.ndarray) ->
             )
     if targets.kind == "category" and np.count_nonzero(train_C) < 2:
         only = targets.names[int(np.argmax(train_C))]
-        raise UserError(f"a single class, {only!r}: a classifier needs two; check data.label and the class folders")
+        raise UserError(f"a single class, {only!r}: a classifier needs two; check data.label and the class folders{advice}")
     if not targets.names:
         raise UserError("no document has a class: check data.label and data.label_delim")
 

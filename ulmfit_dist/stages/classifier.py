@@ -7,7 +7,7 @@ from pathlib import Path
 from ulmfit_dist.config import Config
 from ulmfit_dist.data.batches import share_of_rank
 from ulmfit_dist.data.classifier_batches import ClassifierBatches
-from ulmfit_dist.data.splits import split_documents
+from ulmfit_dist.data.splits import missing_labels, split_documents
 from ulmfit_dist.data.store import TokenStore
 from ulmfit_dist.data.targets import check_targets, read_targets
 from ulmfit_dist.model.encoder import Encoder
@@ -96,7 +96,9 @@ def classifier_loaders(config: Config, runtime: Runtime, store: TokenStore) -> t
     """Training and validation batches of this rank."""
     settings, splits = config.classifier, split_documents(store, config)
     targets = read_targets(store, settings, config.data.label_delim)
-    check_targets(targets, store.labels[splits.classifier_train], store.labels[splits.classifier_valid])
+    missing = missing_labels(store, config)
+    advice = f"; {missing}" if missing else ""
+    check_targets(targets, store.labels[splits.classifier_train], store.labels[splits.classifier_valid], advice)
     share = share_of_rank(runtime.rank, runtime.world_size, config.runtime, runtime.micro_batch_size)
     share = share.in_steps(runtime.launch.accumulation_steps, settings.global_batch_size, "classifier.global_batch_size")
     shape = (settings.global_batch_size, settings.seq_len, share)

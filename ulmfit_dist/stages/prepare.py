@@ -9,6 +9,7 @@ or it is not there.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -24,6 +25,7 @@ from ulmfit_dist.data.builder import StoreBuilder
 from ulmfit_dist.data.local_copy import copy_store
 from ulmfit_dist.data.sources import open_source
 from ulmfit_dist.data.sources.base import Documents, Source, Subset
+from ulmfit_dist.data.splits import missing_labels
 from ulmfit_dist.data.store import FORMAT, NO_LABEL, TokenStore, damaged_shards, make_folder, read_meta
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.process import report
@@ -51,7 +53,15 @@ def prepare(config: Config, runtime: Runtime, verify: bool = False) -> TokenStor
         store = TokenStore(folder)
         _check_tokenizer(store, config)
     runtime.note(summarize(store))
+    _report_missing_labels(store, config, runtime)
     return store
+
+
+def _report_missing_labels(store: TokenStore, config: Config, runtime: Runtime) -> None:
+    """Report documents without a label where the classes are numbers, of which `data.no_label` may be one."""
+    are_numbers = bool(store.label_names) and all(re.fullmatch(r"[+-]?\d+", name) for name in store.label_names)
+    if are_numbers and runtime.is_main and (missing := missing_labels(store, config)):
+        report(missing)
 
 
 def _find_or_make(config: Config, runtime: Runtime, verify: bool) -> Path:

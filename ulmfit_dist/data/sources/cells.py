@@ -56,7 +56,9 @@ def clean_text(text: str, on_error: str, where: str) -> str:
         return text.replace("\0", "\ufffd").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if has_half:
         raise BadCell(f"{where} has half of a surrogate pair, which is no character")
-    raise BadCell(f"{where} has NUL characters" if has_nul else f"{where} has bytes that cannot be decoded")
+    if has_nul:
+        raise BadCell(f"{where} has NUL characters")
+    raise BadCell(f"{where} has bytes that cannot be decoded")
 
 
 def label_name(

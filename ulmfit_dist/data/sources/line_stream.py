@@ -39,6 +39,9 @@ BYTE_ORDER_MARKS = {
 }
 COMPRESSED_SUFFIXES = (".gz", ".bz2", ".xz", ".zip", ".zst")
 
+DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, pa.ArrowException)
+"""Errors of reading and decompressing; those of the file system have a number."""
+
 codecs.register_error("ulmfit_dist.unreadable", lambda error: (UNREADABLE, cast(UnicodeDecodeError, error).end))
 
 
@@ -112,13 +115,11 @@ class LineStream:
     def _checked(self, read):  # type: ignore[no-untyped-def]
         try:
             return read()
-        except (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, gzip.BadGzipFile, pa.ArrowException) as error:
-            raise UserError(
-                f"{self.file}: cannot be decompressed, it is damaged or incomplete ({' '.join(str(error).split())})"
-            ) from None
-        except OSError as error:
-            reason = error.strerror or " ".join(str(error).split())
-            raise UserError(f"{self.file}: cannot be read ({reason})") from None
+        except DAMAGED as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise UserError(f"{self.file}: cannot be read ({error.strerror})") from None
+            reason = " ".join(str(error).split())
+            raise UserError(f"{self.file}: cannot be decompressed, it is damaged or incomplete ({reason})") from None
 
 
 class _Transcoded(io.RawIOBase):
