@@ -49,7 +49,7 @@ PACKED = {
 
 def rows(lines_in_cells: bool) -> list[tuple[str, str]]:
     rng, end = random.Random(1), "\n" if lines_in_cells else " "
-    return [(f"text {i} {'ü' * rng.randint(0, 9)}, \"so\"{end * (i % 5)}", "ab"[i % 2]) for i in range(NUM_ROWS)]
+    return [(f'text {i} {"ü" * rng.randint(0, 9)}, "so"{end * (i % 5)}', "ab"[i % 2]) for i in range(NUM_ROWS)]
 
 
 def csv_of(lines: list[tuple[str, str]]) -> bytes:
@@ -101,7 +101,8 @@ def test_json_is_read_from_any_row_on(form: str, tmp_path: Path):
 @pytest.mark.parametrize("group", [1, 100, 997, 10**6])
 def test_parquet_is_read_from_any_row_on(group: int, tmp_path: Path):
     texts = [f"text {i}" for i in range(2500)]
-    pyarrow.parquet.write_table(pyarrow.table({"text": texts, "n": range(2500)}), tmp_path / "a.parquet", row_group_size=group)
+    table = pyarrow.table({"text": texts, "n": range(2500)})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet", row_group_size=group)
     read = ParquetRows(tmp_path / "a.parquet", "strict")
     for start, stop in slices(len(texts)):
         assert [row["text"] for row in read.rows(start, stop, ["text"])] == texts[start:stop]

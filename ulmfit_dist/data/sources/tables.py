@@ -6,6 +6,7 @@ rows, file by file in the natural order of their names.
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -51,11 +52,12 @@ class Table:
 
     def rows(self, start: int, stop: int, columns: Sequence[str]) -> Iterator[tuple[str, int, Row | BadRow]]:
         """Return rows `start` to `stop`, each with the name of its file and its number there, from 1."""
-        for (name, rows), first, end in zip(self.files, self.starts, self.starts[1:], strict=False):
-            begin, until = max(start, first) - first, min(stop, end) - first
-            if begin < until:
-                for number, row in enumerate(rows.rows(begin, until, columns), start=begin + 1):
-                    yield name, number, row
+        while start < stop:
+            i = bisect.bisect_right(self.starts, start) - 1
+            (name, rows), first, end = self.files[i], self.starts[i], min(stop, self.starts[i + 1])
+            for number, row in enumerate(rows.rows(start - first, end - first, columns), start=start - first + 1):
+                yield name, number, row
+            start = end
 
 
 @dataclass
