@@ -58,6 +58,14 @@ class ContentCache:
 
         return list(self._entry([stamp(file) for file in files], read))
 
+    def hash_once(self, files: Sequence[Path], key: Any, compute: Callable[[], str]) -> str:
+        """Return a hash of what is in these files, computed where they may have changed. Raises UserError.
+
+        Args:
+            key: what else the hash depends on.
+        """
+        return str(self._entry([[stamp(file) for file in files], key], compute))
+
     def _entry(self, key: Any, compute: Callable[[], Any]) -> Any:
         path = self.folder / f"{xxhash.xxh3_128_hexdigest(json.dumps(key).encode())}.json"
         if not self.verify:

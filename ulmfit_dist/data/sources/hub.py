@@ -31,7 +31,7 @@ def open_hub(config: DataConfig, cache: ContentCache) -> Source:
                 for name, dataset in datasets[split].items()
             ]
             splits[split] = make_split(files, config, split, notices)
-            contents.append([split, [_content(dataset, cache) for dataset in datasets[split].values()]])
+            contents.append([split, [_content(dataset, config, cache) for dataset in datasets[split].values()]])
     identity = {"contents": contents, **columns_identity(config)}
     return Source(cut_splits(splits, config), identity, notices)
 
@@ -43,24 +43,34 @@ def _splits(config: DataConfig) -> tuple[dict[str, dict[str, Any]], list[str]]:
             raise UserError(f"data.splits={dict(config.splits)} names no train split: add one, such as train: train")
         return {split: {name: _load(config, split=name)} for split, name in config.splits.items()}, []
     present = _load(config)
+    notices = []
+    if Path(config.path or "").is_dir():
+        notices.append(
+            f"data.path={config.path}: a local folder, of which `datasets` takes {listed(present)}: "
+            f"data.source=csv, json or parquet takes all splits by their names"
+        )
     found, unused = find_splits(present)
     if "train" not in found:
         raise UserError(f"data.path={config.path}: no split is named train, there is {listed(present)}: set data.splits")
     parts = [f"{name} ({len(present[name]):,} rows)" for name in unused]
-    notices = [f"data.path={config.path}: not used: {', '.join(parts)}"] if parts else []
+    notices += [f"data.path={config.path}: not used: {', '.join(parts)}"] if parts else []
     return {split: {name: present[name] for name in names} for split, names in found.items()}, notices
 
 
-def _content(dataset: Any, cache: ContentCache) -> list[Any]:
-    """What identifies the rows of a data set: its files, or its rows where they are in memory alone."""
+def _content(dataset: Any, config: DataConfig, cache: ContentCache) -> list[Any]:
+    """What identifies the rows of a data set: a hash of the cells, for the files of `datasets` differ by its version."""
     files = [Path(file["filename"]) for file in dataset.cache_files]
-    if files:
-        part = [str(dataset.split)] if set(str(dataset.split)) & set("[+") else []
-        return [len(dataset), cache.hash_files(files), *part]
-    state = xxhash.xxh3_128()
-    for batch in dataset.with_format("arrow").iter(BATCH):
-        state.update(json.dumps(batch.to_pydict(), default=str).encode())
-    return [len(dataset), [state.hexdigest()]]
+    wanted = [*config.text, *[column for column in (config.label, config.valid_col) if column is not None]]
+    uses_all = config.get_label is not None or config.splitter is not None
+    columns = [column for column in dataset.column_names if uses_all or column in wanted]
+
+    def read() -> str:
+        state = xxhash.xxh3_128(json.dumps(columns).encode())
+        for batch in dataset.select_columns(columns).with_format("arrow").iter(BATCH):
+            state.update(json.dumps(batch.to_pydict(), default=str).encode("utf-8", "surrogatepass"))
+        return str(state.hexdigest())
+
+    return [len(dataset), cache.hash_once(files, [str(dataset.split), columns], read) if files else read()]
 
 
 def _load(config: DataConfig, **arguments: Any) -> Any:

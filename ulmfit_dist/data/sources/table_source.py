@@ -81,7 +81,9 @@ def _open_file(
     file: Path, config: DataConfig, split: str, cache: ContentCache, notices: list[str]
 ) -> tuple[RowFile, list[Any]]:
     """The rows of a file, and what identifies them."""
-    if config.source in ("parquet", "frame"):
+    if config.source == "frame":  # its folder is named by what is in it, as any version of pyarrow writes it
+        return ParquetRows(file, config.on_error), [file.parent.name]
+    if config.source == "parquet":
         return ParquetRows(file, config.on_error), [cache.hash_file(file)]
     label = label_column(config, split)
     others = (config.valid_col,) if config.valid_col is not None and split == "train" else ()
