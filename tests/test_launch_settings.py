@@ -371,10 +371,14 @@ def test_nodes_that_were_launched_differently_end_together(tmp_path: Path):
         )
         for rank, precision in enumerate(("bf16", "no"))
     ]
-    for node in nodes:
-        line = node.communicate(timeout=120)[1]
-        assert node.returncode == 2, line
-        assert line == (
-            "rank 1 was launched with ACCELERATE_MIXED_PRECISION=no, and rank 0 with ACCELERATE_MIXED_PRECISION=bf16: "
-            "launch all nodes with the same flags and variables\n"
-        )
+    try:
+        for node in nodes:
+            line = node.communicate(timeout=120)[1]
+            assert node.returncode == 2, line
+            assert line == (
+                "rank 1 was launched with ACCELERATE_MIXED_PRECISION=no, and rank 0 with ACCELERATE_MIXED_PRECISION=bf16: "
+                "launch all nodes with the same flags and variables\n"
+            )
+    finally:
+        for node in nodes:
+            node.kill()

@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -74,8 +75,9 @@ class ContentCache:
             except (OSError, ValueError):
                 pass  # read the files
         content = compute()
-        make_folder(self.folder, "data.cache")
-        write_bytes(path, json.dumps(content).encode())
+        with suppress(UserError):  # a cache that cannot be written may hold the token store, which is enough
+            make_folder(self.folder, "data.cache")
+            write_bytes(path, json.dumps(content).encode())
         return content
 
 
