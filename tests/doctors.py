@@ -1,12 +1,16 @@
 """What the tests of `ulmfit-dist doctor` share: small configs, and ranks in processes of their own."""
 
+import contextlib
 import json
 import os
 import socket
 import subprocess
 import sys
+import time
+from datetime import timedelta
 from pathlib import Path
 
+import torch.distributed as dist
 from conftest import ROOT
 
 from ulmfit_dist.compose import load_config
@@ -40,6 +44,19 @@ def row(content: str, check: str) -> dict:
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
         return server.getsockname()[1]
+
+
+def store_at(port: int) -> dist.TCPStore:
+    """A connection to the store of a doctor of two ranks, as soon as its rank 0 listens.
+
+    torch's own client tries again at intervals that double, and may miss a doctor that is over by then.
+    """
+    deadline = time.monotonic() + 2 * MINUTE
+    while True:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return dist.TCPStore("127.0.0.1", port, 2, False, timedelta(seconds=60), wait_for_workers=False)
+        assert time.monotonic() < deadline, f"nothing listens at port {port}"
+        time.sleep(0.05)
 
 
 def start(rank: int, world_size: int, port: int, folder: Path) -> subprocess.Popen[str]:

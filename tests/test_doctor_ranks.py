@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 from conftest import command, command_here, mounted
-from doctors import MINUTE, context_of, free_port, row, start, words
+from doctors import MINUTE, context_of, free_port, row, start, store_at, words
 
 from ulmfit_dist.doctor import ranks, storage
 from ulmfit_dist.doctor.checks import Check, Context, Finding, Status, run_checks
@@ -169,7 +169,7 @@ def test_two_ranks_are_checked_together(tmp_path: Path):
 def test_a_missing_rank_and_a_refused_port_are_named_within_a_minute(tmp_path: Path):
     first, second = free_port(), free_port()
     alone = {0: start(0, 2, first, tmp_path / "a"), 1: start(1, 2, second, tmp_path / "b")}
-    dist.TCPStore("127.0.0.1", first, 2, False, timedelta(seconds=60), wait_for_workers=False)  # rank 0 has begun to wait
+    store_at(first)  # rank 0 has begun to wait
     started = time.monotonic()
     said = {rank: process.communicate(timeout=120) for rank, process in alone.items()}
     assert time.monotonic() - started < MINUTE
@@ -185,8 +185,7 @@ def test_a_missing_rank_and_a_refused_port_are_named_within_a_minute(tmp_path: P
 
 def stop(process: subprocess.Popen[str], number: signal.Signals, rank: int, port: int) -> None:
     """Signal a rank as soon as it has published its first result."""
-    store = dist.TCPStore("127.0.0.1", port, 2, False, timedelta(seconds=60), wait_for_workers=False)
-    dist.PrefixStore("doctor/0", store).wait([f"results/{rank}"], timedelta(seconds=60))
+    dist.PrefixStore("doctor/0", store_at(port)).wait([f"results/{rank}"], timedelta(seconds=60))
     process.send_signal(number)
 
 
