@@ -21,7 +21,7 @@ from ulmfit_dist.data.sources.cells import BadCell, clean_text
 from ulmfit_dist.data.sources.content_cache import ContentCache
 from ulmfit_dist.data.sources.folder_walk import walk
 from ulmfit_dist.data.sources.line_stream import read_text
-from ulmfit_dist.data.sources.split_names import SPLIT_NAMES, find_splits, listed
+from ulmfit_dist.data.sources.split_names import SPLIT_NAMES, count_files, files_by_ending, find_splits, listed
 from ulmfit_dist.errors import UserError
 
 
@@ -93,10 +93,8 @@ class _Found:
     def notices(self, path: Path) -> list[str]:
         endings: dict[str, list[str]] = {}
         for file in self.others:
-            endings.setdefault(file.suffix or file.name, []).append(file.name)
-        parts = list(self.unused)
-        for ending, others in sorted(endings.items()):
-            parts.append(f"{_number(len(others))} {ending} ({listed(others)})" if ending.startswith(".") else ending)
+            endings.setdefault(file.suffix, []).append(file.name)
+        parts = [*self.unused, *files_by_ending(endings)]
         lines = [f"data.path={path}: not used: {'; '.join(parts)}"] if parts else []
         if self.dangling:
             names = listed(str(link.relative_to(path)) for link in self.dangling)
@@ -128,7 +126,7 @@ def _folders_by_name(path: Path, keeps_loose: bool) -> _Found:
     for name in unused:
         inside = walk(path / name)
         if number := len(inside.texts) + len(inside.others):
-            found.unused.append(f"{name}/ ({_number(number)})")
+            found.unused.append(f"{name}/ ({count_files(number)})")
     found.others += top.others
     found.unused += [file.name for file in top.texts]
     found.dangling += top.dangling
@@ -151,7 +149,7 @@ def _named_folders(path: Path, config: DataConfig, keeps_loose: bool) -> _Found:
     for folder in top.folders:
         real, inside = Path(os.path.realpath(folder)), walk(folder)
         if inside.texts and not any(name.is_relative_to(real) or real.is_relative_to(name) for name in named):
-            found.unused.append(f"{folder.name}/ ({_number(len(inside.texts))})")
+            found.unused.append(f"{folder.name}/ ({count_files(len(inside.texts))})")
     found.others += top.others
     found.unused += [file.name for file in top.texts]
     return found
@@ -175,7 +173,7 @@ def _class_folders(path: Path, folders: dict[str, list[Path]], keeps_loose: bool
             loose = [file for file in inside.texts if file.parent == folder]
             if nested and loose and split != "unlabelled" and not keeps_loose:
                 found.unused += [str(file.relative_to(path)) for file in loose][:5]
-                found.unused += [f"{_number(len(loose) - 5)} more beside folders of classes"] if len(loose) > 5 else []
+                found.unused += [f"{count_files(len(loose) - 5)} more beside folders of classes"] if len(loose) > 5 else []
                 loose = []
             if not inside.texts and (split == "train" or len(parts) == 1):
                 raise UserError(f"{folder}: no .txt files in it or its sub-folders")
@@ -207,7 +205,3 @@ def _check_disjoint(files: dict[str, list[tuple[Path, str | None]]]) -> None:
                 once.append((file, label))
             places[real] = split
         files[split] = once
-
-
-def _number(count: int) -> str:
-    return "1 file" if count == 1 else f"{count:,} files"

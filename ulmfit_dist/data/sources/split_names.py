@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 SPLIT_NAMES = {
@@ -61,3 +61,15 @@ def listed(names: Iterable[str]) -> str:
     names = list(names)
     more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + more
+
+
+def count_files(number: int) -> str:
+    return "1 file" if number == 1 else f"{number:,} files"
+
+
+def files_by_ending(endings: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return the number of files with each ending, and the names of the first."""
+    return [
+        f"{listed(names)} ({count_files(len(names))}{f' with the ending {ending}' if ending else ''})"
+        for ending, names in sorted(endings.items())
+    ]

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import glob
 import os
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
 from ulmfit_dist.config import DataConfig
 from ulmfit_dist.data.sources.folder_walk import is_hidden, walk
 from ulmfit_dist.data.sources.line_stream import COMPRESSED_SUFFIXES
-from ulmfit_dist.data.sources.split_names import find_splits, listed, natural_order
+from ulmfit_dist.data.sources.split_names import count_files, files_by_ending, find_splits, listed, natural_order
 from ulmfit_dist.errors import UserError
 
 SUFFIXES = {
@@ -48,22 +47,17 @@ def find_table_files(path: Path, config: DataConfig) -> tuple[Files, list[str]]:
 def unused_line(path: Path, present: Iterable[Path], used: set[Path], config: DataConfig) -> list[str]:
     """Return one line about the entries of a folder that are not used; none where all are."""
     real = {os.path.realpath(file) for file in used}
-    data, endings, parts = [], Counter[str](), list[str]()
+    tables, parts, endings = list[str](), list[str](), dict[str, list[str]]()
     for entry in present:
         inside = [file for file in _walk(entry) if os.path.realpath(file) not in real]
         if entry.is_dir() and inside and not any(file.is_relative_to(entry) for file in used):
-            parts.append(f"{entry.name}/ ({_number(len(inside))})")
+            parts.append(f"{entry.name}/ ({count_files(len(inside))})")
             continue
         for file in inside:
-            if is_table(file, config):
-                data.append(str(file.relative_to(path)))
-            else:
-                endings[file.suffix or file.name] += 1
-    if data:
-        parts.insert(0, f"{_number(len(data))} that no split is known by ({listed(data)})")
-    parts += [
-        f"{_number(number)} {ending}" if ending.startswith(".") else ending for ending, number in sorted(endings.items())
-    ]
+            name = str(file.relative_to(path))
+            (tables if is_table(file, config) else endings.setdefault(file.suffix, [])).append(name)
+    tables_part = [f"{listed(tables)} ({count_files(len(tables))})"] if tables else []
+    parts = [*tables_part, *parts, *files_by_ending(endings)]
     return [f"data.path={path}: not used: {'; '.join(parts)}"] if parts else []
 
 
@@ -162,7 +156,3 @@ def _check_disjoint(files: Files) -> None:
             other = places.setdefault(os.path.realpath(file), split)
             if other != split:
                 raise UserError(f"{file} is in the splits {other} and {split}: a document must be in one: set data.splits")
-
-
-def _number(count: int) -> str:
-    return "1 file" if count == 1 else f"{count:,} files"
