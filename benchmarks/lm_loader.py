@@ -67,7 +67,8 @@ def made_up_store(case: str) -> Iterator[TokenStore]:
         folder = Path(name)
         for shard, part in enumerate(np.array_split(lengths, num_shards)):
             tokens = draw.integers(2, NUM_WORDS, part.sum(), dtype=np.uint16)
-            write_shard(folder / shard_stem(shard, num_shards), tokens, np.cumsum([0, *part]), np.full(len(part), -1))
+            stem, none = folder / shard_stem(shard, num_shards), np.full(len(part), -1)
+            write_shard(stem, tokens, np.cumsum([0, *part]), none, np.zeros(len(part)))
         meta = {"format": FORMAT, "fingerprint": "made up", "dtype": "uint16", "splits": {}, "labels": []}
         write_json(folder / "vocab.json", [])
         write_json(folder / "meta.json", meta | {"num_documents": num_documents, "num_shards": num_shards})

@@ -19,7 +19,8 @@ def make_store(folder: Path, documents: Sequence[np.ndarray], labels: np.ndarray
         part = documents[shard * 10 : shard * 10 + 10]
         offsets = np.cumsum([0, *map(len, part)])
         ids = np.concatenate(part).astype(np.uint16)
-        write_shard(folder / shard_stem(shard, num_shards), ids, offsets, labels[shard * 10 : shard * 10 + 10])
+        hashes = np.arange(shard * 10, shard * 10 + len(part))
+        write_shard(folder / shard_stem(shard, num_shards), ids, offsets, labels[shard * 10 : shard * 10 + 10], hashes)
     meta: dict[str, Any] = {"format": FORMAT, "fingerprint": "x", "num_documents": len(documents), "num_shards": num_shards}
     meta |= {"dtype": "uint16", "splits": {"train": [0, len(documents)]}, "labels": ["a", "b", "c"]}
     meta["checksums"] = [shard_checksum(folder / shard_stem(shard, num_shards)) for shard in range(num_shards)]

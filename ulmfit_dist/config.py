@@ -56,6 +56,8 @@ class DataConfig:
     """Bytes that are no UTF-8, lines that are no row: strict stops and says where, replace reads U+FFFD, skip leaves out."""
     encoding: str | None = None
     """Encoding of files without a byte-order mark, such as cp1252 or utf-16-le. null: UTF-8. Not for Parquet and the hub."""
+    on_duplicates: str = "warn"
+    """Equal texts to learn from and to measure on: warn, drop (leave them out of training) or error."""
     quoting: bool | None = None
     """Whether fields of a CSV or TSV file may stand in quotes, within which delimiters count for nothing. null: CSV only."""
     subset: str | None = None
@@ -164,6 +166,8 @@ class LMConfig:
     """Factor on all dropouts of fastai's awd_lstm_lm_config."""
     valid_pct: float | None = None
     """Share of all documents, labelled or not, held out to validate the language model, by seed. null: the valid split."""
+    use_test_texts: bool = False
+    """Whether the language model reads the texts of the test split, labels left out: the paper's transductive way."""
     wd: float = 0.1
     """Decoupled weight decay; biases and norms are spared."""
     alpha: float = 2.0

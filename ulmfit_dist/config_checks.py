@@ -51,6 +51,7 @@ def check_config(config: Config) -> None:
 
 def _check_data(data: DataConfig) -> None:
     _one_of("data.source", data.source, SOURCES)
+    _one_of("data.on_duplicates", data.on_duplicates, ("warn", "drop", "error"))
     _one_of("data.on_error", data.on_error, ("strict", "replace", "skip"))
     if data.encoding is not None:
         _check_encoding(data.encoding)

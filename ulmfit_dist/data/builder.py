@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import xxhash
 
 from ulmfit_dist.config import TokenizerConfig
 from ulmfit_dist.data.sources.base import Source
@@ -113,6 +114,7 @@ class StoreBuilder:
     def tokenize_shard(self, i: int, tokenizer: TextTokenizer) -> tuple[int, int]:
         """Write one shard with ids of its own; returns its documents and tokens."""
         texts, labels, splits = self._read_shard(i)
+        hashes = np.array([text_hash(text) for text in texts if text is not None], dtype=np.uint64)
         ids, lengths = tokenizer.encode([text for text in texts if text is not None])
         kept = lengths > EMPTY
         local = localize(ids[np.repeat(kept, lengths)], tokenizer.tokens)
@@ -128,13 +130,15 @@ class StoreBuilder:
         write_table(self._local(i, ".counts"), local.counts)
         write_bytes(self._local(i, ".tokens"), local.ids.tobytes())
         write_bytes(self._local(i, ".offsets"), offsets.tobytes())
+        write_bytes(self._local(i, ".hashes"), hashes[kept].tobytes())
         write_json(self._local(i), facts, indent=None)
         return len(texts), len(ids)
 
     def merge(self) -> None:
-        """Write `vocab.json` from the counts of all shards, in the order of the documents, and the list of labels."""
+        """Write `vocab.json` from the counts of all shards but those of the test split, and the list of labels."""
         shards = range(len(self.shards))
-        counts = frequent_tokens((self._read_counts(i) for i in shards), self.tokenizer.min_freq)
+        counted = (self._read_counts(i) for i in shards if not self._is_test(i))
+        counts = frequent_tokens(counted, self.tokenizer.min_freq)
         labels = {label for i in shards for label in self._read_facts(i)["labels"] if label is not None}
         write_json(self.folder / "vocab.json", build_vocab(counts, self.tokenizer.min_freq, self.tokenizer.max_vocab))
         write_json(self._labels_file, _sorted_labels(labels))
@@ -160,7 +164,7 @@ class StoreBuilder:
         labels = np.array([indices.labels[label] for label in local["labels"]], dtype=np.int32)
         tokens = id_map(self._read_counts(i)["token"], indices.tokens).astype(indices.dtype)[ids]
         stem = self.folder / shard_stem(i, len(self.shards))
-        write_shard(stem, tokens, offsets, labels)
+        write_shard(stem, tokens, offsets, labels, np.fromfile(self._local(i, ".hashes"), dtype=np.uint64))
         facts = {key: local[key] for key in ("documents", "num_empty", "num_skipped")}
         facts |= {"checksum": shard_checksum(stem), **_count(local["documents"], tokens, offsets)}
         write_json(self._local(i, ".facts.json"), facts)
@@ -217,9 +221,10 @@ class StoreBuilder:
         return json.loads(self._labels_file.read_text("utf-8"))
 
     def _sample(self, num_documents: int) -> Iterator[str]:
-        """The texts of so many documents, an equal number from each shard."""
-        for pieces in self.shards:
-            left = math.ceil(num_documents / len(self.shards))
+        """The texts of so many documents, an equal number from each shard but those of the test split."""
+        sampled = [pieces for i, pieces in enumerate(self.shards) if not self._is_test(i)]
+        for pieces in sampled:
+            left = math.ceil(num_documents / len(sampled))
             for split, start, stop in pieces:
                 texts, _ = self.source.splits[split].read(start, min(stop, start + left))
                 left -= len(texts)
@@ -237,6 +242,9 @@ class StoreBuilder:
             splits += [split] * len(more_texts)
         return texts, labels, splits
 
+    def _is_test(self, i: int) -> bool:
+        return self.shards[i][0][0] == "test"
+
     @property
     def _labels_file(self) -> Path:
         return self.folder / "local-labels.json"
@@ -252,12 +260,23 @@ class StoreBuilder:
         return json.loads(self._local(i).read_text(encoding="utf-8"))
 
 
+def text_hash(text: str) -> int:
+    """Return the xxh3 of a text without white space at its ends."""
+    return int(xxhash.xxh3_64_intdigest(text.strip().encode("utf-8", "surrogatepass")))
+
+
 def _cut(source: Source, shard_documents: int) -> Iterator[list[tuple[str, int, int]]]:
-    """The shards: each a list of (split, start, stop). They count documents through all splits, so one may span two."""
+    """The shards: each a list of (split, start, stop). They count documents through all splits, so one may span two.
+
+    Only the test split, of which the vocabulary must know nothing, has shards of its own.
+    """
     pieces: list[tuple[str, int, int]] = []
     room = shard_documents
     for split, documents in source.splits.items():
         start = 0
+        if split == "test" and pieces:
+            yield pieces
+            pieces, room = [], shard_documents
         while start < len(documents):
             stop = min(start + room, len(documents))
             pieces.append((split, start, stop))

@@ -1,12 +1,15 @@
-"""Who learns from which document.
+"""Documents of each stage: to train on, to select by, and to report figures of.
 
-The cut depends on the store, the seed and the shares in the config alone. The language model never sees a document that
-the classifier is validated on, unless `lm.valid_pct` asks for the tutorial's way: all texts, labels left out.
+The cut depends on the store, the seed and the shares in the config alone. A document of the test split is never trained on,
+validated on or selected by, and the language model does not read it unless `lm.use_test_texts` says so (the paper's
+transductive way: without labels). Nor does the language model read a document that the classifier is validated on, unless
+`lm.valid_pct` asks for the tutorial's way: all texts, labels left out.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,17 +21,76 @@ from ulmfit_dist.randomness import permutation
 
 @dataclass(frozen=True)
 class DocumentSplits:
-    """Indices of documents in the store, int64, ascending."""
+    """Indices of documents in the store, int64, ascending.
+
+    Attributes:
+        lm_train, lm_valid: of the language model, labelled or not.
+        classifier_train, classifier_valid, test: labelled documents.
+    """
 
     lm_train: np.ndarray
     lm_valid: np.ndarray
     classifier_train: np.ndarray
     classifier_valid: np.ndarray
+    test: np.ndarray
+
+    def sides(self, reads_test: bool) -> Iterator[tuple[str, np.ndarray, str, np.ndarray]]:
+        """Return pairs of sides that must not share a text: the one to learn from first, each with its name.
+
+        Args:
+            reads_test: whether the language model reads the texts of the test split.
+        """
+        yield "the training split", self.classifier_train, "the valid split", self.classifier_valid
+        yield "the training split", self.classifier_train, "the test split", self.test
+        yield "the valid split", self.classifier_valid, "the test split", self.test
+        yield "the language model's texts", self.lm_train, "its valid texts", self.lm_valid
+        if not reads_test:
+            yield "the language model's texts", self.lm_train, "the test split", self.test
 
 
 def split_documents(store: TokenStore, config: Config) -> DocumentSplits:
-    """Cut the store by the config. Raises UserError where a side would be empty."""
-    train, valid = store.split("train"), store.split("valid")
+    """Cut the store by the config.
+
+    Raises:
+        UserError: a side would be empty; equal texts on two sides, where `data.on_duplicates` is error.
+        RuntimeError: a document is on two sides, which is a bug.
+    """
+    splits = _cut_store(store, config)
+    _check_disjoint(splits, config)
+    if config.data.on_duplicates == "warn":
+        return splits
+    if config.data.on_duplicates == "error":
+        if described := describe_duplicates(store, splits, config):
+            raise UserError(f"{described}: set data.on_duplicates=drop to leave them out of the first, or warn")
+        return splits
+    return _without_duplicates(store, splits, config)
+
+
+def describe_duplicates(store: TokenStore, splits: DocumentSplits, config: Config) -> str:
+    """Return how many documents have their text on another side, too, as a phrase; empty if none has."""
+    counts = [
+        f"{number:,} of {learned} in {other}"
+        for learned, documents, other, others in splits.sides(config.lm.use_test_texts)
+        if (number := int(_shared(store, documents, others).sum()))
+    ]
+    return f"equal texts on two sides, which make figures too good: {', '.join(counts)}" if counts else ""
+
+
+def num_dropped(store: TokenStore, config: Config) -> int:
+    """Return how many documents `data.on_duplicates` leaves out of the language model's and the classifier's training."""
+    if config.data.on_duplicates != "drop":
+        return 0
+    before, after = _cut_store(store, config), split_documents(store, config)
+    return len(_read(before)) - len(_read(after))
+
+
+def _read(splits: DocumentSplits) -> np.ndarray:
+    """All documents that are learned from or selected by."""
+    return np.unique(np.concatenate([splits.lm_train, splits.classifier_train, splits.classifier_valid]))
+
+
+def _cut_store(store: TokenStore, config: Config) -> DocumentSplits:
+    train, valid, test = store.split("train"), store.split("valid"), store.split("test")
     if config.data.folds is not None:
         if len(valid) > 0:
             raise UserError(
@@ -43,15 +105,42 @@ def split_documents(store: TokenStore, config: Config) -> DocumentSplits:
             f"{len(train)} documents to train on and {len(valid)} to validate on: name a valid split in data.splits, "
             f"give more documents, or change data.valid_pct={config.data.valid_pct}"
         )
-    lm_train, lm_valid = np.concatenate([train, store.split("unlabelled")]), valid
+    read = test if config.lm.use_test_texts else test[:0]
+    lm_train, lm_valid = np.concatenate([train, store.split("unlabelled"), read]), valid
     if config.lm.valid_pct is not None:
-        lm_train, lm_valid = _cut(np.arange(len(store)), config.lm.valid_pct, config.seed, "lm_valid")
+        everything = np.arange(len(store))
+        readable = everything if config.lm.use_test_texts else np.setdiff1d(everything, test)
+        lm_train, lm_valid = _cut(readable, config.lm.valid_pct, config.seed, "lm_valid")
     return DocumentSplits(
         lm_train=lm_train,
         lm_valid=lm_valid,
         classifier_train=train[store.labels[train] != NO_LABEL],
         classifier_valid=valid[store.labels[valid] != NO_LABEL],
+        test=test[store.labels[test] != NO_LABEL],
     )
+
+
+def _check_disjoint(splits: DocumentSplits, config: Config) -> None:
+    for learned, documents, other, others in splits.sides(config.lm.use_test_texts):
+        if number := len(np.intersect1d(documents, others)):
+            raise RuntimeError(f"{number} documents are of {learned} and of {other}: a bug in the cut")
+
+
+def _shared(store: TokenStore, documents: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Which documents have a text that one of the others has, bool [documents]."""
+    return np.isin(store.text_hashes[documents], store.text_hashes[others])
+
+
+def _without_duplicates(store: TokenStore, splits: DocumentSplits, config: Config) -> DocumentSplits:
+    """The splits without documents to learn from, or select by, whose text is on the side that they are measured on."""
+    valid = splits.classifier_valid[~_shared(store, splits.classifier_valid, splits.test)]
+    measured = np.concatenate([splits.classifier_valid, splits.test])
+    train = splits.classifier_train[~_shared(store, splits.classifier_train, measured)]
+    measured = splits.lm_valid if config.lm.use_test_texts else np.concatenate([splits.lm_valid, splits.test])
+    lm_train = splits.lm_train[~_shared(store, splits.lm_train, measured)]
+    if not (len(valid) and len(train) and len(lm_train)) and len(splits.classifier_train):
+        raise UserError("data.on_duplicates=drop leaves no document to learn from: all texts are equal to others")
+    return replace(splits, classifier_train=train, classifier_valid=valid, lm_train=lm_train)
 
 
 def missing_labels(store: TokenStore, config: Config) -> str:

@@ -1,9 +1,10 @@
 """The token store: a corpus as ids on disk, read through memory maps.
 
 A store is one folder, named by a fingerprint of what made it, and read-only once `meta.json` is there. Documents keep
-the order of the source, train before valid before unlabelled, and are cut into shards of equal numbers of documents (of
-which empty ones are then left out), so the bytes depend on the data and the config alone. Offsets, lengths and labels (20
-bytes a document) are held in memory; ids stay on disk, and the pages in use are the operating system's to keep.
+the order of the source, train before valid before unlabelled before test, and are cut into shards of equal numbers of
+documents (of which empty ones are then left out), so the bytes depend on the data and the config alone. Documents of the
+test split have shards of their own. Offsets, lengths, labels and hashes (28 bytes a document) are held in memory; ids stay
+on disk, and the pages in use are the operating system's to keep.
 
     meta.json                         what made it, counts, splits, labels
     vocab.json                        tokens by id
@@ -11,6 +12,7 @@ bytes a document) are held in memory; ids stay on disk, and the pages in use are
     shard-00003-of-00016.tokens       ids, flat: uint16 where the vocabulary fits, else uint32
     shard-00003-of-00016.offsets      int64 [documents + 1]: where each document begins
     shard-00003-of-00016.labels       int32 [documents]: index in the labels, -1 for none
+    shard-00003-of-00016.hashes       uint64 [documents]: of the text, without white space at its ends
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ import xxhash
 from ulmfit_dist.data.vocab import load_vocab
 from ulmfit_dist.errors import UserError
 
-FORMAT = 3
+FORMAT = 4
+ENDINGS = (".tokens", ".offsets", ".labels", ".hashes")
+"""Files of a shard."""
 NO_LABEL = -1
 MODEL_FILE = "sentencepiece.model"
 """The model of SentencePiece, if that made the tokens: in a token store and in an exported model."""
@@ -44,6 +48,7 @@ class TokenStore:
         label_names: class names by index; empty where nothing is labelled.
         lengths: tokens of each document, int64 [documents].
         labels: label of each document, int32 [documents], `NO_LABEL` for none.
+        text_hashes: equal for documents of equal text, uint64 [documents].
 
     Raises:
         UserError: not a store, or one whose files are not as long as `meta.json` says.
@@ -59,10 +64,11 @@ class TokenStore:
         offsets = [_read(stem, ".offsets", np.dtype(np.int64)) for stem in stems]
         self.lengths = np.concatenate([np.diff(o) for o in offsets])
         self.labels = np.concatenate([_read(stem, ".labels", np.dtype(np.int32)) for stem in stems])
+        self.text_hashes = np.concatenate([_read(stem, ".hashes", np.dtype(np.uint64)) for stem in stems])
         self._begins = np.concatenate([o[:-1] for o in offsets])  # where in its shard each document begins
         self._first_documents = np.cumsum([0, *(len(o) - 1 for o in offsets[:-1])])  # of each shard
         self._tokens = [_map(stem, np.dtype(self.meta["dtype"]), int(o[-1])) for stem, o in zip(stems, offsets, strict=True)]
-        if len(self.lengths) != self.meta["num_documents"] or len(self.labels) != len(self.lengths):
+        if not len(self.lengths) == len(self.labels) == len(self.text_hashes) == self.meta["num_documents"]:
             raise UserError(
                 f"{path}: holds {len(self.lengths)} documents, not the {self.meta['num_documents']} of meta.json"
             )
@@ -114,18 +120,19 @@ def token_dtype(vocab: Sequence[str]) -> np.dtype:
     return np.dtype(np.uint16 if len(vocab) <= 2**16 else np.uint32)
 
 
-def write_shard(stem: Path, tokens: np.ndarray, offsets: np.ndarray, labels: np.ndarray) -> None:
-    """Write the three files of a shard; each appears whole or not at all."""
+def write_shard(stem: Path, tokens: np.ndarray, offsets: np.ndarray, labels: np.ndarray, hashes: np.ndarray) -> None:
+    """Write the files of a shard; each appears whole or not at all."""
+    write_bytes(stem.with_name(stem.name + ".hashes"), hashes.astype(np.uint64).tobytes())
     write_bytes(stem.with_name(stem.name + ".labels"), labels.astype(np.int32).tobytes())
     write_bytes(stem.with_name(stem.name + ".offsets"), offsets.astype(np.int64).tobytes())
     write_bytes(stem.with_name(stem.name + ".tokens"), tokens.tobytes())
 
 
 def shard_checksum(stem: Path) -> str:
-    """xxh3 of a shard's three files; empty where one is missing or cannot be read."""
+    """xxh3 of a shard's files; empty where one is missing or cannot be read."""
     digest = xxhash.xxh3_64()
     try:
-        for ending in (".tokens", ".offsets", ".labels"):
+        for ending in ENDINGS:
             digest.update(stem.with_name(stem.name + ending).read_bytes())
     except OSError:
         return ""

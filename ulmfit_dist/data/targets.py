@@ -79,11 +79,14 @@ def one_class_each(labels: list[str]) -> Targets:
     return Targets("category", labels, torch.arange(len(labels)))
 
 
-def check_targets(targets: Targets, train_b: np.ndarray, valid_b: np.ndarray, advice: str = "") -> None:
+def check_targets(
+    targets: Targets, train_b: np.ndarray, valid_b: np.ndarray, test_b: np.ndarray | None = None, advice: str = ""
+) -> None:
     """Refuse labels that no classifier can be trained on.
 
     Args:
-        train_b, valid_b: labels of the documents to train on and to validate on, by index in the store.
+        train_b, valid_b, test_b: labels of the documents to train on, to validate on and to test on, by index in the
+            store; None: no test split.
         advice: what else may be wrong where there is a single class.
 
     Raises:
@@ -101,6 +104,13 @@ def check_targets(targets: Targets, train_b: np.ndarray, valid_b: np.ndarray, ad
             raise UserError(
                 f"label {name!r} is in validation only ({in_valid} documents): add training documents of that class, "
                 f"take it out of validation, or change seed or data.valid_pct where the cut is by chance"
+            )
+    test_C = targets.documents_of_classes(test_b) if test_b is not None else np.zeros_like(train_C)
+    for name, in_train, in_test in zip(targets.names, train_C, test_C, strict=True):
+        if in_test > 0 and in_train == 0:
+            raise UserError(
+                f"label {name!r} is in the test split only ({in_test} documents): add training documents of that class, "
+                f"or take it out of the test split"
             )
     if targets.kind == "category" and np.count_nonzero(train_C) < 2:
         only = targets.names[int(np.argmax(train_C))]

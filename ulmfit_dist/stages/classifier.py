@@ -98,7 +98,8 @@ def classifier_loaders(config: Config, runtime: Runtime, store: TokenStore) -> t
     targets = read_targets(store, settings, config.data.label_delim)
     missing = missing_labels(store, config)
     advice = f"; {missing}" if missing else ""
-    check_targets(targets, store.labels[splits.classifier_train], store.labels[splits.classifier_valid], advice)
+    train, valid, test = (store.labels[part] for part in (splits.classifier_train, splits.classifier_valid, splits.test))
+    check_targets(targets, train, valid, test if len(test) else None, advice)
     share = share_of_rank(runtime.rank, runtime.world_size, config.runtime, runtime.micro_batch_size)
     share = share.in_steps(runtime.launch.accumulation_steps, settings.global_batch_size, "classifier.global_batch_size")
     shape = (settings.global_batch_size, settings.seq_len, share)

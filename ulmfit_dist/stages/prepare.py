@@ -25,7 +25,7 @@ from ulmfit_dist.data.builder import StoreBuilder
 from ulmfit_dist.data.local_copy import copy_store
 from ulmfit_dist.data.sources import open_source
 from ulmfit_dist.data.sources.base import Documents, Source, Subset
-from ulmfit_dist.data.splits import missing_labels
+from ulmfit_dist.data.splits import describe_duplicates, missing_labels, num_dropped, split_documents
 from ulmfit_dist.data.store import FORMAT, NO_LABEL, TokenStore, damaged_shards, make_folder, read_meta
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.process import report
@@ -53,15 +53,26 @@ def prepare(config: Config, runtime: Runtime, verify: bool = False) -> TokenStor
         store = TokenStore(folder)
         _check_tokenizer(store, config)
     runtime.note(summarize(store))
-    _report_missing_labels(store, config, runtime)
+    if runtime.is_main:
+        _report_oddities(store, config, runtime)
     return store
 
 
-def _report_missing_labels(store: TokenStore, config: Config, runtime: Runtime) -> None:
-    """Report documents without a label where the classes are numbers, of which `data.no_label` may be one."""
+def _report_oddities(store: TokenStore, config: Config, runtime: Runtime) -> None:
+    """Report documents without a label where `data.no_label` may be a class, and equal texts on two sides."""
     are_numbers = bool(store.label_names) and all(re.fullmatch(r"[+-]?\d+", name) for name in store.label_names)
-    if are_numbers and runtime.is_main and (missing := missing_labels(store, config)):
+    if are_numbers and (missing := missing_labels(store, config)):
         report(missing)
+    try:
+        splits = split_documents(store, config)
+    except UserError:
+        return  # of the stages that need the splits
+    if described := describe_duplicates(store, splits, config):
+        report(f"warning: {described} (data.on_duplicates=drop leaves them out of the first)")
+    if dropped := num_dropped(store, config):
+        report(f"{dropped:,} documents are left out, whose texts are to be measured on, too (data.on_duplicates=drop)")
+    if repeated := len(store) - len(np.unique(store.text_hashes)):
+        runtime.note(f"{repeated:,} documents have the text of another one")
 
 
 def _find_or_make(config: Config, runtime: Runtime, verify: bool) -> Path:

@@ -10,7 +10,7 @@ from ulmfit_dist.compose import to_dict
 from ulmfit_dist.config import Config
 
 FOLD_KEYS = ("data.folds", "data.fold")
-LM_KEYS = ("seed", "tokenizer", "model", "lm", "data.valid_pct", *FOLD_KEYS)
+LM_KEYS = ("seed", "tokenizer", "model", "lm", "data.valid_pct", "data.on_duplicates", *FOLD_KEYS)
 DECISIVE_KEYS = {"lm": LM_KEYS, "classifier": (*LM_KEYS, "classifier")}
 """The keys that a stage's result depends on, beside the texts. All others may change between a run and its resumption."""
 SEEN_ALONE = ("classifier.metrics",)
