@@ -66,6 +66,20 @@ def final_table(summary: Mapping[str, Any]) -> Iterable[str]:
         rates = [f"{value:,.0f} {name.split('_')[0]}" for name, value in figures.items() if name.endswith("_per_second")]
         values = [_shown(name, figures.get(name)) for name in metrics]
         yield _row(columns, (stage, *values, *(rates or [""]), duration(seconds)))
+    if test := summary.get("classifier", {}).get("test"):
+        yield describe_test(test)
+    if summary.get("valid_is_test"):
+        yield "validated on the split named test: its figures have chosen what they report"
+
+
+def describe_test(figures: Mapping[str, Any]) -> str:
+    """Return the metrics on a test split, with their 95 % intervals, as one line."""
+    parts = []
+    for name, value in figures.items():
+        if isinstance(interval := figures.get(f"{name}_interval"), list):
+            low, high = (f"{end:.4f}" for end in interval)
+            parts.append(f"{name} {value:.4f} ({low} to {high})")
+    return f"test, {figures['num_documents']:,} documents, 95 % intervals: {', '.join(parts)}"
 
 
 def duration(seconds: float | None) -> str:

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
 from ulmfit_dist.config import Config
+from ulmfit_dist.data.sources.split_names import split_of_name
 from ulmfit_dist.data.store import NO_LABEL, TokenStore
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.randomness import permutation
@@ -141,6 +143,12 @@ def _without_duplicates(store: TokenStore, splits: DocumentSplits, config: Confi
     if not (len(valid) and len(train) and len(lm_train)) and len(splits.classifier_train):
         raise UserError("data.on_duplicates=drop leaves no document to learn from: all texts are equal to others")
     return replace(splits, classifier_train=train, classifier_valid=valid, lm_train=lm_train)
+
+
+def valid_is_test(config: Config) -> bool:
+    """Return whether `data.splits` validates on a split that is named as a test split is."""
+    known = split_of_name(Path(config.data.splits.get("valid", "")).name.partition(".")[0])
+    return known is not None and known[0] == "test"
 
 
 def missing_labels(store: TokenStore, config: Config) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from ulmfit_dist.config import Config
 from ulmfit_dist.data.batches import share_of_rank
 from ulmfit_dist.data.classifier_batches import ClassifierBatches
@@ -100,11 +102,19 @@ def classifier_loaders(config: Config, runtime: Runtime, store: TokenStore) -> t
     advice = f"; {missing}" if missing else ""
     train, valid, test = (store.labels[part] for part in (splits.classifier_train, splits.classifier_valid, splits.test))
     check_targets(targets, train, valid, test if len(test) else None, advice)
+    return (
+        classifier_batches(config, runtime, store, splits.classifier_train, config.seed),
+        classifier_batches(config, runtime, store, splits.classifier_valid),
+    )
+
+
+def classifier_batches(
+    config: Config, runtime: Runtime, store: TokenStore, documents: np.ndarray, seed: int | None = None
+) -> ClassifierBatches:
+    """Batches of this rank, of documents by index in the store; without a seed in an order by length."""
+    settings = config.classifier
     share = share_of_rank(runtime.rank, runtime.world_size, config.runtime, runtime.micro_batch_size)
     share = share.in_steps(runtime.launch.accumulation_steps, settings.global_batch_size, "classifier.global_batch_size")
+    targets = read_targets(store, settings, config.data.label_delim)
     shape = (settings.global_batch_size, settings.seq_len, share)
-    backwards, truncate_to = config.model.backwards, settings.truncate_to
-    return (
-        ClassifierBatches(store, splits.classifier_train, *shape, config.seed, backwards, truncate_to, targets),
-        ClassifierBatches(store, splits.classifier_valid, *shape, None, backwards, truncate_to, targets),
-    )
+    return ClassifierBatches(store, documents, *shape, seed, config.model.backwards, settings.truncate_to, targets)

@@ -15,24 +15,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from ulmfit_dist.config import ClassifierConfig
-from ulmfit_dist.data.batches import MicroBatch
 from ulmfit_dist.data.splits import split_documents
 from ulmfit_dist.data.store import TokenStore
-from ulmfit_dist.data.targets import Targets, num_outputs, read_targets
+from ulmfit_dist.data.targets import read_targets
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.model.export import Exported, load_model, read_exported
+from ulmfit_dist.model.export import Exported, read_exported
 from ulmfit_dist.runtime import Runtime
-from ulmfit_dist.stages.classifier import classifier_loaders
-from ulmfit_dist.stages.evaluate import check_functions, check_store, classifier_figures, in_precision, read_batches
+from ulmfit_dist.stages.answers import compute_answers, figures_of_answers
+from ulmfit_dist.stages.evaluate import check_functions, check_store
 from ulmfit_dist.stages.predict import BATCH_TOKENS, Classifier, TextClassifier
-from ulmfit_dist.stages.predictions import answers_of, outputs_of
 from ulmfit_dist.stages.prepare import prepare
 from ulmfit_dist.stages.run import model_folder
-from ulmfit_dist.training.metrics import ClassifierMetrics
-from ulmfit_dist.training.objective import make_metrics
 
 
 class Ensemble(Classifier):
@@ -80,12 +74,13 @@ def evaluate_ensemble(folders: Sequence[str | Path], runtime: Runtime, trust_rul
     stores = [prepare(exported.config, runtime) for exported in members]
     with runtime.together():
         documents_N = _common_documents(members, stores)
-    answers = [_answers(*member, documents_N, runtime, trust_rules) for member in zip(members, stores, strict=True)]
+    pairs = zip(members, stores, strict=True)
+    answers = [compute_answers(*pair, documents_N, runtime, trust_rules) for pair in pairs]
     first, store = members[0].config, stores[0]
     targets = read_targets(store, first.classifier, first.data.label_delim)
     y_N = targets.of(store.labels[documents_N])
     *alone, together = [
-        _figures(answers_NC, y_N, targets, first.classifier, runtime)
+        figures_of_answers(answers_NC, y_N, targets, first.classifier, runtime)
         for answers_NC in (*answers, torch.stack(answers).mean(0))
     ]
     return {
@@ -141,33 +136,3 @@ def _common_documents(members: Sequence[Exported], stores: Sequence[TokenStore])
                 f"measures the other: train both with the same seed and data.valid_pct"
             )
     return expected
-
-
-def _answers(exported: Exported, store: TokenStore, documents_N: np.ndarray, runtime: Runtime, trust: bool) -> Tensor:
-    """What a member says of all documents, float64 [N, C], on every rank. Collective."""
-    target = exported.config.classifier.target
-    outputs = num_outputs(target, exported.labels or [])
-    answers_NC = torch.zeros(len(documents_N), outputs, dtype=torch.float64, device=runtime.device)
-
-    def keep(prediction: Tensor, batch: MicroBatch) -> None:
-        assert batch.documents is not None  # the classifier's batches are of documents
-        answers_NC[np.searchsorted(documents_N, batch.documents)] = answers_of(prediction, target)
-
-    with runtime.together():
-        valid = classifier_loaders(exported.config, runtime, store)[1]
-        model = in_precision(load_model(exported, runtime.device, trust), "classifier", runtime)
-        read_batches(model, valid, keep, runtime)
-    return runtime.sum(answers_NC)
-
-
-def _figures(
-    answers_NC: Tensor, y_N: Tensor, targets: Targets, settings: ClassifierConfig, runtime: Runtime
-) -> dict[str, Any]:
-    """Metrics of answers that every rank has: each counts a share of the documents. Collective."""
-    mine = slice(runtime.rank, None, runtime.world_size)
-    metrics = make_metrics(targets, settings, trust=False)
-    metrics.reset(runtime.device)
-    metrics.add(outputs_of(answers_NC, targets.kind)[mine], y_N.to(runtime.device)[mine])
-    if isinstance(metrics, ClassifierMetrics):
-        return classifier_figures(metrics, targets.names, runtime)
-    return dict(metrics.compute(runtime))

@@ -11,11 +11,13 @@ from pathlib import Path
 from ulmfit_dist import stopping
 from ulmfit_dist.compose import to_dict
 from ulmfit_dist.config import Config
+from ulmfit_dist.data.splits import valid_is_test
 from ulmfit_dist.data.store import TokenStore
 from ulmfit_dist.errors import FAILED, RESUMABLE, Interrupted, UserError
 from ulmfit_dist.model.export import WEIGHTS, find_model, read_exported
 from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.stages.classifier import check_classifier, train_classifier
+from ulmfit_dist.stages.final_scores import score_test_split
 from ulmfit_dist.stages.lm import lm_loaders, train_lm
 from ulmfit_dist.stages.prepare import prepare
 from ulmfit_dist.stages.resume import Found, find_checkpoint
@@ -26,6 +28,11 @@ from ulmfit_dist.training.tracking import Tracker
 TRAIN = {"lm": train_lm, "classifier": train_classifier}
 CHECKS = {"lm": lm_loaders, "classifier": check_classifier}
 """What raises for input that a stage cannot be trained on."""
+
+VALID_IS_TEST = (
+    "warning: the valid split is the one named test: what is selected, or stopped, by its figures was chosen on the "
+    "documents that they report"
+)
 
 
 def run(config: Config, runtime: Runtime, fresh: bool = False, stages: Sequence[str] | None = None) -> None:
@@ -58,12 +65,16 @@ def run(config: Config, runtime: Runtime, fresh: bool = False, stages: Sequence[
             for stage in stages:
                 CHECKS[stage](config, runtime, store)
         _say_precision(config, runtime)
+        if valid_is_test(config):
+            runtime.print(VALID_IS_TEST)
         for stage in stages:
             if done[stage]:
                 runtime.note(f"{stage}: done already, in {config.run_dir / stage} (--fresh trains it again)")
                 tracker.show(stage)
             else:
                 TRAIN[stage](config, runtime, store, tracker, found[stage])
+        if "classifier" in stages:
+            score_test_split(config, runtime, store, tracker)
         told += _report(config.run_dir) if runtime.is_main else []
 
 

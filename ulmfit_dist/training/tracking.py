@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from ulmfit_dist.compose import to_dict, to_yaml
 from ulmfit_dist.config import Config
+from ulmfit_dist.data.splits import valid_is_test
 from ulmfit_dist.data.store import write_bytes, write_json
 from ulmfit_dist.environment import describe_environment
 from ulmfit_dist.errors import UserError
@@ -28,6 +29,9 @@ from ulmfit_dist.training.metric_log import STAGES, MetricLog, is_epoch, metrics
 from ulmfit_dist.training.own_metrics import metric_names
 from ulmfit_dist.training.wandb_process import wandb_mode
 from ulmfit_dist.training.wandb_run import Row, Table, WandbRun, where_offline
+
+PREDICTIONS = "predictions.parquet"
+"""File of the classifier's predictions in a run directory."""
 
 
 class Tracker:
@@ -58,6 +62,7 @@ class Tracker:
             "world_size": runtime.world_size,
             "device": device_name(runtime.device),
             "precision": runtime.precision,
+            **({"valid_is_test": True} if valid_is_test(config) else {}),
         }
         self.summary: dict[str, Any] = {**self._facts, **_read_summary(self.folder / "summary.json")}
 
@@ -143,11 +148,33 @@ class Tracker:
         if metrics is None:
             return
         self.summary[stage] = metrics
+        if stage == "classifier":
+            (self.folder / PREDICTIONS).unlink(missing_ok=True)  # of the classifier before
         self._tables[stage] = tables or {}
         self._write_summary()
         if self._wandb is not None:
             self._wandb.summarize({f"{stage}/{name}": value for name, value in metrics.items()})
             self._log_final_tables(stage, tables or {})
+
+    def has_predictions(self, needs_test: bool) -> bool:
+        """Return whether the classifier's predictions are written, and its figures on a test split. For rank 0."""
+        has_test = self.runtime.is_main and "test" in self.summary.get("classifier", {})
+        return (has_test or not needs_test) and (self.folder / PREDICTIONS).is_file()
+
+    def finish_test(self, figures: dict[str, Any]) -> None:
+        """Put the figures on the test split in summary.json, and in W&B's summary with the ends of intervals apart."""
+        if not self.runtime.is_main:
+            return
+        self.summary.setdefault("classifier", {})["test"] = figures
+        self._write_summary()
+        if self._wandb is None:
+            return
+        flat: dict[str, float] = {}
+        for name, value in figures.items():
+            ends = {"low": value[0], "high": value[1]} if isinstance(value, list) else {"": value}
+            base = name.removesuffix("_interval")
+            flat |= {f"test/{base}_{end}".rstrip("_"): number for end, number in ends.items()}
+        self._wandb.summarize(flat)
 
     def save_model(self, stage: str, facts: dict[str, Any], texts: dict[str, Any]) -> None:
         """Give W&B a stage's exported model, if tracking.log_model says so."""

@@ -1,0 +1,80 @@
+"""Answers of an exported classifier to documents of a token store, and the figures that they come to.
+
+N: documents, C: classes, or 1 for a regression.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ulmfit_dist.config import ClassifierConfig
+from ulmfit_dist.data.batches import MicroBatch
+from ulmfit_dist.data.classifier_batches import ClassifierBatches
+from ulmfit_dist.data.store import TokenStore
+from ulmfit_dist.data.targets import Targets, num_outputs, read_targets
+from ulmfit_dist.model.export import Exported, load_model
+from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.stages.classifier import classifier_batches
+from ulmfit_dist.stages.evaluate import classifier_figures, in_precision, read_batches
+from ulmfit_dist.stages.predictions import answers_of, outputs_of
+from ulmfit_dist.training.intervals import metric_intervals
+from ulmfit_dist.training.metrics import ClassifierMetrics
+from ulmfit_dist.training.objective import make_metrics
+
+
+def compute_answers(
+    exported: Exported, store: TokenStore, documents_N: np.ndarray, runtime: Runtime, trust: bool = False
+) -> Tensor:
+    """Return probabilities of the classes, or numbers, float64 [N, C], on every rank. Collective.
+
+    Args:
+        documents_N: indices in the store, ascending.
+        trust: whether to call what the model's config names.
+    """
+    target = exported.config.classifier.target
+    outputs = num_outputs(target, exported.labels or [])
+    answers_NC = torch.zeros(len(documents_N), outputs, dtype=torch.float64, device=runtime.device)
+
+    def keep(prediction: Tensor, batch: MicroBatch) -> None:
+        assert batch.documents is not None  # the classifier's batches are of documents
+        answers_NC[np.searchsorted(documents_N, batch.documents)] = answers_of(prediction, target)
+
+    with runtime.together():
+        batches: ClassifierBatches = classifier_batches(exported.config, runtime, store, documents_N)
+        model = in_precision(load_model(exported, runtime.device, trust), "classifier", runtime)
+        read_batches(model, batches, keep, runtime)
+    return runtime.sum(answers_NC)
+
+
+def figures_of_answers(
+    answers_NC: Tensor, y_N: Tensor, targets: Targets, settings: ClassifierConfig, runtime: Runtime
+) -> dict[str, Any]:
+    """Return the metrics of answers that every rank has: each counts a share of the documents. Collective."""
+    mine = slice(runtime.rank, None, runtime.world_size)
+    metrics = make_metrics(targets, settings, trust=False)
+    metrics.reset(runtime.device)
+    metrics.add(outputs_of(answers_NC, targets.kind)[mine], y_N.to(runtime.device)[mine])
+    if isinstance(metrics, ClassifierMetrics):
+        return classifier_figures(metrics, targets.names, runtime)
+    return dict(metrics.compute(runtime))
+
+
+def figures_with_intervals(
+    exported: Exported, store: TokenStore, documents_N: np.ndarray, answers_NC: Tensor, runtime: Runtime
+) -> dict[str, Any]:
+    """Return the metrics of documents that chose nothing, each with its 95 % interval. Collective.
+
+    Returns:
+        `num_documents`, `loss`, the metrics by name, and for each `<name>_interval`, [low, high].
+    """
+    config = exported.config
+    targets = read_targets(store, config.classifier, config.data.label_delim)
+    y_N = targets.of(store.labels[documents_N])
+    figures = figures_of_answers(answers_NC, y_N, targets, config.classifier, runtime)
+    figures = {"num_documents": len(documents_N), "loss": figures.pop("valid_loss"), **figures}
+    intervals = metric_intervals(answers_NC.cpu().numpy(), y_N.cpu().numpy(), config.classifier, config.seed)
+    return figures | {f"{name}_interval": interval for name, interval in intervals.items()}

@@ -1,0 +1,90 @@
+"""Scores of a run's exported classifier on its test split, once, at the end of `run`; and the predictions behind them.
+
+`predictions.parquet` holds a row for each labelled document of the valid and test splits: `document` (its index in the token
+store), `split`, `label`, `predicted` and `probabilities` in the order of the labels, which the schema's metadata lists; of a
+regression `number` instead. It holds no text.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+
+from ulmfit_dist.config import Config
+from ulmfit_dist.data.splits import split_documents
+from ulmfit_dist.data.store import TokenStore, write_bytes
+from ulmfit_dist.model.export import Exported, read_exported
+from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.stages.answers import compute_answers, figures_with_intervals
+from ulmfit_dist.stages.predictions import prediction_of
+from ulmfit_dist.training.tracking import PREDICTIONS, Tracker
+
+
+def score_test_split(config: Config, runtime: Runtime, store: TokenStore, tracker: Tracker) -> None:
+    """Score the exported classifier on the test split, and write the predictions, unless that is done. Collective.
+
+    A fold of a cross-validation does not score it: the folds would choose by it.
+    """
+    splits = split_documents(store, config)
+    if len(store.split("test")) and config.data.folds is not None:
+        runtime.print("the test split is not scored by a fold: train without data.folds to score it once")
+        return
+    if len(store.split("test")) and not len(splits.test):
+        runtime.print("the test split has no labels: it is not scored")
+    if runtime.from_main(tracker.has_predictions(needs_test=len(splits.test) > 0)):
+        return
+    exported = read_exported(config.run_dir / "classifier")
+    answers = {}
+    for split, documents_N in (("valid", splits.classifier_valid), ("test", splits.test)):
+        if len(documents_N):
+            answers[split] = documents_N, compute_answers(exported, store, documents_N, runtime, trust=True)
+    if "test" in answers:
+        figures = figures_with_intervals(exported, store, *answers["test"], runtime)
+        tracker.finish_test({name: value for name, value in figures.items() if _is_short(name, value)})
+    with runtime.together():
+        if runtime.is_main:
+            rows = {split: (documents, part.cpu().numpy()) for split, (documents, part) in answers.items()}
+            write_predictions(config.run_dir / PREDICTIONS, exported, store, rows)
+
+
+def write_predictions(
+    path: Path, exported: Exported, store: TokenStore, answers: dict[str, tuple[np.ndarray, np.ndarray]]
+) -> None:
+    """Write the predictions of documents.
+
+    Args:
+        answers: by split: indices in the store, int64 [N], and probabilities or numbers, float64 [N, C].
+    """
+    labels, settings = exported.labels or [], exported.config.classifier
+    columns: dict[str, list[Any]] = {"document": [], "split": [], "label": [], "predicted": [], "probabilities": []}
+    for split, (documents_N, answers_NC) in answers.items():
+        columns["document"] += documents_N.tolist()
+        columns["split"] += [split] * len(documents_N)
+        columns["label"] += [store.label_names[label] for label in store.labels[documents_N].tolist()]
+        columns["probabilities"] += answers_NC.tolist()
+        predictions = [prediction_of(row, labels, settings) for row in answers_NC.tolist()]
+        columns["predicted"] += [_predicted(prediction, exported.config.data.label_delim) for prediction in predictions]
+    types = {"document": pa.int64(), "probabilities": pa.list_(pa.float64())}
+    if settings.target == "regression":
+        columns["number"] = [row[0] for row in columns.pop("probabilities")]
+        del columns["predicted"]
+        types["number"] = pa.float64()
+    arrays = {name: pa.array(values, types.get(name, pa.string())) for name, values in columns.items()}
+    table = pa.table(arrays).replace_schema_metadata({"labels": json.dumps(labels)})
+    buffer = pa.BufferOutputStream()
+    pa.parquet.write_table(table, buffer)
+    write_bytes(path, buffer.getvalue().to_pybytes())
+
+
+def _predicted(prediction: Any, delimiter: str) -> str:
+    return str(prediction.label) if hasattr(prediction, "label") else delimiter.join(getattr(prediction, "labels", []))
+
+
+def _is_short(name: str, value: Any) -> bool:
+    """Return whether a figure is a number or an interval, as those of summary.json are."""
+    return isinstance(value, (int, float)) or name.endswith("_interval")
