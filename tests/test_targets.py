@@ -166,7 +166,7 @@ def test_several_classes_are_learned_alike_by_one_rank_and_two(tmp_path: Path, r
     summary = json.loads((tmp_path / "one" / "summary.json").read_text())["classifier"]
     assert summary["f1_macro"] > 0.8
     assert f"{summary['f1_macro']:.4f}" in said
-    evaluated = json.loads(succeed_here(["evaluate", tmp_path / "one"]))["classifier"]
+    evaluated = json.loads(succeed_here(["evaluate", "--json", tmp_path / "one"]))["classifier"]
     assert evaluated["f1_macro"] == pytest.approx(summary["f1_macro"])
 
     text = " ".join(TOPICS["sport"][:6] + TOPICS["food"][:6])

@@ -193,12 +193,13 @@ def _dashboard(args: argparse.Namespace) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from ulmfit_dist.stages.evaluate import evaluate, precision_of_models
+    from ulmfit_dist.stages.evaluate import describe_figures, evaluate, precision_of_models
 
     runtime = Runtime(RuntimeConfig(precision=args.precision or precision_of_models([args.run])))
 
     with runtime:
-        runtime.print(json.dumps(evaluate(args.run, runtime, args.trust_rules), indent=1))
+        figures = evaluate(args.run, runtime, args.trust_rules, args.split, args.data)
+        runtime.print(json.dumps(figures, indent=1) if args.json else describe_figures(figures))
 
 
 def _export(args: argparse.Namespace) -> None:

@@ -105,7 +105,7 @@ def _parser() -> _Parser:
     dashboard.add_argument("--entity", metavar="E", help="user or team in W&B (default: yours)")
     dashboard.add_argument("--dry-run", action="store_true", help="print the workspace, and save nothing")
 
-    _add_precision(_with_run(commands, "evaluate", "compute a run's metrics again"))
+    _add_evaluate(_with_run(commands, "evaluate", "compute a run's metrics again, or those of new texts"))
     predict = _with_run(commands, "predict", "label texts")
     predict.add_argument("texts", metavar="TEXT", nargs="*", help="a text; none: one per line from standard input")
     _add_files(predict)
@@ -187,6 +187,14 @@ def _add_ensemble(commands: Any) -> None:
     _add_precision(parser)
     _add_trust(parser)
     parser.set_defaults(command="ensemble", goes_on=False)
+
+
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    place = parser.add_mutually_exclusive_group()
+    place.add_argument("--split", choices=("valid", "test"), default="valid", help="documents (default: %(default)s)")
+    place.add_argument("--data", type=Path, metavar="FILE", help="new labelled texts: a table, or a folder by class")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    _add_precision(parser)
 
 
 def _add_files(parser: argparse.ArgumentParser) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ulmfit_dist.config import ClassifierConfig
+from ulmfit_dist.config import ClassifierConfig, Config
 from ulmfit_dist.data.batches import MicroBatch
 from ulmfit_dist.data.classifier_batches import ClassifierBatches
 from ulmfit_dist.data.store import TokenStore
@@ -63,18 +63,28 @@ def figures_of_answers(
     return dict(metrics.compute(runtime))
 
 
-def figures_with_intervals(
+def figures_of_documents(
     exported: Exported, store: TokenStore, documents_N: np.ndarray, answers_NC: Tensor, runtime: Runtime
 ) -> dict[str, Any]:
-    """Return the metrics of documents that chose nothing, each with its 95 % interval. Collective.
-
-    Returns:
-        `num_documents`, `loss`, the metrics by name, and for each `<name>_interval`, [low, high].
-    """
+    """Return the figures of documents of a store, as `with_intervals`. Collective."""
     config = exported.config
     targets = read_targets(store, config.classifier, config.data.label_delim)
     y_N = targets.of(store.labels[documents_N])
     figures = figures_of_answers(answers_NC, y_N, targets, config.classifier, runtime)
-    figures = {"num_documents": len(documents_N), "loss": figures.pop("valid_loss"), **figures}
+    return with_intervals(figures, answers_NC, y_N, config)
+
+
+def with_intervals(figures: dict[str, Any], answers_NC: Tensor, y_N: Tensor, config: Config) -> dict[str, Any]:
+    """Return figures of documents that chose nothing, with the 95 % interval of each metric.
+
+    Args:
+        figures: as `figures_of_answers` returns them.
+        answers_NC: probabilities or numbers, float64 [N, C].
+        y_N: the targets.
+
+    Returns:
+        `num_documents`, `loss`, the metrics by name, and for each `<name>_interval`, [low, high].
+    """
+    figures = {"num_documents": len(y_N), "loss": figures.pop("valid_loss"), **figures}
     intervals = metric_intervals(answers_NC.cpu().numpy(), y_N.cpu().numpy(), config.classifier, config.seed)
     return figures | {f"{name}_interval": interval for name, interval in intervals.items()}

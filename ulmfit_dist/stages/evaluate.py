@@ -28,23 +28,37 @@ from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.stages.classifier import classifier_loaders
 from ulmfit_dist.stages.lm import PRODUCT_DTYPES, lm_loaders
 from ulmfit_dist.stages.prepare import prepare
+from ulmfit_dist.text_table import TextTable
 from ulmfit_dist.training.metrics import ClassifierMetrics, LMMetrics, Metrics
 from ulmfit_dist.training.objective import make_metrics
 from ulmfit_dist.training.scores import class_scores, expected_calibration_error, reliability
 
 
-def evaluate(run: Path, runtime: Runtime, trust_rules: bool = False) -> dict[str, dict[str, Any]]:
-    """Metrics by stage on the validation documents, for each model that the folder has.
+def evaluate(
+    run: Path, runtime: Runtime, trust_rules: bool = False, split: str = "valid", data: Path | None = None
+) -> dict[str, dict[str, Any]]:
+    """Metrics by stage on the validation documents, for each model that the folder has. Collective.
 
-    The classifier's are those of `classifier_figures`.
+    The classifier's are those of `classifier_figures`. On the test split, and on new texts, they are the classifier's alone,
+    with the 95 % interval of each metric (`training/intervals.py`).
 
     Args:
+        split: valid or test.
+        data: new labelled texts to evaluate the classifier on instead.
         trust_rules: whether to call what the model's config names: tokenizer.rules and classifier.metrics. Without, the
             former are refused, and the latter left out.
 
     Raises:
         UserError: no exported model, no store of its texts, or texts that have changed since.
     """
+    if data is not None or split == "test":
+        from ulmfit_dist.stages.evaluate_data import evaluate_test_split, evaluate_texts
+
+        return {
+            "classifier": evaluate_test_split(run, runtime, trust_rules)
+            if data is None
+            else evaluate_texts(run, data, runtime, trust_rules)
+        }
     folders = {stage: folder for stage in ("lm", "classifier") if (folder := find_model(run, stage)) is not None}
     if not folders:
         raise UserError(f"{run}: no exported model here: give a run directory, or an exported model's folder")
@@ -71,6 +85,29 @@ def precision_of_models(runs: Sequence[Path]) -> str:
     except UserError as error:
         report(f"warning: the models were trained in another precision than this evaluation uses: {error}")
         return "auto"
+
+
+def describe_figures(figures: dict[str, dict[str, Any]]) -> str:
+    """Return figures by stage as tables: each metric with its interval, if there is one, and those of each class."""
+    tables = []
+    for stage, found in figures.items():
+        rows = []
+        for name, value in found.items():
+            if isinstance(value, (int, float)):
+                low_high = found.get(f"{name}_interval")
+                interval = f"{low_high[0]:.4f} to {low_high[1]:.4f}" if low_high else ""
+                rows.append((name, f"{value:,}" if isinstance(value, int) else f"{value:.4f}", interval))
+        has_intervals = any(interval for *_, interval in rows)
+        columns = ("metric", "value", "95 % interval") if has_intervals else ("metric", "value")
+        tables.append(TextTable(stage, columns, tuple(row[: len(columns)] for row in rows), show_lines=False))
+        if classes := found.get("classes"):
+            cells = tuple(tuple(_cell(value) for value in scores.values()) for scores in classes)
+            tables.append(TextTable("classes", tuple(classes[0]), cells, show_lines=False))
+    return "\n\n".join(map(str, tables))
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 def classifier_figures(metrics: ClassifierMetrics, labels: Sequence[str], runtime: Runtime) -> dict[str, Any]:

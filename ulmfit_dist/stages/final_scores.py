@@ -20,7 +20,7 @@ from ulmfit_dist.data.splits import split_documents
 from ulmfit_dist.data.store import TokenStore, write_bytes
 from ulmfit_dist.model.export import Exported, read_exported
 from ulmfit_dist.runtime import Runtime
-from ulmfit_dist.stages.answers import compute_answers, figures_with_intervals
+from ulmfit_dist.stages.answers import compute_answers, figures_of_documents
 from ulmfit_dist.stages.predictions import prediction_of
 from ulmfit_dist.training.tracking import PREDICTIONS, Tracker
 
@@ -44,7 +44,7 @@ def score_test_split(config: Config, runtime: Runtime, store: TokenStore, tracke
         if len(documents_N):
             answers[split] = documents_N, compute_answers(exported, store, documents_N, runtime, trust=True)
     if "test" in answers:
-        figures = figures_with_intervals(exported, store, *answers["test"], runtime)
+        figures = figures_of_documents(exported, store, *answers["test"], runtime)
         tracker.finish_test({name: value for name, value in figures.items() if _is_short(name, value)})
     with runtime.together():
         if runtime.is_main:

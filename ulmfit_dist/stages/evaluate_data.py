@@ -1,0 +1,146 @@
+"""Figures of an exported classifier on its test split, or on new labelled texts, with 95 % intervals.
+
+New texts are tokenized by the model's own vocabulary, as `predict` does, so they need no token store. Ranks share them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ulmfit_dist.config import Config, DataConfig
+from ulmfit_dist.data.sources import open_source
+from ulmfit_dist.data.splits import split_documents
+from ulmfit_dist.data.targets import Targets, classes_of_label
+from ulmfit_dist.errors import UserError
+from ulmfit_dist.model.export import Exported, find_model, read_exported
+from ulmfit_dist.process import report
+from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.stages.answers import compute_answers, figures_of_answers, figures_of_documents, with_intervals
+from ulmfit_dist.stages.evaluate import check_functions, check_store
+from ulmfit_dist.stages.predict import TextClassifier
+from ulmfit_dist.stages.prepare import prepare
+
+KINDS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".ndjson": "json"}
+"""Sources by ending of a file; all others are CSV."""
+ROWS_AT_ONCE = 1000
+
+
+def evaluate_test_split(run: Path, runtime: Runtime, trust: bool = False) -> dict[str, Any]:
+    """Return the figures of a run's classifier on its test split. Collective.
+
+    Raises:
+        UserError: no classifier, no labelled test split, or texts that have changed since.
+    """
+    exported = _classifier(run)
+    check_functions(exported, trust)
+    store = prepare(exported.config, runtime)
+    with runtime.together():
+        check_store(exported, store)
+        documents_N = split_documents(store, exported.config).test
+        if not len(documents_N):
+            raise UserError(f"{run}: its texts have no labelled test split: evaluate it on new texts by --data FILE")
+    answers_NC = compute_answers(exported, store, documents_N, runtime, trust)
+    return figures_of_documents(exported, store, documents_N, answers_NC, runtime)
+
+
+def evaluate_texts(run: Path, path: Path, runtime: Runtime, trust: bool = False) -> dict[str, Any]:
+    """Return the figures of a run's classifier on new labelled texts. Collective.
+
+    Args:
+        path: a CSV, TSV, JSON or Parquet file with the columns of the run's config, or a folder with a sub-folder per class.
+
+    Raises:
+        UserError: no classifier, texts that cannot be read, a label that the classifier does not know, no label at all.
+    """
+    exported = _classifier(run)
+    config, labels = exported.config, exported.labels or []
+    texts: list[str] = []
+    names: list[str] = []
+    with runtime.together():
+        num_left_out = 0
+        for text, label in _documents(_data_config(config, path), runtime):
+            if text is None or label is None:
+                num_left_out += 1
+            else:
+                texts.append(text)
+                names.append(label)
+        if not texts:
+            raise UserError(f"{path}: no text has a label: name its column by data.label in the run's config")
+        y_N = _targets(names, labels, config, path)
+        if num_left_out and runtime.is_main:
+            report(f"{path}: {num_left_out:,} documents have no label, and are left out")
+        mine = slice(runtime.rank, None, runtime.world_size)
+        classifier = TextClassifier(exported.folder, runtime.device, trust)
+        outputs = 1 if config.classifier.target == "regression" else len(labels)
+        answers_NC = torch.zeros(len(texts), outputs, dtype=torch.float64, device=runtime.device)
+        if texts[mine]:
+            answers_NC[mine] = torch.from_numpy(classifier.predict_proba(texts[mine])).to(answers_NC)
+    answers_NC = runtime.sum(answers_NC)
+    targets = Targets(config.classifier.target, labels, torch.arange(len(labels)))
+    figures = figures_of_answers(answers_NC, y_N, targets, config.classifier, runtime)
+    return with_intervals(figures, answers_NC, y_N, config)
+
+
+def _classifier(run: Path) -> Exported:
+    folder = find_model(run, "classifier")
+    if folder is None:
+        raise UserError(f"{run}: no classifier model here: give a run directory that has one, or an exported model's folder")
+    return read_exported(folder)
+
+
+def _data_config(config: Config, path: Path) -> DataConfig:
+    """The run's way of reading texts, for new ones."""
+    if not path.exists():
+        raise UserError(f"--data {path}: no such file or folder")
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    kind = "folder" if path.is_dir() else next((KINDS[suffix] for suffix in suffixes if suffix in KINDS), "csv")
+    return replace(
+        config.data, source=kind, path=str(path), splits={}, splitter=None, valid_col=None, limit=None, store=None
+    )
+
+
+def _documents(data: DataConfig, runtime: Runtime) -> Iterator[tuple[str | None, str | None]]:
+    source = open_source(data)
+    split = "test" if "test" in source.splits else "train"
+    unused = [f"the {other} split" for other in source.splits if other != split]
+    notices = [*source.notices, *([f"{data.path}: not used: {', '.join(unused)}"] if unused else [])]
+    if runtime.is_main:
+        for notice in notices:
+            report(notice)
+    documents = source.splits[split]
+    for start in range(0, len(documents), ROWS_AT_ONCE):
+        yield from zip(*documents.read(start, min(start + ROWS_AT_ONCE, len(documents))), strict=True)
+
+
+def _targets(names: list[str], labels: list[str], config: Config, path: Path) -> Tensor:
+    """Targets of the labels: int64 [N], bool [N, C] or float64 [N]. Raises UserError for labels that are not known."""
+    if config.classifier.target == "regression":
+        return torch.tensor([_number(name, path) for name in names], dtype=torch.float64)
+    multiple = config.classifier.target == "multicategory"
+    classes = [classes_of_label(name, config.data.label_delim) if multiple else [name] for name in names]
+    if unknown := sorted({name for one in classes for name in one} - set(labels)):
+        raise UserError(
+            f"{path}: the label {unknown[0]!r} is none of the classifier's: {', '.join(labels[:10])}"
+            f"{f'; {len(unknown)} labels are unknown' if len(unknown) > 1 else ''}"
+        )
+    y_NC = torch.zeros(len(names), len(labels), dtype=torch.bool)
+    for row, one in enumerate(classes):
+        y_NC[row, [labels.index(name) for name in one]] = True
+    return y_NC if multiple else y_NC.int().argmax(1)
+
+
+def _number(name: str, path: Path) -> float:
+    try:
+        value = float(name)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise UserError(f"{path}: the label {name!r} is not a number, and the classifier gives numbers")
+    return value
