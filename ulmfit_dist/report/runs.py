@@ -48,6 +48,15 @@ class Sample(NamedTuple):
     text: str
 
 
+class IntervalFigure(NamedTuple):
+    """A metric on the test split, with its 95 % interval."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+
+
 @dataclass
 class Stage:
     """What metrics.jsonl and summary.json say of a stage.
@@ -91,6 +100,7 @@ class Run:
         config: values by dotted key, as text.
         seconds: time taken by prepare, lm and classifier.
         facts: world_size, device and precision, as text.
+        test: metrics of the classifier on its test split.
         environment: command, revision, host and slurm_job, as text.
         remarks: what could not be read, in words.
     """
@@ -102,6 +112,7 @@ class Run:
     stages: dict[str, Stage] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     facts: dict[str, str] = field(default_factory=dict)
+    test: list[IntervalFigure] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     confusion: Confusion | None = None
     reliability: list[ReliabilityBin] = field(default_factory=list)
@@ -129,6 +140,7 @@ def read_run(path: Path) -> Run:
     _read_lines(run, content)
     for name, stage in run.stages.items():
         _read_figures(stage, summary.get(name), mapping(tree.get(name)))
+    run.test = _read_test(summary.get("classifier"))
     run.name = text(tree.get("name")) or text(summary.get("name")) or run.name
     run.seconds = numbers(summary.get("seconds"))
     run.facts = {key: text(summary.get(key)) for key in ("world_size", "device", "precision")}
@@ -223,6 +235,17 @@ def _read_line(line: Any) -> tuple[str, Line]:
         raise ValueError("no position")
     values = {key[len(stage) + 1 :]: value for key, value in line.items() if key.startswith(f"{stage}/")}
     return stage, Line(phase, epoch, step, numbers(values))
+
+
+def _read_test(classifier: Any) -> list[IntervalFigure]:
+    """The metrics on the test split that have an interval."""
+    test = mapping(mapping(classifier).get("test"))
+    found = []
+    for name, value in numbers(test).items():
+        ends = [number(end) for end in items(test.get(f"{name}_interval"), 2)]
+        if len(ends) == 2 and ends[0] is not None and ends[1] is not None:
+            found.append(IntervalFigure(text(name), value, ends[0], ends[1]))
+    return found
 
 
 def _read_figures(stage: Stage, finished: Any, config: dict[str, Any]) -> None:
