@@ -70,7 +70,8 @@ def test_a_rank_that_does_not_come_is_named_after_the_time_limit(rank: int, port
         errors = alone.communicate(timeout=120)[1]
     assert alone.returncode == EXIT_CODE
     line = errors.splitlines()[-1]
-    assert "runtime.join_timeout" in line and f"rank {1 - rank} of 2 did not come: check MASTER_ADDR" in line
+    assert "runtime.join_timeout" in line
+    assert f"rank {1 - rank} of 2 did not come: check MASTER_ADDR" in line
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])

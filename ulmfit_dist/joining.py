@@ -1,8 +1,8 @@
 """The wait for the other ranks, before the process group that would wait for them in silence.
 
-torch waits for a missing rank inside C++, for hours and deaf to signals. Here the ranks first meet at the same key-value store
-(rank 0's, or the launcher's) in steps of a second at most: a rank says for whom it waits, a signal ends the wait, and so does
-`runtime.join_timeout`. The process group then opens on that store.
+torch waits for a missing rank inside C++, for hours and deaf to signals. Here the ranks first meet at the same key-value
+store (rank 0's, or the launcher's) in steps of a second at most: a rank says for whom it waits, a signal ends the wait, and
+so does `runtime.join_timeout`. The process group then opens on that store.
 """
 
 from __future__ import annotations
@@ -145,8 +145,8 @@ def _connect(here: Meeting, prefix: str) -> Store | None:
             return None
         message = " ".join(f"{error}".split())[:200]
         raise UserError(
-            f"rank 0 cannot listen at {here.address} (MASTER_ADDR, MASTER_PORT): {message}: set MASTER_PORT to a free port, the "
-            "same for all ranks"
+            f"rank 0 cannot listen at {here.address} (MASTER_ADDR, MASTER_PORT): {message}: "
+            "set MASTER_PORT to a free port, the same for all ranks"
         ) from None
     return dist.PrefixStore(prefix, store)
 
