@@ -130,6 +130,8 @@ class RuntimeConfig:
     """Compute as this power of two of ranks would: any number of ranks that divides it gives equal bits. null: one each."""
     compress_gradients: str | None = None
     """Exchange gradients as fp16 (not with precision fp16), or bf16 (GPUs only): half the bytes. Not with virtual_ranks."""
+    join_timeout: float = 5.0
+    """Minutes that a rank waits for the others to start. It says for whom it waits, every half minute."""
     deterministic: bool = False
     """Only deterministic algorithms, in torch and cuDNN: the same run twice gives equal bits on a GPU as well. Slower."""
     detect_anomaly: bool = False

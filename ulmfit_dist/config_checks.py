@@ -90,6 +90,8 @@ def _check_runtime(runtime: RuntimeConfig) -> None:
     _one_of("runtime.precision", runtime.precision, PRECISIONS)
     if runtime.compress_gradients is not None:
         _one_of("runtime.compress_gradients", runtime.compress_gradients, ("fp16", "bf16"))
+    if not 0 < runtime.join_timeout < float("inf"):
+        raise UserError(f"runtime.join_timeout={runtime.join_timeout:g}: give minutes above 0, such as 5")
     virtual_ranks = runtime.virtual_ranks or 1
     if virtual_ranks & (virtual_ranks - 1):
         raise UserError(f"runtime.virtual_ranks={virtual_ranks}: give a power of two, such as 2, 4 or 8, or null")

@@ -20,7 +20,7 @@ from accelerate import PartialState
 from accelerate.state import AcceleratorState
 
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.process import attempt
+from ulmfit_dist.joining import meet, read_meeting
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -30,6 +30,8 @@ States: TypeAlias = "tuple[dict[str, Any], dict[str, Any]]"
 
 CONTROL_TIMEOUT = timedelta(hours=3)
 """Longest wait of a rank for the others: one of them may download, or tokenize a larger shard."""
+GRADIENT_TIMEOUT = timedelta(minutes=10)
+"""NCCL's own timeout."""
 
 _opened: tuple[ProcessGroup, ProcessGroup] | None = None
 """The default group, and the control group that was opened beside it."""
@@ -47,11 +49,15 @@ def set_accelerate_states(states: States) -> None:
     PartialState._shared_state, AcceleratorState._shared_state = states
 
 
-def join_process_group(has_gpu: bool) -> PartialState:
+def join_process_group(has_gpu: bool, join_timeout: float = 5.0) -> PartialState:
     """Join the process group that the launcher describes; on one process there is none. At the latest it ends at exit.
 
+    Args:
+        join_timeout: minutes to wait for the other ranks.
+
     Raises:
-        UserError: this process has joined a group for the other kind of device.
+        UserError: this process has joined a group for the other kind of device; launch variables that make no sense; ranks
+            that do not come.
     """
     backend, other = ("nccl", "gloo") if has_gpu else ("gloo", "nccl")
     timeout = {} if has_gpu else {"timeout": CONTROL_TIMEOUT}
@@ -61,7 +67,8 @@ def join_process_group(has_gpu: bool) -> PartialState:
             "set ACCELERATE_USE_CPU before the ranks start, and start them again"
         )
     is_first = not dist.is_initialized()
-    _join_after_restart(backend, timeout)
+    if is_first:
+        _join(backend, timeout, join_timeout)
     state = PartialState(cpu=not has_gpu, **timeout)
     if is_first and dist.is_initialized():
         Finalize(None, destroy_process_group, exitpriority=0)
@@ -110,14 +117,15 @@ def destroy_process_group() -> None:
     gc.collect()  # what is left of a fit holds the group, also one that a `Runtime` has left before
 
 
-def _join_after_restart(backend: str, timeout: dict[str, Any]) -> None:
-    """Join the process group where a launcher has started all ranks again (`--max_restarts`).
+def _join(backend: str, timeout: dict[str, Any], join_timeout: float) -> None:
+    """Wait for the other ranks, and open the process group on the store that they have met at.
 
-    Their addresses are exchanged through a store that outlives them, so the last attempt's could be found in it (pytorch
-    issue 135712): each attempt keeps its own under a name of its own.
+    A launcher that starts all ranks again (`--max_restarts`) keeps its store, in which the last attempt's addresses could be
+    found (pytorch issue 135712): each attempt keeps its own under a name of its own.
     """
-    if attempt() == "0" or dist.is_initialized():
+    meeting = read_meeting()
+    if meeting is None:
         return
-    store, rank, world_size = next(dist.rendezvous("env://"))
-    store = dist.PrefixStore(f"attempt {attempt()}", store)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, **timeout)
+    store = meet(meeting, join_timeout)
+    store.set_timeout(timeout.get("timeout", GRADIENT_TIMEOUT))
+    dist.init_process_group(backend, store=store, rank=meeting.rank, world_size=meeting.world_size, **timeout)

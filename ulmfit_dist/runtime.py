@@ -104,7 +104,7 @@ class Runtime(Collectives):
 
         settings = self.settings
         precision = resolve_precision(settings.precision, has_gpu)
-        processes = join_process_group(has_gpu)
+        processes = join_process_group(has_gpu, settings.join_timeout)
         self.rank = processes.process_index
         self.world_size = processes.num_processes
         self.device = processes.device
