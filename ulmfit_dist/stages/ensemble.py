@@ -27,7 +27,7 @@ from ulmfit_dist.model.export import Exported, load_model, read_exported
 from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.stages.classifier import classifier_loaders
 from ulmfit_dist.stages.evaluate import check_functions, check_store, classifier_figures, in_precision, read_batches
-from ulmfit_dist.stages.predict import BATCH_TOKENS, Classifier, TextClassifier
+from ulmfit_dist.stages.predict import Classifier, TextClassifier
 from ulmfit_dist.stages.predictions import answers_of, outputs_of
 from ulmfit_dist.stages.prepare import prepare
 from ulmfit_dist.stages.run import model_folder
@@ -55,8 +55,8 @@ class Ensemble(Classifier):
         self.members = [TextClassifier(folder, device, trust_rules) for folder in folders]
         self.settings = self.members[0].settings
 
-    def predict_proba(self, texts: Sequence[str], batch_tokens: int = BATCH_TOKENS) -> np.ndarray:
-        return np.mean([member.predict_proba(texts, batch_tokens) for member in self.members], axis=0)
+    def _predict_part(self, texts: Sequence[str], batch_tokens: int) -> np.ndarray:
+        return np.mean([member._predict_part(texts, batch_tokens) for member in self.members], axis=0)
 
 
 def evaluate_ensemble(folders: Sequence[str | Path], runtime: Runtime, trust_rules: bool = False) -> dict[str, Any]:
