@@ -57,6 +57,7 @@ def test_an_ensemble_gives_the_mean_of_its_members(runs: list[Path]):
     np.testing.assert_allclose(ensemble.predict_proba(texts), np.mean(members, axis=0), rtol=1e-12)
     assert ensemble.predict_one(texts[2]).label == ensemble.predict(texts)[2].label
     assert ensemble.predict([]) == []
+    assert np.array_equal(ensemble.predict_proba(iter(texts)), ensemble.predict_proba(texts))  # read once, by all members
 
 
 def test_its_members_are_measured_as_by_themselves(runs: list[Path], runtime: Runtime):

@@ -4,6 +4,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ from fastai.text.models.awdlstm import AWD_LSTM, awd_lstm_clas_config
 from made_classifiers import CLASSES, CONFIG, SEQ_LEN, VOCAB, lettered_store, make_classifier
 
 from ulmfit_dist.config import RuntimeConfig
+from ulmfit_dist.errors import UserError
 from ulmfit_dist.model.export import save_exported
 from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.stages import evaluate as evaluate_module
@@ -91,9 +93,62 @@ def test_one_text_is_labelled_as_fastai_labels_it(classifier: TextClassifier):
         assert [*probabilities.values()] == pytest.approx(fastais_probabilities.tolist(), abs=1e-5)
 
 
-def test_a_string_is_no_list_of_texts(classifier: TextClassifier):
-    with pytest.raises(TypeError, match="predict_one"):
-        classifier.predict("I liked it!")
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ("I liked it!", r"texts is one string, .*: give a list, texts=\[text\]"),
+        (pd.DataFrame({"text": ["a"]}), "texts is a DataFrame: give the column"),
+        (["a", None], r"texts\[1\] is None"),
+        (["a \ud83d"], r"texts\[0\] holds U\+D83D at character 2"),
+    ],
+)
+def test_what_is_no_list_of_texts_is_refused_before_anything_is_computed(
+    classifier: TextClassifier, monkeypatch: pytest.MonkeyPatch, texts: Any, message: str
+):
+    monkeypatch.delattr(TextClassifier, "_encode")
+    for call in (classifier.predict, classifier.predict_proba, classifier.iter_predict_proba):
+        with pytest.raises(UserError, match=message):
+            call(texts)
+
+
+def test_a_single_text_that_is_none_is_named(classifier: TextClassifier):
+    with pytest.raises(TypeError, match=r"^text is list: give a string"):
+        classifier.predict_one(["a"])
+
+
+class Counted(str):
+    """A text that counts how many of its kind are in memory."""
+
+    alive: ClassVar[set[int]] = set()
+
+    def __init__(self, text: str):
+        self.alive.add(id(self))
+
+    def __del__(self) -> None:
+        self.alive.discard(id(self))
+
+
+def test_texts_of_an_iterator_are_not_kept(classifier: TextClassifier):
+    texts, most = texts_of([3, 9, 1, 7] * 25), []
+
+    def stream() -> Iterator[str]:
+        for text in texts:
+            most.append(len(Counted.alive))
+            yield Counted(text)
+
+    parts = []
+    for part in classifier.iter_predict_proba(stream(), part_texts=8):
+        assert len(most) <= 8 * (len(parts) + 1)  # no text is read ahead of its part
+        parts.append(part)
+    assert max(map(len, parts)) == 8
+    assert max(most) <= 8 + 1
+    np.testing.assert_allclose(np.concatenate(parts), classifier.predict_proba(texts), atol=1e-6)
+
+
+def test_empty_texts_come_in_parts_too(classifier: TextClassifier):
+    assert [len(part) for part in classifier.iter_predict_proba(iter([""] * 10), part_texts=4)] == [4, 4, 2]
+    with pytest.raises(UserError, match="part_texts=0"):
+        classifier.iter_predict_proba([""], part_texts=0)
 
 
 def test_no_text_has_no_label(classifier: TextClassifier):

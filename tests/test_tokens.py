@@ -143,3 +143,11 @@ def test_local_ids_map_to_the_vocabulary():
     tokens = token_counts(["a", "never seen", "b", "xxfake"], [1, 1, 1, 1])["token"]
     assert id_map(tokens, known_tokens(vocab)).tolist() == [3, UNK_ID, 2, UNK_ID]
     assert token_ids(vocab) == {"xxunk": 0, "xxpad": 1, "b": 2, "a": 3}
+
+
+@pytest.mark.parametrize(
+    ("lang", "library"), [("th", "pythainlp"), ("zh", "jieba"), ("ja", "sudachipy"), ("ko", "natto-py"), ("vi", "pyvi")]
+)
+def test_a_language_that_spacy_splits_by_another_library_is_one_for_sentencepiece(lang: str, library: str):
+    with pytest.raises(UserError, match=f"^tokenizer.lang='{lang}': [^\n]*{library}[^\n]*tokenizer.kind: sentencepiece"):
+        Tokenizer(lang)

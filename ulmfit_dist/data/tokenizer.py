@@ -8,6 +8,7 @@ texts that the fast one is not sure of.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,16 @@ from ulmfit_dist.data.vocab import Numbers
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.functions import check_trust
 
+LIBRARIES = {"th": "pythainlp", "zh": "jieba or spacy-pkuseg", "ja": "sudachipy", "ko": "mecab-ko by natto-py", "vi": "pyvi"}
+"""By language, what spaCy splits its texts by."""
+
 
 class Tokenizer(TextTokenizer):
     """Texts to tokens, equal to those of fastai 2.8's `WordTokenizer` with its default rules.
+
+    What it has learned of words is kept from call to call, in tables that grow together, and in caches inside spaCy. That
+    is what makes it fast, so threads take turns (`encode_with_tokens`). The trade-off is small: tokenizing is Python code,
+    which runs in one thread at a time in any case.
 
     Args:
         lang: spaCy's code of the language.
@@ -42,6 +50,7 @@ class Tokenizer(TextTokenizer):
         self._before = compose(*defaults.text_proc_rules, *rules)
         self._after = compose(*defaults.text_postproc_rules)
         self._chunks: ChunkTokenizer | None
+        self._turn = threading.Lock()
         self._start()
 
     @property
@@ -59,6 +68,10 @@ class Tokenizer(TextTokenizer):
         return Encoded(
             np.concatenate(encoded).astype(np.uint32), np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded))
         )
+
+    def encode_with_tokens(self, texts: Iterable[str]) -> tuple[Encoded, list[str]]:
+        with self._turn:
+            return self.encode(texts), self.tokens
 
     def _start(self) -> None:
         self._chunks, self._ids = None, Numbers()  # what was known goes before more is learned
@@ -105,15 +118,23 @@ def _spacy_tokenizer(lang: str) -> Any:
     try:
         tokenizer = spacy.blank(lang).tokenizer
     except ImportError as error:
-        is_unknown = "E048" in str(error)  # else a package for it is missing, and spaCy names it
-        mend = "give spaCy's code of a language, such as en or de" if is_unknown else str(error).splitlines()[0]
-        raise UserError(f"tokenizer.lang={lang!r}: {mend}") from None
+        if "E048" in str(error):
+            raise UserError(f"tokenizer.lang={lang!r}: give spaCy's code of a language, such as en or de") from None
+        raise _of_another_library(lang) from None  # it is missing, and would not help
     if not hasattr(tokenizer, "add_special_case"):
-        raise UserError(f"tokenizer.lang={lang!r}: spaCy's tokenizer for it cannot keep fastai's special tokens whole")
+        raise _of_another_library(lang)
     tokenizer.vocab.lex_attr_getters = {}  # is_alpha, shape, ...: not needed, and most of what a new word costs
     for token in defaults.text_spec_tok:
         tokenizer.add_special_case(token, [{ORTH: token}])
     return tokenizer
+
+
+def _of_another_library(lang: str) -> UserError:
+    by = f"another library, {LIBRARIES[lang]}" if lang in LIBRARIES else "a tokenizer of another kind"
+    return UserError(
+        f"tokenizer.lang={lang!r}: spaCy splits this language by {by}, which cannot keep fastai's special tokens whole, "
+        f"installed or not: set tokenizer.kind: sentencepiece, which learns to split it from your texts"
+    )
 
 
 def _is_spacys_own(tokenizer: Any) -> bool:

@@ -24,7 +24,7 @@ from ulmfit_dist.model.export import Exported, read_exported
 from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.stages.answers import compute_answers, figures_of_answers
 from ulmfit_dist.stages.evaluate import check_functions, check_store
-from ulmfit_dist.stages.predict import BATCH_TOKENS, Classifier, TextClassifier
+from ulmfit_dist.stages.predict import Classifier, TextClassifier
 from ulmfit_dist.stages.prepare import prepare
 from ulmfit_dist.stages.run import model_folder
 
@@ -49,8 +49,8 @@ class Ensemble(Classifier):
         self.members = [TextClassifier(folder, device, trust_rules) for folder in folders]
         self.settings = self.members[0].settings
 
-    def predict_proba(self, texts: Sequence[str], batch_tokens: int = BATCH_TOKENS) -> np.ndarray:
-        return np.mean([member.predict_proba(texts, batch_tokens) for member in self.members], axis=0)
+    def _predict_part(self, texts: Sequence[str], batch_tokens: int) -> np.ndarray:
+        return np.mean([member._predict_part(texts, batch_tokens) for member in self.members], axis=0)
 
 
 def evaluate_ensemble(folders: Sequence[str | Path], runtime: Runtime, trust_rules: bool = False) -> dict[str, Any]:

@@ -6,18 +6,20 @@ from pathlib import Path
 
 import torch
 
+from ulmfit_dist.data.text_arguments import check_text
 from ulmfit_dist.data.tokenizer import open_tokenizer
 from ulmfit_dist.data.tokens.readable import readable
 from ulmfit_dist.data.vocab import UNK_ID, token_ids
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.memory import explain_out_of_memory
 from ulmfit_dist.model.export import load_model, read_exported
+from ulmfit_dist.model.per_call import for_one_call
 from ulmfit_dist.model.sampling import Sampling, continue_tokens, never_drawn
 from ulmfit_dist.stages.run import model_folder
 
 
 class LanguageModel:
-    """An exported language model with its tokenizer and vocabulary.
+    """An exported language model with its tokenizer and vocabulary. Threads may share one.
 
     Args:
         folder: a run directory, or its `lm/`.
@@ -55,8 +57,10 @@ class LanguageModel:
             temperature, top_k, top_p, min_p: as those of `Sampling`: how words are drawn.
 
         Raises:
-            UserError: words or samples that are not positive, a value that `Sampling` refuses, or out of memory.
+            UserError: words or samples that are not positive, a value that `Sampling` refuses, or out of memory; or, which
+                is a TypeError or ValueError too, a prompt that is not a text.
         """
+        check_text(prompt, "prompt")
         for name, value in (("words", words), ("samples", samples)):
             if not 1 <= value <= 1_000_000:
                 raise UserError(f"{name}={value}: give a whole number from 1 to a million")
@@ -64,5 +68,5 @@ class LanguageModel:
         prompt_T = [self.ids.get(token, UNK_ID) for token in self.tokenizer.tokenize([prompt])[0]]
         tokens_bT = torch.tensor([prompt_T] * samples, device=self.device)
         with explain_out_of_memory(f"generate of {samples} sample(s)", "give fewer samples, or device='cpu'"):
-            texts_bT = continue_tokens(self.model, tokens_bT, words, sampling, self.never, seed, "generate")
+            texts_bT = continue_tokens(for_one_call(self.model), tokens_bT, words, sampling, self.never, seed, "generate")
         return [readable((self.vocab[i] for i in row), self.kind) for row in texts_bT.tolist()]

@@ -10,7 +10,8 @@ b: documents of a batch, T: tokens of the longest document, filled up to whole c
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,13 @@ import torch
 from ulmfit_dist.config import ClassifierConfig
 from ulmfit_dist.data.classifier_batches import pad_chunks
 from ulmfit_dist.data.targets import num_outputs
+from ulmfit_dist.data.text_arguments import check_text, iter_texts
 from ulmfit_dist.data.tokenizer import open_tokenizer
 from ulmfit_dist.data.vocab import UNK_ID, token_ids
+from ulmfit_dist.errors import UserError
 from ulmfit_dist.memory import explain_out_of_memory
 from ulmfit_dist.model.export import load_model, read_exported
+from ulmfit_dist.model.per_call import for_one_call
 from ulmfit_dist.stages.predictions import AnyPrediction, answers_of, prediction_of
 from ulmfit_dist.stages.run import model_folder
 
@@ -30,10 +34,15 @@ BATCH_TOKENS = 64 * 512
 """Tokens of a batch, padding included, at most; a document with more is a batch of its own."""
 CHARACTERS_AT_ONCE = 1 << 24
 """Of texts that are tokenized and sorted together: some ten thousand articles, a hundred MB at work."""
+TEXTS_AT_ONCE = 1 << 16
+"""Texts that are tokenized and sorted together at most."""
 
 
 class Classifier(ABC):
     """What gives texts probabilities, and so labels; or numbers, where it was trained for a regression.
+
+    Threads may share one: nothing of a call is kept in it. `texts` are a list, tuple, array, pandas Series, column of a
+    `datasets.Dataset`, or an iterator, of strings.
 
     Attributes:
         labels: names of the classes.
@@ -43,31 +52,49 @@ class Classifier(ABC):
     labels: list[str]
     settings: ClassifierConfig
 
-    @abstractmethod
-    def predict_proba(self, texts: Sequence[str], batch_tokens: int = BATCH_TOKENS) -> np.ndarray:
+    def predict_proba(self, texts: Iterable[str], batch_tokens: int = BATCH_TOKENS) -> np.ndarray:
         """Probabilities of the classes, float64 [texts, classes], in the order of the texts; of a regression its numbers.
+
+        An iterator is read in parts, so only the probabilities of all its texts are in memory at once, not the texts.
 
         Args:
             batch_tokens: tokens that are computed together at most, unless a single document has more: memory and speed.
 
         Raises:
-            UserError: out of memory.
+            UserError: out of memory; or, which is a TypeError or ValueError too, something else than texts.
         """
+        none = np.empty((0, num_outputs(self.settings.target, self.labels)))
+        return np.concatenate([none, *self.iter_predict_proba(texts, batch_tokens)])
 
-    def predict(self, texts: Sequence[str], batch_tokens: int = BATCH_TOKENS) -> list[AnyPrediction]:
-        """One prediction per text, in order. The arguments are those of `predict_proba`.
+    def iter_predict_proba(
+        self, texts: Iterable[str], batch_tokens: int = BATCH_TOKENS, part_texts: int = TEXTS_AT_ONCE
+    ) -> Iterator[np.ndarray]:
+        """Yield the rows of `predict_proba` in parts, in order: of an iterator only the texts of one part are in memory.
+
+        Args:
+            batch_tokens: as that of `predict_proba`.
+            part_texts: texts that are read at most before their rows are yielded; fewer where they are long, some ten
+                thousand articles. A text's row depends on the others of its part by rounding alone.
 
         Raises:
-            TypeError: a single string, whose letters would be taken for texts.
+            UserError: as `predict_proba`, when the texts are not of a right type, or when a part is asked for.
         """
-        if isinstance(texts, str):
-            raise TypeError("predict takes a list of texts: for a single one there is predict_one")
+        if part_texts < 1:
+            raise UserError(f"part_texts={part_texts}: give a whole number of at least 1")
+        return map(partial(self._predict_part, batch_tokens=batch_tokens), _parts(iter_texts(texts), part_texts))
+
+    @abstractmethod
+    def _predict_part(self, texts: Sequence[str], batch_tokens: int) -> np.ndarray:
+        """The rows of texts that fit in memory."""
+
+    def predict(self, texts: Iterable[str], batch_tokens: int = BATCH_TOKENS) -> list[AnyPrediction]:
+        """One prediction per text, in order. Arguments and errors are those of `predict_proba`."""
         rows = self.predict_proba(texts, batch_tokens).tolist()
         return [prediction_of(row, self.labels, self.settings) for row in rows]
 
     def predict_one(self, text: str) -> AnyPrediction:
         """The prediction of a single text: `label, index, probabilities = classifier.predict_one("I liked it!")`."""
-        return self.predict([text])[0]
+        return self.predict([check_text(text, "text")])[0]
 
 
 class TextClassifier(Classifier):
@@ -91,10 +118,6 @@ class TextClassifier(Classifier):
         self.ids = token_ids(exported.vocab)
         self.model = load_model(exported, self.device, trust_rules)
 
-    def predict_proba(self, texts: Sequence[str], batch_tokens: int = BATCH_TOKENS) -> np.ndarray:
-        none = np.empty((0, num_outputs(self.settings.target, self.labels)))
-        return np.concatenate([none, *(self._predict_part(part, batch_tokens) for part in _parts(texts))])
-
     def _predict_part(self, texts: Sequence[str], batch_tokens: int) -> np.ndarray:
         documents = self._encode(texts)
         seq_len = self.config.classifier.seq_len
@@ -109,8 +132,7 @@ class TextClassifier(Classifier):
 
     def _encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The ids of each text that the model reads, in its order."""
-        ids, lengths = self.tokenizer.encode(texts)
-        tokens = self.tokenizer.tokens
+        (ids, lengths), tokens = self.tokenizer.encode_with_tokens(texts)
         distinct, places = np.unique(ids, return_inverse=True)
         known = np.array([self.ids.get(tokens[i], UNK_ID) for i in distinct.tolist()], dtype=np.int64)
         direction = -1 if self.config.model.backwards else 1
@@ -120,7 +142,7 @@ class TextClassifier(Classifier):
     @torch.no_grad()
     def _outputs(self, x_bT: torch.Tensor) -> np.ndarray:
         """Probabilities of each document's classes, or its number, float64 [b, outputs]. Longest document first."""
-        return answers_of(self.model(x_bT.to(self.device))[0], self.settings.target).cpu().numpy()
+        return answers_of(for_one_call(self.model)(x_bT.to(self.device))[0], self.settings.target).cpu().numpy()
 
 
 def token_batches(lengths: Sequence[int], seq_len: int, batch_tokens: int) -> Iterator[list[int]]:
@@ -137,14 +159,14 @@ def _whole_chunks(num_tokens: int, seq_len: int) -> int:
     return max(1, -(-num_tokens // seq_len)) * seq_len
 
 
-def _parts(texts: Sequence[str]) -> Iterator[list[str]]:
-    """The texts in runs of `CHARACTERS_AT_ONCE` or little more."""
+def _parts(texts: Iterator[str], part_texts: int) -> Iterator[list[str]]:
+    """The texts in runs of at most `part_texts`, and of `CHARACTERS_AT_ONCE` or little more."""
     part: list[str] = []
     characters = 0
     for text in texts:
         part.append(text)
         characters += len(text)
-        if characters >= CHARACTERS_AT_ONCE:
+        if characters >= CHARACTERS_AT_ONCE or len(part) >= part_texts:
             yield part
             part, characters = [], 0
     if part:

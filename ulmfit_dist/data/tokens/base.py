@@ -35,10 +35,13 @@ class TextTokenizer(ABC):
     def encode(self, texts: Iterable[str]) -> Encoded:
         """The texts as ids in `tokens`, as that is until the next call: a full tokenizer starts anew."""
 
+    @abstractmethod
+    def encode_with_tokens(self, texts: Iterable[str]) -> tuple[Encoded, list[str]]:
+        """Return the texts as ids, and the token of each id. Safe in threads, which `encode` is not."""
+
     def tokenize(self, texts: Iterable[str]) -> list[list[str]]:
-        """The tokens of each text, in order."""
-        ids, lengths = self.encode(texts)
-        known = self.tokens
+        """The tokens of each text, in order. Safe in threads."""
+        (ids, lengths), known = self.encode_with_tokens(texts)
         tokens = [known[i] for i in ids.tolist()]
         ends = np.cumsum(lengths).tolist()
         return [tokens[end - length : end] for end, length in zip(ends, lengths.tolist(), strict=True)]

@@ -61,12 +61,20 @@ class SentencePieceTokenizer(TextTokenizer):
     def encode(self, texts: Iterable[str]) -> Encoded:
         if len(self._ids) > TOKENS_KEPT:
             self._ids = Numbers()
+        return self._encode(texts, self._ids)
+
+    def encode_with_tokens(self, texts: Iterable[str]) -> tuple[Encoded, list[str]]:
+        ids = Numbers()
+        return self._encode(texts, ids), list(ids)
+
+    def _encode(self, texts: Iterable[str], numbers: Numbers) -> Encoded:
+        """The texts as ids in `numbers`. SentencePiece itself keeps nothing of a call."""
         parted = [_SPECIAL.split(self._before(str(text))) for text in texts]  # text, special token, text, ...
         pieces = iter(self._processor.encode([part for parts in parted for part in parts[::2]], out_type=str, num_threads=1))
         documents = [
             list(chain.from_iterable([part] if i % 2 else next(pieces) for i, part in enumerate(parts))) for parts in parted
         ]
-        ids = self._ids.of(list(chain.from_iterable(documents)))
+        ids = numbers.of(list(chain.from_iterable(documents)))
         return Encoded(ids.astype(np.uint32), np.fromiter(map(len, documents), dtype=np.int64, count=len(documents)))
 
 
