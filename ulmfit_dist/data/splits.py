@@ -28,6 +28,7 @@ class DocumentSplits:
     Attributes:
         lm_train, lm_valid: of the language model, labelled or not.
         classifier_train, classifier_valid, test: labelled documents.
+        test_texts: all documents of the test split.
     """
 
     lm_train: np.ndarray
@@ -35,6 +36,7 @@ class DocumentSplits:
     classifier_train: np.ndarray
     classifier_valid: np.ndarray
     test: np.ndarray
+    test_texts: np.ndarray
 
     def sides(self, reads_test: bool) -> Iterator[tuple[str, np.ndarray, str, np.ndarray]]:
         """Return pairs of sides that must not share a text: the one to learn from first, each with its name.
@@ -43,11 +45,12 @@ class DocumentSplits:
             reads_test: whether the language model reads the texts of the test split.
         """
         yield "the training split", self.classifier_train, "the valid split", self.classifier_valid
-        yield "the training split", self.classifier_train, "the test split", self.test
-        yield "the valid split", self.classifier_valid, "the test split", self.test
+        yield "the training split", self.classifier_train, "the test split", self.test_texts
+        yield "the valid split", self.classifier_valid, "the test split", self.test_texts
         yield "the language model's texts", self.lm_train, "its valid texts", self.lm_valid
         if not reads_test:
-            yield "the language model's texts", self.lm_train, "the test split", self.test
+            yield "the language model's texts", self.lm_train, "the test split", self.test_texts
+            yield "the language model's valid texts", self.lm_valid, "the test split", self.test_texts
 
 
 def split_documents(store: TokenStore, config: Config) -> DocumentSplits:
@@ -88,7 +91,8 @@ def num_dropped(store: TokenStore, config: Config) -> int:
 
 def _read(splits: DocumentSplits) -> np.ndarray:
     """All documents that are learned from or selected by."""
-    return np.unique(np.concatenate([splits.lm_train, splits.classifier_train, splits.classifier_valid]))
+    read = (splits.lm_train, splits.lm_valid, splits.classifier_train, splits.classifier_valid)
+    return np.unique(np.concatenate(read))
 
 
 def _cut_store(store: TokenStore, config: Config) -> DocumentSplits:
@@ -119,6 +123,7 @@ def _cut_store(store: TokenStore, config: Config) -> DocumentSplits:
         classifier_train=train[store.labels[train] != NO_LABEL],
         classifier_valid=valid[store.labels[valid] != NO_LABEL],
         test=test[store.labels[test] != NO_LABEL],
+        test_texts=test,
     )
 
 
@@ -135,14 +140,21 @@ def _shared(store: TokenStore, documents: np.ndarray, others: np.ndarray) -> np.
 
 def _without_duplicates(store: TokenStore, splits: DocumentSplits, config: Config) -> DocumentSplits:
     """The splits without documents to learn from, or select by, whose text is on the side that they are measured on."""
-    valid = splits.classifier_valid[~_shared(store, splits.classifier_valid, splits.test)]
-    measured = np.concatenate([splits.classifier_valid, splits.test])
-    train = splits.classifier_train[~_shared(store, splits.classifier_train, measured)]
-    measured = splits.lm_valid if config.lm.use_test_texts else np.concatenate([splits.lm_valid, splits.test])
-    lm_train = splits.lm_train[~_shared(store, splits.lm_train, measured)]
-    if not (len(valid) and len(train) and len(lm_train)) and len(splits.classifier_train):
-        raise UserError("data.on_duplicates=drop leaves no document to learn from: all texts are equal to others")
-    return replace(splits, classifier_train=train, classifier_valid=valid, lm_train=lm_train)
+
+    def keep(documents: np.ndarray, *measured: np.ndarray) -> np.ndarray:
+        kept = documents[~_shared(store, documents, np.concatenate(measured))]
+        if len(documents) and not len(kept):
+            raise UserError("data.on_duplicates=drop leaves no document to learn from: all texts are equal to others")
+        return kept
+
+    unread = splits.test_texts[:0] if config.lm.use_test_texts else splits.test_texts
+    return replace(
+        splits,
+        classifier_train=keep(splits.classifier_train, splits.classifier_valid, splits.test_texts),
+        classifier_valid=keep(splits.classifier_valid, splits.test_texts),
+        lm_train=keep(splits.lm_train, splits.lm_valid, unread),
+        lm_valid=keep(splits.lm_valid, unread),
+    )
 
 
 def valid_is_test(config: Config) -> bool:

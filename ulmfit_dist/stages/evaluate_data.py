@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ulmfit_dist.config import Config, DataConfig
 from ulmfit_dist.data.sources import open_source
+from ulmfit_dist.data.sources.split_names import listed
 from ulmfit_dist.data.splits import split_documents
 from ulmfit_dist.data.targets import Targets, classes_of_label
 from ulmfit_dist.errors import UserError
@@ -75,7 +76,7 @@ def evaluate_texts(run: Path, path: Path, runtime: Runtime, trust: bool = False)
             raise UserError(f"{path}: no text has a label: name its column by data.label in the run's config")
         y_N = _targets(names, labels, config, path)
         if num_left_out and runtime.is_main:
-            report(f"{path}: {num_left_out:,} documents have no label, and are left out")
+            report(f"{path}: {num_left_out:,} documents have no label, or cannot be read, and are left out")
         mine = slice(runtime.rank, None, runtime.world_size)
         classifier = TextClassifier(exported.folder, runtime.device, trust)
         outputs = 1 if config.classifier.target == "regression" else len(labels)
@@ -127,8 +128,8 @@ def _targets(names: list[str], labels: list[str], config: Config, path: Path) ->
     classes = [classes_of_label(name, config.data.label_delim) if multiple else [name] for name in names]
     if unknown := sorted({name for one in classes for name in one} - set(labels)):
         raise UserError(
-            f"{path}: the label {unknown[0]!r} is none of the classifier's: {', '.join(labels[:10])}"
-            f"{f'; {len(unknown)} labels are unknown' if len(unknown) > 1 else ''}"
+            f"{path}: {listed(map(repr, unknown))} is no label of the classifier, whose labels are {listed(labels)}: "
+            f"correct these rows, or leave them without a label"
         )
     y_NC = torch.zeros(len(names), len(labels), dtype=torch.bool)
     for row, one in enumerate(classes):

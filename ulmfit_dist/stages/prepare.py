@@ -53,8 +53,9 @@ def prepare(config: Config, runtime: Runtime, verify: bool = False) -> TokenStor
         store = TokenStore(folder)
         _check_tokenizer(store, config)
     runtime.note(summarize(store))
-    if runtime.is_main:
-        _report_oddities(store, config, runtime)
+    with runtime.together():
+        if runtime.is_main:
+            _report_oddities(store, config, runtime)
     return store
 
 

@@ -65,6 +65,8 @@ class Tracker:
             **({"valid_is_test": True} if valid_is_test(config) else {}),
         }
         self.summary: dict[str, Any] = {**self._facts, **_read_summary(self.folder / "summary.json")}
+        if not valid_is_test(config):
+            self.summary.pop("valid_is_test", None)
 
     @property
     def lines(self) -> str:
@@ -115,6 +117,8 @@ class Tracker:
         shutil.rmtree(self.folder / stage, ignore_errors=True)
         shutil.rmtree(self.config.checkpoints_dir / stage, ignore_errors=True)
         self.summary.pop(stage, None)
+        if stage == "classifier":
+            (self.folder / PREDICTIONS).unlink(missing_ok=True)
         self.summary.get("seconds", {}).pop(stage, None)
         self._tables.pop(stage, None)
         self._write_summary()

@@ -85,7 +85,7 @@ def read_csv_format(stream: LineStream, quoting: bool | None, wanted: Sequence[s
         elif quoting and lines[0].count('"') % 2:  # a name with a line break
             columns, number = _long_header(form, lines, rest, number)
         else:
-            columns = _fields(form, lines[0], stream.file, number)
+            columns = _fields(form, lines[0])
         headers[delimiter] = [column.strip() for column in columns]
         if set(wanted) <= set(headers[delimiter]):
             break
@@ -96,11 +96,11 @@ def read_csv_format(stream: LineStream, quoting: bool | None, wanted: Sequence[s
     return form, number + 1
 
 
-def _fields(form: CsvFormat, line: str, file: Path, number: int) -> list[str]:
+def _fields(form: CsvFormat, line: str) -> list[str]:
     try:
-        return next(form.reader([line]), [])
-    except csv.Error as error:
-        raise UserError(f"{file}, line {number}: the header cannot be read ({error})") from None
+        return next(iter(form.reader([line])), [])
+    except csv.Error:  # quotes that another delimiter ends
+        return line.rstrip("\r\n").split(form.delimiter)
 
 
 def _long_header(form: CsvFormat, lines: list[str], rest: Iterator[str], number: int) -> tuple[list[str], int]:

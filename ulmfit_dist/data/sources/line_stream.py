@@ -28,6 +28,8 @@ DECODE_ERRORS = {"strict": "strict", "replace": "replace", "skip": "ulmfit_dist.
 """Error handlers of codecs by `data.on_error`."""
 HEAD = 65_536
 """Bytes that encoding and line ends are recognized from."""
+SHORTEST = 8
+"""Bytes that an encoding is recognized from, at least."""
 BLOCK = 1 << 18
 """Bytes that are decompressed or transcoded at once."""
 BYTE_ORDER_MARKS = {
@@ -242,7 +244,7 @@ def _only_member(file: Path) -> BinaryIO:
 def _check_text(file: Path, head: bytes) -> None:
     """Raise UserError for what is UTF-16 or UTF-32 without a byte-order mark, or no text at all."""
     num_nuls = head.count(0)
-    if num_nuls * 5 < len(head) or not head:
+    if num_nuls * 5 < len(head) or len(head) < SHORTEST:
         return
     width = 4 if num_nuls > 0.6 * len(head) else 2
     order = "be" if head[:width].startswith(b"\0") else "le"
