@@ -6,6 +6,7 @@ import operator
 import random
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -21,6 +22,9 @@ from stores import make_store
 from ulmfit_dist import load_classifier, load_ensemble, load_language_model
 from ulmfit_dist.config import Config, TokenizerConfig
 from ulmfit_dist.data.store import MODEL_FILE, TokenStore
+from ulmfit_dist.data.tokenizer import Tokenizer
+from ulmfit_dist.data.tokens import sentence_pieces
+from ulmfit_dist.data.tokens.chunks import ChunkTokenizer
 from ulmfit_dist.data.tokens.sentence_pieces import SentencePieceTokenizer, make_model
 from ulmfit_dist.model.export import save_exported
 from ulmfit_dist.model.networks import build_language_model, encoder_of
@@ -136,3 +140,24 @@ def test_a_call_leaves_nothing_in_the_network_and_copies_no_weight(run: Path):
         assert rnn.module._flat_weights is not original.module._flat_weights
     assert own.position is not encoder.position
     assert all(part.position is own.position for part in twin.modules() if hasattr(part, "position"))
+
+
+def test_threads_get_the_tokens_of_one_while_words_are_learned(monkeypatch: pytest.MonkeyPatch):
+    learn = ChunkTokenizer._learn_words
+
+    def learn_slowly(self: ChunkTokenizer, chunks: list[str]) -> None:
+        time.sleep(0.05 if chunks else 0)  # the others meet words that have a number and no tokens yet
+        learn(self, chunks)
+
+    expected = [Tokenizer().tokenize(BATCHES[0])] * THREADS
+    monkeypatch.setattr(ChunkTokenizer, "_learn_words", learn_slowly)
+    assert in_threads(Tokenizer().tokenize, [BATCHES[0]] * THREADS) == [[tokens] * ROUNDS for tokens in expected]
+
+
+def test_threads_get_the_pieces_of_one_while_the_tokenizer_starts_anew(monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("sentencepiece")
+    sample = [text for texts in BATCHES for text in texts]
+    tokenizer = SentencePieceTokenizer(make_model(TokenizerConfig(kind="sentencepiece", pieces=64), sample))
+    expected = [tokenizer.tokenize(texts) for texts in BATCHES]
+    monkeypatch.setattr(sentence_pieces, "TOKENS_KEPT", 0)
+    assert in_threads(tokenizer.tokenize, BATCHES) == [[pieces] * ROUNDS for pieces in expected]
