@@ -250,7 +250,9 @@ def _csv_rows(stream: LineStream, options: ReadOptions, line: int, form: CsvForm
             return
         if not values:  # an empty line
             continue
-        if len(values) == width:
+        if not form.quoting and any("\r" in text.rstrip("\r\n") for text in lines.kept):
+            row = BadRow(f"line {first} has a carriage return in its middle, which may be the end of a row")
+        elif len(values) == width:
             row = dict(zip(columns, values, strict=True))
             row = check_cells(row, options, f"line {first}") if is_checked else row
         else:
