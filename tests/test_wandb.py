@@ -55,7 +55,7 @@ def server(no_login: pytest.MonkeyPatch) -> Iterator[Server]:
 def config(folder: Path, **tracking: Any) -> Config:
     words = [f"tracking.{key}={value}" for key, value in tracking.items()]
     composed = load_config(overrides=["data.source=bbc_news", f"runs_dir={folder}", "name=a", *words])
-    composed.run_dir.mkdir(exist_ok=True)
+    composed.run_dir.mkdir(parents=True, exist_ok=True)
     return composed
 
 
@@ -170,6 +170,26 @@ def test_an_online_start_takes_over_what_offline_ones_have_not_sent(server: Serv
     assert where_offline(tmp_path / "a/wandb", offline.id) == []
 
 
+def test_a_run_that_the_environment_names_appends_to_what_the_server_has(server: Server, tmp_path: Path):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_RUN_ID", "mine")
+        for name, resume in (("first", None), ("second", "allow")):
+            if resume is not None:
+                patch.setenv("WANDB_RESUME", resume)
+            wandb.teardown()
+            run = WandbRun(config(tmp_path / name), "online", {})
+            for row in rows(range(3)):
+                run.log(row)
+            run.finish(1)
+    wandb.teardown()
+    again = WandbRun(config(tmp_path / "second"), "online", {}, run.id, rows(range(3)))
+    for row in rows(range(3, 5)):
+        again.log(row)
+    again.finish(0)
+    history = [(row["_step"], row["lm/loss"]) for row in server.runs["mine"].history.values()]
+    assert history == [*enumerate([0, 1, 2, 0, 1, 2, 3, 4])]
+
+
 def test_a_process_of_wandbs_that_hangs_is_not_waited_for(
     no_login: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ):
@@ -217,7 +237,7 @@ def test_a_server_that_never_answers_counts_as_none(
 def test_a_server_that_is_none_of_wandbs_counts_as_none(
     no_login: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ):
-    no_login.setattr("ulmfit_dist.training.wandb_run.SECONDS_TO_START", 2)
+    no_login.setenv("WANDB_INIT_TIMEOUT", "2")
     no_login.setattr(BaseHTTPRequestHandler, "log_message", lambda *_: None)
     no_login.setenv("WANDB_API_KEY", KEY)
     with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as other:  # says 501, whatever it is asked

@@ -19,6 +19,7 @@ from ulmfit_dist import stopping
 from ulmfit_dist.compose import describe, load_config
 from ulmfit_dist.config import Config, RuntimeConfig
 from ulmfit_dist.errors import EXIT_CODE, FAILED, RESUMABLE, Interrupted, RankLostError, UserError, did_you_mean
+from ulmfit_dist.home import replace_unwritable_home
 from ulmfit_dist.process import is_main_process, is_restart, quieten, rank_name, report, report_error
 from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.words import SBATCH_OPTIONS, parse
@@ -39,6 +40,8 @@ def main(words: Sequence[str] | None = None, ends_process: bool = False) -> int:
     """
     try:
         args = parse(words)
+        if (message := replace_unwritable_home()) is not None:
+            report(message)
         with stopping.at_once(ends_process) if args.goes_on else nullcontext():
             COMMANDS[args.command](args)
     except UserError as error:

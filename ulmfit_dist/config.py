@@ -268,11 +268,11 @@ class TrackingConfig:
     wandb: str = "auto"
     """online, offline, disabled, or auto: online for who is logged in, else offline. WANDB_MODE wins over auto."""
     project: str = "ulmfit"
-    """Project of the run."""
+    """Project of the run. WANDB_PROJECT replaces the default."""
     group: str | None = None
-    """Group of the run: for several seeds of one recipe."""
+    """Group of the run: for several seeds of one recipe. WANDB_RUN_GROUP replaces the default."""
     tags: list[str] = field(default_factory=list)
-    """Tags of the run."""
+    """Tags of the run. WANDB_TAGS replaces the default."""
     log_every: int = 20
     """Steps from one line of metrics.jsonl to the next; its loss is their mean."""
     log_text: bool = False

@@ -102,7 +102,7 @@ def _parser() -> _Parser:
     _add_show(commands)
     _add_submit(commands)
     dashboard = _with_config(commands, "dashboard", "save a workspace with this project's charts in W&B")
-    dashboard.add_argument("--entity", metavar="E", help="user or team in W&B (default: yours)")
+    dashboard.add_argument("--entity", metavar="E", help="user or team in W&B (default: WANDB_ENTITY, or yours)")
     dashboard.add_argument("--dry-run", action="store_true", help="print the workspace, and save nothing")
 
     _add_evaluate(_with_run(commands, "evaluate", "compute a run's metrics again, or those of new texts"))

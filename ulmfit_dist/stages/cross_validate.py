@@ -8,6 +8,7 @@ same in all folds: it is trained in the first, and copied to the others.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import statistics
 from collections.abc import Iterator, Mapping
@@ -66,7 +67,8 @@ def configs_of_folds(config: Config) -> list[Config]:
     """A config for each fold: its own name, and one group in W&B. Raises UserError where there are no folds."""
     if config.data.folds is None:
         raise UserError("data.folds is not set: say into how many parts the documents are cut, such as data.folds=5")
-    tracking = replace(config.tracking, group=config.tracking.group or config.name)
+    group = config.tracking.group or os.environ.get("WANDB_RUN_GROUP") or config.name
+    tracking = replace(config.tracking, group=group)
     return [
         replace(config, name=f"{config.name}-fold-{fold}", data=replace(config.data, fold=fold), tracking=tracking)
         for fold in range(config.data.folds)

@@ -8,12 +8,15 @@ lines of both stages together. GPUs and layer groups are listed, not matched by 
 from __future__ import annotations
 
 import json
+import os
 import zlib
 from typing import Any, NamedTuple
 
 from ulmfit_dist.config import Config
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.laps import PARTS
+from ulmfit_dist.training.wandb_environment import wandb_project
+from ulmfit_dist.training.wandb_process import quiet_wandb
 
 NAME = "ulmfit-dist"
 """Of the view, as it is shown."""
@@ -46,8 +49,8 @@ def dashboard(config: Config, entity: str | None, dry_run: bool) -> str:
 
     Args:
         config: its tracking.project is the dashboard's, its tracking.group says whether runs are grouped, and its model
-            how many layer groups there are.
-        entity: the user or team that the project is of; None for that of whoever is logged in.
+            how many layer groups there are. WANDB_PROJECT and WANDB_RUN_GROUP replace defaults.
+        entity: the user or team that the project is of; None for WANDB_ENTITY, or that of whoever is logged in.
         dry_run: whether to leave it at the JSON that W&B would get.
 
     Returns:
@@ -56,10 +59,12 @@ def dashboard(config: Config, entity: str | None, dry_run: bool) -> str:
     Raises:
         UserError: wandb-workspaces is not installed; nobody is logged in; W&B does not answer, or refuses.
     """
-    workspace = _workspace(config, entity or "")
+    project = wandb_project(config.tracking, os.environ)
+    entity = entity or os.environ.get("WANDB_ENTITY") or None
+    workspace = _workspace(config, entity or "", project)
     if dry_run:
         spec = workspace._to_model().spec.model_dump(mode="json", by_alias=True, exclude_none=True)
-        view = {"entity": entity, "project": config.tracking.project, "name": VIEW, "displayName": NAME, "spec": spec}
+        view = {"entity": entity, "project": project, "name": VIEW, "displayName": NAME, "spec": spec}
         return json.dumps(view, indent=1)
     return _save(workspace)
 
@@ -122,7 +127,7 @@ def _of_gpus(metric: str) -> list[str]:
     return [f"system/gpu.{gpu}.{metric}" for gpu in range(GPUS)]
 
 
-def _workspace(config: Config, entity: str) -> Any:
+def _workspace(config: Config, entity: str, project: str) -> Any:
     """The dashboard as wandb-workspaces has it."""
     try:
         import wandb_workspaces.workspaces as ws
@@ -131,14 +136,14 @@ def _workspace(config: Config, entity: str) -> Any:
     results = [f"summary:{metric}" for metric in ("lm/perplexity", "classifier/accuracy", "classifier/f1_macro")]
     workspace = ws.Workspace(
         entity=entity,
-        project=config.tracking.project,
+        project=project,
         name=NAME,
         sections=[
             ws.Section(name=name, panels=[_panel(name, plot) for plot in plots], is_open=name != "System")
             for name, plots in sections(config).items()
         ],
         runset_settings=ws.RunsetSettings(
-            groupby=[ws.Metric("Group")] if config.tracking.group else [],
+            groupby=[ws.Metric("Group")] if config.tracking.group or os.environ.get("WANDB_RUN_GROUP") else [],
             pinned_columns=["run:displayName", "run:group", *results],
         ),
     )
@@ -164,7 +169,7 @@ def _save(workspace: Any) -> str:
     """Save the dashboard, in the place of an earlier one; returns its address."""
     import wandb
 
-    wandb.setup(settings=wandb.Settings(silent=True))
+    quiet_wandb()
     try:
         workspace.entity = workspace.entity or wandb.Api(timeout=TIMEOUT).default_entity
         workspace._internal_id = _saved_id(workspace.entity, workspace.project)

@@ -27,7 +27,8 @@ from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.terminal import EpochTable, final_table
 from ulmfit_dist.training.metric_log import STAGES, MetricLog, is_epoch, metrics_of, row_after, row_number
 from ulmfit_dist.training.own_metrics import metric_names
-from ulmfit_dist.training.wandb_process import wandb_mode
+from ulmfit_dist.training.wandb_environment import mode_messages
+from ulmfit_dist.training.wandb_process import quiet_wandb, wandb_mode, warn
 from ulmfit_dist.training.wandb_run import Row, Table, WandbRun, where_offline
 
 PREDICTIONS = "predictions.parquet"
@@ -242,8 +243,11 @@ class Tracker:
         if run_id is None:
             note.unlink(missing_ok=True)  # it is of a training that is no more
         self.run_id = run_id
+        for message in mode_messages(self.config.tracking, os.environ):
+            warn(message)
         if mode == "disabled":
             return
+        quiet_wandb()  # here, where a wrong variable still is an error of the user's, and not in W&B's thread
         facts = {**to_dict(self.config), **self._facts, "environment": self.environment}
         self._wandb = WandbRun(self.config, mode, facts, run_id, rows)
         self.run_id = self._wandb.id

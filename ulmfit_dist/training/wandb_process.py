@@ -11,21 +11,18 @@ from typing import Any
 import psutil
 
 from ulmfit_dist.config import TrackingConfig
-from ulmfit_dist.errors import UserError
+from ulmfit_dist.training.wandb_environment import check_variables, mode_of_environment
 
 
 def wandb_mode(settings: TrackingConfig) -> str:
     """online, offline or disabled: `auto` is what WANDB_DISABLED or WANDB_MODE says, else online for who is logged in.
 
     Raises:
-        UserError: WANDB_MODE is none of W&B's.
+        UserError: WANDB_MODE is none of W&B's, or W&B does not take another variable of its own.
     """
-    if settings.wandb != "auto":
-        return settings.wandb
-    if os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1", "yes"):
-        return "disabled"
-    if "WANDB_MODE" in os.environ:
-        return _mode_of_the_environment(os.environ["WANDB_MODE"])
+    mode = settings.wandb if settings.wandb != "auto" else mode_of_environment(os.environ)
+    if mode is not None:
+        return mode
     wandb = quiet_wandb()
     try:
         return "online" if wandb.login(prompt=False, verify=False) else "offline"
@@ -34,18 +31,14 @@ def wandb_mode(settings: TrackingConfig) -> str:
         return "offline"
 
 
-def _mode_of_the_environment(said: str) -> str:
-    mode = {"run": "online", "shared": "online", "dryrun": "offline"}.get(said, said)
-    if mode not in ("online", "offline", "disabled"):
-        raise UserError(f"WANDB_MODE={said}: give online, offline or disabled")
-    return mode
-
-
 def quiet_wandb() -> Any:
-    """The package wandb, its messages off."""
+    """The package wandb, its messages off unless WANDB_SILENT says otherwise. Raises UserError for a wrong variable."""
     import wandb
 
-    wandb.setup(wandb.Settings(silent=True))
+    for name in [name for name in os.environ if name.startswith("WANDB_") and not os.environ[name].strip()]:
+        del os.environ[name]  # wandb takes an empty one for a value, and refuses it
+    check_variables(os.environ)
+    wandb.setup(wandb.Settings() if "WANDB_SILENT" in os.environ else wandb.Settings(silent=True))
     return wandb
 
 

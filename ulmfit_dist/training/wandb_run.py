@@ -19,6 +19,7 @@ from typing import Any
 
 from ulmfit_dist.config import Config
 from ulmfit_dist.errors import RESUMABLE
+from ulmfit_dist.training.wandb_environment import init_arguments
 from ulmfit_dist.training.wandb_files import cut_off_incomplete, files_of, last_row, mark_as_sent, unsent_files
 from ulmfit_dist.training.wandb_process import (
     kill_wandbs_process,
@@ -32,8 +33,6 @@ from ulmfit_dist.training.wandb_process import (
 
 SECONDS_TO_ANSWER = 5
 """For a server, before it counts as one that cannot be reached."""
-SECONDS_TO_START = 30
-"""For a server that answers, before the run goes on offline."""
 SECONDS_TO_LEAVE = 10
 """For W&B, after a signal or a failure: who has sent the signal may not wait for long."""
 
@@ -80,9 +79,14 @@ class WandbRun:
         self, config: Config, mode: str, facts: dict[str, Any], run_id: str | None = None, earlier: Sequence[Row] = ()
     ):
         self.config, self.facts, self._earlier = config, facts, earlier
-        self.id = run_id or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)  # a sweep's agent names its runs itself
+        self._init_arguments = init_arguments(config, os.environ, run_id)
+        self.id = self._init_arguments.run_id or secrets.token_hex(4)
+        for message in self._init_arguments.messages:
+            warn(message)
         self._folder = config.run_dir / "wandb"
-        self._goes_on, self._known = run_id is not None, -1
+        self._goes_on, self._known = self.id == run_id, -1  # a sweep's agent decides the id, also of a folder that resumes
+        self._first_row_file = self._folder / "first_row"
+        self._first_row = _read_number(self._first_row_file) if self._goes_on else 0
         self._was_here = (self._folder / "run_id").is_file()
         self._run: Any = None
         self._mode, self._failed = mode, False
@@ -172,30 +176,34 @@ class WandbRun:
         wandb = quiet_wandb()
         if self._goes_on and mode == "offline":
             self._known = self._last_in_files()
-        tracking = self.config.tracking
+        patience = self.config.tracking.patience
+        arguments = dict(self._init_arguments.arguments)
+        if mode == "offline":
+            arguments.pop("resume", None)
         run = wandb.init(
             dir=str(self.config.run_dir),
-            project=tracking.project,
-            name=self.config.name,
-            group=tracking.group,
-            tags=tracking.tags,
             config=self.facts,
             mode=mode,  # type: ignore[arg-type]
             id=self.id,
-            resume="allow" if self._goes_on and mode == "online" else None,
+            **arguments,
             settings=wandb.Settings(
-                silent=True,
-                console="off",
-                disable_git=True,  # it would upload changes that are not committed; the revision is in the config
-                disable_code=True,
-                init_timeout=SECONDS_TO_START,
-                finish_timeout=tracking.patience,
+                **self._init_arguments.settings,
+                finish_timeout=patience,
                 finish_timeout_raises=True,
             ),
         )
         if mode == "online":
             self._known = run.starting_step - 1
+            if not self._goes_on:
+                self._append_to(run.starting_step)
         return run
+
+    def _append_to(self, num_rows: int) -> None:
+        """Have the history begin behind the rows of a W&B run that WANDB_RUN_ID and WANDB_RESUME name."""
+        self._first_row_file.unlink(missing_ok=True)
+        self._first_row = num_rows
+        if num_rows:
+            self._first_row_file.write_text(str(num_rows), encoding="utf-8")
 
     def _last_in_files(self) -> int:
         """The last row that the files of earlier starts have, which are made fit for `wandb sync`."""
@@ -203,15 +211,15 @@ class WandbRun:
             cut_off_incomplete(path)
         in_files = last_row(self._folder, self.id)
         if in_files is None and self._was_here:  # sent, and removed since
-            return max((row.number for row in self._earlier), default=-1)
+            return max((row.number + self._first_row for row in self._earlier), default=-1)
         return -1 if in_files is None else in_files
 
     def _send(self, row: Row, tables: dict[str, Table]) -> None:
         import wandb
 
-        if row.number > self._known:
+        if (step := row.number + self._first_row) > self._known:
             as_wandbs = {name: wandb.Table(list(t.columns), [list(r) for r in t.rows]) for name, t in tables.items()}
-            self._run.log({**row.values, **as_wandbs}, step=row.number)
+            self._run.log({**row.values, **as_wandbs}, step=step)
 
     def _upload(self, name: str, folder: Path, facts: dict[str, Any], texts: dict[str, Any]) -> None:
         import wandb
@@ -234,6 +242,11 @@ class WandbRun:
         if self._mode == "offline":
             return sync_command(self._folder, self.id)
         return f"send it with: wandb sync {self._folder}/run-*-{self.id} --include-online"
+
+
+def _read_number(path: Path) -> int:
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    return int(text) if text.isdecimal() else 0
 
 
 def where_offline(folder: Path, run_id: str) -> list[str]:

@@ -19,6 +19,8 @@ from ulmfit_dist.errors import UserError
 
 MAPPED_ROWS = 10_000
 """Rows of a data set of `datasets` that are read before its files are mapped into memory again."""
+BROKEN = (pa.ArrowException, OSError, ValueError)
+"""Errors of a damaged file; names that are not UTF-8 are a ValueError."""
 BATCH = 1000
 """Rows that are decoded at once."""
 
@@ -40,13 +42,13 @@ class ParquetRows:
         self._number, self._last, self._wanted = 0, (), list[str]()
         try:
             self._parquet = pa.parquet.ParquetFile(file, memory_map=False)
-        except (pa.ArrowException, OSError) as error:
+            metadata = self._parquet.metadata
+            sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+            self.schema: pa.Schema = self._parquet.schema_arrow
+            self.columns = list(self.schema.names)
+        except BROKEN as error:
             raise UserError(f"{file}: cannot be read as Parquet ({_one_line(error)})") from None
-        metadata = self._parquet.metadata
-        sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
         self._firsts = list(accumulate(sizes[:-1], initial=0))  # row with which each group begins
-        self.schema: pa.Schema = self._parquet.schema_arrow
-        self.columns = list(self.schema.names)
         self.label_names = class_names(self.schema)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -90,7 +92,7 @@ class ParquetRows:
         assert self._batches is not None
         try:
             return next(self._batches)
-        except (pa.ArrowException, OSError, StopIteration) as error:
+        except (*BROKEN, StopIteration) as error:
             raise UserError(f"{self.file}, row {self._number + 1}: cannot be read as Parquet ({_one_line(error)})") from None
 
 
