@@ -1,6 +1,7 @@
 """Folds of the documents, and the runs that cross-validation makes of them."""
 
 import json
+import shutil
 import statistics
 from pathlib import Path
 
@@ -125,8 +126,8 @@ def test_folds_are_runs_and_what_is_done_is_not_done_again(corpus: Path, recipe:
     assert [(run / "classifier" / "training.json").stat().st_mtime_ns for run in runs] == before
 
     (tmp_path / "split").mkdir()
-    for split in ("train", "valid"):
-        (tmp_path / "split" / split).symlink_to(corpus)
+    (tmp_path / "split" / "train").symlink_to(corpus)
+    shutil.copytree(corpus, tmp_path / "split" / "valid")
     refused = command_here(["run", *words, f"data.path={tmp_path}/split", "name=other"])
     assert refused.returncode == 2
     assert "are of a valid split: set it to null" in refused.stderr

@@ -245,6 +245,12 @@ def test_texts_of_other_case_compressed_ones_and_linked_folders_are_read():
     assert found.notices == ["data.path=in: not used: 1 link(s) to what is not there: a/dead.txt"]
 
 
+def test_the_same_folder_on_two_sides_is_refused():
+    folder("in/train", rows(4))
+    os.symlink("train", "in/valid")
+    assert "is in the splits train and valid" in refused("folder", "in")
+
+
 def test_imdb_as_its_authors_pack_it():
     folder("in/train", rows(6))
     folder("in/test", rows(4, 10))

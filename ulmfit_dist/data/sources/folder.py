@@ -166,7 +166,7 @@ def _class_folders(path: Path, folders: dict[str, list[Path]], keeps_loose: bool
     for split, parts in folders.items():
         texts: list[tuple[Path, str | None]] = []
         for folder in parts:
-            inside = walk(folder, without=apart if split == "train" else ())
+            inside = walk(folder, without=apart - {os.path.realpath(folder)} if split == "train" else ())
             found.others += inside.others
             found.dangling += inside.dangling
             nested = [file for file in inside.texts if file.parent != folder]
