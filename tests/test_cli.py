@@ -97,12 +97,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_folder(folder / "good", per_class=12)
     (folder / "one" / "only").mkdir(parents=True)
     for i in range(12):
-        (folder / "one" / "only" / f"{i}.txt").write_text("the same class, every time")
+        (folder / "one" / "only" / f"{i}.txt").write_text(f"the same class, text {i}")
     for split, classes in (("train", "ab"), ("valid", "abc")):
         for name in classes:
             (folder / "unseen" / split / name).mkdir(parents=True)
             for i in range(6):
-                (folder / "unseen" / split / name / f"{i}.txt").write_text("some text of some class")
+                (folder / "unseen" / split / name / f"{i}.txt").write_text(f"text {i} of class {name}, {split}")
     (folder / "empty").mkdir()
     (folder / "file").write_text("not a folder")
     return folder

@@ -197,7 +197,7 @@ def test_worker_processes_make_the_same_shards(large: Path, tmp_path: Path, monk
         builder.merge()
         builder.map(range(6), num_workers)
         made[num_workers] = contents(folder)
-    assert len(made[1]) == 6 * 8 + 2
+    assert len(made[1]) == 6 * 10 + 2
     assert made[1] == made[2]
 
 

@@ -40,7 +40,8 @@ def main(words: Sequence[str] | None = None, ends_process: bool = False) -> int:
     """
     try:
         args = parse(words)
-        if (message := replace_unwritable_home()) is not None:
+        message = replace_unwritable_home()
+        if message is not None and is_main_process():
             report(message)
         with stopping.at_once(ends_process) if args.goes_on else nullcontext():
             COMMANDS[args.command](args)

@@ -46,7 +46,7 @@ class Targets:
         values_b = self.values[torch.from_numpy(labels_b.astype(np.int64))]
         return values_b.float() if self.kind == "multicategory" else values_b
 
-    def documents_ofclasses_of_label(self, labels_b: np.ndarray) -> np.ndarray:
+    def documents_of_classes(self, labels_b: np.ndarray) -> np.ndarray:
         """How many of the documents have each class, int64 [C]."""
         documents_L = np.bincount(labels_b, minlength=len(self.values))
         return documents_L if self.kind == "category" else documents_L @ self.values.numpy()
@@ -98,14 +98,14 @@ def check_targets(
         raise UserError("no labelled document to validate the classifier on: check the labels of the valid split")
     if targets.kind == "regression":
         return
-    train_C, valid_C = targets.documents_ofclasses_of_label(train_b), targets.documents_ofclasses_of_label(valid_b)
+    train_C, valid_C = targets.documents_of_classes(train_b), targets.documents_of_classes(valid_b)
     for name, in_train, in_valid in zip(targets.names, train_C, valid_C, strict=True):
         if in_valid > 0 and in_train == 0:
             raise UserError(
                 f"label {name!r} is in validation only ({in_valid} documents): add training documents of that class, "
                 f"take it out of validation, or change seed or data.valid_pct where the cut is by chance"
             )
-    test_C = targets.documents_ofclasses_of_label(test_b) if test_b is not None else np.zeros_like(train_C)
+    test_C = targets.documents_of_classes(test_b) if test_b is not None else np.zeros_like(train_C)
     for name, in_train, in_test in zip(targets.names, train_C, test_C, strict=True):
         if in_test > 0 and in_train == 0:
             raise UserError(
