@@ -7,7 +7,6 @@ import lzma
 import os
 import zipfile
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import pandas
 import pyarrow
 import pyarrow.parquet
 import pytest
+from corpora import WRITERS, csv_text, folder, rows, write
 from datasets import Dataset, DatasetDict
 
 from ulmfit_dist.compose import load_config
@@ -25,7 +25,6 @@ from ulmfit_dist.data.sources.in_memory import Frame, kept_as
 from ulmfit_dist.errors import UserError
 
 BASE = load_config(None, ["data.path=."])
-Rows = list[tuple[str, str | None]]
 
 
 @pytest.fixture(autouse=True)
@@ -57,44 +56,6 @@ def labels(source: Source) -> dict[str, Counter]:
 def texts(source: Source, split: str = "train") -> list[str | None]:
     documents = source.splits[split]
     return documents.read(0, len(documents))[0]
-
-
-def rows(number: int, begin: int = 0) -> Rows:
-    return [(f"text number {i}", "ab"[i % 2]) for i in range(begin, begin + number)]
-
-
-def csv_text(content: Rows, delimiter: str = ",") -> str:
-    lines = [f"{text}{delimiter}{label or ''}\n" for text, label in content]
-    return f"text{delimiter}label\n{''.join(lines)}"
-
-
-def write(path: str, content: str | bytes) -> None:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_bytes(content if isinstance(content, bytes) else content.encode())
-
-
-def json_text(content: Rows) -> str:
-    return "".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in content)
-
-
-def parquet(path: str, content: Rows) -> None:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    columns = {"text": [text for text, _ in content], "label": [label for _, label in content]}
-    pyarrow.parquet.write_table(pyarrow.table(columns), path)
-
-
-def folder(path: str, content: Rows) -> None:
-    for i, (text, label) in enumerate(content):
-        write(f"{path}/{label}/{i}.txt", text)
-
-
-WRITERS: dict[str, tuple[str, Callable[[str, Rows], None]]] = {
-    "csv": ("csv", lambda path, content: write(f"{path}.csv", csv_text(content))),
-    "tsv": ("csv", lambda path, content: write(f"{path}.tsv", csv_text(content, "\t"))),
-    "json": ("json", lambda path, content: write(f"{path}.jsonl", json_text(content))),
-    "parquet": ("parquet", lambda path, content: parquet(f"{path}.parquet", content)),
-    "folder": ("folder", folder),
-}
 
 
 def splits_of(kind: str, names: dict[str, int], **keys) -> Source:
