@@ -87,7 +87,7 @@ def test_an_input_is_read(
     store = prepared(result.stdout)
     assert labels(store) == expected
     assert "\x00" not in "".join(store.vocab)
-    assert "﻿" not in "".join(store.vocab)
+    assert "\ufeff" not in "".join(store.vocab)
     lines = [line for line in result.stderr.splitlines() if "equal texts on two sides" not in line]
     assert len(lines) == bool(said), lines
     assert said in result.stderr
