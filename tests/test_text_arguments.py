@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from ulmfit_dist.data.text_arguments import iter_texts
 
+from ulmfit_dist.data.text_arguments import iter_texts
 from ulmfit_dist.errors import UserError
 
 TEXTS = ["a text", "été \U0001f600"]
