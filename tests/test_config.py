@@ -27,6 +27,17 @@ def test_overrides_win_over_the_recipe_and_later_ones_over_earlier():
     assert config.model.n_layers == 2
 
 
+def test_a_map_that_is_given_whole_replaces_the_recipes_and_one_key_of_it_does_not():
+    for words, expected in (
+        (["data.splits={train: train, valid: test}"], {"train": "train", "valid": "test"}),
+        (["data.splits.valid=dev"], {"train": "train", "test": "test", "unlabelled": "unsupervised", "valid": "dev"}),
+        (["data.splits={train: a}", "data.splits.valid=b"], {"train": "a", "valid": "b"}),
+        (["data.splits={}"], {}),
+        (["data={splits: {train: a}}"], {"train": "a"}),
+    ):
+        assert load_config(ROOT / "configs/imdb.yaml", words).data.splits == expected, words
+
+
 def test_a_bare_no_is_a_precision():
     assert load_config(None, ["data.path=x", "runtime.precision=no"]).runtime.precision == "no"
 

@@ -32,13 +32,16 @@ def load_config(recipe: str | Path | None = None, overrides: Sequence[str] = ())
     Raises:
         UserError: an unreadable file, an unknown key, a value of the wrong type or out of range.
     """
-    layers = [_read_yaml(Path(recipe))] if recipe is not None else []
-    layers += [_read_override(word) for word in overrides]
+    layers = [(*_read_yaml(Path(recipe)), "")] if recipe is not None else []
+    layers += [(*_read_override(word), word.partition("=")[0]) for word in overrides]
     merged = OmegaConf.structured(Config)
     origin = "config"
     try:
-        for layer, origin in layers:
+        for layer, origin, key in layers:
             _refuse_unknown_keys(layer, Config, origin)
+            for name in _maps_in(layer, Config):
+                if not key.startswith(f"{name}."):
+                    OmegaConf.update(merged, name, {}, merge=False)
             merged = OmegaConf.merge(merged, layer)
         config = cast(Config, OmegaConf.to_object(merged))
     except (OmegaConfBaseException, TypeError, ValueError) as error:
@@ -153,6 +156,17 @@ def _refuse_unknown_keys(layer: Any, cls: type, origin: str, prefix: str = "") -
             _refuse_unknown_keys(value, default, origin, f"{prefix}{key}.")
         elif key == "phases":
             _refuse_unknown_phase_keys(layer[key], origin, f"{prefix}{key}")
+
+
+def _maps_in(layer: Any, cls: type, prefix: str = "") -> Iterator[str]:
+    """Dotted keys of the maps in a raw layer, such as data.splits: one that is given whole replaces what was there, as a list."""
+    factories = {item.name: item.default_factory for item in dataclasses.fields(cls)}
+    for key in layer:
+        factory = factories[key]
+        if factory is dict:
+            yield f"{prefix}{key}"
+        elif isinstance(factory, type) and dataclasses.is_dataclass(factory):
+            yield from _maps_in(layer._get_node(key), factory, f"{prefix}{key}.")
 
 
 def _refuse_unknown_phase_keys(phases: Any, origin: str, key: str) -> None:
