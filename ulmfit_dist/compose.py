@@ -159,7 +159,7 @@ def _refuse_unknown_keys(layer: Any, cls: type, origin: str, prefix: str = "") -
 
 
 def _maps_in(layer: Any, cls: type, prefix: str = "") -> Iterator[str]:
-    """Dotted keys of the maps in a raw layer, such as data.splits: one that is given whole replaces what was there, as a list."""
+    """Dotted keys of the maps in a raw layer, such as data.splits: one that is given whole replaces the one before."""
     factories = {item.name: item.default_factory for item in dataclasses.fields(cls)}
     for key in layer:
         factory = factories[key]

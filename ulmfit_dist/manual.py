@@ -33,7 +33,7 @@ HEAD = """\
 
 Every key, as `ulmfit_dist/config.py` has it: this page is made from there. A recipe is a YAML file with the keys that differ
 from their defaults; a word on the command line, such as `lm.global_batch_size=32`, wins over the recipe. A list
-or a map that is given whole, such as `'data.splits={train: a}'`, replaces the recipe's; `data.splits.valid=b` sets one key of it.
+or a map that is given whole, such as `'data.splits={train: a}'`, replaces the recipe's; `data.splits.valid=b` sets one key.
 `ulmfit-dist config CONFIG` prints the same keys with the values of a recipe. An unknown key or a value out of range is
 refused before anything starts."""
 
