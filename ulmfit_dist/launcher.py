@@ -56,6 +56,8 @@ def main(words: Sequence[str] | None = None) -> int:
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    from ulmfit_dist.node_wait import join_timeout, read_nodes, watch
+
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it would name the ranks' exit codes
     args = launch_command_parser().parse_args(words)
     try:
@@ -63,6 +65,8 @@ def main(words: Sequence[str] | None = None) -> int:
         refuse_unsupported_options(args, config_file)
         if config_file is None:
             name_defaults(args)
+        if (nodes := read_nodes(args, config_file)) is not None:
+            watch(nodes, join_timeout(args), PASSED_ON)
         launch_command(args)
     except UserError as error:
         report_error(error)
