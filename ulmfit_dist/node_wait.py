@@ -98,8 +98,8 @@ def _watch(nodes: Nodes, minutes: float, signals: frozenset[signal.Signals], rea
 def _missing(nodes: Nodes, minutes: float) -> UserError:
     return UserError(
         f"node {nodes.rank} has waited {minutes:g} minutes (runtime.join_timeout) at {nodes.address}, and not all "
-        f"{nodes.number} nodes came: start the launcher on each, with the same address, port and number of nodes, and a rank "
-        f"of its own"
+        f"{nodes.number} nodes came: start the launcher on each, with the same address, port and number of nodes, and a "
+        f"rank of its own"
     )
 
 
