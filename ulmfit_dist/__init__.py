@@ -16,6 +16,7 @@ _PUBLIC = {
     "TokenStore": "ulmfit_dist.data.store",
     "Tracker": "ulmfit_dist.training.tracking",
     "UserError": "ulmfit_dist.errors",
+    "baseline": "ulmfit_dist.api",
     "classifier_learner": "ulmfit_dist.api",
     "cross_validate": "ulmfit_dist.api",
     "evaluate": "ulmfit_dist.stages.evaluate",

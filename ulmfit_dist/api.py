@@ -87,6 +87,18 @@ def cross_validate(config: Config, fresh: bool = False) -> Figures:
         return cross_validate_folds(config, runtime, fresh)
 
 
+def baseline(config: Config, texts: Any = None) -> Figures:
+    """Return the figures of a TF-IDF baseline on the config's documents, as `ulmfit-dist baseline --json` prints them.
+
+    Args:
+        texts: as those of `prepare`.
+    """
+    from ulmfit_dist.stages.baseline import baseline as baseline_of  # scikit-learn takes a second, which predict must not
+
+    with _call(config) as runtime:
+        return baseline_of(_given(config, texts, runtime), runtime)
+
+
 def find_learning_rate(config: Config, stage: str = "lm", **range: float) -> RateRange:
     """A learning rate range test of a stage: `.suggestions()` gives rates, `.draw(axes)` the plot.
 

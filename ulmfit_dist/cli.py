@@ -119,6 +119,15 @@ def _cross_validate(args: argparse.Namespace) -> None:
         runtime.print("\n".join([heading, *describe_figures(found)]))
 
 
+def _baseline(args: argparse.Namespace) -> None:
+    config, runtime = _start(args)
+    from ulmfit_dist.stages.baseline import baseline, describe_baseline
+
+    with runtime:
+        figures = baseline(config, runtime)
+        runtime.print(json.dumps(figures, indent=1) if args.json else "\n".join(describe_baseline(figures)))
+
+
 def _lr_find(args: argparse.Namespace) -> None:
     config, runtime = _start(args)
     from ulmfit_dist.stages.lr_find import describe_range, find_learning_rate
@@ -315,6 +324,7 @@ COMMANDS: dict[str, Command] = {
     "lm": _stage,
     "classifier": _stage,
     "cross-validate": _cross_validate,
+    "baseline": _baseline,
     "lr-find": _lr_find,
     "config": _config,
     "doctor": _doctor,

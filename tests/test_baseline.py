@@ -1,0 +1,131 @@
+"""The TF-IDF baseline: its features and figures are scikit-learn's, of the same documents, on any number of ranks."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import TINY, command_here, launch, succeed_here
+from corpora import WRITERS, Rows
+from made_classifiers import lettered_store
+from sklearn.feature_extraction.text import TfidfVectorizer
+
+from ulmfit_dist import model
+from ulmfit_dist.data.store import TokenStore
+from ulmfit_dist.model.tfidf import HASHED_FEATURES, TfidfFeatures
+
+TOPICS = {"warm": "soup lamp bread oven", "cold": "ice snow frost wind", "wet": "rain lake river mist"}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
+    return lettered_store(tmp_path_factory.mktemp("lettered") / "store")
+
+
+def expected_features(store: TokenStore, train: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    vectorizer = TfidfVectorizer(analyzer="word", tokenizer=str.split, token_pattern=None, lowercase=False)
+    vectorizer.set_params(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
+    texts = [" ".join(store.vocab[i] for i in store.document(document)) for document in range(len(store))]
+    first = vectorizer.fit_transform(texts[i] for i in train).toarray()
+    return first, vectorizer.transform(texts[i] for i in others).toarray()
+
+
+def sorted_columns(features: np.ndarray) -> np.ndarray:
+    return features[:, np.lexsort(features)]
+
+
+@pytest.mark.parametrize("tokens_per_block", [1_000_000, 50])
+def test_features_are_scikit_learns(store: TokenStore, tokens_per_block: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(model.tfidf, "TOKENS_PER_BLOCK", tokens_per_block)
+    train, others = np.arange(0, 60), np.arange(60, 80)
+    features = TfidfFeatures(store, train)
+    expected = np.concatenate(expected_features(store, train, others))
+    found = np.concatenate([features.train.toarray(), features.transform(others).toarray()])
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(sorted_columns(found), sorted_columns(expected), atol=1e-6)
+
+
+def test_many_tokens_are_hashed_to_columns_of_the_same_counts(store: TokenStore):
+    train = np.arange(60)
+    plain, hashed = TfidfFeatures(store, train), TfidfFeatures(store, train, max_tokens=10)
+    assert (plain.is_hashed, hashed.is_hashed) == (False, True)
+    assert hashed.train.shape == (60, HASHED_FEATURES)
+    similarity = (hashed.train @ hashed.train.T).toarray()
+    np.testing.assert_allclose(np.diag(similarity), 1, rtol=1e-5)
+    used = np.unique(hashed.train.indices)
+    ngrams = {(a,) for i in train for a in store.document(i).tolist()}
+    ngrams |= {pair for i in train for pair in zip(store.document(i).tolist(), store.document(i)[1:].tolist(), strict=False)}
+    assert len(ngrams) - 2 <= len(used) <= len(ngrams)  # hardly a collision among so few
+
+
+def texts(number: int, seed: int, label: str = "{topic}") -> Rows:
+    rng = np.random.default_rng(seed)
+    rows: Rows = []
+    for i in range(number):
+        topic = [*TOPICS][i % 3]
+        words = [*TOPICS[topic].split(), *"the of and a very".split()]
+        rows.append((" ".join(rng.choice(words, 12)), label.format(topic=topic, number=i % 3)))
+    return rows
+
+
+def words(folder: Path, recipe: Path, *others: str, label: str = "{topic}") -> list[object]:
+    for seed, (split, number) in enumerate({"train": 60, "valid": 18, "test": 30}.items()):
+        WRITERS["csv"][1](str(folder / "texts" / split), texts(number, seed, label))
+    place = [f"data.path={folder / 'texts'}", f"data.cache={folder / 'cache'}", f"runs_dir={folder}", "data.source=csv"]
+    return ["baseline", recipe, *TINY, *place, *others]
+
+
+def test_figures_are_those_of_scikit_learn_and_of_two_ranks(recipe: Path, tmp_path: Path):
+    given = words(tmp_path, recipe, "runtime.precision=fp64")
+    figures = json.loads(succeed_here([*given, "--json"]))
+    assert figures["test"]["accuracy"] > 0.9
+    assert figures["majority"]["test"]["accuracy"] == pytest.approx(1 / 3)
+    low, high = figures["test"]["accuracy_interval"]
+    assert low <= figures["test"]["accuracy"] <= high
+    assert figures["num_documents"] == 60
+    two = launch(["-m", "ulmfit_dist", *given, "--json"], 2)
+    assert two.returncode == 0, two.stderr
+    other = json.loads(two.stdout)
+    assert other["C"] == figures["C"]
+    for side in ("valid", "test"):
+        for name, value in figures[side].items():
+            np.testing.assert_allclose(other[side][name], value, rtol=1e-12)
+    shutil.rmtree(tmp_path / "texts")
+    (meta,) = (tmp_path / "cache").glob("*/meta.json")
+    again = json.loads(succeed_here([*given, f"data.store={meta.parent}", "--json"]))  # no text is needed
+    assert {**again, "seconds": 0} == {**figures, "seconds": 0}
+
+
+@pytest.mark.parametrize(
+    ("keys", "label", "metric", "good"),
+    [
+        (["classifier.target=multicategory", "data.label_delim=;"], "{topic};all", "f1_micro", lambda value: value > 0.9),
+        (["classifier.target=regression", "data.no_label=null"], "{number}", "rmse", lambda value: value < 0.5),
+    ],
+)
+def test_several_classes_and_numbers_have_a_baseline(
+    keys: list[str], label: str, metric: str, good: Callable[[float], bool], recipe: Path, tmp_path: Path
+):
+    given = words(tmp_path, recipe, *keys, label=label)
+    figures = json.loads(succeed_here([*given, "--json"]))
+    assert good(figures["test"][metric])
+    assert not good(figures["majority"]["test"][metric])
+    assert len(figures["test"][f"{metric}_interval"]) == 2
+    printed = succeed_here(given).splitlines()
+    assert metric in next(line for line in printed if line.startswith("baseline"))
+    assert len([line for line in printed if line.startswith("TF-IDF, linear")]) == 2
+
+
+def test_folds_leave_the_test_split_alone_and_wrong_labels_are_one_line(recipe: Path, tmp_path: Path):
+    given = words(tmp_path, recipe)
+    (tmp_path / "texts" / "valid.csv").unlink()
+    figures = json.loads(succeed_here([*given, "data.folds=3", "data.fold=1", "--json"]))
+    assert figures["num_documents"] == 40
+    assert "test" not in figures
+    result = command_here([*given, "data.label=null"])
+    assert result.returncode == 2
+    assert "no labelled document to train the classifier on" in result.stderr

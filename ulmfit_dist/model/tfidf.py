@@ -1,0 +1,107 @@
+"""TF-IDF features of documents, from the token ids of a store: 1- and 2-grams, sublinear counts, rows of unit length.
+
+The columns are the n-grams of at least `MIN_DOCUMENTS` training documents. Past `MAX_TOKENS` training tokens n-grams are
+hashed to `HASHED_FEATURES` columns instead: that needs no table of them, and a collision adds up the counts of two.
+
+N: documents, F: columns, P: pairs of a document and an n-gram in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from scipy.sparse import csr_matrix, vstack  # type: ignore[import-untyped]
+from sklearn.feature_extraction.text import TfidfTransformer  # type: ignore[import-untyped]
+
+from ulmfit_dist.data.store import TokenStore
+
+MIN_DOCUMENTS = 2
+MAX_TOKENS = 20_000_000
+"""Training tokens up to which n-grams have columns of their own."""
+HASHED_FEATURES = 2**20
+TOKENS_PER_BLOCK = 1_000_000
+"""Tokens of the documents that are counted at a time, which bounds the memory of counting to some 100 MB."""
+MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+"""2**64 divided by the golden ratio, for multiplicative hashing (Knuth, The Art of Computer Programming, vol. 3, 6.4)."""
+
+
+class Pairs(NamedTuple):
+    """The n-grams of a block of documents: document in the block, n-gram and count of each pair, int64 [P]."""
+
+    num_documents: int
+    documents: np.ndarray
+    ngrams: np.ndarray
+    counts: np.ndarray
+
+
+class TfidfFeatures:
+    """Features that are fitted to training documents.
+
+    Args:
+        store: the documents.
+        train_N: indices of the training documents, int64 [N].
+        max_tokens: training tokens up to which n-grams have columns of their own.
+
+    Attributes:
+        is_hashed: whether n-grams are hashed.
+        train: features of the training documents, float32 [N, F].
+    """
+
+    def __init__(self, store: TokenStore, train_N: np.ndarray, max_tokens: int = MAX_TOKENS):
+        self.store = store
+        self.is_hashed = bool(store.lengths[train_N].sum() > max_tokens)
+        self._ngrams = np.empty(0, np.int64) if self.is_hashed else find_ngrams(store, train_N)
+        self._transformer = TfidfTransformer(sublinear_tf=True)
+        self.train = self._transformer.fit_transform(self._count(train_N))
+
+    def transform(self, documents_N: np.ndarray) -> csr_matrix:
+        """Return the features of documents, float32 [N, F], by their indices in the store."""
+        return self._transformer.transform(self._count(documents_N))
+
+    def _count(self, documents_N: np.ndarray) -> csr_matrix:
+        width = HASHED_FEATURES if self.is_hashed else len(self._ngrams)
+        blocks = [csr_matrix((0, width), dtype=np.float32)]
+        for pairs in count_ngrams(self.store, documents_N):
+            if self.is_hashed:
+                shift = np.uint64(64 - HASHED_FEATURES.bit_length() + 1)
+                columns, is_known = (pairs.ngrams.astype(np.uint64) * MULTIPLIER) >> shift, np.full(len(pairs.ngrams), True)
+            else:
+                columns = np.minimum(np.searchsorted(self._ngrams, pairs.ngrams), max(0, width - 1))
+                is_known = self._ngrams[columns] == pairs.ngrams if width else np.full(len(columns), False)
+            places = pairs.documents[is_known], columns[is_known].astype(np.int64)
+            shape = pairs.num_documents, width
+            blocks.append(csr_matrix((pairs.counts[is_known].astype(np.float32), places), shape=shape))
+        return vstack(blocks, format="csr")
+
+
+def find_ngrams(store: TokenStore, documents_N: np.ndarray) -> np.ndarray:
+    """Return the n-grams of at least `MIN_DOCUMENTS` documents, ascending int64."""
+    found = [np.unique(pairs.ngrams, return_counts=True) for pairs in count_ngrams(store, documents_N)]
+    if not found:
+        return np.empty(0, np.int64)
+    ngrams, where = np.unique(np.concatenate([part for part, _ in found]), return_inverse=True)
+    counts = np.bincount(where, weights=np.concatenate([number for _, number in found]))
+    return ngrams[counts >= MIN_DOCUMENTS]
+
+
+def count_ngrams(store: TokenStore, documents_N: np.ndarray) -> Iterator[Pairs]:
+    """Yield the n-grams of documents, in blocks of some `TOKENS_PER_BLOCK` tokens.
+
+    An n-gram is a number: the id of one token, or V + first * V + second of two, with a vocabulary of V tokens.
+    """
+    size = len(store.vocab)
+    ends = np.cumsum(store.lengths[documents_N])
+    block_N = ends // TOKENS_PER_BLOCK
+    for block in np.unique(block_N):
+        block_documents = documents_N[block_N == block]
+        lengths = store.lengths[block_documents]
+        ids = np.concatenate([store.document(i) for i in block_documents]).astype(np.int64)
+        rows = np.repeat(np.arange(len(block_documents)), lengths)
+        is_pair = rows[1:] == rows[:-1]
+        bigrams = (size + ids[:-1] * size + ids[1:])[is_pair]
+        keys = np.concatenate([ids, bigrams]) + np.concatenate([rows, rows[1:][is_pair]]) * (size + size * size)
+        keys, counts = np.unique(keys, return_counts=True)
+        documents, ngrams = np.divmod(keys, size + size * size)
+        yield Pairs(len(block_documents), documents, ngrams, counts)

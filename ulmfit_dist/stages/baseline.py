@@ -1,0 +1,181 @@
+"""The baseline of a classifier: TF-IDF with a linear model, on the same documents; and the most frequent class.
+
+The linear model is scikit-learn's logistic regression, one per class where there are more than two, or a ridge regression
+for numbers. Its C is chosen on the validation documents. It reads token ids, so it needs no text, and the order
+of the words only within two of them: what a language model adds is what is above it.
+
+N: documents, C: classes, or 1 for a regression, F: features.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
+
+import numpy as np
+import torch
+from scipy.sparse import csr_matrix  # type: ignore[import-untyped]
+from sklearn.exceptions import ConvergenceWarning  # type: ignore[import-untyped]
+from sklearn.linear_model import LogisticRegression, Ridge  # type: ignore[import-untyped]
+from sklearn.multiclass import OneVsRestClassifier  # type: ignore[import-untyped]
+from torch import Tensor
+
+from ulmfit_dist.config import ClassifierConfig, Config
+from ulmfit_dist.data.splits import split_documents
+from ulmfit_dist.data.store import TokenStore
+from ulmfit_dist.data.targets import Targets, check_targets, read_targets
+from ulmfit_dist.model.tfidf import TfidfFeatures
+from ulmfit_dist.randomness import derive_seed
+from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.stages.answers import figures_of_answers, with_intervals
+from ulmfit_dist.stages.prepare import prepare
+
+STRENGTHS = (1.0, 4.0, 16.0, 64.0)
+"""Values of C, the inverse of the regularization, from which the validation documents choose."""
+MAX_WORK = 10_000_000_000
+"""Stored features times classes past which a single C, `STRENGTHS[-2]`, is tried."""
+MAX_TRAIN_TOKENS = 60_000_000
+"""Training tokens that are read at most: past them a seeded sample of the training documents is used."""
+Figures = dict[str, Any]
+_Fitted = tuple[Figures, dict[str, np.ndarray], dict[str, np.ndarray]]
+"""Facts, and by side the answers of the linear model and of the most frequent class."""
+
+
+def baseline(config: Config, runtime: Runtime) -> Figures:
+    """Prepare the texts, and return `compute_baseline` of them. Collective."""
+    return compute_baseline(config, runtime, prepare(config, runtime))
+
+
+def compute_baseline(config: Config, runtime: Runtime, store: TokenStore) -> Figures:
+    """Fit the baseline on rank 0, and return its figures on every rank. Collective.
+
+    Returns:
+        `C`, `num_features`, `num_documents` that it was trained on, `seconds`; `valid`, and `test` where there is a labelled
+        test split: the metrics, on test with their 95 % intervals; `majority`: the same of the most frequent class, or of
+        the mean.
+
+    Raises:
+        UserError: labels that no classifier can be trained on.
+    """
+    with runtime.together():
+        splits = split_documents(store, config)
+        targets = read_targets(store, config.classifier, config.data.label_delim)
+        sides = {"valid": splits.classifier_valid}
+        if len(splits.test) and config.data.folds is None:  # folds would choose by it
+            sides["test"] = splits.test
+        test_b = store.labels[splits.test] if len(splits.test) else None
+        check_targets(targets, store.labels[splits.classifier_train], store.labels[splits.classifier_valid], test_b)
+    fitted: _Fitted | None = None
+    with runtime.together():
+        if runtime.is_main:
+            fitted = _fit(config, store, targets, splits.classifier_train, sides)
+    facts, *answers = cast(_Fitted, runtime.from_main(fitted))
+    linear, majority = (
+        {
+            side: _score(part[side], targets.of(store.labels[documents_N]), targets, config, runtime, side == "test")
+            for side, documents_N in sides.items()
+        }
+        for part in answers
+    )
+    return {**facts, **linear, "majority": majority}
+
+
+def describe_baseline(figures: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a table of the figures of `compute_baseline`, a line at a time."""
+    simplest = "most frequent class" if "accuracy" in figures["valid"] else "mean"
+    names = [name for name in ("accuracy", "f1_macro", "f1_micro", "rmse", "mae", "r2") if name in figures["valid"]]
+    yield (
+        f"{'baseline':<22}{'split':<7}"
+        + "".join(f"{name:>12}" for name in names)
+        + ("   95 % interval" if "test" in figures else "")
+    )
+    for model, sides in ((simplest, figures["majority"]), ("TF-IDF, linear", figures)):
+        for side in ("valid", "test"):
+            if side not in sides:
+                continue
+            values = "".join(f"{sides[side][name]:>12.4f}" for name in names)
+            low, high = sides[side].get(f"{names[0]}_interval", (None, None))
+            yield f"{model:<22}{side:<7}{values}" + (f"   {low:.4f} to {high:.4f}" if low is not None else "")
+
+
+def _score(
+    answers: np.ndarray, y_N: Tensor, targets: Targets, config: Config, runtime: Runtime, has_intervals: bool
+) -> Figures:
+    """Return the loss and the metrics of answers, float64 [N, C], with their intervals if wanted. Collective."""
+    answers_NC = torch.from_numpy(answers).to(runtime.device)
+    figures = with_intervals(
+        figures_of_answers(answers_NC, y_N, targets, config.classifier, runtime), answers_NC, y_N, config
+    )
+    intervals = [name for name in figures if name.endswith("_interval")] if has_intervals else []
+    return {name: value for name, value in figures.items() if isinstance(value, float) or name in intervals}
+
+
+def _fit(
+    config: Config, store: TokenStore, targets: Targets, train_N: np.ndarray, sides: Mapping[str, np.ndarray]
+) -> _Fitted:
+    """Return facts, and by side the answers of the linear model and those of the most frequent class, float64 [N, C]."""
+    started = time.perf_counter()
+    train_N = _sample(store, train_N, config.seed)
+    features = TfidfFeatures(store, train_N)
+    y = targets.of(store.labels[train_N]).numpy()
+    inputs = {side: features.transform(documents_N) for side, documents_N in sides.items()}
+    y_valid = targets.of(store.labels[sides["valid"]]).numpy()
+    best: tuple[float, float, Any] | None = None
+    is_large = features.train.nnz * targets.num_outputs * len(STRENGTHS) > MAX_WORK
+    for strength in STRENGTHS[-2:-1] if is_large else STRENGTHS:
+        model = _fit_linear(features.train, y, strength, config.classifier)
+        quality = _quality(_answers(model, inputs["valid"], targets), y_valid, config.classifier)
+        if best is None or quality > best[0]:
+            best = quality, strength, model
+    assert best is not None
+    answers = {side: _answers(best[2], part, targets) for side, part in inputs.items()}
+    constant = {side: np.tile(_constant(y, targets), (len(documents_N), 1)) for side, documents_N in sides.items()}
+    facts = {"C": best[1], "num_features": features.train.shape[1], "num_documents": len(train_N)}
+    return {**facts, "seconds": round(time.perf_counter() - started, 1)}, answers, constant
+
+
+def _sample(store: TokenStore, train_N: np.ndarray, seed: int) -> np.ndarray:
+    if store.lengths[train_N].sum() <= MAX_TRAIN_TOKENS:
+        return train_N
+    shuffled_N = np.random.Generator(np.random.Philox(key=derive_seed(seed, "baseline", len(train_N)))).permutation(train_N)
+    return np.sort(shuffled_N[: int(np.searchsorted(np.cumsum(store.lengths[shuffled_N]), MAX_TRAIN_TOKENS))])
+
+
+def _fit_linear(features: csr_matrix, y: np.ndarray, strength: float, settings: ClassifierConfig) -> Any:
+    if settings.target == "regression":
+        return Ridge(alpha=1 / strength, solver="sparse_cg").fit(features, y)
+    model = LogisticRegression(C=strength, solver="liblinear", dual=True, tol=0.1, random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the figure on valid is what a C is chosen by
+        warnings.filterwarnings("ignore", message="Label .* is present in all training examples")
+        return (OneVsRestClassifier(model) if y.ndim > 1 or y.max() > 1 else model).fit(features, y)
+
+
+def _answers(model: Any, features: csr_matrix, targets: Targets) -> np.ndarray:
+    """Return probabilities of the classes, or numbers, float64 [N, C]."""
+    if targets.kind == "regression":
+        return model.predict(features).astype(np.float64)[:, None]
+    found = model.predict_proba(features)
+    if targets.kind == "multicategory":
+        return found.astype(np.float64)
+    answers_NC = np.zeros((features.shape[0], targets.num_outputs))
+    answers_NC[:, model.classes_] = found  # a class without a training document has none
+    return answers_NC
+
+
+def _constant(y: np.ndarray, targets: Targets) -> np.ndarray:
+    """Return the shares of the classes among training labels, or the mean of the numbers, float64 [C]."""
+    if targets.kind == "category":
+        return np.bincount(y, minlength=targets.num_outputs) / len(y)
+    return np.atleast_1d(y.mean(0)).astype(np.float64)
+
+
+def _quality(answers_NC: np.ndarray, y: np.ndarray, settings: ClassifierConfig) -> float:
+    """Return what the best C has most of: accuracy (of all classes of a document), or the negated squared error."""
+    if settings.target == "category":
+        return float((answers_NC.argmax(1) == y).mean())
+    if settings.target == "multicategory":
+        return float(((answers_NC > settings.threshold) == (y > 0.5)).mean())
+    return -float(((answers_NC[:, 0] - y) ** 2).mean())
