@@ -310,6 +310,11 @@ def test_a_column_that_is_there_twice_is_refused_and_another_one_is_not():
     assert texts(opened("csv", "y.csv")) == ["one", "two"]
 
 
+def test_a_header_that_no_terminal_can_show_is_escaped():
+    write("in/train.csv", "te\x1b[31mxt,label\na,b\n")
+    assert r"its columns are: 'te\x1b[31mxt', label" in refused("csv", "in/train.csv")
+
+
 def test_a_tsv_has_no_quoting_unless_it_is_said():
     write("x.tsv", 'text\tlabel\n"It\ta\nsix of 12"\tb\nthree\ta\n')
     assert texts(opened("csv", "x.tsv")) == ['"It', 'six of 12"', "three"]

@@ -173,9 +173,8 @@ def check_columns(present: Sequence[str], columns: dict[str, str], origin: str) 
     """Raise UserError for a column that is missing."""
     for column, key in columns.items():
         if column not in present:
-            raise UserError(
-                f"{origin}: no column {column!r} for data.{key}; its columns are: {', '.join(map(str, present))}"
-            )
+            named = ", ".join(name if name.isprintable() else ascii(name) for name in map(str, present))
+            raise UserError(f"{origin}: no column {column!r} for data.{key}; its columns are: {named}")
 
 
 def columns_identity(config: DataConfig) -> dict[str, Any]:
