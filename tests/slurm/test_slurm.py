@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cluster import Cluster, Job, cluster_of_two, job_processes, missing_programs, wait_until
@@ -173,6 +174,10 @@ def is_rank(pid: int) -> bool:
     return False
 
 
+def run_records(path: Path) -> list[Any]:
+    return [record.run for record in records(path) if record.HasField("run")]
+
+
 def test_an_array_of_three_seeds_is_three_runs_in_one_group(submit: Submit, tmp_path: Path):
     job = submit("array.sbatch", *SHORT, "name=reviews", f"data.cache={tmp_path}/cache", options=("--cpus-per-task=5",))
     runs = [tmp_path / f"runs/reviews-seed{seed}" for seed in (42, 43, 44)]
@@ -183,7 +188,10 @@ def test_an_array_of_three_seeds_is_three_runs_in_one_group(submit: Submit, tmp_
     facts = []
     for run in runs:
         (path,) = (run / "wandb").glob("offline-run-*/run-*.wandb")
-        facts += [record.run for record in records(path) if record.HasField("run")][:1]
+        wait_until(
+            lambda path=path: bool(run_records(path)), f"W&B's service to write {path}", 120
+        )  # it ends after the ranks
+        facts += run_records(path)[:1]
     assert [fact.display_name for fact in facts] == [run.name for run in runs]
     assert {fact.run_group for fact in facts} == {"reviews"}
     assert len({fact.run_id for fact in facts}) == 3
