@@ -36,7 +36,7 @@ _joins = 0
 
 @dataclass(frozen=True)
 class Meeting:
-    """Where this rank meets the others.
+    """Address at which this rank meets the others.
 
     Attributes:
         is_held_by_launcher: the store is the launcher's, not rank 0's.

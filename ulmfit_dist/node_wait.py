@@ -31,7 +31,7 @@ STEP = 1.0
 
 @dataclass(frozen=True)
 class Nodes:
-    """Where launchers of several nodes meet, as the options of `accelerate launch` or its config file name it."""
+    """Address at which the launchers of several nodes meet, from the options of `accelerate launch` or its config file."""
 
     number: int
     rank: int

@@ -31,7 +31,7 @@ SETTINGS: dict[str, tuple[Any, tuple[str, ...]]] = {
 
 
 class InitArguments(NamedTuple):
-    """What `wandb.init` gets, and the messages about what it does not get.
+    """Arguments of `wandb.init`, and messages about those that it does not get.
 
     Attributes:
         run_id: W&B's id of the run; None: a random one.
