@@ -46,7 +46,10 @@ def test_a_signal_ends_a_launchers_wait_for_the_other_node(rank: int, port: int,
         for _ in range(3):  # until torch waits, in which it is deaf
             next(line for line in node.stderr if line.startswith("node "))
         node.send_signal(signal.SIGTERM)
-        node.communicate(timeout=30)
+        try:
+            node.communicate(timeout=30)
+        finally:
+            node.kill()  # a deaf one would be waited for
     assert node.returncode == RESUMABLE
 
 
