@@ -1,0 +1,241 @@
+"""Expected duration of a training stage, from a few of its own steps.
+
+A learner of the stage trains some steps, on the ranks and with the loaders of the run, and is dropped. The cost of a step
+is taken to be in proportion to the positions that it computes: rows times tokens, padding included. Trade-off: this takes
+some seconds, so a stage of little work is not measured, and its duration is given as zero.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import copy
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from fastai.callback.core import Callback, CancelEpochException, CancelFitException
+
+from ulmfit_dist.config import Config
+from ulmfit_dist.data.classifier_batches import ClassifierBatches
+from ulmfit_dist.data.lm_batches import LMBatches
+from ulmfit_dist.data.splits import split_documents
+from ulmfit_dist.data.store import TokenStore
+from ulmfit_dist.model.kernels import compile_kernels
+from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.stages.classifier import classifier_learner
+from ulmfit_dist.stages.lm import lm_learner
+from ulmfit_dist.training.learner import DistributedLearner
+
+MIN_WORK = 2e12
+"""Floating-point operations of a stage up to which it is not measured: some seconds on two CPU cores."""
+FORWARD_SHARE = 1 / 3
+"""Cost of a position that is read without a gradient, over that of one that is trained on: one pass instead of three."""
+BUDGET_SECONDS = 2.0
+MAX_STEPS = 12
+"""Steps that are timed at most, and seconds of them after which no further one is; the first step is not counted."""
+
+
+@dataclass(frozen=True)
+class StageEstimate:
+    """The work of a stage, and how long it will take.
+
+    Attributes:
+        stage: "lm" or "classifier".
+        num_parameters: of the model.
+        steps: optimizer steps of each epoch, in the order of the phases.
+        seconds: expected duration of each epoch, training and validation; zeros where the stage is not measured.
+        test_seconds: expected duration of scoring the test split.
+    """
+
+    stage: str
+    num_parameters: int
+    steps: tuple[int, ...]
+    seconds: tuple[float, ...]
+    test_seconds: float = 0.0
+
+    @property
+    def total_seconds(self) -> float:
+        """Expected duration of the stage."""
+        return sum(self.seconds) + self.test_seconds
+
+
+@dataclass(frozen=True)
+class Work:
+    """Positions of an epoch: trained on, read before what is trained on, validated on, and of the test split."""
+
+    train: float
+    read: float
+    valid: float
+    test: float
+    steps: int
+
+
+def estimate_stage(
+    config: Config,
+    runtime: Runtime,
+    store: TokenStore,
+    stage: str,
+    scale: float = 1.0,
+    vocab_size: int | None = None,
+    budget_seconds: float = BUDGET_SECONDS,
+) -> StageEstimate:
+    """Measure some steps of a stage, and estimate the duration of all. Collective; no state of the run changes.
+
+    Args:
+        stage: "lm" or "classifier".
+        scale: documents of the corpus over documents in the store, where that holds a sample.
+        vocab_size: tokens in the vocabulary, where the store has that of a sample; None: the store's.
+        budget_seconds: seconds of timed steps after which no further one is timed.
+
+    Raises:
+        UserError: input that the stage cannot be trained on.
+    """
+    bare = replace(config, **{stage: replace(getattr(config, stage), callbacks=[])})
+    with _nothing_changed(runtime):
+        with runtime.together():
+            learner = _make_learner(bare, runtime, _with_vocab(store, vocab_size), stage)
+        work = _work(config, store, learner, scale)
+        num_parameters = sum(parameter.numel() for parameter in learner.model.parameters())
+        phases = getattr(config, stage).phases
+        per_position = dict.fromkeys((phase.freeze_to for phase in phases), 0.0)
+        if _operations(learner, stage) * work.train * sum(phase.epochs for phase in phases) > MIN_WORK:
+            timer = partial(StepTimer, runtime, budget_seconds, config.classifier.max_len)
+            per_position = _measure(learner, runtime, list(per_position), timer)
+    steps, seconds = [], []
+    trained = max(per_position.values())
+    for phase in phases:
+        epoch = work.train * per_position[phase.freeze_to] + (work.read + work.valid) * FORWARD_SHARE * trained
+        steps += [work.steps] * phase.epochs
+        seconds += [epoch] * phase.epochs
+    test = work.test * FORWARD_SHARE * trained if stage == "classifier" else 0.0
+    return StageEstimate(stage, num_parameters, tuple(steps), tuple(seconds), test)
+
+
+class StepTimer(Callback):
+    """Times the steps of a fit, and ends it after enough of them, on all ranks after the same one."""
+
+    order, run_valid = 97, False
+
+    def __init__(self, runtime: Runtime, budget_seconds: float, max_len: int):
+        self.runtime, self.budget_seconds, self.max_len = runtime, budget_seconds, max_len
+        self.seconds: list[float] = []
+        self.positions: list[float] = []
+
+    def before_batch(self) -> None:
+        self.started = self._now()
+
+    def after_batch(self) -> None:
+        self.seconds.append(self.runtime.from_main(self._now() - self.started))
+        self.positions.append(sum(_positions_of_step(self.learn.dl, self.learn.iter, self.max_len)))
+        if len(self.seconds) > MAX_STEPS or sum(self.seconds[1:]) > self.budget_seconds:
+            raise CancelFitException()
+
+    def after_train(self) -> None:
+        raise CancelEpochException()  # nothing is validated
+
+    @property
+    def per_position(self) -> float:
+        """Seconds per position, of all steps but the first, which compiles and allocates, unless it is the only one."""
+        first = 1 if len(self.seconds) > 1 else 0
+        return sum(self.seconds[first:]) / sum(self.positions[first:])
+
+    def _now(self) -> float:
+        if self.runtime.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+def _measure(
+    learner: DistributedLearner, runtime: Runtime, freezes: list[int], make_timer: Callable[[], StepTimer]
+) -> dict[int, float]:
+    """Return seconds per position by what is frozen: measured for the least and the most, between them by the layers."""
+    for message in compile_kernels(runtime.device, learner.loss_func):
+        runtime.note(message)
+    learner.create_opt()
+    num_groups = len(learner.opt.param_lists)
+    depth = {freeze: freeze % num_groups if freeze < 0 else freeze for freeze in freezes}  # the first group that is trained
+    ends = {min(depth.values()), max(depth.values())} if learner.stage == "classifier" else {min(depth.values())}
+    measured = {}
+    for first in sorted(ends, reverse=True):
+        timer = make_timer()
+        learner.freeze_to(first)
+        learner.first_epoch, learner.first_step = 0, 0
+        with learner.added_cbs(timer):
+            learner.fit(MAX_STEPS // len(learner.dls.train) + 2, lr=0.0)
+        measured[first] = timer.per_position
+    first, last = min(measured), max(measured)
+    return {
+        freeze: float(np.interp(place, [first, max(last, first + 1)], [measured[first], measured[last]]))
+        for freeze, place in depth.items()
+    }
+
+
+def _make_learner(config: Config, runtime: Runtime, store: TokenStore, stage: str) -> DistributedLearner:
+    if stage == "lm":
+        model = replace(config.model, pretrained=None)  # the time does not depend on the weights
+        return lm_learner(replace(config, model=model), runtime, store)
+    model, settings = replace(config.model, pretrained=None), replace(config.classifier, encoder=None)
+    fresh = replace(config, model=model, classifier=settings, runs_dir=os.devnull)  # no encoder of an earlier run
+    return classifier_learner(fresh, runtime, store, needs_encoder=False)
+
+
+def _with_vocab(store: TokenStore, size: int | None) -> TokenStore:
+    if size is None:
+        return store
+    larger = copy(store)
+    larger.vocab = [*store.vocab, *(f"xx{number}" for number in range(size - len(store.vocab)))]
+    return larger
+
+
+def _work(config: Config, store: TokenStore, learner: DistributedLearner, scale: float) -> Work:
+    train, valid = learner.dls.train, learner.dls.valid
+    max_len = config.classifier.max_len
+    kept, read = zip(*(_positions_of_step(train, step, max_len) for step in range(len(train))), strict=True)
+    of_valid = sum(sum(_positions_of_step(valid, step, max_len)) for step in range(len(valid)))
+    test_lengths = store.lengths[split_documents(store, config).test].astype(np.float64)
+    if config.classifier.truncate_to is not None:
+        test_lengths = np.minimum(test_lengths, config.classifier.truncate_to)
+    steps = max(1, round(len(train) * scale))
+    return Work(sum(kept) * scale, sum(read) * scale, of_valid * scale, float(test_lengths.sum()) * scale, steps)
+
+
+def _positions_of_step(loader: Any, step: int, max_len: int) -> tuple[float, float]:
+    """Return the positions of a global batch that are trained on, and those that are only read before them."""
+    if isinstance(loader, LMBatches):
+        begin = step * loader.seq_len
+        return float(loader.global_batch_size * min(loader.seq_len, loader.row_len - begin)), 0.0
+    assert isinstance(loader, ClassifierBatches)
+    lengths = loader.lengths[loader._batches[step]]
+    padded = lengths[0] - (lengths[0] - lengths) // loader.seq_len * loader.seq_len
+    kept = np.minimum(padded, max_len)
+    return float(kept.sum()), float((padded - kept).sum())
+
+
+def _operations(learner: DistributedLearner, stage: str) -> float:
+    """Return floating-point operations of training on a position: six for each parameter of a matrix product."""
+    embedding = learner.model[0].module if stage == "classifier" else learner.model[0]
+    rows = embedding.encoder.weight.numel()
+    total = sum(parameter.numel() for parameter in learner.model.parameters())
+    return 6.0 * (total if stage == "lm" else total - rows)
+
+
+@contextmanager
+def _nothing_changed(runtime: Runtime) -> Iterator[None]:
+    """Put back, after a measurement, the runtime's micro-batch size, scaler and statistics."""
+    size = runtime.micro_batch_size
+    try:
+        yield
+    finally:
+        runtime.micro_batch_size = size
+        runtime.renew_scaler()
+        runtime.laps.take()
+        gc.collect()
+        if runtime.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
