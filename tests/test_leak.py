@@ -20,6 +20,7 @@ from ulmfit_dist.compose import load_config
 from ulmfit_dist.config import Config
 from ulmfit_dist.data.batches import MicroBatch
 from ulmfit_dist.data.store import TokenStore
+from ulmfit_dist.errors import UserError
 from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.stages.classifier import classifier_loaders
 from ulmfit_dist.stages.cross_validate import configs_of_folds
@@ -107,3 +108,30 @@ def test_no_step_of_a_cross_validation_reads_a_test_document(kind: str, tmp_path
     config = config_of(kind, tmp_path, {"train": documents(40, 0), "test": TEST}, "data.folds=3", "lm.valid_pct=0.2")
     for fold in configs_of_folds(config):
         assert sides_with_test_documents(fold) == (ALL_SIDES, set())
+
+
+@pytest.mark.usefixtures("no_process_group")
+@pytest.mark.parametrize("kind", SOURCES)
+def test_a_test_split_that_is_cut_is_read_by_no_step_and_by_no_vocabulary(kind: str, tmp_path: Path):
+    config = config_of(kind, tmp_path, {"train": documents(60, 0)}, "data.test_pct=0.2")
+    runtime = Runtime(config.runtime)
+    store = prepare(config, runtime)
+    assert len(store.split("test")) == 12
+    read = {i for _, batch in batches_read(store, config, runtime) if batch.documents is not None for i in batch.documents}
+    assert read == set(range(48))
+    known = [number for number in range(60) if str(number) in store.vocab]
+    assert len(known) == 48
+    other_seed = prepare(replace(config, seed=7), runtime)
+    assert other_seed.fingerprint == store.fingerprint
+    with pytest.raises(UserError, match="was made with 0.2: set it to null"):
+        prepare(replace(config, data=replace(config.data, store=str(store.path), test_pct=0.1)), runtime)
+
+
+@pytest.mark.parametrize(
+    ("share", "message"), [("0.5", "there is one of 14 documents"), ("0.01", "30 training documents is none")]
+)
+def test_a_test_split_that_cannot_be_cut_is_refused(share: str, message: str, tmp_path: Path):
+    splits = {"train": documents(30, 0), **({"test": TEST} if share == "0.5" else {})}
+    config = config_of("csv", tmp_path, splits, f"data.test_pct={share}")
+    with pytest.raises(UserError, match=message):
+        prepare(config, Runtime(config.runtime))

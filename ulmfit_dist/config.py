@@ -40,6 +40,8 @@ class DataConfig:
     """What separates a document's labels (classifier.target: multicategory), and alone means a document of no class."""
     valid_pct: float = 0.1
     """Share of the training documents cut off to validate on, by seed, where no valid split is named."""
+    test_pct: float | None = None
+    """Share of the training documents cut off as the test split, where there is none: the same for every seed. null: 0."""
     valid_col: str | None = None
     """Column that is true for the rows to validate on and false for all others. null: a valid split, or valid_pct."""
     folds: int | None = None

@@ -61,6 +61,8 @@ def _check_data(data: DataConfig) -> None:
         raise UserError(f"data.path is not set: data.source={data.source} needs it")
     if not 0 < data.valid_pct < 1:
         raise UserError(f"data.valid_pct={data.valid_pct}: give a share between 0 and 1, such as 0.1")
+    if data.test_pct is not None and not 0 < data.test_pct < 1:
+        raise UserError(f"data.test_pct={data.test_pct}: give a share between 0 and 1, such as 0.1, or null")
     if data.folds is not None and data.folds < 2:
         raise UserError(f"data.folds={data.folds}: give a whole number of at least 2, or null")
     if not 0 <= data.fold < (data.folds or 1):

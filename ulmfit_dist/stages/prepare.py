@@ -24,12 +24,12 @@ from ulmfit_dist.config import Config, TokenizerConfig
 from ulmfit_dist.data.builder import StoreBuilder
 from ulmfit_dist.data.local_copy import copy_store
 from ulmfit_dist.data.sources import open_source
-from ulmfit_dist.data.sources.base import Documents, Source, Subset
+from ulmfit_dist.data.sources.base import Source
+from ulmfit_dist.data.sources.subset import cut_test_split, limit_documents
 from ulmfit_dist.data.splits import describe_duplicates, missing_labels, num_dropped, split_documents
 from ulmfit_dist.data.store import FORMAT, NO_LABEL, TokenStore, damaged_shards, make_folder, read_meta
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.process import report
-from ulmfit_dist.randomness import permutation
 from ulmfit_dist.runtime import Runtime
 
 CLASSES_NAMED = 10
@@ -52,6 +52,8 @@ def prepare(config: Config, runtime: Runtime, verify: bool = False) -> TokenStor
     with runtime.together():
         store = TokenStore(folder)
         _check_tokenizer(store, config)
+        if config.data.store is not None:
+            _check_cuts(store, config)
     runtime.note(summarize(store))
     with runtime.together():
         if runtime.is_main:
@@ -149,24 +151,13 @@ def _open_in_turn(config: Config, runtime: Runtime, verify: bool) -> Source:
     for turn in (True, False):
         with runtime.together():
             if runtime.is_main is turn:
-                source = _limited(open_source(config.data, verify and turn), config)
+                whole = cut_test_split(open_source(config.data, verify and turn), config.data.test_pct)
+                source = limit_documents(whole, config.data.limit, config.seed)
     assert source is not None
     if runtime.is_main:
         for notice in source.notices:
             report(notice)
     return source
-
-
-def _limited(source: Source, config: Config) -> Source:
-    """Of each split `data.limit` documents at most, drawn by seed."""
-    limit = config.data.limit
-    if limit is None:
-        return source
-    splits: dict[str, Documents] = {}
-    for split, documents in source.splits.items():
-        drawn = permutation(len(documents), config.seed, "limit", split)[:limit]
-        splits[split] = Subset(documents, np.sort(drawn))
-    return Source(splits, {**source.identity, "limit": limit, "seed": config.seed}, source.notices)
 
 
 def _identity(config: Config, source: Source) -> dict[str, Any]:
@@ -225,6 +216,17 @@ def _check_tokenizer(store: TokenStore, config: Config) -> None:
         then, now = store.meta["tokenizer"][key], getattr(config.tokenizer, key)
         if then != now:
             raise UserError(f"{store.path} was made with tokenizer.{key}={then}, the config says {now}: set them alike")
+
+
+def _check_cuts(store: TokenStore, config: Config) -> None:
+    """Refuse documents that a store was to be made with, and was not."""
+    for key in ("test_pct", "limit"):
+        now, then = getattr(config.data, key), store.meta.get("source", {}).get(key)
+        if now is not None and now != then:
+            raise UserError(
+                f"data.{key}={now}: {store.path} was made with {'null' if then is None else then}: set it to null, or "
+                f"prepare the texts again without data.store"
+            )
 
 
 def summarize(store: TokenStore) -> str:

@@ -108,8 +108,10 @@ class Subset:
         return len(self.indices)
 
     def read(self, start: int, stop: int) -> tuple[list[str | None], list[str | None]]:
-        parts = [self.documents.read(i, i + 1) for i in self.indices[start:stop].tolist()]
-        return [texts[0] for texts, _ in parts], [labels[0] for _, labels in parts]
+        indices = self.indices[start:stop]
+        runs = np.split(indices, np.flatnonzero(np.diff(indices) != 1) + 1) if len(indices) else []
+        parts = [self.documents.read(int(run[0]), int(run[-1]) + 1) for run in runs]
+        return [text for texts, _ in parts for text in texts], [label for _, labels in parts for label in labels]
 
 
 @dataclass
