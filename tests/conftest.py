@@ -42,6 +42,7 @@ TINY = (
     "lm.global_batch_size=8",
     "lm.seq_len=10",
     "lm.phases=[{epochs: 1, lr: 5e-2, freeze_to: -1}, {epochs: 1, lr: 5e-2}]",
+    "classifier.baseline=false",
     "classifier.global_batch_size=8",
     "classifier.seq_len=10",
     "classifier.max_len=20",

@@ -17,6 +17,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from ulmfit_dist import model
 from ulmfit_dist.data.store import TokenStore
 from ulmfit_dist.model.tfidf import HASHED_FEATURES, TfidfFeatures
+from ulmfit_dist.training.wandb_files import records
 
 TOPICS = {"warm": "soup lamp bread oven", "cold": "ice snow frost wind", "wet": "rain lake river mist"}
 
@@ -72,11 +73,11 @@ def texts(number: int, seed: int, label: str = "{topic}") -> Rows:
     return rows
 
 
-def words(folder: Path, recipe: Path, *others: str, label: str = "{topic}") -> list[object]:
+def words(folder: Path, recipe: Path, *others: str, label: str = "{topic}", command: str = "baseline") -> list[object]:
     for seed, (split, number) in enumerate({"train": 60, "valid": 18, "test": 30}.items()):
         WRITERS["csv"][1](str(folder / "texts" / split), texts(number, seed, label))
     place = [f"data.path={folder / 'texts'}", f"data.cache={folder / 'cache'}", f"runs_dir={folder}", "data.source=csv"]
-    return ["baseline", recipe, *TINY, *place, *others]
+    return [command, recipe, *TINY, *place, *others]
 
 
 def test_figures_are_those_of_scikit_learn_and_of_two_ranks(recipe: Path, tmp_path: Path):
@@ -129,3 +130,35 @@ def test_folds_leave_the_test_split_alone_and_wrong_labels_are_one_line(recipe: 
     result = command_here([*given, "data.label=null"])
     assert result.returncode == 2
     assert "no labelled document to train the classifier on" in result.stderr
+
+
+def test_a_run_measures_the_baseline_once_before_it_trains(recipe: Path, tmp_path: Path):
+    short = ("lm.phases=[{epochs: 1, lr: 1e-2}]", "classifier.phases=[{epochs: 1, lr: 1e-2}]", "name=run")
+    given = words(tmp_path, recipe, *short, "classifier.baseline=true", command="run")
+    lines = succeed_here(given).splitlines()
+    run = tmp_path / "run"
+    summary = json.loads((run / "summary.json").read_text())
+    expected = json.loads(succeed_here(["baseline", *given[1:], "--json"]))
+    found = {name: summary["baseline"][name] for name in expected}
+    assert {**found, "seconds": 0} == {**expected, "seconds": 0}
+    first_line = next(i for i, line in enumerate(lines) if line.startswith("baseline: TF-IDF"))
+    (header,) = [i for i, line in enumerate(lines) if line.startswith("stage") and "f1_macro" in line and "phase" in line]
+    assert first_line < next(i for i, line in enumerate(lines) if line.startswith("lm "))
+    row, epoch = lines[header + 1 : header + 3]
+    assert row.startswith("baseline")
+    assert f"{expected['valid']['accuracy']:.4f}" in row
+    assert epoch.startswith("classifier")
+    assert f"against {expected['test']['accuracy']:.4f} on test" in lines[-1]
+    html = (run / "report.html").read_text()
+    headlines = html.split('class="headlines"')[1]
+    assert headlines.index("TF-IDF baseline") < headlines.index("Language model")
+    (path,) = (run / "wandb").glob("offline-run-*/run-*.wandb")
+    summaries = [record.summary for record in records(path) if record.HasField("summary")]
+    recorded = {item.key: json.loads(item.value_json) for part in summaries for item in part.update}
+    assert recorded["baseline/valid/accuracy"] == expected["valid"]["accuracy"]
+    assert recorded["baseline/test/accuracy_low"] == expected["test"]["accuracy_interval"][0]
+    again = succeed_here([*given, "tracking.tags=[again]"])  # the baseline is not measured again
+    assert json.loads((run / "summary.json").read_text())["baseline"] == summary["baseline"]
+    assert f"against {expected['test']['accuracy']:.4f} on test" in again.splitlines()[-1]
+    without = succeed_here([*given, "classifier.baseline=false"])
+    assert "baseline" not in without

@@ -123,7 +123,7 @@ def test_a_test_split_that_is_cut_is_read_by_no_step_and_by_no_vocabulary(kind: 
     assert len(known) == 48
     other_seed = prepare(replace(config, seed=7), runtime)
     assert other_seed.fingerprint == store.fingerprint
-    with pytest.raises(UserError, match="was made with 0.2: set it to null"):
+    with pytest.raises(UserError, match=r"was made with 0\.2: set it to null"):
         prepare(replace(config, data=replace(config.data, store=str(store.path), test_pct=0.1)), runtime)
 
 

@@ -121,7 +121,8 @@ def _cross_validate(args: argparse.Namespace) -> None:
 
 def _baseline(args: argparse.Namespace) -> None:
     config, runtime = _start(args)
-    from ulmfit_dist.stages.baseline import baseline, describe_baseline
+    from ulmfit_dist.stages.baseline import baseline
+    from ulmfit_dist.stages.baseline_figures import describe_baseline
 
     with runtime:
         figures = baseline(config, runtime)

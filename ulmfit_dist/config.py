@@ -236,6 +236,8 @@ class ClassifierConfig:
     """Whose model is exported: last, or best: that of the epoch with the highest accuracy."""
     early_stopping: int | None = None
     """End the stage after so many epochs in a row that were no better than the best before. null: never."""
+    baseline: bool = True
+    """Whether run also measures TF-IDF with a linear model on the same documents, before the first epoch."""
     callbacks: list[Any] = field(default_factory=list)
     """fastai callbacks of yours on every rank: module.Class, or {path: module.Class, argument: value}."""
     metrics: list[Any] = field(default_factory=list)

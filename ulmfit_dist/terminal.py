@@ -5,7 +5,7 @@ A row is made from a line of metrics.jsonl, so epochs of an earlier start look a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ulmfit_dist.config import Phase
@@ -21,6 +21,11 @@ EPOCH_COLUMNS = {
 PRECISION_NAMES = {"no": "fp32"}
 """Of precisions whose name in the config says little."""
 FINAL_METRICS, METRICS_OF_NUMBERS = ("valid_loss", "perplexity", "accuracy", "f1_macro"), ("rmse", "mae", "r2")
+
+MAIN_METRICS = ("f1_micro", "accuracy", "rmse")
+"""Metrics that a classifier is compared by: the first that there is."""
+LESS_IS_BETTER = ("rmse",)
+"""Those of them of which less is better."""
 
 
 class EpochTable:
@@ -42,6 +47,14 @@ class EpochTable:
         columns = ("stage", "phase", "epoch", *self.columns, "time")
         return _row(columns, columns)
 
+    def baseline_row(self, figures: Mapping[str, Any]) -> str:
+        """Return the row of the baseline's figures on the validation documents, as `compute_baseline` gives them."""
+        valid = {**figures["valid"], "valid_loss": figures["valid"].get("loss")}
+        cells = [_shown(column, valid.get(column)) for column in self.columns]
+        return _row(
+            ("stage", "phase", "epoch", *self.columns, "time"), ("baseline", "", "", *cells, duration(figures["seconds"]))
+        )
+
     def row(self, line: Mapping[str, Any]) -> str:
         """An epoch, from its line of metrics.jsonl."""
         phase, epoch = int(line["phase"]), int(line["epoch"])
@@ -61,6 +74,11 @@ def final_table(summary: Mapping[str, Any]) -> Iterable[str]:
     metrics = [*FINAL_METRICS, *(name for name in METRICS_OF_NUMBERS if name in summary.get("classifier", {}))]
     columns = ("stage", *metrics, "per second", "time")
     yield _row(columns, columns)
+    baseline = summary.get("baseline")
+    if baseline is not None and "classifier" in summary:
+        valid = {**baseline["valid"], "valid_loss": baseline["valid"].get("loss")}
+        values = [_shown(name, valid.get(name)) for name in metrics]
+        yield _row(columns, ("baseline", *values, "", duration(baseline["seconds"])))
     for stage, seconds in summary["seconds"].items():
         figures = summary.get(stage, {})
         rates = [f"{value:,.0f} {name.split('_')[0]}" for name, value in figures.items() if name.endswith("_per_second")]
@@ -68,18 +86,23 @@ def final_table(summary: Mapping[str, Any]) -> Iterable[str]:
         yield _row(columns, (stage, *values, *(rates or [""]), duration(seconds)))
     if test := summary.get("classifier", {}).get("test"):
         yield describe_test(test)
+        if baseline is not None and "test" in baseline:
+            yield f"baseline on test: {', '.join(_with_intervals(baseline['test']))}"
     if summary.get("valid_is_test"):
         yield "validated on the split named test: its figures have chosen what they report"
 
 
 def describe_test(figures: Mapping[str, Any]) -> str:
     """Return the metrics on a test split, with their 95 % intervals, as one line."""
-    parts = []
+    return f"test, {figures['num_documents']:,} documents, 95 % intervals: {', '.join(_with_intervals(figures))}"
+
+
+def _with_intervals(figures: Mapping[str, Any]) -> Iterator[str]:
+    """Yield each metric that has an interval, with it."""
     for name, value in figures.items():
         if isinstance(interval := figures.get(f"{name}_interval"), list):
             low, high = (f"{end:.4f}" for end in interval)
-            parts.append(f"{name} {value:.4f} ({low} to {high})")
-    return f"test, {figures['num_documents']:,} documents, 95 % intervals: {', '.join(parts)}"
+            yield f"{name} {value:.4f} ({low} to {high})"
 
 
 def duration(seconds: float | None) -> str:

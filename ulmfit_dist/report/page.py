@@ -22,6 +22,7 @@ from ulmfit_dist.report.charts import HEIGHT, NUM_COLOURS, WIDTH, draw
 from ulmfit_dist.report.comparison import COLUMNS, SECONDS, differing_keys, duration, figure, figure_rows, time_rows
 from ulmfit_dist.report.figures import PARTS, stage_charts, step_parts
 from ulmfit_dist.report.runs import STAGES, Run, read_run
+from ulmfit_dist.terminal import MAIN_METRICS
 
 FOLDER = Path(__file__).parent
 HEADLINES = (("lm", "perplexity"), ("lm", "accuracy"), ("classifier", "accuracy"), ("classifier", "f1_macro"))
@@ -100,6 +101,9 @@ def _headlines(runs: Sequence[Run]) -> list[tuple[str, str, str]]:
     columns = [column for column in COLUMNS if (column.stage, column.name) in HEADLINES] if len(runs) == 1 else []
     figures = [(column, runs[0].stages[column.stage].figures.get(column.name)) for column in columns]
     found = [(STAGES[c.stage], c.label, figure(value, c.digits)) for c, value in figures if value is not None]
+    name = next((name for name in MAIN_METRICS if len(runs) == 1 and name in runs[0].baseline), None)
+    if name is not None:
+        found.insert(0, ("TF-IDF baseline", name.replace("_", "-"), figure(runs[0].baseline[name], 4)))
     total = sum(runs[0].seconds.values())
     return [*found, ("All stages", "time", duration(total))] if found and total > 0 else found
 

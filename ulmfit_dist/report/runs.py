@@ -101,6 +101,7 @@ class Run:
         seconds: time taken by prepare, lm and classifier.
         facts: world_size, device and precision, as text.
         test: metrics of the classifier on its test split.
+        baseline, baseline_test: metrics of the baseline on the validation documents, and on the test split.
         environment: command, revision, host and slurm_job, as text.
         remarks: what could not be read, in words.
     """
@@ -113,6 +114,8 @@ class Run:
     seconds: dict[str, float] = field(default_factory=dict)
     facts: dict[str, str] = field(default_factory=dict)
     test: list[IntervalFigure] = field(default_factory=list)
+    baseline: dict[str, float] = field(default_factory=dict)
+    baseline_test: list[IntervalFigure] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     confusion: Confusion | None = None
     reliability: list[ReliabilityBin] = field(default_factory=list)
@@ -141,6 +144,8 @@ def read_run(path: Path) -> Run:
     for name, stage in run.stages.items():
         _read_figures(stage, summary.get(name), mapping(tree.get(name)))
     run.test = _read_test(summary.get("classifier"))
+    run.baseline = numbers(mapping(summary.get("baseline")).get("valid"))
+    run.baseline_test = _read_test(summary.get("baseline"))
     run.name = text(tree.get("name")) or text(summary.get("name")) or run.name
     run.seconds = numbers(summary.get("seconds"))
     run.facts = {key: text(summary.get(key)) for key in ("world_size", "device", "precision")}
@@ -237,9 +242,9 @@ def _read_line(line: Any) -> tuple[str, Line]:
     return stage, Line(phase, epoch, step, numbers(values))
 
 
-def _read_test(classifier: Any) -> list[IntervalFigure]:
-    """The metrics on the test split that have an interval."""
-    test = mapping(mapping(classifier).get("test"))
+def _read_test(figures: Any) -> list[IntervalFigure]:
+    """Return the metrics on the test split that have an interval, of the classifier's figures or the baseline's."""
+    test = mapping(mapping(figures).get("test"))
     found = []
     for name, value in numbers(test).items():
         ends = [number(end) for end in items(test.get(f"{name}_interval"), 2)]

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, cast
 
 import numpy as np
 import torch
+import xxhash
 from scipy.sparse import csr_matrix  # type: ignore[import-untyped]
 from sklearn.exceptions import ConvergenceWarning  # type: ignore[import-untyped]
 from sklearn.linear_model import LogisticRegression, Ridge  # type: ignore[import-untyped]
@@ -30,7 +31,9 @@ from ulmfit_dist.model.tfidf import TfidfFeatures
 from ulmfit_dist.randomness import derive_seed
 from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.stages.answers import figures_of_answers, with_intervals
+from ulmfit_dist.stages.baseline_figures import main_metric
 from ulmfit_dist.stages.prepare import prepare
+from ulmfit_dist.training.tracking import Tracker
 
 STRENGTHS = (1.0, 4.0, 16.0, 64.0)
 """Values of C, the inverse of the regularization, from which the validation documents choose."""
@@ -82,22 +85,31 @@ def compute_baseline(config: Config, runtime: Runtime, store: TokenStore) -> Fig
     return {**facts, **linear, "majority": majority}
 
 
-def describe_baseline(figures: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a table of the figures of `compute_baseline`, a line at a time."""
-    simplest = "most frequent class" if "accuracy" in figures["valid"] else "mean"
-    names = [name for name in ("accuracy", "f1_macro", "f1_micro", "rmse", "mae", "r2") if name in figures["valid"]]
-    yield (
-        f"{'baseline':<22}{'split':<7}"
-        + "".join(f"{name:>12}" for name in names)
-        + ("   95 % interval" if "test" in figures else "")
+def measure_baseline(config: Config, runtime: Runtime, store: TokenStore, tracker: Tracker) -> None:
+    """Have the figures of the baseline in the run's summary, computed where an earlier start has not. Collective."""
+    identity = _identity(config, store)
+    known = tracker.summary.get("baseline", {}) if runtime.is_main else {}
+    if not runtime.from_main(known.get("identity") == identity):
+        known = {**compute_baseline(config, runtime, store), "identity": identity}
+        tracker.set_baseline(known)
+    if runtime.is_main:
+        name = main_metric(known["valid"])
+        others = f"{name} {known['valid'][name]:.4f} on valid; {known['majority']['valid'][name]:.4f} without reading them"
+        runtime.print(f"baseline: TF-IDF with a linear model, {known['seconds']:.1f} s: {others}")
+
+
+def _identity(config: Config, store: TokenStore) -> str:
+    """Return a hash of all that the figures depend on."""
+    splits = split_documents(store, config)
+    digest = xxhash.xxh3_64(store.fingerprint.encode())
+    for part in (splits.classifier_train, splits.classifier_valid, splits.test):
+        digest.update(part.tobytes())
+        digest.update(b"|")
+    settings = config.classifier
+    digest.update(
+        repr((settings.target, settings.threshold, config.data.label_delim, config.data.folds, config.seed)).encode()
     )
-    for model, sides in ((simplest, figures["majority"]), ("TF-IDF, linear", figures)):
-        for side in ("valid", "test"):
-            if side not in sides:
-                continue
-            values = "".join(f"{sides[side][name]:>12.4f}" for name in names)
-            low, high = sides[side].get(f"{names[0]}_interval", (None, None))
-            yield f"{model:<22}{side:<7}{values}" + (f"   {low:.4f} to {high:.4f}" if low is not None else "")
+    return digest.hexdigest()
 
 
 def _score(

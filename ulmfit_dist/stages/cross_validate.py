@@ -78,10 +78,11 @@ def configs_of_folds(config: Config) -> list[Config]:
 def average(summaries: list[Mapping[str, Any]]) -> Figures:
     """Mean and sample standard deviation of the metrics that all summaries have."""
     found: Figures = {}
-    for stage in ("lm", "classifier"):
-        names = [name for name in summaries[0].get(stage, {}) if not name.endswith("_per_second")]
+    each = [{**summary, "baseline": summary.get("baseline", {}).get("valid", {})} for summary in summaries]
+    for stage in ("lm", "baseline", "classifier"):
+        names = [name for name in each[0].get(stage, {}) if not name.endswith("_per_second")]
         for name in names:
-            values = [summary.get(stage, {}).get(name) for summary in summaries]
+            values = [figures.get(stage, {}).get(name) for figures in each]
             if None not in values:
                 spread = statistics.stdev(values)
                 found.setdefault(stage, {})[name] = {"mean": statistics.fmean(values), "std": spread, "folds": values}

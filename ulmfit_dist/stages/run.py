@@ -16,6 +16,7 @@ from ulmfit_dist.data.store import TokenStore
 from ulmfit_dist.errors import FAILED, RESUMABLE, Interrupted, UserError
 from ulmfit_dist.model.export import WEIGHTS, find_model, read_exported
 from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.stages.baseline_figures import describe_standing
 from ulmfit_dist.stages.classifier import check_classifier, train_classifier
 from ulmfit_dist.stages.final_scores import score_test_split
 from ulmfit_dist.stages.lm import lm_loaders, train_lm
@@ -67,6 +68,8 @@ def run(config: Config, runtime: Runtime, fresh: bool = False, stages: Sequence[
         _say_precision(config, runtime)
         if valid_is_test(config):
             runtime.print(VALID_IS_TEST)
+        if "classifier" in stages:
+            _measure_baseline(config, runtime, store, tracker)
         for stage in stages:
             if done[stage]:
                 runtime.note(f"{stage}: done already, in {config.run_dir / stage} (--fresh trains it again)")
@@ -76,6 +79,9 @@ def run(config: Config, runtime: Runtime, fresh: bool = False, stages: Sequence[
         if "classifier" in stages:
             score_test_split(config, runtime, store, tracker)
         told += _report(config.run_dir) if runtime.is_main else []
+    if "classifier" in stages and runtime.is_main:
+        for line in describe_standing(tracker.summary, config):
+            runtime.print(line)
 
 
 def run_stage(config: Config, runtime: Runtime, stage: str, fresh: bool = False) -> None:
@@ -100,6 +106,15 @@ def run_stage(config: Config, runtime: Runtime, stage: str, fresh: bool = False)
                 found.check(config, stage, store)
         _say_precision(config, runtime)
         TRAIN[stage](config, runtime, store, tracker, found)
+
+
+def _measure_baseline(config: Config, runtime: Runtime, store: TokenStore, tracker: Tracker) -> None:
+    if not config.classifier.baseline:
+        tracker.set_baseline(None)
+        return
+    from ulmfit_dist.stages.baseline import measure_baseline  # scikit-learn takes a second to import
+
+    measure_baseline(config, runtime, store, tracker)
 
 
 def _say_precision(config: Config, runtime: Runtime) -> None:

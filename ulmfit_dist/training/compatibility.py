@@ -13,7 +13,7 @@ FOLD_KEYS = ("data.folds", "data.fold")
 LM_KEYS = ("seed", "tokenizer", "model", "lm", "data.valid_pct", "data.on_duplicates", *FOLD_KEYS)
 DECISIVE_KEYS = {"lm": LM_KEYS, "classifier": (*LM_KEYS, "classifier")}
 """The keys that a stage's result depends on, beside the texts. All others may change between a run and its resumption."""
-SEEN_ALONE = ("classifier.metrics",)
+SEEN_ALONE = ("classifier.metrics", "classifier.baseline")
 """Keys among them that change what is seen, and not the model."""
 
 

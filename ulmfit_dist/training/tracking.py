@@ -97,6 +97,9 @@ class Tracker:
             before = [each for each in STAGES[: STAGES.index(stage)] if each in self.config.stages]
             is_whole = all(self._metrics.read(earlier) for earlier in before)
             self._start_wandb((run_id or self._noted_run_id()) if goes_on and is_whole else None, rows)
+        if self._wandb is not None and "baseline" in self.summary:
+            for side in ("valid", "test"):
+                self._wandb.summarize(_flat_figures(f"baseline/{side}", self.summary["baseline"].get(side, {})))
         self.started = True
         self.show(stage)
 
@@ -107,6 +110,8 @@ class Tracker:
         own = metric_names(self.config.classifier.metrics) if stage == "classifier" else []
         self._table = EpochTable(stage, getattr(self.config, stage).phases, self.config.classifier.target, own)
         self.runtime.print(self._table.header() if stage == STAGES[0] else f"\n{self._table.header()}")
+        if stage == "classifier" and "baseline" in self.summary:
+            self.runtime.print(self._table.baseline_row(self.summary["baseline"]))
         for line in self._metrics.read(stage):
             if is_epoch(line):
                 self.runtime.print(self._table.row(line))
@@ -172,14 +177,16 @@ class Tracker:
             return
         self.summary.setdefault("classifier", {})["test"] = figures
         self._write_summary()
-        if self._wandb is None:
+        if self._wandb is not None:
+            self._wandb.summarize(_flat_figures("test", figures))
+
+    def set_baseline(self, figures: dict[str, Any] | None) -> None:
+        """Put the baseline's figures in summary.json, as `compute_baseline` gives them; None: there are none."""
+        if not self.runtime.is_main:
             return
-        flat: dict[str, float] = {}
-        for name, value in figures.items():
-            ends = {"low": value[0], "high": value[1]} if isinstance(value, list) else {"": value}
-            base = name.removesuffix("_interval")
-            flat |= {f"test/{base}_{end}".rstrip("_"): number for end, number in ends.items()}
-        self._wandb.summarize(flat)
+        self.summary.pop("baseline", None)
+        if figures is not None:
+            self.summary["baseline"] = figures
 
     def save_model(self, stage: str, facts: dict[str, Any], texts: dict[str, Any]) -> None:
         """Give W&B a stage's exported model, if tracking.log_model says so."""
@@ -264,6 +271,16 @@ class Tracker:
         columns = list(wrong[0]) if wrong else ["document"]
         table = Table(columns, [[entry[column] for column in columns] for entry in wrong])
         self._wandb.log(Row(row, {}), {f"{stage}/most_wrong": table})
+
+
+def _flat_figures(prefix: str, figures: dict[str, Any]) -> dict[str, float]:
+    """Return figures by W&B's names, with the ends of intervals as figures of their own."""
+    flat: dict[str, float] = {}
+    for name, value in figures.items():
+        ends = {"low": value[0], "high": value[1]} if isinstance(value, list) else {"": value}
+        base = name.removesuffix("_interval")
+        flat |= {f"{prefix}/{base}_{end}".rstrip("_"): number for end, number in ends.items()}
+    return flat
 
 
 def device_name(device: torch.device) -> str:

@@ -1,0 +1,71 @@
+"""Figures of the baseline as text: its table, and a classifier compared with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ulmfit_dist.config import Config
+from ulmfit_dist.terminal import LESS_IS_BETTER, MAIN_METRICS
+
+FEW_LM_EPOCHS = 3
+
+
+def describe_baseline(figures: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a table of the figures of `compute_baseline`, a line at a time."""
+    simplest = "most frequent class" if "accuracy" in figures["valid"] else "mean"
+    names = [name for name in ("accuracy", "f1_macro", "f1_micro", "rmse", "mae", "r2") if name in figures["valid"]]
+    yield (
+        f"{'baseline':<22}{'split':<7}"
+        + "".join(f"{name:>12}" for name in names)
+        + ("   95 % interval" if "test" in figures else "")
+    )
+    for model, sides in ((simplest, figures["majority"]), ("TF-IDF, linear", figures)):
+        for side in ("valid", "test"):
+            if side not in sides:
+                continue
+            values = "".join(f"{sides[side][name]:>12.4f}" for name in names)
+            low, high = sides[side].get(f"{names[0]}_interval", (None, None))
+            yield f"{model:<22}{side:<7}{values}" + (f"   {low:.4f} to {high:.4f}" if low is not None else "")
+
+
+def main_metric(figures: Mapping[str, Any]) -> str:
+    """Return the name of the metric that a classifier and the baseline are compared by."""
+    return next(name for name in MAIN_METRICS if name in figures)
+
+
+def describe_standing(summary: Mapping[str, Any], config: Config) -> Iterator[str]:
+    """Yield a line that compares a finished classifier with the baseline, by the figures of summary.json.
+
+    Where the classifier is not above the baseline, the line names what to try.
+    """
+    classifier, baseline = summary.get("classifier"), summary.get("baseline")
+    if classifier is None or baseline is None:
+        return
+    side = "test" if "test" in classifier and "test" in baseline else "valid"
+    figures = classifier["test"] if side == "test" else classifier
+    name = main_metric(baseline[side])
+    sign = -1 if name in LESS_IS_BETTER else 1
+    value, other = figures[name], baseline[side][name]
+    low, high = figures.get(f"{name}_interval", (value, value))
+    shown = f"{name} {value:.4f} against {other:.4f} on {side}"
+    if low <= other <= high and side == "test":
+        yield f"classifier and baseline cannot be told apart: {shown}, within the 95 % interval; {_advice(config)}"
+    elif sign * value > sign * other:
+        yield f"the classifier is better than the baseline: {shown}"
+    else:
+        yield f"the baseline is not beaten: {shown}; {_advice(config)}"
+
+
+def _advice(config: Config) -> str:
+    """Return what may bring a classifier past the baseline, given what the config does not do yet."""
+    advice = []
+    if config.classifier.truncate_to is not None:
+        advice.append("read whole documents (classifier.truncate_to=null)")
+    if config.model.pretrained is None and config.classifier.encoder is None:
+        is_english = config.tokenizer.lang == "en" and config.tokenizer.kind == "word"
+        pretrained = "model.pretrained=wt103_fwd" if is_english else "ulmfit-dist pretrain, on more texts"
+        advice.append(f"start from a pretrained language model ({pretrained})")
+    if config.classifier.encoder is None and sum(phase.epochs for phase in config.lm.phases) < FEW_LM_EPOCHS:
+        advice.append("train the language model for more epochs (lm.phases)")
+    return f"try to {', to '.join([*advice, f'average both (ulmfit-dist ensemble {config.run_dir} --with-baseline)'])}"
