@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # BBC News from raw text to a classifier, on as many visible GPUs as can share its batches, or on two CPU processes where
-# there is none; then a prediction and two generated texts. Words given are keys of the config:
+# there is none; then a prediction, two generated texts, the figures, and what to do next. Words given are keys of the config:
 # bash launch/quickstart.sh lm.drop_mult=0.1
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
@@ -19,5 +19,16 @@ echo
 ulmfit-dist predict "$run" "The striker scored twice in the second half and the visitors went out of the cup."
 ulmfit-dist generate "$run" "The government said" --words 30
 echo
-cat "$run/summary.json"
-echo
+python - "$run" <<'EOF'
+import sys
+from pathlib import Path
+
+from ulmfit_dist.terminal import read_scores
+
+print(*read_scores(Path(sys.argv[1])), sep="\n")
+EOF
+echo "
+Next (source .venv/bin/activate first):
+  ulmfit-dist init FILE                        a recipe for your own texts: a folder, CSV, JSON lines or Parquet
+  ulmfit-dist ensemble $run --with-baseline    the mean of this classifier and the baseline
+  $run/report.html                             curves, confusion matrix, and the articles that are most wrong"

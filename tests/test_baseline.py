@@ -143,7 +143,7 @@ def test_a_run_measures_the_baseline_once_before_it_trains(recipe: Path, tmp_pat
     assert {**found, "seconds": 0} == {**expected, "seconds": 0}
     first_line = next(i for i, line in enumerate(lines) if line.startswith("baseline: TF-IDF"))
     (header,) = [i for i, line in enumerate(lines) if line.startswith("stage") and "f1_macro" in line and "phase" in line]
-    assert first_line < next(i for i, line in enumerate(lines) if line.startswith("lm "))
+    assert first_line < next(i for i, line in enumerate(lines) if "perplexity" in line)
     row, epoch = lines[header + 1 : header + 3]
     assert row.startswith("baseline")
     assert f"{expected['valid']['accuracy']:.4f}" in row

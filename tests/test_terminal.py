@@ -1,6 +1,7 @@
 """What a run says in the terminal."""
 
 import json
+import re
 from pathlib import Path
 
 from ulmfit_dist.compose import load_config
@@ -34,6 +35,14 @@ def test_two_ranks_say_the_tables_and_where_to_look_and_nothing_else(run_dirs: d
     config = load_config(run_dirs["two"] / "config.yaml")
     run = config.run_dir  # where it was made
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    printed = (folder / "two.out").read_text().splitlines()
+    steps = {line["stage"]: line["step"] for line in lines}
+    assert printed[0] == "plan of two: 2 processes, cpu, fp32"
+    assert [[*row.split()[:3], row.split()[4]] for row in printed[2:4]] == [
+        ["lm", "2", str(steps["lm"]), "seconds"],
+        ["classifier", "6", str(steps["classifier"]), "seconds"],
+    ]
+    assert printed[4] == ""
     expected = []
     for stage, settings in (("lm", config.lm), ("classifier", config.classifier)):
         table = EpochTable(stage, settings.phases)
@@ -43,8 +52,9 @@ def test_two_ranks_say_the_tables_and_where_to_look_and_nothing_else(run_dirs: d
     expected += [*final_table(json.loads((run / "summary.json").read_text())), "", f"report: {run}/report.html"]
     expected += [f"W&B is offline: send it with: wandb sync {run}/wandb/offline-run-*-{run_id}"]
     expected += [f"look at the run here: wandb beta leet {path}"]
-    assert (folder / "two.out").read_text().splitlines() == expected
-    assert (folder / "two.err").read_text() == ""
+    assert printed[5:] == expected
+    progress = re.compile(r"(lm|classifier|tokenizing|evaluating)[^:]*: [\d,]+ of [\d,]+, .* elapsed, .* left.*")
+    assert [line for line in (folder / "two.err").read_text().splitlines() if not progress.fullmatch(line)] == []
 
 
 def test_an_older_line_has_empty_cells():

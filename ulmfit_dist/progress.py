@@ -1,32 +1,54 @@
-"""A progress bar on rank 0, and only where somebody watches: not in a batch job's log."""
+"""Progress on rank 0: a bar on a terminal, and lines now and then in anything else, such as the log of a batch job.
+
+Both go to standard error, so that standard output has the tables alone. A line comes at each tenth of the steps, but not
+within `MIN_LINE_SECONDS` of the last one, and after `LINE_SECONDS` in any case.
+"""
 
 from __future__ import annotations
 
+import sys
 import time
+from contextlib import suppress
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as RichProgress
+
+from ulmfit_dist.terminal import duration
+
+LINE_SECONDS = 60.0
+"""Seconds after which a line comes in any case."""
+MIN_LINE_SECONDS = 5.0
+"""Seconds between two lines, at least."""
 
 
 class Progress:
-    """A bar as a context manager; it leaves nothing behind.
+    """The progress of a loop, as a context manager. A bar leaves nothing behind.
 
     Args:
         label: what is being done.
         total: steps until it is done.
         shown: whether to show it at all, so that callers need not ask for the rank.
         unit: what is counted beside the steps, and shown per second.
+        first: steps that are done already.
     """
 
-    def __init__(self, label: str, total: int, shown: bool = True, unit: str = "tokens"):
+    def __init__(self, label: str, total: int, shown: bool = True, unit: str = "tokens", first: int = 0):
         console = Console(stderr=True)
-        rate = TextColumn("{task.fields[rate]}")
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
-        self._unit, self._counted, self._started = unit, 0, time.perf_counter()
-        self._bar = RichProgress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal))
-        self._task = self._bar.add_task(label, total=total, rate="")
+        self._label, self._total, self._unit = label, total, unit
+        self._done, self._first, self._counted = first, first, 0
+        self._started = self._last_line = time.perf_counter()
+        self._tenth = self._tenths()
+        self._has_bar, self._has_lines = shown and console.is_terminal, shown and not console.is_terminal
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[details]}"))
+        self._bar = RichProgress(*columns, console=console, transient=True, disable=not self._has_bar)
+        self._task = self._bar.add_task(label, total=total, completed=first, details="")
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether a bar or lines are shown here, for callers whose details cost something."""
+        return self._has_bar or self._has_lines
 
     def __enter__(self) -> Progress:
         self._bar.start()
@@ -35,8 +57,39 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._bar.stop()
 
-    def advance(self, steps: int = 1, counted: int = 0) -> None:
-        """Some steps further, and that many of what is counted beside them."""
+    def advance(self, steps: int = 1, counted: int = 0, loss: float | None = None, clock: str | None = None) -> None:
+        """Go some steps further.
+
+        Args:
+            steps: how many.
+            counted: how many of what is counted beside them.
+            loss: the training loss, to be shown.
+            clock: elapsed and remaining time, as text; None: those of this loop.
+        """
+        self._done += steps
         self._counted += counted
-        rate = self._counted / max(time.perf_counter() - self._started, 1e-9)
-        self._bar.update(self._task, advance=steps, rate=f"{rate:,.0f} {self._unit}/s" if self._counted else "")
+        if self._has_bar:
+            self._bar.update(self._task, completed=self._done, details=", ".join(self._details(loss, clock)))
+        elif self._has_lines and self._is_line_due():
+            details = ", ".join([f"{self._label}: {self._done:,} of {self._total:,}", *self._details(loss, clock)])
+            with suppress(OSError):  # nobody reads standard error: nothing is to stop for that
+                print(details, file=sys.stderr, flush=True)
+
+    def _details(self, loss: float | None, clock: str | None) -> list[str]:
+        elapsed = max(time.perf_counter() - self._started, 1e-9)
+        share = (self._done - self._first) / max(1, self._total - self._first)
+        clock = clock or f"{duration(elapsed)} elapsed, {duration(elapsed / share - elapsed) if share else '?'} left"
+        loss_part = [] if loss is None else [f"loss {loss:.4f}"]
+        rate = [f"{self._counted / elapsed:,.0f} {self._unit}/s"] if self._counted else []
+        return [*loss_part, *rate, clock]
+
+    def _is_line_due(self) -> bool:
+        now = time.perf_counter()
+        waited, tenth = now - self._last_line, self._tenths()
+        if waited < MIN_LINE_SECONDS or (tenth == self._tenth and waited < LINE_SECONDS):
+            return False
+        self._last_line, self._tenth = now, tenth
+        return True
+
+    def _tenths(self) -> int:
+        return 10 * self._done // max(1, self._total)

@@ -5,7 +5,9 @@ A row is made from a line of metrics.jsonl, so epochs of an earlier start look a
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ulmfit_dist.config import Phase
@@ -68,9 +70,8 @@ class EpochTable:
 
 def final_table(summary: Mapping[str, Any]) -> Iterable[str]:
     """The figures of summary.json, a row per stage."""
-    processes = "1 process" if summary["world_size"] == 1 else f"{summary['world_size']} processes"
     precision = PRECISION_NAMES.get(summary["precision"], summary["precision"])
-    yield f"{summary['name']}: {processes}, {summary['device']}, {precision}"
+    yield f"{summary['name']}: {describe_processes(summary['world_size'])}, {summary['device']}, {precision}"
     metrics = [*FINAL_METRICS, *(name for name in METRICS_OF_NUMBERS if name in summary.get("classifier", {}))]
     columns = ("stage", *metrics, "per second", "time")
     yield _row(columns, columns)
@@ -85,16 +86,40 @@ def final_table(summary: Mapping[str, Any]) -> Iterable[str]:
         values = [_shown(name, figures.get(name)) for name in metrics]
         yield _row(columns, (stage, *values, *(rates or [""]), duration(seconds)))
     if test := summary.get("classifier", {}).get("test"):
-        yield describe_test(test)
         if baseline is not None and "test" in baseline:
             yield f"baseline on test: {', '.join(_with_intervals(baseline['test']))}"
+        yield describe_test(test)
     if summary.get("valid_is_test"):
         yield "validated on the split named test: its figures have chosen what they report"
+
+
+def describe_processes(number: int) -> str:
+    """Return a number of processes as text."""
+    return "1 process" if number == 1 else f"{number} processes"
+
+
+def plan_row(*cells: str) -> str:
+    """Return a row of the plan of a run: stage, epochs, steps, parameters and expected duration."""
+    return f"{cells[0]:<10}" + "".join(f"{cell:>14}" for cell in cells[1:]).rstrip()
 
 
 def describe_test(figures: Mapping[str, Any]) -> str:
     """Return the metrics on a test split, with their 95 % intervals, as one line."""
     return f"test, {figures['num_documents']:,} documents, 95 % intervals: {', '.join(_with_intervals(figures))}"
+
+
+def read_scores(run: Path) -> Iterator[str]:
+    """Yield the figures of a run's baseline and classifier on its test split, or else on its validation documents."""
+    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    classifier = summary["classifier"]
+    parts = {"baseline": summary.get("baseline", {}), "classifier": {"valid": classifier, "test": classifier.get("test")}}
+    for name, sides in parts.items():
+        side = "test" if sides.get("test") else "valid"
+        if figures := sides.get(side):
+            shown = [*_with_intervals(figures)] or [
+                f"{metric} {figures[metric]:.4f}" for metric in MAIN_METRICS if metric in figures
+            ]
+            yield f"{name:<11} on {side}: {', '.join(shown)}"
 
 
 def _with_intervals(figures: Mapping[str, Any]) -> Iterator[str]:

@@ -23,12 +23,18 @@ from ulmfit_dist.stages.train import train_stage
 from ulmfit_dist.training.learner import build_learner
 from ulmfit_dist.training.objective import Loss, make_loss, make_metrics
 from ulmfit_dist.training.own_callbacks import add_callbacks, check_callbacks
+from ulmfit_dist.training.progress_callback import StageClock
 from ulmfit_dist.training.steps import ClassifierLearner
 from ulmfit_dist.training.tracking import Tracker
 
 
 def train_classifier(
-    config: Config, runtime: Runtime, store: TokenStore, tracker: Tracker, found: Found | None = None
+    config: Config,
+    runtime: Runtime,
+    store: TokenStore,
+    tracker: Tracker,
+    found: Found | None = None,
+    clock: StageClock | None = None,
 ) -> Path:
     """Train the classifier, from a checkpoint on if one was found, and export it to `<run>/classifier`.
 
@@ -41,7 +47,7 @@ def train_classifier(
     with runtime.together():
         learner = classifier_learner(config, runtime, store)
     labels = learner.dls.train.targets.names
-    return train_stage(learner, config.classifier, "examples", labels, config, runtime, store, tracker, found)
+    return train_stage(learner, labels, config, runtime, store, tracker, found, clock)
 
 
 def classifier_learner(config: Config, runtime: Runtime, store: TokenStore, needs_encoder: bool = True) -> ClassifierLearner:

@@ -24,6 +24,7 @@ from ulmfit_dist.model.loss import DecoderLoss
 from ulmfit_dist.model.networks import encoder_of
 from ulmfit_dist.precision import resolve_precision
 from ulmfit_dist.process import report
+from ulmfit_dist.progress import Progress
 from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.stages.classifier import classifier_loaders
 from ulmfit_dist.stages.lm import PRODUCT_DTYPES, lm_loaders
@@ -172,11 +173,15 @@ def read_batches(model: nn.Module, valid: Batches, update: Callable[[Tensor, Mic
     """
     encoder = encoder_of(model)
     encoder.reset()
-    with explain_out_of_memory(f"evaluate on rank {runtime.rank}", "start more ranks, or set ACCELERATE_USE_CPU=true"):
+    with (
+        explain_out_of_memory(f"evaluate on rank {runtime.rank}", "start more ranks, or set ACCELERATE_USE_CPU=true"),
+        Progress("evaluating", len(valid), runtime.is_main) as progress,
+    ):
         for batches in valid:
             for batch in batches:
                 encoder.position.rows = batch.rows
                 update(model(batch.to(runtime.device).x)[0], batch.to(runtime.device))
+            progress.advance()
 
 
 def check_functions(exported: Exported, trust_rules: bool) -> None:

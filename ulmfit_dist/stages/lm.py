@@ -21,13 +21,21 @@ from ulmfit_dist.stages.train import train_stage
 from ulmfit_dist.training.learner import build_learner
 from ulmfit_dist.training.metrics import LMMetrics
 from ulmfit_dist.training.own_callbacks import add_callbacks
+from ulmfit_dist.training.progress_callback import StageClock
 from ulmfit_dist.training.steps import LMLearner
 from ulmfit_dist.training.tracking import Tracker
 
 PRODUCT_DTYPES = {"no": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def train_lm(config: Config, runtime: Runtime, store: TokenStore, tracker: Tracker, found: Found | None = None) -> Path:
+def train_lm(
+    config: Config,
+    runtime: Runtime,
+    store: TokenStore,
+    tracker: Tracker,
+    found: Found | None = None,
+    clock: StageClock | None = None,
+) -> Path:
     """Train the language model on the store's texts, from a checkpoint on if one was found, and export it to `<run>/lm`.
 
     Raises:
@@ -36,7 +44,7 @@ def train_lm(config: Config, runtime: Runtime, store: TokenStore, tracker: Track
     fetch(config.model.pretrained, runtime)
     with runtime.together():
         learner = lm_learner(config, runtime, store)
-    return train_stage(learner, config.lm, "tokens", None, config, runtime, store, tracker, found)
+    return train_stage(learner, None, config, runtime, store, tracker, found, clock)
 
 
 def lm_learner(config: Config, runtime: Runtime, store: TokenStore) -> LMLearner:

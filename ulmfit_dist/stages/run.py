@@ -20,6 +20,7 @@ from ulmfit_dist.stages.baseline_figures import describe_standing
 from ulmfit_dist.stages.classifier import check_classifier, train_classifier
 from ulmfit_dist.stages.final_scores import score_test_split
 from ulmfit_dist.stages.lm import lm_loaders, train_lm
+from ulmfit_dist.stages.plan import describe_plan, make_plan
 from ulmfit_dist.stages.prepare import prepare
 from ulmfit_dist.stages.resume import Found, find_checkpoint
 from ulmfit_dist.terminal import PRECISION_NAMES
@@ -68,6 +69,9 @@ def run(config: Config, runtime: Runtime, fresh: bool = False, stages: Sequence[
         _say_precision(config, runtime)
         if valid_is_test(config):
             runtime.print(VALID_IS_TEST)
+        plan = make_plan(config, runtime, store, found, done)
+        for line in describe_plan(plan, config, runtime, done):
+            runtime.print(line)
         if "classifier" in stages:
             _measure_baseline(config, runtime, store, tracker)
         for stage in stages:
@@ -75,7 +79,7 @@ def run(config: Config, runtime: Runtime, fresh: bool = False, stages: Sequence[
                 runtime.note(f"{stage}: done already, in {config.run_dir / stage} (--fresh trains it again)")
                 tracker.show(stage)
             else:
-                TRAIN[stage](config, runtime, store, tracker, found[stage])
+                TRAIN[stage](config, runtime, store, tracker, found[stage], plan.clock(stage))
         if "classifier" in stages:
             score_test_split(config, runtime, store, tracker)
         told += _report(config.run_dir) if runtime.is_main else []

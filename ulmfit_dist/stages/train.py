@@ -23,12 +23,15 @@ from ulmfit_dist.training.checkpoints.snapshot import LearnerState
 from ulmfit_dist.training.checkpoints.writer import CheckpointWriter
 from ulmfit_dist.training.learner import DistributedLearner
 from ulmfit_dist.training.position import START
+from ulmfit_dist.training.progress_callback import StageClock, StageProgressCallback
 from ulmfit_dist.training.recipe import run_phases
 from ulmfit_dist.training.selection import Epoch, Selection
 from ulmfit_dist.training.timing import TimingCallback
 from ulmfit_dist.training.tracking import Tracker
 from ulmfit_dist.training.tracking_callback import TrackingCallback, without_texts
 
+UNITS = {"lm": "tokens", "classifier": "examples"}
+"""Units of the throughput, by stage."""
 FEW_STEPS = 5
 """Of an epoch; with fewer, the batch is likely too large by mistake."""
 FACTS_OF_TEXTS = ("fingerprint", "num_documents", "num_tokens", "vocab_size")
@@ -37,23 +40,21 @@ FACTS_OF_TEXTS = ("fingerprint", "num_documents", "num_tokens", "vocab_size")
 
 def train_stage(
     learner: DistributedLearner,
-    settings: LMConfig | ClassifierConfig,
-    unit: str,
     labels: list[str] | None,
     config: Config,
     runtime: Runtime,
     store: TokenStore,
     tracker: Tracker,
     found: Found | None,
+    clock: StageClock | None,
 ) -> Path:
     """Run a stage's recipe and export its model to the folder of its name in the run directory.
 
     Args:
         learner: built, untrained.
-        settings: the stage's section of the config.
-        unit: "tokens" or "examples": what throughput is counted in.
         labels: class names; None for a language model.
         found: a checkpoint to go on from; without one, those of an earlier try are removed.
+        clock: of the time that is left; None: one whose epochs have equal costs.
 
     Returns:
         The folder.
@@ -62,6 +63,7 @@ def train_stage(
         Interrupted: a signal has asked to stop; all is saved.
     """
     stage = learner.stage
+    settings, unit = getattr(config, stage), UNITS[stage]
     folder = StageFolder(config.checkpoints_dir, stage)
     if found is not None:
         runtime.note(f"{stage}: goes on from {found.path}, made on {found.state['world_size']} rank(s)")
@@ -75,7 +77,8 @@ def train_stage(
         runtime.note(message)
     tracking = TrackingCallback(tracker, unit, lambda before: tables_of(learner, store, config, before))
     selection = Selection(settings, lambda: tracking.tables)
-    learner.add_cbs([tracking, TimingCallback(runtime), selection])
+    clock = clock or StageClock([1.0] * sum(phase.epochs for phase in settings.phases))
+    learner.add_cbs([tracking, StageProgressCallback(runtime, unit, clock), TimingCallback(runtime), selection])
     runtime.renew_scaler()
     state, begin = LearnerState(learner, runtime), START
     if found is not None:

@@ -18,7 +18,6 @@ import torch
 from fastai.callback.core import Callback
 
 from ulmfit_dist.laps import PARTS, Spent, TakenLaps
-from ulmfit_dist.progress import Progress
 from ulmfit_dist.training.host_copy import HostCopy
 from ulmfit_dist.training.tracking import Tracker
 from ulmfit_dist.training.wandb_run import Table
@@ -83,7 +82,7 @@ class TrackingCallback(Callback):
         self.train_seconds, self.epoch_seconds, self.recent_spent = 0.0, 0.0, Spent()
         self.recent_steps, self.gradient_norm, self.given_before = 0, self._vector(0.0), 0
         self.earlier_seconds, self.started = 0.0, time.perf_counter()
-        self.progress: Progress | None = None
+        self.last_loss: float | None = None
 
     @property
     def seconds(self) -> float:
@@ -91,12 +90,7 @@ class TrackingCallback(Callback):
         return self.earlier_seconds + time.perf_counter() - self.started
 
     def before_train(self) -> None:
-        learn = self.learn
         self.given_before = self.runtime.bytes_given
-        label = f"{learn.stage} phase {learn.phase + 1} epoch {learn.epoch + 1}/{learn.n_epoch}"
-        self.progress = Progress(label, len(learn.dls.train), self.runtime.is_main)
-        self.progress.__enter__()
-        self.progress.advance(learn.first_step)
 
     def before_step(self) -> None:
         if (self.learn.stage_step + 1) % self.log_every == 0:
@@ -110,8 +104,6 @@ class TrackingCallback(Callback):
         self.epoch_trained += trained
         self.recent_trained += trained
         self.recent_steps += 1
-        assert self.progress is not None
-        self.progress.advance()
         if self.learn.stage_step % self.log_every == 0:
             self.runtime.laps.end("optimizer")
             self.write_pending()
@@ -121,13 +113,9 @@ class TrackingCallback(Callback):
 
     def after_train(self) -> None:
         self.write_pending()
-        self._close_progress()
 
     def after_fit(self) -> None:
         self.write_pending()
-
-    def after_cancel_train(self) -> None:
-        self._close_progress()
 
     def after_epoch(self) -> None:
         self._read_laps()
@@ -191,6 +179,7 @@ class TrackingCallback(Callback):
         spent += line.spent
         ranks = self.runtime.gather((spent.parts, line.memory_gb))
         loss, smoothed, gradient_norm = line.figures.read()
+        self.last_loss = loss / line.weights[0]
         each = len(ranks) * line.steps
         metrics = {
             "loss": loss / line.weights[0],
@@ -276,11 +265,6 @@ class TrackingCallback(Callback):
     def _position(self) -> dict[str, Any]:
         learn = self.learn
         return {"phase": learn.phase, "epoch": learn.stage_epoch, "step": learn.stage_step, "tokens": self.tokens}
-
-    def _close_progress(self) -> None:
-        if self.progress is not None:
-            self.progress.__exit__(None, None, None)
-            self.progress = None
 
 
 def without_texts(tables: Tables) -> Tables:

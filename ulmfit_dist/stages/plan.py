@@ -1,0 +1,75 @@
+"""The plan of a run: its stages with their steps, parameters and expected duration, printed before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from ulmfit_dist.config import Config
+from ulmfit_dist.data.store import TokenStore
+from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.stages.estimate import StageEstimate, estimate_stage
+from ulmfit_dist.stages.resume import Found
+from ulmfit_dist.terminal import PRECISION_NAMES, describe_processes, duration, plan_row
+from ulmfit_dist.training.position import RecipePosition
+from ulmfit_dist.training.progress_callback import StageClock
+from ulmfit_dist.training.tracking import device_name
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What a run has yet to do.
+
+    Attributes:
+        estimates: by stage, of all stages that are to be trained, in their order.
+        left: by stage, the expected seconds that are left of it.
+    """
+
+    estimates: dict[str, StageEstimate] = field(default_factory=dict)
+    left: dict[str, float] = field(default_factory=dict)
+
+    def clock(self, stage: str) -> StageClock:
+        """Return the clock of a stage that is to be trained."""
+        estimate = self.estimates[stage]
+        following = list(self.estimates)[list(self.estimates).index(stage) + 1 :]
+        later = sum(self.left[each] for each in following) + estimate.test_seconds
+        return StageClock(estimate.seconds if sum(estimate.seconds) else estimate.steps, later)
+
+
+def make_plan(
+    config: Config, runtime: Runtime, store: TokenStore, found: Mapping[str, Found | None], done: Mapping[str, bool]
+) -> RunPlan:
+    """Estimate the stages that are not done. Collective; takes some seconds where there is much to do.
+
+    Args:
+        found: by stage, a checkpoint to resume from.
+        done: by stage, in their order, whether it is done.
+    """
+    estimates = {stage: estimate_stage(config, runtime, store, stage) for stage, is_done in done.items() if not is_done}
+    left = {stage: estimate.total_seconds for stage, estimate in estimates.items()}
+    for stage, estimate in estimates.items():
+        if (checkpoint := found.get(stage)) is not None:
+            position = RecipePosition.from_json(checkpoint.state["position"])
+            epoch = position.stage_epoch(getattr(config, stage).phases)
+            begun = position.step / estimate.steps[epoch] if epoch < len(estimate.steps) else 0.0
+            left[stage] = sum(estimate.seconds[epoch:]) - begun * sum(estimate.seconds[epoch : epoch + 1])
+    return RunPlan(estimates, left)
+
+
+def describe_plan(plan: RunPlan, config: Config, runtime: Runtime, done: Mapping[str, bool]) -> Iterator[str]:
+    """Yield the plan as a table, a line at a time."""
+    precision = PRECISION_NAMES.get(runtime.precision, runtime.precision)
+    where = f"{describe_processes(runtime.world_size)}, {device_name(runtime.device)}, {precision}"
+    yield f"plan of {config.name}: {where}"
+    yield plan_row("stage", "epochs", "steps", "parameters", "expected")
+    for stage, is_done in done.items():
+        if is_done:
+            yield plan_row(stage, "done", "", "", "")
+            continue
+        estimate = plan.estimates[stage]
+        epochs, steps = f"{len(estimate.steps):,}", f"{sum(estimate.steps):,}"
+        seconds = plan.left[stage]
+        yield plan_row(stage, epochs, steps, f"{estimate.num_parameters:,}", duration(seconds) if seconds else "seconds")
+    if len(plan.left) > 1 and (total := sum(plan.left.values())):
+        yield plan_row("all", "", "", "", duration(total))
+    yield ""
