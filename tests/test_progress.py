@@ -84,7 +84,7 @@ def test_the_time_that_is_left_follows_from_the_costs_of_the_epochs():
     assert clock.left(0, 0.0, 0.0) is None
     assert clock.left(1, 0.0, 20.0) == pytest.approx(180)  # a tenth of the cost took 20 seconds
     assert clock.left(2, 0.5, 140.0) == pytest.approx(60)
-    assert clock.describe(60.0, 140.0) == "2:20 elapsed, 1:00 left, 6:00 of the run"
+    assert clock.describe(60.0, 140.0) == "2:20 elapsed, 1:00 left of the stage, 6:00 of the run"
 
 
 def test_a_resumed_stage_counts_from_where_it_resumes():

@@ -42,7 +42,7 @@ class StageClock:
         """Return the elapsed time of the stage, and the time that is left of it and of the run, as text."""
         parts = [f"{duration(elapsed)} elapsed"]
         if left is not None:
-            parts.append(f"{duration(left)} left")
+            parts.append(f"{duration(left)} left of the stage")
             if self.later_seconds:
                 parts.append(f"{duration(left + self.later_seconds)} of the run")
         return ", ".join(parts)
