@@ -102,7 +102,7 @@ def read_predictions(run: Path) -> Predictions:
     try:
         return _parse(run, read_bounded(path, MOST_BYTES))
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(_explain_missing(run)) from None
+        raise _no_predictions(run) from None
     except (OSError, *DAMAGE) as error:
         reason = plain(error.strerror or str(error) if isinstance(error, OSError) else str(error))
         raise UserError(
@@ -111,14 +111,14 @@ def read_predictions(run: Path) -> Predictions:
         ) from None
 
 
-def _explain_missing(run: Path) -> str:
+def _no_predictions(run: Path) -> UserError:
     if not run.is_dir():
-        return f"{run}: no such folder: name a run directory, such as runs/quickstart"
+        return UserError(f"{run}: no such folder: name a run directory, such as runs/quickstart")
     if (run / "model.safetensors").is_file():
-        return f"{run}: an exported model, which has no {PREDICTIONS}: name the run directory, {run.parent}"
+        return UserError(f"{run}: an exported model, which has no {PREDICTIONS}: name the run directory, {run.parent}")
     if (run / "config.yaml").is_file():
-        return f"{run}: no {PREDICTIONS} in it: finish the run with 'ulmfit-dist run {run / 'config.yaml'}'"
-    return f"{run}: no run directory (no {PREDICTIONS} in it): name one, such as runs/quickstart"
+        return UserError(f"{run}: no {PREDICTIONS} in it: finish the run with 'ulmfit-dist run {run / 'config.yaml'}'")
+    return UserError(f"{run}: no run directory (no {PREDICTIONS} in it): name one, such as runs/quickstart")
 
 
 def _parse(run: Path, content: bytes) -> Predictions:
