@@ -15,7 +15,9 @@ from conftest import TINY, command_here, succeed_here
 from corpora import WRITERS, Rows
 
 from ulmfit_dist import load_classifier
+from ulmfit_dist.data.prediction_table import read_predictions
 from ulmfit_dist.stages import final_scores
+from ulmfit_dist.training.resampling import sample_of
 
 SHORT = [*TINY, "data.source=csv", "lm.phases=[{epochs: 1, lr: 1e-2}]", "classifier.phases=[{epochs: 1, lr: 1e-2}]"]
 KINDS: dict[str, tuple[list[str], Callable[[int], str], str]] = {
@@ -65,6 +67,13 @@ def test_each_kind_of_target_is_scored_with_intervals_and_its_predictions_give_t
     else:
         mine = f1_micro([(set(row["label"].split(";")), set(filter(None, row["predicted"].split(";")))) for row in rows])
     assert mine == pytest.approx(figures[metric], rel=1e-5)
+    read = read_predictions(tmp_path / "run")
+    test = read.splits["test"]
+    (as_compared,) = sample_of([test.answers], test.y, read.target, [read.threshold]).exact()
+    assert {name: as_compared[name] for name in as_compared if name in figures} == pytest.approx(
+        {name: figures[name] for name in as_compared if name in figures}, rel=1e-9
+    )
+    assert read.splits.keys() == {"valid", "test"}
     again = json.loads(succeed_here(["evaluate", tmp_path / "run", "--data", tmp_path / "texts" / "test.csv", "--json"]))
     assert again["classifier"][metric] == pytest.approx(figures[metric], rel=1e-4)
     assert again["classifier"][f"{metric}_interval"] == pytest.approx([low, high], rel=1e-4)

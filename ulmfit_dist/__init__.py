@@ -18,6 +18,7 @@ _PUBLIC = {
     "UserError": "ulmfit_dist.errors",
     "baseline": "ulmfit_dist.api",
     "classifier_learner": "ulmfit_dist.api",
+    "compare": "ulmfit_dist.api",
     "cross_validate": "ulmfit_dist.api",
     "evaluate": "ulmfit_dist.stages.evaluate",
     "evaluate_ensemble": "ulmfit_dist.stages.ensemble",

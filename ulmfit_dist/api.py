@@ -20,6 +20,8 @@ from ulmfit_dist.errors import UserError
 from ulmfit_dist.model.pretrained import fetch
 from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.stages.classifier import classifier_learner as stage_classifier_learner
+from ulmfit_dist.stages.compare import Runs
+from ulmfit_dist.stages.compare import compare as compare_runs
 from ulmfit_dist.stages.cross_validate import Figures, configs_of_folds
 from ulmfit_dist.stages.cross_validate import cross_validate as cross_validate_folds
 from ulmfit_dist.stages.ensemble import Ensemble
@@ -97,6 +99,15 @@ def baseline(config: Config, texts: Any = None) -> Figures:
 
     with _call(config) as runtime:
         return baseline_of(_given(config, texts, runtime), runtime)
+
+
+def compare(first: Runs, second: Runs) -> dict[str, Any]:
+    """Return the comparison of two runs on the same documents, as `ulmfit-dist compare --json` prints it.
+
+    Args:
+        first, second: run directories; or two lists of them, which are compared by mean and spread over their runs.
+    """
+    return compare_runs(first, second)
 
 
 def find_learning_rate(config: Config, stage: str = "lm", **range: float) -> RateRange:

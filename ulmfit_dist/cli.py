@@ -199,6 +199,14 @@ def _report(args: argparse.Namespace) -> None:
     print(write_report(args.runs, args.output))
 
 
+def _compare(args: argparse.Namespace) -> None:
+    from ulmfit_dist.stages.compare import compare_words, describe_comparison
+
+    figures = compare_words(args.runs, args.against)
+    if is_main_process():
+        print(json.dumps(figures, indent=1) if args.json else "\n".join(describe_comparison(figures)))
+
+
 def _dashboard(args: argparse.Namespace) -> None:
     config = load_config(args.recipe, args.overrides)
     from ulmfit_dist.stages.dashboard import dashboard
@@ -333,6 +341,7 @@ COMMANDS: dict[str, Command] = {
     "submit": _submit,
     "dashboard": _dashboard,
     "report": _report,
+    "compare": _compare,
     "evaluate": _evaluate,
     "predict": _predict,
     "ensemble": _ensemble,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -49,14 +50,33 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     Raises:
         UserError: words that are none of the command's.
     """
+    words = sys.argv[1:] if words is None else list(words)
     parser = _parser()
+    words, against = _cut_sides(words)
     args, rest = parser.parse_known_args(words)
     options = [word for word in rest if word.startswith("-")]
+    if args.command == "compare":
+        args.runs, args.against, rest = [*args.runs, *map(Path, rest)], against, options
     if options or (rest and not hasattr(args, "overrides")):
         parser.error(f"unknown: {' '.join(options or rest)}")
     if rest:
         args.overrides = [*args.overrides, *rest]
     return args
+
+
+def _cut_sides(words: list[str]) -> tuple[list[str], list[Path] | None]:
+    """Return the words without the runs behind the `--` of `compare`, and those runs; None where there is no `--`.
+
+    argparse takes `--` for the end of the options and drops it. Here it stands between two sides, and options may follow.
+    """
+    if words[:1] != ["compare"] or "--" not in words:
+        return words, None
+    place = words.index("--")
+    before, after = words[:place], words[place + 1 :]
+    if "--" in after:
+        raise UserError("'--' is given twice, but a comparison has two sides: ulmfit-dist compare A-1 A-2 -- B-1 B-2")
+    options = [word for word in after if word.startswith("-")]
+    return [*before, *options], [Path(word) for word in after if not word.startswith("-")]
 
 
 def _parser() -> _Parser:
@@ -113,6 +133,7 @@ def _parser() -> _Parser:
     predict.add_argument("texts", metavar="TEXT", nargs="*", help="a text; none: one per line from standard input")
     _add_files(predict)
     _add_ensemble(commands)
+    _add_compare(commands)
     export = commands.add_parser("export", help="a run's models in another format", description="export models")
     export.add_argument("run", metavar="RUN", type=Path, help="a run directory, or an exported model")
     export.add_argument("--to", required=True, choices=("fastai", "onnx"), help="fastai's files, or a classifier's graph")
@@ -190,6 +211,20 @@ def _add_ensemble(commands: Any) -> None:
     _add_precision(parser)
     _add_trust(parser)
     parser.set_defaults(command="ensemble", goes_on=False)
+
+
+def _add_compare(commands: Any) -> None:
+    parser = commands.add_parser(
+        "compare",
+        help="two runs on the same documents; or two sides of several seeds, A-* -- B-*",
+        description="the difference of two runs with its 95 % interval, and whether it may be chance",
+        usage="%(prog)s [-h] [--json] RUN RUN | RUN [RUN ...] -- RUN [RUN ...]",
+    )
+    parser.add_argument(
+        "runs", metavar="RUN", type=Path, nargs="*", help="a run directory; '--' stands between two sides of several"
+    )
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    parser.set_defaults(command="compare", goes_on=False)
 
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:

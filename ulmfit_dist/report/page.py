@@ -79,6 +79,7 @@ def render(runs: Sequence[Run]) -> str:
         parts=SECONDS,
         time_rows=time_rows(runs),
         differing=differing_keys(runs),
+        pairs=_pairs(runs) if len(runs) > 1 else [],
         headlines=_headlines(runs),
         stages=[_stage(stage, title, runs) for stage, title in STAGES.items()],
         commands=[_commands(run) for run in runs],
@@ -94,6 +95,33 @@ def _tell_apart(runs: Sequence[Run]) -> None:
     for run in runs:
         if names.count(run.name) > 1:
             run.name = str(run.path)
+
+
+def _pairs(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Return each later run beside the first one, on the same documents; or the reason why that is not possible."""
+    from ulmfit_dist.report.paired_runs import PairedRuns, pair_with_first, shown, shown_p  # of one run it is not needed
+
+    first, pairs = runs[0], []
+    for run, pair in zip(runs[1:], pair_with_first([run.path for run in runs]), strict=True):
+        if not isinstance(pair, PairedRuns):
+            pairs.append({"run": run, "reason": pair})
+            continue
+        figures = pair.figures
+        rows = [
+            (
+                name,
+                *map(shown, (found.first, found.second, found.difference)),
+                f"{shown(found.low)} to {shown(found.high)}",
+                shown_p(figures.test.p) if name == figures.tested else "",
+            )
+            for name, found in figures.differences.items()
+        ]
+        conclusion = pair.conclude(first.short_name, run.short_name)
+        pairs.append(
+            {"run": run, "split": pair.split, "test": figures.test.name, "rows": rows, "conclusion": conclusion}
+            | {"num_documents": figures.num_documents}
+        )
+    return pairs
 
 
 def _headlines(runs: Sequence[Run]) -> list[tuple[str, str, str]]:

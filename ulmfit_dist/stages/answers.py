@@ -87,4 +87,4 @@ def with_intervals(figures: dict[str, Any], answers_NC: Tensor, y_N: Tensor, con
     """
     figures = {"num_documents": len(y_N), "loss": figures.pop("valid_loss"), **figures}
     intervals = metric_intervals(answers_NC.cpu().numpy(), y_N.cpu().numpy(), config.classifier, config.seed)
-    return figures | {f"{name}_interval": interval for name, interval in intervals.items()}
+    return figures | {f"{name}_interval": interval for name, interval in intervals.items() if name in figures}

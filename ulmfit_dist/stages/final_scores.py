@@ -1,13 +1,10 @@
 """Scores of a run's exported classifier on its test split, once, at the end of `run`; and the predictions behind them.
 
-`predictions.parquet` holds a row for each labelled document of the valid and test splits: `document` (its index in the token
-store), `split`, `label`, `predicted` and `probabilities` in the order of the labels, which the schema's metadata lists; of a
-regression `number` instead. It holds no text.
+`predictions.parquet` holds a row for each labelled document of the valid and test splits (`data/prediction_table.py`).
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from ulmfit_dist.config import Config
+from ulmfit_dist.data.prediction_table import PREDICTIONS, digest_of_texts, encode_metadata
 from ulmfit_dist.data.splits import split_documents
 from ulmfit_dist.data.store import TokenStore, write_bytes
 from ulmfit_dist.model.export import Exported, read_exported
 from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.stages.answers import compute_answers, figures_of_documents
 from ulmfit_dist.stages.predictions import prediction_of
-from ulmfit_dist.training.tracking import PREDICTIONS, Tracker
+from ulmfit_dist.training.tracking import Tracker
 
 
 def score_test_split(config: Config, runtime: Runtime, store: TokenStore, tracker: Tracker) -> None:
@@ -75,7 +73,14 @@ def write_predictions(
         del columns["predicted"]
         types["number"] = pa.float64()
     arrays = {name: pa.array(values, types.get(name, pa.string())) for name, values in columns.items()}
-    table = pa.table(arrays).replace_schema_metadata({"labels": json.dumps(labels)})
+    metadata = {
+        "labels": labels,
+        "target": settings.target,
+        "threshold": settings.threshold,
+        "label_delim": exported.config.data.label_delim,
+        "texts": {split: digest_of_texts(store.text_hashes[documents_N]) for split, (documents_N, _) in answers.items()},
+    }
+    table = pa.table(arrays).replace_schema_metadata(encode_metadata(metadata))
     buffer = pa.BufferOutputStream()
     pa.parquet.write_table(table, buffer)
     write_bytes(path, buffer.getvalue().to_pybytes())

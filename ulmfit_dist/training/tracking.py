@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from ulmfit_dist.compose import to_dict, to_yaml
 from ulmfit_dist.config import Config
+from ulmfit_dist.data.prediction_table import PREDICTIONS
 from ulmfit_dist.data.splits import valid_is_test
 from ulmfit_dist.data.store import write_bytes, write_json
 from ulmfit_dist.environment import describe_environment
@@ -30,9 +31,6 @@ from ulmfit_dist.training.own_metrics import metric_names
 from ulmfit_dist.training.wandb_environment import mode_messages
 from ulmfit_dist.training.wandb_process import quiet_wandb, wandb_mode, warn
 from ulmfit_dist.training.wandb_run import Row, Table, WandbRun, where_offline
-
-PREDICTIONS = "predictions.parquet"
-"""File of the classifier's predictions in a run directory."""
 
 
 class Tracker:

@@ -1,0 +1,159 @@
+"""Two runs compared on the same documents; or two sides of several seeds, by mean and spread.
+
+The two answer different questions. A pair says whether these two models differ beyond the choice of documents; seeds say
+whether the ways of training do. Both need predictions of the same documents, which every run leaves (`predictions.parquet`).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ulmfit_dist.data.prediction_table import read_predictions
+from ulmfit_dist.errors import UserError
+from ulmfit_dist.report.paired_runs import pair_runs, shown, shown_p
+from ulmfit_dist.stages.compare_seeds import compare_seeds, name_side
+from ulmfit_dist.training.paired import MCNEMAR
+
+FORMS = (
+    "compare two runs, 'ulmfit-dist compare A B', or two sides of several seeds, 'ulmfit-dist compare A-1 A-2 -- B-1 B-2'"
+)
+Runs = str | Path | Sequence[str | Path]
+Figures = dict[str, Any]
+
+
+def compare(first: Runs, second: Runs) -> Figures:
+    """Compare two runs, or two sides of several runs each.
+
+    Args:
+        first, second: run directories; two lists of them are compared by mean and spread over their runs.
+
+    Returns:
+        `first`, `second`, `split`, `metrics` by name with the figure of each side, `difference` (second minus first) and
+        `interval` (95 %), and `conclusion`, a sentence. Of two runs besides `num_documents` and `test`, a significance test;
+        of several `remarks`.
+
+    Raises:
+        UserError: no run, no predictions, or other documents, labels or targets.
+    """
+    is_pair = [isinstance(side, (str, Path)) for side in (first, second)]
+    sides = [[Path(side)] if isinstance(side, (str, Path)) else list(map(Path, side)) for side in (first, second)]
+    if not all(sides):
+        raise UserError(f"no run on {'both sides' if not any(sides) else 'one side'} of the comparison: {FORMS}")
+    _check_different([run for side in sides for run in side])
+    if all(is_pair):
+        return _as_json(_compare_pair(sides[0][0], sides[1][0]))
+    return _as_json(compare_seeds([read_predictions(run) for run in sides[0]], [read_predictions(run) for run in sides[1]]))
+
+
+def compare_words(runs: Sequence[Path], against: Sequence[Path] | None) -> Figures:
+    """Compare the runs of a command line; `against`: those after `--`, None where there is none. Raises UserError."""
+    if against is not None:
+        return compare(runs, against)
+    if len(runs) != 2:
+        raise UserError(f"{len(runs)} run(s) without '--' between two sides: {FORMS}")
+    return compare(*runs)
+
+
+def describe_comparison(figures: Mapping[str, Any]) -> Iterator[str]:
+    """Yield lines that show what `compare` returns."""
+    is_pair = isinstance(figures["first"], str)
+    names = [figures["first"], figures["second"]] if is_pair else [name_side(figures["first"]), name_side(figures["second"])]
+    yield from _describe_documents(figures) if is_pair else _describe_seeds(figures)
+    metrics = figures["metrics"]
+    columns: list[list[str]] = [["", *names, "difference", "95 % interval"]]
+    for name, found in metrics.items():
+        sides = [_shown_side(found["first"]), _shown_side(found["second"])]
+        columns.append([name, *sides, _shown(found["difference"], "+"), _shown_interval(found["interval"])])
+    widths = [max(map(len, column)) for column in columns]
+    for row in zip(*columns, strict=True):
+        label, *cells = row
+        yield "   ".join(
+            [label.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))]
+        )
+    yield from _describe_test(figures["test"], names) if is_pair else figures["remarks"]
+    yield figures["conclusion"]
+
+
+def _check_different(runs: Sequence[Path]) -> None:
+    seen: dict[str, Path] = {}
+    for run in runs:
+        place = os.path.realpath(run)
+        if place in seen:
+            raise UserError(f"{run} is named twice: a run is compared with other runs")
+        seen[place] = run
+
+
+def _compare_pair(first: Path, second: Path) -> Figures:
+    pair = pair_runs(read_predictions(first), read_predictions(second))
+    test = pair.figures.test
+    return {
+        "first": str(first),
+        "second": str(second),
+        "split": pair.split,
+        "num_documents": pair.figures.num_documents,
+        "metrics": {
+            name: {
+                "first": found.first,
+                "second": found.second,
+                "difference": found.difference,
+                "interval": [found.low, found.high],
+            }
+            for name, found in pair.figures.differences.items()
+        },
+        "test": {
+            "name": test.name,
+            "metric": pair.figures.tested,
+            "first_better": test.first_better,
+            "second_better": test.second_better,
+            "p": test.p,
+        },
+        "conclusion": pair.conclude(str(first), str(second)),
+    }
+
+
+def _as_json(value: Any) -> Any:
+    """Return the figures with None for what JSON has no word for, as an R2 of equal numbers."""
+    if isinstance(value, dict):
+        return {key: _as_json(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_as_json(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _describe_documents(figures: Mapping[str, Any]) -> Iterator[str]:
+    note = "" if figures["split"] == "test" else " (no labelled test split: these documents may have selected the models)"
+    yield f"{figures['split']}: {figures['num_documents']:,} documents, the same in both{note}"
+
+
+def _describe_seeds(figures: Mapping[str, Any]) -> Iterator[str]:
+    numbers = f"n = {len(figures['first'])} and {len(figures['second'])}"
+    note = "" if figures["split"] == "test" else " (no labelled test split: these documents may have selected the models)"
+    yield f"{figures['split']}: mean ± sample standard deviation over runs, {numbers}{note}"
+
+
+def _describe_test(test: Mapping[str, Any], names: Sequence[str]) -> Iterator[str]:
+    what = "alone is right on" if test["name"] == MCNEMAR else "is nearer on"
+    counts = ", ".join(
+        f"{name} {what} {test[key]:,}" for name, key in zip(names, ("first_better", "second_better"), strict=True)
+    )
+    yield f"{test['name']} ({test['metric']}): {counts}; {shown_p(test['p'])}"
+
+
+def _shown(value: float | None, sign: str = "") -> str:
+    if value is None:
+        return "-"
+    return f"+{shown(value)}" if sign and value > 0 else shown(value)
+
+
+def _shown_side(value: Any) -> str:
+    if not isinstance(value, Mapping):
+        return _shown(value)
+    return _shown(value["mean"]) + (f" ± {_shown(value['std'])}" if value["std"] is not None else "")
+
+
+def _shown_interval(interval: Sequence[float | None] | None) -> str:
+    return "-" if interval is None or None in interval else f"{_shown(interval[0])} to {_shown(interval[1])}"
