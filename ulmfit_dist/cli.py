@@ -311,8 +311,8 @@ def _generate(args: argparse.Namespace) -> None:
     from ulmfit_dist.stages.generate import LanguageModel
 
     model = LanguageModel(args.run, trust_rules=args.trust_rules)
-    cuts = {"top_k": args.top_k, "top_p": args.top_p, "min_p": args.min_p}
-    texts = model.generate(args.prompt, args.words, args.temperature, args.samples, args.seed, **cuts)
+    options = {"top_k": args.top_k, "top_p": args.top_p, "min_p": args.min_p, "keep_lines": args.keep_lines}
+    texts = model.generate(args.prompt, args.words, args.temperature, args.samples, args.seed, **options)
     for number, text in enumerate(texts, 1):
         print(f"{number}: {text}")
 

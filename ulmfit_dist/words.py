@@ -127,6 +127,7 @@ def _parser() -> _Parser:
     generate.add_argument("--min-p", type=float, metavar="P", help="from those P times as likely as the first, such as 0.05")
     generate.add_argument("--samples", type=int, default=2, help="texts to write (default: %(default)s)")
     generate.add_argument("--seed", type=int, default=42, help="another seed, other texts (default: %(default)s)")
+    generate.add_argument("--keep-lines", action="store_true", help="keep line breaks; without, a text is one line")
     return parser
 
 
