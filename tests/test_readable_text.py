@@ -72,6 +72,8 @@ def test_99_of_100_gaps_of_news_come_out_right():
         ("1 , xxrep 3 0 .50", "1,000.50"),
         ("xxrep 9999999 ! xxrep", "!" * 100),
         ("xxmaj", ""),
+        ("xxmaj he does xxup nt stuff", "He does NT stuff"),
+        ('so " b " or " d " .', 'so "b" or "d".'),
         ("xxrep 0 - b", "- b"),
     ],
 )
@@ -83,6 +85,7 @@ def test_line_breaks_are_spaces_or_are_kept():
     tokens = ["xxbos", "xxmaj", "one", ".", "\n\n", '"', "two", ".", "▁\n▁", "▁", "three", '"']
     assert detokenize(tokens, "word") == 'One. "Two. three"'
     assert detokenize(tokens, "word", keep_lines=True) == 'One.\n\n"Two.\nthree"'
+    assert detokenize(["„", "one", "\n", "“", "two", "”"], "word") == "„One “Two”"  # a quotation ends with its paragraph
 
 
 @pytest.mark.parametrize(

@@ -241,6 +241,8 @@ def _ensemble(args: argparse.Namespace) -> None:
     if not args.texts and not args.file:
         _evaluate_ensemble(args)
         return
+    if args.with_baseline:
+        raise UserError("--with-baseline measures, it does not label: leave out --text and --file, or --with-baseline")
     texts = _texts(args)
     _check_output(args)
     quieten()
@@ -252,13 +254,14 @@ def _ensemble(args: argparse.Namespace) -> None:
 def _evaluate_ensemble(args: argparse.Namespace) -> None:
     if args.output is not None:
         raise UserError("--output is for labels: give texts, too, with --text or --file")
-    from ulmfit_dist.stages.ensemble import evaluate_ensemble
+    from ulmfit_dist.stages.ensemble import describe_ensemble, evaluate_ensemble
     from ulmfit_dist.stages.evaluate import precision_of_models
 
     runtime = Runtime(RuntimeConfig(precision=args.precision or precision_of_models(args.runs)))
 
     with runtime:
-        runtime.print(json.dumps(evaluate_ensemble(args.runs, runtime, args.trust_rules), indent=1))
+        found = evaluate_ensemble(args.runs, runtime, args.trust_rules, args.with_baseline)
+        runtime.print(json.dumps(found, indent=1) if args.json else "\n".join(describe_ensemble(found)))
 
 
 def _check_output(args: argparse.Namespace) -> None:

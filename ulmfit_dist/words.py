@@ -188,6 +188,8 @@ def _add_ensemble(commands: Any) -> None:
     parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="a run directory, or an exported classifier")
     parser.add_argument("--text", action="append", dest="texts", default=[], metavar="TEXT", help="a text; may be repeated")
     _add_files(parser)
+    parser.add_argument("--with-baseline", action="store_true", help="measure with the TF-IDF baseline as one more member")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     _add_precision(parser)
     _add_trust(parser)
     parser.set_defaults(command="ensemble", goes_on=False)
