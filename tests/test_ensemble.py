@@ -7,22 +7,28 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from accelerate.state import AcceleratorState
 from conftest import LEARNING, TINY, TOPICS, succeed
 from made_classifiers import CONFIG, SEQ_LEN, lettered_store, make_classifier
 
 from ulmfit_dist import load_classifier, load_ensemble
 from ulmfit_dist.cli import main
-from ulmfit_dist.config import RuntimeConfig
+from ulmfit_dist.config import Config, RuntimeConfig
 from ulmfit_dist.data.classifier_batches import pad_chunks
 from ulmfit_dist.data.splits import split_documents
 from ulmfit_dist.data.store import TokenStore, write_json
 from ulmfit_dist.errors import UserError
+from ulmfit_dist.model.export import read_exported
 from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.stages import ensemble as ensemble_module
 from ulmfit_dist.stages import evaluate as evaluate_module
-from ulmfit_dist.stages.ensemble import evaluate_ensemble
+from ulmfit_dist.stages import evaluate_data as evaluate_data_module
+from ulmfit_dist.stages.answers import compute_answers
+from ulmfit_dist.stages.baseline import baseline_answers, compute_baseline
+from ulmfit_dist.stages.ensemble import describe_ensemble, evaluate_ensemble
 from ulmfit_dist.stages.evaluate import evaluate
+from ulmfit_dist.stages.temperature import BOUNDS, fit_temperature, scale_answers
 
 BACKWARDS = replace(CONFIG, model=replace(CONFIG.model, backwards=True))
 
@@ -157,6 +163,132 @@ def test_one_classifier_is_no_ensemble(runs: list[Path], capsys: pytest.CaptureF
     assert "--output is for labels: give texts, too" in capsys.readouterr().err
 
 
+def split_in_three(store: TokenStore) -> None:
+    """Make the last 20 documents the test split."""
+    store.meta["splits"] = {"train": [0, 60], "test": [60, 80]}
+
+
+def by_split(store: TokenStore, config: Config = CONFIG) -> dict[str, np.ndarray]:
+    splits = split_documents(store, config)
+    assert len(splits.test) == 20
+    return {"valid": splits.classifier_valid, "test": splits.test}
+
+
+def best_temperature(p_NC: np.ndarray, label_N: np.ndarray) -> float:
+    """The best of a fine grid."""
+    grid = np.exp(np.linspace(np.log(BOUNDS[0]), np.log(BOUNDS[1]), 20001))
+    rows = np.arange(len(label_N))
+    return min(grid, key=lambda t: -np.log(at_temperature(p_NC, t)[rows, label_N]).mean())
+
+
+def at_temperature(p_NC: np.ndarray, temperature: float) -> np.ndarray:
+    powers_NC = p_NC ** (1 / temperature)
+    return powers_NC / powers_NC.sum(1, keepdims=True)
+
+
+def answers_of_run(run: Path, store: TokenStore, documents_N: np.ndarray, runtime: Runtime) -> np.ndarray:
+    return compute_answers(read_exported(run / "classifier"), store, documents_N, runtime).numpy()
+
+
+def test_the_baseline_is_a_member_at_temperatures_fitted_to_valid(
+    runs: list[Path], store: TokenStore, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+):
+    split_in_three(store)
+    said_2N = [answers_of_run(run, store, np.arange(80), runtime).argmax(1) for run in runs[:2]]
+    store.labels[:] = np.where(
+        np.arange(80) % 3 == 0, said_2N[0], np.where(np.arange(80) % 3 == 1, said_2N[1], store.labels)
+    )
+    documents, config = by_split(store), read_exported(runs[0] / "classifier").config
+    _, facts, linear, _ = baseline_answers(config, runtime, store)
+    answers = [{side: answers_of_run(run, store, part, runtime) for side, part in documents.items()} for run in runs[:2]]
+    answers.append(linear)
+    temperatures = [best_temperature(part["valid"], store.labels[documents["valid"]]) for part in answers]
+    assert len({round(temperature, 2) for temperature in temperatures}) == 3
+    found = evaluate_ensemble(runs[:2], runtime, with_baseline=True)
+    members = [*found["members"], found["baseline"]]
+    assert [member["temperature"] for member in members] == pytest.approx(temperatures, rel=1e-3)
+    for side, documents_N in documents.items():
+        scaled = [at_temperature(part[side], t) for part, t in zip(answers, temperatures, strict=True)]
+        mean_NC, label_N = np.mean(scaled, axis=0), store.labels[documents_N]
+        figures = found["ensemble"] if side == "valid" else found["ensemble"]["test"]
+        loss = -np.log(mean_NC[np.arange(len(label_N)), label_N]).mean()
+        assert figures["valid_loss" if side == "valid" else "loss"] == pytest.approx(loss, rel=1e-4)
+        assert figures["accuracy"] == pytest.approx((mean_NC.argmax(1) == label_N).mean())
+    baseline = compute_baseline(config, runtime, store)
+    assert found["baseline"]["C"] == facts["C"] == baseline["C"]
+    assert found["baseline"]["accuracy"] == baseline["valid"]["accuracy"]
+    assert found["baseline"]["test"]["accuracy_interval"] == baseline["test"]["accuracy_interval"]
+    monkeypatch.setattr(evaluate_data_module, "prepare", lambda config, runtime: store)
+    for member, run in zip(found["members"], runs, strict=False):
+        alone = evaluate(run, runtime, split="test")["classifier"]
+        assert member["test"].keys() > {"loss", "accuracy", "accuracy_interval"}
+        for name, value in member["test"].items():
+            assert value == pytest.approx(alone[name]), name
+        assert member["valid_loss"] == pytest.approx(evaluate(run, runtime)["classifier"]["valid_loss"])  # as it is
+
+
+def test_labels_of_the_test_split_do_not_change_a_temperature(runs: list[Path], store: TokenStore, runtime: Runtime):
+    split_in_three(store)
+    found = []
+    for shift in (0, 1):
+        store.labels[60:] = (store.labels[60:] + shift) % 3
+        found.append(evaluate_ensemble(runs[:1], runtime, with_baseline=True))
+    assert found[0]["ensemble"]["test"]["accuracy"] != found[1]["ensemble"]["test"]["accuracy"]
+    assert found[0]["members"][0]["temperature"] == found[1]["members"][0]["temperature"]
+    assert found[0]["baseline"]["accuracy"] == found[1]["baseline"]["accuracy"]
+
+
+def test_temperatures_of_several_classes_are_of_their_logits():
+    p_NC, y_NC = torch.tensor([[0.9, 0.2], [0.6, 0.5]]).double(), torch.tensor([[1.0, 1], [0, 0]])
+    temperature = fit_temperature(p_NC, y_NC, "multicategory")
+    scaled = {t: scale_answers(p_NC, t, "multicategory") for t in (temperature / 1.02, temperature, temperature * 1.02)}
+    losses = {t: float(torch.nn.functional.binary_cross_entropy(part_NC, y_NC.double())) for t, part_NC in scaled.items()}
+    assert min(losses, key=losses.__getitem__) == temperature
+    assert BOUNDS[0] * 1.1 < temperature < BOUNDS[1] / 1.1
+    torch.testing.assert_close(
+        scale_answers(p_NC, 2.0, "multicategory")[0, 0], torch.tensor(0.75).double()
+    )  # 9 to 1, 3 to 1
+
+
+def test_numbers_are_averaged_with_the_baseline_as_they_are(tmp_path: Path, store: TokenStore, runtime: Runtime):
+    split_in_three(store)
+    store.label_names = ["1", "2.5", "4"]
+    settings = replace(CONFIG.classifier, target="regression")
+    config = replace(CONFIG, classifier=settings, data=replace(CONFIG.data, no_label=None))
+    run = make_classifier(tmp_path / "run", store, 0, config)
+    documents = by_split(store, config)
+    _, _, linear, _ = baseline_answers(config, runtime, store)
+    found = evaluate_ensemble([run], runtime, with_baseline=True)
+    assert found["members"][0]["temperature"] is None
+    for side, figures in (("valid", found["ensemble"]), ("test", found["ensemble"]["test"])):
+        mean_N1 = (answers_of_run(run, store, documents[side], runtime) + linear[side]) / 2
+        errors_N = mean_N1[:, 0] - np.array([1, 2.5, 4])[store.labels[documents[side]]]
+        assert figures["rmse"] == pytest.approx(np.sqrt((errors_N**2).mean()), rel=1e-5)
+    assert list(describe_ensemble(found))[-1] == ("numbers are averaged as they are: a temperature is for probabilities")
+
+
+def test_the_command_prints_a_table_or_json(runs: list[Path], store: TokenStore, capsys: pytest.CaptureFixture[str]):
+    split_in_three(store)
+    words = ["ensemble", str(runs[0]), "--with-baseline", "--precision", "no"]
+    assert main([*words, "--json"]) == 0
+    out = capsys.readouterr().out
+    found = json.loads(out[out.index("{") :])
+    assert main(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    models = {str(runs[0]): found["members"][0], "baseline": found["baseline"], "ensemble": found["ensemble"]}
+    for model, valid in models.items():
+        on_valid, on_test = [line for line in lines if line.startswith(f"{model} ")]
+        assert f"{valid['accuracy']:.4f}" in on_valid
+        low, high = valid["test"]["accuracy_interval"]
+        assert f"{valid['test']['accuracy']:.4f}" in on_test
+        assert on_test.endswith(f"{low:.4f} to {high:.4f}")
+    assert any(f"{found['members'][0]['temperature']:.3f}" in line for line in lines)
+    assert main([*words, "--text", "a b"]) == 2
+    assert "--with-baseline measures, it does not label" in capsys.readouterr().err
+    assert main(["ensemble", *map(str, runs), "--precision", "no"]) == 0
+    assert "temperature" not in capsys.readouterr().out
+
+
 def test_the_command_labels_texts(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     texts, output = ["a b c d", "x y z"], tmp_path / "labels.jsonl"
     expected = load_ensemble(runs).predict(texts)
@@ -177,12 +309,17 @@ def test_forward_and_backward_are_measured_on_any_number_of_ranks(run_dirs: dict
     runs = [run_dirs["one"], folder / "backwards"]
     found = []
     for processes in (1, 2):
-        text = succeed(["ensemble", *runs, "--precision", "no"], processes)
+        text = succeed(["ensemble", *runs, "--precision", "no", "--with-baseline", "--json"], processes)
         found.append(json.loads(text[text.index("{") :]))
+    assert found[0]["baseline"].keys() == found[1]["baseline"].keys()
+    for name, value in found[0]["baseline"].items():
+        assert value == pytest.approx(found[1]["baseline"][name], rel=1e-6), name
+    for one, two in zip(found[0]["members"], found[1]["members"], strict=True):
+        assert one["temperature"] == pytest.approx(two["temperature"], rel=1e-3)
     for name in ("valid_loss", "accuracy", "f1_macro", "expected_calibration_error", "brier_score"):
         assert found[0]["ensemble"][name] == pytest.approx(found[1]["ensemble"][name], rel=1e-6), name
     assert found[0]["ensemble"]["confusion_matrix"] == found[1]["ensemble"]["confusion_matrix"]
     losses = [member["valid_loss"] for member in found[0]["members"]]
     assert losses[0] != losses[1]
-    assert found[0]["ensemble"]["valid_loss"] < max(losses)
+    assert found[0]["ensemble"]["valid_loss"] < found[0]["baseline"]["valid_loss"]
     assert succeed(["ensemble", *runs, "--text", " ".join(TOPICS["food"] * 3)]).startswith("food (0)")

@@ -250,6 +250,8 @@ def _ensemble(args: argparse.Namespace) -> None:
     if not args.texts and not args.file:
         _evaluate_ensemble(args)
         return
+    if args.with_baseline:
+        raise UserError("--with-baseline measures, it does not label: leave out --text and --file, or --with-baseline")
     texts = _texts(args)
     _check_output(args)
     quieten()
@@ -261,13 +263,14 @@ def _ensemble(args: argparse.Namespace) -> None:
 def _evaluate_ensemble(args: argparse.Namespace) -> None:
     if args.output is not None:
         raise UserError("--output is for labels: give texts, too, with --text or --file")
-    from ulmfit_dist.stages.ensemble import evaluate_ensemble
+    from ulmfit_dist.stages.ensemble import describe_ensemble, evaluate_ensemble
     from ulmfit_dist.stages.evaluate import precision_of_models
 
     runtime = Runtime(RuntimeConfig(precision=args.precision or precision_of_models(args.runs)))
 
     with runtime:
-        runtime.print(json.dumps(evaluate_ensemble(args.runs, runtime, args.trust_rules), indent=1))
+        found = evaluate_ensemble(args.runs, runtime, args.trust_rules, args.with_baseline)
+        runtime.print(json.dumps(found, indent=1) if args.json else "\n".join(describe_ensemble(found)))
 
 
 def _check_output(args: argparse.Namespace) -> None:
@@ -320,8 +323,8 @@ def _generate(args: argparse.Namespace) -> None:
     from ulmfit_dist.stages.generate import LanguageModel
 
     model = LanguageModel(args.run, trust_rules=args.trust_rules)
-    cuts = {"top_k": args.top_k, "top_p": args.top_p, "min_p": args.min_p}
-    texts = model.generate(args.prompt, args.words, args.temperature, args.samples, args.seed, **cuts)
+    options = {"top_k": args.top_k, "top_p": args.top_p, "min_p": args.min_p, "keep_lines": args.keep_lines}
+    texts = model.generate(args.prompt, args.words, args.temperature, args.samples, args.seed, **options)
     for number, text in enumerate(texts, 1):
         print(f"{number}: {text}")
 

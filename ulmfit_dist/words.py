@@ -148,6 +148,7 @@ def _parser() -> _Parser:
     generate.add_argument("--min-p", type=float, metavar="P", help="from those P times as likely as the first, such as 0.05")
     generate.add_argument("--samples", type=int, default=2, help="texts to write (default: %(default)s)")
     generate.add_argument("--seed", type=int, default=42, help="another seed, other texts (default: %(default)s)")
+    generate.add_argument("--keep-lines", action="store_true", help="keep line breaks; without, a text is one line")
     return parser
 
 
@@ -208,6 +209,8 @@ def _add_ensemble(commands: Any) -> None:
     parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="a run directory, or an exported classifier")
     parser.add_argument("--text", action="append", dest="texts", default=[], metavar="TEXT", help="a text; may be repeated")
     _add_files(parser)
+    parser.add_argument("--with-baseline", action="store_true", help="measure with the TF-IDF baseline as one more member")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     _add_precision(parser)
     _add_trust(parser)
     parser.set_defaults(command="ensemble", goes_on=False)

@@ -62,19 +62,8 @@ def compute_baseline(config: Config, runtime: Runtime, store: TokenStore) -> Fig
     Raises:
         UserError: labels that no classifier can be trained on.
     """
-    with runtime.together():
-        splits = split_documents(store, config)
-        targets = read_targets(store, config.classifier, config.data.label_delim)
-        sides = {"valid": splits.classifier_valid}
-        if len(splits.test) and config.data.folds is None:  # folds would choose by it
-            sides["test"] = splits.test
-        test_b = store.labels[splits.test] if len(splits.test) else None
-        check_targets(targets, store.labels[splits.classifier_train], store.labels[splits.classifier_valid], test_b)
-    fitted: _Fitted | None = None
-    with runtime.together():
-        if runtime.is_main:
-            fitted = _fit(config, store, targets, splits.classifier_train, sides)
-    facts, *answers = cast(_Fitted, runtime.from_main(fitted))
+    sides, facts, *answers = baseline_answers(config, runtime, store)
+    targets = read_targets(store, config.classifier, config.data.label_delim)
     linear, majority = (
         {
             side: _score(part[side], targets.of(store.labels[documents_N]), targets, config, runtime, side == "test")
@@ -83,6 +72,34 @@ def compute_baseline(config: Config, runtime: Runtime, store: TokenStore) -> Fig
         for part in answers
     )
     return {**facts, **linear, "majority": majority}
+
+
+def baseline_answers(
+    config: Config, runtime: Runtime, store: TokenStore
+) -> tuple[dict[str, np.ndarray], Figures, dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Fit the baseline on rank 0, and return what it answers, on every rank. Collective.
+
+    Returns:
+        By side (valid, and test where it is labelled and not for a fold, which would choose by it) the documents, int64 [N];
+        `C` and the other facts of `compute_baseline`; and by side the answers of the linear model and those of the most
+        frequent class, float64 [N, C].
+
+    Raises:
+        UserError: labels that no classifier can be trained on.
+    """
+    with runtime.together():
+        splits = split_documents(store, config)
+        targets = read_targets(store, config.classifier, config.data.label_delim)
+        sides = {"valid": splits.classifier_valid}
+        if len(splits.test) and config.data.folds is None:
+            sides["test"] = splits.test
+        test_b = store.labels[splits.test] if len(splits.test) else None
+        check_targets(targets, store.labels[splits.classifier_train], store.labels[splits.classifier_valid], test_b)
+    fitted: _Fitted | None = None
+    with runtime.together():
+        if runtime.is_main:
+            fitted = _fit(config, store, targets, splits.classifier_train, sides)
+    return sides, *cast(_Fitted, runtime.from_main(fitted))
 
 
 def measure_baseline(config: Config, runtime: Runtime, store: TokenStore, tracker: Tracker) -> None:

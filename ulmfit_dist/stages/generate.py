@@ -8,7 +8,7 @@ import torch
 
 from ulmfit_dist.data.text_arguments import check_text
 from ulmfit_dist.data.tokenizer import open_tokenizer
-from ulmfit_dist.data.tokens.readable import readable
+from ulmfit_dist.data.tokens.detokenize import detokenize
 from ulmfit_dist.data.vocab import UNK_ID, token_ids
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.memory import explain_out_of_memory
@@ -34,7 +34,7 @@ class LanguageModel:
         exported = read_exported(model_folder(Path(folder), "lm"))
         if exported.config.model.backwards:
             raise UserError(f"{exported.folder} reads texts backwards: it cannot go on from a prompt")
-        self.vocab, self.device, self.kind = exported.vocab, torch.device(device), exported.config.tokenizer.kind
+        self.vocab, self.device, self.config = exported.vocab, torch.device(device), exported.config.tokenizer
         self.tokenizer = open_tokenizer(exported.config.tokenizer, exported.folder, trust_rules)
         self.ids, self.never = token_ids(exported.vocab), never_drawn(exported.vocab)
         self.model = load_model(exported, self.device, trust_rules)
@@ -50,10 +50,12 @@ class LanguageModel:
         top_k: int | None = None,
         top_p: float | None = None,
         min_p: float | None = None,
+        keep_lines: bool = False,
     ) -> list[str]:
-        """The prompt and `words` tokens more, once per sample. The same seed gives the same texts.
+        """The prompt and `words` tokens more as running text, once per sample. The same seed gives the same texts.
 
         Args:
+            keep_lines: keep line breaks, in place of a space for each.
             temperature, top_k, top_p, min_p: as those of `Sampling`: how words are drawn.
 
         Raises:
@@ -65,8 +67,10 @@ class LanguageModel:
             if not 1 <= value <= 1_000_000:
                 raise UserError(f"{name}={value}: give a whole number from 1 to a million")
         sampling = Sampling(temperature, top_k, top_p, min_p)
-        prompt_T = [self.ids.get(token, UNK_ID) for token in self.tokenizer.tokenize([prompt])[0]]
+        tokens = self.tokenizer.tokenize([prompt])[0]  # shown as they are, where the vocabulary lacks one
+        prompt_T = [self.ids.get(token, UNK_ID) for token in tokens]
         tokens_bT = torch.tensor([prompt_T] * samples, device=self.device)
         with explain_out_of_memory(f"generate of {samples} sample(s)", "give fewer samples, or device='cpu'"):
             texts_bT = continue_tokens(for_one_call(self.model), tokens_bT, words, sampling, self.never, seed, "generate")
-        return [readable((self.vocab[i] for i in row), self.kind) for row in texts_bT.tolist()]
+        shown = ([*tokens, *(self.vocab[i] for i in row[len(tokens) :])] for row in texts_bT.tolist())
+        return [detokenize(text, self.config.kind, self.config.lang, keep_lines) for text in shown]

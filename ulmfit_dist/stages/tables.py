@@ -5,15 +5,16 @@ Texts leave the token store only where tracking.log_text says so; without it doc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 import torch
 from fastai.text.core import BOS
 
-from ulmfit_dist.config import Config
+from ulmfit_dist.config import Config, TokenizerConfig
 from ulmfit_dist.data.store import TokenStore
-from ulmfit_dist.data.tokens.readable import readable
+from ulmfit_dist.data.tokens.detokenize import detokenize
 from ulmfit_dist.data.vocab import token_ids
 from ulmfit_dist.model.sampling import Sampling, continue_tokens, never_drawn
 from ulmfit_dist.training.learner import DistributedLearner
@@ -48,7 +49,7 @@ def _samples(learner: DistributedLearner, store: TokenStore, config: Config) -> 
     position = (config.seed, "samples", learner.stage_epoch)
     texts = continue_tokens(model, beginning_bT, WORDS_OF_A_SAMPLE, SAMPLING, never, *position).tolist()
     direction = -1 if config.model.backwards else 1
-    shown = [readable((store.vocab[i] for i in text[::direction]), config.tokenizer.kind) for text in texts]
+    shown = [_running_text(store, text[::direction], config.tokenizer) for text in texts]
     return [{"epoch": learner.stage_epoch, "text": text} for text in shown]
 
 
@@ -57,7 +58,7 @@ def _mistakes(metrics: ClassifierMetrics, store: TokenStore, config: Config) -> 
     for entry in wrong:
         entry |= {key: store.label_names[entry[key]] for key in ("label", "predicted")}
         if config.tracking.log_text:
-            entry["text"] = _text(store, entry["document"], config.tokenizer.kind)
+            entry["text"] = _text(store, entry["document"], config.tokenizer)
     return {
         "labels": store.label_names,
         "confusion_matrix": metrics.confusion_CC.long().tolist(),
@@ -66,7 +67,11 @@ def _mistakes(metrics: ClassifierMetrics, store: TokenStore, config: Config) -> 
     }
 
 
-def _text(store: TokenStore, document: int, kind: str) -> str:
+def _text(store: TokenStore, document: int, tokenizer: TokenizerConfig) -> str:
     ids = store.document(document)
-    text = readable((store.vocab[i] for i in ids[:TOKENS_OF_A_DOCUMENT].tolist()), kind)
+    text = _running_text(store, ids[:TOKENS_OF_A_DOCUMENT].tolist(), tokenizer)
     return text if len(ids) <= TOKENS_OF_A_DOCUMENT else f"{text} …"
+
+
+def _running_text(store: TokenStore, ids: Sequence[int], tokenizer: TokenizerConfig) -> str:
+    return detokenize((store.vocab[i] for i in ids), tokenizer.kind, tokenizer.lang)
