@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ulmfit_dist.compose import load_config
 from ulmfit_dist.config import Config, Phase
 from ulmfit_dist.data.profile.card import DataCard
@@ -98,7 +100,9 @@ def init(
     stage = "run" if config.data.label is not None else "pretrain"
     heading = _heading(path, profile, plan, expected, minutes, fits, runtime, f"ulmfit-dist {stage} {recipe}")
     reasons = {**profile.reasons, **recipe_reasons(profile, plan, expected)}
-    left_out = ("classifier",) if stage == "pretrain" else ()
+    left_out = (["classifier"] if stage == "pretrain" else []) + (
+        ["data.text", "data.label"] if config.data.source == "folder" and stage == "run" else []
+    )
     _write(recipe, recipe_yaml(config, reasons, heading, left_out))
     told = {key: round(seconds / 60, 2) for key, seconds in _parts(expected).items()}
     return InitResult(profile.card, recipe, f"ulmfit-dist {stage} {shlex.quote(str(recipe))}", told, fits)
@@ -183,7 +187,8 @@ def _measure(config: Config, runtime: Runtime, store: TokenStore, scale: float, 
     if not len(splits.classifier_train):
         return Speed(_epoch_seconds(lm, 0) / lm_tokens, 0.0, 0.0)
     classifier = estimate_stage(config, runtime, store, "classifier", scale, vocab_size)
-    tokens = float(store.lengths[splits.classifier_train].sum()) * scale
+    lengths = store.lengths[splits.classifier_train]
+    tokens = float(np.minimum(lengths, config.classifier.truncate_to or lengths.max()).sum()) * scale
     num_test = max(len(splits.test_texts), 1) * scale
     frozen, full = _epoch_seconds(classifier, 0), _epoch_seconds(classifier, -1)
     return Speed(_epoch_seconds(lm, 0) / lm_tokens, frozen / tokens, full / tokens, classifier.test_seconds / num_test)

@@ -8,10 +8,11 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import numpy as np
 import psutil
 
 from ulmfit_dist.config import Config, Phase
-from ulmfit_dist.stages.sizing import Corpus, Durations, Plan
+from ulmfit_dist.stages.sizing import BEGINNING, SHORTENED, Corpus, Durations, Plan
 from ulmfit_dist.stages.text_profile import Profile
 
 CHUNK = 72
@@ -44,6 +45,11 @@ def corpus_of(profile: Profile) -> Corpus:
         cut=0.0 if "valid" in survey.splits else data.valid_pct,
         prepare_seconds=start + survey.characters / tokens.characters_per_second / workers,
     )
+    lengths = tokens.lengths
+    shares: dict[int | None, float] = {
+        size: float(np.minimum(lengths, size).sum() / max(lengths.sum(), 1)) for size in (BEGINNING, SHORTENED)
+    }
+    corpus = replace(corpus, shares_read=shares)
     return corpus if data.limit is None else corpus.limited(data.limit)
 
 
@@ -90,7 +96,7 @@ def recipe_reasons(profile: Profile, plan: Plan, expected: Durations) -> dict[st
         "classifier": f"about {_minutes(expected.classifier)}: learns the labels, on the language model's encoder",
         "classifier.global_batch_size": "documents of a step",
         "classifier.max_len": "tokens that are learned from: 95 % of the documents are not longer",
-        "classifier.truncate_to": "reads the beginning of each document alone, to fit into the minutes",
+        "classifier.truncate_to": "tokens of each document that are read: its beginning, to fit into the minutes",
         "classifier.grad_clip": "keeps learning steady",
         "classifier.y_range": "lowest and highest label, and a twentieth more",
         "classifier.phases": "gradual unfreezing: the head, then all of it; lr: [low, high] over the layers",

@@ -9,8 +9,8 @@ then fewer documents.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 SIZES = ((100, 200, 1), (200, 400, 2), (300, 600, 2), (400, 1152, 3))
@@ -26,8 +26,10 @@ CLASSIFIER_STEPS_OF_EPOCH = 100
 MOST_LM_EPOCHS = 10
 MOST_CLASSIFIER_EPOCHS = 10
 SEQ_LEN = 72
+BEGINNING = 400
+"""Tokens of a document that a classifier on a CPU reads, where more than one in twenty is much longer."""
 SHORTENED = 200
-"""Tokens of a document that are read where time is short, at least."""
+"""Tokens that it reads where time is short, as the quick start does."""
 FEWEST_DOCUMENTS = 200
 """Documents of a split that `data.limit` leaves, at least."""
 START_SECONDS = 12.0
@@ -45,6 +47,7 @@ class Corpus:
         p95, longest: lengths in tokens.
         cut: share of train that is cut off to validate on; 0 where there is a valid split.
         prepare_seconds: expected duration of preparing all documents.
+        shares_read: share of all tokens that is read, by `classifier.truncate_to`.
     """
 
     documents: Mapping[str, int]
@@ -54,6 +57,7 @@ class Corpus:
     longest: int
     cut: float
     prepare_seconds: float
+    shares_read: Mapping[int | None, float] = field(default_factory=dict)
 
     @property
     def lm_tokens(self) -> float:
@@ -65,6 +69,10 @@ class Corpus:
     def num_trained(self) -> float:
         """Labelled documents that the classifier is trained on."""
         return self.labelled * (1 - self.cut)
+
+    def tokens_read(self, truncate_to: int | None) -> float:
+        """Return the mean number of tokens of a document that are read."""
+        return self.tokens_per_document * float(self.shares_read.get(truncate_to, 1.0))
 
     def limited(self, limit: int) -> Corpus:
         """Return the corpus with at most `limit` documents of each split."""
@@ -156,14 +164,23 @@ def first_plan(corpus: Corpus, size: tuple[int, int, int], has_gpu: bool) -> Pla
     classifier_steps = max(corpus.num_trained / classifier_batch, 1)
     lm_epochs = min(max(math.ceil(LM_STEPS / lm_steps), 1), MOST_LM_EPOCHS)
     epochs = min(max(math.ceil(CLASSIFIER_STEPS / classifier_steps), 3), MOST_CLASSIFIER_EPOCHS)
-    return Plan(size, lm_batch, classifier_batch, lm_epochs, epochs if corpus.labelled else 0)
+    truncate_to = BEGINNING if not has_gpu and corpus.p95 > 1.5 * BEGINNING and corpus.labelled else None
+    return Plan(size, lm_batch, classifier_batch, lm_epochs, epochs if corpus.labelled else 0, truncate_to)
+
+
+def variants(corpus: Corpus, size: tuple[int, int, int], has_gpu: bool) -> Iterator[Plan]:
+    """Yield the first plan of a size, and where documents are long that which reads less of them."""
+    plan = first_plan(corpus, size, has_gpu)
+    yield plan
+    if corpus.labelled and size in SIZES[:2] and corpus.tokens_per_document > SHORTENED:
+        yield replace(plan, truncate_to=SHORTENED)
 
 
 def durations(plan: Plan, corpus: Corpus, speed: Speed) -> Durations:
     """Return the expected duration of a plan on a corpus, which `plan.limit` cuts."""
     if plan.limit is not None:
         corpus = corpus.limited(plan.limit)
-    tokens = corpus.num_trained * min(corpus.tokens_per_document, plan.truncate_to or math.inf)
+    tokens = corpus.num_trained * corpus.tokens_read(plan.truncate_to)
     lm = plan.lm_epochs * speed.lm * corpus.lm_tokens
     classifier = (speed.frozen + plan.classifier_epochs * speed.full) * tokens + speed.test * corpus.documents.get("test", 0)
     return Durations(corpus.prepare_seconds, lm, classifier if plan.classifier_epochs else 0.0)
@@ -191,15 +208,16 @@ def choose_plan(
     start = allowed[min(1, len(allowed) - 1)]
     speeds[start] = measure(first_plan(corpus, start, has_gpu))
 
-    def fits(size: tuple[int, int, int]) -> bool:
+    def fitting(size: tuple[int, int, int]) -> Plan | None:
         speed = speeds.get(size) or speeds[start].scaled(start, size, vocab_size)
-        return durations(first_plan(corpus, size, has_gpu), corpus, speed).total <= seconds
+        plans = variants(corpus, size, has_gpu)
+        return next((plan for plan in plans if durations(plan, corpus, speed).total <= seconds), None)
 
     for size in reversed(allowed):
-        if fits(size) and size not in speeds:
-            speeds[size] = measure(first_plan(corpus, size, has_gpu))
-        if fits(size):
-            plan = replace(first_plan(corpus, size, has_gpu), is_pretrained=has_weights and size == SIZES[-1])
+        if size not in speeds and (plan := fitting(size)) is not None:
+            speeds[size] = measure(plan)
+        if (plan := fitting(size)) is not None:
+            plan = replace(plan, is_pretrained=has_weights and size == SIZES[-1])
             return _with_more_epochs(plan, corpus, speeds[size], seconds), speeds[size], True
     smallest = allowed[0]
     if smallest not in speeds:

@@ -271,7 +271,7 @@ def _reasons(
         "data.text_file": choice.text_reason,
         "data.label": choice.label_reason,
         "data.valid_col": "true for the rows to validate on",
-        "data.on_error": f"{card.unreadable:,} documents cannot be read",
+        "data.on_error": f"{card.unreadable:,} of {card.documents:,} documents cannot be read",
         "data.valid_pct": "cut off by seed to validate on"
         + (": few documents, so a fifth" if len(card.splits) == 1 and card.documents < FEW_DOCUMENTS else ""),
         "data.on_duplicates": "equal texts: none is learned from that is measured on",

@@ -83,12 +83,12 @@ def read_labels(
     if target == "category":
         return LabelMeaning(target, "as --target says", ";", *_missing(labels))
     _refuse_written_lists(labels, column, where)
-    reason = _numbers_as(labels, column, where, kind) if kind is not None else _words_as(labels, column, where)
-    if reason is None:
+    why = _numbers_as(labels, column, where, kind) if kind is not None else _words_as(labels, column, where)
+    if why is None:
         return LabelMeaning(
             "regression", "numbers with a fraction", missing=None, missing_reason="-1 is a number like others"
         )
-    return LabelMeaning("category", reason, ";", *_missing(labels))
+    return LabelMeaning("category", why, ";", *_missing(labels))
 
 
 def count_classes(labels: Mapping[str, int], meaning: LabelMeaning) -> Counter[str]:
