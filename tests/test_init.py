@@ -242,7 +242,7 @@ def test_two_hundred_thousand_rows_take_seconds(tmp_path: Path, monkeypatch: pyt
 
 def test_the_language_is_never_assumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     write_csv(tmp_path / "a.csv", ["text", "label"], documents(60))
-    monkeypatch.setitem(sys.modules, "py3langid", None)
+    monkeypatch.setitem(sys.modules, "py3langid.langid", None)
     assert "give --lang XX (such as --lang en), or pip install 'ulmfit-dist[language]'" in asked(tmp_path, "a.csv")
     card = init(tmp_path, "a.csv", "--lang", "nl")
     assert load_config(tmp_path / card["recipe"]).tokenizer.lang == "nl"
@@ -290,7 +290,7 @@ def test_a_table_of_file_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         (["a.csv", "--text", "a", "--label", "none", "--minutes", "0"], "--minutes 0: give a number above 0"),
         (["a.csv", "--text", "a", "--name", "x/y"], "--name 'x/y': give a plain name"),
         (["a.csv", "--text", "a", "data.sauce=1"], "did you mean"),
-        (["a.csv", "--text", "a", "--target", "regression"], "label 'food' in column y is not a number"),
+        (["a.csv", "--text", "a", "--target", "regression"], "in column y is not a number"),
         (["few.csv"], "few.csv: 6 documents with words, too few to learn from"),
         (["pipe.csv"], "a single column, 'text|label': if '|' separates the columns"),
         (["a.docx"], "expected a folder of .txt files, or a .csv"),

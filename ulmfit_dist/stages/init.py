@@ -5,6 +5,7 @@ Trade-off: some seconds of measuring and a choice among four sizes, in place of 
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import tempfile
@@ -26,14 +27,16 @@ from ulmfit_dist.errors import UserError
 from ulmfit_dist.model.pretrained import has_weights
 from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.stages.estimate import StageEstimate, estimate_stage
-from ulmfit_dist.stages.recipe import corpus_of, recipe_config, recipe_reasons
 from ulmfit_dist.stages.recipe_file import recipe_yaml
+from ulmfit_dist.stages.recipe_plan import corpus_of, recipe_config, recipe_reasons
 from ulmfit_dist.stages.sample_store import make_sample_store
 from ulmfit_dist.stages.sizing import MOST_LM_EPOCHS, Durations, Plan, Speed, choose_plan, durations
 from ulmfit_dist.stages.text_profile import Profile, TextOptions, profile_texts
 
 FEWEST_DOCUMENTS = 20
 """Documents, and labelled documents, below which nothing can be learned."""
+BUSY = 2.0
+"""Load per core from which on a measurement tells little of a quiet machine."""
 STEP_SECONDS = 0.03
 """Duration of a step of a model that is too small to be measured, on a CPU core."""
 
@@ -48,6 +51,7 @@ class InitResult:
         command: the command to go on with.
         minutes: expected duration of `prepare`, `lm` and `classifier`, and in `all` of a run.
         fits: whether that is within the minutes that were given.
+        load: of a machine that was busy while it was measured; else empty.
     """
 
     card: DataCard
@@ -55,10 +59,17 @@ class InitResult:
     command: str
     minutes: dict[str, float]
     fits: bool
+    load: str
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as JSON-able values: the card, with what was written."""
-        written = {"recipe": str(self.recipe), "command": self.command, "minutes": self.minutes, "fits": self.fits}
+        written = {
+            "recipe": str(self.recipe),
+            "command": self.command,
+            "minutes": self.minutes,
+            "fits": self.fits,
+            "load": self.load,
+        }
         return {**self.card.to_dict(), **written}
 
 
@@ -105,7 +116,7 @@ def init(
     )
     _write(recipe, recipe_yaml(config, reasons, heading, left_out))
     told = {key: round(seconds / 60, 2) for key, seconds in _parts(expected).items()}
-    return InitResult(profile.card, recipe, f"ulmfit-dist {stage} {shlex.quote(str(recipe))}", told, fits)
+    return InitResult(profile.card, recipe, f"ulmfit-dist {stage} {shlex.quote(str(recipe))}", told, fits, _load())
 
 
 def _write(recipe: Path, content: str) -> None:
@@ -120,8 +131,12 @@ def _write(recipe: Path, content: str) -> None:
 def describe_result(result: InitResult) -> str:
     """Return the lines that end the command: what was written, how long a run takes, and how to go on."""
     minutes = ", ".join(f"{stage} {value:.1f}" for stage, value in result.minutes.items())
-    warning = "" if result.fits else "warning: even the smallest model takes longer than --minutes\n"
-    return f"{warning}{result.recipe}: expected minutes: {minutes}\n\n  {result.command}"
+    warnings = [] if result.fits else ["warning: even the smallest model takes longer than --minutes"]
+    if result.load:
+        warnings.append(
+            f"warning: this machine is busy ({result.load}): alone, it takes a larger model in that time: init again then"
+        )
+    return "".join(f"{line}\n" for line in warnings) + f"{result.recipe}: expected minutes: {minutes}\n\n  {result.command}"
 
 
 def _check_free(recipe: Path, name: str, options: TextOptions) -> None:
@@ -217,6 +232,8 @@ def _heading(
         f"{profile.card.documents:,} documents of {path}, by `ulmfit-dist init`. Train with: {command}",
         f"Minutes to expect on the machine that this was written on ({device}): {parts}.",
     ]
+    if load := _load():
+        lines.append(f"The machine was busy then ({load}): alone, a run is faster.")
     if not fits:
         lines.append(f"Even the smallest model does not fit into {minutes:g} minutes.")
     elif plan.limit is not None:
@@ -224,6 +241,13 @@ def _heading(
             f"All documents do not fit into {minutes:g} minutes: data.limit takes a part; --minutes gives more time."
         )
     return lines
+
+
+def _load() -> str:
+    """Return the load of a machine that does much else, as a phrase; empty where it does not."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    return f"load {load:.0f} on {cores} cores" if load > BUSY * cores else ""
 
 
 def _parts(expected: Durations) -> dict[str, float]:

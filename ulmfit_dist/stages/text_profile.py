@@ -26,8 +26,10 @@ FEW_DOCUMENTS = 5000
 """Training documents below which a fifth, not a tenth, is cut off to validate on: a figure of fewer tells little."""
 MOST_EQUAL = 0.5
 """Share of equal texts from which on they are not left out: hardly any would remain."""
-FEW_CHARACTERS, MANY_CHARACTERS = 2_000_000, 80_000_000
-"""Characters of all texts that take another vocabulary."""
+MANY_CHARACTERS = 80_000_000
+"""Characters of all texts from which on a vocabulary is larger."""
+CHARACTERS_OF_A_PIECE = 40
+"""Characters of text for each piece that SentencePiece learns, where texts are few."""
 MOST_UNREADABLE = 0.1
 """Share of documents that cannot be read above which a recipe that skips them is no answer."""
 
@@ -212,9 +214,11 @@ def _with_labels(
 def _with_vocabulary(config: TokenizerConfig, survey: Survey, has_gpu: bool, options: TextOptions) -> TokenizerConfig:
     """The section with a vocabulary for so many texts: on a CPU most of a step's time grows with it."""
     if config.kind == "sentencepiece":
-        if "tokenizer.pieces" in options.given or survey.characters < FEW_CHARACTERS:
+        if {"tokenizer.pieces", "tokenizer.model"} & set(options.given):
             return config
-        return replace(config, pieces=20_000 if has_gpu else 8_000)
+        fewest = len(set().union(*survey.sample)) * 3 // 2 + 64  # all characters must be among them
+        wanted = min(20_000 if has_gpu else 8_000, int(survey.characters / CHARACTERS_OF_A_PIECE))
+        return replace(config, pieces=max(fewest, wanted) // 8 * 8)
     if "tokenizer.max_vocab" in options.given:
         return config
     large = survey.characters > MANY_CHARACTERS
