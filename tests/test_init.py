@@ -307,6 +307,9 @@ def test_questions_are_one_line(words: list[str], said: str, tmp_path: Path):
 
 def test_overrides_are_in_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     write_csv(tmp_path / "a.csv", ["text", "label"], documents(60))
+    write_csv(tmp_path / "two.csv", ["a", "b", "y"], [(text, text + " again", y) for text, y in documents(60)])
+    two = init(tmp_path, "two.csv", "data.text=[b]", "data.label=y", "classifier.target=multicategory")
+    assert (two["text"], two["label"], two["target"]) == (["b"], "y", "multicategory")
     keys = ["seed=7", "model.emb_sz=24", "lm.phases=[{epochs: 1, lr: 1e-2}]", "data.valid_pct=0.3"]
     card = init(tmp_path, "a.csv", *keys)
     config = load_config(tmp_path / "a.yaml")

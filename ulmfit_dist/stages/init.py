@@ -33,8 +33,6 @@ from ulmfit_dist.stages.sample_store import make_sample_store
 from ulmfit_dist.stages.sizing import MOST_LM_EPOCHS, Durations, Plan, Speed, choose_plan, durations
 from ulmfit_dist.stages.text_profile import Profile, TextOptions, profile_texts
 
-FEWEST_DOCUMENTS = 20
-"""Documents, and labelled documents, below which nothing can be learned."""
 BUSY = 2.0
 """Load per core from which on a measurement tells little of a quiet machine."""
 STEP_SECONDS = 0.03
@@ -105,7 +103,6 @@ def init(
     profile = profile_texts(path, options, runtime.device.type == "cuda")
     if show is not None:
         show(profile.card)
-    _check_enough(profile, path)
     plan, expected, fits = _choose(profile, runtime, minutes)
     config = replace(recipe_config(profile, plan), name=name)
     stage = "run" if config.data.label is not None else "pretrain"
@@ -150,18 +147,6 @@ def _check_free(recipe: Path, name: str, options: TextOptions) -> None:
     given = next((word.partition("=")[2] for word in options.overrides if word.startswith("runs_dir=")), Config().runs_dir)
     if (Path(given) / name).exists():
         raise UserError(f"{Path(given) / name}: a run of this name is there already: give another name by --name")
-
-
-def _check_enough(profile: Profile, path: str) -> None:
-    """Raise UserError for texts that are too few."""
-    number = profile.card.documents - profile.card.empty - profile.card.unreadable
-    if number < FEWEST_DOCUMENTS:
-        raise UserError(f"{path}: {number} documents with words, too few to learn from: give at least {FEWEST_DOCUMENTS}")
-    if profile.config.data.label is not None and (labelled := corpus_of(profile).labelled) < FEWEST_DOCUMENTS:
-        raise UserError(
-            f"{path}: {labelled} labelled documents to train on, too few to learn from: label at least {FEWEST_DOCUMENTS}, "
-            f"or give --label none for a language model alone"
-        )
 
 
 def _choose(profile: Profile, runtime: Runtime, minutes: float) -> tuple[Plan, Durations, bool]:

@@ -22,6 +22,8 @@ from ulmfit_dist.data.profile.tokens import TokenSample, sample_tokens
 from ulmfit_dist.data.sources import open_source
 from ulmfit_dist.errors import UserError
 
+FEWEST_DOCUMENTS = 20
+"""Documents, and labelled documents, below which nothing can be learned."""
 FEW_DOCUMENTS = 5000
 """Training documents below which a fifth, not a tenth, is cut off to validate on: a figure of fewer tells little."""
 MOST_EQUAL = 0.5
@@ -110,8 +112,8 @@ def profile_texts(path: str, options: TextOptions, has_gpu: bool = False) -> Pro
     Raises:
         UserError: they cannot be read, or what they are cannot be decided.
     """
-    words = [word for word in options.overrides if not word.startswith("classifier.target")]
-    base = load_config(None, [f"data.path={path.removeprefix(HUB)}", *words])
+    base = load_config(None, [f"data.path={path.removeprefix(HUB)}", *options.overrides])
+    options = _with_said(options, base)
     found = find_input(path, base.data, [key.removeprefix("data.") for key in options.given if key.startswith("data.")])
     columns, choice = _choose(found, path, options)
     data = _with_columns(found.data, choice, options.given)
@@ -121,6 +123,7 @@ def profile_texts(path: str, options: TextOptions, has_gpu: bool = False) -> Pro
         choice = replace(choice, label=None, label_reason="no sub-folders of several classes: a language model alone")
         data = replace(data, label=None)
     meaning = _read_labels(survey, choice, path, options, has_lists)
+    _check_enough(survey, meaning, path)
     language = _language(survey, path, options)
     tokenizer, tokenizer_reason = tokenizer_for(language.code, options.lang is not None)
     tokenizer = _with_vocabulary(replace(base.tokenizer, kind=tokenizer.kind, lang=tokenizer.lang), survey, has_gpu, options)
@@ -141,6 +144,18 @@ def profile_texts(path: str, options: TextOptions, has_gpu: bool = False) -> Pro
     return Profile(card, config, reasons, survey, tokens, options.overrides)
 
 
+def _with_said(options: TextOptions, base: Config) -> TextOptions:
+    """The options, with what keys say in their place."""
+    given = options.given
+    if "data.text" in given and not options.text:
+        options = replace(options, text=tuple(base.data.text))
+    if "data.label" in given and options.label is None:
+        options = replace(options, label="none" if base.data.label is None else base.data.label)
+    if "classifier.target" in given and options.target is None:
+        options = replace(options, target=base.classifier.target)
+    return options
+
+
 def _choose(found: Input, path: str, options: TextOptions) -> tuple[list[Column], Choice]:
     if found.data.source == "folder":
         if options.text or options.label not in (None, "none"):
@@ -154,8 +169,7 @@ def _choose(found: Input, path: str, options: TextOptions) -> tuple[list[Column]
         profile_column(name, [row.get(name) for row in found.rows], found.types.get(name, "string"))
         for name in found.columns
     ]
-    label = options.label or ("none" if "data.label=null" in options.overrides else None)
-    return columns, choose_columns(columns, found.rows, path, options.text, label, file_columns(found))
+    return columns, choose_columns(columns, found.rows, path, options.text, options.label, file_columns(found))
 
 
 def _with_columns(data: DataConfig, choice: Choice, given: Sequence[str]) -> DataConfig:
@@ -240,6 +254,20 @@ def _read_labels(survey: Survey, choice: Choice, path: str, options: TextOptions
         )
     column = choice.label if choice.text else "of folders"
     return read_labels(survey.labels, column, path, options.target, has_lists)
+
+
+def _check_enough(survey: Survey, meaning: LabelMeaning | None, path: str) -> None:
+    """Raise UserError for texts that are too few."""
+    number = sum(len(split.label_of) for split in survey.splits.values())
+    if number < FEWEST_DOCUMENTS:
+        raise UserError(f"{path}: {number} documents with words, too few to learn from: give at least {FEWEST_DOCUMENTS}")
+    labels = survey.splits["train"].labels
+    labelled = sum(labels.values()) - (labels[meaning.missing] if meaning is not None and meaning.missing is not None else 0)
+    if meaning is not None and labelled < FEWEST_DOCUMENTS:
+        raise UserError(
+            f"{path}: {labelled} labelled documents to train on, too few to learn from: label at least {FEWEST_DOCUMENTS}, "
+            f"or give --label none for a language model alone"
+        )
 
 
 def _language(survey: Survey, path: str, options: TextOptions) -> Language:

@@ -94,6 +94,7 @@ def make_card(
     classes = count_classes(survey.labels, meaning) if meaning is not None else {}
     words = np.concatenate([part.words for part in parts])
     missing = survey.labels[meaning.missing] if meaning is not None and meaning.missing is not None else 0
+    unlabelled = sum(part.num_unlabelled for name, part in survey.splits.items() if name != "test")
     return DataCard(
         path=path,
         source=source,
@@ -111,7 +112,7 @@ def make_card(
         classes=dict(classes),
         rare=[name for name, number in classes.items() if number < RARE],
         numbers=_numbers(survey, meaning),
-        unlabelled=sum(part.num_unlabelled for part in parts) + missing if choice.label is not None else 0,
+        unlabelled=unlabelled + missing if choice.label is not None else 0,
         empty=sum(part.num_empty for part in parts),
         unreadable=sum(part.num_unreadable for part in parts),
         words=percentiles(words),

@@ -87,10 +87,6 @@ class Column:
         few = 2 <= self.num_distinct <= min(max(most, 2), MOST_CLASSES)
         return self.kind in ("words", "whole", "flag") and few and self.num_distinct < self.num_values
 
-    @property
-    def is_constant(self) -> bool:
-        return self.num_distinct == 1 and self.num_values > 1
-
 
 @dataclass(frozen=True)
 class Choice:
@@ -219,11 +215,12 @@ def _choose_text(columns: Sequence[Column], where: str) -> tuple[list[str], str]
 def _choose_label(columns: Sequence[Column], rows: Sequence[dict[str, Any]], where: str) -> tuple[str | None, str]:
     if not [column for column in columns if column.kind != "empty"]:
         return None, "no column is left for it: a language model alone"
-    likely = [c for c in columns if c.is_class_like or (c.is_constant and c.name.lower() in LABEL_NAMES)]
-    numeric = [c for c in columns if c.kind in ("number", "whole") and c.name.lower() in LABEL_NAMES and c not in likely]
-    candidates = _without_codes([*likely, *numeric], rows)
+    likely = [
+        c for c in columns if c.is_class_like or (c.name.lower() in LABEL_NAMES and c.kind != "empty" and not c.is_prose)
+    ]
+    candidates = _without_codes(likely, rows)
     if len(candidates) == 1:
-        return candidates[0].name, _label_reason(candidates[0], len(likely) + len(numeric) > 1)
+        return candidates[0].name, _label_reason(candidates[0], len(likely) > 1)
     named = [column for name in LABEL_NAMES for column in candidates if column.name.lower() == name]
     if named and (len(named) == 1 or named[0].name.lower() in ("label", "labels")):
         return named[0].name, f"its name; {named[0].num_distinct:,} distinct values"
@@ -242,6 +239,8 @@ def _label_reason(column: Column, is_named: bool) -> str:
         return f"it names in words what another column gives as a number; {column.num_distinct:,} distinct values"
     if column.kind == "list":
         return "the only column of lists"
+    if not column.is_class_like:
+        return "its name"
     return f"the only column whose values repeat: {column.num_distinct:,} distinct in {column.num_values:,} rows"
 
 
