@@ -144,6 +144,7 @@ def test_a_header_that_is_a_row_is_seen(header: list[str], rows: list[dict], rea
         ({"a, b": 5, "a": 5, "b, c": 5, "c": 2, "a, c": 2}, "y", "multicategory", ",", "-1"),
         ({"a|b": 5, "a": 5, "b": 5, "c|a": 5, "c": 2}, "y", "multicategory", "|", "-1"),
         ({"Food, Drink": 50, "Home": 40, "Car": 30}, "y", "category", ";", "-1"),
+        ({"Food, Drink": 50, "Drink": 2, "Home": 40}, "y", "category", ";", "-1"),
         ({"-1": 40, "1": 60}, "y", "category", ";", None),
         ({"-1": 30, "0": 30, "1": 40}, "y", "category", ";", None),
         ({"-1": 900, "0": 50, "1": 50}, "y", "category", ";", "-1"),
@@ -254,6 +255,13 @@ def test_longer_minutes_give_a_larger_model_or_more_epochs():
     assert costs[-1] > 5 * costs[0]
     assert fits
     assert len(measured) <= 3 * 6
+
+
+def test_time_that_is_left_is_the_language_models():
+    plan, speed, _ = choose_plan(CORPUS, lambda plan: SPEED, 1200, 8000, False)
+    longer = replace(plan, lm_epochs=plan.lm_epochs + 1)
+    assert plan.lm_epochs > first_plan(CORPUS, plan.size, False).lm_epochs
+    assert durations(longer, CORPUS, speed).total > 1200
 
 
 def test_what_does_not_fit_is_shortened_then_cut_and_said():

@@ -95,7 +95,7 @@ def recipe_reasons(profile: Profile, plan: Plan, expected: Durations) -> dict[st
         "lm.phases": "more epochs, a better language model",
         "classifier": f"about {_minutes(expected.classifier)}: learns the labels, on the language model's encoder",
         "classifier.global_batch_size": "documents of a step",
-        "classifier.max_len": "tokens that are learned from: 95 % of the documents are not longer",
+        "classifier.max_len": "tokens that are learned from, counted from the end of what is read",
         "classifier.truncate_to": "tokens of each document that are read: its beginning, to fit into the minutes",
         "classifier.grad_clip": "keeps learning steady",
         "classifier.y_range": "lowest and highest label, and a twentieth more",
