@@ -193,7 +193,8 @@ def run(words: list[str]) -> None:
 def recipes_of_readers() -> set[str]:
     """Recipes that a page lets its reader write."""
     text = "\n".join(block.text for page in PAGES for block in fenced(page))
-    return {"my.yaml", *re.findall(r"cat > (\S+\.yaml) <<", text)}
+    by_init = {f"{name}.yaml" for name in re.findall(r"ulmfit-dist init (\w+)\.\w+", text)}
+    return {"my.yaml", *re.findall(r"cat > (\S+\.yaml) <<", text), *by_init}
 
 
 def compose(text: str, recipe: Path) -> None:

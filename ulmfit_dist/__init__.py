@@ -25,6 +25,7 @@ _PUBLIC = {
     "export_to_fastai": "ulmfit_dist.stages.export",
     "export_to_onnx": "ulmfit_dist.stages.onnx_export",
     "find_learning_rate": "ulmfit_dist.api",
+    "init": "ulmfit_dist.api",
     "lm_learner": "ulmfit_dist.api",
     "load_classifier": "ulmfit_dist.api",
     "load_config": "ulmfit_dist.compose",

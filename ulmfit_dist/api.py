@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ulmfit_dist.compose import load_config
 from ulmfit_dist.config import Config, RuntimeConfig
 from ulmfit_dist.data.sources.in_memory import Frame, kept_as
 from ulmfit_dist.data.store import TokenStore
@@ -26,16 +27,50 @@ from ulmfit_dist.stages.cross_validate import Figures, configs_of_folds
 from ulmfit_dist.stages.cross_validate import cross_validate as cross_validate_folds
 from ulmfit_dist.stages.ensemble import Ensemble
 from ulmfit_dist.stages.generate import LanguageModel
+from ulmfit_dist.stages.init import InitResult
+from ulmfit_dist.stages.init import init as init_stage
 from ulmfit_dist.stages.lm import lm_learner as stage_lm_learner
 from ulmfit_dist.stages.look import batch_tables, result_tables
 from ulmfit_dist.stages.lr_find import find_learning_rate as find_learning_rate_of
 from ulmfit_dist.stages.predict import TextClassifier
 from ulmfit_dist.stages.prepare import prepare as prepare_stage
 from ulmfit_dist.stages.run import run_stage
+from ulmfit_dist.stages.text_profile import TextOptions
 from ulmfit_dist.text_table import Shown
 from ulmfit_dist.training.by_hand import by_hand
 from ulmfit_dist.training.rate_range import RateRange
 from ulmfit_dist.training.steps import ClassifierLearner, LMLearner
+
+
+def init(
+    path: str | Path,
+    *overrides: str,
+    text: Sequence[str] = (),
+    label: str | None = None,
+    target: str | None = None,
+    lang: str | None = None,
+    minutes: float = 15,
+    name: str | None = None,
+    output: str | Path | None = None,
+) -> InitResult:
+    """Look at texts, and write a recipe that trains on them in so many minutes: `ulmfit-dist init`.
+
+    Args:
+        path: a folder, a CSV, TSV, JSON or Parquet file, a folder of such files, or `hub:NAME`.
+        overrides: keys of the config to set, such as "data.quoting=false".
+        text, label, target, lang: columns ("none": no label), kind of label and language, where they are not to be found.
+        name: of the run; None: that of the path.
+        output: the recipe's file; None: NAME.yaml in the current folder.
+
+    Returns:
+        The data card as `card`, the file as `recipe`, for `load_config`, and the expected `minutes` of each stage.
+
+    Raises:
+        UserError: texts that cannot be read, a question that the arguments must answer, a file that is there already.
+    """
+    options = TextOptions(tuple(text), label, target, lang, tuple(overrides))
+    with Runtime(load_config(None, ["data.path=.", *overrides]).runtime, keeps_group=True) as runtime:
+        return init_stage(str(path), runtime, options, minutes, name, Path(output) if output is not None else None)
 
 
 def prepare(config: Config, texts: Any = None) -> TokenStore:

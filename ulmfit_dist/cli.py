@@ -68,6 +68,19 @@ def _start(args: argparse.Namespace) -> tuple[Config, Runtime]:
     return config, Runtime(config.runtime, args.verbose, run_dir=None if is_new else config.run_dir)
 
 
+def _init(args: argparse.Namespace) -> None:
+    config = load_config(None, ["data.path=.", *args.overrides])  # reads no text
+    runtime = Runtime(config.runtime)
+    from ulmfit_dist.stages.init import describe_result, init
+    from ulmfit_dist.stages.text_profile import TextOptions
+
+    options = TextOptions(tuple(args.text), args.label, args.target, args.lang, tuple(args.overrides))
+    with runtime:
+        show = None if args.json else runtime.print
+        result = init(args.path, runtime, options, args.minutes, args.name, args.output, show)
+        runtime.print(json.dumps(result.to_dict(), indent=1, ensure_ascii=False) if args.json else describe_result(result))
+
+
 def _run(args: argparse.Namespace) -> None:
     config, runtime = _start(args)
     from ulmfit_dist.stages.run import run
@@ -330,6 +343,7 @@ def _generate(args: argparse.Namespace) -> None:
 
 
 COMMANDS: dict[str, Command] = {
+    "init": _init,
     "run": _run,
     "pretrain": _pretrain,
     "prepare": _prepare,

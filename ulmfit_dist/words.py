@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ulmfit_dist import __version__
-from ulmfit_dist.config import PRECISIONS
+from ulmfit_dist.config import PRECISIONS, TARGETS
 from ulmfit_dist.errors import UserError
 
 SBATCH_OPTIONS = {
@@ -23,6 +23,7 @@ SBATCH_OPTIONS = {
 
 EXAMPLES = """\
 examples:
+  ulmfit-dist init reviews.csv                                  looks at your texts, and writes reviews.yaml
   ulmfit-dist run configs/quickstart.yaml                       one process, all stages
   accelerate launch -m ulmfit_dist run configs/imdb.yaml        all visible GPUs
   ulmfit-dist run configs/imdb.yaml lm.global_batch_size=32     any key of the config can be set
@@ -89,6 +90,7 @@ def _parser() -> _Parser:
     parser.add_argument("--version", action="version", version=f"ulmfit-dist {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
+    _add_init(commands)
     run = _with_config(commands, "run", "all stages: prepare, lm, classifier; what is done is not done again")
     _add_fresh(run)
     pretrain = _with_config(commands, "pretrain", "a language model alone, of texts without labels, to start others from")
@@ -161,6 +163,24 @@ def _with_config(commands: Any, name: str, help: str) -> argparse.ArgumentParser
         parser.add_argument("--verbose", action="store_true", help="say more than the table of epochs")
     parser.set_defaults(command=name, goes_on=is_run)
     return parser
+
+
+def _add_init(commands: Any) -> None:
+    text = "look at your texts, and write a recipe for them: the first command"
+    parser = commands.add_parser("init", help=text, description=text)
+    parser.add_argument(
+        "path", metavar="PATH", help="a folder, a CSV, TSV, JSON or Parquet file, a folder of them, or hub:NAME"
+    )
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="keys to set, such as data.quoting=false")
+    parser.add_argument("--label", metavar="COL", help="the column of labels; none: a language model alone")
+    parser.add_argument("--text", metavar="COL", action="append", default=[], help="a column of text; may be repeated")
+    parser.add_argument("--target", choices=TARGETS, help="what a label is: one class, several, or a number")
+    parser.add_argument("--lang", metavar="XX", help="the language, such as en or de")
+    parser.add_argument("--minutes", type=float, default=15, metavar="M", help="that a run may take (default: %(default)s)")
+    parser.add_argument("--name", help="of the run (default: that of PATH)")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="the recipe (default: NAME.yaml in this folder)")
+    parser.add_argument("--json", action="store_true", help="print the data card as JSON")
+    parser.set_defaults(command="init", goes_on=False)
 
 
 def _add_fresh(parser: argparse.ArgumentParser) -> None:

@@ -105,7 +105,7 @@ def _cut_store(store: TokenStore, config: Config) -> DocumentSplits:
             )
         train, valid = _cut_folds(train, store.labels[train], config.data.folds, config.data.fold, config.seed)
     elif len(valid) == 0:
-        train, valid = _cut(train, config.data.valid_pct, config.seed, "valid")
+        train, valid = cut_by_chance(train, config.data.valid_pct, config.seed, "valid")
     if len(train) == 0 or len(valid) == 0:
         raise UserError(
             f"{len(train)} documents to train on and {len(valid)} to validate on: name a valid split in data.splits, "
@@ -116,7 +116,7 @@ def _cut_store(store: TokenStore, config: Config) -> DocumentSplits:
     if config.lm.valid_pct is not None:
         everything = np.arange(len(store))
         readable = everything if config.lm.use_test_texts else np.setdiff1d(everything, test)
-        lm_train, lm_valid = _cut(readable, config.lm.valid_pct, config.seed, "lm_valid")
+        lm_train, lm_valid = cut_by_chance(readable, config.lm.valid_pct, config.seed, "lm_valid")
     return DocumentSplits(
         lm_train=lm_train,
         lm_valid=lm_valid,
@@ -182,8 +182,12 @@ def _cut_folds(documents: np.ndarray, labels: np.ndarray, folds: int, fold: int,
     return documents[~is_valid], documents[is_valid]
 
 
-def _cut(documents: np.ndarray, share: float, seed: int, purpose: str) -> tuple[np.ndarray, np.ndarray]:
-    """Documents to train on and, by chance, a share of them to validate on."""
+def cut_by_chance(documents: np.ndarray, share: float, seed: int, purpose: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return documents to train on and, by chance, a share of them to validate on.
+
+    Args:
+        purpose: of the cut; each has an order of its own.
+    """
     order = permutation(len(documents), seed, purpose)
     num_valid = int(len(documents) * share)
     return np.sort(documents[order[num_valid:]]), np.sort(documents[order[:num_valid]])

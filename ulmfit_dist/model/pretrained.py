@@ -123,6 +123,16 @@ def fetch(name: str | None, runtime: Runtime) -> None:
             _download(name)
 
 
+def has_weights(name: str) -> bool:
+    """Return whether fastai's weights of this name are on this machine already."""
+    from fastai.data.external import URLs, fastai_cfg
+
+    try:
+        return (fastai_cfg().path("model") / Path(getattr(URLs, WIKITEXT[name])).stem).is_dir()
+    except OSError:
+        return False
+
+
 def describe_match(name: str, known: int, vocab: Sequence[str]) -> str:
     """What is said of pretrained weights that were fitted to a vocabulary."""
     return f"pretrained {name}: {known:,} of {len(vocab):,} words of the vocabulary known, the others get the mean embedding"

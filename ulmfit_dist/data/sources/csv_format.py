@@ -53,7 +53,7 @@ def read_csv_format(stream: LineStream, quoting: bool | None, wanted: Sequence[s
 
     Args:
         quoting: `data.quoting`; None: quotes in CSV, none in TSV.
-        wanted: columns that must be there.
+        wanted: columns that must be there; none: the delimiter is the first one that gives several columns.
 
     Returns:
         The form, and the number of the line after the header.
@@ -87,7 +87,7 @@ def read_csv_format(stream: LineStream, quoting: bool | None, wanted: Sequence[s
         else:
             columns = _fields(form, lines[0])
         headers[delimiter] = [column.strip() for column in columns]
-        if set(wanted) <= set(headers[delimiter]):
+        if wanted and set(wanted) <= set(headers[delimiter]):
             break
     else:
         delimiter = max(headers, key=lambda delimiter: (len(headers[delimiter]) > 1, -delimiters.index(delimiter)))

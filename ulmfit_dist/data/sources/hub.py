@@ -21,7 +21,7 @@ from ulmfit_dist.errors import UserError
 
 def open_hub(config: DataConfig, cache: ContentCache) -> Source:
     """Open the splits of a data set. Raises UserError."""
-    datasets, notices = _splits(config)
+    datasets, notices = open_datasets(config)
     splits: dict[str, TableSource] = {}
     contents = []
     for split in SPLITS:
@@ -36,8 +36,8 @@ def open_hub(config: DataConfig, cache: ContentCache) -> Source:
     return Source(cut_splits(splits, config), identity, notices)
 
 
-def _splits(config: DataConfig) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """Data sets by split and name, and a line about those that are not used."""
+def open_datasets(config: DataConfig) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Return data sets by split and name, and a line about those that are not used. Raises UserError."""
     if config.splits:
         if "train" not in config.splits:
             raise UserError(f"data.splits={dict(config.splits)} names no train split: add one, such as train: train")

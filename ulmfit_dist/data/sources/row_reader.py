@@ -10,6 +10,7 @@ import csv
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,19 @@ def index_file(file: Path, options: ReadOptions) -> FileIndex:
         if is_list:
             index.offsets.append(stream.position)
         return index
+    finally:
+        stream.close()
+
+
+def first_rows(file: Path, options: ReadOptions, num_rows: int) -> Iterator[Row | BadRow]:
+    """Yield the first rows of a file, without an index. Raises UserError for a file that cannot be read."""
+    stream = LineStream(file, options.encoding, options.on_error)
+    try:
+        form, line = (None, 1) if options.kind == "json" else read_csv_format(stream, options.quoting, options.wanted)
+        is_list = options.kind == "json" and _is_list(file, options)
+        parsed = scan_list(stream, options) if is_list else parse_rows(stream, options, line, form)
+        for row in islice(parsed, num_rows):
+            yield row.row
     finally:
         stream.close()
 

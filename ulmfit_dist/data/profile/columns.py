@@ -1,0 +1,318 @@
+"""Columns of a table: what they hold, and which of them are text and label.
+
+Everything here is a pure function of some rows, so that each rule has a test that takes no file. A rule decides only where
+one column fits; several that fit are a question, since a wrong label trains a model of nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ulmfit_dist.data.sources.base import as_flag
+from ulmfit_dist.data.sources.split_names import split_of_name
+from ulmfit_dist.errors import UserError
+
+TEXT_NAMES = (
+    "text texts review reviews body content contents comment sentence message tweet document article description question "
+    "utterance abstract post"
+).split()
+"""Names of columns of texts, in lower case; `text` comes before the others."""
+LABEL_NAMES = (
+    "label labels class classes category categories target sentiment polarity topic topics stars rating score intent "
+    "emotion tag tags genre y"
+).split()
+"""Names of columns of labels, in lower case; `label` comes before the others."""
+VALID_NAMES = ("is_valid", "is_validation", "valid")
+"""Names of columns that are true for the rows to validate on, fastai's first."""
+FEWEST_WORDS = 2.5
+"""Mean number of words from which on a column is prose."""
+FEWEST_LETTERS = 5
+"""Mean number of characters from which on a column of a script without spaces is prose."""
+DIGITS = 0.3
+"""Share of digits from which on a column is no prose but dates, codes or numbers."""
+DISTINCT_TEXTS = 0.2
+"""Share of distinct values from which on a column may hold texts; below, labels."""
+MOST_CLASSES = 1000
+UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
+"""Characters of scripts that are written without spaces between words, or with few: Thai, Lao, Burmese, Khmer, CJK."""
+WIDEST = 60
+"""Characters of an example that are shown."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """Facts about one column, of the rows that were looked at.
+
+    Attributes:
+        name: the column's.
+        kind: words, whole, number, flag, list, other, or empty.
+        type: the type in its file, such as `string`; CSV cells are strings.
+        example: the first value that is not empty, shortened.
+        num_values: values that are not empty.
+        num_missing: empty ones.
+        num_distinct: distinct values.
+        words, characters: means of a value.
+        digits, unspaced: shares of characters that are digits, and of a script without spaces.
+    """
+
+    name: str
+    kind: str
+    type: str
+    example: str
+    num_values: int
+    num_missing: int
+    num_distinct: int
+    words: float
+    characters: float
+    digits: float
+    unspaced: float
+
+    @property
+    def is_prose(self) -> bool:
+        """Whether it looks like texts: words, most of them different, few digits."""
+        if self.kind != "words" or self.digits > DIGITS or self.num_distinct < DISTINCT_TEXTS * self.num_values:
+            return False
+        return self.words >= FEWEST_WORDS or (self.unspaced > 0.3 and self.characters >= FEWEST_LETTERS)
+
+    @property
+    def is_class_like(self) -> bool:
+        """Whether its values repeat, as labels do."""
+        if self.kind == "list":
+            return True
+        most = self.num_values / (3 if self.num_values < 50 else 5)
+        few = 2 <= self.num_distinct <= min(max(most, 2), MOST_CLASSES)
+        return self.kind in ("words", "whole", "flag") and few and self.num_distinct < self.num_values
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The columns that a recipe reads.
+
+    Attributes:
+        text: columns of text.
+        text_reason: why these.
+        label: column of labels; None: there are none.
+        label_reason: why this one.
+        valid_col: column that is true for the rows to validate on.
+        text_file: column that names files with the texts, in place of `text`.
+        notices: what was seen besides.
+    """
+
+    text: list[str]
+    text_reason: str
+    label: str | None
+    label_reason: str
+    valid_col: str | None = None
+    text_file: str | None = None
+    notices: tuple[str, ...] = ()
+
+
+def profile_column(name: str, values: Sequence[Any], type_name: str = "string") -> Column:
+    """Return the facts about a column's values."""
+    present = [value for value in values if not _is_missing(value)]
+    texts = [str(value) for value in present]
+    letters = "".join(texts[:2000])
+    total = max(len(texts), 1)
+    return Column(
+        name=name,
+        kind=_kind(present),
+        type=type_name,
+        example=shortened(texts[0]) if texts else "",
+        num_values=len(present),
+        num_missing=len(values) - len(present),
+        num_distinct=len(set(texts)),
+        words=sum(len(text.split()) for text in texts) / total,
+        characters=sum(map(len, texts)) / total,
+        digits=sum(map(str.isdigit, letters)) / max(len(letters), 1),
+        unspaced=len(UNSPACED.findall(letters)) / max(len(letters), 1),
+    )
+
+
+def choose_columns(
+    columns: Sequence[Column],
+    rows: Sequence[dict[str, Any]],
+    where: str,
+    text: Sequence[str] = (),
+    label: str | None = None,
+    file_columns: Collection[str] = (),
+) -> Choice:
+    """Return the columns to read.
+
+    Args:
+        columns: all of them.
+        rows: the rows that they were looked at in.
+        where: what messages call the table.
+        text, label: what the user says; none and None: to be found; a label of `none`: there is no label.
+        file_columns: columns whose values are names of files that are there.
+
+    Raises:
+        UserError: a column that is not there; several that fit, or none: the line says what to give.
+    """
+    names = [column.name for column in columns]
+    for option, given in [*(("--text", name) for name in text), ("--label", label)]:
+        if given is not None and given not in names and not (option == "--label" and given == "none"):
+            raise UserError(f"{option} {given}: {where} has no such column; its columns are: {', '.join(names)}")
+    valid_col = next((c.name for c in columns if _is_valid_column(c, rows) and c.name not in (*text, label)), None)
+    notices = [_split_notice(c.name) for c in columns if c.name not in (*text, label) and _names_splits(c, rows)]
+    used = {valid_col, *(c.name for c in columns if _names_splits(c, rows))}
+    text_file = None
+    if not text and len(file_columns) == 1 and not any(c.is_prose and c.name not in file_columns for c in columns):
+        (text_file,) = file_columns
+        chosen, text_reason = [text_file], "its values are names of files beside the table, which hold the texts"
+    elif text:
+        chosen, text_reason = list(text), "as --text says"
+    else:
+        chosen, text_reason = _choose_text([c for c in columns if c.name != label], where)
+    used |= set(chosen)
+    if label == "none":
+        return Choice(chosen, text_reason, None, "as --label none says", valid_col, text_file, tuple(notices))
+    if label is not None:
+        return Choice(chosen, text_reason, label, "as --label says", valid_col, text_file, tuple(notices))
+    name, reason = _choose_label([c for c in columns if c.name not in used], rows, where)
+    return Choice(chosen, text_reason, name, reason, valid_col, text_file, tuple(notices))
+
+
+def looks_headless(header: Sequence[str], rows: Sequence[dict[str, Any]]) -> str | None:
+    """Return why a header looks like a row of values, as a phrase; None where it looks like names."""
+    for name in header:
+        if re.fullmatch(r"[+-]?\d+([.,]\d+)?", name):
+            return f"{name!r} is a number"
+        if len(name) > WIDEST or len(name.split()) > 6 or len(UNSPACED.findall(name)) > 15:
+            return f"{shortened(name, 30)!r} is a text"
+    for name in header:
+        if name and sum(row.get(name) == name for row in rows) > 1:
+            return f"{name!r} is a value of the rows below it"
+    return None
+
+
+def shortened(text: str, width: int = WIDEST) -> str:
+    """Return a text on one line, without control characters, and cut where it is longer than `width`."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text[: 4 * width]).split())
+    return line if len(line) <= width else f"{line[: width - 3]}..."
+
+
+def _choose_text(columns: Sequence[Column], where: str) -> tuple[list[str], str]:
+    prose = [column for column in columns if column.is_prose]
+    if not prose:
+        shown = ", ".join(column.name for column in columns)
+        raise UserError(f"{where}: no column looks like texts (columns: {shown}): give it by --text COL")
+    if len(prose) == 1:
+        return [prose[0].name], f"the only column of prose, {_size(prose[0])}"
+    known = [column for name in TEXT_NAMES for column in prose if column.name.lower() == name]
+    if known and (known[0].name.lower() == "text" or len(known) == 1):
+        others = ", ".join(column.name for column in prose if column is not known[0])
+        return [known[0].name], f"its name, {_size(known[0])}; {others} could be added"
+    a, b = prose[0].name, prose[1].name
+    named = f"columns {', '.join(c.name for c in prose[:-1])} and {prose[-1].name}"
+    both = "both" if len(prose) == 2 else "several"
+    raise UserError(f"{where}: {named} look like texts: give --text {a}, --text {b} or {both} (--text {a} --text {b})")
+
+
+def _choose_label(columns: Sequence[Column], rows: Sequence[dict[str, Any]], where: str) -> tuple[str | None, str]:
+    if not [column for column in columns if column.kind != "empty"]:
+        return None, "no column is left for it: a language model alone"
+    likely = [
+        c for c in columns if c.is_class_like or (c.name.lower() in LABEL_NAMES and c.kind != "empty" and not c.is_prose)
+    ]
+    candidates = _without_codes(likely, rows)
+    if len(candidates) == 1:
+        return candidates[0].name, _label_reason(candidates[0], len(likely) > 1)
+    named = [column for name in LABEL_NAMES for column in candidates if column.name.lower() == name]
+    if named and (len(named) == 1 or named[0].name.lower() in ("label", "labels")):
+        return named[0].name, f"its name; {named[0].num_distinct:,} distinct values"
+    others = [column for column in columns if column.kind != "empty"]
+    if not candidates and len(others) == 1 and others[0].kind == "number":
+        return others[0].name, "the only other column, of numbers"
+    shown = ", ".join(column.name for column in (candidates or columns))
+    hint = f"candidates: {shown}" if candidates else f"no other column repeats its values as labels do: {shown}"
+    raise UserError(
+        f"{where}: which column is the label? ({hint}): give --label COL, or --label none for a language model alone"
+    )
+
+
+def _label_reason(column: Column, is_named: bool) -> str:
+    if is_named:
+        return f"it names in words what another column gives as a number; {column.num_distinct:,} distinct values"
+    if column.kind == "list":
+        return "the only column of lists"
+    if not column.is_class_like:
+        return "its name"
+    return f"the only column whose values repeat: {column.num_distinct:,} distinct in {column.num_values:,} rows"
+
+
+def _without_codes(columns: Sequence[Column], rows: Sequence[dict[str, Any]]) -> list[Column]:
+    """Leave out columns of numbers that stand for the words of another column, one for one."""
+    words = [column for column in columns if column.kind == "words"]
+
+    def is_code(column: Column) -> bool:
+        return column.kind == "whole" and any(_is_one_to_one(rows, column.name, other.name) for other in words)
+
+    return [column for column in columns if not is_code(column)]
+
+
+def _is_one_to_one(rows: Sequence[dict[str, Any]], a: str, b: str) -> bool:
+    pairs = {(str(row.get(a)), str(row.get(b))) for row in rows}
+    return len(pairs) == len({x for x, _ in pairs}) == len({y for _, y in pairs})
+
+
+def _is_valid_column(column: Column, rows: Sequence[dict[str, Any]]) -> bool:
+    is_named = column.name.lower() in VALID_NAMES and not column.num_missing
+    return is_named and all(as_flag(row.get(column.name)) is not None for row in rows)
+
+
+def _names_splits(column: Column, rows: Sequence[dict[str, Any]]) -> bool:
+    """Whether a column says of each row which split it is of."""
+    if column.kind != "words" or column.num_distinct > 6 or column.num_missing:
+        return False
+    found = {str(row.get(column.name)) for row in rows}
+    return any(split_of_name(name) for name in found) and all(split_of_name(name) for name in found)
+
+
+def _split_notice(name: str) -> str:
+    return (
+        f"column {name} names the split of each row, which is not used: write a file for each split, train.csv and test.csv "
+        f"in one folder, or give data.splitter=module.function"
+    )
+
+
+def _size(column: Column) -> str:
+    if column.unspaced > 0.3:
+        return f"{column.characters:.0f} characters on average"
+    return f"{column.words:.0f} words on average"
+
+
+def _is_missing(value: Any) -> bool:
+    if isinstance(value, float):
+        return math.isnan(value)
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def _kind(values: Sequence[Any]) -> str:
+    if not values:
+        return "empty"
+    if all(isinstance(value, bool) for value in values):
+        return "flag"
+    if all(isinstance(value, (list, tuple)) or hasattr(value, "tolist") for value in values):
+        return "list"
+    if not all(isinstance(value, (str, int, float)) for value in values):
+        return "other"
+    return number_kind(map(str, values)) or "words"
+
+
+def number_kind(values: Iterable[str]) -> str | None:
+    """Return whole, where all values are whole numbers, or number; None where one is neither."""
+    kind = "whole"
+    for value in values:
+        try:
+            number = float(value)
+        except ValueError:
+            return None
+        if not math.isfinite(number):
+            return None
+        if not number.is_integer():
+            kind = "number"
+    return kind

@@ -1,0 +1,77 @@
+"""The cut of the documents before it is made: classes that would be validated on, and not trained on.
+
+A run stops at such a class. With rare classes it depends on the seed, so a seed is sought that spares it; a class of the
+test split alone is an error at once. Only where all documents were counted.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ulmfit_dist.data.profile.labels import LabelMeaning
+from ulmfit_dist.data.profile.survey import SplitSurvey, Survey
+from ulmfit_dist.data.splits import cut_by_chance
+from ulmfit_dist.data.targets import classes_of_label
+from ulmfit_dist.errors import UserError
+
+MOST_SEEDS = 200
+MOST_WORK = 20_000_000
+"""Documents times seeds that are tried at most."""
+
+
+def choose_seed(survey: Survey, meaning: LabelMeaning, valid_pct: float, drops: bool, seed: int, where: str) -> int:
+    """Return a seed by which each class that is validated on is trained on, too: the given one, or one of the next.
+
+    Args:
+        drops: whether training documents with the text of one that is validated on are left out.
+        where: what messages call the texts.
+
+    Raises:
+        UserError: a class of the valid or test split alone; no such seed.
+    """
+    if not survey.is_exact or meaning.target == "regression":
+        return seed
+    names, train = _classes(survey.splits["train"], meaning, {})
+    for split in ("valid", "test"):
+        if split in survey.splits:
+            _, others = _classes(survey.splits[split], meaning, names)
+            trained = {name for name, number in names.items() if number in set(train[:, 1].tolist())}
+            if missing := [name for name, number in names.items() if number in others[:, 1] and name not in trained]:
+                raise UserError(
+                    f"{where}: class {missing[0]!r} is in the {split} split and not in train: add training documents of it, "
+                    f"or take it out of {split}"
+                )
+    if "valid" in survey.splits:
+        return seed
+    hashes = survey.splits["train"].hashes
+    unlucky = np.empty(0, dtype=np.int64)
+    for candidate in range(seed, seed + max(1, min(MOST_SEEDS, MOST_WORK // max(len(hashes), 1)))):
+        unlucky = _validated_only(train, hashes, valid_pct, candidate, drops)
+        if not len(unlucky):
+            return candidate
+    shown = ", ".join(name for name, number in names.items() if number in unlucky[:5].tolist())
+    raise UserError(
+        f"{where}: classes of so few documents that some are validated on and not trained on, by every seed that was tried "
+        f"({shown}): join rare classes, or leave their rows without a label"
+    )
+
+
+def _classes(split: SplitSurvey, meaning: LabelMeaning, names: dict[str, int]) -> tuple[dict[str, int], np.ndarray]:
+    """Return numbers by class, and pairs of document and class, int64 [pairs, 2]. New classes are added to `names`."""
+    pairs = []
+    for document, label in enumerate(split.label_of):
+        if label is None or label == meaning.missing:
+            continue
+        several = meaning.target == "multicategory"
+        for name in classes_of_label(label, meaning.delimiter) if several else [label]:
+            pairs.append((document, names.setdefault(name, len(names))))
+    return names, np.array(pairs, dtype=np.int64).reshape(-1, 2)
+
+
+def _validated_only(pairs: np.ndarray, hashes: np.ndarray, valid_pct: float, seed: int, drops: bool) -> np.ndarray:
+    """Return the classes that no training document has, and a validation document does."""
+    train, valid = cut_by_chance(np.arange(len(hashes)), valid_pct, seed, "valid")
+    if drops:
+        train = train[~np.isin(hashes[train], hashes[valid])]
+    is_train, is_valid = np.isin(pairs[:, 0], train), np.isin(pairs[:, 0], valid)
+    return np.setdiff1d(pairs[is_valid, 1], pairs[is_train, 1])

@@ -1,0 +1,140 @@
+"""The config of a recipe: what was found out about the texts, with a size and a schedule.
+
+Learning rates, dropout and clipping are those of `configs/quickstart.yaml` and `configs/imdb.yaml`, known to learn.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import psutil
+
+from ulmfit_dist.config import Config, Phase
+from ulmfit_dist.stages.sizing import BEGINNING, SHORTENED, Corpus, Durations, Plan
+from ulmfit_dist.stages.text_profile import Profile
+
+CHUNK = 72
+"""Tokens that the classifier's encoder reads at a time."""
+SHARE_OF_MEMORY = 0.25
+"""Of the memory that is available, for the activations of a classifier's step."""
+COPIES = 12
+"""Values that are kept of each hidden unit and token for the backward pass, roughly."""
+RATIO = 2.6
+"""Factor between the learning rates of neighbouring layer groups, as in the paper."""
+
+
+def corpus_of(profile: Profile) -> Corpus:
+    """Return the amounts of text that a recipe is sized by."""
+    survey, tokens, data = profile.survey, profile.tokens, profile.config.data
+    train = survey.splits["train"]
+    missing = train.labels[data.no_label] if data.no_label is not None else 0
+    labelled = sum(train.labels.values()) - missing if data.label is not None else 0
+    num_documents = max(survey.num_documents, 1)
+    workers = max(1, min(profile.config.runtime.num_workers, num_documents // 20_000))
+    start = tokens.start_seconds
+    if profile.config.tokenizer.kind == "sentencepiece":
+        start *= max(1.0, min(survey.characters, 20e6) / 2e6)  # it learns from more than the sample
+    corpus = Corpus(
+        documents={name: split.num_documents for name, split in survey.splits.items()},
+        labelled=round(labelled * train.scale),
+        tokens_per_document=survey.characters * tokens.per_character / num_documents,
+        p95=profile.card.tokens["p95"],
+        longest=profile.card.tokens["longest"],
+        cut=0.0 if "valid" in survey.splits else data.valid_pct,
+        prepare_seconds=start + survey.characters / tokens.characters_per_second / workers,
+    )
+    lengths = tokens.lengths
+    shares: dict[int | None, float] = {
+        size: float(np.minimum(lengths, size).sum() / max(lengths.sum(), 1)) for size in (BEGINNING, SHORTENED)
+    }
+    corpus = replace(corpus, shares_read=shares)
+    return corpus if data.limit is None else corpus.limited(data.limit)
+
+
+def recipe_config(profile: Profile, plan: Plan) -> Config:
+    """Return the config that trains by a plan; keys that the user has set stay."""
+    base, (emb_sz, n_hid, n_layers) = profile.config, plan.size
+    is_large = n_layers > 2
+    pretrained = "wt103_fwd" if plan.is_pretrained else None
+    chosen = replace(
+        base,
+        data=replace(base.data, limit=plan.limit or base.data.limit),
+        model=replace(base.model, emb_sz=emb_sz, n_hid=n_hid, n_layers=n_layers, pretrained=pretrained),
+        lm=replace(
+            base.lm,
+            global_batch_size=plan.lm_batch,
+            drop_mult=0.5 if is_large else 0.2 if plan.lm_epochs < 4 else 0.3,
+            phases=_lm_phases(plan),
+        ),
+        classifier=replace(
+            base.classifier,
+            global_batch_size=plan.classifier_batch,
+            max_len=_max_len(profile, plan),
+            truncate_to=plan.truncate_to,
+            grad_clip=0.1,
+            y_range=_y_range(profile),
+            phases=_classifier_phases(plan),
+        ),
+    )
+    return profile.with_overrides(chosen)
+
+
+def recipe_reasons(profile: Profile, plan: Plan, expected: Durations) -> dict[str, str]:
+    """Return the comments of the keys that a plan sets, by dotted key."""
+    per_epoch = "documents" if plan.lm_epochs == 1 else "documents, each epoch"
+    reasons = {
+        "data.limit": "as many of each split as fit into the minutes",
+        "tokenizer.max_vocab": "words; rarer ones are unknown (xxunk)",
+        "model": f"{'Wikipedia weights to start from' if plan.is_pretrained else 'from scratch'}, the largest that fits",
+        "model.pretrained": "English of Wikipedia, which is on this machine already",
+        "lm": f"about {_minutes(expected.lm)}: learns the language from all {per_epoch}",
+        "lm.global_batch_size": "rows of a step: as many as leave enough steps",
+        "lm.drop_mult": "little dropout: a small model, and few epochs",
+        "lm.phases": "more epochs, a better language model",
+        "classifier": f"about {_minutes(expected.classifier)}: learns the labels, on the language model's encoder",
+        "classifier.global_batch_size": "documents of a step",
+        "classifier.max_len": "tokens that are learned from, counted from the end of what is read",
+        "classifier.truncate_to": "tokens of each document that are read: its beginning, to fit into the minutes",
+        "classifier.grad_clip": "keeps learning steady",
+        "classifier.y_range": "lowest and highest label, and a twentieth more",
+        "classifier.phases": "gradual unfreezing: the head, then all of it; lr: [low, high] over the layers",
+    }
+    return reasons
+
+
+def _lm_phases(plan: Plan) -> list[Phase]:
+    if plan.is_pretrained:
+        return [Phase(1, 1e-2, -1), *([Phase(plan.lm_epochs - 1, 1e-3, 0)] if plan.lm_epochs > 1 else [])]
+    return [Phase(plan.lm_epochs, 3e-3 if plan.size[2] > 2 else 1e-2, 0)]
+
+
+def _classifier_phases(plan: Plan) -> list[Phase]:
+    epochs, n_layers = max(plan.classifier_epochs, 1), plan.size[2]
+    if n_layers > 2 and epochs > 2:
+        spread = RATIO**4
+        middle = [Phase(1, [1e-2 / spread, 1e-2], -2), Phase(1, [5e-3 / spread, 5e-3], -3)]
+        return [Phase(1, 2e-2, -1), *middle, Phase(epochs - 2, [1e-3 / spread, 1e-3], 0)]
+    return [Phase(1, 2e-2, -1), Phase(epochs, [1e-2 / RATIO**n_layers, 1e-2], 0)]
+
+
+def _max_len(profile: Profile, plan: Plan) -> int:
+    """Return `classifier.max_len`: the 95th percentile in whole chunks, as far as the memory goes."""
+    emb_sz, n_hid, n_layers = plan.size
+    units = emb_sz * 2 + n_hid * (n_layers - 1)
+    room = SHARE_OF_MEMORY * psutil.virtual_memory().available / (4 * COPIES * units * plan.classifier_batch)
+    wanted = min(profile.card.tokens["p95"], plan.truncate_to or math.inf, 1440)
+    return max(2 * CHUNK, min(math.ceil(wanted / CHUNK), int(room / CHUNK)) * CHUNK)
+
+
+def _y_range(profile: Profile) -> list[float] | None:
+    numbers = profile.card.numbers
+    if not numbers or not profile.survey.is_exact or numbers["lowest"] == numbers["highest"]:
+        return None
+    margin = (numbers["highest"] - numbers["lowest"]) / 20
+    return [float(f"{numbers['lowest'] - margin:.6g}"), float(f"{numbers['highest'] + margin:.6g}")]
+
+
+def _minutes(seconds: float) -> str:
+    return "half a minute" if seconds < 45 else "a minute" if seconds < 75 else f"{seconds / 60:.0f} minutes"
