@@ -16,6 +16,8 @@ from ulmfit_dist.data.profile.survey import Survey
 
 FEW_DOCUMENTS = 5000
 """Training documents below which a fifth, not a tenth, is cut off to validate on: a figure of fewer tells little."""
+FEW_BESIDE_TEST = 1000
+"""The same where a test split gives the figure, and valid only selects."""
 MOST_EQUAL = 0.5
 """Share of equal texts from which on they are not left out: hardly any would remain."""
 MANY_CHARACTERS = 80_000_000
@@ -48,7 +50,8 @@ def with_labels(
     if meaning is not None:
         chosen |= {"no_label": meaning.missing, "label_delim": meaning.delimiter}
     train = survey.splits["train"].num_documents
-    if "valid" not in survey.splits and train < FEW_DOCUMENTS:
+    few = FEW_DOCUMENTS if "test" not in survey.splits else FEW_BESIDE_TEST
+    if "valid" not in survey.splits and train < few:
         chosen["valid_pct"] = 0.2
     num_equal = sum(survey.num_equal().values())
     if 0 < num_equal < MOST_EQUAL * survey.num_documents:
@@ -72,6 +75,9 @@ def with_vocabulary(config: TokenizerConfig, survey: Survey, has_gpu: bool, give
 
 def splits_reason(data: DataConfig, choice: Choice, survey: Survey) -> str:
     """Return how the splits of a card were found."""
+    if data.test_pct is not None:
+        rest = "" if "valid" in survey.splits else f", and {data.valid_pct:.0%} of the rest to validate on"
+        return f"{data.test_pct:.0%} of train is cut off to test on{rest}"
     names = [name for name in survey.splits if name not in ("train", "unlabelled")]
     cut = "" if "valid" in names else f"; {data.valid_pct:.0%} of train is cut off to validate on"
     if data.splits:
@@ -96,8 +102,8 @@ def reasons_of(
         "data.label": choice.label_reason,
         "data.valid_col": "true for the rows to validate on",
         "data.on_error": f"{card.unreadable:,} of {card.documents:,} documents cannot be read",
-        "data.valid_pct": "cut off by seed to validate on"
-        + (": few documents, so a fifth" if len(card.splits) == 1 and card.documents < FEW_DOCUMENTS else ""),
+        "data.valid_pct": "cut off by seed to validate on",
+        "data.test_pct": "cut off as the test split, the same for every seed: it chooses nothing, and gives the figure",
         "data.on_duplicates": "equal texts: none is learned from that is measured on",
         "tokenizer.kind": tokenizer_reason,
         "tokenizer.pieces": "pieces of words to learn",

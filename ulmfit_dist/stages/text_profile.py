@@ -12,7 +12,7 @@ from ulmfit_dist.compose import load_config
 from ulmfit_dist.config import Config, DataConfig
 from ulmfit_dist.data.profile.card import DataCard, make_card
 from ulmfit_dist.data.profile.columns import Choice, Column, choose_columns, profile_column
-from ulmfit_dist.data.profile.cut import choose_seed
+from ulmfit_dist.data.profile.cut import choose_seed, cut_test
 from ulmfit_dist.data.profile.inputs import HUB, Input, file_columns, find_input
 from ulmfit_dist.data.profile.labels import LabelMeaning, read_labels
 from ulmfit_dist.data.profile.language import Language, detect_language, tokenizer_for
@@ -116,6 +116,7 @@ def profile_texts(path: str, options: TextOptions, has_gpu: bool = False) -> Pro
         data = replace(data, label=None)
     meaning = _read_labels(survey, choice, path, options, has_lists)
     _check_enough(survey, meaning, path)
+    data, survey, why_test = cut_test(data, base.data, survey, meaning, options.given)
     language = _language(survey, path, options)
     tokenizer, tokenizer_reason = tokenizer_for(language.code, options.lang is not None)
     kind = base.tokenizer.kind if "tokenizer.kind" in options.given else tokenizer.kind
@@ -124,7 +125,7 @@ def profile_texts(path: str, options: TextOptions, has_gpu: bool = False) -> Pro
     data = with_labels(data, base.data, meaning, survey, options.given)
     why_splits = splits_reason(data, choice, survey)
     encoding = [f"encoding {data.encoding}: {found.reasons['encoding']}"] if "encoding" in found.reasons else []
-    notices = [*found.notices, *encoding, *choice.notices, *skipped]
+    notices = [*found.notices, *encoding, *choice.notices, *skipped, *why_test]
     card = make_card(path, data.source, columns, choice, survey, meaning, language, tokens, why_splits, notices)
     config = replace(base, data=data, tokenizer=tokenizer)
     reasons = reasons_of(found, choice, meaning, language, tokenizer_reason, card)

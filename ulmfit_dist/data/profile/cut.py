@@ -1,22 +1,79 @@
-"""The cut of the documents before it is made: classes that would be validated on, and not trained on.
+"""The cut of the documents before it is made: a test split, and classes that would be measured on, and not trained on.
 
 A run stops at such a class. With rare classes it depends on the seed, so a seed is sought that spares it; a class of the
-test split alone is an error at once. Only where all documents were counted.
+test split alone is an error at once, or where the test split is to be cut, a reason not to cut it. Only where all documents
+were counted.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 
+from ulmfit_dist.config import DataConfig
 from ulmfit_dist.data.profile.labels import LabelMeaning
-from ulmfit_dist.data.profile.survey import SplitSurvey, Survey
+from ulmfit_dist.data.profile.survey import SplitSurvey, Survey, survey_source
+from ulmfit_dist.data.sources import open_source
+from ulmfit_dist.data.sources.subset import cut_test_split
 from ulmfit_dist.data.splits import cut_by_chance
 from ulmfit_dist.data.targets import classes_of_label
 from ulmfit_dist.errors import UserError
 
+TEST_SHARE, TEST_SHARE_OF_FEW = 0.1, 0.2
+"""Share of the training documents that becomes the test split; the second below `FEW_DOCUMENTS` of them."""
+FEW_DOCUMENTS = 5000
+FEWEST_LABELLED = 200
+"""Labelled documents below which no test split is cut: it would take too many, and tell too little."""
 MOST_SEEDS = 200
 MOST_WORK = 20_000_000
 """Documents times seeds that are tried at most."""
+
+
+def cut_test(
+    data: DataConfig, base: DataConfig, survey: Survey, meaning: LabelMeaning | None, given: Sequence[str]
+) -> tuple[DataConfig, Survey, list[str]]:
+    """Return the section with a test split cut from train where labelled texts have none, its survey, and why it is not cut.
+
+    Args:
+        base: the section with the keys that the user has set.
+        given: names of these keys.
+    """
+    if "data.test_pct" in given:
+        share, notices = base.test_pct, list[str]()
+    else:
+        share, notices = _test_share(data, survey, meaning)
+    if share is None:
+        return data, survey, notices
+    cut = replace(data, test_pct=share)
+    found = survey_source(cut_test_split(open_source(cut), share))
+    if meaning is not None and "data.test_pct" not in given and (rare := _untrained(found, meaning, "test")):
+        return data, survey, [f"no test split is cut: class {rare[0]!r} has too few documents to be in it and in train"]
+    return cut, found, notices
+
+
+def _test_share(data: DataConfig, survey: Survey, meaning: LabelMeaning | None) -> tuple[float | None, list[str]]:
+    if "test" in survey.splits or meaning is None or data.folds is not None:
+        return None, []
+    train = survey.splits["train"]
+    missing = train.labels[meaning.missing] if meaning.missing is not None else 0
+    if (labelled := sum(train.labels.values()) - missing) * train.scale < FEWEST_LABELLED:
+        return None, [
+            f"no test split is cut: {labelled} labelled documents are too few; data.folds=5 with `ulmfit-dist "
+            f"cross-validate` measures on all of them"
+        ]
+    return TEST_SHARE_OF_FEW if train.num_documents < FEW_DOCUMENTS else TEST_SHARE, []
+
+
+def _untrained(survey: Survey, meaning: LabelMeaning, split: str) -> list[str]:
+    """Return the classes of a split that no training document has."""
+    if meaning.target == "regression":
+        return []
+    names, train = _classes(survey.splits["train"], meaning, {})
+    _, others = _classes(survey.splits[split], meaning, names)
+    trained, measured = set(train[:, 1].tolist()), set(others[:, 1].tolist())
+    return [name for name, number in names.items() if number in measured - trained]
 
 
 def choose_seed(survey: Survey, meaning: LabelMeaning, valid_pct: float, drops: bool, seed: int, where: str) -> int:
@@ -33,14 +90,11 @@ def choose_seed(survey: Survey, meaning: LabelMeaning, valid_pct: float, drops: 
         return seed
     names, train = _classes(survey.splits["train"], meaning, {})
     for split in ("valid", "test"):
-        if split in survey.splits:
-            _, others = _classes(survey.splits[split], meaning, names)
-            trained = {name for name, number in names.items() if number in set(train[:, 1].tolist())}
-            if missing := [name for name, number in names.items() if number in others[:, 1] and name not in trained]:
-                raise UserError(
-                    f"{where}: class {missing[0]!r} is in the {split} split and not in train: add training documents of it, "
-                    f"or take it out of {split}"
-                )
+        if split in survey.splits and (missing := _untrained(survey, meaning, split)):
+            raise UserError(
+                f"{where}: class {missing[0]!r} is in the {split} split and not in train: add training documents of it, "
+                f"or take it out of {split}"
+            )
     if "valid" in survey.splits:
         return seed
     hashes = survey.splits["train"].hashes
