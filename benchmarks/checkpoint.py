@@ -31,7 +31,7 @@ from ulmfit_dist.training.checkpoints.folder import Content, StageFolder
 from ulmfit_dist.training.checkpoints.snapshot import _copied
 
 EVERY_MINUTES = {"every 5 minutes": 5, "every 15 seconds": 0.25}
-TRAINING = ["configs/quickstart.yaml", "data.limit=1100", "lm.phases=[{epochs: 1, lr: 1e-2}]", "tracking.wandb=disabled"]
+TRAINING = ["benchmarks/bbc_news.yaml", "data.limit=1100", "lm.phases=[{epochs: 1, lr: 1e-2}]", "tracking.wandb=disabled"]
 FULL_SIZE = 60_000
 
 

@@ -27,11 +27,11 @@ from ulmfit_dist.data.vocab import FILLER
 from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.stages.prepare import prepare
 
-RECIPE = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
+RECIPE = Path(__file__).parent / "bbc_news.yaml"
 
 
 def configured(*overrides: str) -> Config:
-    """The quick start's recipe, with other values, by one process as it is; documents are read whole, as in fastai."""
+    """The recipe, with other values, by one process as it is; documents are read whole, as in fastai."""
     fixed = ["runtime.virtual_ranks=null", "tracking.wandb=disabled", "classifier.truncate_to=null"]
     return load_config(RECIPE, [*fixed, *overrides])
 

@@ -84,6 +84,7 @@ def estimate_stage(
     scale: float = 1.0,
     vocab_size: int | None = None,
     budget_seconds: float = BUDGET_SECONDS,
+    min_work: float | None = None,
 ) -> StageEstimate:
     """Measure some steps of a stage, and estimate the duration of all. Collective; no state of the run changes.
 
@@ -92,6 +93,7 @@ def estimate_stage(
         scale: documents of the corpus over documents in the store, where that holds a sample.
         vocab_size: tokens in the vocabulary, where the store has that of a sample; None: the store's.
         budget_seconds: seconds of timed steps after which no further one is timed.
+        min_work: floating-point operations up to which the stage is not measured; None: `MIN_WORK`.
 
     Raises:
         UserError: input that the stage cannot be trained on.
@@ -104,7 +106,8 @@ def estimate_stage(
         num_parameters = sum(parameter.numel() for parameter in learner.model.parameters())
         phases = getattr(config, stage).phases
         per_position = dict.fromkeys((phase.freeze_to for phase in phases), 0.0)
-        if _operations(learner, stage) * work.train * sum(phase.epochs for phase in phases) > MIN_WORK:
+        operations = _operations(learner, stage) * work.train * sum(phase.epochs for phase in phases)
+        if operations > (MIN_WORK if min_work is None else min_work):
             timer = partial(StepTimer, runtime, budget_seconds, config.classifier.max_len)
             per_position = _measure(learner, runtime, list(per_position), timer)
     steps, seconds = [], []

@@ -26,7 +26,7 @@ from ulmfit_dist.data.store import TokenStore, write_bytes
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.model.pretrained import has_weights
 from ulmfit_dist.runtime import Runtime
-from ulmfit_dist.stages.estimate import StageEstimate, estimate_stage
+from ulmfit_dist.stages.estimate import estimate_stage
 from ulmfit_dist.stages.recipe_file import recipe_yaml
 from ulmfit_dist.stages.recipe_plan import corpus_of, recipe_config, recipe_reasons
 from ulmfit_dist.stages.sample_store import make_sample_store
@@ -35,8 +35,6 @@ from ulmfit_dist.stages.text_profile import Profile, TextOptions, profile_texts
 
 BUSY = 2.0
 """Load per core from which on a measurement tells little of a quiet machine."""
-STEP_SECONDS = 0.03
-"""Duration of a step of a model that is too small to be measured, on a CPU core."""
 
 
 @dataclass(frozen=True)
@@ -182,21 +180,16 @@ def _measure(config: Config, runtime: Runtime, store: TokenStore, scale: float, 
         classifier=replace(config.classifier, phases=phases, target="category", y_range=None),
     )
     splits = split_documents(store, config)
-    lm = estimate_stage(config, runtime, store, "lm", scale, vocab_size)
+    lm = estimate_stage(config, runtime, store, "lm", scale, vocab_size, min_work=0)
     lm_tokens = float(store.lengths[splits.lm_train].sum()) * scale
     if not len(splits.classifier_train):
-        return Speed(_epoch_seconds(lm, 0) / lm_tokens, 0.0, 0.0)
-    classifier = estimate_stage(config, runtime, store, "classifier", scale, vocab_size)
+        return Speed(lm.seconds[0] / lm_tokens, 0.0, 0.0)
+    classifier = estimate_stage(config, runtime, store, "classifier", scale, vocab_size, min_work=0)
     lengths = store.lengths[splits.classifier_train]
     tokens = float(np.minimum(lengths, config.classifier.truncate_to or lengths.max()).sum()) * scale
     num_test = max(len(splits.test_texts), 1) * scale
-    frozen, full = _epoch_seconds(classifier, 0), _epoch_seconds(classifier, -1)
-    return Speed(_epoch_seconds(lm, 0) / lm_tokens, frozen / tokens, full / tokens, classifier.test_seconds / num_test)
-
-
-def _epoch_seconds(estimate: StageEstimate, epoch: int) -> float:
-    """Return the duration of an epoch; by its steps, where the stage is too small to be measured."""
-    return estimate.seconds[epoch] or STEP_SECONDS * estimate.steps[epoch]
+    frozen, full = classifier.seconds[0], classifier.seconds[-1]
+    return Speed(lm.seconds[0] / lm_tokens, frozen / tokens, full / tokens, classifier.test_seconds / num_test)
 
 
 def _heading(
