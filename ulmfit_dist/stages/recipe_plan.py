@@ -137,4 +137,4 @@ def _y_range(profile: Profile) -> list[float] | None:
 
 
 def _minutes(seconds: float) -> str:
-    return "half a minute" if seconds < 45 else "a minute" if seconds < 75 else f"{seconds / 60:.0f} minutes"
+    return "half a minute" if seconds < 45 else "a minute" if seconds < 90 else f"{seconds / 60:.0f} minutes"
