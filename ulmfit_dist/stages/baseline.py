@@ -111,8 +111,10 @@ def measure_baseline(config: Config, runtime: Runtime, store: TokenStore, tracke
         tracker.set_baseline(known)
     if runtime.is_main:
         name = main_metric(known["valid"])
-        others = f"{name} {known['valid'][name]:.4f} on valid; {known['majority']['valid'][name]:.4f} without reading them"
-        runtime.print(f"baseline: TF-IDF with a linear model, {known['seconds']:.1f} s: {others}")
+        simplest = "mean" if config.classifier.target == "regression" else "most frequent class"
+        found, other = known["valid"][name], known["majority"]["valid"][name]
+        figures = f"{name} {found:.4f} on valid ({simplest}: {other:.4f})"
+        runtime.print(f"baseline: TF-IDF with a linear model, {known['seconds']:.1f} s: {figures}")
 
 
 def _identity(config: Config, store: TokenStore) -> str:
