@@ -237,7 +237,7 @@ class ClassifierConfig:
     early_stopping: int | None = None
     """End the stage after so many epochs in a row that were no better than the best before. null: never."""
     baseline: bool = True
-    """Whether run also measures TF-IDF with a linear model on the same documents, before the first epoch."""
+    """Measure TF-IDF with a linear model on the same documents, before the first epoch of run."""
     callbacks: list[Any] = field(default_factory=list)
     """fastai callbacks of yours on every rank: module.Class, or {path: module.Class, argument: value}."""
     metrics: list[Any] = field(default_factory=list)

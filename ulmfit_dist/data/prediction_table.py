@@ -45,7 +45,7 @@ DAMAGE = (
     NotImplementedError,
     pa.ArrowException,
 )
-"""What a damaged file makes pyarrow, or a check, raise."""
+"""Exceptions that pyarrow, or a check, raises for a damaged file."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ UNKNOWN_HIGH = 0.1
 
 @dataclass
 class DataCard:
-    """What a source holds.
+    """Content of a source.
 
     Attributes:
         path, source: where it lies, and `data.source`.

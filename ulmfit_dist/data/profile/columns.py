@@ -73,7 +73,7 @@ class Column:
 
     @property
     def is_prose(self) -> bool:
-        """Whether it looks like texts: words, most of them different, few digits."""
+        """Return whether it looks like texts: words, most of them different, few digits."""
         if self.kind != "words" or self.digits > DIGITS or self.num_distinct < DISTINCT_TEXTS * self.num_values:
             return False
         return self.words >= FEWEST_WORDS or (self.unspaced > 0.3 and self.characters >= FEWEST_LETTERS)
