@@ -24,7 +24,7 @@ def test_every_key_has_a_meaning():
 def test_overrides_win_over_the_recipe_and_later_ones_over_earlier():
     config = load_config(ROOT / "configs/quickstart.yaml", ["lm.global_batch_size=8", "lm.global_batch_size=16"])
     assert config.lm.global_batch_size == 16
-    assert config.model.n_layers == 2
+    assert config.model.n_layers == 1
 
 
 def test_a_map_that_is_given_whole_replaces_the_recipes_and_one_key_of_it_does_not():

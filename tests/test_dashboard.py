@@ -48,7 +48,7 @@ def panels(spec: dict) -> dict[str, list[dict]]:
 
 
 def test_each_metric_stands_over_the_axis_of_its_stage():
-    shown = panels(json.loads(dashboard(quickstart(), None, dry_run=True))["spec"])
+    shown = panels(json.loads(dashboard(quickstart("model.n_layers=2"), None, dry_run=True))["spec"])
     names = "Language model,Classifier,Optimization,Throughput,Time of a step,Memory,System"
     assert list(shown) == names.split(",")
     axes = {metric: panel["xAxis"] for section in shown.values() for panel in section for metric in panel["metrics"]}

@@ -192,7 +192,9 @@ def test_a_fresh_start_that_is_killed_goes_on_and_leaves_the_models_before_aside
     exported = [json.loads((tmp_path / "run" / stage / "training.json").read_text()) for stage in STAGES]
     assert len({training["training_id"] for training in exported}) == 2
     said = finish(begin(*words, processes=1))
-    assert [line.split(",")[0] for line in said.splitlines() if "done" in line][:2] == [f"{s}: done already" for s in STAGES]
+    assert [line.split(",")[0] for line in said.splitlines() if ": done" in line][:2] == [
+        f"{s}: done already" for s in STAGES
+    ]
 
 
 def test_a_full_disk_does_not_stop_a_run(begin: Start, tmp_path: Path):

@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from ulmfit_dist.stages.predict import Classifier
     from ulmfit_dist.stages.predictions import AnyPrediction
 
+SECONDS_OF_RANK_0 = 2.0
+"""Seconds in which rank 0 may report the error of all ranks, before another one exits and the launcher ends the rest."""
 Command = Callable[[argparse.Namespace], None]
 
 
@@ -47,6 +50,8 @@ def main(words: Sequence[str] | None = None, ends_process: bool = False) -> int:
             COMMANDS[args.command](args)
     except UserError as error:
         report_error(error)
+        if not is_main_process() and not getattr(error, "shared", False):
+            time.sleep(SECONDS_OF_RANK_0)
         return EXIT_CODE
     except RankLostError as error:
         print(f"ulmfit-dist: error: {error}; so {rank_name()} stops, too", file=sys.stderr, flush=True)
