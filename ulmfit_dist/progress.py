@@ -47,7 +47,7 @@ class Progress:
 
     @property
     def is_shown(self) -> bool:
-        """Whether a bar or lines are shown here, for callers whose details cost something."""
+        """Return whether a bar or lines are shown here, for callers whose details cost something."""
         return self._has_bar or self._has_lines
 
     def __enter__(self) -> Progress:

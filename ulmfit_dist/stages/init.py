@@ -39,7 +39,7 @@ BUSY = 2.0
 
 @dataclass(frozen=True)
 class InitResult:
-    """What `init` has found and written.
+    """Result of `init`: the data card and the recipe.
 
     Attributes:
         card: of the texts.
@@ -164,7 +164,7 @@ def _choose(profile: Profile, runtime: Runtime, minutes: float) -> tuple[Plan, D
 
 
 def _starts_trained(profile: Profile) -> bool:
-    """Whether weights of English are there to start from."""
+    """Return whether the texts are English and pretrained weights of it lie on this machine."""
     tokenizer = profile.config.tokenizer
     return tokenizer.lang == "en" and tokenizer.kind == "word" and has_weights("wt103_fwd")
 

@@ -18,7 +18,7 @@ from ulmfit_dist.training.tracking import device_name
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What a run has yet to do.
+    """Stages of a run that are not done, with their estimates.
 
     Attributes:
         estimates: by stage, of all stages that are to be trained, in their order.

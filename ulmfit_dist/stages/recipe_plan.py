@@ -18,7 +18,7 @@ from ulmfit_dist.stages.text_profile import Profile
 CHUNK = 72
 """Tokens that the classifier's encoder reads at a time."""
 SHARE_OF_MEMORY = 0.25
-"""Of the memory that is available, for the activations of a classifier's step."""
+"""Share of the available memory for the activations of a classifier's step."""
 COPIES = 12
 """Values that are kept of each hidden unit and token for the backward pass, roughly."""
 RATIO = 2.6

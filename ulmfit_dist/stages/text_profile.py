@@ -1,4 +1,4 @@
-"""What texts are: source, columns, labels, language and tokens, from a path and what the user says of them.
+"""Profile of texts: source, columns, labels, language and tokens, from a path and what the user says of them.
 
 What cannot be decided is an error of one line that names the option which decides it.
 """
@@ -30,14 +30,13 @@ MOST_UNREADABLE = 0.1
 
 @dataclass(frozen=True)
 class TextOptions:
-    """What the user says of the texts.
+    """Options that describe the texts.
 
     Attributes:
         text: columns of text; none: to be found.
         label: column of labels; `none`: there are none; None: to be found.
         target: `classifier.target`; None: to be found.
         lang: spaCy's code of the language; None: to be found.
-        minutes: that `run` may take.
         overrides: keys of the config, as `data.limit=1000`.
     """
 
@@ -55,7 +54,7 @@ class TextOptions:
 
 @dataclass
 class Profile:
-    """What was found out about the texts.
+    """Profile of the texts.
 
     Attributes:
         card: for the user.

@@ -80,7 +80,7 @@ class Column:
 
     @property
     def is_class_like(self) -> bool:
-        """Whether its values repeat, as labels do."""
+        """Return whether its values repeat, as labels do."""
         if self.kind == "list":
             return True
         most = self.num_values / (3 if self.num_values < 50 else 5)
@@ -265,7 +265,7 @@ def _is_valid_column(column: Column, rows: Sequence[dict[str, Any]]) -> bool:
 
 
 def _names_splits(column: Column, rows: Sequence[dict[str, Any]]) -> bool:
-    """Whether a column says of each row which split it is of."""
+    """Return whether a column names the split of each row."""
     if column.kind != "words" or column.num_distinct > 6 or column.num_missing:
         return False
     found = {str(row.get(column.name)) for row in rows}

@@ -1,4 +1,4 @@
-"""What lies at a path: which source it is, in which encoding, and its first rows.
+"""The source at a path, its encoding, and its first rows.
 
 The rows are read by the readers of `data/sources`, so what is seen here is what `prepare` reads.
 """

@@ -1,4 +1,4 @@
-"""What labels mean: one class, several, or a number. Pure functions of the labels and their counts.
+"""The meaning of labels: one class, several, or a number. Pure functions of the labels and their counts.
 
 Where two readings fit, the safer one is taken, and its reason printed: classes make no assumption about their order, so
 whole numbers that repeat are classes, and `--target regression` says otherwise.
@@ -15,7 +15,7 @@ from ulmfit_dist.data.targets import classes_of_label
 from ulmfit_dist.errors import UserError
 
 DELIMITERS = (";", "|", ",")
-"""What may separate the labels of a cell, in the order in which they are tried."""
+"""Delimiters of the labels in a cell, in the order in which they are tried."""
 JOINED = 0.05
 """Share of documents with several labels from which on a delimiter counts."""
 LONGEST_NAME = 40
