@@ -167,7 +167,9 @@ def test_a_full_disk_stops_with_one_line_and_goes_on_when_there_is_room(
 ):
     with mounted(tmp_path / "cache", "600k"):
         said = fail(words(recipe, large, tmp_path / "cache"))
-        assert re.fullmatch(r"ulmfit-dist: error: \S+/local-\d+\.\S+: cannot be written \(No space left on device\)\n", said)
+        *progress, line = said.splitlines()  # on a slow machine the disk is full only after a line of progress
+        assert all(other.startswith("tokenizing: ") for other in progress)
+        assert re.fullmatch(r"ulmfit-dist: error: \S+/local-\d+\.\S+: cannot be written \(No space left on device\)", line)
         assert not list((tmp_path / "cache").glob("*/meta.json"))
         assert not list((tmp_path / "cache").glob("*/*.tmp"))
         subprocess.run(["mount", "-o", "remount,size=50m", tmp_path / "cache"], check=True)
