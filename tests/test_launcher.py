@@ -3,9 +3,11 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -189,10 +191,14 @@ def test_the_projects_config_files_are_accelerates_and_name_no_precision(name: s
     assert config.mixed_precision is None
 
 
-def test_the_readmes_launcher_prints_nothing_of_its_own(tmp_path: Path):
+def test_the_readmes_launcher_prints_nothing_of_its_own_beside_another_launch(tmp_path: Path):
     (tmp_path / "rank.py").write_text("import os; os.write(1, os.environ['RANK'].encode())")
     command = [sys.executable, "-m", "ulmfit_dist.launcher", "--multi_gpu", "--num_processes", "2", tmp_path / "rank.py"]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path)}
-    result = subprocess.run([*map(str, command)], env=environment, capture_output=True, text=True, timeout=120)
+    with socket.socket() as other:
+        with suppress(OSError):  # taken already, which will do as well
+            other.bind(("127.0.0.1", 29500))  # Accelerate's default
+            other.listen()
+        result = subprocess.run([*map(str, command)], env=environment, capture_output=True, text=True, timeout=120)
     assert sorted(result.stdout) == ["0", "1"]
     assert (result.stderr, result.returncode) == ("", 0)

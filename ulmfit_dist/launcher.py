@@ -123,6 +123,8 @@ def name_defaults(args: argparse.Namespace) -> None:
     args.num_processes = max(1, num_gpus) if args.num_processes is None else args.num_processes
     args.multi_gpu = args.multi_gpu or min(num_gpus, args.num_processes) > 1
     args.num_machines = args.num_machines or 1
+    if args.multi_gpu and args.num_machines == 1 and args.main_process_port is None:
+        args.main_process_port = 0  # a free port: Accelerate's 29500 may belong to another launch on this machine
     args.mixed_precision = args.mixed_precision or "no"
     args.dynamo_backend = args.dynamo_backend or "no"
     if args.cpu and args.num_cpu_threads_per_process is None and not os.environ.get("OMP_NUM_THREADS"):
