@@ -23,12 +23,12 @@ import torch
 from benchmarks.harness import Benchmark, Measured
 from benchmarks.machine import machine
 from benchmarks.scaling import run_ranks
-from ulmfit_dist.cli import main as command
-from ulmfit_dist.config import LMConfig, ModelConfig
-from ulmfit_dist.model.networks import build_language_model
-from ulmfit_dist.training.checkpoints.callback import CheckpointCallback
-from ulmfit_dist.training.checkpoints.folder import Content, StageFolder
-from ulmfit_dist.training.checkpoints.snapshot import _copied
+from ulmfit_dist.checkpointing.callback import CheckpointCallback
+from ulmfit_dist.checkpointing.learner_state import _copied
+from ulmfit_dist.checkpointing.manager import Content, StageFolder
+from ulmfit_dist.cli.main import main as command
+from ulmfit_dist.config.schema import LMConfig, ModelConfig
+from ulmfit_dist.models.networks import build_language_model
 
 EVERY_MINUTES = {"every 5 minutes": 5, "every 15 seconds": 0.25}
 TRAINING = ["benchmarks/bbc_news.yaml", "data.limit=1100", "lm.phases=[{epochs: 1, lr: 1e-2}]", "tracking.wandb=disabled"]

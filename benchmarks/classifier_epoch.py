@@ -22,16 +22,16 @@ from benchmarks.workloads import (
     fastai_classifier_loaders,
     seconds_per_step,
 )
-from ulmfit_dist.config import Config, RuntimeConfig
+from ulmfit_dist.config.schema import Config, RuntimeConfig
 from ulmfit_dist.data.splits import DocumentSplits, split_documents
-from ulmfit_dist.data.store import TokenStore
-from ulmfit_dist.model.export import save_exported
-from ulmfit_dist.model.networks import build_language_model, encoder_of
-from ulmfit_dist.randomness import seed_torch
-from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.data.token_store import TokenStore
+from ulmfit_dist.distributed.runtime import Runtime
+from ulmfit_dist.models.bundle import save_exported
+from ulmfit_dist.models.networks import build_language_model, encoder_of
+from ulmfit_dist.rng.counter_based import seed_torch
 from ulmfit_dist.stages.classifier import classifier_learner
 from ulmfit_dist.stages.prepare import prepare
-from ulmfit_dist.training.recipe import learning_rate
+from ulmfit_dist.training.schedule import learning_rate
 
 
 def fastai(case: str) -> Measured:

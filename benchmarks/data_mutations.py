@@ -28,8 +28,8 @@ import pandas  # type: ignore[import-untyped]
 import pyarrow
 import pyarrow.parquet
 
-from ulmfit_dist.compose import load_config
-from ulmfit_dist.config import DataConfig
+from ulmfit_dist.config.loading import load_config
+from ulmfit_dist.config.schema import DataConfig
 from ulmfit_dist.data.sources import open_source
 from ulmfit_dist.data.sources.line_stream import LineStream
 from ulmfit_dist.errors import UserError

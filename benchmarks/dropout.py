@@ -19,19 +19,19 @@ from torch import nn
 from torch.nn import functional as F
 
 from benchmarks.machine import machine
-from ulmfit_dist.compose import load_config
-from ulmfit_dist.config import Config
-from ulmfit_dist.data.store import TokenStore
-from ulmfit_dist.model.dropout import RowDropout, WeightDropout
-from ulmfit_dist.model.export import save_exported
-from ulmfit_dist.model.networks import awd_lstm_of
-from ulmfit_dist.randomness import seed_torch
-from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.config.loading import load_config
+from ulmfit_dist.config.schema import Config
+from ulmfit_dist.data.token_store import TokenStore
+from ulmfit_dist.distributed.runtime import Runtime
+from ulmfit_dist.models.bundle import save_exported
+from ulmfit_dist.models.dropout import RowDropout, WeightDropout
+from ulmfit_dist.models.networks import awd_lstm_of
+from ulmfit_dist.rng.counter_based import seed_torch
 from ulmfit_dist.stages.classifier import classifier_learner
 from ulmfit_dist.stages.lm import lm_learner
 from ulmfit_dist.stages.prepare import prepare
 from ulmfit_dist.training.learner import DistributedLearner
-from ulmfit_dist.training.recipe import run_phases
+from ulmfit_dist.training.schedule import run_phases
 
 
 class DrawnWeightDropout(WeightDropout):

@@ -36,8 +36,8 @@ TIMEOUT = 300
 """Longest duration of a run, in seconds; then its ranks are killed, which is reported."""
 IMPORTS = (
     "accelerate", "fastai.text.all", "matplotlib.pyplot", "pyarrow.parquet", "rich.live", "safetensors.torch", "spacy",
-    "torch._dynamo", "torch.distributed.nn.functional", "torch.nn.parallel", "wandb", "ulmfit_dist.cli",
-    "ulmfit_dist.report.page", "ulmfit_dist.stages.run", "ulmfit_dist.training.steps",
+    "torch._dynamo", "torch.distributed.nn.functional", "torch.nn.parallel", "wandb", "ulmfit_dist.cli.main",
+    "ulmfit_dist.report.page", "ulmfit_dist.stages.run", "ulmfit_dist.training.train_steps",
 )  # fmt: skip
 CONFIG = (
     "lm", "{folder}/empty.yaml", "data.path={folder}/texts", "data.cache={folder}/cache", "data.shard_documents=48",
@@ -196,7 +196,7 @@ def become_rank(folder: Path, run: Run, rank: int, port: int) -> None:
 
 def observe_steps(note: Path, step: int, fails: bool) -> None:
     """Have training touch a file when it comes to a step, and fail there if it is to."""
-    from ulmfit_dist.training.steps import LMLearner
+    from ulmfit_dist.training.train_steps import LMLearner
 
     train_step = LMLearner._train_step
 

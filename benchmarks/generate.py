@@ -22,13 +22,13 @@ from torch import nn
 
 from benchmarks.harness import Benchmark, Measured
 from benchmarks.workloads import configured
-from ulmfit_dist.config import Config, RuntimeConfig
-from ulmfit_dist.data.store import TokenStore
-from ulmfit_dist.model.export import save_exported
-from ulmfit_dist.model.networks import build_language_model
-from ulmfit_dist.randomness import seed_torch
-from ulmfit_dist.runtime import Runtime
-from ulmfit_dist.stages.generate import LanguageModel
+from ulmfit_dist.config.schema import Config, RuntimeConfig
+from ulmfit_dist.data.token_store import TokenStore
+from ulmfit_dist.distributed.runtime import Runtime
+from ulmfit_dist.inference.generator import LanguageModel
+from ulmfit_dist.models.bundle import save_exported
+from ulmfit_dist.models.networks import build_language_model
+from ulmfit_dist.rng.counter_based import seed_torch
 from ulmfit_dist.stages.prepare import prepare
 
 PROMPT, WORDS, TEMPERATURE = "The government said", 40, 0.75

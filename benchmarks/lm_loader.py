@@ -22,8 +22,8 @@ from fastai.text.data import LMDataLoader, Numericalize
 from benchmarks.harness import Benchmark, Measured
 from benchmarks.workloads import fastai_documents
 from ulmfit_dist.data.batches import Share
-from ulmfit_dist.data.lm_batches import LMBatches
-from ulmfit_dist.data.store import FORMAT, TokenStore, shard_stem, write_json, write_shard
+from ulmfit_dist.data.lm_loader import LMBatches
+from ulmfit_dist.data.token_store import FORMAT, TokenStore, shard_stem, write_json, write_shard
 
 ROWS, TOKENS = 64, 72
 WARM_UP, STRETCH, STRETCHES = 16, 16, 12

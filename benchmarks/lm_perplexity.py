@@ -19,16 +19,16 @@ from fastai.torch_core import set_seed
 from benchmarks.harness import Benchmark, Measured
 from benchmarks.lm_step import BATCH
 from benchmarks.workloads import configured, fastai_lm_learner
-from ulmfit_dist.config import Config, RuntimeConfig
-from ulmfit_dist.data.store import TokenStore
+from ulmfit_dist.config.schema import Config, RuntimeConfig
+from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.data.vocab import FILLER
-from ulmfit_dist.model.loss import DecoderLoss
-from ulmfit_dist.model.networks import build_language_model, encoder_of
-from ulmfit_dist.randomness import seed_torch
-from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.distributed.runtime import Runtime
+from ulmfit_dist.metrics.accumulators import LMMetrics
+from ulmfit_dist.models.fused_cross_entropy import DecoderLoss
+from ulmfit_dist.models.networks import build_language_model, encoder_of
+from ulmfit_dist.rng.counter_based import seed_torch
 from ulmfit_dist.stages.lm import lm_learner, lm_loaders
 from ulmfit_dist.stages.prepare import prepare
-from ulmfit_dist.training.metrics import LMMetrics
 
 SEEDS = (1, 2, 3)
 ARTICLES, EPOCHS, LEARNING_RATE = 750, 3, 1e-2

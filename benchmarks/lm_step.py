@@ -6,8 +6,8 @@ import torch
 
 from benchmarks.harness import Benchmark, Measured
 from benchmarks.workloads import configured, fastai_lm_learner, filled_store, seconds_per_step
-from ulmfit_dist.config import Config, RuntimeConfig
-from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.config.schema import Config, RuntimeConfig
+from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.stages.lm import lm_learner
 
 BATCH = ["lm.global_batch_size=64", "lm.seq_len=72", "tokenizer.max_vocab=60000", "tokenizer.min_freq=1"]

@@ -22,14 +22,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.machine import machine
-from ulmfit_dist.compose import load_config
-from ulmfit_dist.model.awd_lstm import AWDLSTM
-from ulmfit_dist.model.dropout import RowDropout, row_mask, shared_mask
-from ulmfit_dist.model.networks import awd_lstm_of
-from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.config.loading import load_config
+from ulmfit_dist.distributed.runtime import Runtime
+from ulmfit_dist.models.awd_lstm import AWDLSTM
+from ulmfit_dist.models.dropout import RowDropout, row_mask, shared_mask
+from ulmfit_dist.models.networks import awd_lstm_of
 from ulmfit_dist.stages.lm import lm_learner
 from ulmfit_dist.stages.prepare import prepare
-from ulmfit_dist.training.steps import LMLearner
+from ulmfit_dist.training.train_steps import LMLearner
 
 Mask = tuple[str, Callable[[], Tensor], Callable[[], Tensor]]
 """Its place in the network, how we make it, and how fastai does."""

@@ -22,15 +22,15 @@ from torch import nn
 
 from benchmarks.harness import Benchmark, Measured
 from benchmarks.workloads import articles, configured, fastai_classifier_learner
-from ulmfit_dist.config import Config, RuntimeConfig
+from ulmfit_dist.config.schema import Config, RuntimeConfig
 from ulmfit_dist.data.splits import split_documents
-from ulmfit_dist.data.store import TokenStore
-from ulmfit_dist.model.export import save_exported
-from ulmfit_dist.model.networks import build_classifier, encoder_of
-from ulmfit_dist.randomness import seed_torch
-from ulmfit_dist.runtime import Runtime
-from ulmfit_dist.stages.predict import TextClassifier
-from ulmfit_dist.stages.predictions import Prediction
+from ulmfit_dist.data.token_store import TokenStore
+from ulmfit_dist.distributed.runtime import Runtime
+from ulmfit_dist.inference.outputs import Prediction
+from ulmfit_dist.inference.predictor import TextClassifier
+from ulmfit_dist.models.bundle import save_exported
+from ulmfit_dist.models.networks import build_classifier, encoder_of
+from ulmfit_dist.rng.counter_based import seed_torch
 from ulmfit_dist.stages.prepare import prepare
 
 NUM_COMPARED = 30

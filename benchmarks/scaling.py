@@ -15,8 +15,8 @@ from pathlib import Path
 
 from benchmarks.harness import Benchmark, Measured
 from benchmarks.workloads import configured, seconds_per_step
-from ulmfit_dist.config import RuntimeConfig
-from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.config.schema import RuntimeConfig
+from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.stages.lm import lm_learner
 from ulmfit_dist.stages.prepare import prepare
 

@@ -21,11 +21,11 @@ from fastai.text.core import TokenizeWithRules, WordTokenizer
 from fastai.text.data import Numericalize, make_vocab
 
 from benchmarks.harness import Benchmark, Measured
-from ulmfit_dist.config import DataConfig, TokenizerConfig
-from ulmfit_dist.data.builder import StoreBuilder
+from ulmfit_dist.config.schema import DataConfig, TokenizerConfig
 from ulmfit_dist.data.sources import open_source
 from ulmfit_dist.data.sources.base import Source
-from ulmfit_dist.data.store import FORMAT, TokenStore
+from ulmfit_dist.data.store_builder import StoreBuilder
+from ulmfit_dist.data.token_store import FORMAT, TokenStore
 
 BBC_NEWS = "BBC News"
 SHARD_DOCUMENTS = 2000

@@ -59,7 +59,7 @@ def compare(folder: Path, words: list[str], rounds: int, processes: int) -> None
 
 def train(kind: str, folder: Path, words: list[str], processes: int) -> str:
     """One run of the language model; what it said on standard error."""
-    launcher = ["-m", "ulmfit_dist.launcher", "--config_file", "configs/accelerate/multi_gpu.yaml"]
+    launcher = ["-m", "ulmfit_dist.launch", "--config_file", "configs/accelerate/multi_gpu.yaml"]
     launcher = [*launcher, "--num_processes", str(processes)] if processes > 1 else []
     mode = "disabled" if kind == "disabled" else "online"
     arguments = ["-m", "ulmfit_dist", "lm", *words, f"runs_dir={folder}", f"tracking.wandb={mode}", "--fresh"]

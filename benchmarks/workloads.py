@@ -18,13 +18,13 @@ from fastai.text.learner import TextLearner, language_model_learner, text_classi
 from fastai.text.models.awdlstm import AWD_LSTM, awd_lstm_clas_config, awd_lstm_lm_config
 from fastai.torch_core import TensorCategory
 
-from ulmfit_dist.compose import load_config
-from ulmfit_dist.config import Config
+from ulmfit_dist.config.loading import load_config
+from ulmfit_dist.config.schema import Config
 from ulmfit_dist.data.sources import open_source
 from ulmfit_dist.data.splits import DocumentSplits, split_documents
-from ulmfit_dist.data.store import TokenStore
+from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.data.vocab import FILLER
-from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.stages.prepare import prepare
 
 RECIPE = Path(__file__).parent / "bbc_news.yaml"

@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.machine import machine
-from ulmfit_dist.compose import load_config
+from ulmfit_dist.config.loading import load_config
 
 STAGES = ("lm", "classifier")
 FIRST_STEPS = 200

@@ -12,9 +12,9 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from ulmfit_dist.config import ModelConfig
-from ulmfit_dist.model.dropout import EmbeddingDropout, RowDropout
-from ulmfit_dist.model.encoder import Encoder, Hidden
+from ulmfit_dist.config.schema import ModelConfig
+from ulmfit_dist.models.dropout import EmbeddingDropout, RowDropout
+from ulmfit_dist.models.encoder import Encoder, Hidden
 
 
 class GRUEncoder(Encoder):

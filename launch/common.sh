@@ -11,6 +11,6 @@ accelerate_run() {
     local processes=$1
     check_processes "$@"
     shift
-    python -m ulmfit_dist.launcher --config_file configs/accelerate/multi_gpu.yaml --num_processes "$processes" \
+    python -m ulmfit_dist.launch --config_file configs/accelerate/multi_gpu.yaml --num_processes "$processes" \
         -m ulmfit_dist run "$@"
 }

@@ -13,7 +13,7 @@ values_of() {
 
 # visible_gpus: how many GPUs to train on; 0 with ACCELERATE_USE_CPU. GPUs that cannot be used are an error.
 visible_gpus() {
-    python -m ulmfit_dist.devices
+    python -m ulmfit_dist.distributed.devices
 }
 
 # wants_cpu: ACCELERATE_USE_CPU is true, in one of the words that Accelerate knows.
@@ -30,7 +30,7 @@ wants_cpu() {
 # check_processes PROCESSES CONFIG [WORD ...]: end with exit code 2 and one line for a wrong config, or one whose global
 # batches so many processes cannot share. Before anything is launched.
 check_processes() {
-    python -m ulmfit_dist.process_count check "$@"
+    python -m ulmfit_dist.launch.process_count check "$@"
 }
 
 # use_cpu PROCESSES: let that many processes share the cores.

@@ -17,7 +17,7 @@ if [ "$per_node" -eq 0 ]; then
     exit 2
 fi
 check_processes "$((NUM_NODES * per_node))" "$@"
-python -m ulmfit_dist.launcher --config_file configs/accelerate/multi_node.yaml \
+python -m ulmfit_dist.launch --config_file configs/accelerate/multi_node.yaml \
     --num_machines "$NUM_NODES" --machine_rank "$NODE_RANK" --num_processes "$((NUM_NODES * per_node))" \
     --main_process_ip "$MASTER_ADDR" --main_process_port "${MASTER_PORT:-29500}" \
     -m ulmfit_dist run "$@"

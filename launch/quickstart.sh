@@ -9,7 +9,7 @@ if [ "$gpus" -eq 0 ]; then
     processes=2
     use_cpu "$processes"
 else
-    processes=$(python -m ulmfit_dist.process_count choose "$gpus" configs/quickstart.yaml "$@")
+    processes=$(python -m ulmfit_dist.launch.process_count choose "$gpus" configs/quickstart.yaml "$@")
 fi
 accelerate_run "$processes" configs/quickstart.yaml "$@"
 
@@ -23,7 +23,7 @@ python - "$run" <<'EOF'
 import sys
 from pathlib import Path
 
-from ulmfit_dist.terminal import read_scores
+from ulmfit_dist.tracking.console import read_scores
 
 print(*read_scores(Path(sys.argv[1])), sep="\n")
 EOF

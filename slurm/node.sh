@@ -7,7 +7,7 @@ if [ "$SLURM_NODEID" -eq 0 ]; then
 else
     exec >> "$LOG-node$SLURM_NODEID.log" 2>&1
 fi
-exec python -m ulmfit_dist.launcher \
+exec python -m ulmfit_dist.launch \
     --config_file "$(dirname "$0")/../configs/accelerate/multi_node.yaml" \
     --num_machines "$SLURM_JOB_NUM_NODES" --machine_rank "$SLURM_NODEID" \
     --num_processes "$((SLURM_JOB_NUM_NODES * PROCESSES_PER_NODE))" \

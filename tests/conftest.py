@@ -120,7 +120,7 @@ def command_here(words: Sequence[object], cwd: Path = ROOT) -> subprocess.Comple
     """As `command` on one process, in the test's own: for what is the same there, without the seconds of imports."""
     from accelerate.state import AcceleratorState
 
-    from ulmfit_dist.cli import main
+    from ulmfit_dist.cli.main import main
 
     out, err, before = io.StringIO(), io.StringIO(), Path.cwd()
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -180,7 +180,7 @@ def no_process_group() -> Iterator[None]:
 @pytest.fixture
 def bf16_lstms() -> None:
     """A CPU whose LSTMs compute in bf16; the test is skipped on one that has none."""
-    from ulmfit_dist.precision import has_bf16_lstms
+    from ulmfit_dist.distributed.precision import has_bf16_lstms
 
     if not has_bf16_lstms():
         pytest.skip("this CPU has no bf16 LSTMs")

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch.distributed as dist
 from conftest import ROOT
 
-from ulmfit_dist.compose import load_config
+from ulmfit_dist.config.loading import load_config
 from ulmfit_dist.doctor.checks import Context
 from ulmfit_dist.doctor.monitor import Monitor
 

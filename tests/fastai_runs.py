@@ -13,11 +13,11 @@ from fastai.text.core import defaults
 from stores import make_store
 from torch import nn
 
-from ulmfit_dist.config import ClassifierConfig, Config, DataConfig, LMConfig, ModelConfig
-from ulmfit_dist.data.store import MODEL_FILE
+from ulmfit_dist.config.schema import ClassifierConfig, Config, DataConfig, LMConfig, ModelConfig
 from ulmfit_dist.data.targets import num_outputs
-from ulmfit_dist.model.export import save_exported
-from ulmfit_dist.model.networks import build_classifier, build_language_model
+from ulmfit_dist.data.token_store import MODEL_FILE
+from ulmfit_dist.models.bundle import save_exported
+from ulmfit_dist.models.networks import build_classifier, build_language_model
 
 SIZES = {"emb_sz": 6, "n_hid": 8, "n_layers": 2}
 LABELS = ["sport", "tech", "food"]

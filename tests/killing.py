@@ -16,7 +16,7 @@ import torch
 from conftest import ROOT
 from safetensors.torch import load_file
 
-from ulmfit_dist.training.wandb_files import records
+from ulmfit_dist.tracking.wandb_files import records
 
 STAGES = ("lm", "classifier")
 BY_THE_CLOCK = ("_per_second", "_seconds", "communication_mb", "memory_gb")

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from stores import make_store
 
-from ulmfit_dist.config import ClassifierConfig, Config, DataConfig, LMConfig, ModelConfig, Phase
-from ulmfit_dist.data.store import TokenStore
+from ulmfit_dist.config.schema import ClassifierConfig, Config, DataConfig, LMConfig, ModelConfig, Phase
 from ulmfit_dist.data.targets import num_outputs, read_targets
-from ulmfit_dist.model.export import save_exported
-from ulmfit_dist.model.networks import build_classifier
-from ulmfit_dist.randomness import seed_torch
+from ulmfit_dist.data.token_store import TokenStore
+from ulmfit_dist.models.bundle import save_exported
+from ulmfit_dist.models.networks import build_classifier
+from ulmfit_dist.rng.counter_based import seed_torch
 
 SEQ_LEN, MAX_LEN, CLASSES = 5, 10, 3
 VOCAB = ["xxunk", "xxpad", "xxbos", "xxmaj", "xxrep", *"abcdefghijklmnopqrstuvwxyz"]

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from stores import make_store
 
-from ulmfit_dist.config import ClassifierConfig, Config, DataConfig
+from ulmfit_dist.config.schema import ClassifierConfig, Config, DataConfig
 from ulmfit_dist.data.targets import read_targets
-from ulmfit_dist.model.export import Exported
+from ulmfit_dist.models.bundle import Exported
 from ulmfit_dist.stages.final_scores import write_predictions
 
 CONFIG = Config(data=DataConfig(source="bbc_news"))

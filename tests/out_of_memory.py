@@ -19,11 +19,11 @@ from fastai.callback.core import Callback
 from stores import make_store
 from torch import Tensor
 
-from ulmfit_dist.config import ClassifierConfig, Config, DataConfig, LMConfig, ModelConfig, Phase, RuntimeConfig
-from ulmfit_dist.data.store import TokenStore
+from ulmfit_dist.config.schema import ClassifierConfig, Config, DataConfig, LMConfig, ModelConfig, Phase, RuntimeConfig
+from ulmfit_dist.data.token_store import TokenStore
+from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.model.networks import encoder_of
-from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.models.networks import encoder_of
 from ulmfit_dist.stages.classifier import classifier_learner
 from ulmfit_dist.stages.lm import lm_learner
 from ulmfit_dist.training.learner import DistributedLearner

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from conftest import ROOT
 
-from ulmfit_dist.words import EXAMPLES
+from ulmfit_dist.cli.parser import EXAMPLES
 
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

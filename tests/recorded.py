@@ -9,9 +9,9 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from ulmfit_dist.cli import main
-from ulmfit_dist.exiting import exit_process
-from ulmfit_dist.training.steps import ClassifierLearner, LMLearner
+from ulmfit_dist.cli.main import main
+from ulmfit_dist.distributed.exit import exit_process
+from ulmfit_dist.training.train_steps import ClassifierLearner, LMLearner
 
 
 def recording(kind: type) -> type:

@@ -15,9 +15,9 @@ from made_classifiers import lettered_store
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from ulmfit_dist import model
-from ulmfit_dist.data.store import TokenStore
-from ulmfit_dist.model.tfidf import HASHED_FEATURES, TfidfFeatures
-from ulmfit_dist.training.wandb_files import records
+from ulmfit_dist.data.token_store import TokenStore
+from ulmfit_dist.models.tfidf import HASHED_FEATURES, TfidfFeatures
+from ulmfit_dist.tracking.wandb_files import records
 
 TOPICS = {"warm": "soup lamp bread oven", "cold": "ice snow frost wind", "wet": "rain lake river mist"}
 

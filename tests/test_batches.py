@@ -9,16 +9,16 @@ from fastai.text.data import LMDataLoader, pad_chunk
 from fastcore.foundation import L
 from stores import make_store
 
-from ulmfit_dist.config import RuntimeConfig
-from ulmfit_dist.data.ahead import moved_ahead
+from ulmfit_dist.config.schema import RuntimeConfig
 from ulmfit_dist.data.batches import IGNORED, Share, share_of_rank
-from ulmfit_dist.data.classifier_batches import ClassifierBatches, pad_chunks
-from ulmfit_dist.data.lm_batches import STEPS_READ, LMBatches
-from ulmfit_dist.data.store import TokenStore, shard_stem
+from ulmfit_dist.data.classifier_loader import ClassifierBatches, pad_chunks
+from ulmfit_dist.data.lm_loader import STEPS_READ, LMBatches
+from ulmfit_dist.data.prefetch import moved_ahead
+from ulmfit_dist.data.token_store import TokenStore, shard_stem
 from ulmfit_dist.data.vocab import PAD_ID
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.model.dropout import Position
-from ulmfit_dist.model.networks import SentenceEncoder
+from ulmfit_dist.models.dropout import Position
+from ulmfit_dist.models.networks import SentenceEncoder
 
 B, T = 8, 5
 

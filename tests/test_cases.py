@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, command_here, made_once, succeed_here
 
-from ulmfit_dist.data.store import NO_LABEL, TokenStore
+from ulmfit_dist.data.token_store import NO_LABEL, TokenStore
 
 CASES = ROOT.parent / "shared" / "cases" / "make.py"
 pytestmark = pytest.mark.skipif(not CASES.exists(), reason="the reported inputs are not here")

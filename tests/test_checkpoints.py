@@ -12,15 +12,15 @@ import pytest
 import torch
 from conftest import mounted
 
-from ulmfit_dist.compose import to_dict
-from ulmfit_dist.config import ClassifierConfig, Config, Phase
+from ulmfit_dist.checkpointing import manager as folder_module
+from ulmfit_dist.checkpointing.async_writer import CheckpointWriter
+from ulmfit_dist.checkpointing.compatibility import differences
+from ulmfit_dist.checkpointing.manager import Content, DamagedError, StageFolder, read_state, read_tensors, verify
+from ulmfit_dist.checkpointing.resume import _find
+from ulmfit_dist.config.loading import to_dict
+from ulmfit_dist.config.schema import ClassifierConfig, Config, Phase
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.stages.resume import _find
-from ulmfit_dist.training.checkpoints import folder as folder_module
-from ulmfit_dist.training.checkpoints.folder import Content, DamagedError, StageFolder, read_state, read_tensors, verify
-from ulmfit_dist.training.checkpoints.writer import CheckpointWriter
-from ulmfit_dist.training.compatibility import differences
-from ulmfit_dist.training.position import RecipePosition
+from ulmfit_dist.training.train_state import RecipePosition
 
 
 def content(step: int, score: float | None = None, elements: int = 10) -> Content:

@@ -9,9 +9,9 @@ import pandas
 import pytest
 from conftest import LEARNING, TINY, command_here, make_folder, store_in, succeed
 
-from ulmfit_dist.compose import load_config
+from ulmfit_dist.config.loading import load_config
 from ulmfit_dist.data.sources import open_source
-from ulmfit_dist.data.store import NO_LABEL, TokenStore
+from ulmfit_dist.data.token_store import NO_LABEL, TokenStore
 from ulmfit_dist.errors import UserError
 
 MODULE = """

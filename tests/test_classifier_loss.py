@@ -10,11 +10,11 @@ from conftest import TINY, succeed
 from fastai.losses import LabelSmoothingCrossEntropy
 from safetensors.torch import load_file
 
-from ulmfit_dist.compose import load_config, to_dict
-from ulmfit_dist.config import ClassifierConfig, Config
+from ulmfit_dist.checkpointing.compatibility import differences
+from ulmfit_dist.config.loading import load_config, to_dict
+from ulmfit_dist.config.schema import ClassifierConfig, Config
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.model.classifier_loss import ClassifierLoss, balanced_weights, build_loss
-from ulmfit_dist.training.compatibility import differences
+from ulmfit_dist.models.classifier_loss import ClassifierLoss, balanced_weights, build_loss
 
 LOGITS = torch.tensor([[2.0, 0.5, -1.0], [0.1, 0.2, 0.3], [-1.0, 3.0, 0.0], [0.0, 0.0, 4.0]])
 Y = torch.tensor([0, 2, 1, 2])

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from conftest import LEARNING, TINY, TOPICS, command, command_here, make_folder, store_in, succeed, succeed_here
 
-from ulmfit_dist.cli import main
+from ulmfit_dist.cli.main import main
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.model.export import load_encoder, read_exported
-from ulmfit_dist.model.networks import build_classifier, encoder_of
+from ulmfit_dist.models.bundle import load_encoder, read_exported
+from ulmfit_dist.models.networks import build_classifier, encoder_of
 
 
 def refused(words: list[object], said: str, processes: int | None = None) -> None:
@@ -77,7 +77,7 @@ def test_who_fails_says_which_rank_it_is(monkeypatch: pytest.MonkeyPatch, capsys
     def broken(recipe: str, overrides: list[str]) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("ulmfit_dist.cli.load_config", broken)
+    monkeypatch.setattr("ulmfit_dist.cli.main.load_config", broken)
     monkeypatch.setenv("RANK", "3")
     with pytest.raises(ZeroDivisionError):
         main(["config", "configs/quickstart.yaml"])

@@ -18,15 +18,15 @@ from made_runs import make_run
 from sklearn.metrics import f1_score, r2_score
 
 import ulmfit_dist
+from ulmfit_dist.cli.parser import parse
 from ulmfit_dist.data import prediction_table
 from ulmfit_dist.data.prediction_table import read_predictions
 from ulmfit_dist.errors import UserError
+from ulmfit_dist.metrics.paired import compare_answers
 from ulmfit_dist.report.page import write_report
 from ulmfit_dist.report.paired_runs import conclude, shown
 from ulmfit_dist.stages.compare import compare
 from ulmfit_dist.stages.compare_seeds import name_side, welch_interval
-from ulmfit_dist.training.paired import compare_answers
-from ulmfit_dist.words import parse
 
 N = 120
 LABELS = [("a", "b", "c")[i % 3] for i in range(N)]

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from ulmfit_dist.compose import describe, load_config, to_yaml
+from ulmfit_dist.config.loading import describe, load_config, to_yaml
 from ulmfit_dist.errors import UserError
 
 

@@ -10,13 +10,13 @@ import pytest
 from conftest import TINY, command_here, succeed
 from stores import make_store
 
-from ulmfit_dist.compose import load_config, to_dict
-from ulmfit_dist.config import Config, DataConfig, LMConfig
+from ulmfit_dist.checkpointing.compatibility import differences
+from ulmfit_dist.config.loading import load_config, to_dict
+from ulmfit_dist.config.schema import Config, DataConfig, LMConfig
 from ulmfit_dist.data.splits import split_documents
-from ulmfit_dist.data.store import NO_LABEL, TokenStore
+from ulmfit_dist.data.token_store import NO_LABEL, TokenStore
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.stages.cross_validate import average, configs_of_folds, copy_language_model, describe_figures
-from ulmfit_dist.training.compatibility import differences
 
 LABELS = np.array([0] * 31 + [1] * 12 + [2] * 5 + [NO_LABEL] * 9)
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from ulmfit_dist import philox
 from ulmfit_dist.cuda import compile as module
 from ulmfit_dist.cuda.compile import CompilationError, compile_function, to_cubin, try_compilers, warn_of_slow
-from ulmfit_dist.model import softmax_gradient
+from ulmfit_dist.models import softmax_gradient
+from ulmfit_dist.rng import philox
 
 SOURCES = sorted(Path(module.__file__).parent.glob("*.cu"))
 

@@ -8,10 +8,10 @@ import pytest
 from conftest import launch
 from wandb_server import Server, wandb_server
 
-from ulmfit_dist.compose import load_config
-from ulmfit_dist.config import Config
+from ulmfit_dist.config.loading import load_config
+from ulmfit_dist.config.schema import Config
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.stages.dashboard import dashboard
+from ulmfit_dist.tracking.wandb_workspace import dashboard
 
 OF_A_STEP = (
     "loss loss_smoothed learning_rate momentum gradient_norm communication_mb memory_gb data_seconds forward_seconds "
@@ -91,12 +91,12 @@ def test_without_the_package_it_says_which_one(monkeypatch: pytest.MonkeyPatch):
 
 SAVE = """
 import sys
-from ulmfit_dist.compose import load_config
+from ulmfit_dist.config.loading import load_config
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.stages import dashboard
-dashboard.TIMEOUT = 3
+from ulmfit_dist.tracking import wandb_workspace
+wandb_workspace.TIMEOUT = 3
 try:
-    print(dashboard.dashboard(load_config("configs/quickstart.yaml"), None, dry_run=False))
+    print(wandb_workspace.dashboard(load_config("configs/quickstart.yaml"), None, dry_run=False))
 except UserError as error:
     sys.exit(f"error: {error}")
 """

@@ -17,8 +17,8 @@ import pytest
 from corpora import WRITERS, csv_text, folder, rows, write
 from datasets import Dataset, DatasetDict
 
-from ulmfit_dist.compose import load_config
-from ulmfit_dist.config import DataConfig
+from ulmfit_dist.config.loading import load_config
+from ulmfit_dist.config.schema import DataConfig
 from ulmfit_dist.data.sources import open_source
 from ulmfit_dist.data.sources.base import Source
 from ulmfit_dist.data.sources.in_memory import Frame, kept_as

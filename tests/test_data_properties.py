@@ -13,7 +13,7 @@ import pyarrow.parquet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ulmfit_dist.compose import load_config
+from ulmfit_dist.config.loading import load_config
 from ulmfit_dist.data.sources import open_source
 from ulmfit_dist.data.sources.base import Source
 from ulmfit_dist.data.sources.split_names import SPLIT_NAMES

@@ -8,11 +8,11 @@ import pytest
 import torch
 from conftest import ROOT
 
-from ulmfit_dist import devices
-from ulmfit_dist.devices import driver_version, has_kernels, uses_gpu
+from ulmfit_dist.distributed import devices
+from ulmfit_dist.distributed.devices import driver_version, has_kernels, uses_gpu
+from ulmfit_dist.distributed.env import wants_cpu
+from ulmfit_dist.distributed.launch_settings import Launcher
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.launch_settings import Launcher
-from ulmfit_dist.process import wants_cpu
 
 VERSION = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  470.256.02  Thu May  2 14:37:44 UTC 2024\nGCC version: 11.4.0\n"
 
@@ -159,7 +159,9 @@ def test_values_that_do_not(value: str | None, monkeypatch: pytest.MonkeyPatch):
 
 def test_another_value_is_one_line_and_exit_code_2(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "cpu")
-    done = subprocess.run([sys.executable, "-m", "ulmfit_dist.devices"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "ulmfit_dist.distributed.devices"], cwd=ROOT, capture_output=True, text=True
+    )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "ulmfit-dist: error: ACCELERATE_USE_CPU='cpu': give true or false\n"
 

@@ -17,13 +17,13 @@ from pages import PAGES, Snippet, anchors, commands, fenced, inline, links, writ
 
 import ulmfit_dist
 from benchmarks.__main__ import NAMES
-from ulmfit_dist.cli import COMMANDS
-from ulmfit_dist.compose import describe, load_config
-from ulmfit_dist.config import Config
+from ulmfit_dist.cli.main import COMMANDS
+from ulmfit_dist.cli.parser import parse
+from ulmfit_dist.config.loading import describe, load_config
+from ulmfit_dist.config.reference import page as configuration_page
+from ulmfit_dist.config.schema import Config
 from ulmfit_dist.data.sources import open_source
 from ulmfit_dist.errors import UserError, did_you_mean
-from ulmfit_dist.manual import page as configuration_page
-from ulmfit_dist.words import parse
 
 KEYS = {key for key, _, _ in describe(Config())}
 SECTIONS = "|".join(sorted({key.partition(".")[0] for key in KEYS if "." in key}))
@@ -54,7 +54,7 @@ def _batch_job(monkeypatch: pytest.MonkeyPatch):
 
 def test_the_configuration_page_is_that_of_the_configuration():
     committed = (ROOT / "docs/configuration.md").read_text(encoding="utf-8")
-    assert committed == configuration_page(), "run: python -m ulmfit_dist.manual > docs/configuration.md"
+    assert committed == configuration_page(), "run: python -m ulmfit_dist.config.reference > docs/configuration.md"
 
 
 def test_every_link_leads_somewhere():

@@ -6,13 +6,13 @@ import pytest
 import torch
 from doctors import context_of
 
-from ulmfit_dist import philox
-from ulmfit_dist.compose import load_config
+from ulmfit_dist.config.loading import load_config
+from ulmfit_dist.distributed.precision import auto_precision
 from ulmfit_dist.doctor import hardware, numerics, performance, report, services, storage
 from ulmfit_dist.doctor.checks import Check, Context, Finding, Result, Status, failure, ok, run_checks, skipped
+from ulmfit_dist.doctor.suite import checks_of
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.precision import auto_precision
-from ulmfit_dist.stages.doctor import checks_of
+from ulmfit_dist.rng import philox
 
 # The report
 

@@ -5,9 +5,9 @@ import torch
 from fastai.text.models import awdlstm
 from torch import nn
 
-from ulmfit_dist.config import ClassifierConfig, LMConfig, ModelConfig
-from ulmfit_dist.model.dropout import EmbeddingDropout, Position, RowDropout, WeightDropout, lstm_from_flat_weights
-from ulmfit_dist.model.networks import build_classifier, build_language_model, encoder_of
+from ulmfit_dist.config.schema import ClassifierConfig, LMConfig, ModelConfig
+from ulmfit_dist.models.dropout import EmbeddingDropout, Position, RowDropout, WeightDropout, lstm_from_flat_weights
+from ulmfit_dist.models.networks import build_classifier, build_language_model, encoder_of
 
 B, T, H = 64, 5, 1150
 PROBABILITIES = [0.02, 0.15, 0.5]

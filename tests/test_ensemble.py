@@ -13,22 +13,22 @@ from conftest import LEARNING, TINY, TOPICS, succeed
 from made_classifiers import CONFIG, SEQ_LEN, lettered_store, make_classifier
 
 from ulmfit_dist import load_classifier, load_ensemble
-from ulmfit_dist.cli import main
-from ulmfit_dist.config import Config, RuntimeConfig
-from ulmfit_dist.data.classifier_batches import pad_chunks
+from ulmfit_dist.cli.main import main
+from ulmfit_dist.config.schema import Config, RuntimeConfig
+from ulmfit_dist.data.classifier_loader import pad_chunks
 from ulmfit_dist.data.splits import split_documents
-from ulmfit_dist.data.store import TokenStore, write_json
+from ulmfit_dist.data.token_store import TokenStore, write_json
+from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.model.export import read_exported
-from ulmfit_dist.runtime import Runtime
-from ulmfit_dist.stages import ensemble as ensemble_module
+from ulmfit_dist.inference.answers import compute_answers
+from ulmfit_dist.inference.temperature import BOUNDS, fit_temperature, scale_answers
+from ulmfit_dist.models.bundle import read_exported
 from ulmfit_dist.stages import evaluate as evaluate_module
-from ulmfit_dist.stages import evaluate_data as evaluate_data_module
-from ulmfit_dist.stages.answers import compute_answers
+from ulmfit_dist.stages import evaluate_ensemble as ensemble_module
+from ulmfit_dist.stages import evaluate_texts as evaluate_data_module
 from ulmfit_dist.stages.baseline import baseline_answers, compute_baseline
-from ulmfit_dist.stages.ensemble import describe_ensemble, evaluate_ensemble
 from ulmfit_dist.stages.evaluate import evaluate
-from ulmfit_dist.stages.temperature import BOUNDS, fit_temperature, scale_answers
+from ulmfit_dist.stages.evaluate_ensemble import describe_ensemble, evaluate_ensemble
 
 BACKWARDS = replace(CONFIG, model=replace(CONFIG.model, backwards=True))
 

@@ -14,7 +14,7 @@ from conftest import ROOT
 
 SCRIPT = """
 import atexit, signal, sys, threading, time
-from ulmfit_dist.exiting import exit_process
+from ulmfit_dist.distributed.exit import exit_process
 
 def late():
     time.sleep(0.2)
@@ -77,7 +77,7 @@ def test_threads_end_atexit_is_called_and_the_code_is_that_of_python(end: str, c
 
 OPEN_FILES = """
 import ctypes, sys
-from ulmfit_dist.exiting import exit_process
+from ulmfit_dist.distributed.exit import exit_process
 
 class Held:
     def __del__(self):
@@ -103,14 +103,14 @@ def test_open_files_are_flushed_and_nothing_is_finalized(tmp_path: Path):
 
 def test_torch_has_nothing_to_warn_of_at_the_exit():
     """torch.distributed has an object that warns where `isinstance` looks at it."""
-    code = "import torch.distributed; from ulmfit_dist.exiting import exit_process; exit_process(lambda: 0)"
+    code = "import torch.distributed; from ulmfit_dist.distributed.exit import exit_process; exit_process(lambda: 0)"
     result = run(["-c", code])
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
 WRITER = """
 import sys
-from ulmfit_dist.exiting import exit_process
+from ulmfit_dist.distributed.exit import exit_process
 
 def main():
     print("output")
@@ -167,7 +167,7 @@ if rank == 0:
 
 import torch
 import torch.distributed as dist
-from ulmfit_dist.exiting import exit_process
+from ulmfit_dist.distributed.exit import exit_process
 
 def main():
     dist.init_process_group("gloo")
@@ -195,8 +195,8 @@ def count_threads():
 
 atexit.register(count_threads)  # first, so that it is called last
 
-from ulmfit_dist.config import RuntimeConfig
-from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.config.schema import RuntimeConfig
+from ulmfit_dist.distributed.runtime import Runtime
 
 keeps_group = os.environ["RANK"] == "0"
 runtime = Runtime(RuntimeConfig(precision="no"), keeps_group=keeps_group)

@@ -12,9 +12,9 @@ from fastai.text.all import LMLearner, TextLearner
 from fastai_runs import CONFIG, LABELS, SIZES, VOCAB, lm_logits, make_models, make_table
 
 from ulmfit_dist import export_to_fastai, load_classifier
-from ulmfit_dist.cli import main
-from ulmfit_dist.config import TokenizerConfig
-from ulmfit_dist.data.tokens.sentence_pieces import SentencePieceTokenizer, make_model
+from ulmfit_dist.cli.main import main
+from ulmfit_dist.config.schema import TokenizerConfig
+from ulmfit_dist.data.tokenizers.sentencepiece import SentencePieceTokenizer, make_model
 from ulmfit_dist.errors import UserError
 
 X = torch.arange(2, 50).view(2, 24) % len(VOCAB)

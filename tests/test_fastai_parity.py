@@ -16,19 +16,19 @@ from fastai.text.models.awdlstm import AWD_LSTM, awd_lstm_clas_config, awd_lstm_
 from stores import make_store
 from torch.nn import functional as F
 
-from ulmfit_dist.compose import load_config
-from ulmfit_dist.config import ClassifierConfig, Config, DataConfig, LMConfig, ModelConfig, Phase, RuntimeConfig
+from ulmfit_dist.config.loading import load_config
+from ulmfit_dist.config.schema import ClassifierConfig, Config, DataConfig, LMConfig, ModelConfig, Phase, RuntimeConfig
 from ulmfit_dist.data.batches import Batches
-from ulmfit_dist.data.store import TokenStore
-from ulmfit_dist.model.networks import build_classifier
-from ulmfit_dist.randomness import seed_torch
-from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.data.token_store import TokenStore
+from ulmfit_dist.distributed.runtime import Runtime
+from ulmfit_dist.metrics.accumulators import ClassifierMetrics
+from ulmfit_dist.models.networks import build_classifier
+from ulmfit_dist.rng.counter_based import seed_torch
 from ulmfit_dist.stages.classifier import classifier_loaders
 from ulmfit_dist.stages.lm import lm_learner
 from ulmfit_dist.training.learner import build_learner
-from ulmfit_dist.training.metrics import ClassifierMetrics
-from ulmfit_dist.training.recipe import learning_rate, run_phases
-from ulmfit_dist.training.steps import ClassifierLearner
+from ulmfit_dist.training.schedule import learning_rate, run_phases
+from ulmfit_dist.training.train_steps import ClassifierLearner
 
 T, V, CLASSES = 10, 60, 3
 SIZES = {"emb_sz": 24, "n_hid": 40, "n_layers": 3}

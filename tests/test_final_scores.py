@@ -16,8 +16,8 @@ from corpora import WRITERS, Rows
 
 from ulmfit_dist import load_classifier
 from ulmfit_dist.data.prediction_table import read_predictions
+from ulmfit_dist.metrics.resampling import sample_of
 from ulmfit_dist.stages import final_scores
-from ulmfit_dist.training.resampling import sample_of
 
 SHORT = [*TINY, "data.source=csv", "lm.phases=[{epochs: 1, lr: 1e-2}]", "classifier.phases=[{epochs: 1, lr: 1e-2}]"]
 KINDS: dict[str, tuple[list[str], Callable[[int], str], str]] = {

@@ -11,7 +11,7 @@ import pytest
 from conftest import LEARNING, TINY, TOPICS, launch, make_text, succeed_here
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
-from ulmfit_dist.compose import load_config
+from ulmfit_dist.config.loading import load_config
 from ulmfit_dist.data.sources import open_source
 from ulmfit_dist.data.sources.in_memory import Frame, kept_as
 from ulmfit_dist.errors import UserError
@@ -136,7 +136,7 @@ SCRIPT = """
 import sys
 import pandas
 from ulmfit_dist import load_config, prepare, train_classifier, train_lm
-from ulmfit_dist.process import is_main_process
+from ulmfit_dist.distributed.env import is_main_process
 
 if __name__ == "__main__":
     frame = pandas.read_json(sys.argv[1], lines=True)

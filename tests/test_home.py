@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import TINY, command
 
-from ulmfit_dist.home import FOLDERS, replace_unwritable_home, unwritable_folders
+from ulmfit_dist.utils.home import FOLDERS, replace_unwritable_home, unwritable_folders
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from ulmfit_dist import load_classifier, load_language_model
-from ulmfit_dist.config import RuntimeConfig
+from ulmfit_dist.config.schema import RuntimeConfig
+from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.stages.evaluate import evaluate
 
 

@@ -8,7 +8,7 @@ import pyarrow.parquet
 import pytest
 from conftest import ROOT, TINY, store_in, succeed
 
-from ulmfit_dist.data.store import TokenStore
+from ulmfit_dist.data.token_store import TokenStore
 
 IMDB = ROOT.parent / "shared" / "data" / "imdb"
 SIZES = {"train": 1000, "test": 1000, "unsupervised": 5000}

@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import TOPICS, command_here, make_text, succeed_here
 
-from ulmfit_dist.compose import load_config
-from ulmfit_dist.data.store import TokenStore
-from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.config.loading import load_config
+from ulmfit_dist.data.token_store import TokenStore
+from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.stages.prepare import prepare
 
 GERMAN = (
@@ -223,7 +223,7 @@ def test_thai_is_learned_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_two_hundred_thousand_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from ulmfit_dist.stages.text_profile import TextOptions, profile_texts
+    from ulmfit_dist.recipes.dataset_profile import TextOptions, profile_texts
 
     texts = [text for text, _ in documents(2000)]
     rng = random.Random(0)

@@ -9,16 +9,15 @@ import numpy as np
 import pytest
 import yaml
 
-from ulmfit_dist.compose import load_config
-from ulmfit_dist.config import Config, Phase
+from ulmfit_dist.config.loading import load_config
+from ulmfit_dist.config.schema import Config, Phase
 from ulmfit_dist.data.profile.columns import Choice, choose_columns, looks_headless, profile_column, shortened
 from ulmfit_dist.data.profile.cut import choose_seed
 from ulmfit_dist.data.profile.labels import LabelMeaning, count_classes, read_labels
 from ulmfit_dist.data.profile.language import cut_pieces
 from ulmfit_dist.data.profile.survey import SplitSurvey, Survey
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.stages.recipe_file import recipe_yaml
-from ulmfit_dist.stages.sizing import (
+from ulmfit_dist.recipes.planner import (
     SHORTENED,
     SIZES,
     Corpus,
@@ -29,6 +28,7 @@ from ulmfit_dist.stages.sizing import (
     first_plan,
     num_weights,
 )
+from ulmfit_dist.recipes.yaml_writer import recipe_yaml
 
 PROSE = [
     f"the {a} {b} is on the {c} side"
@@ -205,7 +205,7 @@ def test_a_seed_is_found_that_trains_on_each_class_that_is_validated_on():
     labels = ["a", "b"] * 45 + [f"rare{i}" for i in range(10)]
     chosen = [choose_seed(survey_of(labels), category, 0.2, False, seed, "t") for seed in (42, 1000)]
     for seed in chosen:
-        from ulmfit_dist.randomness import permutation
+        from ulmfit_dist.rng.counter_based import permutation
 
         valid = set(permutation(len(labels), seed, "valid")[:20].tolist())
         assert valid.isdisjoint(range(90, 100))

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
-from ulmfit_dist.config import ClassifierConfig
-from ulmfit_dist.training.intervals import metric_intervals
+from ulmfit_dist.config.schema import ClassifierConfig
+from ulmfit_dist.metrics.intervals import metric_intervals
 
 
 def answers(rng: np.random.Generator, y_N: np.ndarray, right: float, classes: int) -> np.ndarray:

@@ -11,20 +11,20 @@ from pathlib import Path
 
 import pytest
 
+from ulmfit_dist.distributed.rendezvous import read_meeting
 from ulmfit_dist.errors import EXIT_CODE, RESUMABLE, UserError
-from ulmfit_dist.joining import read_meeting
 
 ROOT = Path(__file__).resolve().parents[1]
 RANK = """
 import sys
-from ulmfit_dist import joining, stopping
-from ulmfit_dist.config import RuntimeConfig
+from ulmfit_dist.distributed import rendezvous, signals
+from ulmfit_dist.config.schema import RuntimeConfig
 from ulmfit_dist.errors import Interrupted, UserError
-from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.distributed.runtime import Runtime
 
-joining.EVERY = 0.5
+rendezvous.EVERY = 0.5
 try:
-    with stopping.at_once(), Runtime(RuntimeConfig(precision="no", join_timeout=float(sys.argv[1]))) as runtime:
+    with signals.at_once(), Runtime(RuntimeConfig(precision="no", join_timeout=float(sys.argv[1]))) as runtime:
         print(runtime.gather(runtime.rank))
 except UserError as error:
     print(error, file=sys.stderr)

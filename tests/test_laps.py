@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from ulmfit_dist.laps import PARTS, Laps
+from ulmfit_dist.distributed.step_timer import PARTS, Laps
 
 
 class Clock:
@@ -13,7 +13,7 @@ class Clock:
 
     def __init__(self, laps: Laps, monkeypatch: pytest.MonkeyPatch):
         self.now, self.laps = 0.0, laps
-        monkeypatch.setattr("ulmfit_dist.laps.time.perf_counter", lambda: self.now)
+        monkeypatch.setattr("ulmfit_dist.distributed.step_timer.time.perf_counter", lambda: self.now)
 
     def spend(self, seconds: float, part: str | None = None) -> None:
         self.now += seconds
@@ -60,7 +60,7 @@ def test_a_validation_does_not_count_but_a_checkpoint_after_it_does(clock: Clock
 
 
 def test_laps_that_nobody_asks_for_are_added_up(clock: Clock, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("ulmfit_dist.laps.MOST_MARKS", 2)
+    monkeypatch.setattr("ulmfit_dist.distributed.step_timer.MOST_MARKS", 2)
     clock.laps.start()
     for _ in range(10):
         clock.spend(1)

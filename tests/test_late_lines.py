@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from ulmfit_dist.laps import PARTS, Laps
-from ulmfit_dist.training import host_copy
-from ulmfit_dist.training.checkpoints.callback import CheckpointCallback
-from ulmfit_dist.training.host_copy import HostCopy
-from ulmfit_dist.training.tracking_callback import TrackingCallback
+from ulmfit_dist.checkpointing.callback import CheckpointCallback
+from ulmfit_dist.distributed.step_timer import PARTS, Laps
+from ulmfit_dist.training.callbacks.tracking import TrackingCallback
+from ulmfit_dist.utils import host_copy
+from ulmfit_dist.utils.host_copy import HostCopy
 
 CPU = torch.device("cpu")
 LOSSES = [4.0, 2.0, 3.0, 1.0, 5.0, 6.0, 2.5]
@@ -116,7 +116,7 @@ def test_a_checkpoint_holds_the_lines_of_all_its_steps_and_a_resumed_run_logs_wh
 
 def test_an_epoch_has_the_time_of_all_its_steps_whoever_reads_it_when(monkeypatch: pytest.MonkeyPatch):
     now = [0.0]
-    monkeypatch.setattr("ulmfit_dist.laps.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("ulmfit_dist.distributed.step_timer.time.perf_counter", lambda: now[0])
     fit = Fit(is_late=True)
     for number in range(5):
         now[0] += 1.0
@@ -164,7 +164,7 @@ def test_a_vote_reads_on_a_gpu_what_the_last_vote_has_launched(device: str, foun
 
 def test_laps_are_read_later_and_a_lap_whose_purpose_is_open_is_left_to_the_next(monkeypatch: pytest.MonkeyPatch):
     now = [0.0]
-    monkeypatch.setattr("ulmfit_dist.laps.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("ulmfit_dist.distributed.step_timer.time.perf_counter", lambda: now[0])
     laps = Laps(CPU)
     laps.start()
     for seconds, part in ((1, "data"), (2, None), (4, "communication")):

@@ -16,10 +16,9 @@ from conftest import ROOT, TINY, command_here, launch, succeed_here
 from safetensors.numpy import load_file
 from stores import make_store
 
-from ulmfit_dist.config import ClassifierConfig, Config, DataConfig, LMConfig, RuntimeConfig
+from ulmfit_dist.config.schema import ClassifierConfig, Config, DataConfig, LMConfig, RuntimeConfig
 from ulmfit_dist.data.batches import Share, share_of_rank
-from ulmfit_dist.errors import UserError
-from ulmfit_dist.launch_settings import (
+from ulmfit_dist.distributed.launch_settings import (
     Launcher,
     LaunchSettings,
     Named,
@@ -28,8 +27,9 @@ from ulmfit_dist.launch_settings import (
     refuse_unsupported,
     without_script,
 )
-from ulmfit_dist.model.export import WEIGHTS
-from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.distributed.runtime import Runtime
+from ulmfit_dist.errors import UserError
+from ulmfit_dist.models.bundle import WEIGHTS
 from ulmfit_dist.stages.classifier import classifier_loaders
 from ulmfit_dist.stages.lm import lm_loaders
 
@@ -128,7 +128,7 @@ def test_a_relative_config_file_lies_in_the_launchers_folder(tmp_path: Path):
 
 
 def test_without_a_launcher_the_variables_count(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("ulmfit_dist.launch_settings.find_launcher", lambda: None)
+    monkeypatch.setattr("ulmfit_dist.distributed.launch_settings.find_launcher", lambda: None)
     environ = {"ACCELERATE_MIXED_PRECISION": "BF16", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}
     settings = read_launch_settings(environ)
     assert settings.mixed_precision == Named("bf16", "ACCELERATE_MIXED_PRECISION=BF16")
@@ -242,7 +242,7 @@ def test_ranks_that_were_launched_differently_are_refused():
         "python3 /venv/bin/accelerate-launch",
         "python -m accelerate.commands.launch",
         "python -u -m accelerate.commands.accelerate_cli launch",
-        "python -m ulmfit_dist.launcher",
+        "python -m ulmfit_dist.launch.launcher",
         "python /site-packages/accelerate/commands/launch.py",
     ],
 )
@@ -265,10 +265,10 @@ def test_words_of_the_script_are_not_the_launchers():
 
 JOIN = """
 import sys
-from ulmfit_dist.config import RuntimeConfig
+from ulmfit_dist.config.schema import RuntimeConfig
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.model.export import WEIGHTS
-from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.models.bundle import WEIGHTS
+from ulmfit_dist.distributed.runtime import Runtime
 try:
     Runtime(RuntimeConfig())
 except UserError as error:
@@ -321,13 +321,13 @@ def test_named_steps_train_the_model_of_the_same_micro_batches_bit_by_bit(
 SAY = """
 import json, os, sys
 from dataclasses import asdict
-from ulmfit_dist.launch_settings import read_launch_settings
+from ulmfit_dist.distributed.launch_settings import read_launch_settings
 line = json.dumps([os.environ["RANK"], sys.argv[1:], asdict(read_launch_settings())])
 os.write(1, f"{line}\\n".encode())
 """
 
 
-@pytest.mark.parametrize("module", ["accelerate.commands.launch", "ulmfit_dist.launcher"])
+@pytest.mark.parametrize("module", ["accelerate.commands.launch", "ulmfit_dist.launch"])
 def test_every_rank_finds_what_its_launcher_names(module: str, tmp_path: Path):
     (tmp_path / "say.py").write_text(SAY)
     script = ["say.py", "--mixed_precision", "bf16"]  # its own option, which is not the launcher's
@@ -350,7 +350,7 @@ def test_two_ranks_refuse_what_the_recipe_contradicts_by_one_line(recipe: Path, 
     flags = ["--multi_gpu", "--num_processes", 2, "--mixed_precision", "no"]
     words = [recipe, f"data.path={corpus}", *TINY, f"runs_dir={tmp_path}", f"data.cache={tmp_path}/cache"]
     words += ["runtime.precision=bf16"]
-    result = launch(["-m", "ulmfit_dist.launcher", *flags, "-m", "ulmfit_dist", "run", *words])
+    result = launch(["-m", "ulmfit_dist.launch", *flags, "-m", "ulmfit_dist", "run", *words])
     assert (result.returncode, result.stdout) == (2, "")
     (line,) = result.stderr.splitlines()
     assert line.startswith("ulmfit-dist: error: accelerate launch --mixed_precision no and runtime.precision=bf16 differ: ")

@@ -15,9 +15,9 @@ import torch
 from accelerate.commands import launch as accelerate_launch
 from conftest import ROOT
 
+from ulmfit_dist.distributed.launch_settings import read_config_file
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.launch_settings import read_config_file
-from ulmfit_dist.launcher import exit_code, find_config_file, main, name_defaults, refuse_unsupported_options
+from ulmfit_dist.launch import exit_code, find_config_file, main, name_defaults, refuse_unsupported_options
 
 RANK = """
 import os, signal, sys, time
@@ -38,7 +38,7 @@ time.sleep(60)
 def start(folder: Path, code: int, processes: int, **options: bool) -> subprocess.Popen[str]:
     (folder / "rank.py").write_text(RANK)
     words = ["--config_file", ROOT / "configs/accelerate/multi_gpu.yaml", "--num_processes", processes]
-    command = [sys.executable, "-m", "ulmfit_dist.launcher", *words, folder / "rank.py", folder, code]
+    command = [sys.executable, "-m", "ulmfit_dist.launch", *words, folder / "rank.py", folder, code]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
     return subprocess.Popen([*map(str, command)], env=environment, stdout=-1, stderr=-1, text=True, **options)
 
@@ -193,7 +193,7 @@ def test_the_projects_config_files_are_accelerates_and_name_no_precision(name: s
 
 def test_the_readmes_launcher_prints_nothing_of_its_own_beside_another_launch(tmp_path: Path):
     (tmp_path / "rank.py").write_text("import os; os.write(1, os.environ['RANK'].encode())")
-    command = [sys.executable, "-m", "ulmfit_dist.launcher", "--multi_gpu", "--num_processes", "2", tmp_path / "rank.py"]
+    command = [sys.executable, "-m", "ulmfit_dist.launch", "--multi_gpu", "--num_processes", "2", tmp_path / "rank.py"]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path)}
     with socket.socket() as other:
         with suppress(OSError):  # taken already, which will do as well

@@ -16,12 +16,12 @@ from corpora import WRITERS, Rows
 from datasets import Dataset, DatasetDict
 
 from ulmfit_dist import with_texts
-from ulmfit_dist.compose import load_config
-from ulmfit_dist.config import Config
+from ulmfit_dist.config.loading import load_config
+from ulmfit_dist.config.schema import Config
 from ulmfit_dist.data.batches import MicroBatch
-from ulmfit_dist.data.store import TokenStore
+from ulmfit_dist.data.token_store import TokenStore
+from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.stages.classifier import classifier_loaders
 from ulmfit_dist.stages.cross_validate import configs_of_folds
 from ulmfit_dist.stages.lm import lm_loaders

@@ -9,10 +9,10 @@ import torch
 from conftest import LEARNING, TINY, launch, make_folder
 
 from ulmfit_dist import classifier_learner, evaluate, lm_learner, load_classifier, load_config, load_language_model
-from ulmfit_dist.config import Config, RuntimeConfig
+from ulmfit_dist.config.schema import Config, RuntimeConfig
+from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.model.networks import encoder_of
-from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.models.networks import encoder_of
 
 pytestmark = pytest.mark.usefixtures("no_process_group")
 
@@ -181,8 +181,8 @@ import os
 import sys
 import time
 from ulmfit_dist import lm_learner, load_config, prepare
-from ulmfit_dist.process import is_main_process
-from ulmfit_dist.watch import GRACE
+from ulmfit_dist.distributed.env import is_main_process
+from ulmfit_dist.distributed.heartbeat import GRACE
 
 if __name__ == "__main__":
     config = load_config(None, sys.argv[1:])

@@ -7,8 +7,8 @@ import pytest
 from conftest import mounted
 from stores import make_store
 
-from ulmfit_dist.data.local_copy import copy_store
-from ulmfit_dist.data.store import TokenStore
+from ulmfit_dist.data.node_cache import copy_store
+from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.errors import UserError
 
 

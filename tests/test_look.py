@@ -10,12 +10,12 @@ from conftest import TINY, TOPICS, command_here, make_folder, succeed, succeed_h
 from rich.console import Console
 
 from ulmfit_dist import load_config, prepare, show_batch, show_results
-from ulmfit_dist.config import Config
-from ulmfit_dist.data.tokens.readable import readable
+from ulmfit_dist.config.schema import Config
+from ulmfit_dist.data.tokenizers.spec_tokens import readable
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.model.export import save_exported
-from ulmfit_dist.model.networks import build_classifier, build_language_model
-from ulmfit_dist.text_table import TextTable
+from ulmfit_dist.models.bundle import save_exported
+from ulmfit_dist.models.networks import build_classifier, build_language_model
+from ulmfit_dist.utils.text_table import TextTable
 
 pytestmark = pytest.mark.usefixtures("no_process_group")
 

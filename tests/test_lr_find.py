@@ -14,13 +14,13 @@ from matplotlib import pyplot
 from stores import make_store
 
 from ulmfit_dist import find_learning_rate
-from ulmfit_dist.compose import load_config
-from ulmfit_dist.config import Config, DataConfig, LMConfig, ModelConfig, Phase, RuntimeConfig
+from ulmfit_dist.config.loading import load_config
+from ulmfit_dist.config.schema import Config, DataConfig, LMConfig, ModelConfig, Phase, RuntimeConfig
+from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.stages.lm import lm_learner
-from ulmfit_dist.training.rate_range import RateRange, range_test
-from ulmfit_dist.training.steps import LMLearner
+from ulmfit_dist.training.callbacks.lr_finder import RateRange, range_test
+from ulmfit_dist.training.train_steps import LMLearner
 
 V = 60
 WORDS = ("--steps", "40", "--end", "1")

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from ulmfit_dist import philox
 from ulmfit_dist.cuda.compile import CompilationError
-from ulmfit_dist.model import masks as masks_module
-from ulmfit_dist.model.dropout import Position
-from ulmfit_dist.model.masks import Mask, StepMasks, Use, compute_masks
+from ulmfit_dist.models import masks as masks_module
+from ulmfit_dist.models.dropout import Position
+from ulmfit_dist.models.masks import Mask, StepMasks, Use, compute_masks
+from ulmfit_dist.rng import philox
 
 CPU = torch.device("cpu")
 KEYS = [(2**64 - 3, 2**63), (5, 2**64 - 1), (7, 8), (9, 10), (11, 12)]

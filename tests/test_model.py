@@ -9,13 +9,13 @@ from fastai.text.models import awdlstm, core
 from torch import nn
 from torch.nn import functional as F
 
-from ulmfit_dist.config import ClassifierConfig, LMConfig, ModelConfig
+from ulmfit_dist.config.schema import ClassifierConfig, LMConfig, ModelConfig
 from ulmfit_dist.data.batches import IGNORED, MicroBatch
-from ulmfit_dist.data.classifier_batches import pad_chunks
-from ulmfit_dist.model import loss as loss_module
-from ulmfit_dist.model.loss import DecoderLoss
-from ulmfit_dist.model.networks import build_classifier, build_language_model, encoder_of
-from ulmfit_dist.training.metrics import ClassifierMetrics, f1_macro
+from ulmfit_dist.data.classifier_loader import pad_chunks
+from ulmfit_dist.metrics.accumulators import ClassifierMetrics, f1_macro
+from ulmfit_dist.models import fused_cross_entropy as loss_module
+from ulmfit_dist.models.fused_cross_entropy import DecoderLoss
+from ulmfit_dist.models.networks import build_classifier, build_language_model, encoder_of
 
 V = 40
 SIZES = ModelConfig(emb_sz=6, n_hid=8, n_layers=3)
@@ -148,8 +148,8 @@ def test_scores_count_what_is_not_ignored():
 def test_classifier_metrics_are_sklearns():
     from sklearn.metrics import accuracy_score, f1_score
 
-    from ulmfit_dist.config import RuntimeConfig
-    from ulmfit_dist.runtime import Runtime
+    from ulmfit_dist.config.schema import RuntimeConfig
+    from ulmfit_dist.distributed.runtime import Runtime
 
     metrics, logits, y = ClassifierMetrics(4), torch.randn(50, 4), torch.randint(0, 3, (50,))
     metrics.reset(torch.device("cpu"))

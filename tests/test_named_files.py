@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ulmfit_dist.compose import load_config
+from ulmfit_dist.config.loading import load_config
 from ulmfit_dist.data.sources import open_source
 from ulmfit_dist.errors import UserError
 

@@ -16,7 +16,7 @@ from ulmfit_dist.errors import EXIT_CODE, RESUMABLE
 
 LAUNCHER = """
 import sys
-from ulmfit_dist import launcher, node_wait
+from ulmfit_dist.launch import launcher, node_wait
 node_wait.EVERY = 0.5
 sys.exit(launcher.main(sys.argv[1:]))
 """

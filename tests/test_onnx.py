@@ -12,15 +12,15 @@ from made_classifiers import CONFIG, VOCAB, lettered_store, make_classifier
 from stores import make_store
 
 from ulmfit_dist import load_classifier
-from ulmfit_dist.cli import main
-from ulmfit_dist.config import Config, DataConfig
+from ulmfit_dist.cli.main import main
+from ulmfit_dist.config.schema import Config, DataConfig
 from ulmfit_dist.data.sources import open_source
-from ulmfit_dist.data.tokenizer import Tokenizer
+from ulmfit_dist.data.tokenizers.word import Tokenizer
 from ulmfit_dist.data.vocab import build_vocab
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.model import onnx_graph
-from ulmfit_dist.stages.onnx_export import export_to_onnx, padded_behind
-from ulmfit_dist.stages.predict import TextClassifier
+from ulmfit_dist.export import onnx_graph
+from ulmfit_dist.export.onnx import export_to_onnx, padded_behind
+from ulmfit_dist.inference.predictor import TextClassifier
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra onnx: pip install 'ulmfit-dist[onnx]'")
 pytest.importorskip("onnx", reason="needs the extra onnx: pip install 'ulmfit-dist[onnx]'")

@@ -12,24 +12,24 @@ from torch import Tensor, nn
 
 from examples.my_encoder import GRUEncoder
 from ulmfit_dist import classifier_learner, evaluate, lm_learner, load_classifier, load_config, load_language_model
-from ulmfit_dist.config import ClassifierConfig, Config, LMConfig, ModelConfig, RuntimeConfig
+from ulmfit_dist.checkpointing.learner_state import LearnerState
+from ulmfit_dist.config.schema import ClassifierConfig, Config, LMConfig, ModelConfig, RuntimeConfig
+from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.model.awd_lstm import AWDLSTM
-from ulmfit_dist.model.encoder import Encoder, Hidden
-from ulmfit_dist.model.networks import (
+from ulmfit_dist.export.fastai import export_to_fastai
+from ulmfit_dist.export.onnx import export_to_onnx
+from ulmfit_dist.models.awd_lstm import AWDLSTM
+from ulmfit_dist.models.encoder import Encoder, Hidden
+from ulmfit_dist.models.networks import (
     build_classifier,
     build_language_model,
     classifier_groups,
     encoder_of,
     lm_groups,
 )
-from ulmfit_dist.model.sampling import Sampling, continue_tokens
-from ulmfit_dist.runtime import Runtime
-from ulmfit_dist.stages.export import export_to_fastai
-from ulmfit_dist.stages.onnx_export import export_to_onnx
-from ulmfit_dist.training.checkpoints.snapshot import LearnerState
-from ulmfit_dist.training.position import RecipePosition
-from ulmfit_dist.training.steps import LMLearner
+from ulmfit_dist.models.sampling import Sampling, continue_tokens
+from ulmfit_dist.training.train_state import RecipePosition
+from ulmfit_dist.training.train_steps import LMLearner
 
 pytestmark = pytest.mark.usefixtures("no_process_group")
 GRU = "model.arch=examples.my_encoder.GRUEncoder"
@@ -177,8 +177,8 @@ def as_lists(learn: LMLearner) -> dict[int, list]:
     ("arch", "model", "said"),
     [
         ("examples.my_encoder.LSTMEncoder", {}, "cannot be imported"),
-        ("torch.nn.LSTM", {}, "is no class of ulmfit_dist.model.encoder.Encoder: derive it from that"),
-        ("ulmfit_dist.model.encoder.Encoder", {}, "cannot be made .*abstract"),
+        ("torch.nn.LSTM", {}, "is no class of ulmfit_dist.models.encoder.Encoder: derive it from that"),
+        ("ulmfit_dist.models.encoder.Encoder", {}, "cannot be made .*abstract"),
         ("examples.my_encoder.GRUEncoder", {"arch_options": {"depth": 2}}, "cannot be made .*depth.*model.arch_options"),
         ("test_own_encoder.Narrow", {}, r"\(40, 5\), not of vocabulary and model.emb_sz, \(40, 6\)"),
         ("test_own_encoder.Bag", {}, r"layer_groups\(\) gives 1, model.n_layers is 3"),

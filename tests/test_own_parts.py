@@ -14,15 +14,15 @@ from fastai.callback.core import Callback
 from safetensors.torch import load_file
 from sklearn.metrics import f1_score, roc_auc_score
 
-from ulmfit_dist.compose import load_config, to_yaml
-from ulmfit_dist.config import RuntimeConfig
+from ulmfit_dist.config.loading import load_config, to_yaml
+from ulmfit_dist.config.schema import RuntimeConfig
 from ulmfit_dist.data.targets import one_class_each
+from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.runtime import Runtime
-from ulmfit_dist.terminal import EpochTable
-from ulmfit_dist.training.objective import made_up_answers
-from ulmfit_dist.training.own_callbacks import add_callbacks
-from ulmfit_dist.training.own_metrics import build_metrics, metric_names
+from ulmfit_dist.metrics.objective import made_up_answers
+from ulmfit_dist.metrics.user import build_metrics, metric_names
+from ulmfit_dist.tracking.console import EpochTable
+from ulmfit_dist.training.callbacks.user import add_callbacks
 
 METRICS = [
     "examples.my_metric.among_two",

@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 from made_classifiers import lettered_store, make_classifier
 
-from ulmfit_dist import precision as precision_module
-from ulmfit_dist.config import RuntimeConfig
-from ulmfit_dist.errors import UserError
-from ulmfit_dist.precision import (
+from ulmfit_dist.config.schema import RuntimeConfig
+from ulmfit_dist.distributed import precision as precision_module
+from ulmfit_dist.distributed.precision import (
     auto_precision,
     check_compression,
     common_precision,
@@ -20,7 +19,8 @@ from ulmfit_dist.precision import (
     read_cpuinfo,
     resolve_precision,
 )
-from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.distributed.runtime import Runtime
+from ulmfit_dist.errors import UserError
 from ulmfit_dist.stages.evaluate import precision_of_models
 
 pytestmark = pytest.mark.usefixtures("no_process_group")

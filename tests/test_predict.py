@@ -16,17 +16,17 @@ from fastai.text.learner import text_classifier_learner
 from fastai.text.models.awdlstm import AWD_LSTM, awd_lstm_clas_config
 from made_classifiers import CLASSES, CONFIG, SEQ_LEN, VOCAB, lettered_store, make_classifier
 
-from ulmfit_dist.config import RuntimeConfig
+from ulmfit_dist.config.schema import RuntimeConfig
+from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.model.export import save_exported
-from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.inference import predictor as predict_module
+from ulmfit_dist.inference.predictor import TextClassifier, token_batches
+from ulmfit_dist.models.bundle import save_exported
 from ulmfit_dist.stages import evaluate as evaluate_module
-from ulmfit_dist.stages import predict as predict_module
 from ulmfit_dist.stages.classifier import classifier_learner
 from ulmfit_dist.stages.evaluate import evaluate
 from ulmfit_dist.stages.lm import lm_learner
-from ulmfit_dist.stages.predict import TextClassifier, token_batches
-from ulmfit_dist.training.recipe import run_phases
+from ulmfit_dist.training.schedule import run_phases
 
 
 @pytest.fixture(scope="module")

@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, command, launch, make_folder, mounted, store_in, succeed
 
-from ulmfit_dist.config import DataConfig, TokenizerConfig
-from ulmfit_dist.data import builder as builder_module
-from ulmfit_dist.data.builder import StoreBuilder, _sorted_labels
+from ulmfit_dist.config.schema import DataConfig, TokenizerConfig
+from ulmfit_dist.data import store_builder as builder_module
 from ulmfit_dist.data.sources import open_source
-from ulmfit_dist.data.store import TokenStore, shard_stem
-from ulmfit_dist.data.workers import run_in_workers
+from ulmfit_dist.data.store_builder import StoreBuilder, _sorted_labels
+from ulmfit_dist.data.token_store import TokenStore, shard_stem
+from ulmfit_dist.data.worker_pool import run_in_workers
 from ulmfit_dist.errors import UserError
 
 KILLS = int(os.environ.get("KILLS", "1"))

@@ -16,10 +16,10 @@ from fastai.text.learner import load_ignore_keys, match_embeds
 from fastai.text.models import awdlstm, core
 from fastai_runs import CONFIG, SIZES, VOCAB, lm_logits, make_models, make_table
 
-from ulmfit_dist.config import ClassifierConfig, LMConfig, ModelConfig
+from ulmfit_dist.config.schema import ClassifierConfig, LMConfig, ModelConfig
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.model.networks import build_classifier, build_language_model, encoder_of
-from ulmfit_dist.model.pretrained import PATIENCE, fetch, load_pretrained, load_pretrained_encoder
+from ulmfit_dist.models.networks import build_classifier, build_language_model, encoder_of
+from ulmfit_dist.models.pretrained import PATIENCE, fetch, load_pretrained, load_pretrained_encoder
 
 MODEL = ModelConfig(**SIZES)
 OLD_VOCAB = ["xxunk", "xxpad", "xxbos", "the", "cat", "sat"]

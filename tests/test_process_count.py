@@ -3,9 +3,9 @@
 import pytest
 from conftest import ROOT
 
-from ulmfit_dist.compose import load_config
+from ulmfit_dist.config.loading import load_config
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.process_count import check_processes, choose_processes, largest_fitting, main
+from ulmfit_dist.launch.process_count import check_processes, choose_processes, largest_fitting, main
 
 QUICKSTART = ROOT / "configs/quickstart.yaml"
 

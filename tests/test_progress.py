@@ -14,13 +14,13 @@ from made_classifiers import CONFIG, lettered_store
 from rich.console import Console
 from safetensors.torch import load_file
 
-from ulmfit_dist import progress
-from ulmfit_dist.progress import Progress
-from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.stages import estimate
 from ulmfit_dist.stages.estimate import StageEstimate, estimate_stage
 from ulmfit_dist.stages.plan import RunPlan
-from ulmfit_dist.training.progress_callback import StageClock
+from ulmfit_dist.training.callbacks.progress import StageClock
+from ulmfit_dist.utils import progress
+from ulmfit_dist.utils.progress import Progress
 
 
 @pytest.fixture

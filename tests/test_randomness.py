@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from ulmfit_dist.model.sampling import pick
-from ulmfit_dist.philox import philox, random_words
-from ulmfit_dist.philox import signed as signed_word
-from ulmfit_dist.randomness import derive_key, derive_seed, permutation, uniform
+from ulmfit_dist.models.sampling import pick
+from ulmfit_dist.rng.counter_based import derive_key, derive_seed, permutation, uniform
+from ulmfit_dist.rng.philox import philox, random_words
+from ulmfit_dist.rng.philox import signed as signed_word
 
 ONES = 2**64 - 1
 KNOWN = [  # counter, key and result: kat_vectors of Random123 (Salmon et al., 2011), philox4x64 10

@@ -3,7 +3,7 @@
 import pytest
 from fastai.text.learner import decode_spec_tokens
 
-from ulmfit_dist.data.tokens.readable import MOST_REPETITIONS, readable
+from ulmfit_dist.data.tokenizers.spec_tokens import MOST_REPETITIONS, readable
 
 
 @pytest.mark.parametrize("text", ["xxbos xxmaj hello xxup nasa , xxmaj o'brien said", "xxmaj a xxrep 3 !", "a b xxpad"])

@@ -9,8 +9,8 @@ from fastai.text.core import fix_html
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ulmfit_dist.data.tokenizer import Tokenizer
-from ulmfit_dist.data.tokens.detokenize import UNKNOWN, detokenize
+from ulmfit_dist.data.tokenizers.detokenize import UNKNOWN, detokenize
+from ulmfit_dist.data.tokenizers.word import Tokenizer
 
 SENTENCES = {
     "en": [

@@ -12,8 +12,8 @@ from made_runs import LABELS, classifier_tables, make_run
 
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.report.charts import MOST_POINTS, thin
+from ulmfit_dist.report.confusion import read_reliability
 from ulmfit_dist.report.figures import stage_charts
-from ulmfit_dist.report.mistakes import read_reliability
 from ulmfit_dist.report.page import write_report
 from ulmfit_dist.report.runs import read_run
 

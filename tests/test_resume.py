@@ -15,7 +15,7 @@ import pytest
 from conftest import LEARNING, RECIPE, ROOT, TINY, command, mounted
 from killing import STAGES, finish, history, kill_all, metrics, ranks_of, rows_read, same_bits, start, wait_for_training
 
-from ulmfit_dist.training.wandb_files import files_of
+from ulmfit_dist.tracking.wandb_files import files_of
 
 Start = Callable[..., subprocess.Popen[str]]
 

@@ -14,19 +14,19 @@ from accelerate.state import AcceleratorState
 from conftest import launch
 from torch import nn
 
-from ulmfit_dist import process_group, stopping
-from ulmfit_dist.config import RuntimeConfig
+from ulmfit_dist.config.schema import RuntimeConfig
 from ulmfit_dist.data.batches import Share
+from ulmfit_dist.distributed import process_group, signals
+from ulmfit_dist.distributed.process_group import CONTROL_TIMEOUT, join_process_group
+from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import Interrupted, RankLostError, UserError
-from ulmfit_dist.process_group import CONTROL_TIMEOUT, join_process_group
-from ulmfit_dist.runtime import Runtime
-from ulmfit_dist.training.accelerate import AccelerateCallback
+from ulmfit_dist.training.callbacks.accelerate import AccelerateCallback
 
 LEAVE = """
 from pathlib import Path
 import torch
-from ulmfit_dist.config import RuntimeConfig
-from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.config.schema import RuntimeConfig
+from ulmfit_dist.distributed.runtime import Runtime
 
 with Runtime(RuntimeConfig()) as runtime:
     model = runtime.accelerator.prepare_model(torch.nn.Linear(2, 2))
@@ -44,10 +44,10 @@ from pathlib import Path
 os.environ["TORCHELASTIC_RESTART_COUNT"] = "1"  # as after `--max_restarts`
 import torch
 import torch.distributed as dist
-from ulmfit_dist import process_group, stopping
-from ulmfit_dist.config import RuntimeConfig
+from ulmfit_dist.distributed import process_group, signals
+from ulmfit_dist.config.schema import RuntimeConfig
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.distributed.runtime import Runtime
 
 real, used = process_group.control_group, []
 process_group.control_group = lambda device: real(torch.device("cuda"))  # as on a GPU
@@ -196,7 +196,7 @@ def test_the_accelerator_of_a_script_keeps_its_precision():
 def test_a_signal_does_not_interrupt_the_end_of_a_run_that_is_done(no_process_group: None, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     before = signal.getsignal(signal.SIGTERM)
-    with stopping.at_once(), Runtime(RuntimeConfig(precision="no")) as runtime:
+    with signals.at_once(), Runtime(RuntimeConfig(precision="no")) as runtime:
         monkeypatch.setattr(runtime.accelerator, "end_training", lambda: signal.raise_signal(signal.SIGTERM))
     assert signal.getsignal(signal.SIGTERM) is before
 

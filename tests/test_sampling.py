@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ulmfit_dist.config import LMConfig, ModelConfig
+from ulmfit_dist.config.schema import LMConfig, ModelConfig
 from ulmfit_dist.data.vocab import FILLER
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.model.networks import build_language_model, encoder_of
-from ulmfit_dist.model.sampling import Sampling, continue_tokens, never_drawn, pick
-from ulmfit_dist.randomness import seed_torch, uniform
+from ulmfit_dist.models.networks import build_language_model, encoder_of
+from ulmfit_dist.models.sampling import Sampling, continue_tokens, never_drawn, pick
+from ulmfit_dist.rng.counter_based import seed_torch, uniform
 
 V = 50
 NEVER = [0, 1, 48, 49]

@@ -6,10 +6,10 @@ import torch
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss, precision_recall_fscore_support
 
-from ulmfit_dist.config import RuntimeConfig
-from ulmfit_dist.runtime import Runtime
-from ulmfit_dist.training.metrics import ClassifierMetrics
-from ulmfit_dist.training.scores import NUM_BINS, class_scores, expected_calibration_error, reliability
+from ulmfit_dist.config.schema import RuntimeConfig
+from ulmfit_dist.distributed.runtime import Runtime
+from ulmfit_dist.metrics.accumulators import ClassifierMetrics
+from ulmfit_dist.metrics.calibration import NUM_BINS, class_scores, expected_calibration_error, reliability
 
 CLASSES = 4
 

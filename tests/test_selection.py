@@ -9,10 +9,10 @@ from conftest import TINY, command, succeed, succeed_here
 from killing import same_bits
 from safetensors.torch import load_file
 
-from ulmfit_dist.compose import load_config
-from ulmfit_dist.config import ClassifierConfig
+from ulmfit_dist.config.loading import load_config
+from ulmfit_dist.config.schema import ClassifierConfig
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.training.selection import Selection
+from ulmfit_dist.training.callbacks.model_selection import Selection
 
 
 def after(scores: list[float], patience: int | None = None, halfway: bool = False) -> Selection:

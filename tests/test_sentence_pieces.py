@@ -8,10 +8,10 @@ from conftest import TINY, command_here, store_in, succeed, succeed_here
 from fastai.text.core import defaults
 from fastcore.basics import compose
 
-from ulmfit_dist.config import TokenizerConfig
-from ulmfit_dist.data.store import TokenStore
-from ulmfit_dist.data.tokens.readable import words_of_pieces
-from ulmfit_dist.data.tokens.sentence_pieces import SentencePieceTokenizer, make_model
+from ulmfit_dist.config.schema import TokenizerConfig
+from ulmfit_dist.data.token_store import TokenStore
+from ulmfit_dist.data.tokenizers.sentencepiece import SentencePieceTokenizer, make_model
+from ulmfit_dist.data.tokenizers.spec_tokens import words_of_pieces
 from ulmfit_dist.errors import UserError
 
 sentencepiece = pytest.importorskip("sentencepiece")

@@ -9,14 +9,14 @@ import torch
 from accelerate.state import AcceleratorState
 from stores import make_store
 
-from ulmfit_dist.config import Config, DataConfig, LMConfig, ModelConfig, Phase, RuntimeConfig
-from ulmfit_dist.data.store import TokenStore
+from ulmfit_dist.checkpointing.learner_state import LearnerState, ResumeEpoch
+from ulmfit_dist.config.schema import Config, DataConfig, LMConfig, ModelConfig, Phase, RuntimeConfig
+from ulmfit_dist.data.token_store import TokenStore
+from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.model.networks import encoder_of
-from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.models.networks import encoder_of
 from ulmfit_dist.stages.lm import lm_learner
-from ulmfit_dist.training.checkpoints.snapshot import LearnerState, ResumeEpoch
-from ulmfit_dist.training.position import RecipePosition
+from ulmfit_dist.training.train_state import RecipePosition
 
 T, V = 10, 60
 HERE = RecipePosition(phase=0, epoch=0, step=3, stage_step=3)

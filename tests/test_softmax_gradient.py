@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from ulmfit_dist.cuda.compile import CompilationError
-from ulmfit_dist.model import loss as loss_module
-from ulmfit_dist.model import softmax_gradient as module
+from ulmfit_dist.models import fused_cross_entropy as loss_module
+from ulmfit_dist.models import softmax_gradient as module
 
 LIMITS = {torch.float32: 2e-6, torch.bfloat16: 3e-3, torch.float16: 4e-4}
 """Relative to the norm of the gradient: fp32's, or half a unit in the last place of what a gradient is rounded to."""

@@ -6,7 +6,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from ulmfit_dist.compose import load_config
+from ulmfit_dist.config.loading import load_config
 from ulmfit_dist.data.sources import open_source
 from ulmfit_dist.errors import UserError
 

@@ -9,12 +9,12 @@ import pytest
 from conftest import TINY, launch, succeed_here
 from stores import make_store
 
-from ulmfit_dist.compose import load_config
-from ulmfit_dist.config import ClassifierConfig, Config, DataConfig, LMConfig, RuntimeConfig
+from ulmfit_dist.config.loading import load_config
+from ulmfit_dist.config.schema import ClassifierConfig, Config, DataConfig, LMConfig, RuntimeConfig
 from ulmfit_dist.data.splits import describe_duplicates, num_dropped, split_documents, valid_is_test
-from ulmfit_dist.data.store import NO_LABEL, TokenStore, write_json
+from ulmfit_dist.data.token_store import NO_LABEL, TokenStore, write_json
+from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.stages.classifier import classifier_loaders
 from ulmfit_dist.stages.lm import lm_loaders
 from ulmfit_dist.stages.prepare import prepare

@@ -10,21 +10,21 @@ import time
 
 import pytest
 
-from ulmfit_dist import stopping, watch
+from ulmfit_dist.distributed import heartbeat, signals
+from ulmfit_dist.distributed.heartbeat import Watch
 from ulmfit_dist.errors import Interrupted
-from ulmfit_dist.watch import Watch
 
 
-@pytest.mark.parametrize("number", stopping.SIGNALS)
+@pytest.mark.parametrize("number", signals.SIGNALS)
 def test_a_signal_stops_at_once_where_there_is_nothing_to_lose(number: signal.Signals):
     before = signal.getsignal(number)
-    with pytest.raises(Interrupted, match=f"stopped by {number.name}"), stopping.at_once():
+    with pytest.raises(Interrupted, match=f"stopped by {number.name}"), signals.at_once():
         signal.raise_signal(number)
     assert signal.getsignal(number) is before
 
 
 def test_a_scheduler_that_repeats_itself_does_not_disturb_the_end():
-    with pytest.raises(Interrupted, match="stopped by SIGTERM"), stopping.at_once():  # noqa: PT012
+    with pytest.raises(Interrupted, match="stopped by SIGTERM"), signals.at_once():  # noqa: PT012
         try:
             signal.raise_signal(signal.SIGTERM)
         finally:
@@ -34,7 +34,7 @@ def test_a_scheduler_that_repeats_itself_does_not_disturb_the_end():
 
 
 def test_a_signal_is_noted_while_training_and_not_lost_at_its_end():
-    with pytest.raises(Interrupted, match="stopped by SIGUSR1"), stopping.when_ready() as stop:  # noqa: PT012
+    with pytest.raises(Interrupted, match="stopped by SIGUSR1"), signals.when_ready() as stop:  # noqa: PT012
         assert stop.signal is None
         signal.raise_signal(signal.SIGUSR1)
         signal.raise_signal(signal.SIGTERM)
@@ -44,9 +44,9 @@ def test_a_signal_is_noted_while_training_and_not_lost_at_its_end():
 
 HASTE = """
 import os, signal, time
-from ulmfit_dist import stopping
+from ulmfit_dist.distributed import signals
 
-with stopping.when_ready():
+with signals.when_ready():
     os.kill(os.getpid(), signal.SIGINT)
     os.kill(os.getpid(), signal.{second})
     time.sleep(5)
@@ -54,24 +54,24 @@ with stopping.when_ready():
 
 
 def test_what_is_saved_is_not_asked_to_stop_again():
-    with stopping.at_once():
-        before = [signal.getsignal(number) for number in stopping.SIGNALS]
-        with stopping.saved():
+    with signals.at_once():
+        before = [signal.getsignal(number) for number in signals.SIGNALS]
+        with signals.saved():
             os.kill(os.getpid(), signal.SIGTERM)
             os.kill(os.getpid(), signal.SIGUSR1)
             assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
-        assert [signal.getsignal(number) for number in stopping.SIGNALS] == before
+        assert [signal.getsignal(number) for number in signals.SIGNALS] == before
 
 
 def test_a_process_that_exits_next_keeps_ignoring_a_scheduler():
-    before = [signal.getsignal(number) for number in stopping.SIGNALS]
+    before = [signal.getsignal(number) for number in signals.SIGNALS]
     try:
-        with stopping.at_once(ends_process=True):
+        with signals.at_once(ends_process=True):
             assert signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN
         assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)] == [signal.SIG_IGN] * 2
         assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
     finally:
-        for number, handler in zip(stopping.SIGNALS, before, strict=True):
+        for number, handler in zip(signals.SIGNALS, before, strict=True):
             signal.signal(number, handler)
 
 
@@ -82,7 +82,7 @@ def test_after_a_first_sigint_the_next_signal_ends_the_process(second: signal.Si
 
 def test_outside_the_main_thread_signals_are_left_alone():
     def train() -> None:
-        with stopping.at_once(), stopping.when_ready() as stop:
+        with signals.at_once(), signals.when_ready() as stop:
             seen.append(stop.signal)
 
     seen: list[object] = []
@@ -96,14 +96,14 @@ class Ranks:
     """Rank 0 and two others, watching each other over loopback, and what each was told when it did not end by itself."""
 
     def __init__(self) -> None:
-        door, port, secret = watch.open_door(all_here=True)
+        door, port, secret = heartbeat.open_door(all_here=True)
         address = ("127.0.0.1", port, secret, "rank 0")
-        main = threading.Thread(target=lambda: self.of.update({0: watch.watch_from_main(door, address, 3)}))
+        main = threading.Thread(target=lambda: self.of.update({0: heartbeat.watch_from_main(door, address, 3)}))
         self.of: dict[int, Watch] = {}
         self.told: dict[int, str] = {}
         main.start()
         for rank in (1, 2):
-            self.of[rank] = watch.watch_from(f"rank {rank}", address)
+            self.of[rank] = heartbeat.watch_from(f"rank {rank}", address)
         main.join()
         for rank, member in self.of.items():
             member.give_up = lambda message, rank=rank: self.told.update({rank: message})
@@ -111,7 +111,7 @@ class Ranks:
 
 @pytest.fixture
 def ranks(monkeypatch: pytest.MonkeyPatch) -> Ranks:
-    monkeypatch.setattr(watch, "GRACE", 0.2)
+    monkeypatch.setattr(heartbeat, "GRACE", 0.2)
     return Ranks()
 
 
@@ -120,9 +120,9 @@ def test_a_rank_that_ends_without_a_word_is_named_to_all(ranks: Ranks):
     for connection in ranks.of[2].peers:
         connection.shutdown(socket.SHUT_RDWR)
     for rank in (0, 1):
-        assert ranks.of[rank].loss(patience=5) == f"rank 2 {watch.KILLED}"
+        assert ranks.of[rank].loss(patience=5) == f"rank 2 {heartbeat.KILLED}"
     time.sleep(0.5)
-    assert ranks.told == dict.fromkeys((0, 1), f"rank 2 {watch.KILLED}")
+    assert ranks.told == dict.fromkeys((0, 1), f"rank 2 {heartbeat.KILLED}")
 
 
 def test_a_rank_that_ends_in_time_is_not_ended(ranks: Ranks):
@@ -143,14 +143,14 @@ def test_ranks_that_leave_in_order_are_not_missed(ranks: Ranks, order: tuple[int
 
 
 def test_nobody_without_the_secret_is_let_in():
-    door, port, secret = watch.open_door(all_here=True)
+    door, port, secret = heartbeat.open_door(all_here=True)
     address = ("127.0.0.1", port, secret, "rank 0")
     with socket.create_connection(("127.0.0.1", port)) as stranger:
         stranger.sendall(b'{"who": "rank 1", "secret": "guessed"}\n')
         found: list[Watch] = []
-        main = threading.Thread(target=lambda: found.append(watch.watch_from_main(door, address, 2)))
+        main = threading.Thread(target=lambda: found.append(heartbeat.watch_from_main(door, address, 2)))
         main.start()
-        other = watch.watch_from("rank 1", address)
+        other = heartbeat.watch_from("rank 1", address)
         main.join(5)
         assert [*found[0].peers.values()] == ["rank 1"]
         other.leave()

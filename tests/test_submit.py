@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ulmfit_dist.cli import main
-from ulmfit_dist.stages import submit
+from ulmfit_dist.cli.main import main
+from ulmfit_dist.stages import slurm
 
 COMMAND = ["submit", "configs/quickstart.yaml", "lm.global_batch_size=512", "--dry-run"]
 
@@ -22,7 +22,7 @@ def test_the_script_asks_for_what_the_user_asks_for_and_keeps_the_rest(capsys: p
     assert main([*COMMAND, *options]) == 0
     script = capsys.readouterr().out
     asked = directives(script)
-    given = directives((submit.SCRIPTS / "multi_node.sbatch").read_text())
+    given = directives((slurm.SCRIPTS / "multi_node.sbatch").read_text())
     assert asked.items() >= {"nodes": "2", "gpus-per-node": "4", "time": "1:00", "account": "nlp"}.items()
     assert asked.items() >= {"constraint": "a100", "exclusive": "", "job-name": "quickstart"}.items()
     assert asked["signal"] == given["signal"].split()[0]
@@ -33,7 +33,7 @@ def test_the_script_asks_for_what_the_user_asks_for_and_keeps_the_rest(capsys: p
 
 def test_words_with_spaces_and_quotes_stay_words(tmp_path: Path):
     words = ["my recipe.yaml", "lm.phases=[{epochs: 1, lr: 1e-2}]", "data.path=it's"]
-    script = submit.batch_script("run", words, {}, tmp_path / "a b" / "100%", tmp_path / "a b")
+    script = slurm.batch_script("run", words, {}, tmp_path / "a b" / "100%", tmp_path / "a b")
     assert directives(script)["output"] == f'"{tmp_path}/a b/100%%/%x-%j.log"'
     body = script.replace("source ", ": ").partition("\n: ")[2].partition("\n")[2]
     functions = "prepare_job() { printf '%s\\n' \"$@\"; }\non_nodes() { :; }\n"

@@ -9,7 +9,7 @@ import yaml
 from conftest import ROOT, TINY, launch
 from wandb_server import Server, wandb_server
 
-from ulmfit_dist.compose import load_config
+from ulmfit_dist.config.loading import load_config
 
 SWEEPS = sorted((ROOT / "configs/sweeps").glob("*.yaml"))
 FEW = {

@@ -19,13 +19,13 @@ from sklearn.metrics import r2_score
 from stores import make_store
 
 from ulmfit_dist import load_classifier
-from ulmfit_dist.compose import load_config
-from ulmfit_dist.config import ClassifierConfig, RuntimeConfig
+from ulmfit_dist.config.loading import load_config
+from ulmfit_dist.config.schema import ClassifierConfig, RuntimeConfig
 from ulmfit_dist.data.batches import MicroBatch
 from ulmfit_dist.data.targets import Targets, check_targets, read_targets
+from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.runtime import Runtime
-from ulmfit_dist.training.objective import binary_cross_entropy, make_loss, make_metrics, squared_error
+from ulmfit_dist.metrics.objective import binary_cross_entropy, make_loss, make_metrics, squared_error
 
 MULTI, NUMBER = ClassifierConfig(target="multicategory"), ClassifierConfig(target="regression")
 B, C = 37, 4

@@ -4,9 +4,9 @@ import json
 import re
 from pathlib import Path
 
-from ulmfit_dist.compose import load_config
-from ulmfit_dist.config import Phase
-from ulmfit_dist.terminal import EpochTable, duration, final_table
+from ulmfit_dist.config.loading import load_config
+from ulmfit_dist.config.schema import Phase
+from ulmfit_dist.tracking.console import EpochTable, duration, final_table
 
 LINE = {
     "stage": "lm",

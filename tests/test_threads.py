@@ -20,16 +20,16 @@ from made_classifiers import CONFIG, VOCAB, lettered_store, make_classifier
 from stores import make_store
 
 from ulmfit_dist import load_classifier, load_ensemble, load_language_model
-from ulmfit_dist.config import Config, TokenizerConfig
-from ulmfit_dist.data.store import MODEL_FILE, TokenStore
-from ulmfit_dist.data.tokenizer import Tokenizer
-from ulmfit_dist.data.tokens import sentence_pieces
-from ulmfit_dist.data.tokens.chunks import ChunkTokenizer
-from ulmfit_dist.data.tokens.sentence_pieces import SentencePieceTokenizer, make_model
-from ulmfit_dist.model.export import save_exported
-from ulmfit_dist.model.networks import build_language_model, encoder_of
-from ulmfit_dist.model.per_call import for_one_call
-from ulmfit_dist.randomness import seed_torch
+from ulmfit_dist.config.schema import Config, TokenizerConfig
+from ulmfit_dist.data.token_store import MODEL_FILE, TokenStore
+from ulmfit_dist.data.tokenizers import sentencepiece
+from ulmfit_dist.data.tokenizers.fast.chunk_cache import ChunkTokenizer
+from ulmfit_dist.data.tokenizers.sentencepiece import SentencePieceTokenizer, make_model
+from ulmfit_dist.data.tokenizers.word import Tokenizer
+from ulmfit_dist.inference.per_call import for_one_call
+from ulmfit_dist.models.bundle import save_exported
+from ulmfit_dist.models.networks import build_language_model, encoder_of
+from ulmfit_dist.rng.counter_based import seed_torch
 
 THREADS, ROUNDS = 32, 3
 
@@ -159,5 +159,5 @@ def test_threads_get_the_pieces_of_one_while_the_tokenizer_starts_anew(monkeypat
     sample = [text for texts in BATCHES for text in texts]
     tokenizer = SentencePieceTokenizer(make_model(TokenizerConfig(kind="sentencepiece", pieces=64), sample))
     expected = [tokenizer.tokenize(texts) for texts in BATCHES]
-    monkeypatch.setattr(sentence_pieces, "TOKENS_KEPT", 0)
+    monkeypatch.setattr(sentencepiece, "TOKENS_KEPT", 0)
     assert in_threads(tokenizer.tokenize, BATCHES) == [[pieces] * ROUNDS for pieces in expected]

@@ -10,10 +10,10 @@ from fastai.text.data import make_vocab
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ulmfit_dist.config import TokenizerConfig
-from ulmfit_dist.data import tokenizer as tokenizer_module
+from ulmfit_dist.config.schema import TokenizerConfig
 from ulmfit_dist.data import vocab as vocab_module
-from ulmfit_dist.data.tokenizer import Tokenizer, open_tokenizer
+from ulmfit_dist.data.tokenizers import word as tokenizer_module
+from ulmfit_dist.data.tokenizers.word import Tokenizer, open_tokenizer
 from ulmfit_dist.data.vocab import (
     UNK_ID,
     build_vocab,

@@ -12,14 +12,14 @@ from fastai.learner import AvgSmoothLoss
 from killing import history
 from safetensors.torch import load_file
 
-from ulmfit_dist.compose import load_config
+from ulmfit_dist.config.loading import load_config
+from ulmfit_dist.distributed.runtime import Runtime
+from ulmfit_dist.distributed.step_timer import PARTS
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.laps import PARTS
-from ulmfit_dist.runtime import Runtime
-from ulmfit_dist.training.metric_log import MetricLog
-from ulmfit_dist.training.tracking import Tracker
-from ulmfit_dist.training.tracking_callback import TrackingCallback, without_texts
-from ulmfit_dist.training.wandb_files import records
+from ulmfit_dist.tracking.jsonl import MetricLog
+from ulmfit_dist.tracking.tracker import Tracker
+from ulmfit_dist.tracking.wandb_files import records
+from ulmfit_dist.training.callbacks.tracking import TrackingCallback, without_texts
 
 NAMES_OF_A_STEP = {
     *("loss", "loss_smoothed", "learning_rate", "learning_rate_0", "learning_rate_1", "learning_rate_2", "momentum"),

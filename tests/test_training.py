@@ -8,15 +8,15 @@ from accelerate.state import AcceleratorState
 from fastai.optimizer import Adam
 from torch import nn
 
-from ulmfit_dist.config import LMConfig, Phase, RuntimeConfig
+from ulmfit_dist.config.schema import LMConfig, Phase, RuntimeConfig
 from ulmfit_dist.data.batches import Share
+from ulmfit_dist.distributed.runtime import Runtime
+from ulmfit_dist.distributed.tree_reduce import PairwiseGradients, PairwiseSum
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.model.loss import ActivationRegularization
-from ulmfit_dist.runtime import Runtime
-from ulmfit_dist.stages.train import warn_of_few_steps
-from ulmfit_dist.training.accelerate import AccelerateCallback
-from ulmfit_dist.training.pairwise import PairwiseGradients, PairwiseSum
-from ulmfit_dist.training.recipe import learning_rate
+from ulmfit_dist.models.fused_cross_entropy import ActivationRegularization
+from ulmfit_dist.stages.train_stage import warn_of_few_steps
+from ulmfit_dist.training.callbacks.accelerate import AccelerateCallback
+from ulmfit_dist.training.schedule import learning_rate
 
 
 def stepped(

@@ -21,12 +21,12 @@ from conftest import TINY, succeed
 from killing import history
 from wandb_server import Server, wandb_server
 
-from ulmfit_dist.compose import load_config
-from ulmfit_dist.config import Config, TrackingConfig
+from ulmfit_dist.config.loading import load_config
+from ulmfit_dist.config.schema import Config, TrackingConfig
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.training.wandb_files import files_of, last_row, records
-from ulmfit_dist.training.wandb_process import wandb_mode
-from ulmfit_dist.training.wandb_run import Row, WandbRun, where_offline
+from ulmfit_dist.tracking.wandb_files import files_of, last_row, records
+from ulmfit_dist.tracking.wandb_process import wandb_mode
+from ulmfit_dist.tracking.wandb_run import Row, WandbRun, where_offline
 
 KEY = "a" * 40
 
@@ -45,7 +45,7 @@ def no_login(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[pytest
 
 @pytest.fixture
 def server(no_login: pytest.MonkeyPatch) -> Iterator[Server]:
-    no_login.setattr("ulmfit_dist.training.wandb_run.SECONDS_TO_LEAVE", 120)  # on a busy machine W&B's service takes long
+    no_login.setattr("ulmfit_dist.tracking.wandb_run.SECONDS_TO_LEAVE", 120)  # on a busy machine W&B's service takes long
     with wandb_server() as server:
         no_login.setenv("WANDB_BASE_URL", server.url)
         no_login.setenv("WANDB_API_KEY", KEY)
@@ -194,7 +194,7 @@ def test_a_run_that_the_environment_names_appends_to_what_the_server_has(server:
 def test_a_process_of_wandbs_that_hangs_is_not_waited_for(
     no_login: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ):
-    no_login.setattr("ulmfit_dist.training.wandb_run.SECONDS_TO_LEAVE", 1)
+    no_login.setattr("ulmfit_dist.tracking.wandb_run.SECONDS_TO_LEAVE", 1)
     run = WandbRun(config(tmp_path, patience=0.5), "offline", {})
     run.log(rows(range(1))[0])
     run._thread.submit(lambda: None).result()
@@ -224,7 +224,7 @@ def test_where_no_server_answers_the_run_goes_on_offline(
 def test_a_server_that_never_answers_counts_as_none(
     no_login: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ):
-    no_login.setattr("ulmfit_dist.training.wandb_run.SECONDS_TO_ANSWER", 0.5)
+    no_login.setattr("ulmfit_dist.tracking.wandb_run.SECONDS_TO_ANSWER", 0.5)
     no_login.setenv("WANDB_API_KEY", KEY)
     with socket.create_server(("127.0.0.1", 0)) as door:
         no_login.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{door.getsockname()[1]}")

@@ -8,18 +8,18 @@ from typing import Any
 import pytest
 from conftest import TINY, succeed
 
-from ulmfit_dist.compose import load_config
-from ulmfit_dist.config import Config, TrackingConfig
+from ulmfit_dist.config.loading import load_config
+from ulmfit_dist.config.schema import Config, TrackingConfig
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.stages.cross_validate import configs_of_folds
-from ulmfit_dist.training.wandb_environment import (
+from ulmfit_dist.tracking.wandb_environment import (
     check_variables,
     init_arguments,
     mode_messages,
     mode_of_environment,
     wandb_project,
 )
-from ulmfit_dist.training.wandb_files import files_of, records
+from ulmfit_dist.tracking.wandb_files import files_of, records
 
 ALL = {"WANDB_PROJECT": "p", "WANDB_NAME": "n", "WANDB_RUN_GROUP": "g", "WANDB_TAGS": "t, u"}
 

@@ -9,7 +9,7 @@ import spacy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ulmfit_dist.data.tokens.word_shapes import WordShapes, splits_a_run
+from ulmfit_dist.data.tokenizers.fast.word_shapes import WordShapes, splits_a_run
 
 
 def tokenizer(**expressions: str | re.Pattern[str]) -> SimpleNamespace:

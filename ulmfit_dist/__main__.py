@@ -3,8 +3,8 @@
 from functools import partial
 from typing import NoReturn
 
-from ulmfit_dist.cli import main
-from ulmfit_dist.exiting import exit_process
+from ulmfit_dist.cli.main import main
+from ulmfit_dist.distributed.exit import exit_process
 
 
 def run() -> NoReturn:

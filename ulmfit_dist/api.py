@@ -13,33 +13,33 @@ from typing import Any
 
 import torch
 
-from ulmfit_dist.compose import load_config
-from ulmfit_dist.config import Config, RuntimeConfig
+from ulmfit_dist.config.loading import load_config
+from ulmfit_dist.config.schema import Config, RuntimeConfig
 from ulmfit_dist.data.sources.in_memory import Frame, kept_as
-from ulmfit_dist.data.store import TokenStore
+from ulmfit_dist.data.token_store import TokenStore
+from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.model.pretrained import fetch
-from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.inference.generator import LanguageModel
+from ulmfit_dist.inference.predictor import TextClassifier
+from ulmfit_dist.models.pretrained import fetch
+from ulmfit_dist.recipes.dataset_profile import TextOptions
+from ulmfit_dist.recipes.init import InitResult
+from ulmfit_dist.recipes.init import init as init_stage
 from ulmfit_dist.stages.classifier import classifier_learner as stage_classifier_learner
 from ulmfit_dist.stages.compare import Runs
 from ulmfit_dist.stages.compare import compare as compare_runs
 from ulmfit_dist.stages.cross_validate import Figures, configs_of_folds
 from ulmfit_dist.stages.cross_validate import cross_validate as cross_validate_folds
-from ulmfit_dist.stages.ensemble import Ensemble
-from ulmfit_dist.stages.generate import LanguageModel
-from ulmfit_dist.stages.init import InitResult
-from ulmfit_dist.stages.init import init as init_stage
+from ulmfit_dist.stages.evaluate_ensemble import Ensemble
 from ulmfit_dist.stages.lm import lm_learner as stage_lm_learner
-from ulmfit_dist.stages.look import batch_tables, result_tables
 from ulmfit_dist.stages.lr_find import find_learning_rate as find_learning_rate_of
-from ulmfit_dist.stages.predict import TextClassifier
+from ulmfit_dist.stages.notebook import by_hand
 from ulmfit_dist.stages.prepare import prepare as prepare_stage
 from ulmfit_dist.stages.run import run_stage
-from ulmfit_dist.stages.text_profile import TextOptions
-from ulmfit_dist.text_table import Shown
-from ulmfit_dist.training.by_hand import by_hand
-from ulmfit_dist.training.rate_range import RateRange
-from ulmfit_dist.training.steps import ClassifierLearner, LMLearner
+from ulmfit_dist.stages.show_results import batch_tables, result_tables
+from ulmfit_dist.training.callbacks.lr_finder import RateRange
+from ulmfit_dist.training.train_steps import ClassifierLearner, LMLearner
+from ulmfit_dist.utils.text_table import Shown
 
 
 def init(

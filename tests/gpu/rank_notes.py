@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from small_runs import simulated_counters
 
-from ulmfit_dist.cli import main
-from ulmfit_dist.training.accelerate import AccelerateCallback
+from ulmfit_dist.cli.main import main
+from ulmfit_dist.training.callbacks.accelerate import AccelerateCallback
 from ulmfit_dist.training.learner import DistributedLearner
 
 

@@ -21,10 +21,10 @@ from accelerate.state import AcceleratorState
 from fastai.text.core import defaults
 from stores import make_store
 
-from ulmfit_dist.compose import load_config
-from ulmfit_dist.config import Config, TokenizerConfig
-from ulmfit_dist.data.store import write_json
-from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.config.loading import load_config
+from ulmfit_dist.config.schema import Config, TokenizerConfig
+from ulmfit_dist.data.token_store import write_json
+from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.stages.run import run_stage
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for runtime.deterministic: too late once cuBLAS has begun

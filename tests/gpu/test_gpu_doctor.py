@@ -11,11 +11,11 @@ from conftest import ROOT, command
 from doctors import context_of
 from small_runs import DEVICE, PRECISIONS, needs_cuda, needs_gpu
 
-from ulmfit_dist.compose import load_config
+from ulmfit_dist.config.loading import load_config
 from ulmfit_dist.doctor import performance, services
 from ulmfit_dist.doctor.checks import Finding, Status
-from ulmfit_dist.doctor.probe import LocalStep
-from ulmfit_dist.stages.doctor import doctor
+from ulmfit_dist.doctor.suite import doctor
+from ulmfit_dist.doctor.synthetic import LocalStep
 
 pytestmark = [needs_gpu, needs_cuda]
 

@@ -11,10 +11,10 @@ import yaml
 from conftest import TOPICS, make_text
 from small_runs import needs_gpu
 
-from ulmfit_dist.config import RuntimeConfig
-from ulmfit_dist.runtime import Runtime
-from ulmfit_dist.stages.init import init
-from ulmfit_dist.stages.text_profile import TextOptions
+from ulmfit_dist.config.schema import RuntimeConfig
+from ulmfit_dist.distributed.runtime import Runtime
+from ulmfit_dist.recipes.dataset_profile import TextOptions
+from ulmfit_dist.recipes.init import init
 
 pytestmark = needs_gpu
 

@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from ulmfit_dist.laps import Laps
+from ulmfit_dist.distributed.step_timer import Laps
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is visible")
 

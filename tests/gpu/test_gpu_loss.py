@@ -6,7 +6,7 @@ from small_runs import DEVICE, IS_SIMULATED, needs_cuda, needs_gpu, without_tf32
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ulmfit_dist.model.loss import DecoderLoss
+from ulmfit_dist.models.fused_cross_entropy import DecoderLoss
 
 pytestmark = needs_gpu
 

@@ -8,12 +8,12 @@ import torch
 from fastai.callback.core import Callback
 from small_runs import DEVICE, PRECISIONS, make_texts, needs_cuda, needs_gpu, running, small_config
 
-from ulmfit_dist.data.store import TokenStore
-from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.checkpointing.learner_state import LearnerState
+from ulmfit_dist.data.token_store import TokenStore
+from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.stages.lm import lm_learner
-from ulmfit_dist.training.checkpoints.snapshot import LearnerState
-from ulmfit_dist.training.position import RecipePosition
-from ulmfit_dist.training.recipe import run_phases
+from ulmfit_dist.training.schedule import run_phases
+from ulmfit_dist.training.train_state import RecipePosition
 
 pytestmark = needs_gpu
 

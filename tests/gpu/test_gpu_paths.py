@@ -13,9 +13,9 @@ from killing import STAGES, metrics, weights
 from small_runs import DEVICE, PRECISIONS, flat_lstm_weights, make_texts, needs_gpu, running, small_config, train
 
 from ulmfit_dist import lm_learner, load_classifier, load_language_model
-from ulmfit_dist.config import Config
-from ulmfit_dist.stages.ensemble import evaluate_ensemble
+from ulmfit_dist.config.schema import Config
 from ulmfit_dist.stages.evaluate import evaluate
+from ulmfit_dist.stages.evaluate_ensemble import evaluate_ensemble
 from ulmfit_dist.stages.lr_find import find_learning_rate
 
 pytestmark = needs_gpu

@@ -23,13 +23,13 @@ from small_runs import (
 )
 from torch import nn
 
-from ulmfit_dist.data.store import TokenStore
-from ulmfit_dist.model.networks import encoder_of
-from ulmfit_dist.precision import resolve_precision
+from ulmfit_dist.data.token_store import TokenStore
+from ulmfit_dist.distributed.precision import resolve_precision
+from ulmfit_dist.models.networks import encoder_of
 from ulmfit_dist.stages.evaluate import evaluate
 from ulmfit_dist.stages.lm import PRODUCT_DTYPES, lm_learner
 from ulmfit_dist.stages.run import run_stage
-from ulmfit_dist.training.recipe import run_phases
+from ulmfit_dist.training.schedule import run_phases
 
 pytestmark = needs_gpu
 

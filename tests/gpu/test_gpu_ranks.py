@@ -46,7 +46,7 @@ def folder(precision: str, texts: Path, recipe: Path, tmp_path_factory: pytest.T
 def launch(notes: Path, words: list[str]) -> str:
     """`ulmfit-dist WORDS` on two ranks, which leave notes in a folder; returns what they printed."""
     options = ["--config_file", str(ROOT / "configs/accelerate/multi_gpu.yaml"), "--num_processes", "2"]
-    command = [sys.executable, "-m", "ulmfit_dist.launcher", *options, str(ROOT / "tests/gpu/rank_notes.py"), str(notes)]
+    command = [sys.executable, "-m", "ulmfit_dist.launch", *options, str(ROOT / "tests/gpu/rank_notes.py"), str(notes)]
     path = os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), *map(str, (ROOT, ROOT / "tests"))])
     environment = {**os.environ, "ACCELERATE_USE_CPU": "false", "PYTHONPATH": path}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}

@@ -7,8 +7,8 @@ import torch
 import torch.distributed as dist
 from small_runs import needs_cuda, needs_gpu, running, small_config
 
+from ulmfit_dist.distributed.precision import FIRST_WITH_BF16_LSTMS
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.precision import FIRST_WITH_BF16_LSTMS
 
 pytestmark = [needs_gpu, needs_cuda]
 

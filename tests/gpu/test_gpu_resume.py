@@ -15,7 +15,7 @@ from conftest import ROOT
 from killing import STAGES, finish, kill_all, metrics, same_bits, steps_noted, weights
 from small_runs import DEVICE, PRECISIONS, make_texts, needs_gpu, small_config, small_words, train
 
-from ulmfit_dist.training.steps import ClassifierLearner, LMLearner
+from ulmfit_dist.training.train_steps import ClassifierLearner, LMLearner
 
 pytestmark = needs_gpu
 

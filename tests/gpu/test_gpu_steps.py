@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from small_runs import PRECISIONS, make_texts, needs_cuda, needs_gpu, small_config, train, without_tf32
 from torch import Tensor
 
-from ulmfit_dist.training.checkpoints import callback
-from ulmfit_dist.training.steps import LMLearner
+from ulmfit_dist.checkpointing import callback
+from ulmfit_dist.training.train_steps import LMLearner
 
 pytestmark = needs_gpu
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from ulmfit_dist.model import masks, softmax_gradient
-from ulmfit_dist.model.dropout import Position, row_mask, shared_mask
-from ulmfit_dist.model.masks import Mask, compute_masks
-from ulmfit_dist.philox import philox, random_words
+from ulmfit_dist.models import masks, softmax_gradient
+from ulmfit_dist.models.dropout import Position, row_mask, shared_mask
+from ulmfit_dist.models.masks import Mask, compute_masks
+from ulmfit_dist.rng.philox import philox, random_words
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is visible")
 
@@ -39,7 +39,7 @@ def test_masks_of_a_step_are_those_of_a_cpu_however_they_are_computed(way: str, 
     if way != "kernel":
         monkeypatch.setattr(masks, "_kernel", lambda device_type: None)
     if way == "words":
-        monkeypatch.setattr("ulmfit_dist.philox._kernel", lambda device_type: philox)
+        monkeypatch.setattr("ulmfit_dist.rng.philox._kernel", lambda device_type: philox)
     on_gpu, on_cpu = (compute_masks(MASKS, torch.device(device)) for device in ("cuda", "cpu"))
     for found, expected in zip(on_gpu, on_cpu, strict=True):
         assert torch.equal(found.cpu(), expected)

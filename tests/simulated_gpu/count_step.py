@@ -45,7 +45,7 @@ def count(precision: str, overrides: list[str]) -> dict[str, tuple[Any, int]]:
     import small_runs
     import torch
 
-    from ulmfit_dist.training.steps import ClassifierLearner, LMLearner
+    from ulmfit_dist.training.train_steps import ClassifierLearner, LMLearner
 
     found: dict[str, tuple[Any, int]] = {}
     real_steps = {kind: kind._train_step for kind in (LMLearner, ClassifierLearner)}
@@ -84,7 +84,7 @@ def count_loss(precision: str) -> tuple[Any, int]:
     from torch import nn
 
     from simulated_gpu.counters import COUNTERS, MEMORY
-    from ulmfit_dist.model.loss import DecoderLoss
+    from ulmfit_dist.models.fused_cross_entropy import DecoderLoss
     from ulmfit_dist.stages.lm import PRODUCT_DTYPES
 
     dtype = PRODUCT_DTYPES[precision]

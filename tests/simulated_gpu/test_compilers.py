@@ -9,11 +9,11 @@ import torch
 from killing import metrics
 from small_runs import make_texts, small_config, train
 
-from ulmfit_dist import philox
 from ulmfit_dist.cuda import compile as compilers
 from ulmfit_dist.cuda.compile import CompilationError
-from ulmfit_dist.model import masks, softmax_gradient
-from ulmfit_dist.model.masks import Mask, compute_masks
+from ulmfit_dist.models import masks, softmax_gradient
+from ulmfit_dist.models.masks import Mask, compute_masks
+from ulmfit_dist.rng import philox
 
 SHORT = "lm.phases=[{epochs: 1, lr: 1e-2}]", "checkpoint={every_steps: null, every_minutes: null}"
 SLOW = "are slow on this machine"

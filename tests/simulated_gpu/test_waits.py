@@ -3,7 +3,7 @@
 import pytest
 
 from simulated_gpu.count_step import count
-from ulmfit_dist.training.checkpoints import callback
+from ulmfit_dist.checkpointing import callback
 
 EVERYTHING = [
     "tracking.log_every=1",

@@ -18,7 +18,7 @@ from cluster import Cluster, Job, cluster_of_two, job_processes, missing_program
 from conftest import RECIPE, ROOT, TINY, store_in, succeed
 from killing import same_bits
 
-from ulmfit_dist.training.wandb_files import records
+from ulmfit_dist.tracking.wandb_files import records
 
 pytestmark = pytest.mark.skipif(
     bool(missing_programs()) and not os.environ.get("ULMFIT_DIST_NEED_SLURM"),

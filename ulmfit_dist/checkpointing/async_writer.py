@@ -6,7 +6,7 @@ import sys
 import threading
 from pathlib import Path
 
-from ulmfit_dist.training.checkpoints.folder import Content, StageFolder
+from ulmfit_dist.checkpointing.manager import Content, StageFolder
 
 
 class CheckpointWriter:

@@ -14,16 +14,16 @@ from dataclasses import dataclass, replace
 import torch
 from fastai.callback.core import Callback
 
-from ulmfit_dist.config import CheckpointConfig
+from ulmfit_dist.checkpointing.async_writer import CheckpointWriter
+from ulmfit_dist.checkpointing.learner_state import LearnerState
+from ulmfit_dist.checkpointing.manager import Content
+from ulmfit_dist.config.schema import CheckpointConfig
+from ulmfit_dist.distributed.runtime import Runtime
+from ulmfit_dist.distributed.signals import StopRequest
 from ulmfit_dist.errors import Interrupted, UserError, shared
-from ulmfit_dist.runtime import Runtime
-from ulmfit_dist.stopping import StopRequest
-from ulmfit_dist.training.checkpoints.folder import Content
-from ulmfit_dist.training.checkpoints.snapshot import LearnerState
-from ulmfit_dist.training.checkpoints.writer import CheckpointWriter
-from ulmfit_dist.training.host_copy import HostCopy
-from ulmfit_dist.training.position import RecipePosition
-from ulmfit_dist.training.tracking import Tracker
+from ulmfit_dist.tracking.tracker import Tracker
+from ulmfit_dist.training.train_state import RecipePosition
+from ulmfit_dist.utils.host_copy import HostCopy
 
 SECONDS_BETWEEN_VOTES = 0.5
 MOST_STEPS_BETWEEN_VOTES = 50

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from functools import reduce
 from typing import Any
 
-from ulmfit_dist.compose import to_dict
-from ulmfit_dist.config import Config
+from ulmfit_dist.config.loading import to_dict
+from ulmfit_dist.config.schema import Config
 
 FOLD_KEYS = ("data.folds", "data.fold")
 LM_KEYS = ("seed", "tokenizer", "model", "lm", "data.valid_pct", "data.on_duplicates", *FOLD_KEYS)

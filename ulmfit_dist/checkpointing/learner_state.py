@@ -1,6 +1,6 @@
 """A learner's state as tensors and JSON, and back, on any number of ranks.
 
-Dropout masks and orders of documents are computed from their position (`model/dropout.py`, `data/`), so there is no random
+Dropout masks and orders of documents are computed from their position (`models/dropout.py`, `data/`), so there is no random
 state to keep: parameters, buffers, the optimizer's moments and hyper-parameters, the loss scaler, the language model's
 hidden states, the position, and what callbacks have added up, are all that the next step depends on.
 
@@ -20,13 +20,13 @@ import torch
 from fastai.callback.core import Callback
 from torch import Tensor
 
+from ulmfit_dist.checkpointing.manager import TENSOR_FILES
+from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.model.encoder import Hidden
-from ulmfit_dist.model.networks import encoder_of
-from ulmfit_dist.runtime import Runtime
-from ulmfit_dist.training.checkpoints.folder import TENSOR_FILES
+from ulmfit_dist.models.encoder import Hidden
+from ulmfit_dist.models.networks import encoder_of
 from ulmfit_dist.training.learner import DistributedLearner
-from ulmfit_dist.training.position import RecipePosition
+from ulmfit_dist.training.train_state import RecipePosition
 
 Tensors = dict[str, dict[str, Tensor]]
 

@@ -31,7 +31,7 @@ import safetensors.torch
 import xxhash
 from torch import Tensor
 
-from ulmfit_dist.files import read_bounded
+from ulmfit_dist.utils.files import read_bounded
 
 Found = TypeVar("Found")
 

@@ -10,14 +10,14 @@ from typing import Any
 
 from torch import Tensor
 
-from ulmfit_dist.config import Config
-from ulmfit_dist.data.store import TokenStore
+from ulmfit_dist.checkpointing.compatibility import differences
+from ulmfit_dist.checkpointing.manager import DamagedError, StageFolder, read_lines, read_state, read_tensors
+from ulmfit_dist.config.schema import Config
+from ulmfit_dist.data.token_store import TokenStore
+from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.model.export import WEIGHTS, Exported
-from ulmfit_dist.runtime import Runtime
-from ulmfit_dist.training.checkpoints.folder import DamagedError, StageFolder, read_lines, read_state, read_tensors
-from ulmfit_dist.training.compatibility import differences
-from ulmfit_dist.training.position import RecipePosition
+from ulmfit_dist.models.bundle import WEIGHTS, Exported
+from ulmfit_dist.training.train_state import RecipePosition
 
 
 @dataclass

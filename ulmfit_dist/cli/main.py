@@ -16,18 +16,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ulmfit_dist import stopping
-from ulmfit_dist.compose import describe, load_config
-from ulmfit_dist.config import Config, RuntimeConfig
+from ulmfit_dist.cli.parser import SBATCH_OPTIONS, parse
+from ulmfit_dist.config.loading import describe, load_config
+from ulmfit_dist.config.schema import Config, RuntimeConfig
+from ulmfit_dist.distributed import signals
+from ulmfit_dist.distributed.env import is_main_process, is_restart, quieten, rank_name, report, report_error
+from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import EXIT_CODE, FAILED, RESUMABLE, Interrupted, RankLostError, UserError, did_you_mean
-from ulmfit_dist.home import replace_unwritable_home
-from ulmfit_dist.process import is_main_process, is_restart, quieten, rank_name, report, report_error
-from ulmfit_dist.runtime import Runtime
-from ulmfit_dist.words import SBATCH_OPTIONS, parse
+from ulmfit_dist.utils.home import replace_unwritable_home
 
 if TYPE_CHECKING:
-    from ulmfit_dist.stages.predict import Classifier
-    from ulmfit_dist.stages.predictions import AnyPrediction
+    from ulmfit_dist.inference.outputs import AnyPrediction
+    from ulmfit_dist.inference.predictor import Classifier
 
 SECONDS_OF_RANK_0 = 2.0
 """Seconds in which rank 0 may report the error of all ranks, before another one exits and the launcher ends the rest."""
@@ -46,7 +46,7 @@ def main(words: Sequence[str] | None = None, ends_process: bool = False) -> int:
         message = replace_unwritable_home()
         if message is not None and is_main_process():
             report(message)
-        with stopping.at_once(ends_process) if args.goes_on else nullcontext():
+        with signals.at_once(ends_process) if args.goes_on else nullcontext():
             COMMANDS[args.command](args)
     except UserError as error:
         report_error(error)
@@ -76,8 +76,8 @@ def _start(args: argparse.Namespace) -> tuple[Config, Runtime]:
 def _init(args: argparse.Namespace) -> None:
     config = load_config(None, ["data.path=.", *args.overrides])  # reads no text
     runtime = Runtime(config.runtime)
-    from ulmfit_dist.stages.init import describe_result, init
-    from ulmfit_dist.stages.text_profile import TextOptions
+    from ulmfit_dist.recipes.dataset_profile import TextOptions
+    from ulmfit_dist.recipes.init import describe_result, init
 
     options = TextOptions(tuple(args.text), args.label, args.target, args.lang, tuple(args.overrides))
     with runtime:
@@ -120,7 +120,7 @@ def _prepare(args: argparse.Namespace) -> None:
         if not args.verbose:
             runtime.print(summarize(store))
         if args.show:
-            from ulmfit_dist.stages.show import show_documents
+            from ulmfit_dist.stages.show_batch import show_documents
 
             show_documents(store, args.show, runtime)
 
@@ -175,7 +175,7 @@ def _doctor(args: argparse.Namespace) -> None:
     words = [word for word in (args.recipe, *args.overrides) if word is not None]
     has_recipe = bool(words) and ("=" not in words[0] or Path(words[0]).is_file())
     config = load_config(words[0], words[1:]) if has_recipe else load_config(None, ["data.path=.", *words])  # reads no text
-    from ulmfit_dist.stages.doctor import doctor
+    from ulmfit_dist.doctor.suite import doctor
 
     doctor(config, args.json)
 
@@ -187,7 +187,7 @@ def _show(args: argparse.Namespace) -> None:
     if not args.results and (place / "config.yaml").is_file():
         args.recipe = place / "config.yaml"
     config, runtime = (None, Runtime(RuntimeConfig())) if args.results else _start(args)
-    from ulmfit_dist.stages.look import batch_tables, result_tables
+    from ulmfit_dist.stages.show_results import batch_tables, result_tables
 
     with runtime:
         if config is None:
@@ -205,7 +205,7 @@ def _submit(args: argparse.Namespace) -> None:
     options = {"nodes": str(args.nodes)}
     options |= {name: value for name in SBATCH_OPTIONS if (value := getattr(args, name.replace("-", "_"))) is not None}
     options |= {name: value for name, _, value in (option.lstrip("-").partition("=") for option in args.sbatch)}
-    from ulmfit_dist.stages.submit import submit
+    from ulmfit_dist.stages.slurm import submit
 
     words = [args.recipe, *args.overrides, *(["--fresh"] if args.fresh else [])]
     print(submit(config, words, options, args.dry_run))
@@ -227,7 +227,7 @@ def _compare(args: argparse.Namespace) -> None:
 
 def _dashboard(args: argparse.Namespace) -> None:
     config = load_config(args.recipe, args.overrides)
-    from ulmfit_dist.stages.dashboard import dashboard
+    from ulmfit_dist.tracking.wandb_workspace import dashboard
 
     print(dashboard(config, args.entity, args.dry_run))
 
@@ -245,11 +245,11 @@ def _evaluate(args: argparse.Namespace) -> None:
 def _export(args: argparse.Namespace) -> None:
     quieten()
     if args.to == "onnx":
-        from ulmfit_dist.stages.onnx_export import export_to_onnx
+        from ulmfit_dist.export.onnx import export_to_onnx
 
         print(export_to_onnx(args.run, args.output or args.run / "onnx" / "model.onnx"))
         return
-    from ulmfit_dist.stages.export import export_to_fastai
+    from ulmfit_dist.export.fastai import export_to_fastai
 
     lines = export_to_fastai(args.run, args.output)
     print(lines.read_text(encoding="utf-8"), end="")
@@ -259,7 +259,7 @@ def _predict(args: argparse.Namespace) -> None:
     texts = _texts(args)
     _check_output(args)
     quieten()
-    from ulmfit_dist.stages.predict import TextClassifier
+    from ulmfit_dist.inference.predictor import TextClassifier
 
     _label(texts, TextClassifier(args.run, trust_rules=args.trust_rules), args.output)
 
@@ -273,7 +273,7 @@ def _ensemble(args: argparse.Namespace) -> None:
     texts = _texts(args)
     _check_output(args)
     quieten()
-    from ulmfit_dist.stages.ensemble import Ensemble
+    from ulmfit_dist.stages.evaluate_ensemble import Ensemble
 
     _label(texts, Ensemble(args.runs, trust_rules=args.trust_rules), args.output)
 
@@ -281,8 +281,8 @@ def _ensemble(args: argparse.Namespace) -> None:
 def _evaluate_ensemble(args: argparse.Namespace) -> None:
     if args.output is not None:
         raise UserError("--output is for labels: give texts, too, with --text or --file")
-    from ulmfit_dist.stages.ensemble import describe_ensemble, evaluate_ensemble
     from ulmfit_dist.stages.evaluate import precision_of_models
+    from ulmfit_dist.stages.evaluate_ensemble import describe_ensemble, evaluate_ensemble
 
     runtime = Runtime(RuntimeConfig(precision=args.precision or precision_of_models(args.runs)))
 
@@ -298,7 +298,7 @@ def _check_output(args: argparse.Namespace) -> None:
 
 def _label(texts: Sequence[str], classifier: Classifier, output: Path | None) -> None:
     """Print the labels of texts, or write them to a file."""
-    from ulmfit_dist.data.store import write_bytes
+    from ulmfit_dist.data.token_store import write_bytes
 
     predictions = classifier.predict(texts)
     if output is None:
@@ -338,7 +338,7 @@ def _table(texts: Sequence[str], predictions: Sequence[AnyPrediction]) -> Iterat
 
 def _generate(args: argparse.Namespace) -> None:
     quieten()
-    from ulmfit_dist.stages.generate import LanguageModel
+    from ulmfit_dist.inference.generator import LanguageModel
 
     model = LanguageModel(args.run, trust_rules=args.trust_rules)
     options = {"top_k": args.top_k, "top_p": args.top_p, "min_p": args.min_p, "keep_lines": args.keep_lines}
@@ -370,4 +370,4 @@ COMMANDS: dict[str, Command] = {
     "export": _export,
     "generate": _generate,
 }
-"""What does each thing, by the names in `words.py`."""
+"""What does each thing, by the names in `parser.py`."""

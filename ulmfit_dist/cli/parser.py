@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ulmfit_dist import __version__
-from ulmfit_dist.config import PRECISIONS, TARGETS
+from ulmfit_dist.config.schema import PRECISIONS, TARGETS
 from ulmfit_dist.errors import UserError
 
 SBATCH_OPTIONS = {

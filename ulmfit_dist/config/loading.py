@@ -17,8 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from ulmfit_dist.config import Config, Phase
-from ulmfit_dist.config_checks import check_config
+from ulmfit_dist.config.schema import Config, Phase
+from ulmfit_dist.config.validation import check_config
 from ulmfit_dist.errors import UserError, did_you_mean
 
 

@@ -1,6 +1,6 @@
-"""docs/configuration.md, made from `config.py`, so that the page cannot say anything else:
+"""docs/configuration.md, made from `schema.py`, so that the page cannot say anything else:
 
-python -m ulmfit_dist.manual > docs/configuration.md
+python -m ulmfit_dist.config.reference > docs/configuration.md
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
-from ulmfit_dist.compose import describe
-from ulmfit_dist.config import Config, Phase
+from ulmfit_dist.config.loading import describe
+from ulmfit_dist.config.schema import Config, Phase
 
 TYPES = {
     "str": "text",
@@ -31,8 +31,8 @@ TYPES = {
 HEAD = """\
 # Configuration
 
-Every key, as `ulmfit_dist/config.py` has it: this page is made from there. A recipe is a YAML file with the keys that differ
-from their defaults; a word on the command line, such as `lm.global_batch_size=32`, wins over the recipe. A list
+Every key, as `ulmfit_dist/config/schema.py` has it: this page is made from there. A recipe is a YAML file with the keys that
+differ from their defaults; a word on the command line, such as `lm.global_batch_size=32`, wins over the recipe. A list
 or a map that is given whole, such as `'data.splits={train: a}'`, replaces the recipe's; `data.splits.valid=b` sets one key.
 `ulmfit-dist config CONFIG` prints the same keys with the values of a recipe. An unknown key or a value out of range is
 refused before anything starts."""

@@ -1,7 +1,7 @@
 """The whole configuration: each key with its type, its default and, in the line below it, its meaning.
 
 This file is the manual. The string under a field is what `ulmfit-dist config` prints beside the key, so it is written
-once. Batch sizes are global: what one rank does follows from the number of ranks. `compose.py` puts a config together.
+once. Batch sizes are global: what one rank does follows from the number of ranks. `loading.py` puts a config together.
 """
 
 from __future__ import annotations

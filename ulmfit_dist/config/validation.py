@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ulmfit_dist.config import (
+from ulmfit_dist.config.schema import (
     HIGHEST_DROPOUT,
     PRECISIONS,
     SOURCES,

@@ -6,7 +6,7 @@ loss of the global batch, whatever the cut.
 
 The cut follows the virtual ranks (`Share`): as many as there are ranks, or more, of which each rank then computes several.
 Sums that are cut differently round differently, and training makes much of little; the same virtual ranks on other numbers
-of real ones compute the same numbers from the same rows, and add them up in the same order (`training/pairwise.py`).
+of real ones compute the same numbers from the same rows, and add them up in the same order (`distributed/tree_reduce.py`).
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from ulmfit_dist.config import RuntimeConfig
+from ulmfit_dist.config.schema import RuntimeConfig
+from ulmfit_dist.distributed.launch_settings import Named
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.launch_settings import Named
 
 IGNORED = -100
 """Target of a position that is not to be predicted (torch's `ignore_index`)."""
@@ -87,7 +87,7 @@ class Batches(Protocol):
         """Cut the steps from here on into other micro-batches of the same rows."""
 
     def to(self, device: torch.device) -> None:
-        """fastai announces the device here; micro-batches are moved one step ahead (`data/ahead.py`)."""
+        """fastai announces the device here; micro-batches are moved one step ahead (`data/prefetch.py`)."""
 
 
 @dataclass(frozen=True)

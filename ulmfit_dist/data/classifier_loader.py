@@ -19,11 +19,11 @@ import numpy as np
 import torch
 
 from ulmfit_dist.data.batches import MicroBatch, Share
-from ulmfit_dist.data.store import TokenStore
 from ulmfit_dist.data.targets import Targets, one_class_each
+from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.data.vocab import PAD_ID
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.randomness import permutation
+from ulmfit_dist.rng.counter_based import permutation
 
 BATCHES_SORTED_TOGETHER = 50
 
@@ -72,7 +72,7 @@ class ClassifierBatches:
         return len(self._batches)
 
     def to(self, device: torch.device) -> None:
-        """Nothing to move: micro-batches go to the device one step ahead (`data/ahead.py`)."""
+        """Nothing to move: micro-batches go to the device one step ahead (`data/prefetch.py`)."""
 
     def set_share(self, share: Share) -> None:
         """Cut the steps from here on into other micro-batches of the same documents."""

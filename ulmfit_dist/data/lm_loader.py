@@ -22,10 +22,10 @@ import numpy as np
 import torch
 
 from ulmfit_dist.data.batches import IGNORED, MicroBatch, Share
-from ulmfit_dist.data.store import TokenStore
+from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.data.vocab import PAD_ID
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.randomness import permutation
+from ulmfit_dist.rng.counter_based import permutation
 
 STEPS_READ = 16
 """Steps that are read in one go: what it costs to find the documents of a row is paid once for all of them."""
@@ -77,7 +77,7 @@ class LMBatches:
         return -(-self.row_len // self.seq_len)
 
     def to(self, device: torch.device) -> None:
-        """Nothing to move: micro-batches go to the device one step ahead (`data/ahead.py`)."""
+        """Nothing to move: micro-batches go to the device one step ahead (`data/prefetch.py`)."""
 
     def set_share(self, share: Share) -> None:
         """Cut the steps from here on into other micro-batches of the same rows."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from ulmfit_dist.data.store import damaged_shards, read_meta
+from ulmfit_dist.data.token_store import damaged_shards, read_meta
 from ulmfit_dist.errors import UserError
 
 

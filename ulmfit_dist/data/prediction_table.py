@@ -26,8 +26,8 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.files import read_bounded
-from ulmfit_dist.text_table import plain
+from ulmfit_dist.utils.files import read_bounded
+from ulmfit_dist.utils.text_table import plain
 
 PREDICTIONS = "predictions.parquet"
 METADATA = ("labels", "target", "threshold", "label_delim", "texts")

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ulmfit_dist.config import Config
+from ulmfit_dist.config.schema import Config
 from ulmfit_dist.data.sources.split_names import split_of_name
-from ulmfit_dist.data.store import NO_LABEL, TokenStore
+from ulmfit_dist.data.token_store import NO_LABEL, TokenStore
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.randomness import permutation
+from ulmfit_dist.rng.counter_based import permutation
 
 
 @dataclass(frozen=True)

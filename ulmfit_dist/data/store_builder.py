@@ -21,9 +21,9 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from ulmfit_dist.config import TokenizerConfig
+from ulmfit_dist.config.schema import TokenizerConfig
 from ulmfit_dist.data.sources.base import Source
-from ulmfit_dist.data.store import (
+from ulmfit_dist.data.token_store import (
     MODEL_FILE,
     NO_LABEL,
     shard_checksum,
@@ -35,12 +35,12 @@ from ulmfit_dist.data.store import (
     write_table,
 )
 from ulmfit_dist.data.vocab import UNK_ID, build_vocab, frequent_tokens, id_map, known_tokens, load_vocab, localize
-from ulmfit_dist.data.workers import run_in_workers
+from ulmfit_dist.data.worker_pool import run_in_workers
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.progress import Progress
+from ulmfit_dist.utils.progress import Progress
 
 if TYPE_CHECKING:
-    from ulmfit_dist.data.tokens.base import TextTokenizer
+    from ulmfit_dist.data.tokenizers.base import TextTokenizer
 
 DOCUMENTS_PER_WORKER = 20_000
 """Fewer are not worth the seconds that a process takes to start."""
@@ -95,13 +95,13 @@ class StoreBuilder:
             UserError: it cannot be trained, read or written.
         """
         if self.tokenizer.kind == "sentencepiece" and not (self.folder / MODEL_FILE).exists():
-            from ulmfit_dist.data.tokens.sentence_pieces import make_model
+            from ulmfit_dist.data.tokenizers.sentencepiece import make_model
 
             write_bytes(self.folder / MODEL_FILE, make_model(self.tokenizer, self._sample(self.tokenizer.sample_documents)))
 
     def open_tokenizer(self) -> TextTokenizer:
         """The tokenizer, imported only where there is something to do: it needs spaCy."""
-        from ulmfit_dist.data.tokenizer import open_tokenizer
+        from ulmfit_dist.data.tokenizers.word import open_tokenizer
 
         tokenizer = open_tokenizer(self.tokenizer, self.folder)
         gc.freeze()  # the modules loaded by now stay: the garbage collector need not go through them again and again

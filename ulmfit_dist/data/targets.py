@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ulmfit_dist.config import ClassifierConfig
-from ulmfit_dist.data.store import NO_LABEL, TokenStore
+from ulmfit_dist.config.schema import ClassifierConfig
+from ulmfit_dist.data.token_store import NO_LABEL, TokenStore
 from ulmfit_dist.errors import UserError
 
 

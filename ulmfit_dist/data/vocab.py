@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.files import read_bounded
+from ulmfit_dist.utils.files import read_bounded
 
 UNK_ID = 0
 PAD_ID = 1

@@ -20,9 +20,9 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ulmfit_dist import stopping
+from ulmfit_dist.distributed import signals
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.spawned import spawning_workers
+from ulmfit_dist.utils.spawn_guard import spawning_workers
 
 Tools = TypeVar("Tools")
 Result = TypeVar("Result")
@@ -86,7 +86,7 @@ def _share(
 
 def _start(file: str, parent: int) -> None:
     global _work, _tools
-    for number in set(stopping.SIGNALS) - {signal.SIGTERM}:  # by which the pool itself ends a worker
+    for number in set(signals.SIGNALS) - {signal.SIGTERM}:  # by which the pool itself ends a worker
         signal.signal(number, signal.SIG_IGN)  # they may reach the whole group: the parent decides
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     atexit.register(os._exit, 0)  # at once: to free millions of strings one by one takes a while

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch.distributed import ProcessGroup
 
-    from ulmfit_dist.laps import Laps
+    from ulmfit_dist.distributed.step_timer import Laps
 
 Value = TypeVar("Value")
 

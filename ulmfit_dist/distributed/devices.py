@@ -1,8 +1,8 @@
 """Choice of a device: the GPUs that torch can use, or CPUs.
 
 GPUs that are there but cannot be used are an error, never a silent run on CPUs: a driver too old for this torch, a GPU
-for which it has no kernels, a torch that was built without CUDA. `python -m ulmfit_dist.devices` prints the number of GPUs
-for the launch scripts.
+for which it has no kernels, a torch that was built without CUDA. `python -m ulmfit_dist.distributed.devices` prints the
+number of GPUs for the launch scripts.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch
 
+from ulmfit_dist.distributed.env import report_error, wants_cpu
+from ulmfit_dist.distributed.launch_settings import find_launcher
 from ulmfit_dist.errors import EXIT_CODE, UserError
-from ulmfit_dist.launch_settings import find_launcher
-from ulmfit_dist.process import report_error, wants_cpu
 
 DRIVER = Path("/proc/driver/nvidia")
 DEVICES = Path("/dev")

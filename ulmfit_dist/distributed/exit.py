@@ -24,7 +24,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NoReturn
 
-from ulmfit_dist import stopping
+from ulmfit_dist.distributed import signals
 from ulmfit_dist.errors import FAILED
 
 KILLED_BY_SIGINT = -int(signal.SIGINT)
@@ -33,7 +33,7 @@ KILLED_BY_SIGINT = -int(signal.SIGINT)
 def exit_process(main: Callable[[], int]) -> NoReturn:
     """Call `main` and exit with the code that it returns, or that of the exception that it raises, as Python has it."""
     code = _run(main)
-    stopping.ignore_requests()
+    signals.ignore_requests()
     for finish in (threading._shutdown, atexit._run_exitfuncs):  # type: ignore[attr-defined]
         try:
             finish()

@@ -20,9 +20,9 @@ from typing import Any, Generic, TypeVar
 
 from yaml import YAMLError
 
-from ulmfit_dist.config import RuntimeConfig
+from ulmfit_dist.config.schema import RuntimeConfig
+from ulmfit_dist.distributed.env import TRUE
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.process import TRUE
 
 PRECISION_VARIABLE = "ACCELERATE_MIXED_PRECISION"
 NOTEBOOK_VARIABLE = "MIXED_PRECISION"
@@ -79,7 +79,7 @@ class Named(Generic[Value]):
 
 @dataclass(frozen=True)
 class Launcher:
-    """The command line of `accelerate launch`, or of `ulmfit_dist.launcher`.
+    """The command line of `accelerate launch`, or of `ulmfit_dist.launch`.
 
     Attributes:
         argv: its own options, without the script and the script's arguments.
@@ -215,7 +215,7 @@ def read_config_file(path: str | Path) -> Any:
 
 
 def find_launcher() -> Launcher | None:
-    """The nearest ancestor of this process that is `accelerate launch` or `ulmfit_dist.launcher`; None if there is none."""
+    """The nearest ancestor of this process that is `accelerate launch` or `ulmfit_dist.launch`; None if there is none."""
     import psutil
 
     child = psutil.Process()
@@ -242,7 +242,7 @@ def launcher_argv(cmdline: Sequence[str]) -> Sequence[str] | None:
             return cmdline[i + 1 :]
         if name in ("accelerate", "accelerate.commands.accelerate_cli") and names[i + 1 : i + 2] == ["launch"]:
             return cmdline[i + 2 :]
-        if cmdline[i] == "-m" and names[i + 1 : i + 2] in (["accelerate.commands.launch"], ["ulmfit_dist.launcher"]):
+        if cmdline[i] == "-m" and names[i + 1 : i + 2] in (["accelerate.commands.launch"], ["ulmfit_dist.launch"]):
             return cmdline[i + 2 :]
     return None
 

@@ -19,8 +19,8 @@ import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.state import AcceleratorState
 
+from ulmfit_dist.distributed.rendezvous import meet, read_meeting
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.joining import meet, read_meeting
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -106,7 +106,7 @@ def abandon_process_group() -> None:
 def destroy_process_group() -> None:
     """End the groups' threads before the interpreter finalizes: one that takes the GIL then aborts the process.
 
-    For scripts, whose exit cannot be that of `exiting.py`. After an error of this rank alone the groups stay, because their
+    For scripts, whose exit cannot be that of `exit.py`. After an error of this rank alone the groups stay, because their
     end would wait for other ranks in a collective that has begun.
     """
     if _abandoned or getattr(sys, "last_value", None) is not None:

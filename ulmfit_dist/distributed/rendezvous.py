@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from ulmfit_dist.distributed.env import attempt
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.process import attempt
 
 if TYPE_CHECKING:
     from torch.distributed import Store

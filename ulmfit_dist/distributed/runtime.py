@@ -1,7 +1,7 @@
 """Processes and devices: the one place that knows of ranks.
 
 `Runtime` holds Accelerate's `Accelerator` and adds what a run needs around it: agreement of all ranks on an error, so
-that none waits for one that has failed; news of a rank that has died (`watch.py`); and sums over ranks. Everything else
+that none waits for one that has failed; news of a rank that has died (`heartbeat.py`); and sums over ranks. Everything else
 asks it, and reads no launch variable.
 """
 
@@ -18,15 +18,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from ulmfit_dist import stopping
-from ulmfit_dist.collectives import Collectives
+from ulmfit_dist.distributed import signals
+from ulmfit_dist.distributed.collectives import Collectives
+from ulmfit_dist.distributed.env import is_restart, quieten, rank_name
+from ulmfit_dist.distributed.heartbeat import Watch, open_door, watch_from, watch_from_main
 from ulmfit_dist.errors import Interrupted, RankLostError, UserError
-from ulmfit_dist.process import is_restart, quieten, rank_name
-from ulmfit_dist.spawned import refuse_in_worker
-from ulmfit_dist.watch import Watch, open_door, watch_from, watch_from_main
+from ulmfit_dist.utils.spawn_guard import refuse_in_worker
 
 if TYPE_CHECKING:
-    from ulmfit_dist.config import RuntimeConfig
+    from ulmfit_dist.config.schema import RuntimeConfig
 
 
 class Runtime(Collectives):
@@ -65,9 +65,9 @@ class Runtime(Collectives):
         # would keep the group's threads alive past the end, where they may abort the process (pytorch issue 190489).
         import torch.distributed.nn.functional
 
-        from ulmfit_dist.devices import uses_gpu
-        from ulmfit_dist.launch_settings import read_launch_settings
-        from ulmfit_dist.process_group import accelerate_states, set_accelerate_states
+        from ulmfit_dist.distributed.devices import uses_gpu
+        from ulmfit_dist.distributed.launch_settings import read_launch_settings
+        from ulmfit_dist.distributed.process_group import accelerate_states, set_accelerate_states
 
         quieten()
         if isinstance(current_process(), ForkProcess):  # as those of notebook_launcher
@@ -98,9 +98,9 @@ class Runtime(Collectives):
         from accelerate import Accelerator, DistributedDataParallelKwargs
         from accelerate.utils import DDPCommunicationHookType
 
-        from ulmfit_dist.laps import Laps
-        from ulmfit_dist.precision import check_compression, resolve_precision
-        from ulmfit_dist.process_group import control_group, join_process_group
+        from ulmfit_dist.distributed.precision import check_compression, resolve_precision
+        from ulmfit_dist.distributed.process_group import control_group, join_process_group
+        from ulmfit_dist.distributed.step_timer import Laps
 
         settings = self.settings
         precision = resolve_precision(settings.precision, has_gpu)
@@ -123,7 +123,7 @@ class Runtime(Collectives):
         """Make this runtime's device and precision the process's again, where another runtime has been made since."""
         import torch
 
-        from ulmfit_dist.process_group import set_accelerate_states
+        from ulmfit_dist.distributed.process_group import set_accelerate_states
 
         set_accelerate_states(self._states)
         torch.set_default_dtype(torch.float64 if self.precision == "fp64" else torch.float32)
@@ -174,7 +174,7 @@ class Runtime(Collectives):
 
     def _agreed(self, precision: str, run_dir: Path | None, has_gpu: bool) -> str:
         """The precision that all ranks compute in: that of the run's checkpoints, else what every rank can do."""
-        from ulmfit_dist.precision import common_precision, has_bf16_lstms, precision_of_run
+        from ulmfit_dist.distributed.precision import common_precision, has_bf16_lstms, precision_of_run
 
         found = common_precision(self.gather(precision))
         earlier = self.from_main(precision_of_run(run_dir) if run_dir is not None and self.is_main else None)
@@ -217,13 +217,13 @@ class Runtime(Collectives):
         Raises:
             RankLostError: instead of what a collective has raised, where another rank has died.
         """
-        with nullcontext() if self.keeps_group else stopping.saved():
+        with nullcontext() if self.keeps_group else signals.saved():
             self._leave_group(error)
 
     def _leave_group(self, error: BaseException | None) -> None:
         import torch
 
-        from ulmfit_dist.process_group import abandon_process_group, forget_control_group, set_accelerate_states
+        from ulmfit_dist.distributed.process_group import abandon_process_group, forget_control_group, set_accelerate_states
 
         torch.set_default_dtype(torch.float32)
         is_mine_alone = error is not None and not getattr(error, "shared", False)

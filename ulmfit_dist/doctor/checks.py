@@ -13,14 +13,14 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ulmfit_dist.config import Config
+from ulmfit_dist.config.schema import Config
 from ulmfit_dist.errors import UserError
 
 if TYPE_CHECKING:
     import torch
 
+    from ulmfit_dist.distributed.runtime import Runtime
     from ulmfit_dist.doctor.monitor import Monitor
-    from ulmfit_dist.runtime import Runtime
 
 LIMIT, COLLECTIVE_LIMIT, QUICK = 50.0, 30.0, 20.0
 """Time limits of a check, in seconds: one that computes; one that all ranks run together, counted from the arrival of the
@@ -142,7 +142,7 @@ def skipped(reason: str) -> Finding:
 
 def has_gpu() -> bool:
     """True where a run would compute on a GPU; False also where there is one that it would refuse."""
-    from ulmfit_dist.devices import uses_gpu
+    from ulmfit_dist.distributed.devices import uses_gpu
 
     try:
         return uses_gpu()

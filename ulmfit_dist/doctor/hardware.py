@@ -6,12 +6,12 @@ import os
 
 import torch
 
-from ulmfit_dist.devices import driver_version, has_kernels, uses_gpu
+from ulmfit_dist.distributed.devices import driver_version, has_kernels, uses_gpu
+from ulmfit_dist.distributed.env import wants_cpu
+from ulmfit_dist.distributed.precision import auto_precision, resolve_precision
 from ulmfit_dist.doctor.checks import Context, Finding, failure, has_gpu, ok, skipped
-from ulmfit_dist.environment import versions
-from ulmfit_dist.precision import auto_precision, resolve_precision
-from ulmfit_dist.process import wants_cpu
-from ulmfit_dist.terminal import PRECISION_NAMES
+from ulmfit_dist.tracking.console import PRECISION_NAMES
+from ulmfit_dist.utils.environment import versions
 
 NO_GPU = "no GPU is visible"
 FIX = "install a torch that fits this GPU and its driver: TORCH_INDEX=... bash launch/setup.sh"

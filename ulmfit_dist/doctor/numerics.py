@@ -17,15 +17,15 @@ import xxhash
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ulmfit_dist import philox
+from ulmfit_dist.distributed.precision import has_bf16_lstms
 from ulmfit_dist.doctor.checks import Context, Finding, failure, ok, skipped, warning
-from ulmfit_dist.doctor.probe import DTYPES, LocalStep, flat_weights, probe_learner, sizes_of, train_steps, vocab_size
-from ulmfit_dist.model.dropout import Position, WeightDropout
-from ulmfit_dist.model.loss import DecoderLoss
-from ulmfit_dist.model.masks import Mask, compute_masks
-from ulmfit_dist.precision import has_bf16_lstms
-from ulmfit_dist.randomness import derive_key
-from ulmfit_dist.terminal import PRECISION_NAMES
+from ulmfit_dist.doctor.synthetic import DTYPES, LocalStep, flat_weights, probe_learner, sizes_of, train_steps, vocab_size
+from ulmfit_dist.models.dropout import Position, WeightDropout
+from ulmfit_dist.models.fused_cross_entropy import DecoderLoss
+from ulmfit_dist.models.masks import Mask, compute_masks
+from ulmfit_dist.rng import philox
+from ulmfit_dist.rng.counter_based import derive_key
+from ulmfit_dist.tracking.console import PRECISION_NAMES
 
 BOUNDS = {"no": 1e-3, "bf16": 0.1, "fp16": 0.05, "fp64": 1e-9}
 """Largest relative error of a precision against fp32, of one module."""

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 import torch
 
 from ulmfit_dist.doctor.checks import Context, Finding, failure, ok, skipped, warning
-from ulmfit_dist.doctor.probe import LocalStep, probe_learner, sizes_of, train_steps
 from ulmfit_dist.doctor.ranks import synchronize
+from ulmfit_dist.doctor.synthetic import LocalStep, probe_learner, sizes_of, train_steps
 
 WARM_UP = 3
 """Steps before any is measured: kernels are chosen and compiled, memory is allocated."""

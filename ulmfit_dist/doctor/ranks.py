@@ -11,12 +11,12 @@ from collections import Counter
 import torch
 import xxhash
 
-from ulmfit_dist.compose import to_dict
+from ulmfit_dist.config.loading import to_dict
 from ulmfit_dist.data.batches import share_of_rank
+from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.doctor.checks import Context, Finding, failure, has_gpu, ok, skipped
-from ulmfit_dist.environment import versions
-from ulmfit_dist.runtime import Runtime
-from ulmfit_dist.terminal import PRECISION_NAMES
+from ulmfit_dist.tracking.console import PRECISION_NAMES
+from ulmfit_dist.utils.environment import versions
 
 ONE_PROCESS = "one process"
 SMALL_TENSOR = 1 << 20
@@ -110,7 +110,7 @@ def check_watch(context: Context) -> Finding:
 
 def check_all_reduce(context: Context) -> Finding:
     """An all-reduce of a gradient's size, in GB/s: over all ranks, and inside and between nodes where there are several."""
-    from ulmfit_dist.doctor.probe import num_parameters
+    from ulmfit_dist.doctor.synthetic import num_parameters
 
     if context.world_size == 1:
         return skipped(ONE_PROCESS)

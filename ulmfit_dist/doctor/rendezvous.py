@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from ulmfit_dist.distributed.env import attempt, rank_name
 from ulmfit_dist.doctor.checks import Finding, failure, ok
-from ulmfit_dist.process import attempt, rank_name
 
 if TYPE_CHECKING:
     from torch.distributed import Store

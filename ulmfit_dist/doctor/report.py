@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ulmfit_dist.config import Config
+from ulmfit_dist.config.schema import Config
 from ulmfit_dist.doctor.checks import Result, Status
-from ulmfit_dist.text_table import TextTable
+from ulmfit_dist.utils.text_table import TextTable
 
 RANKS_NAMED = 4
 """Ranks whose own findings a row names, at most."""

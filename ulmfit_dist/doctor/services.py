@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from ulmfit_dist.doctor.checks import Context, Finding, failure, ok, skipped, warning
-from ulmfit_dist.training.wandb_process import quiet_wandb, wandb_mode, why_unreachable
+from ulmfit_dist.tracking.wandb_process import quiet_wandb, wandb_mode, why_unreachable
 
 SECONDS = 10.0
 """Time limit for W&B's server, in seconds."""

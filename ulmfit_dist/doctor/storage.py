@@ -147,7 +147,7 @@ def _reads(path: Path, token: str) -> bool:
 
 def check_disk(context: Context) -> Finding:
     """Free disk against the checkpoints and models of the run."""
-    from ulmfit_dist.doctor.probe import num_parameters
+    from ulmfit_dist.doctor.synthetic import num_parameters
 
     config, folder = context.config, context.config.run_dir
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())

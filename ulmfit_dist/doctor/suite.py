@@ -12,18 +12,18 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from ulmfit_dist.config import Config
-from ulmfit_dist.data.store import TokenStore
+from ulmfit_dist.config.schema import Config
+from ulmfit_dist.data.token_store import TokenStore
+from ulmfit_dist.distributed.env import quieten, rank_name
+from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.doctor import hardware, numerics, performance, ranks, report, services, storage
 from ulmfit_dist.doctor.checks import COLLECTIVE_LIMIT, QUICK, Check, Context, Finding, Result, ok, run_checks
 from ulmfit_dist.doctor.monitor import Monitor
 from ulmfit_dist.doctor.rendezvous import JoinError, Launch, join, read_launch
 from ulmfit_dist.errors import EXIT_CODE, UserError
-from ulmfit_dist.process import quieten, rank_name
-from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.stages.classifier import classifier_learner
 from ulmfit_dist.stages.lm import lm_learner
-from ulmfit_dist.training.steps import ClassifierLearner
+from ulmfit_dist.training.train_steps import ClassifierLearner
 
 RENDEZVOUS = "rendezvous"
 

@@ -20,13 +20,13 @@ from fastai.callback.core import Callback, CancelFitException
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ulmfit_dist.config import Config
+from ulmfit_dist.config.schema import Config
 from ulmfit_dist.data.batches import share_of_rank
-from ulmfit_dist.data.store import TokenStore, read_meta, token_dtype
+from ulmfit_dist.data.token_store import TokenStore, read_meta, token_dtype
 from ulmfit_dist.doctor.checks import Context
-from ulmfit_dist.model.loss import ActivationRegularization, DecoderLoss
-from ulmfit_dist.model.networks import build_classifier, build_language_model, encoder_of
-from ulmfit_dist.randomness import seed_torch
+from ulmfit_dist.models.fused_cross_entropy import ActivationRegularization, DecoderLoss
+from ulmfit_dist.models.networks import build_classifier, build_language_model, encoder_of
+from ulmfit_dist.rng.counter_based import seed_torch
 from ulmfit_dist.training.learner import DistributedLearner
 from ulmfit_dist.training.optimizer import FusedAdam
 

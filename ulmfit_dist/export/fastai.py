@@ -17,12 +17,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ulmfit_dist import __version__
-from ulmfit_dist.config import Config, ModelConfig
-from ulmfit_dist.data.store import MODEL_FILE, make_folder, write_bytes
+from ulmfit_dist.config.schema import Config, ModelConfig
+from ulmfit_dist.data.token_store import MODEL_FILE, make_folder, write_bytes
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.model.export import Exported, find_model, load_model, read_exported
-from ulmfit_dist.model.fastai_files import write_weights
-from ulmfit_dist.model.networks import encoder_of
+from ulmfit_dist.models.bundle import Exported, find_model, load_model, read_exported
+from ulmfit_dist.models.fastai_weights import write_weights
+from ulmfit_dist.models.networks import encoder_of
 
 LINES = "load.py"
 HEAD = """\

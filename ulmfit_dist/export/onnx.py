@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from ulmfit_dist.data.classifier_batches import pad_chunks
-from ulmfit_dist.data.store import MODEL_FILE, write_bytes, write_json
+from ulmfit_dist.data.classifier_loader import pad_chunks
+from ulmfit_dist.data.token_store import MODEL_FILE, write_bytes, write_json
 from ulmfit_dist.data.vocab import PAD_ID, UNK_ID
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.model.export import Exported, load_model, read_exported
-from ulmfit_dist.model.onnx_graph import classifier_graph, output_name
-from ulmfit_dist.stages.predictions import answers_of
+from ulmfit_dist.export.onnx_graph import classifier_graph, output_name
+from ulmfit_dist.inference.outputs import answers_of
+from ulmfit_dist.models.bundle import Exported, load_model, read_exported
 from ulmfit_dist.stages.run import model_folder
 
 LARGEST_DIFFERENCE, LARGEST_SHARE = 1e-4, 1e-3

@@ -19,10 +19,10 @@ from fastai.layers import SigmoidRange
 from torch import Tensor, nn
 
 from ulmfit_dist import __version__
-from ulmfit_dist.config import ClassifierConfig
+from ulmfit_dist.config.schema import ClassifierConfig
 from ulmfit_dist.data.vocab import PAD_ID
-from ulmfit_dist.model.dropout import RowDropout, WeightDropout
-from ulmfit_dist.model.networks import awd_lstm_of
+from ulmfit_dist.models.dropout import RowDropout, WeightDropout
+from ulmfit_dist.models.networks import awd_lstm_of
 
 if TYPE_CHECKING:
     import onnx

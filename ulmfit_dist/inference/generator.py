@@ -7,15 +7,15 @@ from pathlib import Path
 import torch
 
 from ulmfit_dist.data.text_arguments import check_text
-from ulmfit_dist.data.tokenizer import open_tokenizer
-from ulmfit_dist.data.tokens.detokenize import detokenize
+from ulmfit_dist.data.tokenizers.detokenize import detokenize
+from ulmfit_dist.data.tokenizers.word import open_tokenizer
 from ulmfit_dist.data.vocab import UNK_ID, token_ids
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.memory import explain_out_of_memory
-from ulmfit_dist.model.export import load_model, read_exported
-from ulmfit_dist.model.per_call import for_one_call
-from ulmfit_dist.model.sampling import Sampling, continue_tokens, never_drawn
+from ulmfit_dist.inference.per_call import for_one_call
+from ulmfit_dist.models.bundle import load_model, read_exported
+from ulmfit_dist.models.sampling import Sampling, continue_tokens, never_drawn
 from ulmfit_dist.stages.run import model_folder
+from ulmfit_dist.utils.memory import explain_out_of_memory
 
 
 class LanguageModel:

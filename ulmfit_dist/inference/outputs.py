@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ulmfit_dist.config import ClassifierConfig
+from ulmfit_dist.config.schema import ClassifierConfig
 
 
 @dataclass(frozen=True)

@@ -17,18 +17,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ulmfit_dist.config import ClassifierConfig
-from ulmfit_dist.data.classifier_batches import pad_chunks
+from ulmfit_dist.config.schema import ClassifierConfig
+from ulmfit_dist.data.classifier_loader import pad_chunks
 from ulmfit_dist.data.targets import num_outputs
 from ulmfit_dist.data.text_arguments import check_text, iter_texts
-from ulmfit_dist.data.tokenizer import open_tokenizer
+from ulmfit_dist.data.tokenizers.word import open_tokenizer
 from ulmfit_dist.data.vocab import UNK_ID, token_ids
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.memory import explain_out_of_memory
-from ulmfit_dist.model.export import load_model, read_exported
-from ulmfit_dist.model.per_call import for_one_call
-from ulmfit_dist.stages.predictions import AnyPrediction, answers_of, prediction_of
+from ulmfit_dist.inference.outputs import AnyPrediction, answers_of, prediction_of
+from ulmfit_dist.inference.per_call import for_one_call
+from ulmfit_dist.models.bundle import load_model, read_exported
 from ulmfit_dist.stages.run import model_folder
+from ulmfit_dist.utils.memory import explain_out_of_memory
 
 BATCH_TOKENS = 64 * 512
 """Tokens of a batch, padding included, at most; a document with more is a batch of its own."""

@@ -15,7 +15,7 @@ from scipy.optimize import minimize_scalar  # type: ignore[import-untyped]
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-from ulmfit_dist.stages.predictions import answers_of, outputs_of
+from ulmfit_dist.inference.outputs import answers_of, outputs_of
 
 BOUNDS = (0.05, 20.0)
 """Temperatures that are searched."""

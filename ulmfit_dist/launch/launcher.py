@@ -1,6 +1,6 @@
 """`accelerate launch`, which ends as its ranks do.
 
-    python -m ulmfit_dist.launcher [OPTION ...] -m ulmfit_dist run CONFIG     # the words of `accelerate launch`
+    python -m ulmfit_dist.launch [OPTION ...] -m ulmfit_dist run CONFIG     # the words of `accelerate launch`
 
 Accelerate's launcher exits with 1 whatever its ranks say, with a report of a screenful, and gives them thirty seconds after
 a SIGTERM. Here the exit code is that of the ranks (0, 2 for wrong input, 85 for a run that goes on later), what they print
@@ -20,9 +20,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from types import FrameType
 
+from ulmfit_dist.distributed.env import report_error, wants_cpu
+from ulmfit_dist.distributed.launch_settings import UNSUPPORTED_TYPES, no_precision, read_config_file, unsupported
 from ulmfit_dist.errors import EXIT_CODE, FAILED, RESUMABLE, UserError
-from ulmfit_dist.launch_settings import UNSUPPORTED_TYPES, no_precision, read_config_file, unsupported
-from ulmfit_dist.process import report_error, wants_cpu
 
 PASSED_ON = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 """Signals that schedulers send, and a keyboard; that of a keyboard comes by itself to ranks in this process's group."""
@@ -56,7 +56,7 @@ def main(words: Sequence[str] | None = None) -> int:
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    from ulmfit_dist.node_wait import join_timeout, read_nodes, watch
+    from ulmfit_dist.launch.node_wait import join_timeout, read_nodes, watch
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it would name the ranks' exit codes
     args = launch_command_parser().parse_args(words)
@@ -138,7 +138,3 @@ def exit_code(codes: Sequence[int]) -> int:
     if all(code == RESUMABLE or code in by_signal for code in codes):
         return RESUMABLE
     return next((code for code in codes if code > 0 and code != RESUMABLE), FAILED)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -2,7 +2,7 @@
 
 torch's launcher meets the other nodes' before it starts any rank, and waits for them inside C++ for a quarter of an hour and
 more, silent and deaf to signals. The thread says that it waits, hears the signals, and ends the process after
-`runtime.join_timeout`. Once there are ranks, they speak for themselves (`joining.py`).
+`runtime.join_timeout`. Once there are ranks, they speak for themselves (`rendezvous.py`).
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import time
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from ulmfit_dist.compose import load_config
-from ulmfit_dist.config import RuntimeConfig
+from ulmfit_dist.cli.parser import parse
+from ulmfit_dist.config.loading import load_config
+from ulmfit_dist.config.schema import RuntimeConfig
+from ulmfit_dist.distributed.env import report_error
+from ulmfit_dist.distributed.launch_settings import read_config_file
 from ulmfit_dist.errors import EXIT_CODE, RESUMABLE, UserError
-from ulmfit_dist.launch_settings import read_config_file
-from ulmfit_dist.process import report_error
-from ulmfit_dist.words import parse
 
 EVERY = 30.0
 """Seconds between two lines that say what the launcher waits for."""

@@ -1,7 +1,7 @@
 """Number of processes that the launch scripts start: one that can share the global batches of the recipe evenly.
 
-    python -m ulmfit_dist.process_count check PROCESSES CONFIG [WORD ...]    # exit code 2 if they cannot
-    python -m ulmfit_dist.process_count choose GPUS CONFIG [WORD ...]        # prints how many of so many GPUs can
+    python -m ulmfit_dist.launch.process_count check PROCESSES CONFIG [WORD ...]    # exit code 2 if they cannot
+    python -m ulmfit_dist.launch.process_count choose GPUS CONFIG [WORD ...]        # prints how many of so many GPUs can
 
 Before anything is launched, so that a recipe is not tokenized first. A number of processes that does not divide the global
 batch size is an error everywhere but in the quick start: another batch size would train another model, while idle GPUs only
@@ -13,11 +13,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 
-from ulmfit_dist.compose import load_config
-from ulmfit_dist.config import Config
+from ulmfit_dist.config.loading import load_config
+from ulmfit_dist.config.schema import Config
 from ulmfit_dist.data.batches import share_of_rank
+from ulmfit_dist.distributed.env import report, report_error
 from ulmfit_dist.errors import EXIT_CODE, UserError
-from ulmfit_dist.process import report, report_error
 
 
 def main(argv: Sequence[str]) -> int:

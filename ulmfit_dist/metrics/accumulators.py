@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ulmfit_dist.data.batches import MicroBatch
-from ulmfit_dist.model.loss import DecoderLoss
-from ulmfit_dist.runtime import Runtime
-from ulmfit_dist.training.own_metrics import OwnMetrics
-from ulmfit_dist.training.scores import NUM_BINS
+from ulmfit_dist.distributed.runtime import Runtime
+from ulmfit_dist.metrics.calibration import NUM_BINS
+from ulmfit_dist.metrics.user import OwnMetrics
+from ulmfit_dist.models.fused_cross_entropy import DecoderLoss
 
 NUM_WRONG = 20
 """Wrong predictions that an evaluation keeps."""
@@ -79,7 +79,7 @@ class WrongPrediction:
 class ClassifierMetrics:
     """Cross-entropy per document, accuracy and macro-F1, the latter two from the confusion matrix.
 
-    Attributes are for after `compute`, over all ranks; `training/scores.py` says what the first two come to.
+    Attributes are for after `compute`, over all ranks; `metrics/calibration.py` says what the first two come to.
 
     Args:
         own: metrics of the user's beside these.

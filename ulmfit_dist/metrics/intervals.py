@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ulmfit_dist.config import ClassifierConfig
-from ulmfit_dist.randomness import derive_seed
-from ulmfit_dist.training.resampling import interval, sample_of
+from ulmfit_dist.config.schema import ClassifierConfig
+from ulmfit_dist.metrics.resampling import interval, sample_of
+from ulmfit_dist.rng.counter_based import derive_seed
 
 Interval = list[float]
 """Lower and upper end."""

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ulmfit_dist.config import ClassifierConfig
+from ulmfit_dist.config.schema import ClassifierConfig
 from ulmfit_dist.data.targets import Targets
-from ulmfit_dist.model.classifier_loss import build_loss
-from ulmfit_dist.training.metrics import ClassifierMetrics
-from ulmfit_dist.training.own_metrics import build_metrics
-from ulmfit_dist.training.target_metrics import MulticategoryMetrics, RegressionMetrics
+from ulmfit_dist.metrics.accumulators import ClassifierMetrics
+from ulmfit_dist.metrics.targets import MulticategoryMetrics, RegressionMetrics
+from ulmfit_dist.metrics.user import build_metrics
+from ulmfit_dist.models.classifier_loss import build_loss
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 TargetMetrics = ClassifierMetrics | MulticategoryMetrics | RegressionMetrics

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from ulmfit_dist.training.resampling import decide, interval, sample_of
+from ulmfit_dist.metrics.resampling import decide, interval, sample_of
 
 TESTED = {"category": "accuracy", "multicategory": "exact_match", "regression": "mae"}
 """The metric that the test of each kind of target is about."""

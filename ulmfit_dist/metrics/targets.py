@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ulmfit_dist.data.batches import MicroBatch
-from ulmfit_dist.runtime import Runtime
-from ulmfit_dist.training.own_metrics import OwnMetrics
+from ulmfit_dist.distributed.runtime import Runtime
+from ulmfit_dist.metrics.user import OwnMetrics
 
 
 class MulticategoryMetrics:

@@ -21,9 +21,9 @@ from fastai.learner import Metric
 from torch import Tensor
 
 from ulmfit_dist.data.batches import MicroBatch
+from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.functions import import_path, path_and_arguments
-from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.utils.imports import import_path, path_and_arguments
 
 KEY = "classifier.metrics"
 OURS = (

@@ -10,10 +10,10 @@ from typing import Any
 from fastai.text.models import awdlstm
 from torch import Tensor, nn
 
-from ulmfit_dist.config import ModelConfig
+from ulmfit_dist.config.schema import ModelConfig
 from ulmfit_dist.data.vocab import PAD_ID
-from ulmfit_dist.model.dropout import EmbeddingDropout, Position, RowDropout, WeightDropout
-from ulmfit_dist.model.encoder import Encoder, Hidden
+from ulmfit_dist.models.dropout import EmbeddingDropout, Position, RowDropout, WeightDropout
+from ulmfit_dist.models.encoder import Encoder, Hidden
 
 
 class AWDLSTM(Encoder, awdlstm.AWD_LSTM):

@@ -1,7 +1,7 @@
 """The classifier's training loss: cross-entropy with smoothed labels and weighted classes.
 
 It is torch's, so a weighted mean divides by the weights of its documents, and not by their number. That is no mean of the
-ranks' means; but every rank computes the loss of the whole global batch (`training/steps.py`), so it is the same on any
+ranks' means; but every rank computes the loss of the whole global batch (`training/train_steps.py`), so it is the same on any
 number of them. Validation measures the plain cross-entropy, which stays comparable whatever the training loss is.
 
 B: documents of the global batch, C: classes.
@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor, nn, tensor
 from torch.nn import functional as F
 
-from ulmfit_dist.config import ClassifierConfig
+from ulmfit_dist.config.schema import ClassifierConfig
 from ulmfit_dist.errors import UserError
 
 

@@ -18,9 +18,9 @@ from fastai.text.models import awdlstm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ulmfit_dist.model.masks import Mask, StepMasks, Use, compute_masks
-from ulmfit_dist.philox import Key
-from ulmfit_dist.randomness import derive_key
+from ulmfit_dist.models.masks import Mask, StepMasks, Use, compute_masks
+from ulmfit_dist.rng.counter_based import derive_key
+from ulmfit_dist.rng.philox import Key
 
 
 @dataclass

@@ -15,7 +15,7 @@ from fastai.torch_core import PrePostInitMeta
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ulmfit_dist.model.dropout import Position
+from ulmfit_dist.models.dropout import Position
 
 Hidden = list[tuple[Tensor, ...]]
 """State of each layer: one tensor or two, [1, b, width]; empty for a network that reads each step for itself."""

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ulmfit_dist.data.vocab import LONGEST_VOCAB
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.files import read_bounded
+from ulmfit_dist.utils.files import read_bounded
 
 ENCODER_PREFIXES = ("0.module.", "0.", "")
 """What an encoder's keys begin with: in a classifier, in a language model, on its own."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ulmfit_dist.data.batches import IGNORED
-from ulmfit_dist.model.softmax_gradient import add_product, softmax_gradient_on
+from ulmfit_dist.models.softmax_gradient import add_product, softmax_gradient_on
 
 CHUNK_TOKENS = {"cpu": 256, "cuda": 2048}
 """Tokens whose logits are alive at a time; on a GPU with two bytes of memory for each logit, and fewer where it needs more.
@@ -144,7 +144,7 @@ class Scores(NamedTuple):
 
 
 class DecoderLoss:
-    """Loss of a language model whose forward stops before its decoder (`model/awd_lstm.py`).
+    """Loss of a language model whose forward stops before its decoder (`models/awd_lstm.py`).
 
     Args:
         decoder: the last layer; its weight may be tied to the embedding.

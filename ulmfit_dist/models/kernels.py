@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from ulmfit_dist.cuda.compile import messages
-from ulmfit_dist.model.loss import DecoderLoss
-from ulmfit_dist.model.masks import compile_masks
-from ulmfit_dist.model.softmax_gradient import softmax_gradient_on
+from ulmfit_dist.models.fused_cross_entropy import DecoderLoss
+from ulmfit_dist.models.masks import compile_masks
+from ulmfit_dist.models.softmax_gradient import softmax_gradient_on
 
 
 def compile_kernels(device: torch.device, loss: object) -> list[str]:

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ulmfit_dist import philox
 from ulmfit_dist.cuda.compile import THREADS, CompilationError, compile_source, try_compilers
-from ulmfit_dist.philox import Key, random_words, signed, words_of
+from ulmfit_dist.rng import philox
+from ulmfit_dist.rng.philox import Key, random_words, signed, words_of
 
 LEVELS = 1 << 16
 """Probabilities that can be told apart."""

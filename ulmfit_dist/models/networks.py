@@ -2,7 +2,7 @@
 
 The networks are fastai's: same modules, same `state_dict` keys, same sums. They run differently: the encoder keeps hidden
 states by row, so micro-batches take turns; dropout masks are computed from where they are used (`dropout.py`); the language
-model's forward stops before the decoder, which the loss fuses (`loss.py`); the part of a document that is not pooled is read
+model's forward stops before the decoder, which the loss fuses (`fused_cross_entropy.py`); the part of a document that is not pooled is read
 without keeping a graph (fastai detaches it, so the gradients are the same). And two slips are mended by which a document's
 outcome depended on the others in its batch, and so on the number of ranks: see `SentenceEncoder` and
 `PoolingLinearClassifier`.
@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from ulmfit_dist.config import ClassifierConfig, LMConfig, ModelConfig
+from ulmfit_dist.config.schema import ClassifierConfig, LMConfig, ModelConfig
 from ulmfit_dist.data.vocab import PAD_ID
-from ulmfit_dist.model.arch import make_encoder
-from ulmfit_dist.model.awd_lstm import AWDLSTM
-from ulmfit_dist.model.dropout import Position, RowDropout
-from ulmfit_dist.model.encoder import Encoder
+from ulmfit_dist.models.awd_lstm import AWDLSTM
+from ulmfit_dist.models.dropout import Position, RowDropout
+from ulmfit_dist.models.encoder import Encoder
+from ulmfit_dist.models.registry import make_encoder
 
 
 class SentenceEncoder(core.SentenceEncoder):

@@ -1,6 +1,6 @@
 """What a model starts from: weights that were trained elsewhere, fitted to the vocabulary at hand.
 
-They are those that fastai keeps for download, files of fastai's (`fastai_files.py`), or a language model that was exported
+They are those that fastai keeps for download, files of fastai's (`fastai_weights.py`), or a language model that was exported
 here. As in fastai, a word that they know keeps its embedding, and one that they lack gets the mean of all.
 """
 
@@ -15,12 +15,12 @@ from pathlib import Path
 from fastai.text.learner import clean_raw_keys, match_embeds
 from torch import Tensor, nn
 
-from ulmfit_dist.config import ModelConfig
+from ulmfit_dist.config.schema import ModelConfig
+from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.model.encoder import Encoder
-from ulmfit_dist.model.export import find_model, load_model, read_exported
-from ulmfit_dist.model.fastai_files import PIECE, find_files, read_tokens, read_weights
-from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.models.bundle import find_model, load_model, read_exported
+from ulmfit_dist.models.encoder import Encoder
+from ulmfit_dist.models.fastai_weights import PIECE, find_files, read_tokens, read_weights
 
 WIKITEXT = {"wt103_fwd": "WT103_FWD", "wt103_bwd": "WT103_BWD"}
 PATIENCE = 60

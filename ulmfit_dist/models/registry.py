@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from ulmfit_dist.config import ModelConfig
+from ulmfit_dist.config.schema import ModelConfig
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.functions import import_path, on_one_line
-from ulmfit_dist.model.awd_lstm import AWDLSTM
-from ulmfit_dist.model.encoder import Encoder
+from ulmfit_dist.models.awd_lstm import AWDLSTM
+from ulmfit_dist.models.encoder import Encoder
+from ulmfit_dist.utils.imports import import_path, on_one_line
 
 KEY = "model.arch"
 
@@ -28,7 +28,7 @@ def make_encoder(vocab_size: int, model: ModelConfig, dropouts: dict[str, float]
         return AWDLSTM(vocab_size, model, dropouts)
     kind: Any = import_path(model.arch, KEY, "module.Class")
     if not (isinstance(kind, type) and issubclass(kind, Encoder)):
-        raise UserError(f"{KEY}: {model.arch} is no class of ulmfit_dist.model.encoder.Encoder: derive it from that")
+        raise UserError(f"{KEY}: {model.arch} is no class of ulmfit_dist.models.encoder.Encoder: derive it from that")
     try:
         encoder: Encoder = kind(vocab_size, model, dropouts, **model.arch_options)  # type: ignore[call-arg]
         _check(encoder, vocab_size, model)

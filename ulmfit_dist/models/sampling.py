@@ -24,9 +24,9 @@ from torch.nn import functional as F
 
 from ulmfit_dist.data.vocab import FILLER, PAD_ID, UNK_ID
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.model.awd_lstm import AWDLSTM
-from ulmfit_dist.model.networks import awd_lstm_of, encoder_of
-from ulmfit_dist.randomness import uniform
+from ulmfit_dist.models.awd_lstm import AWDLSTM
+from ulmfit_dist.models.networks import awd_lstm_of, encoder_of
+from ulmfit_dist.rng.counter_based import uniform
 
 
 @dataclass(frozen=True)

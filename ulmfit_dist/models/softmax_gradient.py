@@ -20,7 +20,7 @@ from ulmfit_dist.cuda.compile import (
     try_compilers,
     warn_of_slow,
 )
-from ulmfit_dist.memory import is_out_of_memory
+from ulmfit_dist.utils.memory import is_out_of_memory
 
 SoftmaxGradient = Callable[[Tensor, Tensor, Tensor, float], object]
 """Takes logits [n, V], targets int64 [n], losses fp32 [n] and a factor. Writes the cross-entropy of each row to the losses,

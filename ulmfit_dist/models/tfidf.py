@@ -15,7 +15,7 @@ import numpy as np
 from scipy.sparse import csr_matrix, vstack  # type: ignore[import-untyped]
 from sklearn.feature_extraction.text import TfidfTransformer  # type: ignore[import-untyped]
 
-from ulmfit_dist.data.store import TokenStore
+from ulmfit_dist.data.token_store import TokenStore
 
 MIN_DOCUMENTS = 2
 MAX_TOKENS = 20_000_000

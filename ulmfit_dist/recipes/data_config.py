@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from ulmfit_dist.config import DataConfig, TokenizerConfig
+from ulmfit_dist.config.schema import DataConfig, TokenizerConfig
 from ulmfit_dist.data.profile.card import DataCard
 from ulmfit_dist.data.profile.columns import Choice
 from ulmfit_dist.data.profile.inputs import Input

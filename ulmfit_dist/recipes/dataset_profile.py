@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ulmfit_dist.compose import load_config
-from ulmfit_dist.config import Config, DataConfig
+from ulmfit_dist.config.loading import load_config
+from ulmfit_dist.config.schema import Config, DataConfig
 from ulmfit_dist.data.profile.card import DataCard, make_card
 from ulmfit_dist.data.profile.columns import Choice, Column, choose_columns, profile_column
 from ulmfit_dist.data.profile.cut import choose_seed, cut_test
@@ -20,7 +20,7 @@ from ulmfit_dist.data.profile.survey import Survey, survey_source
 from ulmfit_dist.data.profile.tokens import TokenSample, sample_tokens
 from ulmfit_dist.data.sources import open_source
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.stages.text_keys import reasons_of, splits_reason, with_columns, with_labels, with_vocabulary
+from ulmfit_dist.recipes.data_config import reasons_of, splits_reason, with_columns, with_labels, with_vocabulary
 
 FEWEST_DOCUMENTS = 20
 """Documents, and labelled documents, below which nothing can be learned."""

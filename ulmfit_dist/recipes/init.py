@@ -16,22 +16,22 @@ from typing import Any
 
 import numpy as np
 
-from ulmfit_dist.compose import load_config
-from ulmfit_dist.config import Config, Phase
+from ulmfit_dist.config.loading import load_config
+from ulmfit_dist.config.schema import Config, Phase
 from ulmfit_dist.data.profile.card import DataCard
 from ulmfit_dist.data.profile.inputs import HUB
 from ulmfit_dist.data.sources.split_names import split_of_name
 from ulmfit_dist.data.splits import split_documents
-from ulmfit_dist.data.store import TokenStore, write_bytes
+from ulmfit_dist.data.token_store import TokenStore, write_bytes
+from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.model.pretrained import has_weights
-from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.models.pretrained import has_weights
+from ulmfit_dist.recipes.dataset_profile import Profile, TextOptions, profile_texts
+from ulmfit_dist.recipes.planner import MOST_LM_EPOCHS, Durations, Plan, Speed, choose_plan, durations
+from ulmfit_dist.recipes.sample_store import make_sample_store
+from ulmfit_dist.recipes.training_config import corpus_of, recipe_config, recipe_reasons
+from ulmfit_dist.recipes.yaml_writer import recipe_yaml
 from ulmfit_dist.stages.estimate import estimate_stage
-from ulmfit_dist.stages.recipe_file import recipe_yaml
-from ulmfit_dist.stages.recipe_plan import corpus_of, recipe_config, recipe_reasons
-from ulmfit_dist.stages.sample_store import make_sample_store
-from ulmfit_dist.stages.sizing import MOST_LM_EPOCHS, Durations, Plan, Speed, choose_plan, durations
-from ulmfit_dist.stages.text_profile import Profile, TextOptions, profile_texts
 
 BUSY = 2.0
 """Load per core from which on a measurement tells little of a quiet machine."""

@@ -1,7 +1,7 @@
 """Size and schedule of a recipe: the largest of a few that fit the minutes.
 
 Durations are proportional to tokens and documents, so one measurement of a size gives them for all schedules of it. All of
-this is arithmetic; `stages/init.py` measures. The order of preference: enough steps for both stages first, then a larger
+this is arithmetic; `recipes/init.py` measures. The order of preference: enough steps for both stages first, then a larger
 model, then more epochs of the language model. What does not fit by its smallest size reads the beginning of each document,
 then fewer documents.
 """

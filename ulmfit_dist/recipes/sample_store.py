@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ulmfit_dist.config import TokenizerConfig
-from ulmfit_dist.data.builder import StoreBuilder
+from ulmfit_dist.config.schema import TokenizerConfig
 from ulmfit_dist.data.profile.survey import Survey
 from ulmfit_dist.data.sources.base import Documents, Source
-from ulmfit_dist.data.store import FORMAT, TokenStore
+from ulmfit_dist.data.store_builder import StoreBuilder
+from ulmfit_dist.data.token_store import FORMAT, TokenStore
 
 DOCUMENTS = 4000
 CHARACTERS = 2_000_000

@@ -11,9 +11,9 @@ from dataclasses import replace
 import numpy as np
 import psutil
 
-from ulmfit_dist.config import Config, Phase
-from ulmfit_dist.stages.sizing import BEGINNING, SHORTENED, Corpus, Durations, Plan
-from ulmfit_dist.stages.text_profile import Profile
+from ulmfit_dist.config.schema import Config, Phase
+from ulmfit_dist.recipes.dataset_profile import Profile
+from ulmfit_dist.recipes.planner import BEGINNING, SHORTENED, Corpus, Durations, Plan
 
 CHUNK = 72
 """Tokens that the classifier's encoder reads at a time."""

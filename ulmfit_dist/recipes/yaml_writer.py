@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from ulmfit_dist.config import Config, Phase
+from ulmfit_dist.config.schema import Config, Phase
 
 COMMENT_COLUMN = 30
 """Column that comments begin at, where values are short."""

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ulmfit_dist.report.values import items, mapping, number, text
-from ulmfit_dist.training.scores import ClassScores, ReliabilityBin, class_scores
+from ulmfit_dist.metrics.calibration import ClassScores, ReliabilityBin, class_scores
+from ulmfit_dist.report.parsing import items, mapping, number, text
 
 MOST_LABELS = 1000
 MOST_SHOWN = 100

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from ulmfit_dist.data.prediction_table import Predictions, read_predictions
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.text_table import plain
-from ulmfit_dist.training.paired import LOWER_IS_BETTER, PairedFigures, compare_answers
+from ulmfit_dist.metrics.paired import LOWER_IS_BETTER, PairedFigures, compare_answers
+from ulmfit_dist.utils.text_table import plain
 
 SIGNIFICANCE = 0.05
 """Highest p of a difference that is no chance."""

@@ -18,10 +18,10 @@ import numpy as np
 import yaml
 
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.files import read_bounded
-from ulmfit_dist.report.mistakes import Confusion, WrongText, read_confusion, read_most_wrong, read_reliability
-from ulmfit_dist.report.values import items, mapping, number, numbers, text
-from ulmfit_dist.training.scores import ReliabilityBin
+from ulmfit_dist.metrics.calibration import ReliabilityBin
+from ulmfit_dist.report.confusion import Confusion, WrongText, read_confusion, read_most_wrong, read_reliability
+from ulmfit_dist.report.parsing import items, mapping, number, numbers, text
+from ulmfit_dist.utils.files import read_bounded
 
 STAGES = {"lm": "Language model", "classifier": "Classifier"}
 MOST_METRICS = 256 * 2**20

@@ -12,7 +12,7 @@ import torch
 import xxhash
 from torch import Tensor
 
-from ulmfit_dist.philox import Key, random_words
+from ulmfit_dist.rng.philox import Key, random_words
 
 
 def derive_seed(*position: int | str) -> int:

@@ -93,7 +93,7 @@ def _kernel(device_type: str) -> Callable[[Tensor, Tensor], Tensor]:
     """`philox` for a type of device: on a GPU one kernel, or some five hundred small ones where there is no compiler.
 
     A simulated GPU replaces this function: what it returns takes counter and key as `philox` does. Masks of a step come
-    from here only where `model/masks.py` has no kernel of its own.
+    from here only where `models/masks.py` has no kernel of its own.
     """
     if device_type != "cuda":
         return philox

@@ -23,17 +23,17 @@ from sklearn.linear_model import LogisticRegression, Ridge  # type: ignore[impor
 from sklearn.multiclass import OneVsRestClassifier  # type: ignore[import-untyped]
 from torch import Tensor
 
-from ulmfit_dist.config import ClassifierConfig, Config
+from ulmfit_dist.config.schema import ClassifierConfig, Config
 from ulmfit_dist.data.splits import split_documents
-from ulmfit_dist.data.store import TokenStore
 from ulmfit_dist.data.targets import Targets, check_targets, read_targets
-from ulmfit_dist.model.tfidf import TfidfFeatures
-from ulmfit_dist.randomness import derive_seed
-from ulmfit_dist.runtime import Runtime
-from ulmfit_dist.stages.answers import figures_of_answers, with_intervals
+from ulmfit_dist.data.token_store import TokenStore
+from ulmfit_dist.distributed.runtime import Runtime
+from ulmfit_dist.inference.answers import figures_of_answers, with_intervals
+from ulmfit_dist.models.tfidf import TfidfFeatures
+from ulmfit_dist.rng.counter_based import derive_seed
 from ulmfit_dist.stages.baseline_figures import main_metric
 from ulmfit_dist.stages.prepare import prepare
-from ulmfit_dist.training.tracking import Tracker
+from ulmfit_dist.tracking.tracker import Tracker
 
 STRENGTHS = (1.0, 4.0, 16.0, 64.0)
 """Values of C, the inverse of the regularization, from which the validation documents choose."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ulmfit_dist.config import Config
-from ulmfit_dist.terminal import LESS_IS_BETTER, MAIN_METRICS
+from ulmfit_dist.config.schema import Config
+from ulmfit_dist.tracking.console import LESS_IS_BETTER, MAIN_METRICS
 
 FEW_LM_EPOCHS = 3
 

@@ -6,26 +6,26 @@ from pathlib import Path
 
 import numpy as np
 
-from ulmfit_dist.config import Config
+from ulmfit_dist.checkpointing.resume import Found
+from ulmfit_dist.config.schema import Config
 from ulmfit_dist.data.batches import share_of_rank
-from ulmfit_dist.data.classifier_batches import ClassifierBatches
+from ulmfit_dist.data.classifier_loader import ClassifierBatches
 from ulmfit_dist.data.splits import missing_labels, split_documents
-from ulmfit_dist.data.store import TokenStore
 from ulmfit_dist.data.targets import check_targets, read_targets
-from ulmfit_dist.model.encoder import Encoder
-from ulmfit_dist.model.export import load_encoder, read_exported
-from ulmfit_dist.model.networks import build_classifier, classifier_groups, encoder_of
-from ulmfit_dist.model.pretrained import describe_match, fetch, load_pretrained_encoder
-from ulmfit_dist.randomness import seed_torch
-from ulmfit_dist.runtime import Runtime
-from ulmfit_dist.stages.resume import Found
-from ulmfit_dist.stages.train import train_stage
+from ulmfit_dist.data.token_store import TokenStore
+from ulmfit_dist.distributed.runtime import Runtime
+from ulmfit_dist.metrics.objective import Loss, make_loss, make_metrics
+from ulmfit_dist.models.bundle import load_encoder, read_exported
+from ulmfit_dist.models.encoder import Encoder
+from ulmfit_dist.models.networks import build_classifier, classifier_groups, encoder_of
+from ulmfit_dist.models.pretrained import describe_match, fetch, load_pretrained_encoder
+from ulmfit_dist.rng.counter_based import seed_torch
+from ulmfit_dist.stages.train_stage import train_stage
+from ulmfit_dist.tracking.tracker import Tracker
+from ulmfit_dist.training.callbacks.progress import StageClock
+from ulmfit_dist.training.callbacks.user import add_callbacks, check_callbacks
 from ulmfit_dist.training.learner import build_learner
-from ulmfit_dist.training.objective import Loss, make_loss, make_metrics
-from ulmfit_dist.training.own_callbacks import add_callbacks, check_callbacks
-from ulmfit_dist.training.progress_callback import StageClock
-from ulmfit_dist.training.steps import ClassifierLearner
-from ulmfit_dist.training.tracking import Tracker
+from ulmfit_dist.training.train_steps import ClassifierLearner
 
 
 def train_classifier(

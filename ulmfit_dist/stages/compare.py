@@ -14,9 +14,9 @@ from typing import Any
 
 from ulmfit_dist.data.prediction_table import read_predictions
 from ulmfit_dist.errors import UserError
+from ulmfit_dist.metrics.paired import MCNEMAR
 from ulmfit_dist.report.paired_runs import pair_runs, shown, shown_p
 from ulmfit_dist.stages.compare_seeds import compare_seeds, name_side
-from ulmfit_dist.training.paired import MCNEMAR
 
 FORMS = (
     "compare two runs, 'ulmfit-dist compare A B', or two sides of several seeds, 'ulmfit-dist compare A-1 A-2 -- B-1 B-2'"

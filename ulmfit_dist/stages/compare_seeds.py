@@ -16,9 +16,9 @@ import numpy as np
 
 from ulmfit_dist.data.prediction_table import Predictions
 from ulmfit_dist.errors import UserError
+from ulmfit_dist.metrics.paired import TESTED
+from ulmfit_dist.metrics.resampling import sample_of
 from ulmfit_dist.report.paired_runs import check_labels, common_split, conclude, shown
-from ulmfit_dist.training.paired import TESTED
-from ulmfit_dist.training.resampling import sample_of
 
 CONFIDENCE = 0.95
 

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from fastai.text.core import BOS
 
-from ulmfit_dist.config import Config, TokenizerConfig
-from ulmfit_dist.data.store import TokenStore
-from ulmfit_dist.data.tokens.detokenize import detokenize
+from ulmfit_dist.config.schema import Config, TokenizerConfig
+from ulmfit_dist.data.token_store import TokenStore
+from ulmfit_dist.data.tokenizers.detokenize import detokenize
 from ulmfit_dist.data.vocab import token_ids
-from ulmfit_dist.model.sampling import Sampling, continue_tokens, never_drawn
+from ulmfit_dist.metrics.accumulators import ClassifierMetrics, LMMetrics
+from ulmfit_dist.metrics.calibration import reliability
+from ulmfit_dist.models.sampling import Sampling, continue_tokens, never_drawn
 from ulmfit_dist.training.learner import DistributedLearner
-from ulmfit_dist.training.metrics import ClassifierMetrics, LMMetrics
-from ulmfit_dist.training.scores import reliability
 
 WORDS_OF_A_SAMPLE, SAMPLING = 40, Sampling()
 TOKENS_OF_A_DOCUMENT = 200

@@ -21,13 +21,13 @@ import numpy as np
 import torch
 from fastai.callback.core import Callback, CancelEpochException, CancelFitException
 
-from ulmfit_dist.config import Config
-from ulmfit_dist.data.classifier_batches import ClassifierBatches
-from ulmfit_dist.data.lm_batches import LMBatches
+from ulmfit_dist.config.schema import Config
+from ulmfit_dist.data.classifier_loader import ClassifierBatches
+from ulmfit_dist.data.lm_loader import LMBatches
 from ulmfit_dist.data.splits import split_documents
-from ulmfit_dist.data.store import TokenStore
-from ulmfit_dist.model.kernels import compile_kernels
-from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.data.token_store import TokenStore
+from ulmfit_dist.distributed.runtime import Runtime
+from ulmfit_dist.models.kernels import compile_kernels
 from ulmfit_dist.stages.classifier import classifier_learner
 from ulmfit_dist.stages.lm import lm_learner
 from ulmfit_dist.training.learner import DistributedLearner

@@ -11,28 +11,28 @@ import torch
 from fastai.text.models.core import SequentialRNN
 from torch import Tensor, nn
 
-from ulmfit_dist.config import PRECISIONS
+from ulmfit_dist.config.schema import PRECISIONS
 from ulmfit_dist.data.batches import Batches, MicroBatch
-from ulmfit_dist.data.store import TokenStore
-from ulmfit_dist.devices import uses_gpu
+from ulmfit_dist.data.token_store import TokenStore
+from ulmfit_dist.distributed.devices import uses_gpu
+from ulmfit_dist.distributed.env import report
+from ulmfit_dist.distributed.launch_settings import read_launch_settings
+from ulmfit_dist.distributed.precision import resolve_precision
+from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.functions import check_trust
-from ulmfit_dist.launch_settings import read_launch_settings
-from ulmfit_dist.memory import explain_out_of_memory
-from ulmfit_dist.model.export import Exported, find_model, load_model, read_exported
-from ulmfit_dist.model.loss import DecoderLoss
-from ulmfit_dist.model.networks import encoder_of
-from ulmfit_dist.precision import resolve_precision
-from ulmfit_dist.process import report
-from ulmfit_dist.progress import Progress
-from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.metrics.accumulators import ClassifierMetrics, LMMetrics, Metrics
+from ulmfit_dist.metrics.calibration import class_scores, expected_calibration_error, reliability
+from ulmfit_dist.metrics.objective import make_metrics
+from ulmfit_dist.models.bundle import Exported, find_model, load_model, read_exported
+from ulmfit_dist.models.fused_cross_entropy import DecoderLoss
+from ulmfit_dist.models.networks import encoder_of
 from ulmfit_dist.stages.classifier import classifier_loaders
 from ulmfit_dist.stages.lm import PRODUCT_DTYPES, lm_loaders
 from ulmfit_dist.stages.prepare import prepare
-from ulmfit_dist.text_table import TextTable
-from ulmfit_dist.training.metrics import ClassifierMetrics, LMMetrics, Metrics
-from ulmfit_dist.training.objective import make_metrics
-from ulmfit_dist.training.scores import class_scores, expected_calibration_error, reliability
+from ulmfit_dist.utils.imports import check_trust
+from ulmfit_dist.utils.memory import explain_out_of_memory
+from ulmfit_dist.utils.progress import Progress
+from ulmfit_dist.utils.text_table import TextTable
 
 
 def evaluate(
@@ -41,7 +41,7 @@ def evaluate(
     """Metrics by stage on the validation documents, for each model that the folder has. Collective.
 
     The classifier's are those of `classifier_figures`. On the test split, and on new texts, they are the classifier's alone,
-    with the 95 % interval of each metric (`training/intervals.py`).
+    with the 95 % interval of each metric (`metrics/intervals.py`).
 
     Args:
         split: valid or test.
@@ -53,7 +53,7 @@ def evaluate(
         UserError: no exported model, no store of its texts, or texts that have changed since.
     """
     if data is not None or split == "test":
-        from ulmfit_dist.stages.evaluate_data import evaluate_test_split, evaluate_texts
+        from ulmfit_dist.stages.evaluate_texts import evaluate_test_split, evaluate_texts
 
         return {
             "classifier": evaluate_test_split(run, runtime, trust_rules)

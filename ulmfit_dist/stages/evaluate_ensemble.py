@@ -18,19 +18,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ulmfit_dist.config import Config
+from ulmfit_dist.config.schema import Config
 from ulmfit_dist.data.splits import split_documents
-from ulmfit_dist.data.store import TokenStore
 from ulmfit_dist.data.targets import read_targets
+from ulmfit_dist.data.token_store import TokenStore
+from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.model.export import Exported, read_exported
-from ulmfit_dist.runtime import Runtime
-from ulmfit_dist.stages.answers import compute_answers, figures_of_answers, with_intervals
+from ulmfit_dist.inference.answers import compute_answers, figures_of_answers, with_intervals
+from ulmfit_dist.inference.predictor import Classifier, TextClassifier
+from ulmfit_dist.inference.temperature import fit_temperature, scale_answers
+from ulmfit_dist.models.bundle import Exported, read_exported
 from ulmfit_dist.stages.evaluate import check_functions, check_store
-from ulmfit_dist.stages.predict import Classifier, TextClassifier
 from ulmfit_dist.stages.prepare import prepare
 from ulmfit_dist.stages.run import model_folder
-from ulmfit_dist.stages.temperature import fit_temperature, scale_answers
 
 Answers = dict[str, Tensor]
 """Probabilities of the classes, or numbers, float64 [N, C], by split."""
@@ -71,7 +71,7 @@ def evaluate_ensemble(
         folders, trust_rules: as for `Ensemble`; with the baseline, one folder is enough.
         with_baseline: whether the TF-IDF baseline is a member, fitted again to the first run's training documents. Then the
             probabilities of each member are taken at a temperature that is fitted to the validation documents
-            (`stages/temperature.py`); numbers of a regression are averaged as they are.
+            (`inference/temperature.py`); numbers of a regression are averaged as they are.
 
     Returns:
         `ensemble`: the figures of the mean, as `evaluate` gives them for a classifier; `members`: for each its folder, as

@@ -14,18 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ulmfit_dist.config import Config, DataConfig
+from ulmfit_dist.config.schema import Config, DataConfig
 from ulmfit_dist.data.sources import open_source
 from ulmfit_dist.data.sources.split_names import listed
 from ulmfit_dist.data.splits import split_documents
 from ulmfit_dist.data.targets import Targets, classes_of_label
+from ulmfit_dist.distributed.env import report
+from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.model.export import Exported, find_model, read_exported
-from ulmfit_dist.process import report
-from ulmfit_dist.runtime import Runtime
-from ulmfit_dist.stages.answers import compute_answers, figures_of_answers, figures_of_documents, with_intervals
+from ulmfit_dist.inference.answers import compute_answers, figures_of_answers, figures_of_documents, with_intervals
+from ulmfit_dist.inference.predictor import TextClassifier
+from ulmfit_dist.models.bundle import Exported, find_model, read_exported
 from ulmfit_dist.stages.evaluate import check_functions, check_store
-from ulmfit_dist.stages.predict import TextClassifier
 from ulmfit_dist.stages.prepare import prepare
 
 KINDS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".ndjson": "json"}

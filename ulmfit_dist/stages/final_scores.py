@@ -12,15 +12,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
-from ulmfit_dist.config import Config
+from ulmfit_dist.config.schema import Config
 from ulmfit_dist.data.prediction_table import PREDICTIONS, digest_of_texts, encode_metadata
 from ulmfit_dist.data.splits import split_documents
-from ulmfit_dist.data.store import TokenStore, write_bytes
-from ulmfit_dist.model.export import Exported, read_exported
-from ulmfit_dist.runtime import Runtime
-from ulmfit_dist.stages.answers import compute_answers, figures_of_documents
-from ulmfit_dist.stages.predictions import prediction_of
-from ulmfit_dist.training.tracking import Tracker
+from ulmfit_dist.data.token_store import TokenStore, write_bytes
+from ulmfit_dist.distributed.runtime import Runtime
+from ulmfit_dist.inference.answers import compute_answers, figures_of_documents
+from ulmfit_dist.inference.outputs import prediction_of
+from ulmfit_dist.models.bundle import Exported, read_exported
+from ulmfit_dist.tracking.tracker import Tracker
 
 
 def score_test_split(config: Config, runtime: Runtime, store: TokenStore, tracker: Tracker) -> None:

@@ -9,16 +9,16 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from ulmfit_dist.config import Config, Phase
-from ulmfit_dist.data.store import TokenStore, write_bytes
+from ulmfit_dist.config.schema import Config, Phase
+from ulmfit_dist.data.token_store import TokenStore, write_bytes
+from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.runtime import Runtime
 from ulmfit_dist.stages.classifier import classifier_learner
 from ulmfit_dist.stages.lm import lm_learner
 from ulmfit_dist.stages.prepare import prepare
 from ulmfit_dist.stages.run import has_export
+from ulmfit_dist.training.callbacks.lr_finder import RateRange, range_test
 from ulmfit_dist.training.learner import DistributedLearner
-from ulmfit_dist.training.rate_range import RateRange, range_test
 
 
 def find_learning_rate(

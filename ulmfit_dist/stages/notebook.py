@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from fastai.callback.core import Callback
 
-from ulmfit_dist.config import Config, Phase
-from ulmfit_dist.data.store import TokenStore
-from ulmfit_dist.model.export import save_exported
-from ulmfit_dist.runtime import Runtime
-from ulmfit_dist.terminal import EpochTable
+from ulmfit_dist.config.schema import Config, Phase
+from ulmfit_dist.data.token_store import TokenStore
+from ulmfit_dist.distributed.runtime import Runtime
+from ulmfit_dist.models.bundle import save_exported
+from ulmfit_dist.tracking.console import EpochTable
 from ulmfit_dist.training.learner import DistributedLearner, Stage
 
 

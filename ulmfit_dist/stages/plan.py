@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from ulmfit_dist.config import Config
-from ulmfit_dist.data.store import TokenStore
-from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.checkpointing.resume import Found
+from ulmfit_dist.config.schema import Config
+from ulmfit_dist.data.token_store import TokenStore
+from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.stages.estimate import StageEstimate, estimate_stage
-from ulmfit_dist.stages.resume import Found
-from ulmfit_dist.terminal import PRECISION_NAMES, describe_processes, duration, plan_row
-from ulmfit_dist.training.position import RecipePosition
-from ulmfit_dist.training.progress_callback import StageClock
-from ulmfit_dist.training.tracking import device_name
+from ulmfit_dist.tracking.console import PRECISION_NAMES, describe_processes, duration, plan_row
+from ulmfit_dist.tracking.tracker import device_name
+from ulmfit_dist.training.callbacks.progress import StageClock
+from ulmfit_dist.training.train_state import RecipePosition
 
 
 @dataclass(frozen=True)

@@ -20,17 +20,17 @@ import numpy as np
 import xxhash
 from filelock import BaseFileLock, FileLock, Timeout
 
-from ulmfit_dist.config import Config, TokenizerConfig
-from ulmfit_dist.data.builder import StoreBuilder
-from ulmfit_dist.data.local_copy import copy_store
+from ulmfit_dist.config.schema import Config, TokenizerConfig
+from ulmfit_dist.data.node_cache import copy_store
 from ulmfit_dist.data.sources import open_source
 from ulmfit_dist.data.sources.base import Source
 from ulmfit_dist.data.sources.subset import cut_test_split, limit_documents
 from ulmfit_dist.data.splits import describe_duplicates, missing_labels, num_dropped, split_documents
-from ulmfit_dist.data.store import FORMAT, NO_LABEL, TokenStore, damaged_shards, make_folder, read_meta
+from ulmfit_dist.data.store_builder import StoreBuilder
+from ulmfit_dist.data.token_store import FORMAT, NO_LABEL, TokenStore, damaged_shards, make_folder, read_meta
+from ulmfit_dist.distributed.env import report
+from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.process import report
-from ulmfit_dist.runtime import Runtime
 
 CLASSES_NAMED = 10
 """Classes that are named with their number of documents, the largest ones."""

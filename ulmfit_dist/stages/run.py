@@ -8,24 +8,24 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from ulmfit_dist import stopping
-from ulmfit_dist.compose import to_dict
-from ulmfit_dist.config import Config
+from ulmfit_dist.checkpointing.compatibility import differences
+from ulmfit_dist.checkpointing.resume import Found, find_checkpoint
+from ulmfit_dist.config.loading import to_dict
+from ulmfit_dist.config.schema import Config
 from ulmfit_dist.data.splits import valid_is_test
-from ulmfit_dist.data.store import TokenStore
+from ulmfit_dist.data.token_store import TokenStore
+from ulmfit_dist.distributed import signals
+from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import FAILED, RESUMABLE, Interrupted, UserError
-from ulmfit_dist.model.export import WEIGHTS, find_model, read_exported
-from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.models.bundle import WEIGHTS, find_model, read_exported
 from ulmfit_dist.stages.baseline_figures import describe_standing
 from ulmfit_dist.stages.classifier import check_classifier, train_classifier
 from ulmfit_dist.stages.final_scores import score_test_split
 from ulmfit_dist.stages.lm import lm_loaders, train_lm
 from ulmfit_dist.stages.plan import describe_plan, make_plan
 from ulmfit_dist.stages.prepare import prepare
-from ulmfit_dist.stages.resume import Found, find_checkpoint
-from ulmfit_dist.terminal import PRECISION_NAMES
-from ulmfit_dist.training.compatibility import differences
-from ulmfit_dist.training.tracking import Tracker
+from ulmfit_dist.tracking.console import PRECISION_NAMES
+from ulmfit_dist.tracking.tracker import Tracker
 
 TRAIN = {"lm": train_lm, "classifier": train_classifier}
 CHECKS = {"lm": lm_loaders, "classifier": check_classifier}
@@ -188,7 +188,7 @@ def _only_one(tracker: Tracker, runtime: Runtime) -> Iterator[list[str]]:
             tracker.lock()
         yield told
     except Interrupted:
-        with stopping.saved():
+        with signals.saved():
             tracker.close(RESUMABLE)
         raise
     except BaseException:

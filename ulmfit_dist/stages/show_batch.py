@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ulmfit_dist.config import Config
+from ulmfit_dist.config.schema import Config
 from ulmfit_dist.data.batches import IGNORED
-from ulmfit_dist.data.store import NO_LABEL, TokenStore
+from ulmfit_dist.data.token_store import NO_LABEL, TokenStore
 from ulmfit_dist.data.vocab import PAD_ID
-from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.training.learner import DistributedLearner
 
 ROWS, TOKENS = 3, 24

@@ -13,26 +13,26 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ulmfit_dist.config import Config
+from ulmfit_dist.config.schema import Config
 from ulmfit_dist.data.batches import IGNORED, MicroBatch, Share
-from ulmfit_dist.data.classifier_batches import ClassifierBatches
-from ulmfit_dist.data.lm_batches import LMBatches
+from ulmfit_dist.data.classifier_loader import ClassifierBatches
+from ulmfit_dist.data.lm_loader import LMBatches
 from ulmfit_dist.data.splits import split_documents
-from ulmfit_dist.data.store import NO_LABEL, TokenStore
 from ulmfit_dist.data.targets import Targets, check_targets, read_targets
-from ulmfit_dist.data.tokens.readable import readable
+from ulmfit_dist.data.token_store import NO_LABEL, TokenStore
+from ulmfit_dist.data.tokenizers.spec_tokens import readable
 from ulmfit_dist.data.vocab import PAD_ID
+from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.model.export import Exported, load_model, read_exported
-from ulmfit_dist.model.networks import encoder_of
-from ulmfit_dist.randomness import permutation
-from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.models.bundle import Exported, load_model, read_exported
+from ulmfit_dist.models.networks import encoder_of
+from ulmfit_dist.rng.counter_based import permutation
 from ulmfit_dist.stages.classifier import classifier_loaders
 from ulmfit_dist.stages.evaluate import check_functions, check_store
 from ulmfit_dist.stages.lm import lm_loaders
 from ulmfit_dist.stages.prepare import prepare
 from ulmfit_dist.stages.run import find_model
-from ulmfit_dist.text_table import TextTable
+from ulmfit_dist.utils.text_table import TextTable
 
 STAGES = ("lm", "classifier")
 TOKENS_SHOWN = 150

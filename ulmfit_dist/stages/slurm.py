@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import ulmfit_dist
-from ulmfit_dist.config import Config
-from ulmfit_dist.data.store import make_folder, write_bytes
+from ulmfit_dist.config.schema import Config
+from ulmfit_dist.data.token_store import make_folder, write_bytes
 from ulmfit_dist.errors import UserError
 
 OURS = ("array", "chdir", "job-name", "output")

@@ -6,29 +6,29 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-from ulmfit_dist import stopping
-from ulmfit_dist.compose import to_dict
-from ulmfit_dist.config import ClassifierConfig, Config, LMConfig
-from ulmfit_dist.data.store import TokenStore
-from ulmfit_dist.environment import versions
-from ulmfit_dist.model.export import save_exported
-from ulmfit_dist.model.kernels import compile_kernels
-from ulmfit_dist.runtime import Runtime
-from ulmfit_dist.stages.resume import Found
-from ulmfit_dist.stages.show import show_first_batch
-from ulmfit_dist.stages.tables import tables_of
-from ulmfit_dist.training.checkpoints.callback import CheckpointCallback
-from ulmfit_dist.training.checkpoints.folder import DamagedError, StageFolder, read_tensors, verify
-from ulmfit_dist.training.checkpoints.snapshot import LearnerState
-from ulmfit_dist.training.checkpoints.writer import CheckpointWriter
+from ulmfit_dist.checkpointing.async_writer import CheckpointWriter
+from ulmfit_dist.checkpointing.callback import CheckpointCallback
+from ulmfit_dist.checkpointing.learner_state import LearnerState
+from ulmfit_dist.checkpointing.manager import DamagedError, StageFolder, read_tensors, verify
+from ulmfit_dist.checkpointing.resume import Found
+from ulmfit_dist.config.loading import to_dict
+from ulmfit_dist.config.schema import ClassifierConfig, Config, LMConfig
+from ulmfit_dist.data.token_store import TokenStore
+from ulmfit_dist.distributed import signals
+from ulmfit_dist.distributed.runtime import Runtime
+from ulmfit_dist.models.bundle import save_exported
+from ulmfit_dist.models.kernels import compile_kernels
+from ulmfit_dist.stages.epoch_artifacts import tables_of
+from ulmfit_dist.stages.show_batch import show_first_batch
+from ulmfit_dist.tracking.tracker import Tracker
+from ulmfit_dist.training.callbacks.model_selection import Epoch, Selection
+from ulmfit_dist.training.callbacks.progress import StageClock, StageProgressCallback
+from ulmfit_dist.training.callbacks.timing import TimingCallback
+from ulmfit_dist.training.callbacks.tracking import TrackingCallback, without_texts
 from ulmfit_dist.training.learner import DistributedLearner
-from ulmfit_dist.training.position import START
-from ulmfit_dist.training.progress_callback import StageClock, StageProgressCallback
-from ulmfit_dist.training.recipe import run_phases
-from ulmfit_dist.training.selection import Epoch, Selection
-from ulmfit_dist.training.timing import TimingCallback
-from ulmfit_dist.training.tracking import Tracker
-from ulmfit_dist.training.tracking_callback import TrackingCallback, without_texts
+from ulmfit_dist.training.schedule import run_phases
+from ulmfit_dist.training.train_state import START
+from ulmfit_dist.utils.environment import versions
 
 UNITS = {"lm": "tokens", "classifier": "examples"}
 """Units of the throughput, by stage."""
@@ -87,7 +87,7 @@ def train_stage(
             begin = state.restore(tensors, found.state)
     show_first_batch(config, runtime, store, learner)
     warn_of_few_steps(learner, settings, runtime)
-    with stopping.when_ready() as stop:
+    with signals.when_ready() as stop:
         writer = CheckpointWriter(folder, config.checkpoint.keep, found.path if found else None)
         training_id = found.state["training_id"] if found else runtime.from_main(secrets.token_hex(8))
         facts = {"training_id": training_id, **_facts(config, runtime, store)}

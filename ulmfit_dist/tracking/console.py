@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ulmfit_dist.config import Phase
+from ulmfit_dist.config.schema import Phase
 
 WIDTHS = {"stage": 10, "phase": 7, "epoch": 7, "per second": 16, "time": 9}
 """Of columns that are not as wide as most."""

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ulmfit_dist.data.store import write_bytes
+from ulmfit_dist.data.token_store import write_bytes
 from ulmfit_dist.errors import UserError
 
 STAGES = ("lm", "classifier")

@@ -17,20 +17,20 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from ulmfit_dist.compose import to_dict, to_yaml
-from ulmfit_dist.config import Config
+from ulmfit_dist.config.loading import to_dict, to_yaml
+from ulmfit_dist.config.schema import Config
 from ulmfit_dist.data.prediction_table import PREDICTIONS
 from ulmfit_dist.data.splits import valid_is_test
-from ulmfit_dist.data.store import write_bytes, write_json
-from ulmfit_dist.environment import describe_environment
+from ulmfit_dist.data.token_store import write_bytes, write_json
+from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.runtime import Runtime
-from ulmfit_dist.terminal import EpochTable, final_table
-from ulmfit_dist.training.metric_log import STAGES, MetricLog, is_epoch, metrics_of, row_after, row_number
-from ulmfit_dist.training.own_metrics import metric_names
-from ulmfit_dist.training.wandb_environment import mode_messages
-from ulmfit_dist.training.wandb_process import quiet_wandb, wandb_mode, warn
-from ulmfit_dist.training.wandb_run import Row, Table, WandbRun, where_offline
+from ulmfit_dist.metrics.user import metric_names
+from ulmfit_dist.tracking.console import EpochTable, final_table
+from ulmfit_dist.tracking.jsonl import STAGES, MetricLog, is_epoch, metrics_of, row_after, row_number
+from ulmfit_dist.tracking.wandb_environment import mode_messages
+from ulmfit_dist.tracking.wandb_process import quiet_wandb, wandb_mode, warn
+from ulmfit_dist.tracking.wandb_run import Row, Table, WandbRun, where_offline
+from ulmfit_dist.utils.environment import describe_environment
 
 
 class Tracker:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ulmfit_dist.config import Config, TrackingConfig
+from ulmfit_dist.config.schema import Config, TrackingConfig
 from ulmfit_dist.errors import UserError
 
 MODES = {"run": "online", "shared": "online", "dryrun": "offline"}

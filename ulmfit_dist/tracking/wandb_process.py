@@ -10,8 +10,8 @@ from typing import Any
 
 import psutil
 
-from ulmfit_dist.config import TrackingConfig
-from ulmfit_dist.training.wandb_environment import check_variables, mode_of_environment
+from ulmfit_dist.config.schema import TrackingConfig
+from ulmfit_dist.tracking.wandb_environment import check_variables, mode_of_environment
 
 
 def wandb_mode(settings: TrackingConfig) -> str:

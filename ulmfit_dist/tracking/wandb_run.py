@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ulmfit_dist.config import Config
+from ulmfit_dist.config.schema import Config
 from ulmfit_dist.errors import RESUMABLE
-from ulmfit_dist.training.wandb_environment import init_arguments
-from ulmfit_dist.training.wandb_files import cut_off_incomplete, files_of, last_row, mark_as_sent, unsent_files
-from ulmfit_dist.training.wandb_process import (
+from ulmfit_dist.tracking.wandb_environment import init_arguments
+from ulmfit_dist.tracking.wandb_files import cut_off_incomplete, files_of, last_row, mark_as_sent, unsent_files
+from ulmfit_dist.tracking.wandb_process import (
     kill_wandbs_process,
     leave,
     on_one_line,

@@ -12,11 +12,11 @@ import os
 import zlib
 from typing import Any, NamedTuple
 
-from ulmfit_dist.config import Config
+from ulmfit_dist.config.schema import Config
+from ulmfit_dist.distributed.step_timer import PARTS
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.laps import PARTS
-from ulmfit_dist.training.wandb_environment import wandb_project
-from ulmfit_dist.training.wandb_process import quiet_wandb
+from ulmfit_dist.tracking.wandb_environment import wandb_project
+from ulmfit_dist.tracking.wandb_process import quiet_wandb
 
 NAME = "ulmfit-dist"
 """Of the view, as it is shown."""

@@ -1,6 +1,6 @@
 """fastai's learner over global batches.
 
-A training step is that of a global batch, and ours (`training/steps.py`). Everything around it is fastai's: callbacks and
+A training step is that of a global batch, and ours (`training/train_steps.py`). Everything around it is fastai's: callbacks and
 their events, parameter groups, freezing, one-cycle schedules, the optimizer. A user's own callbacks meet the events that
 they know.
 """
@@ -22,17 +22,17 @@ from fastai.text.learner import TextLearner
 from fastai.text.models.core import SequentialRNN
 from torch import Tensor, nn
 
-from ulmfit_dist.config import ClassifierConfig, LMConfig
-from ulmfit_dist.data.ahead import moved_ahead
+from ulmfit_dist.config.schema import ClassifierConfig, LMConfig
 from ulmfit_dist.data.batches import Batches, MicroBatch
+from ulmfit_dist.data.prefetch import moved_ahead
+from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.memory import explain_out_of_memory
-from ulmfit_dist.model.dropout import Position
-from ulmfit_dist.model.loss import ActivationRegularization
-from ulmfit_dist.model.networks import encoder_of
-from ulmfit_dist.runtime import Runtime
-from ulmfit_dist.training.accelerate import AccelerateCallback
-from ulmfit_dist.training.metrics import Metrics
+from ulmfit_dist.metrics.accumulators import Metrics
+from ulmfit_dist.models.dropout import Position
+from ulmfit_dist.models.fused_cross_entropy import ActivationRegularization
+from ulmfit_dist.models.networks import encoder_of
+from ulmfit_dist.training.callbacks.accelerate import AccelerateCallback
+from ulmfit_dist.training.callbacks.lr_finder import range_test, suggested
 from ulmfit_dist.training.optimizer import FusedAdam
 from ulmfit_dist.training.out_of_memory import (
     ADVICE,
@@ -41,14 +41,14 @@ from ulmfit_dist.training.out_of_memory import (
     refuse_validation,
     repeat_when_out_of_memory,
 )
-from ulmfit_dist.training.rate_range import range_test, suggested
+from ulmfit_dist.utils.memory import explain_out_of_memory
 
 Stage = TypeVar("Stage", bound="DistributedLearner")
 
 
 # ABCMeta, for ABC brings empty __slots__, and fastcore's store_attr in Learner keeps only what __slots__ names.
 class DistributedLearner(TextLearner, metaclass=ABCMeta):
-    """A `TextLearner` over loaders that yield lists of `MicroBatch`; its training step is a stage's own (`steps.py`).
+    """A `TextLearner` over loaders that yield lists of `MicroBatch`; its training step is a stage's own (`train_steps.py`).
 
     Attributes:
         stage: "lm" or "classifier".
@@ -59,7 +59,7 @@ class DistributedLearner(TextLearner, metaclass=ABCMeta):
         loss: mean loss of the last training step over the rows that this rank knows it of, without AR and TAR.
         is_stopped: whether the stage is to end with the epoch that has just ended.
         regularization: AR and TAR.
-        exporter: writes the model where it is told, or to the run's folder; None where the stage exports it (`by_hand.py`).
+        exporter: writes the model where it is told, or to the run's folder; None where the stage exports it (`notebook.py`).
     """
 
     model: SequentialRNN
@@ -279,7 +279,7 @@ def build_learner(
     """A learner for one stage, its model on the rank's device.
 
     Args:
-        kind: the stage's learner (`training/steps.py`).
+        kind: the stage's learner (`training/train_steps.py`).
         splitter: gives the parameter groups that freezing and learning rates go by, as fastai's do.
         loss: mean loss from the model's first output and the targets.
         seed: what dropout masks are computed from, with the position.

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from ulmfit_dist.errors import UserError, shared
-from ulmfit_dist.memory import figures_of, is_out_of_memory
-from ulmfit_dist.model.encoder import Hidden
-from ulmfit_dist.model.networks import encoder_of
+from ulmfit_dist.models.encoder import Hidden
+from ulmfit_dist.models.networks import encoder_of
+from ulmfit_dist.utils.memory import figures_of, is_out_of_memory
 
 if TYPE_CHECKING:
     from ulmfit_dist.training.learner import DistributedLearner

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import fastai.callback.schedule  # noqa: F401  gives Learner its fit_one_cycle()
 
-from ulmfit_dist.config import Phase
+from ulmfit_dist.config.schema import Phase
 from ulmfit_dist.training.learner import DistributedLearner
-from ulmfit_dist.training.position import START, RecipePosition
+from ulmfit_dist.training.train_state import START, RecipePosition
 
 
 def run_phases(learner: DistributedLearner, phases: Sequence[Phase], begin: RecipePosition = START) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ulmfit_dist.config import Phase
+from ulmfit_dist.config.schema import Phase
 
 
 @dataclass(frozen=True)

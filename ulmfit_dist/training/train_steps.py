@@ -23,7 +23,7 @@ from fastai.callback.core import CancelBackwardException
 from torch import Tensor, nn
 
 from ulmfit_dist.data.batches import MicroBatch
-from ulmfit_dist.model.networks import concat_pool
+from ulmfit_dist.models.networks import concat_pool
 from ulmfit_dist.training.learner import DistributedLearner
 from ulmfit_dist.training.out_of_memory import agree_on_memory
 

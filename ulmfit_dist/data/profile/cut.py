@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ulmfit_dist.config import DataConfig
+from ulmfit_dist.config.schema import DataConfig
 from ulmfit_dist.data.profile.labels import LabelMeaning
 from ulmfit_dist.data.profile.survey import SplitSurvey, Survey, survey_source
 from ulmfit_dist.data.sources import open_source

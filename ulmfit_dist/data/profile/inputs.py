@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ulmfit_dist.config import DataConfig
+from ulmfit_dist.config.schema import DataConfig
 from ulmfit_dist.data.profile.columns import looks_headless
 from ulmfit_dist.data.sources.base import BadRow, ReadOptions, Row
 from ulmfit_dist.data.sources.csv_format import CsvFormat, read_csv_format

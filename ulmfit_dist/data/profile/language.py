@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ulmfit_dist.config import TokenizerConfig
-from ulmfit_dist.data.tokenizer import LIBRARIES
+from ulmfit_dist.config.schema import TokenizerConfig
+from ulmfit_dist.data.tokenizers.word import LIBRARIES
 from ulmfit_dist.errors import UserError
 
 PIECE = 300

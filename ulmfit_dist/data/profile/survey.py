@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ulmfit_dist.data.builder import text_hash
 from ulmfit_dist.data.sources.base import Documents, Source
+from ulmfit_dist.data.store_builder import text_hash
 
 ALL_DOCUMENTS = 300_000
 """Documents of a source up to which all are read."""

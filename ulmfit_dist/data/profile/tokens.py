@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ulmfit_dist.config import TokenizerConfig
-from ulmfit_dist.data.store import MODEL_FILE
-from ulmfit_dist.data.tokenizer import open_tokenizer
-from ulmfit_dist.data.tokens.base import TextTokenizer
+from ulmfit_dist.config.schema import TokenizerConfig
+from ulmfit_dist.data.token_store import MODEL_FILE
+from ulmfit_dist.data.tokenizers.base import TextTokenizer
+from ulmfit_dist.data.tokenizers.word import open_tokenizer
 from ulmfit_dist.data.vocab import build_vocab
 
 MOST_SECONDS = 6.0
@@ -90,7 +90,7 @@ def sample_tokens(texts: Sequence[str], config: TokenizerConfig) -> TokenSample:
 def _tokenizer(texts: Sequence[str], config: TokenizerConfig) -> TextTokenizer:
     if config.kind == "word":
         return open_tokenizer(config, Path())
-    from ulmfit_dist.data.tokens.sentence_pieces import make_model
+    from ulmfit_dist.data.tokenizers.sentencepiece import make_model
 
     part, left = list[str](), PIECES_CHARACTERS
     for text in texts:

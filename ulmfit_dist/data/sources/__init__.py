@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from ulmfit_dist.config import DataConfig
+from ulmfit_dist.config.schema import DataConfig
 from ulmfit_dist.data.sources.base import Source
 from ulmfit_dist.data.sources.content_cache import ContentCache
 from ulmfit_dist.data.sources.file_column import open_named_files

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import xxhash
 
-from ulmfit_dist.config import DataConfig
+from ulmfit_dist.config.schema import DataConfig
 from ulmfit_dist.errors import UserError
 
 Row = dict[str, Any]

@@ -20,7 +20,7 @@ import xxhash
 
 from ulmfit_dist.data.sources.base import ReadOptions
 from ulmfit_dist.data.sources.row_reader import VERSION, FileIndex, index_file
-from ulmfit_dist.data.store import make_folder, write_bytes
+from ulmfit_dist.data.token_store import make_folder, write_bytes
 from ulmfit_dist.errors import UserError
 
 BLOCK = 1 << 22

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 
-from ulmfit_dist.config import DataConfig
+from ulmfit_dist.config.schema import DataConfig
 from ulmfit_dist.data.sources.base import Documents, Source, digest, existing_path
 from ulmfit_dist.data.sources.content_cache import ContentCache
 from ulmfit_dist.data.sources.folder import FolderSource

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ulmfit_dist.config import SPLITS, DataConfig
+from ulmfit_dist.config.schema import SPLITS, DataConfig
 from ulmfit_dist.data.sources.base import Documents, Source, digest, existing_path
 from ulmfit_dist.data.sources.cells import BadCell, clean_text
 from ulmfit_dist.data.sources.content_cache import ContentCache

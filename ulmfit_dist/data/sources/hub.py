@@ -9,7 +9,7 @@ from typing import Any
 
 import xxhash
 
-from ulmfit_dist.config import SPLITS, DataConfig
+from ulmfit_dist.config.schema import SPLITS, DataConfig
 from ulmfit_dist.data.sources.base import Source
 from ulmfit_dist.data.sources.content_cache import ContentCache
 from ulmfit_dist.data.sources.parquet import BATCH, DatasetRows

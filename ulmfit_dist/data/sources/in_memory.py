@@ -19,12 +19,12 @@ import pyarrow as pa
 import pyarrow.parquet
 import xxhash
 
-from ulmfit_dist.config import SPLITS, Config, DataConfig
+from ulmfit_dist.config.schema import SPLITS, Config, DataConfig
 from ulmfit_dist.data.sources.cells import BadCell, label_name, text_of_cell
 from ulmfit_dist.data.sources.split_names import find_splits, listed
-from ulmfit_dist.data.store import make_folder
+from ulmfit_dist.data.token_store import make_folder
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.functions import on_one_line
+from ulmfit_dist.utils.imports import on_one_line
 
 ROWS_AT_ONCE = 10_000
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from ulmfit_dist.data.sources.base import Documents, Source, Subset
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.randomness import permutation
+from ulmfit_dist.rng.counter_based import permutation
 
 
 def cut_test_split(source: Source, share: float | None) -> Source:

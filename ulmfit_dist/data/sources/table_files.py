@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from ulmfit_dist.config import DataConfig
+from ulmfit_dist.config.schema import DataConfig
 from ulmfit_dist.data.sources.folder_walk import is_hidden, walk
 from ulmfit_dist.data.sources.line_stream import COMPRESSED_SUFFIXES
 from ulmfit_dist.data.sources.split_names import count_files, files_by_ending, find_splits, listed, natural_order

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from ulmfit_dist.config import SPLITS, DataConfig
+from ulmfit_dist.config.schema import SPLITS, DataConfig
 from ulmfit_dist.data.sources.base import Documents, ReadOptions, Source, existing_path
 from ulmfit_dist.data.sources.content_cache import ContentCache
 from ulmfit_dist.data.sources.csv_format import read_csv_format

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ulmfit_dist.config import DataConfig
+from ulmfit_dist.config.schema import DataConfig
 from ulmfit_dist.data.sources.base import BadRow, Row, as_flag
 from ulmfit_dist.data.sources.cells import BadCell, join_fields, label_name, text_of_cell
 from ulmfit_dist.errors import UserError

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from ulmfit_dist.config import SPLITS, DataConfig
+from ulmfit_dist.config.schema import SPLITS, DataConfig
 from ulmfit_dist.data.sources.base import Documents, Items, Source, digest
 from ulmfit_dist.data.sources.cells import BadCell, label_name
-from ulmfit_dist.data.store import make_folder, write_bytes
+from ulmfit_dist.data.token_store import make_folder, write_bytes
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.functions import Function, call, identity_of, import_path
+from ulmfit_dist.utils.imports import Function, call, identity_of, import_path
 
 LEFT_OUT = 255
 """Stands for a document that a splitter puts in no split."""

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ulmfit_dist.functions import import_path
+from ulmfit_dist.utils.imports import import_path
 
 Rule = Callable[[str], str]
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from fastai.text.core import BOS, EOS, FLD, PAD, TK_MAJ, TK_REP, TK_UP, TK_WREP, UNK
 
-from ulmfit_dist.data.tokens import punctuation as marks
-from ulmfit_dist.data.tokens.readable import MOST_REPETITIONS, words_of_pieces
+from ulmfit_dist.data.tokenizers import punctuation as marks
+from ulmfit_dist.data.tokenizers.spec_tokens import MOST_REPETITIONS, words_of_pieces
 
 UNKNOWN = "<unk>"
 """Shown for xxunk: a word that the vocabulary lacks."""

@@ -17,8 +17,8 @@ import numpy as np
 from fastai.text.core import defaults, eu_langs
 from fastcore.basics import compose
 
-from ulmfit_dist.config import TokenizerConfig
-from ulmfit_dist.data.tokens.base import TOKENS_KEPT, Encoded, Rule, TextTokenizer, import_rule
+from ulmfit_dist.config.schema import TokenizerConfig
+from ulmfit_dist.data.tokenizers.base import TOKENS_KEPT, Encoded, Rule, TextTokenizer, import_rule
 from ulmfit_dist.data.vocab import Numbers
 from ulmfit_dist.errors import UserError
 

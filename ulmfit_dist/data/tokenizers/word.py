@@ -1,7 +1,7 @@
 """fastai's tokens: its text rules, spaCy's word tokenizer for the language, its rule after that.
 
 There are two ways to them. The plain one calls fastai's rules and spaCy on each text, in fastai's order, so its tokens are
-fastai's by construction. The fast one (`tokens/chunks.py`) rests on what a text is mostly made of: words that were met
+fastai's by construction. The fast one (`data/tokenizers/fast/chunk_cache.py`) rests on what a text is mostly made of: words that were met
 before. It takes fastai's default rules and a tokenizer of spaCy's own kind; the plain one is for the rest, and for the few
 texts that the fast one is not sure of.
 """
@@ -17,14 +17,14 @@ import numpy as np
 from fastai.text.core import defaults
 from fastcore.basics import compose
 
-from ulmfit_dist.config import TokenizerConfig
-from ulmfit_dist.data.store import MODEL_FILE
-from ulmfit_dist.data.tokens.base import TOKENS_KEPT, Encoded, Rule, TextTokenizer, import_rule
-from ulmfit_dist.data.tokens.chunks import ChunkTokenizer
-from ulmfit_dist.data.tokens.sentence_pieces import SentencePieceTokenizer
+from ulmfit_dist.config.schema import TokenizerConfig
+from ulmfit_dist.data.token_store import MODEL_FILE
+from ulmfit_dist.data.tokenizers.base import TOKENS_KEPT, Encoded, Rule, TextTokenizer, import_rule
+from ulmfit_dist.data.tokenizers.fast.chunk_cache import ChunkTokenizer
+from ulmfit_dist.data.tokenizers.sentencepiece import SentencePieceTokenizer
 from ulmfit_dist.data.vocab import Numbers
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.functions import check_trust
+from ulmfit_dist.utils.imports import check_trust
 
 LIBRARIES = {"th": "pythainlp", "zh": "jieba or spacy-pkuseg", "ja": "sudachipy", "ko": "mecab-ko by natto-py", "vi": "pyvi"}
 """By language, what spaCy splits its texts by."""

@@ -3,7 +3,7 @@
 For the time of a fit the learner's modules are those that Accelerate prepared: wrapped in DDP over the parameters that
 the phase trains, their forward in mixed precision. After the fit the bare modules are back, and nothing of the wrapping is
 left. fastai's own `DistributedTrainer` also wraps the loaders, which breaks language models: here loaders are already
-each rank's own. Where sums are to be exact, gradients go another way than DDP's (`training/pairwise.py`).
+each rank's own. Where sums are to be exact, gradients go another way than DDP's (`distributed/tree_reduce.py`).
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ulmfit_dist.data.batches import Share
-from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.distributed.runtime import Runtime
+from ulmfit_dist.distributed.tree_reduce import PairwiseGradients
 from ulmfit_dist.training.gradient_exchange import GradientExchange
-from ulmfit_dist.training.pairwise import PairwiseGradients
 
 NEVER = 2**31 - 1
 """Steps between two in which DDP takes its own time: it waits for the device to read it."""

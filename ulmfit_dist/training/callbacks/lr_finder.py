@@ -19,8 +19,8 @@ from fastai.callback.core import Callback, CancelEpochException, CancelFitExcept
 from fastai.callback.schedule import SuggestionMethod
 from matplotlib.axes import Axes
 
+from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.runtime import Runtime
 
 SMOOTHING = 0.98
 """Weight of the past in the smoothed loss, as in fastai's `Recorder`."""

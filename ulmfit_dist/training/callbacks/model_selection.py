@@ -13,7 +13,7 @@ from typing import Any
 
 from fastai.callback.core import Callback
 
-from ulmfit_dist.config import ClassifierConfig, LMConfig
+from ulmfit_dist.config.schema import ClassifierConfig, LMConfig
 
 
 @dataclass(frozen=True)

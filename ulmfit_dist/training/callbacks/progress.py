@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from fastai.callback.core import Callback
 
-from ulmfit_dist.progress import Progress
-from ulmfit_dist.runtime import Runtime
-from ulmfit_dist.terminal import duration
+from ulmfit_dist.distributed.runtime import Runtime
+from ulmfit_dist.tracking.console import duration
+from ulmfit_dist.utils.progress import Progress
 
 
 class StageClock:

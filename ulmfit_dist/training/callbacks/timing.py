@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastai.callback.core import Callback
 
-from ulmfit_dist.runtime import Runtime
+from ulmfit_dist.distributed.runtime import Runtime
 
 
 class TimingCallback(Callback):

@@ -17,10 +17,10 @@ import psutil
 import torch
 from fastai.callback.core import Callback
 
-from ulmfit_dist.laps import PARTS, Spent, TakenLaps
-from ulmfit_dist.training.host_copy import HostCopy
-from ulmfit_dist.training.tracking import Tracker
-from ulmfit_dist.training.wandb_run import Table
+from ulmfit_dist.distributed.step_timer import PARTS, Spent, TakenLaps
+from ulmfit_dist.tracking.tracker import Tracker
+from ulmfit_dist.tracking.wandb_run import Table
+from ulmfit_dist.utils.host_copy import HostCopy
 
 SMOOTHING = 0.98
 """Weight of the past in the smoothed loss, as in fastai's `Recorder`."""

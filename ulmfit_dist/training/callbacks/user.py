@@ -8,7 +8,7 @@ from fastai.callback.core import Callback
 from fastai.learner import Learner
 
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.functions import import_path, path_and_arguments
+from ulmfit_dist.utils.imports import import_path, path_and_arguments
 
 INSTEAD = {
     "EarlyStoppingCallback": "early_stopping",

@@ -27,9 +27,9 @@ import pyarrow.compute as pc
 from fastai.text import core
 from fastai.text.core import BOS, TK_MAJ, TK_UP
 
-from ulmfit_dist.data.tokens.lexicon import Lexicon
-from ulmfit_dist.data.tokens.ragged import Growing, Ragged, take_rows
-from ulmfit_dist.data.tokens.white_space import space_out
+from ulmfit_dist.data.tokenizers.fast.lexicon import Lexicon
+from ulmfit_dist.data.tokenizers.fast.ragged import Growing, Ragged, take_rows
+from ulmfit_dist.data.tokenizers.fast.whitespace import space_out
 from ulmfit_dist.data.vocab import Numbers
 
 _CAPITALS = (TK_MAJ, TK_UP)

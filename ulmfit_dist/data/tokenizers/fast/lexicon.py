@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ulmfit_dist.data.tokens.ragged import take_rows
-from ulmfit_dist.data.tokens.special_cases import SpecialCases
-from ulmfit_dist.data.tokens.word_shapes import WordShapes, splits_a_run
+from ulmfit_dist.data.tokenizers.fast.ragged import take_rows
+from ulmfit_dist.data.tokenizers.fast.special_cases import SpecialCases
+from ulmfit_dist.data.tokenizers.fast.word_shapes import WordShapes, splits_a_run
 from ulmfit_dist.data.vocab import Numbers
 
 
