@@ -14,7 +14,7 @@ from ulmfit_dist.data.batches import Share
 from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.stages.evaluate import read_batches
+from ulmfit_dist.inference.evaluation import read_batches
 from ulmfit_dist.stages.lm import lm_learner
 from ulmfit_dist.training.out_of_memory import RankOutOfMemoryError, cut_states, refuse_validation
 from ulmfit_dist.utils.memory import explain_out_of_memory, figures_of, is_out_of_memory

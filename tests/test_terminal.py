@@ -6,7 +6,8 @@ from pathlib import Path
 
 from ulmfit_dist.config.loading import load_config
 from ulmfit_dist.config.schema import Phase
-from ulmfit_dist.tracking.console import EpochTable, duration, final_table
+from ulmfit_dist.tracking.console import EpochTable, final_table
+from ulmfit_dist.utils.formatting import duration
 
 LINE = {
     "stage": "lm",

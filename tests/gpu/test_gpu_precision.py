@@ -25,9 +25,10 @@ from torch import nn
 
 from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.distributed.precision import resolve_precision
+from ulmfit_dist.models.fused_cross_entropy import PRODUCT_DTYPES
 from ulmfit_dist.models.networks import encoder_of
 from ulmfit_dist.stages.evaluate import evaluate
-from ulmfit_dist.stages.lm import PRODUCT_DTYPES, lm_learner
+from ulmfit_dist.stages.lm import lm_learner
 from ulmfit_dist.stages.run import run_stage
 from ulmfit_dist.training.schedule import run_phases
 

@@ -84,8 +84,7 @@ def count_loss(precision: str) -> tuple[Any, int]:
     from torch import nn
 
     from simulated_gpu.counters import COUNTERS, MEMORY
-    from ulmfit_dist.models.fused_cross_entropy import DecoderLoss
-    from ulmfit_dist.stages.lm import PRODUCT_DTYPES
+    from ulmfit_dist.models.fused_cross_entropy import PRODUCT_DTYPES, DecoderLoss
 
     dtype = PRODUCT_DTYPES[precision]
     decoder = nn.Linear(WIDTH, NUM_WORDS).to("cuda")

@@ -18,10 +18,12 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from ulmfit_dist.data.batches import MicroBatch, Share
-from ulmfit_dist.data.targets import Targets, one_class_each
+from ulmfit_dist.config.schema import Config
+from ulmfit_dist.data.batches import MicroBatch, Share, share_of_rank
+from ulmfit_dist.data.targets import Targets, one_class_each, read_targets
 from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.data.vocab import PAD_ID
+from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.rng.counter_based import permutation
 
@@ -138,3 +140,15 @@ def pad_chunks(documents: list[np.ndarray], width: int, seq_len: int) -> torch.T
         begin = (width - len(tokens)) // seq_len * seq_len
         x_T[begin : begin + len(tokens)] = tokens
     return torch.from_numpy(x_bT)
+
+
+def classifier_batches(
+    config: Config, runtime: Runtime, store: TokenStore, documents: np.ndarray, seed: int | None = None
+) -> ClassifierBatches:
+    """Batches of this rank, of documents by index in the store; without a seed in an order by length."""
+    settings = config.classifier
+    share = share_of_rank(runtime.rank, runtime.world_size, config.runtime, runtime.micro_batch_size)
+    share = share.in_steps(runtime.launch.accumulation_steps, settings.global_batch_size, "classifier.global_batch_size")
+    targets = read_targets(store, settings, config.data.label_delim)
+    shape = (settings.global_batch_size, settings.seq_len, share)
+    return ClassifierBatches(store, documents, *shape, seed, config.model.backwards, settings.truncate_to, targets)

@@ -10,8 +10,8 @@ from ulmfit_dist.distributed.devices import driver_version, has_kernels, uses_gp
 from ulmfit_dist.distributed.env import wants_cpu
 from ulmfit_dist.distributed.precision import auto_precision, resolve_precision
 from ulmfit_dist.doctor.checks import Context, Finding, failure, has_gpu, ok, skipped
-from ulmfit_dist.tracking.console import PRECISION_NAMES
 from ulmfit_dist.utils.environment import versions
+from ulmfit_dist.utils.formatting import PRECISION_NAMES
 
 NO_GPU = "no GPU is visible"
 FIX = "install a torch that fits this GPU and its driver: TORCH_INDEX=... bash launch/setup.sh"

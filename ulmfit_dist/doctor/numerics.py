@@ -25,7 +25,7 @@ from ulmfit_dist.models.fused_cross_entropy import DecoderLoss
 from ulmfit_dist.models.masks import Mask, compute_masks
 from ulmfit_dist.rng import philox
 from ulmfit_dist.rng.counter_based import derive_key
-from ulmfit_dist.tracking.console import PRECISION_NAMES
+from ulmfit_dist.utils.formatting import PRECISION_NAMES
 
 BOUNDS = {"no": 1e-3, "bf16": 0.1, "fp16": 0.05, "fp64": 1e-9}
 """Largest relative error of a precision against fp32, of one module."""

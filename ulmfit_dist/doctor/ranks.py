@@ -15,8 +15,8 @@ from ulmfit_dist.config.loading import to_dict
 from ulmfit_dist.data.batches import share_of_rank
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.doctor.checks import Context, Finding, failure, has_gpu, ok, skipped
-from ulmfit_dist.tracking.console import PRECISION_NAMES
 from ulmfit_dist.utils.environment import versions
+from ulmfit_dist.utils.formatting import PRECISION_NAMES
 
 ONE_PROCESS = "one process"
 SMALL_TENSOR = 1 << 20

@@ -24,8 +24,7 @@ from ulmfit_dist.data.vocab import PAD_ID, UNK_ID
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.export.onnx_graph import classifier_graph, output_name
 from ulmfit_dist.inference.outputs import answers_of
-from ulmfit_dist.models.bundle import Exported, load_model, read_exported
-from ulmfit_dist.stages.run import model_folder
+from ulmfit_dist.models.bundle import Exported, load_model, model_folder, read_exported
 
 LARGEST_DIFFERENCE, LARGEST_SHARE = 1e-4, 1e-3
 """Between a probability of the graph and of the model; and as a share of it, since a sure model hides much in the former."""

@@ -13,17 +13,16 @@ from torch import Tensor
 
 from ulmfit_dist.config.schema import ClassifierConfig, Config
 from ulmfit_dist.data.batches import MicroBatch
-from ulmfit_dist.data.classifier_loader import ClassifierBatches
+from ulmfit_dist.data.classifier_loader import ClassifierBatches, classifier_batches
 from ulmfit_dist.data.targets import Targets, num_outputs, read_targets
 from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.distributed.runtime import Runtime
+from ulmfit_dist.inference.evaluation import classifier_figures, in_precision, read_batches
 from ulmfit_dist.inference.outputs import answers_of, outputs_of
 from ulmfit_dist.metrics.accumulators import ClassifierMetrics
 from ulmfit_dist.metrics.intervals import metric_intervals
 from ulmfit_dist.metrics.objective import make_metrics
 from ulmfit_dist.models.bundle import Exported, load_model
-from ulmfit_dist.stages.classifier import classifier_batches
-from ulmfit_dist.stages.evaluate import classifier_figures, in_precision, read_batches
 
 
 def compute_answers(

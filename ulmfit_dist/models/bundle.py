@@ -181,3 +181,11 @@ def load_weights(model: nn.Module, path: Path) -> None:
 def _first_problem(error: RuntimeError) -> str:
     lines = [line.strip() for line in str(error).splitlines()]
     return lines[1] if len(lines) > 1 else lines[0]
+
+
+def model_folder(run: Path, stage: str) -> Path:
+    """The export of a stage, given a run directory or the export itself. Raises UserError where there is neither."""
+    folder = find_model(run, stage)
+    if folder is None:
+        raise UserError(f"{run}: no {stage} model here: give a run directory that has one, or an exported model's folder")
+    return folder

@@ -180,3 +180,6 @@ def _chunks(y_N: Tensor, most: int) -> list[slice]:
     num_chunks = -(-num_tokens // most)
     ends = [num_tokens * (i + 1) // num_chunks for i in range(num_chunks)]
     return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+
+
+PRODUCT_DTYPES = {"no": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from ulmfit_dist.checkpointing.resume import Found
 from ulmfit_dist.config.schema import Config
-from ulmfit_dist.data.batches import share_of_rank
-from ulmfit_dist.data.classifier_loader import ClassifierBatches
+from ulmfit_dist.data.classifier_loader import ClassifierBatches, classifier_batches
 from ulmfit_dist.data.splits import missing_labels, split_documents
 from ulmfit_dist.data.targets import check_targets, read_targets
 from ulmfit_dist.data.token_store import TokenStore
@@ -112,15 +109,3 @@ def classifier_loaders(config: Config, runtime: Runtime, store: TokenStore) -> t
         classifier_batches(config, runtime, store, splits.classifier_train, config.seed),
         classifier_batches(config, runtime, store, splits.classifier_valid),
     )
-
-
-def classifier_batches(
-    config: Config, runtime: Runtime, store: TokenStore, documents: np.ndarray, seed: int | None = None
-) -> ClassifierBatches:
-    """Batches of this rank, of documents by index in the store; without a seed in an order by length."""
-    settings = config.classifier
-    share = share_of_rank(runtime.rank, runtime.world_size, config.runtime, runtime.micro_batch_size)
-    share = share.in_steps(runtime.launch.accumulation_steps, settings.global_batch_size, "classifier.global_batch_size")
-    targets = read_targets(store, settings, config.data.label_delim)
-    shape = (settings.global_batch_size, settings.seq_len, share)
-    return ClassifierBatches(store, documents, *shape, seed, config.model.backwards, settings.truncate_to, targets)

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from fastai.text.models.core import SequentialRNN
-from torch import Tensor, nn
-
 from ulmfit_dist.config.schema import PRECISIONS
-from ulmfit_dist.data.batches import Batches, MicroBatch
+from ulmfit_dist.data.batches import Batches
 from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.distributed.devices import uses_gpu
 from ulmfit_dist.distributed.env import report
@@ -20,18 +16,15 @@ from ulmfit_dist.distributed.launch_settings import read_launch_settings
 from ulmfit_dist.distributed.precision import resolve_precision
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
+from ulmfit_dist.inference.evaluation import classifier_figures, in_precision, read_batches
 from ulmfit_dist.metrics.accumulators import ClassifierMetrics, LMMetrics, Metrics
-from ulmfit_dist.metrics.calibration import class_scores, expected_calibration_error, reliability
 from ulmfit_dist.metrics.objective import make_metrics
 from ulmfit_dist.models.bundle import Exported, find_model, load_model, read_exported
-from ulmfit_dist.models.fused_cross_entropy import DecoderLoss
-from ulmfit_dist.models.networks import encoder_of
+from ulmfit_dist.models.fused_cross_entropy import PRODUCT_DTYPES, DecoderLoss
 from ulmfit_dist.stages.classifier import classifier_loaders
-from ulmfit_dist.stages.lm import PRODUCT_DTYPES, lm_loaders
+from ulmfit_dist.stages.lm import lm_loaders
 from ulmfit_dist.stages.prepare import prepare
 from ulmfit_dist.utils.imports import check_trust
-from ulmfit_dist.utils.memory import explain_out_of_memory
-from ulmfit_dist.utils.progress import Progress
 from ulmfit_dist.utils.text_table import TextTable
 
 
@@ -111,24 +104,6 @@ def _cell(value: Any) -> str:
     return "" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
-def classifier_figures(metrics: ClassifierMetrics, labels: Sequence[str], runtime: Runtime) -> dict[str, Any]:
-    """All that an evaluation of a classifier has found. Collective.
-
-    Returns:
-        Beside the metrics: `expected_calibration_error` and `reliability`, the table that it is made from; `brier_score`;
-        `classes` with precision, recall, F1 and support of each; and `confusion_matrix`, documents by true class (rows) and
-        predicted class, in the order of the labels.
-    """
-    figures: dict[str, Any] = dict(metrics.compute(runtime))
-    confusion_CC, bins_K3 = metrics.confusion_CC.numpy(), metrics.bins_K3.numpy()
-    figures["expected_calibration_error"] = expected_calibration_error(bins_K3)
-    figures["brier_score"] = metrics.brier_score
-    figures["reliability"] = [entry._asdict() for entry in reliability(bins_K3)]
-    figures["classes"] = [scores._asdict() for scores in class_scores(labels, confusion_CC)]
-    figures["confusion_matrix"] = confusion_CC.astype(int).tolist()
-    return figures
-
-
 def _evaluate_stage(stage: str, exported: Exported, runtime: Runtime, trust: bool) -> dict[str, Any]:
     store = prepare(exported.config, runtime)
     with runtime.together():
@@ -146,42 +121,6 @@ def _evaluate_stage(stage: str, exported: Exported, runtime: Runtime, trust: boo
     if isinstance(metrics, ClassifierMetrics):
         return classifier_figures(metrics, store.label_names, runtime)
     return dict(metrics.compute(runtime))
-
-
-def in_precision(model: nn.Module, stage: str, runtime: Runtime) -> nn.Module:
-    """The model, its modules in mixed precision that are so while they are trained, what they give in fp32.
-
-    Those are the modules that `replace_modules` of the stage's learner replaces: a classifier pools in fp32.
-    """
-
-    def prepare_module(module: nn.Module) -> nn.Module:
-        return runtime.accelerator.prepare_model(module, evaluation_mode=True)
-
-    if stage == "lm":
-        return prepare_module(model)
-    assert isinstance(model, SequentialRNN)
-    model[0], model[1].layers = prepare_module(model[0]), prepare_module(model[1].layers)
-    return model
-
-
-@torch.no_grad()
-def read_batches(model: nn.Module, valid: Batches, update: Callable[[Tensor, MicroBatch], None], runtime: Runtime) -> None:
-    """Have a model read this rank's batches; each is given to `update` with what came out.
-
-    Raises:
-        UserError: out of memory.
-    """
-    encoder = encoder_of(model)
-    encoder.reset()
-    with (
-        explain_out_of_memory(f"evaluate on rank {runtime.rank}", "start more ranks, or set ACCELERATE_USE_CPU=true"),
-        Progress("evaluating", len(valid), runtime.is_main) as progress,
-    ):
-        for batches in valid:
-            for batch in batches:
-                encoder.position.rows = batch.rows
-                update(model(batch.to(runtime.device).x)[0], batch.to(runtime.device))
-            progress.advance()
 
 
 def check_functions(exported: Exported, trust_rules: bool) -> None:

@@ -27,10 +27,9 @@ from ulmfit_dist.errors import UserError
 from ulmfit_dist.inference.answers import compute_answers, figures_of_answers, with_intervals
 from ulmfit_dist.inference.predictor import Classifier, TextClassifier
 from ulmfit_dist.inference.temperature import fit_temperature, scale_answers
-from ulmfit_dist.models.bundle import Exported, read_exported
+from ulmfit_dist.models.bundle import Exported, model_folder, read_exported
 from ulmfit_dist.stages.evaluate import check_functions, check_store
 from ulmfit_dist.stages.prepare import prepare
-from ulmfit_dist.stages.run import model_folder
 
 Answers = dict[str, Tensor]
 """Probabilities of the classes, or numbers, float64 [N, C], by split."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from ulmfit_dist.checkpointing.resume import Found
 from ulmfit_dist.config.schema import Config
 from ulmfit_dist.data.batches import share_of_rank
@@ -14,7 +12,7 @@ from ulmfit_dist.data.splits import split_documents
 from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.metrics.accumulators import LMMetrics
-from ulmfit_dist.models.fused_cross_entropy import DecoderLoss
+from ulmfit_dist.models.fused_cross_entropy import PRODUCT_DTYPES, DecoderLoss
 from ulmfit_dist.models.networks import build_language_model, lm_groups
 from ulmfit_dist.models.pretrained import describe_match, fetch, load_pretrained
 from ulmfit_dist.rng.counter_based import seed_torch
@@ -24,8 +22,6 @@ from ulmfit_dist.training.callbacks.progress import StageClock
 from ulmfit_dist.training.callbacks.user import add_callbacks
 from ulmfit_dist.training.learner import build_learner
 from ulmfit_dist.training.train_steps import LMLearner
-
-PRODUCT_DTYPES = {"no": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def train_lm(

@@ -10,10 +10,11 @@ from ulmfit_dist.config.schema import Config
 from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.stages.estimate import StageEstimate, estimate_stage
-from ulmfit_dist.tracking.console import PRECISION_NAMES, describe_processes, duration, plan_row
+from ulmfit_dist.tracking.console import plan_row
 from ulmfit_dist.tracking.tracker import device_name
 from ulmfit_dist.training.callbacks.progress import StageClock
 from ulmfit_dist.training.train_state import RecipePosition
+from ulmfit_dist.utils.formatting import PRECISION_NAMES, describe_processes, duration
 
 
 @dataclass(frozen=True)

@@ -17,15 +17,15 @@ from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.distributed import signals
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import FAILED, RESUMABLE, Interrupted, UserError
-from ulmfit_dist.models.bundle import WEIGHTS, find_model, read_exported
+from ulmfit_dist.models.bundle import WEIGHTS, read_exported
 from ulmfit_dist.stages.baseline_figures import describe_standing
 from ulmfit_dist.stages.classifier import check_classifier, train_classifier
 from ulmfit_dist.stages.final_scores import score_test_split
 from ulmfit_dist.stages.lm import lm_loaders, train_lm
 from ulmfit_dist.stages.plan import describe_plan, make_plan
 from ulmfit_dist.stages.prepare import prepare
-from ulmfit_dist.tracking.console import PRECISION_NAMES
 from ulmfit_dist.tracking.tracker import Tracker
+from ulmfit_dist.utils.formatting import PRECISION_NAMES
 
 TRAIN = {"lm": train_lm, "classifier": train_classifier}
 CHECKS = {"lm": lm_loaders, "classifier": check_classifier}
@@ -206,11 +206,3 @@ def _report(run: Path) -> list[str]:
     except Exception as error:
         print(f"warning: no report of {run}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         return []
-
-
-def model_folder(run: Path, stage: str) -> Path:
-    """The export of a stage, given a run directory or the export itself. Raises UserError where there is neither."""
-    folder = find_model(run, stage)
-    if folder is None:
-        raise UserError(f"{run}: no {stage} model here: give a run directory that has one, or an exported model's folder")
-    return folder

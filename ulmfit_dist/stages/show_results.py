@@ -24,14 +24,13 @@ from ulmfit_dist.data.tokenizers.spec_tokens import readable
 from ulmfit_dist.data.vocab import PAD_ID
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.models.bundle import Exported, load_model, read_exported
+from ulmfit_dist.models.bundle import Exported, find_model, load_model, read_exported
 from ulmfit_dist.models.networks import encoder_of
 from ulmfit_dist.rng.counter_based import permutation
 from ulmfit_dist.stages.classifier import classifier_loaders
 from ulmfit_dist.stages.evaluate import check_functions, check_store
 from ulmfit_dist.stages.lm import lm_loaders
 from ulmfit_dist.stages.prepare import prepare
-from ulmfit_dist.stages.run import find_model
 from ulmfit_dist.utils.text_table import TextTable
 
 STAGES = ("lm", "classifier")

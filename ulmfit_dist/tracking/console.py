@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ulmfit_dist.config.schema import Phase
+from ulmfit_dist.utils.formatting import PRECISION_NAMES, describe_processes, duration
 
 WIDTHS = {"stage": 10, "phase": 7, "epoch": 7, "per second": 16, "time": 9}
 """Of columns that are not as wide as most."""
@@ -20,8 +21,6 @@ EPOCH_COLUMNS = {
     "regression": ("train_loss", "valid_loss", "rmse", "mae", "r2", "examples/s"),
 }
 """By stage; a classifier's where it is to say a number differ."""
-PRECISION_NAMES = {"no": "fp32"}
-"""Of precisions whose name in the config says little."""
 FINAL_METRICS, METRICS_OF_NUMBERS = ("valid_loss", "perplexity", "accuracy", "f1_macro"), ("rmse", "mae", "r2")
 
 MAIN_METRICS = ("f1_micro", "accuracy", "rmse")
@@ -93,11 +92,6 @@ def final_table(summary: Mapping[str, Any]) -> Iterable[str]:
         yield "validated on the split named test: its figures have chosen what they report"
 
 
-def describe_processes(number: int) -> str:
-    """Return a number of processes as text."""
-    return "1 process" if number == 1 else f"{number} processes"
-
-
 def plan_row(*cells: str) -> str:
     """Return a row of the plan of a run: stage, epochs, steps, parameters and expected duration."""
     return f"{cells[0]:<10}" + "".join(f"{cell:>14}" for cell in cells[1:]).rstrip()
@@ -128,14 +122,6 @@ def _with_intervals(figures: Mapping[str, Any]) -> Iterator[str]:
         if isinstance(interval := figures.get(f"{name}_interval"), list):
             low, high = (f"{end:.4f}" for end in interval)
             yield f"{name} {value:.4f} ({low} to {high})"
-
-
-def duration(seconds: float | None) -> str:
-    """As `1:02:03`, or `2:03` within the hour."""
-    if seconds is None:
-        return ""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
 
 
 def _row(columns: Sequence[str], cells: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as RichProgress
 
-from ulmfit_dist.tracking.console import duration
+from ulmfit_dist.utils.formatting import duration
 
 LINE_SECONDS = 60.0
 """Seconds after which a line comes in any case."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from fastai.callback.core import Callback
 
 from ulmfit_dist.distributed.runtime import Runtime
-from ulmfit_dist.tracking.console import duration
+from ulmfit_dist.utils.formatting import duration
 from ulmfit_dist.utils.progress import Progress
 
 
