@@ -1,8 +1,8 @@
 """The classifier's training loss: cross-entropy with smoothed labels and weighted classes.
 
 It is torch's, so a weighted mean divides by the weights of its documents, and not by their number. That is no mean of the
-ranks' means; but every rank computes the loss of the whole global batch (`training/train_steps.py`), so it is the same on any
-number of them. Validation measures the plain cross-entropy, which stays comparable whatever the training loss is.
+ranks' means; but every rank computes the loss of the whole global batch (`training/train_steps.py`), so it is the same on
+any number of ranks. Validation measures the plain cross-entropy, which stays comparable whatever the training loss is.
 
 B: documents of the global batch, C: classes.
 """

@@ -1,8 +1,8 @@
 """fastai's learner over global batches.
 
-A training step is that of a global batch, and ours (`training/train_steps.py`). Everything around it is fastai's: callbacks and
-their events, parameter groups, freezing, one-cycle schedules, the optimizer. A user's own callbacks meet the events that
-they know.
+A training step is that of a global batch, and ours (`training/train_steps.py`). Everything around it is fastai's:
+callbacks and their events, parameter groups, freezing, one-cycle schedules, the optimizer. User-defined callbacks receive
+fastai's events.
 """
 
 from __future__ import annotations
