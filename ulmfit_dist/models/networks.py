@@ -4,8 +4,8 @@ The networks are fastai's: same modules, same `state_dict` keys, same sums. They
 states by row, so micro-batches take turns; dropout masks are computed from where they are used (`dropout.py`); the language
 model's forward stops before the decoder, which the loss fuses (`fused_cross_entropy.py`); the part of a document that is
 not
-pooled is read without keeping a graph (fastai detaches it, so the gradients are the same). Two bugs, by which the result of a
-document depended on the others in its batch, and so on the number of ranks, are fixed: see `SentenceEncoder` and
+pooled is read without keeping a graph (fastai detaches it, so the gradients are the same). Two bugs, by which the result of
+a document depended on the others in its batch, and so on the number of ranks, are fixed: see `SentenceEncoder` and
 `PoolingLinearClassifier`.
 
 b: rows of a micro-batch, T: tokens of a step, E: width of the embedding.
