@@ -25,7 +25,7 @@ from benchmarks.machine import machine
 from benchmarks.scaling import run_ranks
 from ulmfit_dist.checkpointing.callback import CheckpointCallback
 from ulmfit_dist.checkpointing.learner_state import _copied
-from ulmfit_dist.checkpointing.manager import Content, StageFolder
+from ulmfit_dist.checkpointing.manager import Checkpoint, CheckpointManager
 from ulmfit_dist.cli.main import main as command
 from ulmfit_dist.config.schema import LMConfig, ModelConfig
 from ulmfit_dist.models.networks import build_language_model
@@ -76,7 +76,7 @@ def full_size(folder: Path) -> str:
         started = time.perf_counter()
         tensors = {"model": _copied(parameters), "optimizer": _copied(moments), "hidden_states": {}}
         copied = time.perf_counter()
-        path = StageFolder(folder, "lm").write(Content(tensors, state), keep=1)
+        path = CheckpointManager(folder, "lm").write(Checkpoint(tensors, state), keep=1)
         stalls.append(copied - started)
         writes.append(time.perf_counter() - copied)
     size = sum(file.stat().st_size for file in path.iterdir()) / 2**20

@@ -21,8 +21,8 @@ from fastai.text.data import LMDataLoader, Numericalize
 
 from benchmarks.harness import Benchmark, Measured
 from benchmarks.workloads import fastai_documents
-from ulmfit_dist.data.batches import Share
-from ulmfit_dist.data.lm_loader import LMBatches
+from ulmfit_dist.data.batches import BatchShard
+from ulmfit_dist.data.lm_loader import LMLoader
 from ulmfit_dist.data.token_store import FORMAT, TokenStore, shard_stem, write_json, write_shard
 
 ROWS, TOKENS = 64, 72
@@ -53,7 +53,7 @@ def _fastai(documents: Sequence, lengths: np.ndarray) -> Measured:
 
 def ours(case: str) -> Measured:
     with made_up_store(case) as store:
-        return _measured(iter(LMBatches(store, np.arange(len(store)), ROWS, TOKENS, Share(), seed=1)))
+        return _measured(iter(LMLoader(store, np.arange(len(store)), ROWS, TOKENS, BatchShard(), seed=1)))
 
 
 @contextmanager

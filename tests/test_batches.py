@@ -10,14 +10,14 @@ from fastcore.foundation import L
 from stores import make_store
 
 from ulmfit_dist.config.schema import RuntimeConfig
-from ulmfit_dist.data.batches import IGNORED, Share, share_of_rank
-from ulmfit_dist.data.classifier_loader import ClassifierBatches, pad_chunks
-from ulmfit_dist.data.lm_loader import STEPS_READ, LMBatches
+from ulmfit_dist.data.batches import IGNORED, BatchShard, share_of_rank
+from ulmfit_dist.data.classifier_loader import ClassifierLoader, pad_chunks
+from ulmfit_dist.data.lm_loader import STEPS_READ, LMLoader
 from ulmfit_dist.data.prefetch import moved_ahead
 from ulmfit_dist.data.token_store import TokenStore, shard_stem
 from ulmfit_dist.data.vocab import PAD_ID
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.models.dropout import Position
+from ulmfit_dist.models.dropout import DropoutContext
 from ulmfit_dist.models.networks import SentenceEncoder
 
 B, T = 8, 5
@@ -32,12 +32,12 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
     return make_store(tmp_path_factory.mktemp("store"), documents, np.arange(103) % 3, ["xxunk"])
 
 
-def share(rank: int = 0, world_size: int = 1, micro: int | None = None, virtual: int | None = None) -> Share:
+def share(rank: int = 0, world_size: int = 1, micro: int | None = None, virtual: int | None = None) -> BatchShard:
     return share_of_rank(rank, world_size, RuntimeConfig(micro_batch_size=micro, virtual_ranks=virtual))
 
 
-def lm_batches(store: TokenStore, *ranks: int | None, seed: int | None = 1) -> LMBatches:
-    return LMBatches(store, store.split("train"), B, T, share(*ranks), seed)
+def lm_batches(store: TokenStore, *ranks: int | None, seed: int | None = 1) -> LMLoader:
+    return LMLoader(store, store.split("train"), B, T, share(*ranks), seed)
 
 
 def stacked(loader, step: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -45,8 +45,8 @@ def stacked(loader, step: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.cat([batch.x for batch in batches]), torch.cat([batch.y for batch in batches])
 
 
-def classifier_batches(store: TokenStore, *ranks: int | None, seed: int | None = 1) -> ClassifierBatches:
-    return ClassifierBatches(store, store.split("train"), B, T, share(*ranks), seed)
+def classifier_batches(store: TokenStore, *ranks: int | None, seed: int | None = 1) -> ClassifierLoader:
+    return ClassifierLoader(store, store.split("train"), B, T, share(*ranks), seed)
 
 
 def test_a_store_gives_back_its_documents(store: TokenStore):
@@ -117,7 +117,7 @@ def test_lm_batches_are_the_stream_cut_into_rows(lengths: np.ndarray, seed: int 
     documents = [draw.integers(2, 2**16, length) for length in lengths]
     store = make_store(tmp_path, documents, np.zeros(len(documents)), [])
     for ranks in ((0, 1), (1, 2), (7, 8), (1, 2, 3), (0, 2, None, 8), (0, 1, 3, 2)):
-        loader = LMBatches(store, store.split("train")[1:], B, T, share(*ranks), seed, backwards)
+        loader = LMLoader(store, store.split("train")[1:], B, T, share(*ranks), seed, backwards)
         for epoch in range(2):
             loader.set_epoch(epoch)
             x, y = stream_cut_into_rows(loader, [document[:: -1 if backwards else 1] for document in documents])
@@ -132,7 +132,7 @@ def test_lm_batches_are_the_stream_cut_into_rows(lengths: np.ndarray, seed: int 
                     assert batch.global_tokens == B * batch.x.shape[1]
 
 
-def stream_cut_into_rows(loader: LMBatches, documents: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+def stream_cut_into_rows(loader: LMLoader, documents: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
     """x and y of all rows over the whole epoch, [B, row_len]."""
     stream = torch.from_numpy(np.concatenate([documents[i] for i in loader._order]))
     missing = max(0, B * loader.row_len + 1 - len(stream))
@@ -160,7 +160,7 @@ def test_lm_training_drops_less_than_a_token_per_row(store: TokenStore):
 def test_a_step_of_the_language_model_reads_no_more_of_a_larger_corpus(
     store: TokenStore, copies: int, monkeypatch: pytest.MonkeyPatch
 ):
-    loader = LMBatches(store, np.tile(store.split("train"), copies), B, T, Share(), seed=1)
+    loader = LMLoader(store, np.tile(store.split("train"), copies), B, T, BatchShard(), seed=1)
     read: list[int] = []
     pieces = store.pieces
     monkeypatch.setattr(store, "pieces", lambda *which: read.append((which[2] - which[1]).sum()) or pieces(*which))
@@ -174,13 +174,13 @@ def test_a_step_of_the_language_model_reads_no_more_of_a_larger_corpus(
 
 
 def test_backwards_reads_each_document_from_its_end(store: TokenStore):
-    loader = LMBatches(store, store.split("train")[:1], 1, 100, Share(), seed=None, backwards=True)
+    loader = LMLoader(store, store.split("train")[:1], 1, 100, BatchShard(), seed=None, backwards=True)
     assert stacked(loader, 0)[0][0].tolist() == store.document(0)[::-1][:-1].tolist()
 
 
 def test_too_little_text_and_uneven_ranks_are_refused(store: TokenStore):
     with pytest.raises(UserError, match="too few for 99 rows"):
-        LMBatches(store, store.split("train")[:1], 99, T, Share(), seed=1)
+        LMLoader(store, store.split("train")[:1], 99, T, BatchShard(), seed=1)
     with pytest.raises(UserError, match=r"lm\.global_batch_size=8 cannot be shared evenly by 3 ranks: make it 6 or 9"):
         lm_batches(store, 0, 3)
     with pytest.raises(UserError, match=r"classifier\.global_batch_size=8 cannot be shared evenly by 6 virtual ranks"):
@@ -231,7 +231,7 @@ def test_classifier_batches_of_training_are_never_too_small(store: TokenStore):
 @pytest.mark.parametrize("micro", [1, 3])
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_classifier_ranks_have_equally_many_micro_batches_none_empty(store: TokenStore, world_size: int, micro: int):
-    ranks = [ClassifierBatches(store, store.split("train"), 6, T, share(r, world_size, micro), 1) for r in range(world_size)]
+    ranks = [ClassifierLoader(store, store.split("train"), 6, T, share(r, world_size, micro), 1) for r in range(world_size)]
     for step in range(len(ranks[0])):
         pieces = [[len(batch.rows) for batch in loader.step(step)] for loader in ranks]
         assert len({len(sizes) for sizes in pieces}) == 1
@@ -248,7 +248,7 @@ def test_padding_is_fastais(store: TokenStore):
 @pytest.mark.parametrize("seed", [1, None])
 def test_the_rows_of_a_chunk_are_those_that_have_begun(store: TokenStore, seed: int | None):
     for rank, world_size, micro in ((0, 1, None), (0, 2, 3), (1, 4, 2)):
-        loader = ClassifierBatches(store, store.split("train"), 16, T, share(rank, world_size, micro), seed)
+        loader = ClassifierLoader(store, store.split("train"), 16, T, share(rank, world_size, micro), seed)
         for batch in (batch for batches in loader for batch in batches):
             text_bT = batch.x != PAD_ID
             assert batch.chunk_rows == [*text_bT[:, ::T].sum(0).tolist()[:-1], len(batch.rows)]
@@ -256,7 +256,7 @@ def test_the_rows_of_a_chunk_are_those_that_have_begun(store: TokenStore, seed: 
 
 def test_an_encoder_that_is_given_the_rows_of_its_chunks_counts_none(store: TokenStore, monkeypatch: pytest.MonkeyPatch):
     encoder = SentenceEncoder(T, PositionsRead(), PAD_ID, None)
-    batches = [batch for step in ClassifierBatches(store, store.split("train"), 16, T, share(0, 1)) for batch in step]
+    batches = [batch for step in ClassifierLoader(store, store.split("train"), 16, T, share(0, 1)) for batch in step]
     assert max(len(batch.chunk_rows) for batch in batches) > 1
     counted = [encoder(batch.x) for batch in batches]
     monkeypatch.setattr(torch.Tensor, "tolist", None)
@@ -270,7 +270,7 @@ class PositionsRead(torch.nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.position, self.count = Position(), 0
+        self.position, self.count = DropoutContext(), 0
 
     def reset(self) -> None: ...
 
@@ -288,7 +288,7 @@ def test_less_than_a_twentieth_of_what_the_classifier_reads_is_padding(seed: int
         network = PositionsRead()
         encoder = SentenceEncoder(72, network, PAD_ID, 1440)
         for rank in range(world_size):
-            loader = ClassifierBatches(store, store.split("train"), 64, 72, share(rank, world_size, micro), seed)
+            loader = ClassifierLoader(store, store.split("train"), 64, 72, share(rank, world_size, micro), seed)
             for batches in loader:
                 for batch in batches:
                     encoder(batch.x)
@@ -326,8 +326,8 @@ def test_a_store_cut_short_is_refused(store: TokenStore, tmp_path: Path):
 
 @pytest.mark.parametrize("backwards", [False, True])
 def test_a_truncated_document_is_read_from_its_beginning(store: TokenStore, backwards: bool):
-    whole = ClassifierBatches(store, store.split("train"), 6, T, share(), None)
-    cut = ClassifierBatches(store, store.split("train"), 6, T, share(), None, backwards=backwards, truncate_to=7)
+    whole = ClassifierLoader(store, store.split("train"), 6, T, share(), None)
+    cut = ClassifierLoader(store, store.split("train"), 6, T, share(), None, backwards=backwards, truncate_to=7)
     assert max(batch.x.shape[1] for (batch,) in whole) > 7
     for (batch,) in cut:
         for x_T, document in zip(batch.x, batch.documents, strict=True):

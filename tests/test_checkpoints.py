@@ -13,9 +13,16 @@ import torch
 from conftest import mounted
 
 from ulmfit_dist.checkpointing import manager as folder_module
-from ulmfit_dist.checkpointing.async_writer import CheckpointWriter
+from ulmfit_dist.checkpointing.async_writer import AsyncCheckpointWriter
 from ulmfit_dist.checkpointing.compatibility import differences
-from ulmfit_dist.checkpointing.manager import Content, DamagedError, StageFolder, read_state, read_tensors, verify
+from ulmfit_dist.checkpointing.manager import (
+    Checkpoint,
+    CheckpointManager,
+    CorruptCheckpointError,
+    read_state,
+    read_tensors,
+    verify,
+)
 from ulmfit_dist.checkpointing.resume import _find
 from ulmfit_dist.config.loading import to_dict
 from ulmfit_dist.config.schema import ClassifierConfig, Config, Phase
@@ -23,21 +30,21 @@ from ulmfit_dist.errors import UserError
 from ulmfit_dist.training.train_state import RecipePosition
 
 
-def content(step: int, score: float | None = None, elements: int = 10) -> Content:
+def content(step: int, score: float | None = None, elements: int = 10) -> Checkpoint:
     tensors = {"model": {"w": torch.full((elements,), float(step))}, "optimizer": {}, "hidden_states": {}}
-    return Content(tensors, {"position": {"stage_step": step}}, f"line {step}\n", score)
+    return Checkpoint(tensors, {"position": {"stage_step": step}}, f"line {step}\n", score)
 
 
 @pytest.fixture
-def stage(tmp_path: Path) -> StageFolder:
+def stage(tmp_path: Path) -> CheckpointManager:
     """Checkpoints of steps 10, 20 and 30."""
-    stage = StageFolder(tmp_path / "checkpoints", "lm")
+    stage = CheckpointManager(tmp_path / "checkpoints", "lm")
     for step in (10, 20, 30):
         stage.write(content(step), keep=3)
     return stage
 
 
-def newest(stage: StageFolder) -> tuple[int | None, list[str]]:
+def newest(stage: CheckpointManager) -> tuple[int | None, list[str]]:
     """Step of the newest intact checkpoint, and what was said of those passed over."""
     skipped: list[str] = []
     state = stage.newest_intact(read_state, lambda path, error: skipped.append(f"{path.name}: {error}"))
@@ -53,7 +60,7 @@ def seal(path: Path) -> None:
 FILES = folder_module.FILES
 
 
-def test_what_is_written_is_read_again(stage: StageFolder):
+def test_what_is_written_is_read_again(stage: CheckpointManager):
     path = stage.at(30)
     verify(path)
     assert torch.equal(read_tensors(path)["model"]["w"], torch.full((10,), 30.0))
@@ -89,9 +96,11 @@ def lose_file(path: Path) -> None:
         (lose_file, r"state\.json: missing, or not a plain file"),
     ],
 )
-def test_a_damaged_one_is_named_and_the_one_before_is_used(stage: StageFolder, damage: Callable[[Path], None], said: str):
+def test_a_damaged_one_is_named_and_the_one_before_is_used(
+    stage: CheckpointManager, damage: Callable[[Path], None], said: str
+):
     damage(stage.at(30))
-    with pytest.raises(DamagedError, match=said):
+    with pytest.raises(CorruptCheckpointError, match=said):
         verify(stage.at(30))
     step, skipped = newest(stage)
     assert step == 20
@@ -160,37 +169,37 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("attack", HOSTILE)
-def test_a_hostile_one_is_passed_over(stage: StageFolder, attack: Callable[[Path], None]):
+def test_a_hostile_one_is_passed_over(stage: CheckpointManager, attack: Callable[[Path], None]):
     attack(stage.at(30))
     step, skipped = newest(stage)
     assert (step, len(skipped)) == (20, 1)
 
 
 @pytest.mark.parametrize("attack", [pickle_for_tensors, torch_pickle_for_tensors])
-def test_a_pickle_in_place_of_tensors_is_refused_and_not_run(stage: StageFolder, attack: Callable[[Path], None]):
+def test_a_pickle_in_place_of_tensors_is_refused_and_not_run(stage: CheckpointManager, attack: Callable[[Path], None]):
     attack(stage.at(30))
     step, skipped = newest(stage)
     assert step == 20
     assert "not safetensors" in skipped[0]
-    with pytest.raises(DamagedError, match="not safetensors"):
+    with pytest.raises(CorruptCheckpointError, match="not safetensors"):
         read_tensors(stage.at(30))
     assert not (stage.path / "trace").exists()
 
 
-def test_a_folder_that_is_a_link_is_no_checkpoint(stage: StageFolder, tmp_path: Path):
+def test_a_folder_that_is_a_link_is_no_checkpoint(stage: CheckpointManager, tmp_path: Path):
     shutil.move(stage.at(30), tmp_path / "elsewhere")
     stage.at(30).symlink_to(tmp_path / "elsewhere")
     assert newest(stage) == (20, [])
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path: Path):
-    stage = StageFolder(tmp_path, "lm")
+    stage = CheckpointManager(tmp_path, "lm")
     for step, score in ((1, 0.5), (2, 0.9), (3, None), (4, 0.9), (5, 0.7), (6, None), (7, None)):
         stage.write(content(step, score), keep=2)
     assert [path.name for path in stage.newest_first()] == ["step-00000007", "step-00000006", "step-00000004"]
 
 
-def test_a_damaged_newer_one_does_not_cost_those_written_after_it(stage: StageFolder):
+def test_a_damaged_newer_one_does_not_cost_those_written_after_it(stage: CheckpointManager):
     flip(stage.at(30))
     stage.write(content(21), keep=1)
     assert newest(stage)[0] == 21
@@ -199,7 +208,7 @@ def test_a_damaged_newer_one_does_not_cost_those_written_after_it(stage: StageFo
     assert not stage.at(21).exists()
 
 
-def test_what_a_kill_left_is_tidied_up_and_nothing_is_lost(stage: StageFolder):
+def test_what_a_kill_left_is_tidied_up_and_nothing_is_lost(stage: CheckpointManager):
     stage.at(30).replace(stage.path / ".step-00000030.old")  # killed between the two names of a step that is saved again
     (stage.path / ".step-00000030.tmp").mkdir()
     (stage.path / ".step-00000010.gone").mkdir()
@@ -210,7 +219,7 @@ def test_what_a_kill_left_is_tidied_up_and_nothing_is_lost(stage: StageFolder):
 
 def test_a_full_disk_is_reported_and_the_last_good_one_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     with mounted(tmp_path / "small", "1m"):
-        writer = CheckpointWriter(StageFolder(tmp_path / "small" / "checkpoints", "lm"), keep=2)
+        writer = AsyncCheckpointWriter(CheckpointManager(tmp_path / "small" / "checkpoints", "lm"), keep=2)
         for step, elements in ((1, 10), (2, 1_000_000), (3, 20)):
             writer.write(content(step, elements=elements))
             writer.wait()
@@ -224,7 +233,7 @@ def test_a_full_disk_is_reported_and_the_last_good_one_stays(tmp_path: Path, cap
 
 def test_a_folder_that_can_no_longer_be_written_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     with mounted(tmp_path / "small", "1m"):
-        writer = CheckpointWriter(StageFolder(tmp_path / "small" / "checkpoints", "lm"), keep=2)
+        writer = AsyncCheckpointWriter(CheckpointManager(tmp_path / "small" / "checkpoints", "lm"), keep=2)
         writer.write(content(1))
         writer.wait()
         subprocess.run(["mount", "-o", "remount,ro", tmp_path / "small"], check=True)
@@ -267,7 +276,7 @@ def test_a_classifier_on_an_encoder_from_elsewhere_does_not_depend_on_how_the_ru
     assert differences("classifier", Config(), to_dict(then), "a", "a") == ["classifier.encoder (now None, then runs/other)"]
 
 
-def test_where_all_are_damaged_nothing_starts_over_by_itself(stage: StageFolder, capsys: pytest.CaptureFixture[str]):
+def test_where_all_are_damaged_nothing_starts_over_by_itself(stage: CheckpointManager, capsys: pytest.CaptureFixture[str]):
     config = Config(name="run", runs_dir=str(stage.checkpoints.parent.parent))
     config.name = stage.checkpoints.parent.name
     for step in (10, 20, 30):

@@ -21,7 +21,7 @@ from ulmfit_dist.config.loading import load_config
 from ulmfit_dist.config.schema import DataConfig
 from ulmfit_dist.data.sources import open_source
 from ulmfit_dist.data.sources.base import Source
-from ulmfit_dist.data.sources.in_memory import Frame, kept_as
+from ulmfit_dist.data.sources.in_memory import InMemorySource, kept_as
 from ulmfit_dist.errors import UserError
 
 BASE = load_config(None, ["data.path=."])
@@ -67,7 +67,7 @@ def splits_of(kind: str, names: dict[str, int], **keys) -> Source:
             content = rows(number, begin)
             parts[name] = Dataset.from_dict({"text": [t for t, _ in content], "label": [y for _, y in content]})
             begin += number
-        frame = Frame(DatasetDict(parts), replace(BASE.data, cache="cache", **keys))
+        frame = InMemorySource(DatasetDict(parts), replace(BASE.data, cache="cache", **keys))
         kept = kept_as(replace(BASE, data=replace(BASE.data, cache="cache", **keys)), frame.digest())
         frame.write(Path(kept.data.path or ""))
         return replace(open_source(kept.data), notices=frame.notices)
@@ -354,7 +354,7 @@ def test_cells_that_hold_no_text_or_no_label_are_refused(column: str, cell: obje
     pyarrow.parquet.write_table(pyarrow.table({key: [value] for key, value in row.items()}), "x.parquet")
     assert f"column '{column}'" in refused("parquet", "x.parquet")
     with pytest.raises(UserError, match=f"row 1: column '{column}' holds"):
-        Frame(frame, BASE.data).digest()
+        InMemorySource(frame, BASE.data).digest()
 
 
 def test_bytes_are_no_text():

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from ulmfit_dist.config.loading import load_config
 from ulmfit_dist.config.schema import ClassifierConfig, Config, DataConfig, LMConfig, ModelConfig, Phase, RuntimeConfig
-from ulmfit_dist.data.batches import Batches
+from ulmfit_dist.data.batches import RankLoader
 from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.metrics.accumulators import ClassifierMetrics
@@ -66,7 +66,7 @@ class StepLosses(Callback):
 class Replay:
     """Our batches as fastai's loaders give them: `(x, y)`, another order each epoch."""
 
-    def __init__(self, batches: Batches):
+    def __init__(self, batches: RankLoader):
         self.batches, self.epoch = batches, 0
 
     def __len__(self) -> int:

@@ -13,7 +13,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from ulmfit_dist.config.loading import load_config
 from ulmfit_dist.data.sources import open_source
-from ulmfit_dist.data.sources.in_memory import Frame, kept_as
+from ulmfit_dist.data.sources.in_memory import InMemorySource, kept_as
 from ulmfit_dist.errors import UserError
 
 TEXTS, LABELS = ["one, two", 'says "three"', "vier ü", None], ["b", "a", None, "b"]
@@ -23,7 +23,7 @@ FRAME = pandas.DataFrame({"text": TEXTS, "label": LABELS, "other": range(4)})
 def opened(texts, cache: Path, *overrides: str):
     """The source that texts become."""
     config = load_config(None, ["data.source=frame", f"data.cache={cache}", *overrides])
-    frame = Frame(texts, config.data)
+    frame = InMemorySource(texts, config.data)
     kept = kept_as(config, frame.digest())
     frame.write(Path(kept.data.path))
     return open_source(kept.data)

@@ -5,13 +5,13 @@ from typing import Any
 import pytest
 import torch
 
-from ulmfit_dist.distributed.step_timer import PARTS, Laps
+from ulmfit_dist.distributed.step_timer import PARTS, StepTimer
 
 
 class Clock:
     """Time that goes on by as much as it is told."""
 
-    def __init__(self, laps: Laps, monkeypatch: pytest.MonkeyPatch):
+    def __init__(self, laps: StepTimer, monkeypatch: pytest.MonkeyPatch):
         self.now, self.laps = 0.0, laps
         monkeypatch.setattr("ulmfit_dist.distributed.step_timer.time.perf_counter", lambda: self.now)
 
@@ -23,7 +23,7 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    return Clock(Laps(torch.device("cpu")), monkeypatch)
+    return Clock(StepTimer(torch.device("cpu")), monkeypatch)
 
 
 def spent(clock: Clock) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ulmfit_dist.checkpointing.callback import CheckpointCallback
-from ulmfit_dist.distributed.step_timer import PARTS, Laps
+from ulmfit_dist.distributed.step_timer import PARTS, StepTimer
 from ulmfit_dist.training.callbacks.tracking import TrackingCallback
 from ulmfit_dist.utils import host_copy
 from ulmfit_dist.utils.host_copy import HostCopy
@@ -26,7 +26,7 @@ class Fit:
     def __init__(self, is_late: bool):
         self.lines: list[dict[str, Any]] = []
         runtime = SimpleNamespace(
-            device=CPU, world_size=1, rank=0, is_main=True, bytes_given=0, micro_batch_size=None, laps=Laps(CPU)
+            device=CPU, world_size=1, rank=0, is_main=True, bytes_given=0, micro_batch_size=None, laps=StepTimer(CPU)
         )
         runtime.gather, runtime.from_main, runtime.sum = (lambda item: [item]), (lambda item: item), (lambda values: values)
         config = SimpleNamespace(tracking=SimpleNamespace(log_every=LOG_EVERY, log_text=True))
@@ -165,7 +165,7 @@ def test_a_vote_reads_on_a_gpu_what_the_last_vote_has_launched(device: str, foun
 def test_laps_are_read_later_and_a_lap_whose_purpose_is_open_is_left_to_the_next(monkeypatch: pytest.MonkeyPatch):
     now = [0.0]
     monkeypatch.setattr("ulmfit_dist.distributed.step_timer.time.perf_counter", lambda: now[0])
-    laps = Laps(CPU)
+    laps = StepTimer(CPU)
     laps.start()
     for seconds, part in ((1, "data"), (2, None), (4, "communication")):
         now[0] += seconds

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from stores import make_store
 
 from ulmfit_dist.config.schema import ClassifierConfig, Config, DataConfig, LMConfig, RuntimeConfig
-from ulmfit_dist.data.batches import Share, share_of_rank
+from ulmfit_dist.data.batches import BatchShard, share_of_rank
 from ulmfit_dist.distributed.launch_settings import (
     Launcher,
     LaunchSettings,
@@ -198,11 +198,11 @@ def test_steps_that_do_not_divide_a_ranks_rows_are_refused():
 
 def test_a_smaller_micro_batch_size_stays():
     """One that the memory has room for, found in a step that ran out of it."""
-    assert Share(micro_batch_size=2).in_steps(Named(2, "steps"), 16, "lm.global_batch_size").micro_batch_size == 2
+    assert BatchShard(micro_batch_size=2).in_steps(Named(2, "steps"), 16, "lm.global_batch_size").micro_batch_size == 2
 
 
 def test_shares_without_named_steps_stay_as_they_are():
-    share = Share(micro_batch_size=3)
+    share = BatchShard(micro_batch_size=3)
     assert share.in_steps(None, 8, "lm.global_batch_size") is share
 
 

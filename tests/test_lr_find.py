@@ -19,7 +19,7 @@ from ulmfit_dist.config.schema import Config, DataConfig, LMConfig, ModelConfig,
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.stages.lm import lm_learner
-from ulmfit_dist.training.callbacks.lr_finder import RateRange, range_test
+from ulmfit_dist.training.callbacks.lr_finder import LRFinderResult, range_test
 from ulmfit_dist.training.train_steps import LMLearner
 
 V = 60
@@ -117,7 +117,7 @@ def test_a_notebook_calls_it_on_a_config(corpus: Path, tmp_path: Path):
 
 
 def test_too_few_steps_are_told():
-    found = RateRange([1e-7] * 12, [1.0] * 12, [1.0] * 12, num_steps=100)
+    found = LRFinderResult([1e-7] * 12, [1.0] * 12, [1.0] * 12, num_steps=100)
     with pytest.raises(UserError, match="begin with a lower rate"):
         found.suggestions()
 

@@ -10,7 +10,7 @@ from conftest import TINY, command_here, launch
 from fastai.callback.core import Callback, CancelBatchException
 from out_of_memory import MESSAGE, OutOfMemory, config_of, difference, make_texts, trained
 
-from ulmfit_dist.data.batches import Share
+from ulmfit_dist.data.batches import BatchShard
 from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
@@ -190,11 +190,11 @@ def test_a_run_keeps_the_smaller_size(corpus: Path, recipe: Path, tmp_path: Path
     [(None, 8, 4), (4, 8, 2), (None, 9, 5), (3, 10, 2), (2, 8, 1), (1, 8, None), (None, 1, None)],
 )
 def test_a_micro_batch_is_halved(size: int | None, rows: int, expected: int | None):
-    assert Share(micro_batch_size=size).halved(rows) == expected
+    assert BatchShard(micro_batch_size=size).halved(rows) == expected
 
 
 def test_what_is_the_smallest_share_of_an_uneven_batch_is_not_halved():
-    share = Share(range(1), 2)
+    share = BatchShard(range(1), 2)
     assert share.rows_at_once(3) == 2  # one rank has two of the three rows, the other one
     assert share.halved(3) is None
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from examples.my_encoder import GRUEncoder
 from ulmfit_dist import classifier_learner, evaluate, lm_learner, load_classifier, load_config, load_language_model
-from ulmfit_dist.checkpointing.learner_state import LearnerState
+from ulmfit_dist.checkpointing.learner_state import LearnerStateDict
 from ulmfit_dist.config.schema import ClassifierConfig, Config, LMConfig, ModelConfig, RuntimeConfig
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
@@ -160,9 +160,9 @@ def test_its_state_is_part_of_a_checkpoint(arch: str, names: set[str], words: li
             learn.model.eval()(batch.x)
     runtime = Runtime(config.runtime)
     position = RecipePosition(phase=0, epoch=0, step=2, stage_step=2)
-    tensors, state = LearnerState(learn, runtime).capture(position)
+    tensors, state = LearnerStateDict(learn, runtime).capture(position)
     assert tensors["hidden_states"].keys() == names
-    LearnerState(other, runtime).restore(tensors, json.loads(json.dumps(state)))
+    LearnerStateDict(other, runtime).restore(tensors, json.loads(json.dumps(state)))
     encoder_of(other.model).reset()
     other.resume_epoch.before_train()
     assert as_lists(other) == as_lists(learn)

@@ -37,7 +37,7 @@ IN_THE_CONFIG = (
 )
 
 
-class Selection(Callback):
+class ModelSelectionCallback(Callback):
     """Has the name of one of ours."""
 
 

@@ -18,7 +18,7 @@ from conftest import ROOT, command, launch, make_folder, mounted, store_in, succ
 from ulmfit_dist.config.schema import DataConfig, TokenizerConfig
 from ulmfit_dist.data import store_builder as builder_module
 from ulmfit_dist.data.sources import open_source
-from ulmfit_dist.data.store_builder import StoreBuilder, _sorted_labels
+from ulmfit_dist.data.store_builder import TokenStoreBuilder, _sorted_labels
 from ulmfit_dist.data.token_store import TokenStore, shard_stem
 from ulmfit_dist.data.worker_pool import run_in_workers
 from ulmfit_dist.errors import UserError
@@ -194,7 +194,7 @@ def test_worker_processes_make_the_same_shards(large: Path, tmp_path: Path, monk
     for num_workers in (1, 2):
         folder = tmp_path / str(num_workers)
         folder.mkdir()
-        builder = StoreBuilder(folder, open_source(DataConfig(path=str(large))), TokenizerConfig(), 500)
+        builder = TokenStoreBuilder(folder, open_source(DataConfig(path=str(large))), TokenizerConfig(), 500)
         builder.tokenize(range(6), num_workers, shown=False)
         builder.merge()
         builder.map(range(6), num_workers)
@@ -206,7 +206,7 @@ def test_worker_processes_make_the_same_shards(large: Path, tmp_path: Path, monk
 def test_a_workers_error_is_the_users(large: Path, tmp_path: Path):
     source = open_source(DataConfig(path=str(large)))
     source.splits["train"].paths[123] = tmp_path / "gone.txt"
-    builder = StoreBuilder(tmp_path, source, TokenizerConfig(), 500)
+    builder = TokenStoreBuilder(tmp_path, source, TokenizerConfig(), 500)
     with pytest.raises(UserError, match=r"gone\.txt: cannot be read"):
         list(run_in_workers(builder.open_tokenizer, builder.tokenize_shard, range(6), 2))
 

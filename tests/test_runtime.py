@@ -15,11 +15,11 @@ from conftest import launch
 from torch import nn
 
 from ulmfit_dist.config.schema import RuntimeConfig
-from ulmfit_dist.data.batches import Share
+from ulmfit_dist.data.batches import BatchShard
 from ulmfit_dist.distributed import process_group, signals
 from ulmfit_dist.distributed.process_group import CONTROL_TIMEOUT, join_process_group
 from ulmfit_dist.distributed.runtime import Runtime
-from ulmfit_dist.errors import Interrupted, RankLostError, UserError
+from ulmfit_dist.errors import RankLostError, ResumableInterrupt, UserError
 from ulmfit_dist.training.callbacks.accelerate import AccelerateCallback
 
 LEAVE = """
@@ -137,7 +137,7 @@ def fitted(runtime: Runtime, x: torch.Tensor) -> torch.Tensor:
     torch.manual_seed(0)
     learner = SimpleNamespace(model=nn.Linear(64, 64, dtype=torch.get_default_dtype()))
     learner.replace_modules = lambda replace: setattr(learner, "model", replace(learner.model))
-    callback = AccelerateCallback(runtime, Share())
+    callback = AccelerateCallback(runtime, BatchShard())
     callback.learn = learner
     callback.before_fit()
     assert AcceleratorState._shared_state["_mixed_precision"] == runtime.accelerator.mixed_precision  # autocast's dtype
@@ -204,10 +204,10 @@ def test_a_signal_does_not_interrupt_the_end_of_a_run_that_is_done(no_process_gr
 @pytest.mark.usefixtures("on_cpus")
 def test_a_signal_does_not_hide_that_another_rank_was_lost():
     """The launcher sends one to the others at once: they are then on their way out after a failed collective."""
-    for cause, expected in ((RuntimeError("connection closed"), RankLostError), (None, Interrupted)):
+    for cause, expected in ((RuntimeError("connection closed"), RankLostError), (None, ResumableInterrupt)):
         runtime = Runtime(RuntimeConfig(precision="no"), keeps_group=True)
         runtime._watch = SimpleNamespace(loss=lambda patience: "rank 1 was lost", leave=lambda message: None)
-        stop = Interrupted("stopped by SIGTERM")
+        stop = ResumableInterrupt("stopped by SIGTERM")
         stop.__context__ = cause
         with pytest.raises(expected), runtime:
             raise stop

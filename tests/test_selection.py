@@ -12,16 +12,16 @@ from safetensors.torch import load_file
 from ulmfit_dist.config.loading import load_config
 from ulmfit_dist.config.schema import ClassifierConfig
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.training.callbacks.model_selection import Selection
+from ulmfit_dist.training.callbacks.model_selection import ModelSelectionCallback
 
 
-def after(scores: list[float], patience: int | None = None, halfway: bool = False) -> Selection:
+def after(scores: list[float], patience: int | None = None, halfway: bool = False) -> ModelSelectionCallback:
     """A selection that has seen these scores; where it is to be halfway, by way of a checkpoint."""
-    selection = Selection(ClassifierConfig(early_stopping=patience), lambda: {"of": len(scores)})
+    selection = ModelSelectionCallback(ClassifierConfig(early_stopping=patience), lambda: {"of": len(scores)})
     for number, score in enumerate(scores, 1):
         if halfway and number == len(scores) // 2:
             state = json.loads(json.dumps(selection.state_dict()))
-            selection = Selection(ClassifierConfig(early_stopping=patience), selection.tables)
+            selection = ModelSelectionCallback(ClassifierConfig(early_stopping=patience), selection.tables)
             selection.load_state_dict(state)
         place = {"stage": "lm", "stage_epoch": number, "stage_step": 10 * number}
         runtime = SimpleNamespace(from_main=lambda value: value, print=lambda words: None)

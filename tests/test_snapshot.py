@@ -9,7 +9,7 @@ import torch
 from accelerate.state import AcceleratorState
 from stores import make_store
 
-from ulmfit_dist.checkpointing.learner_state import LearnerState, ResumeEpoch
+from ulmfit_dist.checkpointing.learner_state import LearnerStateDict, ResumeEpoch
 from ulmfit_dist.config.schema import Config, DataConfig, LMConfig, ModelConfig, Phase, RuntimeConfig
 from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.distributed.runtime import Runtime
@@ -38,16 +38,16 @@ def config_of(**runtime: object) -> Config:
     )
 
 
-def learner_state(store: TokenStore, **runtime: object) -> LearnerState:
+def learner_state(store: TokenStore, **runtime: object) -> LearnerStateDict:
     config = config_of(**runtime)
     AcceleratorState._reset_state(reset_partial_state=True)
     own = Runtime(config.runtime)
     learner = lm_learner(config, own, store)
     learner.pct_train = 0.1
-    return LearnerState(learner, own)
+    return LearnerStateDict(learner, own)
 
 
-def trained(state: LearnerState, seed: int) -> LearnerState:
+def trained(state: LearnerStateDict, seed: int) -> LearnerStateDict:
     """As after some steps: moments and hidden states of random numbers."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in state.parameters.items():
@@ -67,7 +67,7 @@ def as_on_disk(state: dict) -> dict:
     return json.loads(json.dumps(state))
 
 
-def begin_epoch(state: LearnerState) -> None:
+def begin_epoch(state: LearnerStateDict) -> None:
     """As a resumed fit does, after all other callbacks."""
     encoder_of(state.learner.model).reset()
     (callback,) = [cb for cb in state.learner.cbs if isinstance(cb, ResumeEpoch)]

@@ -11,20 +11,20 @@ import time
 import pytest
 
 from ulmfit_dist.distributed import heartbeat, signals
-from ulmfit_dist.distributed.heartbeat import Watch
-from ulmfit_dist.errors import Interrupted
+from ulmfit_dist.distributed.heartbeat import HeartbeatMonitor
+from ulmfit_dist.errors import ResumableInterrupt
 
 
 @pytest.mark.parametrize("number", signals.SIGNALS)
 def test_a_signal_stops_at_once_where_there_is_nothing_to_lose(number: signal.Signals):
     before = signal.getsignal(number)
-    with pytest.raises(Interrupted, match=f"stopped by {number.name}"), signals.at_once():
+    with pytest.raises(ResumableInterrupt, match=f"stopped by {number.name}"), signals.at_once():
         signal.raise_signal(number)
     assert signal.getsignal(number) is before
 
 
 def test_a_scheduler_that_repeats_itself_does_not_disturb_the_end():
-    with pytest.raises(Interrupted, match="stopped by SIGTERM"), signals.at_once():  # noqa: PT012
+    with pytest.raises(ResumableInterrupt, match="stopped by SIGTERM"), signals.at_once():  # noqa: PT012
         try:
             signal.raise_signal(signal.SIGTERM)
         finally:
@@ -34,7 +34,7 @@ def test_a_scheduler_that_repeats_itself_does_not_disturb_the_end():
 
 
 def test_a_signal_is_noted_while_training_and_not_lost_at_its_end():
-    with pytest.raises(Interrupted, match="stopped by SIGUSR1"), signals.when_ready() as stop:  # noqa: PT012
+    with pytest.raises(ResumableInterrupt, match="stopped by SIGUSR1"), signals.when_ready() as stop:  # noqa: PT012
         assert stop.signal is None
         signal.raise_signal(signal.SIGUSR1)
         signal.raise_signal(signal.SIGTERM)
@@ -99,7 +99,7 @@ class Ranks:
         door, port, secret = heartbeat.open_door(all_here=True)
         address = ("127.0.0.1", port, secret, "rank 0")
         main = threading.Thread(target=lambda: self.of.update({0: heartbeat.watch_from_main(door, address, 3)}))
-        self.of: dict[int, Watch] = {}
+        self.of: dict[int, HeartbeatMonitor] = {}
         self.told: dict[int, str] = {}
         main.start()
         for rank in (1, 2):
@@ -147,7 +147,7 @@ def test_nobody_without_the_secret_is_let_in():
     address = ("127.0.0.1", port, secret, "rank 0")
     with socket.create_connection(("127.0.0.1", port)) as stranger:
         stranger.sendall(b'{"who": "rank 1", "secret": "guessed"}\n')
-        found: list[Watch] = []
+        found: list[HeartbeatMonitor] = []
         main = threading.Thread(target=lambda: found.append(heartbeat.watch_from_main(door, address, 2)))
         main.start()
         other = heartbeat.watch_from("rank 1", address)

@@ -9,7 +9,7 @@ from fastai.optimizer import Adam
 from torch import nn
 
 from ulmfit_dist.config.schema import LMConfig, Phase, RuntimeConfig
-from ulmfit_dist.data.batches import Share
+from ulmfit_dist.data.batches import BatchShard
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.distributed.tree_reduce import PairwiseGradients, PairwiseSum
 from ulmfit_dist.errors import UserError
@@ -29,7 +29,7 @@ def stepped(
     weight = nn.Parameter(torch.zeros(len(gradient)))
     weight.grad = torch.tensor(gradient) * (scale or 1)
     callback = AccelerateCallback(
-        SimpleNamespace(accelerator=SimpleNamespace(scaler=scaler), world_size=1, bytes_given=0), Share(), grad_clip
+        SimpleNamespace(accelerator=SimpleNamespace(scaler=scaler), world_size=1, bytes_given=0), BatchShard(), grad_clip
     )
     callback.learn = SimpleNamespace(model=nn.ParameterList([weight]))
     callback.step(Adam([weight], lr=0.1, eps=1.0))
@@ -65,7 +65,7 @@ def test_activation_regularization_is_fastais_and_finite_on_one_token(steps: int
 def test_each_phase_runs_in_mixed_precision_and_leaves_the_module_bare():
     """A phase's preparation must not make Accelerate skip the next one's."""
     AcceleratorState._reset_state(reset_partial_state=True)
-    callback = AccelerateCallback(Runtime(RuntimeConfig(precision="bf16")), Share())
+    callback = AccelerateCallback(Runtime(RuntimeConfig(precision="bf16")), BatchShard())
     learner = SimpleNamespace(model=nn.Linear(64, 64))
     learner.replace_modules = lambda replace: setattr(learner, "model", replace(learner.model))
     callback.learn = learner

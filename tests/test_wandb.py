@@ -26,7 +26,7 @@ from ulmfit_dist.config.schema import Config, TrackingConfig
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.tracking.wandb_files import files_of, last_row, records
 from ulmfit_dist.tracking.wandb_process import wandb_mode
-from ulmfit_dist.tracking.wandb_run import Row, WandbRun, where_offline
+from ulmfit_dist.tracking.wandb_run import WandbRow, WandbRun, where_offline
 
 KEY = "a" * 40
 
@@ -60,8 +60,8 @@ def config(folder: Path, **tracking: Any) -> Config:
     return composed
 
 
-def rows(numbers: range, factor: float = 1.0) -> list[Row]:
-    return [Row(number, {"lm/loss": number * factor}) for number in numbers]
+def rows(numbers: range, factor: float = 1.0) -> list[WandbRow]:
+    return [WandbRow(number, {"lm/loss": number * factor}) for number in numbers]
 
 
 def files(folder: Path, run_id: str) -> list[Path]:

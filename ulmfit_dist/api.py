@@ -15,7 +15,7 @@ import torch
 
 from ulmfit_dist.config.loading import load_config
 from ulmfit_dist.config.schema import Config, RuntimeConfig
-from ulmfit_dist.data.sources.in_memory import Frame, kept_as
+from ulmfit_dist.data.sources.in_memory import InMemorySource, kept_as
 from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
@@ -37,7 +37,7 @@ from ulmfit_dist.stages.notebook import by_hand
 from ulmfit_dist.stages.prepare import prepare as prepare_stage
 from ulmfit_dist.stages.run import run_stage
 from ulmfit_dist.stages.show_results import batch_tables, result_tables
-from ulmfit_dist.training.callbacks.lr_finder import RateRange
+from ulmfit_dist.training.callbacks.lr_finder import LRFinderResult
 from ulmfit_dist.training.train_steps import ClassifierLearner, LMLearner
 from ulmfit_dist.utils.text_table import Shown
 
@@ -145,7 +145,7 @@ def compare(first: Runs, second: Runs) -> dict[str, Any]:
     return compare_runs(first, second)
 
 
-def find_learning_rate(config: Config, stage: str = "lm", **range: float) -> RateRange:
+def find_learning_rate(config: Config, stage: str = "lm", **range: float) -> LRFinderResult:
     """A learning rate range test of a stage: `.suggestions()` gives rates, `.draw(axes)` the plot.
 
     Args:
@@ -237,7 +237,7 @@ def _given(config: Config, texts: Any, runtime: Runtime) -> Config:
         return config
     name = ""
     with runtime.together():
-        frame = Frame(texts, config.data)
+        frame = InMemorySource(texts, config.data)
         name = frame.digest()
     names = runtime.gather(name)
     kept = kept_as(config, name)

@@ -29,7 +29,7 @@ class RankLostError(Exception):
     """Another rank has died, or failed, and this one cannot go on without it."""
 
 
-class Interrupted(BaseException):
+class ResumableInterrupt(BaseException):
     """The run was asked to stop by a signal, and can be resumed. Like KeyboardInterrupt it is not for `except Exception`."""
 
 

@@ -5,14 +5,14 @@ import time
 import pytest
 import torch
 
-from ulmfit_dist.distributed.step_timer import Laps
+from ulmfit_dist.distributed.step_timer import StepTimer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is visible")
 
 
 @pytest.mark.real_gpu(reason="the simulated GPU works as soon as work is launched, so a launch takes as long as the work")
 def test_laps_are_the_devices_time_and_nothing_waits_for_it():
-    laps, x = Laps(torch.device("cuda")), torch.randn(4096, 4096, device="cuda")
+    laps, x = StepTimer(torch.device("cuda")), torch.randn(4096, 4096, device="cuda")
     torch.cuda.synchronize()
     laps.start()
     began = time.perf_counter()

@@ -8,7 +8,7 @@ import torch
 from fastai.callback.core import Callback
 from small_runs import DEVICE, PRECISIONS, make_texts, needs_cuda, needs_gpu, running, small_config
 
-from ulmfit_dist.checkpointing.learner_state import LearnerState
+from ulmfit_dist.checkpointing.learner_state import LearnerStateDict
 from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.stages.lm import lm_learner
@@ -75,7 +75,7 @@ def test_the_scaler_is_part_of_a_checkpoint_and_comes_back(texts: Path, tmp_path
     config = small_config(texts, tmp_path, f"runtime.precision={PRECISION}", "lm.phases=[{epochs: 1, lr: 1e-2}]")
     with running(config) as runtime:
         scaler, learner = give_scaler(runtime), lm_learner(config, runtime, TokenStore(texts))
-        state, num_steps = LearnerState(learner, runtime), len(learner.dls.train)
+        state, num_steps = LearnerStateDict(learner, runtime), len(learner.dls.train)
         learner.add_cb(OneBadStep())
         run_phases(learner, config.lm.phases)
         tensors, saved = state.capture(RecipePosition(phase=1, stage_step=num_steps))
@@ -85,7 +85,9 @@ def test_the_scaler_is_part_of_a_checkpoint_and_comes_back(texts: Path, tmp_path
     with running(config) as runtime:
         scaler = give_scaler(runtime)
         assert scaler.state_dict() != expected
-        LearnerState(lm_learner(config, runtime, TokenStore(texts)), runtime).restore(tensors, json.loads(json.dumps(saved)))
+        LearnerStateDict(lm_learner(config, runtime, TokenStore(texts)), runtime).restore(
+            tensors, json.loads(json.dumps(saved))
+        )
         assert scaler.state_dict() == expected
         scaler.scale(torch.zeros(1, device=DEVICE))  # a scaler makes its scale at its first use
         assert scaler.state_dict() == expected

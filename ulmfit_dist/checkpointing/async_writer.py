@@ -6,10 +6,10 @@ import sys
 import threading
 from pathlib import Path
 
-from ulmfit_dist.checkpointing.manager import Content, StageFolder
+from ulmfit_dist.checkpointing.manager import Checkpoint, CheckpointManager
 
 
-class CheckpointWriter:
+class AsyncCheckpointWriter:
     """Writes to a stage's folder; what fails is a warning, and the checkpoints before it stay.
 
     Attributes:
@@ -17,12 +17,12 @@ class CheckpointWriter:
         error: why the newest one is not; None if it is.
     """
 
-    def __init__(self, folder: StageFolder, keep: int, last: Path | None = None):
+    def __init__(self, folder: CheckpointManager, keep: int, last: Path | None = None):
         self.folder, self.keep, self.last = folder, keep, last
         self.error: Exception | None = None
         self._thread: threading.Thread | None = None
 
-    def write(self, content: Content) -> None:
+    def write(self, content: Checkpoint) -> None:
         """Begin to write; waits for the one before to be done."""
         self.wait()
         self._thread = threading.Thread(
@@ -36,7 +36,7 @@ class CheckpointWriter:
             self._thread.join()
             self._thread = None
 
-    def _write(self, content: Content) -> None:
+    def _write(self, content: Checkpoint) -> None:
         try:
             self.last = self.folder.write(content, self.keep)
             self.error = None

@@ -14,13 +14,13 @@ from dataclasses import dataclass, replace
 import torch
 from fastai.callback.core import Callback
 
-from ulmfit_dist.checkpointing.async_writer import CheckpointWriter
-from ulmfit_dist.checkpointing.learner_state import LearnerState
-from ulmfit_dist.checkpointing.manager import Content
+from ulmfit_dist.checkpointing.async_writer import AsyncCheckpointWriter
+from ulmfit_dist.checkpointing.learner_state import LearnerStateDict
+from ulmfit_dist.checkpointing.manager import Checkpoint
 from ulmfit_dist.config.schema import CheckpointConfig
 from ulmfit_dist.distributed.runtime import Runtime
-from ulmfit_dist.distributed.signals import StopRequest
-from ulmfit_dist.errors import Interrupted, UserError, shared
+from ulmfit_dist.distributed.signals import ShutdownRequest
+from ulmfit_dist.errors import ResumableInterrupt, UserError, shared
 from ulmfit_dist.tracking.tracker import Tracker
 from ulmfit_dist.training.train_state import RecipePosition
 from ulmfit_dist.utils.host_copy import HostCopy
@@ -30,7 +30,7 @@ MOST_STEPS_BETWEEN_VOTES = 50
 
 
 @dataclass(frozen=True)
-class Vote:
+class RankStatus:
     """What one rank has seen since the last vote.
 
     Attributes:
@@ -65,10 +65,10 @@ class CheckpointCallback(Callback):
     def __init__(
         self,
         settings: CheckpointConfig,
-        state: LearnerState,
-        writer: CheckpointWriter,
+        state: LearnerStateDict,
+        writer: AsyncCheckpointWriter,
         tracker: Tracker,
-        stop: StopRequest,
+        stop: ShutdownRequest,
         facts: dict[str, object],
         begin: RecipePosition,
         num_phases: int,
@@ -140,15 +140,15 @@ class CheckpointCallback(Callback):
         tensors, state = self.state.capture(self.reached)
         if self.runtime.is_main:
             state |= {"stage": self.learn.stage, "wandb_run_id": self.tracker.run_id, **self.facts}
-            self.writer.write(Content(tensors, state, self.tracker.lines, score))
+            self.writer.write(Checkpoint(tensors, state, self.tracker.lines, score))
         self.saved = self.reached
         self.last_saved = time.perf_counter()
         self.stalls.append(self.last_saved - started)
 
-    def _vote(self) -> Vote:
+    def _vote(self) -> RankStatus:
         now = time.perf_counter()
         minutes = self.settings.every_minutes
-        return Vote(
+        return RankStatus(
             signal=self.stop.signal.name if self.stop.signal else None,
             bad_step=self._bad_step(),
             is_time=minutes is not None and now - self.last_saved >= minutes * 60,
@@ -171,7 +171,7 @@ class CheckpointCallback(Callback):
             self.sent.append(([step for step, _ in self.losses], HostCopy(finite)))
         self.losses = []
 
-    def _act_on(self, votes: list[Vote]) -> None:
+    def _act_on(self, votes: list[RankStatus]) -> None:
         """Do what the ranks have come to. Each sees the same votes, and so does the same."""
         self._refuse_bad_losses(votes)
         self._stop_if_asked(votes)
@@ -181,7 +181,7 @@ class CheckpointCallback(Callback):
         self.steps, self.since = 0, time.perf_counter()
         self.vote_after = max(1, min(MOST_STEPS_BETWEEN_VOTES, int(SECONDS_BETWEEN_VOTES / max(seconds, 1e-9))))
 
-    def _stop_if_asked(self, votes: list[Vote]) -> None:
+    def _stop_if_asked(self, votes: list[RankStatus]) -> None:
         signal = next((vote.signal for vote in votes if vote.signal is not None), None)
         if signal is None:
             return
@@ -189,9 +189,11 @@ class CheckpointCallback(Callback):
         self.writer.wait()
         last, is_saved = self.runtime.from_main((self.writer.last, self.writer.error is None))
         where = f"{self.learn.stage} is saved in {last}" if is_saved else f"the last good checkpoint is {last}"
-        raise shared(Interrupted(f"stopped by {signal} after step {self.learn.stage_step}: {where}; start again to go on"))
+        raise shared(
+            ResumableInterrupt(f"stopped by {signal} after step {self.learn.stage_step}: {where}; start again to go on")
+        )
 
-    def _refuse_bad_losses(self, votes: list[Vote]) -> None:
+    def _refuse_bad_losses(self, votes: list[RankStatus]) -> None:
         bad_steps = [vote.bad_step for vote in votes if vote.bad_step is not None]
         if bad_steps:
             self._refuse(min(bad_steps), "the training loss")

@@ -31,7 +31,7 @@ from ulmfit_dist.training.train_state import RecipePosition
 Tensors = dict[str, dict[str, Tensor]]
 
 
-class LearnerState:
+class LearnerStateDict:
     """The state of one learner. Made before a fit, while its model is bare: wrapping renames what is in it.
 
     Args:

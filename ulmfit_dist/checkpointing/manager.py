@@ -33,7 +33,7 @@ from torch import Tensor
 
 from ulmfit_dist.utils.files import read_bounded
 
-Found = TypeVar("Found")
+Value = TypeVar("Value")
 
 FORMAT = 1
 TENSOR_FILES = ("model", "optimizer", "hidden_states")
@@ -44,12 +44,12 @@ LONGEST_LINES = 1 << 28
 """Bytes of metrics.jsonl that are read at most."""
 
 
-class DamagedError(Exception):
+class CorruptCheckpointError(Exception):
     """A checkpoint that is not what its manifest says, or has none."""
 
 
 @dataclass
-class Content:
+class Checkpoint:
     """What a checkpoint holds.
 
     Attributes:
@@ -65,7 +65,7 @@ class Content:
     score: float | None = None
 
 
-class StageFolder:
+class CheckpointManager:
     """The checkpoints of one stage.
 
     Args:
@@ -84,7 +84,9 @@ class StageFolder:
         found = [path for path in _entries(self.path) if re.fullmatch(r"step-\d{8,}", path.name)]
         return sorted((path for path in found if path.is_dir() and not path.is_symlink()), key=_step, reverse=True)
 
-    def newest_intact(self, read: Callable[[Path], Found], skip: Callable[[Path, DamagedError], None]) -> Found | None:
+    def newest_intact(
+        self, read: Callable[[Path], Value], skip: Callable[[Path, CorruptCheckpointError], None]
+    ) -> Value | None:
         """What `read` makes of the newest checkpoint that is as its manifest says; None where there is none.
 
         Args:
@@ -95,11 +97,11 @@ class StageFolder:
             try:
                 verify(path)
                 return read(path)
-            except DamagedError as error:
+            except CorruptCheckpointError as error:
                 skip(path, error)
         return None
 
-    def write(self, content: Content, keep: int) -> Path:
+    def write(self, content: Checkpoint, keep: int) -> Path:
         """Add a checkpoint, then drop all but the newest `keep` and the best.
 
         Raises:
@@ -163,17 +165,19 @@ def verify(path: Path) -> None:
     manifest = read_json(path / "manifest.json")
     files = manifest.get("files")
     if manifest.get("format") != FORMAT:
-        raise DamagedError(f"manifest.json: format {manifest.get('format')!r}, this version reads {FORMAT}")
+        raise CorruptCheckpointError(f"manifest.json: format {manifest.get('format')!r}, this version reads {FORMAT}")
     if not isinstance(files, dict) or sorted(files) != sorted(FILES):
-        raise DamagedError(f"manifest.json: does not list {', '.join(FILES)}")
+        raise CorruptCheckpointError(f"manifest.json: does not list {', '.join(FILES)}")
     for name, said in files.items():
         file, facts = path / name, said if isinstance(said, dict) else {}
         if file.is_symlink() or not file.is_file():
-            raise DamagedError(f"{name}: missing, or not a plain file")
+            raise CorruptCheckpointError(f"{name}: missing, or not a plain file")
         if file.stat().st_size != facts.get("bytes"):
-            raise DamagedError(f"{name}: {file.stat().st_size} bytes, not the {facts.get('bytes')} of its manifest")
+            raise CorruptCheckpointError(
+                f"{name}: {file.stat().st_size} bytes, not the {facts.get('bytes')} of its manifest"
+            )
         if _checksum(file) != facts.get("xxh3"):
-            raise DamagedError(f"{name}: its checksum is not that of its manifest")
+            raise CorruptCheckpointError(f"{name}: its checksum is not that of its manifest")
     for name in TENSOR_FILES:
         _check_tensors(path / f"{name}.safetensors")
 
@@ -184,7 +188,7 @@ def _check_tensors(file: Path) -> None:
         with safetensors.safe_open(file, "pt"):
             pass
     except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise DamagedError(f"{file.name}: not safetensors ({error})") from None
+        raise CorruptCheckpointError(f"{file.name}: not safetensors ({error})") from None
 
 
 def read_tensors(path: Path) -> dict[str, dict[str, Tensor]]:
@@ -192,7 +196,7 @@ def read_tensors(path: Path) -> dict[str, dict[str, Tensor]]:
     try:
         return {name: safetensors.torch.load_file(path / f"{name}.safetensors") for name in TENSOR_FILES}
     except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise DamagedError(f"not safetensors ({error})") from None
+        raise CorruptCheckpointError(f"not safetensors ({error})") from None
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -205,7 +209,7 @@ def read_lines(path: Path) -> str:
     try:
         return read_bounded(path / "metrics.jsonl", LONGEST_LINES).decode("utf-8")
     except (OSError, ValueError) as error:
-        raise DamagedError(f"metrics.jsonl: {error}") from None
+        raise CorruptCheckpointError(f"metrics.jsonl: {error}") from None
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -215,13 +219,13 @@ def read_json(path: Path) -> dict[str, Any]:
             raise OSError("a link, not a plain file")
         content = json.loads(read_bounded(path, LONGEST_JSON))
     except (OSError, ValueError, RecursionError) as error:
-        raise DamagedError(f"{path.name}: {getattr(error, 'strerror', None) or error}") from None
+        raise CorruptCheckpointError(f"{path.name}: {getattr(error, 'strerror', None) or error}") from None
     if not isinstance(content, dict):
-        raise DamagedError(f"{path.name}: not a JSON object")
+        raise CorruptCheckpointError(f"{path.name}: not a JSON object")
     return content
 
 
-def _write_files(folder: Path, content: Content) -> None:
+def _write_files(folder: Path, content: Checkpoint) -> None:
     for name, tensors in content.tensors.items():
         safetensors.torch.save_file(tensors, folder / f"{name}.safetensors")
     (folder / "state.json").write_text(json.dumps(content.state, indent=1), encoding="utf-8")
@@ -260,7 +264,7 @@ def _step(path: Path) -> int:
 def _score(path: Path) -> float | None:
     try:
         score = read_json(path / "manifest.json").get("score")
-    except DamagedError:
+    except CorruptCheckpointError:
         return None
     return score if isinstance(score, float) and math.isfinite(score) else None
 

@@ -11,17 +11,17 @@ from typing import Any
 from torch import Tensor
 
 from ulmfit_dist.checkpointing.compatibility import differences
-from ulmfit_dist.checkpointing.manager import DamagedError, StageFolder, read_lines, read_state, read_tensors
+from ulmfit_dist.checkpointing.manager import CheckpointManager, CorruptCheckpointError, read_lines, read_state, read_tensors
 from ulmfit_dist.config.schema import Config
 from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.models.bundle import WEIGHTS, Exported
+from ulmfit_dist.models.bundle import WEIGHTS, ModelBundle
 from ulmfit_dist.training.train_state import RecipePosition
 
 
 @dataclass
-class Found:
+class ResumePoint:
     """A checkpoint to go on from. All ranks know of it; rank 0 alone reads its files.
 
     Attributes:
@@ -43,7 +43,7 @@ class Found:
                 f"name, such as name={config.name}-2"
             )
 
-    def is_of(self, exported: Exported) -> bool:
+    def is_of(self, exported: ModelBundle) -> bool:
         """Whether an exported model comes from the training that this checkpoint is of."""
         return bool(self.state["training_id"] == exported.training.get("training_id"))
 
@@ -51,7 +51,7 @@ class Found:
         """The stage's part of metrics.jsonl. Raises UserError."""
         try:
             return read_lines(self.path)
-        except DamagedError as error:
+        except CorruptCheckpointError as error:
             raise UserError(f"{self.path}: {error}") from None
 
     def tensors(self, runtime: Runtime) -> dict[str, dict[str, Tensor]]:
@@ -61,13 +61,13 @@ class Found:
             if runtime.is_main:
                 try:
                     mine = read_tensors(self.path)
-                except DamagedError as error:
+                except CorruptCheckpointError as error:
                     raise UserError(f"{self.path}: {error}") from None
         names = runtime.from_main(list(mine))
         return {name: runtime.tensors_from_main(mine.get(name)) for name in names}
 
 
-def find_checkpoint(config: Config, runtime: Runtime, stage: str) -> Found | None:
+def find_checkpoint(config: Config, runtime: Runtime, stage: str) -> ResumePoint | None:
     """The newest intact checkpoint of a stage; damaged ones are named and passed over. Collective.
 
     Raises:
@@ -80,8 +80,8 @@ def find_checkpoint(config: Config, runtime: Runtime, stage: str) -> Found | Non
     return runtime.from_main(found)
 
 
-def _find(config: Config, stage: str) -> Found | None:
-    folder = StageFolder(config.checkpoints_dir, stage)
+def _find(config: Config, stage: str) -> ResumePoint | None:
+    folder = CheckpointManager(config.checkpoints_dir, stage)
     with suppress(OSError):  # another user's: what is there can be read all the same
         folder.tidy()
     found = folder.newest_intact(lambda path: _read(path, stage), _warn)
@@ -90,7 +90,7 @@ def _find(config: Config, stage: str) -> Found | None:
     return found
 
 
-def _read(path: Path, stage: str) -> Found:
+def _read(path: Path, stage: str) -> ResumePoint:
     """Raises DamagedError where what is needed before training begins is not there."""
     state = read_state(path)
     try:
@@ -101,10 +101,10 @@ def _read(path: Path, stage: str) -> Found:
         missing = {"training_id", "data_fingerprint", "world_size", "wandb_run_id"} - state.keys()
         if missing:
             raise ValueError(f"lacks {', '.join(sorted(missing))}")
-        return Found(path, state, is_end)
+        return ResumePoint(path, state, is_end)
     except (KeyError, TypeError, ValueError) as error:
-        raise DamagedError(f"state.json: {type(error).__name__}: {error}") from None
+        raise CorruptCheckpointError(f"state.json: {type(error).__name__}: {error}") from None
 
 
-def _warn(path: Path, error: DamagedError) -> None:
+def _warn(path: Path, error: CorruptCheckpointError) -> None:
     print(f"warning: {path} is damaged ({error}) and passed over", file=sys.stderr, flush=True)

@@ -22,7 +22,7 @@ from ulmfit_dist.config.schema import Config, RuntimeConfig
 from ulmfit_dist.distributed import signals
 from ulmfit_dist.distributed.env import is_main_process, is_restart, quieten, rank_name, report, report_error
 from ulmfit_dist.distributed.runtime import Runtime
-from ulmfit_dist.errors import EXIT_CODE, FAILED, RESUMABLE, Interrupted, RankLostError, UserError, did_you_mean
+from ulmfit_dist.errors import EXIT_CODE, FAILED, RESUMABLE, RankLostError, ResumableInterrupt, UserError, did_you_mean
 from ulmfit_dist.utils.home import replace_unwritable_home
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def main(words: Sequence[str] | None = None, ends_process: bool = False) -> int:
     except RankLostError as error:
         print(f"ulmfit-dist: error: {error}; so {rank_name()} stops, too", file=sys.stderr, flush=True)
         return FAILED
-    except Interrupted as stop:
+    except ResumableInterrupt as stop:
         report(stop)
         return RESUMABLE
     except BrokenPipeError:

@@ -4,9 +4,10 @@ An item of a loader is a list: the micro-batches that this rank computes in one 
 size of the global batch, and so its weight in it: the weighted sum of mean losses over micro-batches and ranks is the mean
 loss of the global batch, whatever the cut.
 
-The cut follows the virtual ranks (`Share`): as many as there are ranks, or more, of which each rank then computes several.
-Sums that are cut differently round differently, and training makes much of little; the same virtual ranks on other numbers
-of real ones compute the same numbers from the same rows, and add them up in the same order (`distributed/tree_reduce.py`).
+The cut follows the virtual ranks (`BatchShard`): as many as there are ranks, or more, of which each rank then computes
+several. Sums that are cut differently round differently, and training makes much of little; the same virtual ranks on other
+numbers of real ones compute the same numbers from the same rows, and add them up in the same order
+(`distributed/tree_reduce.py`).
 """
 
 from __future__ import annotations
@@ -64,14 +65,14 @@ def _moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.to(device, non_blocking=True)
 
 
-class Batches(Protocol):
+class RankLoader(Protocol):
     """A loader as fastai's `DataLoaders` takes it: the same number of steps on every rank.
 
     Attributes:
         share: what of every global batch is this rank's.
     """
 
-    share: Share
+    share: BatchShard
 
     def __len__(self) -> int: ...
 
@@ -83,7 +84,7 @@ class Batches(Protocol):
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of the epoch: counted over all phases of the stage."""
 
-    def set_share(self, share: Share) -> None:
+    def set_share(self, share: BatchShard) -> None:
         """Cut the steps from here on into other micro-batches of the same rows."""
 
     def to(self, device: torch.device) -> None:
@@ -91,7 +92,7 @@ class Batches(Protocol):
 
 
 @dataclass(frozen=True)
-class Share:
+class BatchShard:
     """What a rank computes of every global batch.
 
     Attributes:
@@ -115,7 +116,7 @@ class Share:
             ranks = "ranks" if len(self.virtual_ranks) == 1 else "virtual ranks"
             raise UserError(f"{key}={global_batch_size} cannot be shared evenly by {num} {ranks}: make it {near}")
 
-    def in_steps(self, steps: Named[int] | None, global_batch_size: int, key: str) -> Share:
+    def in_steps(self, steps: Named[int] | None, global_batch_size: int, key: str) -> BatchShard:
         """This share with the micro-batch size at which a rank computes its rows of a global batch in so many micro-batches.
 
         Args:
@@ -167,7 +168,7 @@ class Share:
         return -(-global_rows // self.num_virtual_ranks)
 
 
-def share_of_rank(rank: int, world_size: int, settings: RuntimeConfig, at_most: int | None = None) -> Share:
+def share_of_rank(rank: int, world_size: int, settings: RuntimeConfig, at_most: int | None = None) -> BatchShard:
     """A rank's share: it stands for itself alone, or for as many virtual ranks as come out even.
 
     Args:
@@ -178,4 +179,4 @@ def share_of_rank(rank: int, world_size: int, settings: RuntimeConfig, at_most: 
     num_virtual_ranks = wanted if exact else world_size
     each = num_virtual_ranks // world_size
     micro_batch_size = min((size for size in (settings.micro_batch_size, at_most) if size is not None), default=None)
-    return Share(range(rank * each, (rank + 1) * each), num_virtual_ranks, micro_batch_size, exact)
+    return BatchShard(range(rank * each, (rank + 1) * each), num_virtual_ranks, micro_batch_size, exact)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from ulmfit_dist.config.schema import Config
-from ulmfit_dist.data.batches import MicroBatch, Share, share_of_rank
+from ulmfit_dist.data.batches import BatchShard, MicroBatch, share_of_rank
 from ulmfit_dist.data.targets import Targets, one_class_each, read_targets
 from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.data.vocab import PAD_ID
@@ -30,7 +30,7 @@ from ulmfit_dist.rng.counter_based import permutation
 BATCHES_SORTED_TOGETHER = 50
 
 
-class ClassifierBatches:
+class ClassifierLoader:
     """A rank's documents of each global batch.
 
     Args:
@@ -54,7 +54,7 @@ class ClassifierBatches:
         documents: np.ndarray,
         global_batch_size: int,
         seq_len: int,
-        share: Share,
+        share: BatchShard,
         seed: int | None = None,
         backwards: bool = False,
         truncate_to: int | None = None,
@@ -76,7 +76,7 @@ class ClassifierBatches:
     def to(self, device: torch.device) -> None:
         """Nothing to move: micro-batches go to the device one step ahead (`data/prefetch.py`)."""
 
-    def set_share(self, share: Share) -> None:
+    def set_share(self, share: BatchShard) -> None:
         """Cut the steps from here on into other micro-batches of the same documents."""
         self.share = share
 
@@ -144,11 +144,11 @@ def pad_chunks(documents: list[np.ndarray], width: int, seq_len: int) -> torch.T
 
 def classifier_batches(
     config: Config, runtime: Runtime, store: TokenStore, documents: np.ndarray, seed: int | None = None
-) -> ClassifierBatches:
+) -> ClassifierLoader:
     """Batches of this rank, of documents by index in the store; without a seed in an order by length."""
     settings = config.classifier
     share = share_of_rank(runtime.rank, runtime.world_size, config.runtime, runtime.micro_batch_size)
     share = share.in_steps(runtime.launch.accumulation_steps, settings.global_batch_size, "classifier.global_batch_size")
     targets = read_targets(store, settings, config.data.label_delim)
     shape = (settings.global_batch_size, settings.seq_len, share)
-    return ClassifierBatches(store, documents, *shape, seed, config.model.backwards, settings.truncate_to, targets)
+    return ClassifierLoader(store, documents, *shape, seed, config.model.backwards, settings.truncate_to, targets)

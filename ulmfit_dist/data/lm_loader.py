@@ -21,7 +21,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from ulmfit_dist.data.batches import IGNORED, MicroBatch, Share
+from ulmfit_dist.data.batches import IGNORED, BatchShard, MicroBatch
 from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.data.vocab import PAD_ID
 from ulmfit_dist.errors import UserError
@@ -31,7 +31,7 @@ STEPS_READ = 16
 """Steps that are read in one go: what it costs to find the documents of a row is paid once for all of them."""
 
 
-class LMBatches:
+class LMLoader:
     """A rank's rows of a stream of documents.
 
     Args:
@@ -52,7 +52,7 @@ class LMBatches:
         documents: np.ndarray,
         global_batch_size: int,
         seq_len: int,
-        share: Share,
+        share: BatchShard,
         seed: int | None = None,
         backwards: bool = False,
     ):
@@ -79,7 +79,7 @@ class LMBatches:
     def to(self, device: torch.device) -> None:
         """Nothing to move: micro-batches go to the device one step ahead (`data/prefetch.py`)."""
 
-    def set_share(self, share: Share) -> None:
+    def set_share(self, share: BatchShard) -> None:
         """Cut the steps from here on into other micro-batches of the same rows."""
         each = self.global_batch_size // share.num_virtual_ranks
         owned = [range(rank * each, (rank + 1) * each) for rank in share.virtual_ranks]

@@ -56,7 +56,7 @@ class Indices(NamedTuple):
     labels: dict[str | None, int]
 
 
-class StoreBuilder:
+class TokenStoreBuilder:
     """Makes a token store, step by step. Each step needs the one before, for all shards.
 
     Args:

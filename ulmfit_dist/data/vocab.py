@@ -30,7 +30,7 @@ COUNTS_AT_ONCE = 1_000_000
 """Counts of shards that are added up at once: some 30 MB."""
 
 
-class Numbers(defaultdict[str, int]):
+class StringIndexer(defaultdict[str, int]):
     """Numbers from 0 by order of first occurrence, given out while strings are looked up."""
 
     def __init__(self) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch.distributed import ProcessGroup
 
-    from ulmfit_dist.distributed.step_timer import Laps
+    from ulmfit_dist.distributed.step_timer import StepTimer
 
 Value = TypeVar("Value")
 
@@ -37,7 +37,7 @@ class Collectives:
     world_size: int
     device: torch.device
     accelerator: Accelerator
-    laps: Laps
+    laps: StepTimer
     bytes_given: int
     _control: ProcessGroup | None
 

@@ -37,7 +37,7 @@ Address = tuple[str, int, str, str]
 """Rank 0's host and port, a secret without which nobody may speak, and rank 0's name."""
 
 
-class Watch:
+class HeartbeatMonitor:
     """One rank's end of the watch.
 
     Args:
@@ -97,7 +97,7 @@ def open_door(all_here: bool) -> tuple[socket.socket, int, str]:
     return door, door.getsockname()[1], secrets.token_hex(16)
 
 
-def watch_from_main(door: socket.socket, address: Address, world_size: int) -> Watch:
+def watch_from_main(door: socket.socket, address: Address, world_size: int) -> HeartbeatMonitor:
     """Rank 0's watch, once the other ranks have connected. Raises OSError where some do not."""
     peers: dict[socket.socket, str] = {}
     deadline = time.monotonic() + JOINING
@@ -111,15 +111,15 @@ def watch_from_main(door: socket.socket, address: Address, world_size: int) -> W
                 peers[peer] = str(word["who"])
             else:
                 peer.close()
-    return Watch(address[3], peers, relay=True)
+    return HeartbeatMonitor(address[3], peers, relay=True)
 
 
-def watch_from(name: str, address: Address) -> Watch:
+def watch_from(name: str, address: Address) -> HeartbeatMonitor:
     """Another rank's watch. Raises OSError where rank 0 cannot be reached."""
     host, port, secret, name_of_main = address
     main = socket.create_connection((host, port), timeout=JOINING)
     _send(main, {"who": name, "secret": secret})
-    return Watch(name, {main: name_of_main}, relay=False)
+    return HeartbeatMonitor(name, {main: name_of_main}, relay=False)
 
 
 def end_process(message: str) -> None:

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING
 from ulmfit_dist.distributed import signals
 from ulmfit_dist.distributed.collectives import Collectives
 from ulmfit_dist.distributed.env import is_restart, quieten, rank_name
-from ulmfit_dist.distributed.heartbeat import Watch, open_door, watch_from, watch_from_main
-from ulmfit_dist.errors import Interrupted, RankLostError, UserError
+from ulmfit_dist.distributed.heartbeat import HeartbeatMonitor, open_door, watch_from, watch_from_main
+from ulmfit_dist.errors import RankLostError, ResumableInterrupt, UserError
 from ulmfit_dist.utils.spawn_guard import refuse_in_worker
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class Runtime(Collectives):
 
         from ulmfit_dist.distributed.precision import check_compression, resolve_precision
         from ulmfit_dist.distributed.process_group import control_group, join_process_group
-        from ulmfit_dist.distributed.step_timer import Laps
+        from ulmfit_dist.distributed.step_timer import StepTimer
 
         settings = self.settings
         precision = resolve_precision(settings.precision, has_gpu)
@@ -109,7 +109,7 @@ class Runtime(Collectives):
         self.world_size = processes.num_processes
         self.device = processes.device
         self._control = control_group(self.device)
-        self.laps, self.bytes_given = Laps(self.device), 0
+        self.laps, self.bytes_given = StepTimer(self.device), 0
         self.micro_batch_size: int | None = None
         self.launch.check_agreement(self.gather(self.launch))
         self.precision = self._agreed(precision, run_dir if settings.precision == "auto" else None, has_gpu)
@@ -182,7 +182,7 @@ class Runtime(Collectives):
         possible = {"no": True, "bf16": have_bf16, "fp16": has_gpu}
         return earlier if earlier is not None and possible.get(earlier) else found
 
-    def _start_watch(self) -> Watch | None:
+    def _start_watch(self) -> HeartbeatMonitor | None:
         """Watch each other; where the network does not allow it, say so and do without."""
         hosts = self.gather(socket.gethostname())
         all_here = len(set(hosts)) == 1
@@ -238,7 +238,7 @@ class Runtime(Collectives):
             set_accelerate_states(self._earlier_states)  # as a notebook that starts ranks of its own expects
         elif is_mine_alone:
             abandon_process_group()
-        elif error is None or isinstance(error, (UserError, Interrupted)):
+        elif error is None or isinstance(error, (UserError, ResumableInterrupt)):
             self._control = None
             forget_control_group()
             self.accelerator.free_memory()  # modules of a fit that an error has ended hold the group
@@ -252,11 +252,11 @@ def _explains_itself(error: BaseException | None) -> bool:
 
     A launcher sends one to all ranks as soon as it has seen that one of them is dead.
     """
-    if isinstance(error, Interrupted):
+    if isinstance(error, ResumableInterrupt):
         return not isinstance(error.__context__, Exception)
     return isinstance(error, UserError)
 
 
-def _leave(watch: Watch) -> None:
+def _leave(watch: HeartbeatMonitor) -> None:
     error = getattr(sys, "last_value", None)  # what has ended the interpreter
     watch.leave(None if error is None else f"{type(error).__name__}: {error}")

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-from ulmfit_dist.errors import Interrupted
+from ulmfit_dist.errors import ResumableInterrupt
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name))
 
 
 @dataclass
-class StopRequest:
+class ShutdownRequest:
     """Whether this process was asked to stop, and by which signal."""
 
     signal: signal.Signals | None = None
@@ -28,7 +28,7 @@ class StopRequest:
 
 @contextmanager
 def at_once(ends_process: bool = False) -> Iterator[None]:
-    """A signal raises `Interrupted` where the process is; a scheduler's repetition of it is ignored.
+    """A signal raises `ResumableInterrupt` where the process is; a scheduler's repetition of it is ignored.
 
     Args:
         ends_process: whether the process exits after this block: then requests are ignored from there on.
@@ -38,16 +38,16 @@ def at_once(ends_process: bool = False) -> Iterator[None]:
         for later in SIGNALS:
             is_hasty = later == signal.SIGINT or (later == signal.SIGTERM and number == signal.SIGINT)
             signal.signal(later, signal.SIG_DFL if is_hasty else signal.SIG_IGN)
-        raise Interrupted(_message(number))
+        raise ResumableInterrupt(_message(number))
 
     with _handling(stop, ends_process):
         yield
 
 
 @contextmanager
-def when_ready() -> Iterator[StopRequest]:
-    """A signal is noted in the `StopRequest`, for whoever trains to look at."""
-    request = StopRequest()
+def when_ready() -> Iterator[ShutdownRequest]:
+    """A signal is noted in the `ShutdownRequest`, for whoever trains to look at."""
+    request = ShutdownRequest()
 
     def note(number: int, frame: FrameType | None) -> None:
         request.signal = request.signal or signal.Signals(number)
@@ -58,7 +58,7 @@ def when_ready() -> Iterator[StopRequest]:
     with _handling(note):
         yield request
     if request.signal is not None:  # too late for whoever trained to see it
-        raise Interrupted(_message(request.signal))
+        raise ResumableInterrupt(_message(request.signal))
 
 
 @contextmanager

@@ -32,7 +32,7 @@ class Spent:
 
     Attributes:
         parts: by what they were spent on.
-        training: of those between `Laps.start` and `Laps.stop`: without checkpoints after an epoch.
+        training: of those between `StepTimer.start` and `StepTimer.stop`: without checkpoints after an epoch.
     """
 
     parts: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
@@ -62,7 +62,7 @@ class TakenLaps:
         return spent
 
 
-class Laps:
+class StepTimer:
     """A stopwatch of one rank.
 
     Args:

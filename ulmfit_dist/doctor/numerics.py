@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from ulmfit_dist.distributed.precision import has_bf16_lstms
 from ulmfit_dist.doctor.checks import Context, Finding, failure, ok, skipped, warning
 from ulmfit_dist.doctor.synthetic import DTYPES, LocalStep, flat_weights, probe_learner, sizes_of, train_steps, vocab_size
-from ulmfit_dist.models.dropout import Position, WeightDropout
+from ulmfit_dist.models.dropout import DropoutContext, WeightDropout
 from ulmfit_dist.models.fused_cross_entropy import DecoderLoss
 from ulmfit_dist.models.masks import Mask, compute_masks
 from ulmfit_dist.rng import philox
@@ -116,7 +116,7 @@ def _lstm(
         for parameter in lstm.parameters():
             parameter.copy_(torch.rand(parameter.shape, generator=generator).sub_(0.5).mul_(2 / n_out**0.5))
     x_bTE = torch.randn(ROWS, TOKENS, n_in, generator=generator).to(device).requires_grad_()
-    module = WeightDropout(lstm, 0.2, f"doctor {layer}", Position(context.config.seed, "doctor", 0)).to(device).train()
+    module = WeightDropout(lstm, 0.2, f"doctor {layer}", DropoutContext(context.config.seed, "doctor", 0)).to(device).train()
     zeros = torch.zeros(1, ROWS, n_out, device=device)
     with _autocast(device, precision):
         output_bTH, _ = module(x_bTE, (zeros, zeros.clone()))

@@ -20,7 +20,7 @@ from ulmfit_dist import __version__
 from ulmfit_dist.config.schema import Config, ModelConfig
 from ulmfit_dist.data.token_store import MODEL_FILE, make_folder, write_bytes
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.models.bundle import Exported, find_model, load_model, read_exported
+from ulmfit_dist.models.bundle import ModelBundle, find_model, load_model, read_exported
 from ulmfit_dist.models.fastai_weights import write_weights
 from ulmfit_dist.models.networks import encoder_of
 
@@ -81,7 +81,7 @@ def export_to_fastai(run: str | Path, output: str | Path | None = None) -> Path:
     return folder / LINES
 
 
-def _files(exported: Exported) -> Iterator[tuple[str, bytes]]:
+def _files(exported: ModelBundle) -> Iterator[tuple[str, bytes]]:
     """Name and content of each file of a model."""
     model = load_model(exported)
     name = "lm" if exported.labels is None else "classifier"
@@ -98,7 +98,7 @@ def _files(exported: Exported) -> Iterator[tuple[str, bytes]]:
             raise UserError(f"{exported.folder / MODEL_FILE}: cannot be read ({error.strerror})") from None
 
 
-def _lines(models: list[Exported], folder: Path) -> str:
+def _lines(models: list[ModelBundle], folder: Path) -> str:
     parts = [_lm_lines(model.config) if model.labels is None else _classifier_lines(model.config) for model in models]
     has_pieces = any(model.config.tokenizer.kind == "sentencepiece" for model in models)
     head = HEAD.format(version=__version__, folder=str(folder.absolute())) + (PIECES if has_pieces else "")

@@ -24,7 +24,7 @@ from ulmfit_dist.data.vocab import PAD_ID, UNK_ID
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.export.onnx_graph import classifier_graph, output_name
 from ulmfit_dist.inference.outputs import answers_of
-from ulmfit_dist.models.bundle import Exported, load_model, model_folder, read_exported
+from ulmfit_dist.models.bundle import ModelBundle, load_model, model_folder, read_exported
 
 LARGEST_DIFFERENCE, LARGEST_SHARE = 1e-4, 1e-3
 """Between a probability of the graph and of the model; and as a share of it, since a sure model hides much in the former."""
@@ -81,7 +81,7 @@ def _check_installed() -> None:
 
 
 @torch.no_grad()
-def _compare(graph: Path, model: nn.Module, exported: Exported) -> None:
+def _compare(graph: Path, model: nn.Module, exported: ModelBundle) -> None:
     """Raise UserError unless graph and model say the same of made-up documents, from one token to many chunks."""
     import onnxruntime
 
@@ -105,7 +105,7 @@ def _compare(graph: Path, model: nn.Module, exported: Exported) -> None:
         )
 
 
-def _write_companions(exported: Exported, folder: Path) -> None:
+def _write_companions(exported: ModelBundle, folder: Path) -> None:
     config, settings = exported.config, exported.config.classifier
     reading = {
         "tokenizer": asdict(config.tokenizer),

@@ -9,7 +9,7 @@ import torch
 from fastai.text.models.core import SequentialRNN
 from torch import Tensor, nn
 
-from ulmfit_dist.data.batches import Batches, MicroBatch
+from ulmfit_dist.data.batches import MicroBatch, RankLoader
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.metrics.accumulators import ClassifierMetrics
 from ulmfit_dist.metrics.calibration import class_scores, expected_calibration_error, reliability
@@ -53,7 +53,9 @@ def in_precision(model: nn.Module, stage: str, runtime: Runtime) -> nn.Module:
 
 
 @torch.no_grad()
-def read_batches(model: nn.Module, valid: Batches, update: Callable[[Tensor, MicroBatch], None], runtime: Runtime) -> None:
+def read_batches(
+    model: nn.Module, valid: RankLoader, update: Callable[[Tensor, MicroBatch], None], runtime: Runtime
+) -> None:
     """Have a model read this rank's batches; each is given to `update` with what came out.
 
     Raises:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ulmfit_dist.data.batches import MicroBatch
 from ulmfit_dist.distributed.runtime import Runtime
-from ulmfit_dist.metrics.user import OwnMetrics
+from ulmfit_dist.metrics.user import UserMetrics
 
 
 class MulticategoryMetrics:
@@ -28,8 +28,8 @@ class MulticategoryMetrics:
         hits_C, said_C, true_C: documents rightly said to have a class, said to, and that have it; after `compute`.
     """
 
-    def __init__(self, num_classes: int, threshold: float, own: OwnMetrics | None = None):
-        self.num_classes, self.threshold, self.own = num_classes, threshold, own or OwnMetrics()
+    def __init__(self, num_classes: int, threshold: float, own: UserMetrics | None = None):
+        self.num_classes, self.threshold, self.own = num_classes, threshold, own or UserMetrics()
 
     def score(self, found: dict[str, float]) -> float:
         return found["f1_macro"]
@@ -73,8 +73,8 @@ class RegressionMetrics:
         own: metrics of the user's beside these.
     """
 
-    def __init__(self, own: OwnMetrics | None = None):
-        self.own = own or OwnMetrics()
+    def __init__(self, own: UserMetrics | None = None):
+        self.own = own or UserMetrics()
 
     def score(self, found: dict[str, float]) -> float:
         return -found["valid_loss"]

@@ -56,7 +56,7 @@ class OwnMetric:
             ) from None
 
 
-class OwnMetrics:
+class UserMetrics:
     """Logits and targets of an evaluation, kept until it ends."""
 
     def __init__(self, metrics: Iterable[OwnMetric] = ()):
@@ -107,7 +107,7 @@ def metric_names(entries: Iterable[Any]) -> list[str]:
     return names
 
 
-def build_metrics(entries: list[Any], outputs: Tensor, y: Tensor) -> OwnMetrics:
+def build_metrics(entries: list[Any], outputs: Tensor, y: Tensor) -> UserMetrics:
     """The metrics of `classifier.metrics`, each tried on made-up answers, so that a wrong one fails before the training.
 
     Args:
@@ -125,7 +125,7 @@ def build_metrics(entries: list[Any], outputs: Tensor, y: Tensor) -> OwnMetrics:
         metrics.append(OwnMetric(name, path, _build(path, arguments)))
     for metric in metrics:
         metric(outputs, y)
-    return OwnMetrics(metrics)
+    return UserMetrics(metrics)
 
 
 def _build(path: str, arguments: dict[str, Any]) -> Callable[[Tensor, Tensor], Any]:

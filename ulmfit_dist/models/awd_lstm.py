@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ulmfit_dist.config.schema import ModelConfig
 from ulmfit_dist.data.vocab import PAD_ID
-from ulmfit_dist.models.dropout import EmbeddingDropout, Position, RowDropout, WeightDropout
+from ulmfit_dist.models.dropout import DropoutContext, EmbeddingDropout, RowDropout, WeightDropout
 from ulmfit_dist.models.encoder import Encoder, Hidden
 
 
@@ -32,7 +32,7 @@ class AWDLSTM(Encoder, awdlstm.AWD_LSTM):
     encoder_dp: EmbeddingDropout
 
     def __init__(self, vocab_size: int, model: ModelConfig, dropouts: dict[str, float]):
-        self.position = Position()
+        self.position = DropoutContext()
         awdlstm.AWD_LSTM.__init__(self, vocab_size, model.emb_sz, model.n_hid, model.n_layers, PAD_ID, **dropouts)
         self.encoder_dp = EmbeddingDropout(self.encoder, dropouts["embed_p"], "embedding", self.position)
         self.input_dp = RowDropout(dropouts["input_p"], "input", self.position)

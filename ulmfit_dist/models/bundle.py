@@ -39,7 +39,7 @@ LONGEST_TEXT = 1 << 20
 
 
 @dataclass
-class Exported:
+class ModelBundle:
     """What an exported folder says, weights aside."""
 
     folder: Path
@@ -90,7 +90,7 @@ def find_model(run: Path, stage: str) -> Path | None:
     return None
 
 
-def read_exported(folder: Path) -> Exported:
+def read_exported(folder: Path) -> ModelBundle:
     """Read all but the weights. Raises UserError where a file is missing or unreadable."""
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"{folder}: no exported model here (no {WEIGHTS})")
@@ -98,7 +98,7 @@ def read_exported(folder: Path) -> Exported:
     vocab = load_vocab(folder / "vocab.json")
     if not vocab:
         raise UserError(f"{folder / 'vocab.json'}: no tokens in it: export the model again")
-    return Exported(
+    return ModelBundle(
         folder=folder,
         config=_read_config(folder / "config.yaml"),
         vocab=vocab,
@@ -126,7 +126,7 @@ def _read_training(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: missing or damaged ({type(error).__name__}: {error}): export the model again") from None
 
 
-def load_model(exported: Exported, device: torch.device | str = "cpu", trust: bool = False) -> nn.Module:
+def load_model(exported: ModelBundle, device: torch.device | str = "cpu", trust: bool = False) -> nn.Module:
     """The network of an export with its weights, ready to infer.
 
     Args:
@@ -147,7 +147,7 @@ def load_model(exported: Exported, device: torch.device | str = "cpu", trust: bo
     return model.eval().to(device)
 
 
-def load_encoder(encoder: Encoder, exported: Exported, vocab: list[str], model: ModelConfig) -> None:
+def load_encoder(encoder: Encoder, exported: ModelBundle, vocab: list[str], model: ModelConfig) -> None:
     """Give an encoder the weights of an exported language model.
 
     Args:

@@ -24,7 +24,7 @@ from ulmfit_dist.rng.philox import Key
 
 
 @dataclass
-class Position:
+class DropoutContext:
     """Where a network is used: shared by its dropouts, and moved on by who trains it.
 
     Attributes:
@@ -80,7 +80,7 @@ class RowDropout(nn.Module):
         position: where the network is used.
     """
 
-    def __init__(self, p: float, site: str, position: Position):
+    def __init__(self, p: float, site: str, position: DropoutContext):
         super().__init__()
         self.p, self.site, self.position = p, site, position
 
@@ -101,7 +101,7 @@ class RowDropout(nn.Module):
 class WeightDropout(awdlstm.WeightDropout):
     """fastai's dropout of the hidden-to-hidden weights, one mask for all rows; a probability of zero is allowed."""
 
-    def __init__(self, module: nn.Module, weight_p: float, site: str, position: Position):
+    def __init__(self, module: nn.Module, weight_p: float, site: str, position: DropoutContext):
         super().__init__(module, weight_p)
         self.site, self.position = site, position
 
@@ -131,7 +131,7 @@ class WeightDropout(awdlstm.WeightDropout):
 class EmbeddingDropout(awdlstm.EmbeddingDropout):
     """fastai's dropout of whole words, one mask for all rows; only the words that are read are multiplied."""
 
-    def __init__(self, emb: nn.Embedding, embed_p: float, site: str, position: Position):
+    def __init__(self, emb: nn.Embedding, embed_p: float, site: str, position: DropoutContext):
         super().__init__(emb, embed_p)
         self.site, self.position = site, position
 

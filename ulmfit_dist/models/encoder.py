@@ -15,7 +15,7 @@ from fastai.torch_core import PrePostInitMeta
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ulmfit_dist.models.dropout import Position
+from ulmfit_dist.models.dropout import DropoutContext
 
 Hidden = list[tuple[Tensor, ...]]
 """State of each layer: one tensor or two, [1, b, width]; empty for a network that reads each step for itself."""
@@ -39,7 +39,7 @@ class Encoder(nn.Module, metaclass=_Meta):
 
     def __init__(self) -> None:
         super().__init__()
-        self.position = Position()
+        self.position = DropoutContext()
         self.reset()
 
     @abstractmethod

@@ -26,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ulmfit_dist.config.schema import ClassifierConfig, LMConfig, ModelConfig
 from ulmfit_dist.data.vocab import PAD_ID
 from ulmfit_dist.models.awd_lstm import AWDLSTM
-from ulmfit_dist.models.dropout import Position, RowDropout
+from ulmfit_dist.models.dropout import DropoutContext, RowDropout
 from ulmfit_dist.models.encoder import Encoder
 from ulmfit_dist.models.registry import make_encoder
 
@@ -79,7 +79,7 @@ class PoolingLinearClassifier(core.PoolingLinearClassifier):
         widths: list[int],
         dropouts: list[float],
         bptt: int,
-        position: Position,
+        position: DropoutContext,
         y_range: tuple[float, float] | None = None,
     ):
         super().__init__(widths, dropouts, bptt, y_range)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from ulmfit_dist.config.schema import TokenizerConfig
 from ulmfit_dist.data.profile.survey import Survey
-from ulmfit_dist.data.sources.base import Documents, Source
-from ulmfit_dist.data.store_builder import StoreBuilder
+from ulmfit_dist.data.sources.base import Source, TextDataset
+from ulmfit_dist.data.store_builder import TokenStoreBuilder
 from ulmfit_dist.data.token_store import FORMAT, TokenStore
 
 DOCUMENTS = 4000
@@ -47,13 +47,13 @@ def make_sample_store(folder: Path, survey: Survey, tokenizer: TokenizerConfig) 
     sample = [text for split in survey.splits.values() for text, _ in split.sample]
     mean = sum(map(len, sample)) / max(len(sample), 1)
     share = min(1.0, DOCUMENTS / max(len(sample), 1), CHARACTERS / max(mean * len(sample), 1))
-    splits: dict[str, Documents] = {}
+    splits: dict[str, TextDataset] = {}
     for name, split in survey.splits.items():
         number = min(len(split.sample), max(round(len(split.sample) * share), FEWEST))
         chosen = [split.sample[i * len(split.sample) // number] for i in range(number)]
         labels = [None if label is None else "ab"[i % 2] for i, (_, label) in enumerate(chosen)]
         splits[name] = SampledDocuments([text for text, _ in chosen], labels)
-    builder = StoreBuilder(folder, Source(splits, {}), tokenizer, DOCUMENTS)
+    builder = TokenStoreBuilder(folder, Source(splits, {}), tokenizer, DOCUMENTS)
     builder.train_tokenizer()
     everything = range(len(builder.shards))
     builder.tokenize(everything, num_workers=0, shown=False)

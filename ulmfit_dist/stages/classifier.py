@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ulmfit_dist.checkpointing.resume import Found
+from ulmfit_dist.checkpointing.resume import ResumePoint
 from ulmfit_dist.config.schema import Config
-from ulmfit_dist.data.classifier_loader import ClassifierBatches, classifier_batches
+from ulmfit_dist.data.classifier_loader import ClassifierLoader, classifier_batches
 from ulmfit_dist.data.splits import missing_labels, split_documents
 from ulmfit_dist.data.targets import check_targets, read_targets
 from ulmfit_dist.data.token_store import TokenStore
@@ -30,7 +30,7 @@ def train_classifier(
     runtime: Runtime,
     store: TokenStore,
     tracker: Tracker,
-    found: Found | None = None,
+    found: ResumePoint | None = None,
     clock: StageClock | None = None,
 ) -> Path:
     """Train the classifier, from a checkpoint on if one was found, and export it to `<run>/classifier`.
@@ -83,7 +83,7 @@ def check_classifier(config: Config, runtime: Runtime, store: TokenStore) -> Non
     check_callbacks("classifier", config.classifier.callbacks)
 
 
-def classifier_loss(config: Config, train: ClassifierBatches) -> Loss:
+def classifier_loss(config: Config, train: ClassifierLoader) -> Loss:
     """The training loss. Raises UserError where its weights do not fit the classes."""
     return make_loss(config.classifier, train.targets, train.store.labels[train.documents])
 
@@ -97,7 +97,7 @@ def _load_encoder(encoder: Encoder, config: Config, runtime: Runtime, store: Tok
         runtime.print(describe_match(name, known, store.vocab))
 
 
-def classifier_loaders(config: Config, runtime: Runtime, store: TokenStore) -> tuple[ClassifierBatches, ClassifierBatches]:
+def classifier_loaders(config: Config, runtime: Runtime, store: TokenStore) -> tuple[ClassifierLoader, ClassifierLoader]:
     """Training and validation batches of this rank."""
     settings, splits = config.classifier, split_documents(store, config)
     targets = read_targets(store, settings, config.data.label_delim)

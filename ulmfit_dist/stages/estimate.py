@@ -22,8 +22,8 @@ import torch
 from fastai.callback.core import Callback, CancelEpochException, CancelFitException
 
 from ulmfit_dist.config.schema import Config
-from ulmfit_dist.data.classifier_loader import ClassifierBatches
-from ulmfit_dist.data.lm_loader import LMBatches
+from ulmfit_dist.data.classifier_loader import ClassifierLoader
+from ulmfit_dist.data.lm_loader import LMLoader
 from ulmfit_dist.data.splits import split_documents
 from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.distributed.runtime import Runtime
@@ -210,10 +210,10 @@ def _work(config: Config, store: TokenStore, learner: DistributedLearner, scale:
 
 def _positions_of_step(loader: Any, step: int, max_len: int) -> tuple[float, float]:
     """Return the positions of a global batch that are trained on, and those that are only read before them."""
-    if isinstance(loader, LMBatches):
+    if isinstance(loader, LMLoader):
         begin = step * loader.seq_len
         return float(loader.global_batch_size * min(loader.seq_len, loader.row_len - begin)), 0.0
-    assert isinstance(loader, ClassifierBatches)
+    assert isinstance(loader, ClassifierLoader)
     lengths = loader.lengths[loader._batches[step]]
     padded = lengths[0] - (lengths[0] - lengths) // loader.seq_len * loader.seq_len
     kept = np.minimum(padded, max_len)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ulmfit_dist.config.schema import PRECISIONS
-from ulmfit_dist.data.batches import Batches
+from ulmfit_dist.data.batches import RankLoader
 from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.distributed.devices import uses_gpu
 from ulmfit_dist.distributed.env import report
@@ -19,7 +19,7 @@ from ulmfit_dist.errors import UserError
 from ulmfit_dist.inference.evaluation import classifier_figures, in_precision, read_batches
 from ulmfit_dist.metrics.accumulators import ClassifierMetrics, LMMetrics, Metrics
 from ulmfit_dist.metrics.objective import make_metrics
-from ulmfit_dist.models.bundle import Exported, find_model, load_model, read_exported
+from ulmfit_dist.models.bundle import ModelBundle, find_model, load_model, read_exported
 from ulmfit_dist.models.fused_cross_entropy import PRODUCT_DTYPES, DecoderLoss
 from ulmfit_dist.stages.classifier import classifier_loaders
 from ulmfit_dist.stages.lm import lm_loaders
@@ -104,7 +104,7 @@ def _cell(value: Any) -> str:
     return "" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
-def _evaluate_stage(stage: str, exported: Exported, runtime: Runtime, trust: bool) -> dict[str, Any]:
+def _evaluate_stage(stage: str, exported: ModelBundle, runtime: Runtime, trust: bool) -> dict[str, Any]:
     store = prepare(exported.config, runtime)
     with runtime.together():
         check_store(exported, store)
@@ -112,7 +112,7 @@ def _evaluate_stage(stage: str, exported: Exported, runtime: Runtime, trust: boo
         metrics: Metrics
         if stage == "lm":
             metrics = LMMetrics(DecoderLoss(model[1].decoder, PRODUCT_DTYPES[runtime.precision]))  # type: ignore[index]
-            valid: Batches = lm_loaders(exported.config, runtime, store)[1]
+            valid: RankLoader = lm_loaders(exported.config, runtime, store)[1]
         else:
             loader = classifier_loaders(exported.config, runtime, store)[1]
             metrics, valid = make_metrics(loader.targets, exported.config.classifier, trust), loader
@@ -123,7 +123,7 @@ def _evaluate_stage(stage: str, exported: Exported, runtime: Runtime, trust: boo
     return dict(metrics.compute(runtime))
 
 
-def check_functions(exported: Exported, trust_rules: bool) -> None:
+def check_functions(exported: ModelBundle, trust_rules: bool) -> None:
     """Refuse to prepare the texts of a model by functions that nobody has said to trust. Raises UserError."""
     config = exported.config
     paths = {"model.arch": config.model.arch, "data.splitter": config.data.splitter, "data.get_label": config.data.get_label}
@@ -131,7 +131,7 @@ def check_functions(exported: Exported, trust_rules: bool) -> None:
     check_trust({"tokenizer.rules": config.tokenizer.rules, **named}, exported.folder, trust_rules)
 
 
-def check_store(exported: Exported, store: TokenStore) -> None:
+def check_store(exported: ModelBundle, store: TokenStore) -> None:
     """Refuse a store that is not the one that the model was trained on. Raises UserError."""
     if exported.training["data_fingerprint"] != store.fingerprint or exported.vocab != store.vocab:
         raise UserError(

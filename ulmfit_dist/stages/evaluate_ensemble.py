@@ -27,7 +27,7 @@ from ulmfit_dist.errors import UserError
 from ulmfit_dist.inference.answers import compute_answers, figures_of_answers, with_intervals
 from ulmfit_dist.inference.predictor import Classifier, TextClassifier
 from ulmfit_dist.inference.temperature import fit_temperature, scale_answers
-from ulmfit_dist.models.bundle import Exported, model_folder, read_exported
+from ulmfit_dist.models.bundle import ModelBundle, model_folder, read_exported
 from ulmfit_dist.stages.evaluate import check_functions, check_store
 from ulmfit_dist.stages.prepare import prepare
 
@@ -176,7 +176,7 @@ def _single_numbers(figures: dict[str, Any]) -> dict[str, Any]:
     return found | ({"test": _single_numbers(figures["test"])} if "test" in figures else {})
 
 
-def _read_members(folders: Sequence[str | Path], least: int = 2) -> list[Exported]:
+def _read_members(folders: Sequence[str | Path], least: int = 2) -> list[ModelBundle]:
     if len(folders) < least:
         raise UserError(
             f"an ensemble of {len(folders)}: name two runs or more, such as runs/imdb runs/imdb-backwards, or measure one "
@@ -185,7 +185,7 @@ def _read_members(folders: Sequence[str | Path], least: int = 2) -> list[Exporte
     return [read_exported(model_folder(Path(folder), "classifier")) for folder in folders]
 
 
-def _common_labels(members: Sequence[Exported]) -> list[str]:
+def _common_labels(members: Sequence[ModelBundle]) -> list[str]:
     first, *others = members
     for other in others:
         if other.config.classifier.target != first.config.classifier.target:
@@ -206,7 +206,7 @@ def _named(labels: Sequence[str] | None) -> str:
     return ", ".join(labels[:5]) + (f", ... {len(labels)} in all" if len(labels) > 5 else "")
 
 
-def _common_documents(members: Sequence[Exported], stores: Sequence[TokenStore]) -> np.ndarray:
+def _common_documents(members: Sequence[ModelBundle], stores: Sequence[TokenStore]) -> np.ndarray:
     """The documents that all were validated on, int64 [N], ascending."""
     first, expected = members[0], split_documents(stores[0], members[0].config).classifier_valid
     for exported, store in zip(members, stores, strict=True):

@@ -24,7 +24,7 @@ from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.inference.answers import compute_answers, figures_of_answers, figures_of_documents, with_intervals
 from ulmfit_dist.inference.predictor import TextClassifier
-from ulmfit_dist.models.bundle import Exported, find_model, read_exported
+from ulmfit_dist.models.bundle import ModelBundle, find_model, read_exported
 from ulmfit_dist.stages.evaluate import check_functions, check_store
 from ulmfit_dist.stages.prepare import prepare
 
@@ -89,7 +89,7 @@ def evaluate_texts(run: Path, path: Path, runtime: Runtime, trust: bool = False)
     return with_intervals(figures, answers_NC, y_N, config)
 
 
-def _classifier(run: Path) -> Exported:
+def _classifier(run: Path) -> ModelBundle:
     folder = find_model(run, "classifier")
     if folder is None:
         raise UserError(f"{run}: no classifier model here: give a run directory that has one, or an exported model's folder")

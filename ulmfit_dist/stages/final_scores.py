@@ -19,7 +19,7 @@ from ulmfit_dist.data.token_store import TokenStore, write_bytes
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.inference.answers import compute_answers, figures_of_documents
 from ulmfit_dist.inference.outputs import prediction_of
-from ulmfit_dist.models.bundle import Exported, read_exported
+from ulmfit_dist.models.bundle import ModelBundle, read_exported
 from ulmfit_dist.tracking.tracker import Tracker
 
 
@@ -51,7 +51,7 @@ def score_test_split(config: Config, runtime: Runtime, store: TokenStore, tracke
 
 
 def write_predictions(
-    path: Path, exported: Exported, store: TokenStore, answers: dict[str, tuple[np.ndarray, np.ndarray]]
+    path: Path, exported: ModelBundle, store: TokenStore, answers: dict[str, tuple[np.ndarray, np.ndarray]]
 ) -> None:
     """Write the predictions of documents.
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ulmfit_dist.checkpointing.resume import Found
+from ulmfit_dist.checkpointing.resume import ResumePoint
 from ulmfit_dist.config.schema import Config
 from ulmfit_dist.data.batches import share_of_rank
-from ulmfit_dist.data.lm_loader import LMBatches
+from ulmfit_dist.data.lm_loader import LMLoader
 from ulmfit_dist.data.splits import split_documents
 from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.distributed.runtime import Runtime
@@ -29,7 +29,7 @@ def train_lm(
     runtime: Runtime,
     store: TokenStore,
     tracker: Tracker,
-    found: Found | None = None,
+    found: ResumePoint | None = None,
     clock: StageClock | None = None,
 ) -> Path:
     """Train the language model on the store's texts, from a checkpoint on if one was found, and export it to `<run>/lm`.
@@ -59,7 +59,7 @@ def lm_learner(config: Config, runtime: Runtime, store: TokenStore) -> LMLearner
     return learner
 
 
-def lm_loaders(config: Config, runtime: Runtime, store: TokenStore) -> tuple[LMBatches, LMBatches]:
+def lm_loaders(config: Config, runtime: Runtime, store: TokenStore) -> tuple[LMLoader, LMLoader]:
     """Training and validation batches of this rank."""
     settings, splits = config.lm, split_documents(store, config)
     share = share_of_rank(runtime.rank, runtime.world_size, config.runtime, runtime.micro_batch_size)
@@ -67,6 +67,6 @@ def lm_loaders(config: Config, runtime: Runtime, store: TokenStore) -> tuple[LMB
     shape = (settings.global_batch_size, settings.seq_len, share)
     backwards = config.model.backwards
     return (
-        LMBatches(store, splits.lm_train, *shape, seed=config.seed, backwards=backwards),
-        LMBatches(store, splits.lm_valid, *shape, seed=None, backwards=backwards),
+        LMLoader(store, splits.lm_train, *shape, seed=config.seed, backwards=backwards),
+        LMLoader(store, splits.lm_valid, *shape, seed=None, backwards=backwards),
     )

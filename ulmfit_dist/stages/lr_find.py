@@ -17,13 +17,13 @@ from ulmfit_dist.stages.classifier import classifier_learner
 from ulmfit_dist.stages.lm import lm_learner
 from ulmfit_dist.stages.prepare import prepare
 from ulmfit_dist.stages.run import has_export
-from ulmfit_dist.training.callbacks.lr_finder import RateRange, range_test
+from ulmfit_dist.training.callbacks.lr_finder import LRFinderResult, range_test
 from ulmfit_dist.training.learner import DistributedLearner
 
 
 def find_learning_rate(
     config: Config, runtime: Runtime, stage: str, start: float = 1e-7, end: float = 10, num_steps: int = 100
-) -> RateRange:
+) -> LRFinderResult:
     """A range test at a stage's beginning, of what its first phase trains and as its rates are spread over the layers.
 
     Callbacks of the config are left out: they may count on a validation, and change rates themselves.
@@ -56,7 +56,7 @@ def find_learning_rate(
     return found
 
 
-def describe_range(found: RateRange, config: Config, stage: str) -> str:
+def describe_range(found: LRFinderResult, config: Config, stage: str) -> str:
     """What the terminal says of a range test."""
     suggestions = found.suggestions()
     lowest = min(range(len(found.rates)), key=found.smoothed.__getitem__)
@@ -77,7 +77,7 @@ def plot_path(run_dir: Path, stage: str) -> Path:
     return run_dir / f"lr_find_{stage}.png"
 
 
-def write_range(found: RateRange, run_dir: Path, stage: str) -> None:
+def write_range(found: LRFinderResult, run_dir: Path, stage: str) -> None:
     """The values of each step as JSON lines, and the plot. Raises UserError where the folder cannot be written."""
     try:
         run_dir.mkdir(parents=True, exist_ok=True)

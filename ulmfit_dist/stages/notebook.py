@@ -21,7 +21,7 @@ from ulmfit_dist.tracking.console import EpochTable
 from ulmfit_dist.training.learner import DistributedLearner, Stage
 
 
-class EpochRows(Callback):
+class EpochTableCallback(Callback):
     """Prints a row for each epoch, as a run does; each call of a `fit` is a phase."""
 
     order, run_valid = 80, False
@@ -63,7 +63,7 @@ def by_hand(learner: Stage, config: Config, store: TokenStore, runtime: Runtime)
     """Make a stage's learner one for a notebook: it says what it does, and knows where its files go."""
     learner.path = config.run_dir
     learner.exporter = partial(_export, learner, config, store, runtime)
-    learner.add_cb(EpochRows(runtime, learner.stage, config.classifier.target))
+    learner.add_cb(EpochTableCallback(runtime, learner.stage, config.classifier.target))
     return learner
 
 

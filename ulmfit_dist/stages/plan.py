@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from ulmfit_dist.checkpointing.resume import Found
+from ulmfit_dist.checkpointing.resume import ResumePoint
 from ulmfit_dist.config.schema import Config
 from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.distributed.runtime import Runtime
@@ -38,7 +38,7 @@ class RunPlan:
 
 
 def make_plan(
-    config: Config, runtime: Runtime, store: TokenStore, found: Mapping[str, Found | None], done: Mapping[str, bool]
+    config: Config, runtime: Runtime, store: TokenStore, found: Mapping[str, ResumePoint | None], done: Mapping[str, bool]
 ) -> RunPlan:
     """Estimate the stages that are not done. Collective; takes some seconds where there is much to do.
 

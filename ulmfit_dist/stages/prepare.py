@@ -26,7 +26,7 @@ from ulmfit_dist.data.sources import open_source
 from ulmfit_dist.data.sources.base import Source
 from ulmfit_dist.data.sources.subset import cut_test_split, limit_documents
 from ulmfit_dist.data.splits import describe_duplicates, missing_labels, num_dropped, split_documents
-from ulmfit_dist.data.store_builder import StoreBuilder
+from ulmfit_dist.data.store_builder import TokenStoreBuilder
 from ulmfit_dist.data.token_store import FORMAT, NO_LABEL, TokenStore, damaged_shards, make_folder, read_meta
 from ulmfit_dist.distributed.env import report
 from ulmfit_dist.distributed.runtime import Runtime
@@ -87,7 +87,7 @@ def _find_or_make(config: Config, runtime: Runtime, verify: bool) -> Path:
     with runtime.together():
         if runtime.is_main:
             make_folder(folder, "data.cache")
-    builder = StoreBuilder(folder, source, config.tokenizer, config.data.shard_documents)
+    builder = TokenStoreBuilder(folder, source, config.tokenizer, config.data.shard_documents)
     with _only_run(folder, runtime):
         if not _is_finished(folder, runtime):
             _make(builder, identity, config.runtime.num_workers, runtime)
@@ -193,7 +193,7 @@ def _fingerprint(identity: dict[str, Any]) -> str:
     return xxhash.xxh3_128_hexdigest(json.dumps(identity, sort_keys=True).encode())[:16]
 
 
-def _make(builder: StoreBuilder, identity: dict[str, Any], num_workers: int, runtime: Runtime) -> None:
+def _make(builder: TokenStoreBuilder, identity: dict[str, Any], num_workers: int, runtime: Runtime) -> None:
     mine = range(runtime.rank, len(builder.shards), runtime.world_size)
     with runtime.together():
         if runtime.is_main:

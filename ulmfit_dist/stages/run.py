@@ -9,14 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ulmfit_dist.checkpointing.compatibility import differences
-from ulmfit_dist.checkpointing.resume import Found, find_checkpoint
+from ulmfit_dist.checkpointing.resume import ResumePoint, find_checkpoint
 from ulmfit_dist.config.loading import to_dict
 from ulmfit_dist.config.schema import Config
 from ulmfit_dist.data.splits import valid_is_test
 from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.distributed import signals
 from ulmfit_dist.distributed.runtime import Runtime
-from ulmfit_dist.errors import FAILED, RESUMABLE, Interrupted, UserError
+from ulmfit_dist.errors import FAILED, RESUMABLE, ResumableInterrupt, UserError
 from ulmfit_dist.models.bundle import WEIGHTS, read_exported
 from ulmfit_dist.stages.baseline_figures import describe_standing
 from ulmfit_dist.stages.classifier import check_classifier, train_classifier
@@ -59,7 +59,7 @@ def run(config: Config, runtime: Runtime, fresh: bool = False, stages: Sequence[
     with _only_one(tracker, runtime) as told:
         tracker.fresh = fresh = fresh and not _has_begun(config, runtime, stages[0])
         done: dict[str, bool] = {}
-        found: dict[str, Found | None] = {}
+        found: dict[str, ResumePoint | None] = {}
         for stage in stages:
             is_open = not fresh and all(done.values())  # a stage on one that is to be trained is to be trained, too
             done[stage], found[stage] = _look(config, runtime, stage, store) if is_open else (False, None)
@@ -153,7 +153,7 @@ def _has_begun(config: Config, runtime: Runtime, stage: str) -> bool:
     return found is not None and bool(found.state.get("job") == runtime.job)
 
 
-def _look(config: Config, runtime: Runtime, stage: str, store: TokenStore) -> tuple[bool, Found | None]:
+def _look(config: Config, runtime: Runtime, stage: str, store: TokenStore) -> tuple[bool, ResumePoint | None]:
     """Whether a stage is done, and the checkpoint to go on from where it is not. Collective."""
     found = find_checkpoint(config, runtime, stage)
     done = False
@@ -167,7 +167,7 @@ def _look(config: Config, runtime: Runtime, stage: str, store: TokenStore) -> tu
     return done, None if done else found
 
 
-def _is_over(config: Config, runtime: Runtime, stage: str, found: Found) -> bool:
+def _is_over(config: Config, runtime: Runtime, stage: str, found: ResumePoint) -> bool:
     """Whether the training of a checkpoint has come to its end, and to the model in the run directory. Collective."""
     folder, is_over = config.run_dir / stage, False
     with runtime.together():
@@ -187,7 +187,7 @@ def _only_one(tracker: Tracker, runtime: Runtime) -> Iterator[list[str]]:
         with runtime.together():
             tracker.lock()
         yield told
-    except Interrupted:
+    except ResumableInterrupt:
         with signals.saved():
             tracker.close(RESUMABLE)
         raise

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ulmfit_dist.config.schema import Config
-from ulmfit_dist.data.batches import IGNORED, MicroBatch, Share
-from ulmfit_dist.data.classifier_loader import ClassifierBatches
-from ulmfit_dist.data.lm_loader import LMBatches
+from ulmfit_dist.data.batches import IGNORED, BatchShard, MicroBatch
+from ulmfit_dist.data.classifier_loader import ClassifierLoader
+from ulmfit_dist.data.lm_loader import LMLoader
 from ulmfit_dist.data.splits import split_documents
 from ulmfit_dist.data.targets import Targets, check_targets, read_targets
 from ulmfit_dist.data.token_store import NO_LABEL, TokenStore
@@ -24,7 +24,7 @@ from ulmfit_dist.data.tokenizers.spec_tokens import readable
 from ulmfit_dist.data.vocab import PAD_ID
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.models.bundle import Exported, find_model, load_model, read_exported
+from ulmfit_dist.models.bundle import ModelBundle, find_model, load_model, read_exported
 from ulmfit_dist.models.networks import encoder_of
 from ulmfit_dist.rng.counter_based import permutation
 from ulmfit_dist.stages.classifier import classifier_loaders
@@ -38,7 +38,7 @@ TOKENS_SHOWN = 150
 """Of a document, from its beginning; as many as fastai shows."""
 
 
-class Words:
+class TokenDecoder:
     """Ids as the text that they stand for, or as the tokens that the model reads.
 
     Args:
@@ -74,7 +74,7 @@ def batch_tables(config: Config, runtime: Runtime, stage: str | None, rows: int,
     store = prepare(config, runtime)
     tables = []
     with runtime.together():
-        words = Words(store, config, as_tokens)
+        words = TokenDecoder(store, config, as_tokens)
         for each in [stage] if stage is not None else STAGES if (store.labels != NO_LABEL).any() else STAGES[:1]:
             tables.append((_lm_batch if each == "lm" else _classifier_batch)(config, runtime, store, words, rows))
     return tables
@@ -107,7 +107,7 @@ def result_tables(
         store = prepare(exported.config, runtime)
         with runtime.together():
             check_store(exported, store)
-            words = Words(store, exported.config, as_tokens)
+            words = TokenDecoder(store, exported.config, as_tokens)
             model = load_model(exported, runtime.device, trust_rules)
             tables.append((_lm_results if each == "lm" else _classifier_results)(exported, model, store, words, rows))
     return tables
@@ -118,13 +118,13 @@ def check_rows(rows: int) -> None:
         raise UserError(f"rows={rows}: give a whole number of at least 1")
 
 
-def _lm_batch(config: Config, runtime: Runtime, store: TokenStore, words: Words, rows: int) -> TextTable:
+def _lm_batch(config: Config, runtime: Runtime, store: TokenStore, words: TokenDecoder, rows: int) -> TextTable:
     train, _ = lm_loaders(config, runtime, store)
     shown = [(words.of(x), words.of(y)) for x, y in _first_rows(next(iter(train)), rows)]
     return TextTable("language model: the first training batch", ("text", "text_"), tuple(shown))
 
 
-def _classifier_batch(config: Config, runtime: Runtime, store: TokenStore, words: Words, rows: int) -> TextTable:
+def _classifier_batch(config: Config, runtime: Runtime, store: TokenStore, words: TokenDecoder, rows: int) -> TextTable:
     train, _ = classifier_loaders(config, runtime, store)
     batches = next(iter(train))
     read = [(x, label) for batch in batches for x, label in zip(batch.x, _labels(batch, store), strict=True)]
@@ -138,11 +138,11 @@ def _first_rows(batches: list[MicroBatch], rows: int) -> Iterator[tuple[Tensor, 
 
 
 @torch.no_grad()
-def _lm_results(exported: Exported, model: nn.Module, store: TokenStore, words: Words, rows: int) -> TextTable:
+def _lm_results(exported: ModelBundle, model: nn.Module, store: TokenStore, words: TokenDecoder, rows: int) -> TextTable:
     config = exported.config
     documents = split_documents(store, config).lm_valid
     rows = max(1, min(rows, int(store.lengths[documents].sum()) - 1))
-    (batch,) = LMBatches(store, documents, rows, config.lm.seq_len, Share(), backwards=config.model.backwards).step(0)
+    (batch,) = LMLoader(store, documents, rows, config.lm.seq_len, BatchShard(), backwards=config.model.backwards).step(0)
     x_bT = _to_model(model, batch)
     logits_bTV = model[1].decoder(model(x_bT)[0])  # type: ignore[index, operator]
     predicted_bT = logits_bTV.argmax(2).cpu()
@@ -152,15 +152,17 @@ def _lm_results(exported: Exported, model: nn.Module, store: TokenStore, words: 
 
 
 @torch.no_grad()
-def _classifier_results(exported: Exported, model: nn.Module, store: TokenStore, words: Words, rows: int) -> TextTable:
+def _classifier_results(
+    exported: ModelBundle, model: nn.Module, store: TokenStore, words: TokenDecoder, rows: int
+) -> TextTable:
     config, settings = exported.config, exported.config.classifier
     splits = split_documents(store, config)
     targets = read_targets(store, settings, config.data.label_delim)
     check_targets(targets, store.labels[splits.classifier_train], store.labels[splits.classifier_valid])
     drawn = permutation(len(splits.classifier_valid), config.seed, "show")[:rows]
     documents = splits.classifier_valid[np.sort(drawn)]
-    batches = ClassifierBatches(
-        store, documents, len(documents), settings.seq_len, Share(), None, config.model.backwards, settings.truncate_to
+    batches = ClassifierLoader(
+        store, documents, len(documents), settings.seq_len, BatchShard(), None, config.model.backwards, settings.truncate_to
     )
     (batch,) = batches.step(0)
     predicted = _said(model(_to_model(model, batch))[0].cpu(), targets, config)

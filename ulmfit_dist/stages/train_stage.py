@@ -6,11 +6,11 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-from ulmfit_dist.checkpointing.async_writer import CheckpointWriter
+from ulmfit_dist.checkpointing.async_writer import AsyncCheckpointWriter
 from ulmfit_dist.checkpointing.callback import CheckpointCallback
-from ulmfit_dist.checkpointing.learner_state import LearnerState
-from ulmfit_dist.checkpointing.manager import DamagedError, StageFolder, read_tensors, verify
-from ulmfit_dist.checkpointing.resume import Found
+from ulmfit_dist.checkpointing.learner_state import LearnerStateDict
+from ulmfit_dist.checkpointing.manager import CheckpointManager, CorruptCheckpointError, read_tensors, verify
+from ulmfit_dist.checkpointing.resume import ResumePoint
 from ulmfit_dist.config.loading import to_dict
 from ulmfit_dist.config.schema import ClassifierConfig, Config, LMConfig
 from ulmfit_dist.data.token_store import TokenStore
@@ -21,7 +21,7 @@ from ulmfit_dist.models.kernels import compile_kernels
 from ulmfit_dist.stages.epoch_artifacts import tables_of
 from ulmfit_dist.stages.show_batch import show_first_batch
 from ulmfit_dist.tracking.tracker import Tracker
-from ulmfit_dist.training.callbacks.model_selection import Epoch, Selection
+from ulmfit_dist.training.callbacks.model_selection import EpochResult, ModelSelectionCallback
 from ulmfit_dist.training.callbacks.progress import StageClock, StageProgressCallback
 from ulmfit_dist.training.callbacks.timing import TimingCallback
 from ulmfit_dist.training.callbacks.tracking import TrackingCallback, without_texts
@@ -45,7 +45,7 @@ def train_stage(
     runtime: Runtime,
     store: TokenStore,
     tracker: Tracker,
-    found: Found | None,
+    found: ResumePoint | None,
     clock: StageClock | None,
 ) -> Path:
     """Run a stage's recipe and export its model to the folder of its name in the run directory.
@@ -64,7 +64,7 @@ def train_stage(
     """
     stage = learner.stage
     settings, unit = getattr(config, stage), UNITS[stage]
-    folder = StageFolder(config.checkpoints_dir, stage)
+    folder = CheckpointManager(config.checkpoints_dir, stage)
     if found is not None:
         runtime.note(f"{stage}: goes on from {found.path}, made on {found.state['world_size']} rank(s)")
     with runtime.together():
@@ -76,11 +76,11 @@ def train_stage(
     for message in compile_kernels(runtime.device, learner.loss_func):
         runtime.note(message)
     tracking = TrackingCallback(tracker, unit, lambda before: tables_of(learner, store, config, before))
-    selection = Selection(settings, lambda: tracking.tables)
+    selection = ModelSelectionCallback(settings, lambda: tracking.tables)
     clock = clock or StageClock([1.0] * sum(phase.epochs for phase in settings.phases))
     learner.add_cbs([tracking, StageProgressCallback(runtime, unit, clock), TimingCallback(runtime), selection])
     runtime.renew_scaler()
-    state, begin = LearnerState(learner, runtime), START
+    state, begin = LearnerStateDict(learner, runtime), START
     if found is not None:
         tensors = found.tensors(runtime)
         with runtime.together():
@@ -88,7 +88,7 @@ def train_stage(
     show_first_batch(config, runtime, store, learner)
     warn_of_few_steps(learner, settings, runtime)
     with signals.when_ready() as stop:
-        writer = CheckpointWriter(folder, config.checkpoint.keep, found.path if found else None)
+        writer = AsyncCheckpointWriter(folder, config.checkpoint.keep, found.path if found else None)
         training_id = found.state["training_id"] if found else runtime.from_main(secrets.token_hex(8))
         facts = {"training_id": training_id, **_facts(config, runtime, store)}
         num_phases = len(settings.phases)
@@ -122,8 +122,12 @@ def warn_of_few_steps(learner: DistributedLearner, settings: LMConfig | Classifi
 
 
 def take_best(
-    selection: Selection, learner: DistributedLearner, state: LearnerState, folder: StageFolder, runtime: Runtime
-) -> Epoch | None:
+    selection: ModelSelectionCallback,
+    learner: DistributedLearner,
+    state: LearnerStateDict,
+    folder: CheckpointManager,
+    runtime: Runtime,
+) -> EpochResult | None:
     """Give the learner's model the weights of the best epoch; None where they are no longer on the disk. Collective."""
     best, stage = selection.best, learner.stage
     assert best is not None  # a recipe has an epoch
@@ -132,7 +136,7 @@ def take_best(
         try:
             verify(folder.at(best.step))
             model = read_tensors(folder.at(best.step))["model"]
-        except DamagedError as damaged:
+        except CorruptCheckpointError as damaged:
             error = f"{folder.at(best.step)} cannot be read ({damaged})"
     if (said := runtime.from_main(error)) is not None:
         runtime.print(f"warning: {said}: the model of {stage}'s last epoch is exported, not that of epoch {best.number}")

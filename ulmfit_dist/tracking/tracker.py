@@ -29,7 +29,7 @@ from ulmfit_dist.tracking.console import EpochTable, final_table
 from ulmfit_dist.tracking.jsonl import STAGES, MetricLog, is_epoch, metrics_of, row_after, row_number
 from ulmfit_dist.tracking.wandb_environment import mode_messages
 from ulmfit_dist.tracking.wandb_process import quiet_wandb, wandb_mode, warn
-from ulmfit_dist.tracking.wandb_run import Row, Table, WandbRun, where_offline
+from ulmfit_dist.tracking.wandb_run import Table, WandbRow, WandbRun, where_offline
 from ulmfit_dist.utils.environment import describe_environment
 
 
@@ -143,7 +143,7 @@ class Tracker:
         if is_epoch(line):
             self.runtime.print(self._table.row(line))
         if self._wandb is not None:
-            row = Row(row_number(line, self._first_row), metrics_of(line))
+            row = WandbRow(row_number(line, self._first_row), metrics_of(line))
             self._wandb.log(row, {f"{stage}/{name}": table for name, table in (tables or {}).items()})
 
     def finish_stage(
@@ -222,12 +222,12 @@ class Tracker:
             warning = f"{self._lock.lock_file} cannot be locked ({error.strerror}): let nobody else train here"
             print(f"warning: {warning}", file=sys.stderr, flush=True)
 
-    def _rows(self, stage: str) -> tuple[int, list[Row]]:
+    def _rows(self, stage: str) -> tuple[int, list[WandbRow]]:
         """The number of a stage's first row in W&B's history, and all rows that there are up to where the stage goes on."""
         first, rows = 0, []
         for each in STAGES:
             lines = self._metrics.read(each)
-            rows += [Row(row_number(line, first), metrics_of(line)) for line in lines]
+            rows += [WandbRow(row_number(line, first), metrics_of(line)) for line in lines]
             if each == stage:
                 break
             first = row_after(lines, first) + 1
@@ -242,7 +242,7 @@ class Tracker:
         note = self.folder / "wandb" / "run_id"
         return note.read_text(encoding="utf-8").strip() if note.is_file() else None
 
-    def _start_wandb(self, run_id: str | None, rows: list[Row]) -> None:
+    def _start_wandb(self, run_id: str | None, rows: list[WandbRow]) -> None:
         """Start W&B's run, or go on with it. Without W&B the next start may go on with it all the same."""
         mode, note = wandb_mode(self.config.tracking), self.folder / "wandb" / "run_id"
         if run_id is None:
@@ -268,7 +268,7 @@ class Tracker:
         wrong = tables["most_wrong"]
         columns = list(wrong[0]) if wrong else ["document"]
         table = Table(columns, [[entry[column] for column in columns] for entry in wrong])
-        self._wandb.log(Row(row, {}), {f"{stage}/most_wrong": table})
+        self._wandb.log(WandbRow(row, {}), {f"{stage}/most_wrong": table})
 
 
 def _flat_figures(prefix: str, figures: dict[str, Any]) -> dict[str, float]:

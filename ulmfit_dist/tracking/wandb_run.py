@@ -3,8 +3,8 @@
 W&B may be slow, away, or die: nothing here waits for it. A thread of its own makes all calls, in order; what goes wrong is a
 warning, and the run goes on. If the server cannot be reached, W&B writes its files for a later `wandb sync`.
 
-W&B's own step is the row of the run's history, and follows from what a line of metrics.jsonl is about (`Row`). So a start
-that goes on knows what W&B has: it sends what a killed one could not, and nothing twice.
+W&B's own step is the row of the run's history, and follows from what a line of metrics.jsonl is about (`WandbRow`). So a
+start that goes on knows what W&B has: it sends what a killed one could not, and nothing twice.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ MOST_LABELS = 50
 
 
 @dataclass(frozen=True)
-class Row:
+class WandbRow:
     """A row of W&B's history.
 
     Attributes:
@@ -76,7 +76,7 @@ class WandbRun:
     """
 
     def __init__(
-        self, config: Config, mode: str, facts: dict[str, Any], run_id: str | None = None, earlier: Sequence[Row] = ()
+        self, config: Config, mode: str, facts: dict[str, Any], run_id: str | None = None, earlier: Sequence[WandbRow] = ()
     ):
         self.config, self.facts, self._earlier = config, facts, earlier
         self._init_arguments = init_arguments(config, os.environ, run_id)
@@ -93,7 +93,7 @@ class WandbRun:
         self._thread = ThreadPoolExecutor(1, "wandb")
         self._later(self._start)
 
-    def log(self, row: Row, tables: dict[str, Table] | None = None) -> None:
+    def log(self, row: WandbRow, tables: dict[str, Table] | None = None) -> None:
         """A row of the history, unless W&B has it."""
         self._later(lambda: self._send(row, tables or {}))
 
@@ -103,7 +103,7 @@ class WandbRun:
 
     def log_confusion(self, row: int, name: str, labels: Sequence[str], counts_CC: Sequence[Sequence[int]]) -> None:
         """A confusion matrix, true classes by predicted ones, as W&B draws it."""
-        self._later(lambda: self._send(Row(row, {name: _confusion_chart(name, labels, counts_CC)}), {}))
+        self._later(lambda: self._send(WandbRow(row, {name: _confusion_chart(name, labels, counts_CC)}), {}))
 
     def save_model(self, name: str, folder: Path, facts: dict[str, Any], texts: dict[str, Any]) -> None:
         """Upload an exported model as an artifact made from a token store, of which W&B learns the facts alone."""
@@ -214,7 +214,7 @@ class WandbRun:
             return max((row.number + self._first_row for row in self._earlier), default=-1)
         return -1 if in_files is None else in_files
 
-    def _send(self, row: Row, tables: dict[str, Table]) -> None:
+    def _send(self, row: WandbRow, tables: dict[str, Table]) -> None:
         import wandb
 
         if (step := row.number + self._first_row) > self._known:

@@ -23,12 +23,12 @@ from fastai.text.models.core import SequentialRNN
 from torch import Tensor, nn
 
 from ulmfit_dist.config.schema import ClassifierConfig, LMConfig
-from ulmfit_dist.data.batches import Batches, MicroBatch
+from ulmfit_dist.data.batches import MicroBatch, RankLoader
 from ulmfit_dist.data.prefetch import moved_ahead
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.metrics.accumulators import Metrics
-from ulmfit_dist.models.dropout import Position
+from ulmfit_dist.models.dropout import DropoutContext
 from ulmfit_dist.models.fused_cross_entropy import ActivationRegularization
 from ulmfit_dist.models.networks import encoder_of
 from ulmfit_dist.training.callbacks.accelerate import AccelerateCallback
@@ -64,7 +64,7 @@ class DistributedLearner(TextLearner, metaclass=ABCMeta):
 
     model: SequentialRNN
     stage: str
-    position: Position
+    position: DropoutContext
     stage_epoch: int
     stage_step: int
     first_epoch: int
@@ -144,7 +144,7 @@ class DistributedLearner(TextLearner, metaclass=ABCMeta):
             found.draw(pyplot.subplots()[1])
         return namedtuple("SuggestedLRs", suggestions)(**suggestions)  # type: ignore[misc]
 
-    def validate(self, ds_idx: int = 1, dl: Batches | None = None, cbs: list[Callback] | None = None) -> dict[str, float]:
+    def validate(self, ds_idx: int = 1, dl: RankLoader | None = None, cbs: list[Callback] | None = None) -> dict[str, float]:
         """fastai's; returns the metrics by name, those of all ranks. Collective."""
         super().validate(ds_idx, dl, cbs)
         return self.valid_metrics
@@ -231,7 +231,7 @@ def _refused(name: str) -> UserError:
     )
 
 
-class StagePosition(Callback):
+class EpochCounter(Callback):
     """Counts epochs over all phases of a stage, and gives each its order of documents."""
 
     order = -20
@@ -248,7 +248,7 @@ class StagePosition(Callback):
         self.learn.position.step = None  # whoever goes on with the model must say where
 
 
-class Evaluation(Callback):
+class EvaluationCallback(Callback):
     """Metrics of a validation: set to zero before it, added up over the ranks after it."""
 
     order = -4
@@ -271,8 +271,8 @@ def build_learner(
     splitter: Callable,
     loss: Callable[[Tensor, Tensor], Tensor],
     metrics: Metrics,
-    train: Batches,
-    valid: Batches,
+    train: RankLoader,
+    valid: RankLoader,
     runtime: Runtime,
     seed: int,
 ) -> Stage:
@@ -297,9 +297,9 @@ def build_learner(
         default_cbs=False,
         cbs=[
             TrainEvalCallback(),
-            StagePosition(),
+            EpochCounter(),
             AccelerateCallback(runtime, train.share, settings.grad_clip),
-            Evaluation(metrics, runtime),
+            EvaluationCallback(metrics, runtime),
         ],
     )
     learner.stage, learner.position = stage, encoder_of(model).position

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ulmfit_dist.data.sources.base import Documents, Source
+from ulmfit_dist.data.sources.base import Source, TextDataset
 from ulmfit_dist.data.store_builder import text_hash
 
 ALL_DOCUMENTS = 300_000
@@ -128,7 +128,7 @@ def _first_length(source: Source) -> float:
     return sum(lengths) / max(len(lengths), 1)
 
 
-def _survey_split(documents: Documents, keep_every: int, read_every: float) -> SplitSurvey:
+def _survey_split(documents: TextDataset, keep_every: int, read_every: float) -> SplitSurvey:
     found = SplitSurvey(len(documents))
     hashes, words, characters = list[int](), list[int](), list[int]()
     for start in _starts(len(documents), read_every):

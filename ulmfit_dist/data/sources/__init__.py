@@ -1,6 +1,6 @@
 """Sources of texts: the documents of each split, whatever they are stored in.
 
-A source is opened, not read: `Documents.read(start, stop)` fetches a slice, so a rank reads only the shards that it
+A source is opened, not read: `TextDataset.read(start, stop)` fetches a slice, so a rank reads only the shards that it
 tokenizes. Opening checks all rows of CSV and JSON files, hashes the content, and finds which file is which split.
 """
 

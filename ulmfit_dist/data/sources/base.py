@@ -74,7 +74,7 @@ class ParsedRow:
     cell_lines: Sequence[str] = ()
 
 
-class Documents(Protocol):
+class TextDataset(Protocol):
     """One split of a source."""
 
     def __len__(self) -> int: ...
@@ -84,7 +84,7 @@ class Documents(Protocol):
         skip it. A label of None: the document has none."""
 
 
-class Items(Documents, Protocol):
+class Items(TextDataset, Protocol):
     """One split of a source as it lies on disk: what functions of the user's may be asked about."""
 
     def items(self, start: int, stop: int) -> Iterator[tuple[str, Any]]:
@@ -101,7 +101,7 @@ class Items(Documents, Protocol):
 class Subset:
     """Some documents of another source, in their order."""
 
-    documents: Documents
+    documents: TextDataset
     indices: np.ndarray
 
     def __len__(self) -> int:
@@ -124,7 +124,7 @@ class Source:
         notices: lines about what is not used, and what is odd.
     """
 
-    splits: dict[str, Documents]
+    splits: dict[str, TextDataset]
     identity: dict[str, Any]
     notices: list[str] = field(default_factory=list)
 

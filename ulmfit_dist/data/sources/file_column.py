@@ -10,7 +10,7 @@ import os
 from dataclasses import replace
 
 from ulmfit_dist.config.schema import DataConfig
-from ulmfit_dist.data.sources.base import Documents, Source, digest, existing_path
+from ulmfit_dist.data.sources.base import Source, TextDataset, digest, existing_path
 from ulmfit_dist.data.sources.content_cache import ContentCache
 from ulmfit_dist.data.sources.folder import FolderSource
 from ulmfit_dist.data.sources.table_source import open_table
@@ -27,7 +27,7 @@ def open_named_files(config: DataConfig, cache: ContentCache) -> Source:
     place = existing_path(config)
     folder = place.parent if place.is_file() else place
     table = open_table(replace(config, text=[config.text_file]), cache)
-    splits: dict[str, Documents] = {}
+    splits: dict[str, TextDataset] = {}
     contents = []
     for split, rows in table.splits.items():
         names, labels = rows.read(0, len(rows))

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ulmfit_dist.config.schema import SPLITS, DataConfig
-from ulmfit_dist.data.sources.base import Documents, Source, digest, existing_path
+from ulmfit_dist.data.sources.base import Source, TextDataset, digest, existing_path
 from ulmfit_dist.data.sources.cells import BadCell, clean_text
 from ulmfit_dist.data.sources.content_cache import ContentCache
 from ulmfit_dist.data.sources.folder_walk import walk
@@ -69,7 +69,7 @@ def open_folder(config: DataConfig, cache: ContentCache) -> Source:
     has_functions = config.get_label is not None or config.splitter is not None
     found = _named_folders(path, config, has_functions) if config.splits else _folders_by_name(path, has_functions)
     _check_disjoint(found.files)
-    splits: dict[str, Documents] = {}
+    splits: dict[str, TextDataset] = {}
     contents: list[Any] = []
     for split in SPLITS:
         if documents := found.files.get(split):

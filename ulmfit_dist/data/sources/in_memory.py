@@ -29,7 +29,7 @@ from ulmfit_dist.utils.imports import on_one_line
 ROWS_AT_ONCE = 10_000
 
 
-class Frame:
+class InMemorySource:
     """The columns that a config uses of texts given in Python, by split.
 
     Raises:

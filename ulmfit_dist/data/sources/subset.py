@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ulmfit_dist.data.sources.base import Documents, Source, Subset
+from ulmfit_dist.data.sources.base import Source, Subset, TextDataset
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.rng.counter_based import permutation
 
@@ -44,7 +44,7 @@ def limit_documents(source: Source, limit: int | None, seed: int) -> Source:
     """Return the source with at most `limit` documents of each split, drawn by seed; itself where the limit is None."""
     if limit is None:
         return source
-    splits: dict[str, Documents] = {}
+    splits: dict[str, TextDataset] = {}
     for split, documents in source.splits.items():
         drawn = permutation(len(documents), seed, "limit", split)[:limit]
         splits[split] = Subset(documents, np.sort(drawn))

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from ulmfit_dist.config.schema import SPLITS, DataConfig
-from ulmfit_dist.data.sources.base import Documents, ReadOptions, Source, existing_path
+from ulmfit_dist.data.sources.base import ReadOptions, Source, TextDataset, existing_path
 from ulmfit_dist.data.sources.content_cache import ContentCache
 from ulmfit_dist.data.sources.csv_format import read_csv_format
 from ulmfit_dist.data.sources.line_stream import LineStream
@@ -70,7 +70,7 @@ def make_split(files: Sequence[tuple[str, RowFile]], config: DataConfig, split: 
     )
 
 
-def cut_splits(splits: dict[str, TableSource], config: DataConfig) -> dict[str, Documents]:
+def cut_splits(splits: dict[str, TableSource], config: DataConfig) -> dict[str, TextDataset]:
     """Return the splits in order, cut by `data.valid_col` if there is one. Raises UserError."""
     if config.valid_col is not None:
         splits = cut_by_column(splits, config.valid_col)

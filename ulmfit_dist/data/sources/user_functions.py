@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ulmfit_dist.config.schema import SPLITS, DataConfig
-from ulmfit_dist.data.sources.base import Documents, Items, Source, digest
+from ulmfit_dist.data.sources.base import Items, Source, TextDataset, digest
 from ulmfit_dist.data.sources.cells import BadCell, label_name
 from ulmfit_dist.data.token_store import make_folder, write_bytes
 from ulmfit_dist.errors import UserError
@@ -28,7 +28,7 @@ ASKED_AT_ONCE = 1000
 
 
 @dataclass
-class Labelled:
+class RelabelledDataset:
     """Documents with the labels that a function gives them.
 
     Attributes:
@@ -76,7 +76,7 @@ def by_functions(source: Source, config: DataConfig) -> Source:
     function = import_path(config.get_label, "data.get_label")
     how = (function, config.get_label, config.label_delim, config.no_label)
     splits = {
-        split: documents if split == "unlabelled" else Labelled(documents, *how)  # type: ignore[arg-type]
+        split: documents if split == "unlabelled" else RelabelledDataset(documents, *how)  # type: ignore[arg-type]
         for split, documents in source.splits.items()
     }
     return Source(splits, {**source.identity, "get_label": identity_of(function, config.get_label)}, source.notices)
@@ -98,7 +98,7 @@ def _split(source: Source, config: DataConfig, path: str) -> Source:
     answers = np.fromfile(kept, np.uint8)
     if len(answers) != len(documents):
         raise UserError(f"{kept}: is not of these texts: delete it")
-    splits: dict[str, Documents] = {}
+    splits: dict[str, TextDataset] = {}
     for number, split in enumerate(SPLITS):
         if split in ("train", "valid") or (answers == number).any():
             splits[split] = documents.pick(np.flatnonzero(answers == number), labelled=split != "unlabelled")

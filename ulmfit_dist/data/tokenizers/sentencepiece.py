@@ -19,7 +19,7 @@ from fastcore.basics import compose
 
 from ulmfit_dist.config.schema import TokenizerConfig
 from ulmfit_dist.data.tokenizers.base import TOKENS_KEPT, Encoded, Rule, TextTokenizer, import_rule
-from ulmfit_dist.data.vocab import Numbers
+from ulmfit_dist.data.vocab import StringIndexer
 from ulmfit_dist.errors import UserError
 
 SAMPLE_CHARACTERS = 20_000_000
@@ -52,7 +52,7 @@ class SentencePieceTokenizer(TextTokenizer):
             self._processor.LoadFromSerializedProto(model)
         except RuntimeError as error:
             raise UserError(f"tokenizer.model: not a SentencePiece model ({error})") from None
-        self._ids = Numbers()
+        self._ids = StringIndexer()
 
     @property
     def tokens(self) -> list[str]:
@@ -60,14 +60,14 @@ class SentencePieceTokenizer(TextTokenizer):
 
     def encode(self, texts: Iterable[str]) -> Encoded:
         if len(self._ids) > TOKENS_KEPT:
-            self._ids = Numbers()
+            self._ids = StringIndexer()
         return self._encode(texts, self._ids)
 
     def encode_with_tokens(self, texts: Iterable[str]) -> tuple[Encoded, list[str]]:
-        ids = Numbers()
+        ids = StringIndexer()
         return self._encode(texts, ids), list(ids)
 
-    def _encode(self, texts: Iterable[str], numbers: Numbers) -> Encoded:
+    def _encode(self, texts: Iterable[str], numbers: StringIndexer) -> Encoded:
         """The texts as ids in `numbers`. SentencePiece itself keeps nothing of a call."""
         parted = [_SPECIAL.split(self._before(str(text))) for text in texts]  # text, special token, text, ...
         pieces = iter(self._processor.encode([part for parts in parted for part in parts[::2]], out_type=str, num_threads=1))

@@ -22,7 +22,7 @@ from ulmfit_dist.data.token_store import MODEL_FILE
 from ulmfit_dist.data.tokenizers.base import TOKENS_KEPT, Encoded, Rule, TextTokenizer, import_rule
 from ulmfit_dist.data.tokenizers.fast.chunk_cache import ChunkTokenizer
 from ulmfit_dist.data.tokenizers.sentencepiece import SentencePieceTokenizer
-from ulmfit_dist.data.vocab import Numbers
+from ulmfit_dist.data.vocab import StringIndexer
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.utils.imports import check_trust
 
@@ -74,7 +74,7 @@ class Tokenizer(TextTokenizer):
             return self.encode(texts), self.tokens
 
     def _start(self) -> None:
-        self._chunks, self._ids = None, Numbers()  # what was known goes before more is learned
+        self._chunks, self._ids = None, StringIndexer()  # what was known goes before more is learned
         self._spacy = _spacy_tokenizer(self.lang)
         if not self.rules and _is_spacys_own(self._spacy):
             self._chunks = ChunkTokenizer(self._spacy, self._ids)

@@ -18,7 +18,7 @@ from fastai.optimizer import Optimizer
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from ulmfit_dist.data.batches import Share
+from ulmfit_dist.data.batches import BatchShard
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.distributed.tree_reduce import PairwiseGradients
 from ulmfit_dist.training.gradient_exchange import GradientExchange
@@ -41,7 +41,7 @@ class AccelerateCallback(Callback):
 
     order = -5  # after fastai's TrainEvalCallback has moved the model to its device
 
-    def __init__(self, runtime: Runtime, share: Share, grad_clip: float | None = None):
+    def __init__(self, runtime: Runtime, share: BatchShard, grad_clip: float | None = None):
         self.runtime, self.accelerator, self.share, self.grad_clip = runtime, runtime.accelerator, share, grad_clip
         self.bytes_of_a_step = 0  # that DDP exchanges
         self.scale = 1 if share.exact else runtime.world_size  # DDP divides the sum by the number of ranks

@@ -35,7 +35,7 @@ METHODS: dict[str, Callable[..., Any]] = {
 
 
 @dataclass(frozen=True)
-class RateRange:
+class LRFinderResult:
     """What a range test has found, a value per step.
 
     Attributes:
@@ -128,7 +128,7 @@ def range_test(
     num_steps: int = 100,
     spread: float = 1.0,
     stop_diverged: bool = True,
-) -> RateRange:
+) -> LRFinderResult:
     """Train with ever higher rates, then put the learner back to where it was. Collective.
 
     Args:
@@ -140,7 +140,7 @@ def range_test(
     with unchanged(learner), learner.added_cbs(callback):
         learner.fit(num_steps // len(learner.dls.train) + 1)
     runtime.renew_scaler()
-    return RateRange(callback.rates, callback.losses, callback.smoothed, num_steps)
+    return LRFinderResult(callback.rates, callback.losses, callback.smoothed, num_steps)
 
 
 @contextmanager
@@ -163,7 +163,7 @@ def unchanged(learner: Any) -> Iterator[None]:
             setattr(learner, name, value)
 
 
-def suggested(methods: Callable[..., Any] | Sequence[Callable[..., Any]], found: RateRange) -> dict[str, float]:
+def suggested(methods: Callable[..., Any] | Sequence[Callable[..., Any]], found: LRFinderResult) -> dict[str, float]:
     """A rate by each of some methods of fastai's, by the method's name."""
     in_a_list = [methods] if callable(methods) else list(methods)
     return {getattr(method, "func", method).__name__: found.suggest(method) for method in in_a_list}

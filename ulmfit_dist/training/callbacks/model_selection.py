@@ -17,7 +17,7 @@ from ulmfit_dist.config.schema import ClassifierConfig, LMConfig
 
 
 @dataclass(frozen=True)
-class Epoch:
+class EpochResult:
     """An epoch and what its validation has found.
 
     Attributes:
@@ -35,7 +35,7 @@ class Epoch:
     tables: dict[str, Any]
 
 
-class Selection(Callback):
+class ModelSelectionCallback(Callback):
     """Remembers the best epoch, and stops when there was none better for some epochs.
 
     Of equally good epochs the last is exported, as it is the one whose checkpoint is kept; for patience they are no better.
@@ -53,14 +53,16 @@ class Selection(Callback):
 
     def __init__(self, settings: LMConfig | ClassifierConfig, tables: Callable[[], dict[str, Any]]):
         self.patience, self.tables = settings.early_stopping, tables
-        self.best: Epoch | None = None
+        self.best: EpochResult | None = None
         self.waited = 0
 
     def after_epoch(self) -> None:
         learn = self.learn
         self.waited = 0 if self.best is None or learn.score > self.best.score else self.waited + 1
         if self.best is None or learn.score >= self.best.score:
-            self.best = Epoch(learn.stage_epoch, learn.stage_step, learn.score, dict(learn.valid_metrics), self.tables())
+            self.best = EpochResult(
+                learn.stage_epoch, learn.stage_step, learn.score, dict(learn.valid_metrics), self.tables()
+            )
         if self.patience is not None:
             runtime = learn.accelerate.runtime
             learn.is_stopped = runtime.from_main(self.waited >= self.patience)
@@ -75,5 +77,5 @@ class Selection(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there."""
-        self.best = None if state["best"] is None else Epoch(**state["best"])
+        self.best = None if state["best"] is None else EpochResult(**state["best"])
         self.waited = int(state["waited"])

@@ -27,10 +27,10 @@ import pyarrow.compute as pc
 from fastai.text import core
 from fastai.text.core import BOS, TK_MAJ, TK_UP
 
-from ulmfit_dist.data.tokenizers.fast.lexicon import Lexicon
-from ulmfit_dist.data.tokenizers.fast.ragged import Growing, Ragged, take_rows
+from ulmfit_dist.data.tokenizers.fast.lexicon import WordTokenCache
+from ulmfit_dist.data.tokenizers.fast.ragged import GrowableArray, RaggedArray, take_rows
 from ulmfit_dist.data.tokenizers.fast.whitespace import space_out
-from ulmfit_dist.data.vocab import Numbers
+from ulmfit_dist.data.vocab import StringIndexer
 
 _CAPITALS = (TK_MAJ, TK_UP)
 _STEMS = re.compile(r"^ ?(\w*)", re.MULTILINE)
@@ -48,14 +48,18 @@ class ChunkTokenizer:
         ids: the ids of tokens.
     """
 
-    def __init__(self, tokenizer: Any, ids: Numbers):
+    def __init__(self, tokenizer: Any, ids: StringIndexer):
         self.tokenizer, self.ids = tokenizer, ids
-        self.lexicon = Lexicon(tokenizer, ids)
+        self.lexicon = WordTokenCache(tokenizer, ids)
         self._pairs = {tuple(ids.of(pair).tolist()) for pair in self.lexicon.special_cases.pairs}
         self._capitals = dict(zip(_CAPITALS, ids.of(_CAPITALS).tolist(), strict=True))
-        self._chunks = Numbers()
-        self._ids_of_chunks, self._facts = Ragged(np.uint32), Growing(np.uint8)
-        self._first_word, self._last_word, self._stem = Growing(np.int64), Growing(np.int64), Growing(np.int64)
+        self._chunks = StringIndexer()
+        self._ids_of_chunks, self._facts = RaggedArray(np.uint32), GrowableArray(np.uint8)
+        self._first_word, self._last_word, self._stem = (
+            GrowableArray(np.int64),
+            GrowableArray(np.int64),
+            GrowableArray(np.int64),
+        )
         self._edges: dict[int, tuple[int, int]] = {}
 
     def is_full(self, num_chunks: int) -> bool:
