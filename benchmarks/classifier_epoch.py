@@ -26,7 +26,7 @@ from ulmfit_dist.config.schema import Config, RuntimeConfig
 from ulmfit_dist.data.splits import DocumentSplits, split_documents
 from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.distributed.runtime import Runtime
-from ulmfit_dist.models.bundle import save_exported
+from ulmfit_dist.models.bundle import save_bundle
 from ulmfit_dist.models.networks import build_language_model, encoder_of
 from ulmfit_dist.rng.counter_based import seed_torch
 from ulmfit_dist.stages.classifier import classifier_learner
@@ -51,7 +51,7 @@ def ours(case: str, precision: str) -> Measured:
     with tempfile.TemporaryDirectory() as folder:
         config = replace(config, runs_dir=folder)
         training = {"data_fingerprint": store.fingerprint}
-        save_exported(config.run_dir / "lm", untrained(config, store), config, store, labels=None, training=training)
+        save_bundle(config.run_dir / "lm", untrained(config, store), config, store, labels=None, training=training)
         learner = classifier_learner(config, runtime, store)
     chosen = (documents.classifier_train, documents.classifier_valid)
     for batches, indices in zip(learner.dls.loaders, chosen, strict=True):

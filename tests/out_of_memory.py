@@ -162,10 +162,13 @@ class Outcomes:
         try:
             found = trained(stage, self.store, self.runtime, failures, **settings)
         except UserError as error:
-            return {"errors": self.runtime.gather(str(error))}
+            return {"errors": self.runtime.all_gather_object(str(error))}
         size = self.runtime.micro_batch_size
         expected = self._reference(stage, **{**settings, "micro_batch_size": size})
-        return {"sizes": self.runtime.gather(size), "differences": self.runtime.gather(difference(found, expected))}
+        return {
+            "sizes": self.runtime.all_gather_object(size),
+            "differences": self.runtime.all_gather_object(difference(found, expected)),
+        }
 
     def _reference(self, stage: str, **settings: Any) -> dict[str, Tensor]:
         key = f"{stage} {settings}"
@@ -177,7 +180,7 @@ class Outcomes:
 if __name__ == "__main__":
     with Runtime(config_of().runtime) as shared_runtime:
         shared_runtime.accelerator.ddp_handler.bucket_cap_mb = 0.001  # many buckets, of which some have been exchanged
-        with shared_runtime.together():
+        with shared_runtime.fail_together():
             if shared_runtime.is_main:
                 make_texts(Path(sys.argv[1]))
         outcomes = Outcomes(TokenStore(Path(sys.argv[1])), shared_runtime)

@@ -10,10 +10,10 @@ from fastcore.foundation import L
 from stores import make_store
 
 from ulmfit_dist.config.schema import RuntimeConfig
-from ulmfit_dist.data.batches import IGNORED, BatchShard, share_of_rank
+from ulmfit_dist.data.batches import IGNORED, BatchShard, make_batch_shard
 from ulmfit_dist.data.classifier_loader import ClassifierLoader, pad_chunks
 from ulmfit_dist.data.lm_loader import STEPS_READ, LMLoader
-from ulmfit_dist.data.prefetch import moved_ahead
+from ulmfit_dist.data.prefetch import prefetch_to_device
 from ulmfit_dist.data.token_store import TokenStore, shard_stem
 from ulmfit_dist.data.vocab import PAD_ID
 from ulmfit_dist.errors import UserError
@@ -33,7 +33,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
 
 
 def share(rank: int = 0, world_size: int = 1, micro: int | None = None, virtual: int | None = None) -> BatchShard:
-    return share_of_rank(rank, world_size, RuntimeConfig(micro_batch_size=micro, virtual_ranks=virtual))
+    return make_batch_shard(rank, world_size, RuntimeConfig(micro_batch_size=micro, virtual_ranks=virtual))
 
 
 def lm_batches(store: TokenStore, *ranks: int | None, seed: int | None = 1) -> LMLoader:
@@ -302,7 +302,7 @@ DEVICES = ["cpu", "meta", *(["cuda"] if torch.cuda.is_available() else [])]
 def test_a_step_is_sent_to_a_gpu_ahead_of_the_one_that_is_used(store: TokenStore, device: torch.device):
     loader, taken = classifier_batches(store, 0, 1, 3), []
     steps = (taken.append(step) or batches for step, batches in enumerate(loader))
-    for step, moved in enumerate(moved_ahead(steps, device)):
+    for step, moved in enumerate(prefetch_to_device(steps, device)):
         assert len(taken) == (step + 1 if device.type == "cpu" else min(step + 2, len(loader)))
         for there, here in zip(moved, loader.step(step), strict=True):
             assert there.x.device.type == there.y.device.type == device.type

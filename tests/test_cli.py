@@ -10,7 +10,7 @@ from conftest import LEARNING, TINY, TOPICS, command, command_here, make_folder,
 
 from ulmfit_dist.cli.main import main
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.models.bundle import load_encoder, read_exported
+from ulmfit_dist.models.bundle import load_encoder, read_bundle
 from ulmfit_dist.models.networks import build_classifier, encoder_of
 
 
@@ -150,7 +150,7 @@ def test_an_encoder_of_another_vocabulary_is_refused(run_dirs: dict[str, Path], 
     (tmp_path / "other" / "lm").symlink_to(run_dirs["one"] / "lm")
     words = ["classifier", recipe, *TINY, f"data.path={place / 'good'}", f"data.cache={place}/cache", "name=other"]
     refused([*words, "tokenizer.min_freq=9", f"runs_dir={tmp_path}"], "was trained with another tokenizer.min_freq")
-    exported = read_exported(run_dirs["one"] / "lm")
+    exported = read_bundle(run_dirs["one"] / "lm")
     model = build_classifier(len(exported.vocab), 3, exported.config.model, exported.config.classifier)
     with pytest.raises(UserError, match=r"its vocabulary .* is not that of the texts"):
         load_encoder(encoder_of(model), exported, [*exported.vocab[:-1], "another"], exported.config.model)

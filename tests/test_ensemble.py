@@ -22,7 +22,7 @@ from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.inference.answers import compute_answers
 from ulmfit_dist.inference.temperature import BOUNDS, fit_temperature, scale_answers
-from ulmfit_dist.models.bundle import read_exported
+from ulmfit_dist.models.bundle import read_bundle
 from ulmfit_dist.stages import evaluate as evaluate_module
 from ulmfit_dist.stages import evaluate_ensemble as ensemble_module
 from ulmfit_dist.stages import evaluate_texts as evaluate_data_module
@@ -187,7 +187,7 @@ def at_temperature(p_NC: np.ndarray, temperature: float) -> np.ndarray:
 
 
 def answers_of_run(run: Path, store: TokenStore, documents_N: np.ndarray, runtime: Runtime) -> np.ndarray:
-    return compute_answers(read_exported(run / "classifier"), store, documents_N, runtime).numpy()
+    return compute_answers(read_bundle(run / "classifier"), store, documents_N, runtime).numpy()
 
 
 def test_the_baseline_is_a_member_at_temperatures_fitted_to_valid(
@@ -198,7 +198,7 @@ def test_the_baseline_is_a_member_at_temperatures_fitted_to_valid(
     store.labels[:] = np.where(
         np.arange(80) % 3 == 0, said_2N[0], np.where(np.arange(80) % 3 == 1, said_2N[1], store.labels)
     )
-    documents, config = by_split(store), read_exported(runs[0] / "classifier").config
+    documents, config = by_split(store), read_bundle(runs[0] / "classifier").config
     _, facts, linear, _ = baseline_answers(config, runtime, store)
     answers = [{side: answers_of_run(run, store, part, runtime) for side, part in documents.items()} for run in runs[:2]]
     answers.append(linear)

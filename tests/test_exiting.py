@@ -200,7 +200,7 @@ from ulmfit_dist.distributed.runtime import Runtime
 
 keeps_group = os.environ["RANK"] == "0"
 runtime = Runtime(RuntimeConfig(precision="no"), keeps_group=keeps_group)
-runtime.gather("an object")
+runtime.all_gather_object("an object")
 count_threads()
 if keeps_group:
     with runtime:

@@ -26,9 +26,13 @@ class Fit:
     def __init__(self, is_late: bool):
         self.lines: list[dict[str, Any]] = []
         runtime = SimpleNamespace(
-            device=CPU, world_size=1, rank=0, is_main=True, bytes_given=0, micro_batch_size=None, laps=StepTimer(CPU)
+            device=CPU, world_size=1, rank=0, is_main=True, bytes_given=0, micro_batch_size=None, step_timer=StepTimer(CPU)
         )
-        runtime.gather, runtime.from_main, runtime.sum = (lambda item: [item]), (lambda item: item), (lambda values: values)
+        runtime.all_gather_object, runtime.broadcast_object, runtime.all_reduce_sum = (
+            (lambda item: [item]),
+            (lambda item: item),
+            (lambda values: values),
+        )
         config = SimpleNamespace(tracking=SimpleNamespace(log_every=LOG_EVERY, log_text=True))
         tracker = SimpleNamespace(config=config, runtime=runtime, log=self._log)
         self.weight = torch.nn.Parameter(torch.zeros(2))
@@ -46,7 +50,7 @@ class Fit:
         self.tracking = TrackingCallback(tracker, "tokens", lambda before: before)  # type: ignore[arg-type]
         self.tracking.learn, self.tracking.is_late = self.learn, is_late
         self.tracking.progress = SimpleNamespace(advance=lambda: None, __exit__=lambda *args: None)  # type: ignore[assignment]
-        runtime.laps.start()
+        runtime.step_timer.start()
 
     def _log(self, stage: str, position: dict, metrics: dict, tables: dict | None = None) -> None:
         self.lines.append({"stage": stage, **position, **metrics})
@@ -65,7 +69,7 @@ class Fit:
     def end(self) -> list[dict[str, Any]]:
         """End the epoch; returns all lines without what is measured by a clock."""
         self.tracking.after_train()
-        self.tracking.runtime.laps.stop()
+        self.tracking.runtime.step_timer.stop()
         self.tracking.after_epoch()
         return without_times(self.lines)
 
@@ -121,7 +125,7 @@ def test_an_epoch_has_the_time_of_all_its_steps_whoever_reads_it_when(monkeypatc
     for number in range(5):
         now[0] += 1.0
         fit.step(number)
-        fit.tracking.runtime.laps.end("optimizer")
+        fit.tracking.runtime.step_timer.end("optimizer")
         if number == 2:
             fit.tracking.state_dict()
     fit.end()
@@ -165,15 +169,15 @@ def test_a_vote_reads_on_a_gpu_what_the_last_vote_has_launched(device: str, foun
 def test_laps_are_read_later_and_a_lap_whose_purpose_is_open_is_left_to_the_next(monkeypatch: pytest.MonkeyPatch):
     now = [0.0]
     monkeypatch.setattr("ulmfit_dist.distributed.step_timer.time.perf_counter", lambda: now[0])
-    laps = StepTimer(CPU)
-    laps.start()
+    timer = StepTimer(CPU)
+    timer.start()
     for seconds, part in ((1, "data"), (2, None), (4, "communication")):
         now[0] += seconds
-        laps.end(part)
-    first = laps.take()
+        timer.end(part)
+    first = timer.take()
     now[0] += 8
-    laps.end("forward")
-    second = laps.take()
+    timer.end("forward")
+    second = timer.take()
     assert second.read().parts == dict.fromkeys(PARTS, 0.0) | {"communication": 4.0, "forward": 10.0}
     assert first.read().parts == dict.fromkeys(PARTS, 0.0) | {"data": 1.0}
     assert (first.read().training, second.read().training) == (1.0, 14.0)

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from stores import make_store
 
 from ulmfit_dist.config.schema import ClassifierConfig, Config, DataConfig, LMConfig, RuntimeConfig
-from ulmfit_dist.data.batches import BatchShard, share_of_rank
+from ulmfit_dist.data.batches import BatchShard, make_batch_shard
 from ulmfit_dist.distributed.launch_settings import (
     Launcher,
     LaunchSettings,
@@ -168,7 +168,7 @@ def micro_batches(steps: int, batch: int, world_size: int = 1, virtual_ranks: in
     """Sizes of the micro-batches of each rank."""
     found = []
     for rank in range(world_size):
-        share = share_of_rank(rank, world_size, RuntimeConfig(virtual_ranks=virtual_ranks))
+        share = make_batch_shard(rank, world_size, RuntimeConfig(virtual_ranks=virtual_ranks))
         share = share.in_steps(Named(steps, f"--gradient_accumulation_steps {steps}"), batch, "lm.global_batch_size")
         rows = batch // share.num_virtual_ranks
         found.append([len(piece) for _ in share.virtual_ranks for piece in share.cut(range(rows), batch)])

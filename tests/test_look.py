@@ -13,7 +13,7 @@ from ulmfit_dist import load_config, prepare, show_batch, show_results
 from ulmfit_dist.config.schema import Config
 from ulmfit_dist.data.tokenizers.spec_tokens import readable
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.models.bundle import save_exported
+from ulmfit_dist.models.bundle import save_bundle
 from ulmfit_dist.models.networks import build_classifier, build_language_model
 from ulmfit_dist.utils.text_table import TextTable
 
@@ -35,9 +35,9 @@ def run(config: Config) -> Path:
     store = prepare(config)
     training = {"data_fingerprint": store.fingerprint}
     model = build_language_model(len(store.vocab), config.model, config.lm)
-    save_exported(config.run_dir / "lm", model, config, store, None, training)
+    save_bundle(config.run_dir / "lm", model, config, store, None, training)
     model = build_classifier(len(store.vocab), len(store.label_names), config.model, config.classifier)
-    save_exported(config.run_dir / "classifier", model, config, store, store.label_names, training)
+    save_bundle(config.run_dir / "classifier", model, config, store, store.label_names, training)
     return config.run_dir
 
 

@@ -156,7 +156,7 @@ def test_its_state_is_part_of_a_checkpoint(arch: str, names: set[str], words: li
     learn.pct_train = 0.1
     for step in range(2):
         for batch in learn.dls.train.step(step):
-            learn.move_to(batch.rows)
+            learn.set_dropout_context(batch.rows)
             learn.model.eval()(batch.x)
     runtime = Runtime(config.runtime)
     position = RecipePosition(phase=0, epoch=0, step=2, stage_step=2)

@@ -21,7 +21,7 @@ from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.inference import predictor as predict_module
 from ulmfit_dist.inference.predictor import TextClassifier, token_batches
-from ulmfit_dist.models.bundle import save_exported
+from ulmfit_dist.models.bundle import save_bundle
 from ulmfit_dist.stages import evaluate as evaluate_module
 from ulmfit_dist.stages.classifier import classifier_learner
 from ulmfit_dist.stages.evaluate import evaluate
@@ -193,7 +193,7 @@ def test_evaluate_computes_what_validation_does_in_bf16(runtime: Runtime, tmp_pa
     for stage, build, labels in (("lm", lm_learner, None), ("classifier", classifier_learner, store.label_names)):
         learner = build(config, runtime, store)
         run_phases(learner, (config.lm if stage == "lm" else config.classifier).phases)
-        save_exported(config.run_dir / stage, learner.model, config, store, labels, {"data_fingerprint": "x"})
+        save_bundle(config.run_dir / stage, learner.model, config, store, labels, {"data_fingerprint": "x"})
         expected[stage] = learner.valid_metrics
     monkeypatch.setattr(evaluate_module, "prepare", lambda config, runtime: store)
     found = evaluate(config.run_dir, runtime)

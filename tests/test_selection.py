@@ -24,7 +24,7 @@ def after(scores: list[float], patience: int | None = None, halfway: bool = Fals
             selection = ModelSelectionCallback(ClassifierConfig(early_stopping=patience), selection.tables)
             selection.load_state_dict(state)
         place = {"stage": "lm", "stage_epoch": number, "stage_step": 10 * number}
-        runtime = SimpleNamespace(from_main=lambda value: value, print=lambda words: None)
+        runtime = SimpleNamespace(broadcast_object=lambda value: value, print=lambda words: None)
         selection.learn = SimpleNamespace(score=score, valid_metrics={}, is_stopped=False, **place)
         selection.learn.accelerate = SimpleNamespace(runtime=runtime)
         selection.after_epoch()

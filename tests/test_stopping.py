@@ -96,14 +96,14 @@ class Ranks:
     """Rank 0 and two others, watching each other over loopback, and what each was told when it did not end by itself."""
 
     def __init__(self) -> None:
-        door, port, secret = heartbeat.open_door(all_here=True)
+        door, port, secret = heartbeat.open_listener(all_here=True)
         address = ("127.0.0.1", port, secret, "rank 0")
         main = threading.Thread(target=lambda: self.of.update({0: heartbeat.watch_from_main(door, address, 3)}))
         self.of: dict[int, HeartbeatMonitor] = {}
         self.told: dict[int, str] = {}
         main.start()
         for rank in (1, 2):
-            self.of[rank] = heartbeat.watch_from(f"rank {rank}", address)
+            self.of[rank] = heartbeat.connect(f"rank {rank}", address)
         main.join()
         for rank, member in self.of.items():
             member.give_up = lambda message, rank=rank: self.told.update({rank: message})
@@ -143,14 +143,14 @@ def test_ranks_that_leave_in_order_are_not_missed(ranks: Ranks, order: tuple[int
 
 
 def test_nobody_without_the_secret_is_let_in():
-    door, port, secret = heartbeat.open_door(all_here=True)
+    door, port, secret = heartbeat.open_listener(all_here=True)
     address = ("127.0.0.1", port, secret, "rank 0")
     with socket.create_connection(("127.0.0.1", port)) as stranger:
         stranger.sendall(b'{"who": "rank 1", "secret": "guessed"}\n')
         found: list[HeartbeatMonitor] = []
         main = threading.Thread(target=lambda: found.append(heartbeat.watch_from_main(door, address, 2)))
         main.start()
-        other = heartbeat.watch_from("rank 1", address)
+        other = heartbeat.connect("rank 1", address)
         main.join(5)
         assert [*found[0].peers.values()] == ["rank 1"]
         other.leave()

@@ -25,7 +25,7 @@ from ulmfit_dist.data.batches import MicroBatch
 from ulmfit_dist.data.targets import Targets, check_targets, read_targets
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.metrics.objective import binary_cross_entropy, make_loss, make_metrics, squared_error
+from ulmfit_dist.metrics.objective import binary_cross_entropy, build_objective_loss, build_objective_metrics, squared_error
 
 MULTI, NUMBER = ClassifierConfig(target="multicategory"), ClassifierConfig(target="regression")
 B, C = 37, 4
@@ -85,7 +85,7 @@ def test_settings_that_cannot_be_meant_are_named(words: list[str], message: str)
 
 def measured(targets: Targets, settings: ClassifierConfig, outputs: torch.Tensor, y: torch.Tensor) -> dict[str, float]:
     """The metrics of documents in two uneven batches."""
-    metrics = make_metrics(targets, settings)
+    metrics = build_objective_metrics(targets, settings)
     metrics.reset(torch.device("cpu"))
     for rows in (range(30), range(30, B)):
         part = slice(rows.start, rows.stop)
@@ -124,9 +124,9 @@ def test_metrics_of_numbers_are_fastais():
 def test_the_losses_are_fastais():
     outputs, y = torch.randn(B, C), (torch.rand(B, C) > 0.6).float()
     several, number = Targets("multicategory", [*"abcd"], torch.zeros(1, C)), Targets("regression", [], torch.zeros(1))
-    found = make_loss(MULTI, several, np.zeros(1))(outputs, y)
+    found = build_objective_loss(MULTI, several, np.zeros(1))(outputs, y)
     torch.testing.assert_close(found, BCEWithLogitsLossFlat()(outputs, y))
-    found = make_loss(NUMBER, number, np.zeros(1))(outputs[:, :1], y[:, 0])
+    found = build_objective_loss(NUMBER, number, np.zeros(1))(outputs[:, :1], y[:, 0])
     torch.testing.assert_close(found, MSELossFlat()(outputs[:, :1], y[:, 0]))
 
 

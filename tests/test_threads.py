@@ -27,7 +27,7 @@ from ulmfit_dist.data.tokenizers.fast.chunk_cache import ChunkTokenizer
 from ulmfit_dist.data.tokenizers.sentencepiece import SentencePieceTokenizer, make_model
 from ulmfit_dist.data.tokenizers.word import Tokenizer
 from ulmfit_dist.inference.per_call import for_one_call
-from ulmfit_dist.models.bundle import save_exported
+from ulmfit_dist.models.bundle import save_bundle
 from ulmfit_dist.models.networks import build_language_model, encoder_of
 from ulmfit_dist.rng.counter_based import seed_torch
 
@@ -68,7 +68,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(3)
-    save_exported(folder / "run" / "lm", model, config, store, None, {"data_fingerprint": "x"})
+    save_bundle(folder / "run" / "lm", model, config, store, None, {"data_fingerprint": "x"})
     return folder / "run"
 
 

@@ -98,7 +98,7 @@ def test_a_batch_that_leaves_an_epoch_hardly_a_step_is_warned_of(capsys: pytest.
 
 
 def test_an_error_leaves_together_as_it_is_on_one_process():
-    with pytest.raises(UserError, match="this"), Runtime(RuntimeConfig(precision="no")).together():
+    with pytest.raises(UserError, match="this"), Runtime(RuntimeConfig(precision="no")).fail_together():
         raise UserError("this")
 
 

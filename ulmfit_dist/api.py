@@ -33,7 +33,7 @@ from ulmfit_dist.stages.cross_validate import cross_validate as cross_validate_f
 from ulmfit_dist.stages.evaluate_ensemble import Ensemble
 from ulmfit_dist.stages.lm import lm_learner as stage_lm_learner
 from ulmfit_dist.stages.lr_find import find_learning_rate as find_learning_rate_of
-from ulmfit_dist.stages.notebook import by_hand
+from ulmfit_dist.stages.notebook import prepare_for_notebook
 from ulmfit_dist.stages.prepare import prepare as prepare_stage
 from ulmfit_dist.stages.run import run_stage
 from ulmfit_dist.stages.show_results import batch_tables, result_tables
@@ -166,22 +166,22 @@ def lm_learner(config: Config, texts: Any = None) -> LMLearner:
     """
     runtime, config, store = _lasting(config, texts)
     fetch(config.model.pretrained, runtime)
-    with runtime.together():
+    with runtime.fail_together():
         learner = stage_lm_learner(config, runtime, store)
-    return by_hand(learner, config, store, runtime)
+    return prepare_for_notebook(learner, config, store, runtime)
 
 
 def classifier_learner(config: Config, texts: Any = None) -> ClassifierLearner:
     """As `lm_learner`, for the classifier. Its encoder is the run's language model; where there is none, `load_encoder`."""
     runtime, config, store = _lasting(config, texts)
     fetch(config.encoder_source, runtime)
-    with runtime.together():
+    with runtime.fail_together():
         learner = stage_classifier_learner(config, runtime, store, needs_encoder=False)
     if config.encoder_source is None and not (config.run_dir / "lm").is_dir():
         runtime.print(
             f"no language model in {config.run_dir / 'lm'}: the encoder is a fresh one; load_encoder gives it another"
         )
-    return by_hand(learner, config, store, runtime)
+    return prepare_for_notebook(learner, config, store, runtime)
 
 
 def load_classifier(folder: str | Path, device: torch.device | str = "cpu", trust_rules: bool = False) -> TextClassifier:
@@ -226,7 +226,7 @@ def _call(config: Config, run_dir: Path | None = None) -> Runtime:
 def _lasting(config: Config, texts: Any) -> tuple[Runtime, Config, TokenStore]:
     """What a learner holds on to until the process ends."""
     runtime = Runtime(config.runtime)
-    runtime.leave_at_end()
+    runtime.register_shutdown()
     config = _given(config, texts, runtime)
     return runtime, config, prepare_stage(config, runtime)
 
@@ -236,12 +236,12 @@ def _given(config: Config, texts: Any, runtime: Runtime) -> Config:
     if texts is None:
         return config
     name = ""
-    with runtime.together():
+    with runtime.fail_together():
         frame = InMemorySource(texts, config.data)
         name = frame.digest()
-    names = runtime.gather(name)
+    names = runtime.all_gather_object(name)
     kept = kept_as(config, name)
-    with runtime.together():
+    with runtime.fail_together():
         for rank, other in enumerate(names):
             if other != names[0]:
                 raise UserError(f"texts: rank {rank} has other texts than rank 0: give the same on every rank")

@@ -36,9 +36,9 @@ class ResumableInterrupt(BaseException):
 Error = TypeVar("Error", bound=BaseException)
 
 
-def shared(error: Error) -> Error:
+def mark_collective(error: Error) -> Error:
     """Mark an error that all ranks raise at once, so that none is taken for a rank that failed alone."""
-    error.shared = True  # type: ignore[attr-defined]
+    error.is_collective = True  # type: ignore[attr-defined]
     return error
 
 

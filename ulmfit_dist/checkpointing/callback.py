@@ -20,7 +20,7 @@ from ulmfit_dist.checkpointing.manager import Checkpoint
 from ulmfit_dist.config.schema import CheckpointConfig
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.distributed.signals import ShutdownRequest
-from ulmfit_dist.errors import ResumableInterrupt, UserError, shared
+from ulmfit_dist.errors import ResumableInterrupt, UserError, mark_collective
 from ulmfit_dist.tracking.tracker import Tracker
 from ulmfit_dist.training.train_state import RecipePosition
 from ulmfit_dist.utils.host_copy import HostCopy
@@ -88,7 +88,7 @@ class CheckpointCallback(Callback):
 
     def after_train(self) -> None:
         self._send_losses()
-        self._refuse_bad_losses(self.runtime.gather(self._vote()))  # before a validation that would be in vain
+        self._refuse_bad_losses(self.runtime.all_gather_object(self._vote()))  # before a validation that would be in vain
 
     def before_validate(self) -> None:
         self._vote_next()
@@ -100,7 +100,7 @@ class CheckpointCallback(Callback):
             self.reached = RecipePosition(learn.phase, learn.epoch, learn.iter + 1, learn.stage_step)
         self.steps += 1
         if self.steps == self.vote_after:
-            self._act_on(self.runtime.gather(self._vote()))
+            self._act_on(self.runtime.all_gather_object(self._vote()))
         every_steps = self.settings.every_steps
         if self.training and every_steps and learn.stage_step % every_steps == 0:
             self.save()
@@ -113,20 +113,20 @@ class CheckpointCallback(Callback):
             phase, epoch = self.num_phases, 0
         self.reached = RecipePosition(phase, epoch, 0, learn.stage_step)
         self.save(learn.score)
-        self._stop_if_asked(self.runtime.gather(self._vote()))
+        self._stop_if_asked(self.runtime.all_gather_object(self._vote()))
 
     def finish(self) -> None:
         """After the last phase: come back when its checkpoint is on the disk, or stop if that was asked for meanwhile."""
         self.reached = replace(self.reached, phase=self.num_phases, epoch=0, step=0)  # whichever way the last fit has ended
         self.save()
         self.writer.wait()
-        self._stop_if_asked(self.runtime.gather(self._vote()))
+        self._stop_if_asked(self.runtime.all_gather_object(self._vote()))
 
     def save(self, score: float | None = None) -> None:
         """Save where training stands, unless that is saved already. Collective; the disk's part goes on behind."""
         if self.saved == self.reached:
             return
-        with self.runtime.laps.checkpoint():
+        with self.runtime.step_timer.checkpoint():
             self._save(score)
 
     def _vote_next(self) -> None:
@@ -187,9 +187,9 @@ class CheckpointCallback(Callback):
             return
         self.save()
         self.writer.wait()
-        last, is_saved = self.runtime.from_main((self.writer.last, self.writer.error is None))
+        last, is_saved = self.runtime.broadcast_object((self.writer.last, self.writer.error is None))
         where = f"{self.learn.stage} is saved in {last}" if is_saved else f"the last good checkpoint is {last}"
-        raise shared(
+        raise mark_collective(
             ResumableInterrupt(f"stopped by {signal} after step {self.learn.stage_step}: {where}; start again to go on")
         )
 
@@ -202,9 +202,9 @@ class CheckpointCallback(Callback):
         learn = self.learn
         learn.tracking.write_pending()
         self.writer.wait()
-        last = self.runtime.from_main(self.writer.last)
+        last = self.runtime.broadcast_object(self.writer.last)
         kept = f"the last good checkpoint, {last}, is kept" if last else "there is no checkpoint before it"
-        raise shared(
+        raise mark_collective(
             UserError(
                 f"{learn.stage} phase {learn.phase + 1} epoch {learn.epoch + 1}: {what} is no finite number at step {step}; "
                 f"{kept}. Lower the phase's lr, set {learn.stage}.grad_clip, or try runtime.precision=no, and start over "

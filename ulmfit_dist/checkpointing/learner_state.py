@@ -163,7 +163,7 @@ class LearnerStateDict:
             return {}
         mine = encoder_of(self.learner.model).hidden_states
         pieces: dict[int, dict[str, Tensor]] = {}
-        for theirs in self.runtime.gather({row: _on_cpu(_named(layers)) for row, layers in mine.items()}):
+        for theirs in self.runtime.all_gather_object({row: _on_cpu(_named(layers)) for row, layers in mine.items()}):
             pieces |= theirs
         in_order = [pieces[row] for row in sorted(pieces)]
         return {name: torch.cat([piece[name][0] for piece in in_order]) for name in in_order[0]}

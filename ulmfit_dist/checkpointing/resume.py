@@ -57,14 +57,14 @@ class ResumePoint:
     def tensors(self, runtime: Runtime) -> dict[str, dict[str, Tensor]]:
         """By file and name, on every rank's device. Collective. Raises UserError."""
         mine: dict[str, dict[str, Tensor]] = {}
-        with runtime.together():
+        with runtime.fail_together():
             if runtime.is_main:
                 try:
                     mine = read_tensors(self.path)
                 except CorruptCheckpointError as error:
                     raise UserError(f"{self.path}: {error}") from None
-        names = runtime.from_main(list(mine))
-        return {name: runtime.tensors_from_main(mine.get(name)) for name in names}
+        names = runtime.broadcast_object(list(mine))
+        return {name: runtime.broadcast_tensors(mine.get(name)) for name in names}
 
 
 def find_checkpoint(config: Config, runtime: Runtime, stage: str) -> ResumePoint | None:
@@ -74,10 +74,10 @@ def find_checkpoint(config: Config, runtime: Runtime, stage: str) -> ResumePoint
         UserError: all are damaged, and the stage has no exported model either.
     """
     found = None
-    with runtime.together():
+    with runtime.fail_together():
         if runtime.is_main:
             found = _find(config, stage)
-    return runtime.from_main(found)
+    return runtime.broadcast_object(found)
 
 
 def _find(config: Config, stage: str) -> ResumePoint | None:

@@ -20,7 +20,7 @@ from ulmfit_dist.cli.parser import SBATCH_OPTIONS, parse
 from ulmfit_dist.config.loading import describe, load_config
 from ulmfit_dist.config.schema import Config, RuntimeConfig
 from ulmfit_dist.distributed import signals
-from ulmfit_dist.distributed.env import is_main_process, is_restart, quieten, rank_name, report, report_error
+from ulmfit_dist.distributed.env import is_main_process, is_restart, rank_name, report, report_error, silence_warnings
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import EXIT_CODE, FAILED, RESUMABLE, RankLostError, ResumableInterrupt, UserError, did_you_mean
 from ulmfit_dist.utils.home import replace_unwritable_home
@@ -50,7 +50,7 @@ def main(words: Sequence[str] | None = None, ends_process: bool = False) -> int:
             COMMANDS[args.command](args)
     except UserError as error:
         report_error(error)
-        if not is_main_process() and not getattr(error, "shared", False):
+        if not is_main_process() and not getattr(error, "is_collective", False):
             time.sleep(SECONDS_OF_RANK_0)
         return EXIT_CODE
     except RankLostError as error:
@@ -243,7 +243,7 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
-    quieten()
+    silence_warnings()
     if args.to == "onnx":
         from ulmfit_dist.export.onnx import export_to_onnx
 
@@ -258,7 +258,7 @@ def _export(args: argparse.Namespace) -> None:
 def _predict(args: argparse.Namespace) -> None:
     texts = _texts(args)
     _check_output(args)
-    quieten()
+    silence_warnings()
     from ulmfit_dist.inference.predictor import TextClassifier
 
     _label(texts, TextClassifier(args.run, trust_rules=args.trust_rules), args.output)
@@ -272,7 +272,7 @@ def _ensemble(args: argparse.Namespace) -> None:
         raise UserError("--with-baseline measures, it does not label: leave out --text and --file, or --with-baseline")
     texts = _texts(args)
     _check_output(args)
-    quieten()
+    silence_warnings()
     from ulmfit_dist.stages.evaluate_ensemble import Ensemble
 
     _label(texts, Ensemble(args.runs, trust_rules=args.trust_rules), args.output)
@@ -337,7 +337,7 @@ def _table(texts: Sequence[str], predictions: Sequence[AnyPrediction]) -> Iterat
 
 
 def _generate(args: argparse.Namespace) -> None:
-    quieten()
+    silence_warnings()
     from ulmfit_dist.inference.generator import LanguageModel
 
     model = LanguageModel(args.run, trust_rules=args.trust_rules)

@@ -168,7 +168,7 @@ class BatchShard:
         return -(-global_rows // self.num_virtual_ranks)
 
 
-def share_of_rank(rank: int, world_size: int, settings: RuntimeConfig, at_most: int | None = None) -> BatchShard:
+def make_batch_shard(rank: int, world_size: int, settings: RuntimeConfig, at_most: int | None = None) -> BatchShard:
     """A rank's share: it stands for itself alone, or for as many virtual ranks as come out even.
 
     Args:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from ulmfit_dist.config.schema import Config
-from ulmfit_dist.data.batches import BatchShard, MicroBatch, share_of_rank
+from ulmfit_dist.data.batches import BatchShard, MicroBatch, make_batch_shard
 from ulmfit_dist.data.targets import Targets, one_class_each, read_targets
 from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.data.vocab import PAD_ID
@@ -147,7 +147,7 @@ def classifier_batches(
 ) -> ClassifierLoader:
     """Batches of this rank, of documents by index in the store; without a seed in an order by length."""
     settings = config.classifier
-    share = share_of_rank(runtime.rank, runtime.world_size, config.runtime, runtime.micro_batch_size)
+    share = make_batch_shard(runtime.rank, runtime.world_size, config.runtime, runtime.micro_batch_size)
     share = share.in_steps(runtime.launch.accumulation_steps, settings.global_batch_size, "classifier.global_batch_size")
     targets = read_targets(store, settings, config.data.label_delim)
     shape = (settings.global_batch_size, settings.seq_len, share)

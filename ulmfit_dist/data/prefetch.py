@@ -14,7 +14,7 @@ import torch
 from ulmfit_dist.data.batches import MicroBatch
 
 
-def moved_ahead(steps: Iterable[list[MicroBatch]], device: torch.device) -> Iterator[list[MicroBatch]]:
+def prefetch_to_device(steps: Iterable[list[MicroBatch]], device: torch.device) -> Iterator[list[MicroBatch]]:
     """The same steps on the device, each yielded when the one after it has been sent there too."""
     if device.type == "cpu":
         yield from steps

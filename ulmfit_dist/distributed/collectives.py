@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ulmfit_dist.errors import UserError, shared
+from ulmfit_dist.errors import UserError, mark_collective
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +37,7 @@ class Collectives:
     world_size: int
     device: torch.device
     accelerator: Accelerator
-    laps: StepTimer
+    step_timer: StepTimer
     bytes_given: int
     _control: ProcessGroup | None
 
@@ -48,12 +48,12 @@ class Collectives:
 
             torch.distributed.barrier(self._control)
 
-    def sum(self, values: torch.Tensor) -> torch.Tensor:
+    def all_reduce_sum(self, values: torch.Tensor) -> torch.Tensor:
         """Sum of a tensor over all ranks, on every rank."""
         if self.world_size == 1:
             return values
         self.bytes_given += values.nbytes
-        with self.laps.exchange():
+        with self.step_timer.exchange():
             return self.accelerator.reduce(values, reduction="sum")
 
     def highest(self, value: int) -> int:
@@ -66,11 +66,11 @@ class Collectives:
         highest, options = torch.tensor(value), dist.AllreduceOptions()
         options.reduceOp = dist.ReduceOp(dist.ReduceOp.MAX)
         group: Any = self._control or dist.group.WORLD
-        with self.laps.exchange():  # every step votes: gloo itself, without the dispatcher and logging of `all_reduce`
+        with self.step_timer.exchange():  # every step votes: gloo itself, without the dispatcher and logging of `all_reduce`
             group._get_backend(highest.device).allreduce([highest], options).wait()
         return int(highest)
 
-    def sum_by_pairs(self, values: torch.Tensor) -> torch.Tensor:
+    def tree_all_reduce(self, values: torch.Tensor) -> torch.Tensor:
         """As `sum`, over a power of two of ranks, with the same bits as if fewer ranks had added up neighbours' values."""
         import torch.distributed as dist
 
@@ -79,14 +79,14 @@ class Collectives:
             partner, theirs = self.rank ^ distance, values.new_empty(values.shape)
             self.bytes_given += values.nbytes
             exchange = [dist.P2POp(dist.isend, values, partner), dist.P2POp(dist.irecv, theirs, partner)]
-            with self.laps.exchange():
+            with self.step_timer.exchange():
                 for request in dist.batch_isend_irecv(exchange):
                     request.wait()
             values = values + theirs
             distance *= 2
         return values
 
-    def copy_from_main(self, tensors: Iterable[torch.Tensor]) -> None:
+    def broadcast_in_place(self, tensors: Iterable[torch.Tensor]) -> None:
         """Give tensors rank 0's values, in place, on every rank."""
         if self.world_size > 1:
             import torch.distributed
@@ -94,7 +94,7 @@ class Collectives:
             for tensor in tensors:
                 torch.distributed.broadcast(tensor.data, src=0)
 
-    def from_main(self, value: Value) -> Value:
+    def broadcast_object(self, value: Value) -> Value:
         """Rank 0's value, on every rank: for what each might see differently, such as a file that comes and goes."""
         items = [value]
         if self.world_size > 1:
@@ -104,7 +104,7 @@ class Collectives:
         return items[0]
 
     @contextmanager
-    def together(self) -> Iterator[None]:
+    def fail_together(self) -> Iterator[None]:
         """Run a block on every rank, and leave it together: if one rank fails, all raise its error.
 
         Collective: every rank must pass through it, and the block itself must hold no other collective.
@@ -118,33 +118,37 @@ class Collectives:
             if error is not None:
                 raise error
             return
-        found = self.gather((type(error) is UserError, f"{error}", f"{type(error).__name__}: {error}") if error else None)
+        found = self.all_gather_object(
+            (type(error) is UserError, f"{error}", f"{type(error).__name__}: {error}") if error else None
+        )
         for rank, report in enumerate(found):
             if report is not None:
                 if error is not None and rank == self.rank:
-                    raise shared(error)
+                    raise mark_collective(error)
                 is_users, message, full = report
-                raise shared(UserError(message) if is_users else RuntimeError(f"rank {rank} failed with {full}"))
+                raise mark_collective(UserError(message) if is_users else RuntimeError(f"rank {rank} failed with {full}"))
 
-    def gather(self, item: Value) -> list[Value]:
+    def all_gather_object(self, item: Value) -> list[Value]:
         """Every rank's value by rank, on every rank."""
         if self.world_size == 1:
             return [item]
         import torch.distributed
 
         items: list[Any] = [None] * self.world_size
-        with self.laps.exchange():
+        with self.step_timer.exchange():
             torch.distributed.all_gather_object(items, item, group=self._control)
         return items
 
-    def tensors_from_main(self, tensors: dict[str, torch.Tensor] | None) -> dict[str, torch.Tensor]:
+    def broadcast_tensors(self, tensors: dict[str, torch.Tensor] | None) -> dict[str, torch.Tensor]:
         """Rank 0's tensors, on every rank's own device; other ranks give None."""
         import torch
 
-        spec = self.from_main({name: (t.shape, t.dtype) for name, t in tensors.items()} if tensors is not None else {})
+        spec = self.broadcast_object(
+            {name: (t.shape, t.dtype) for name, t in tensors.items()} if tensors is not None else {}
+        )
         found = {}
         for name, (shape, dtype) in spec.items():
             given = None if tensors is None else tensors[name].to(self.device)
             found[name] = torch.empty(shape, dtype=dtype, device=self.device) if given is None else given
-        self.copy_from_main(found.values())
+        self.broadcast_in_place(found.values())
         return found

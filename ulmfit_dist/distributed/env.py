@@ -23,7 +23,7 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def quieten() -> None:
+def silence_warnings() -> None:
     """Keep other libraries' harmless warnings from the user, and all that ranks other than the first would repeat."""
     if not is_main_process():
         warnings.simplefilter("ignore")

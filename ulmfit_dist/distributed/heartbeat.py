@@ -91,7 +91,7 @@ class HeartbeatMonitor:
             self.give_up(self._message)
 
 
-def open_door(all_here: bool) -> tuple[socket.socket, int, str]:
+def open_listener(all_here: bool) -> tuple[socket.socket, int, str]:
     """Where the others knock at rank 0's: a socket, its port, a secret. `all_here`: all ranks are on this machine."""
     door = socket.create_server(("127.0.0.1" if all_here else "", 0), backlog=4096)
     return door, door.getsockname()[1], secrets.token_hex(16)
@@ -114,7 +114,7 @@ def watch_from_main(door: socket.socket, address: Address, world_size: int) -> H
     return HeartbeatMonitor(address[3], peers, relay=True)
 
 
-def watch_from(name: str, address: Address) -> HeartbeatMonitor:
+def connect(name: str, address: Address) -> HeartbeatMonitor:
     """Another rank's watch. Raises OSError where rank 0 cannot be reached."""
     host, port, secret, name_of_main = address
     main = socket.create_connection((host, port), timeout=JOINING)

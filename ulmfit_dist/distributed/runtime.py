@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 
 from ulmfit_dist.distributed import signals
 from ulmfit_dist.distributed.collectives import Collectives
-from ulmfit_dist.distributed.env import is_restart, quieten, rank_name
-from ulmfit_dist.distributed.heartbeat import HeartbeatMonitor, open_door, watch_from, watch_from_main
+from ulmfit_dist.distributed.env import is_restart, rank_name, silence_warnings
+from ulmfit_dist.distributed.heartbeat import HeartbeatMonitor, connect, open_listener, watch_from_main
 from ulmfit_dist.errors import RankLostError, ResumableInterrupt, UserError
 from ulmfit_dist.utils.spawn_guard import refuse_in_worker
 
@@ -69,7 +69,7 @@ class Runtime(Collectives):
         from ulmfit_dist.distributed.launch_settings import read_launch_settings
         from ulmfit_dist.distributed.process_group import accelerate_states, set_accelerate_states
 
-        quieten()
+        silence_warnings()
         if isinstance(current_process(), ForkProcess):  # as those of notebook_launcher
             torch.set_num_threads(1)  # OpenMP's threads were left behind in the parent, and would be waited for
         self.verbose, self.keeps_group = verbose, keeps_group
@@ -109,9 +109,9 @@ class Runtime(Collectives):
         self.world_size = processes.num_processes
         self.device = processes.device
         self._control = control_group(self.device)
-        self.laps, self.bytes_given = StepTimer(self.device), 0
+        self.step_timer, self.bytes_given = StepTimer(self.device), 0
         self.micro_batch_size: int | None = None
-        self.launch.check_agreement(self.gather(self.launch))
+        self.launch.check_agreement(self.all_gather_object(self.launch))
         self.precision = self._agreed(precision, run_dir if settings.precision == "auto" else None, has_gpu)
         check_compression(settings.compress_gradients, self.precision, has_gpu)
         hook = DDPCommunicationHookType(settings.compress_gradients or "no")
@@ -128,7 +128,7 @@ class Runtime(Collectives):
         set_accelerate_states(self._states)
         torch.set_default_dtype(torch.float64 if self.precision == "fp64" else torch.float32)
 
-    def renew_scaler(self) -> None:
+    def reset_grad_scaler(self) -> None:
         """Have losses scaled as at the start of a run, where they are scaled at all: a stage begins with no past."""
         if self.accelerator.scaler is not None:
             import torch
@@ -167,7 +167,7 @@ class Runtime(Collectives):
             except BrokenPipeError:
                 sys.stdout = open(os.devnull, "w")  # noqa: SIM115  until the process ends
 
-    def note(self, *words: object) -> None:
+    def print_verbose(self, *words: object) -> None:
         """As `print`, for what is said with --verbose only."""
         if self.verbose:
             self.print(*words)
@@ -176,32 +176,32 @@ class Runtime(Collectives):
         """The precision that all ranks compute in: that of the run's checkpoints, else what every rank can do."""
         from ulmfit_dist.distributed.precision import common_precision, has_bf16_lstms, precision_of_run
 
-        found = common_precision(self.gather(precision))
-        earlier = self.from_main(precision_of_run(run_dir) if run_dir is not None and self.is_main else None)
-        have_bf16 = all(self.gather(has_gpu or has_bf16_lstms()))
+        found = common_precision(self.all_gather_object(precision))
+        earlier = self.broadcast_object(precision_of_run(run_dir) if run_dir is not None and self.is_main else None)
+        have_bf16 = all(self.all_gather_object(has_gpu or has_bf16_lstms()))
         possible = {"no": True, "bf16": have_bf16, "fp16": has_gpu}
         return earlier if earlier is not None and possible.get(earlier) else found
 
     def _start_watch(self) -> HeartbeatMonitor | None:
         """Watch each other; where the network does not allow it, say so and do without."""
-        hosts = self.gather(socket.gethostname())
+        hosts = self.all_gather_object(socket.gethostname())
         all_here = len(set(hosts)) == 1
-        door, port, secret = open_door(all_here) if self.is_main else (None, 0, "")
+        door, port, secret = open_listener(all_here) if self.is_main else (None, 0, "")
         host = "127.0.0.1" if all_here else os.environ.get("MASTER_ADDR", hosts[0])
-        address = self.from_main((host, port, secret, self.name))
+        address = self.broadcast_object((host, port, secret, self.name))
         watch, error = None, None
         try:
-            watch = watch_from(self.name, address) if door is None else watch_from_main(door, address, self.world_size)
+            watch = connect(self.name, address) if door is None else watch_from_main(door, address, self.world_size)
         except OSError as refused:
             error = f"rank {self.rank}: {refused}"
-        errors = [error for error in self.gather(error) if error is not None]
+        errors = [error for error in self.all_gather_object(error) if error is not None]
         if errors:
             self.print(f"warning: the ranks cannot watch each other ({errors[0]}): one that dies may not be noticed")
         if errors and watch is not None:
             watch.leave()
         return None if errors else watch
 
-    def leave_at_end(self) -> None:
+    def register_shutdown(self) -> None:
         """When this process ends, tell the other ranks how: for who holds on to the ranks until then."""
         if self._watch is not None:
             Finalize(None, _leave, (self._watch,), exitpriority=1)  # which forked processes call, too
@@ -226,7 +226,7 @@ class Runtime(Collectives):
         from ulmfit_dist.distributed.process_group import abandon_process_group, forget_control_group, set_accelerate_states
 
         torch.set_default_dtype(torch.float32)
-        is_mine_alone = error is not None and not getattr(error, "shared", False)
+        is_mine_alone = error is not None and not getattr(error, "is_collective", False)
         if not is_mine_alone:
             self.barrier()
         lost = None

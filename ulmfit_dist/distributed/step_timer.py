@@ -43,7 +43,7 @@ class Spent:
 
 
 @dataclass(frozen=True)
-class TakenLaps:
+class TimedIntervals:
     """Laps whose seconds are read later.
 
     Attributes:
@@ -115,10 +115,10 @@ class StepTimer:
         self._close(len(self._marks) - 1)
         self._marks = []
 
-    def take(self) -> TakenLaps:
+    def take(self) -> TimedIntervals:
         """The laps since the last call. A lap whose purpose is not known yet is left to the next call."""
         self._close(_last_known(self._marks))
-        taken = TakenLaps(self._before, self._segments)
+        taken = TimedIntervals(self._before, self._segments)
         self._before, self._segments = Spent(), []
         return taken
 
@@ -131,7 +131,7 @@ class StepTimer:
     def _add_up(self) -> None:
         """Read all marks but the younger half, which the device may not have passed."""
         self._close(_last_known(self._marks[: len(self._marks) // 2 + 1]))
-        self._before = TakenLaps(self._before, self._segments).read()
+        self._before = TimedIntervals(self._before, self._segments).read()
         self._segments = []
 
     def _now(self) -> Any:

@@ -59,7 +59,7 @@ class PairwiseGradients:
         """Put the sum over all ranks into the parameters. Collective."""
         gradients = self._sum.take()
         if self.runtime.world_size > 1:
-            flat = self.runtime.sum_by_pairs(torch.cat([gradient.flatten() for gradient in gradients]))
+            flat = self.runtime.tree_all_reduce(torch.cat([gradient.flatten() for gradient in gradients]))
             for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
                 gradient.copy_(part.view_as(gradient))
         torch._foreach_add_(gradients, self._before)

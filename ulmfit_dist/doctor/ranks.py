@@ -12,7 +12,7 @@ import torch
 import xxhash
 
 from ulmfit_dist.config.loading import to_dict
-from ulmfit_dist.data.batches import share_of_rank
+from ulmfit_dist.data.batches import make_batch_shard
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.doctor.checks import Context, Finding, failure, has_gpu, ok, skipped
 from ulmfit_dist.utils.environment import versions
@@ -74,7 +74,7 @@ def check_same(context: Context) -> Finding:
 def check_batches(context: Context) -> Finding:
     """Global batch sizes that the ranks can share evenly. Raises UserError."""
     config = context.config
-    share = share_of_rank(context.rank, context.world_size, config.runtime)
+    share = make_batch_shard(context.rank, context.world_size, config.runtime)
     sizes = {f"{stage}.global_batch_size": getattr(config, stage).global_batch_size for stage in config.stages}
     for key, size in sizes.items():
         share.check(size, key)
@@ -177,7 +177,7 @@ def check_objects(context: Context) -> Finding:
         return skipped(ONE_PROCESS)
     started = time.perf_counter()
     for number in range(OBJECTS):
-        found = context.runtime.gather((number, context.rank))
+        found = context.runtime.all_gather_object((number, context.rank))
         if found != [(number, rank) for rank in range(context.world_size)]:
             raise RuntimeError(f"gathered {found}")
     milliseconds = (time.perf_counter() - started) / OBJECTS * 1000

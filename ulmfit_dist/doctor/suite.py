@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from ulmfit_dist.config.schema import Config
 from ulmfit_dist.data.token_store import TokenStore
-from ulmfit_dist.distributed.env import quieten, rank_name
+from ulmfit_dist.distributed.env import rank_name, silence_warnings
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.doctor import hardware, numerics, performance, ranks, report, services, storage
 from ulmfit_dist.doctor.checks import COLLECTIVE_LIMIT, QUICK, Check, Context, Finding, Result, ok, run_checks
@@ -106,7 +106,7 @@ def doctor(config: Config, as_json: bool = False) -> None:
     Raises:
         UserError: a check has failed; on every rank.
     """
-    quieten()
+    silence_warnings()
     launch = None
     try:
         launch = read_launch()

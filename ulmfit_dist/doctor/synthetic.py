@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ulmfit_dist.config.schema import Config
-from ulmfit_dist.data.batches import share_of_rank
+from ulmfit_dist.data.batches import make_batch_shard
 from ulmfit_dist.data.token_store import TokenStore, read_meta, token_dtype
 from ulmfit_dist.doctor.checks import Context
 from ulmfit_dist.models.fused_cross_entropy import ActivationRegularization, DecoderLoss
@@ -96,7 +96,7 @@ def sizes_of(context: Context) -> Sizes:
     rows, tokens, documents = config.lm.global_batch_size, config.lm.seq_len, config.classifier.global_batch_size
     if context.device.type == "cuda":
         return Sizes(rows, tokens, documents, False)
-    ranks = share_of_rank(context.rank, context.world_size, config.runtime).num_virtual_ranks
+    ranks = make_batch_shard(context.rank, context.world_size, config.runtime).num_virtual_ranks
     named = None if context.runtime is None else context.runtime.launch.accumulation_steps
     few = ROWS_ON_CPU * ranks * (1 if named is None else named.value)
     fewer = (min(rows, few), min(tokens, TOKENS_ON_CPU), min(documents, few))
@@ -124,7 +124,7 @@ def probe_learner(context: Context, stage: str, steps: int) -> DistributedLearne
     assert context.runtime is not None
     config, sizes = context.config, sizes_of(context)
     runtime = context.runtime
-    runtime.renew_scaler()
+    runtime.reset_grad_scaler()
     lm = replace(config.lm, callbacks=[], valid_pct=None, global_batch_size=sizes.rows, seq_len=sizes.tokens)
     classifier = replace(
         config.classifier,

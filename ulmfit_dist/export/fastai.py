@@ -20,7 +20,7 @@ from ulmfit_dist import __version__
 from ulmfit_dist.config.schema import Config, ModelConfig
 from ulmfit_dist.data.token_store import MODEL_FILE, make_folder, write_bytes
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.models.bundle import ModelBundle, find_model, load_model, read_exported
+from ulmfit_dist.models.bundle import ModelBundle, find_model, load_model, read_bundle
 from ulmfit_dist.models.fastai_weights import write_weights
 from ulmfit_dist.models.networks import encoder_of
 
@@ -64,7 +64,7 @@ def export_to_fastai(run: str | Path, output: str | Path | None = None) -> Path:
         UserError: no exported model there, a damaged one, one of a model.arch, or a folder that cannot be written.
     """
     run = Path(run)
-    models = [read_exported(folder) for stage in ("lm", "classifier") if (folder := find_model(run, stage)) is not None]
+    models = [read_bundle(folder) for stage in ("lm", "classifier") if (folder := find_model(run, stage)) is not None]
     if not models:
         raise UserError(f"{run}: no exported model here: give a run directory, or an exported model's folder")
     for exported in models:

@@ -24,7 +24,7 @@ from ulmfit_dist.data.vocab import PAD_ID, UNK_ID
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.export.onnx_graph import classifier_graph, output_name
 from ulmfit_dist.inference.outputs import answers_of
-from ulmfit_dist.models.bundle import ModelBundle, load_model, model_folder, read_exported
+from ulmfit_dist.models.bundle import ModelBundle, load_model, model_folder, read_bundle
 
 LARGEST_DIFFERENCE, LARGEST_SHARE = 1e-4, 1e-3
 """Between a probability of the graph and of the model; and as a share of it, since a sure model hides much in the former."""
@@ -44,7 +44,7 @@ def export_to_onnx(run: Path, output: Path) -> Path:
         UserError: no classifier there; onnx is not installed; the folder cannot be written; the graph's probabilities are
             not the model's.
     """
-    exported = read_exported(model_folder(run, "classifier"))
+    exported = read_bundle(model_folder(run, "classifier"))
     if (arch := exported.config.model.arch) is not None:
         raise UserError(f"{run}: model.arch={arch}: only AWD-LSTMs go to ONNX: export it by torch.onnx yourself")
     _check_installed()

@@ -21,7 +21,7 @@ from ulmfit_dist.inference.evaluation import classifier_figures, in_precision, r
 from ulmfit_dist.inference.outputs import answers_of, outputs_of
 from ulmfit_dist.metrics.accumulators import ClassifierMetrics
 from ulmfit_dist.metrics.intervals import metric_intervals
-from ulmfit_dist.metrics.objective import make_metrics
+from ulmfit_dist.metrics.objective import build_objective_metrics
 from ulmfit_dist.models.bundle import ModelBundle, load_model
 
 
@@ -42,11 +42,11 @@ def compute_answers(
         assert batch.documents is not None  # the classifier's batches are of documents
         answers_NC[np.searchsorted(documents_N, batch.documents)] = answers_of(prediction, target)
 
-    with runtime.together():
+    with runtime.fail_together():
         batches: ClassifierLoader = classifier_batches(exported.config, runtime, store, documents_N)
         model = in_precision(load_model(exported, runtime.device, trust), "classifier", runtime)
         read_batches(model, batches, keep, runtime)
-    return runtime.sum(answers_NC)
+    return runtime.all_reduce_sum(answers_NC)
 
 
 def figures_of_answers(
@@ -54,7 +54,7 @@ def figures_of_answers(
 ) -> dict[str, Any]:
     """Return the metrics of answers that every rank has: each counts a share of the documents. Collective."""
     mine = slice(runtime.rank, None, runtime.world_size)
-    metrics = make_metrics(targets, settings, trust=False)
+    metrics = build_objective_metrics(targets, settings, trust=False)
     metrics.reset(runtime.device)
     metrics.add(outputs_of(answers_NC, targets.kind)[mine], y_N.to(runtime.device)[mine])
     if isinstance(metrics, ClassifierMetrics):

@@ -12,7 +12,7 @@ from ulmfit_dist.data.tokenizers.word import open_tokenizer
 from ulmfit_dist.data.vocab import UNK_ID, token_ids
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.inference.per_call import for_one_call
-from ulmfit_dist.models.bundle import load_model, model_folder, read_exported
+from ulmfit_dist.models.bundle import load_model, model_folder, read_bundle
 from ulmfit_dist.models.sampling import Sampling, continue_tokens, never_drawn
 from ulmfit_dist.utils.memory import explain_out_of_memory
 
@@ -30,7 +30,7 @@ class LanguageModel:
     """
 
     def __init__(self, folder: str | Path, device: torch.device | str = "cpu", trust_rules: bool = False):
-        exported = read_exported(model_folder(Path(folder), "lm"))
+        exported = read_bundle(model_folder(Path(folder), "lm"))
         if exported.config.model.backwards:
             raise UserError(f"{exported.folder} reads texts backwards: it cannot go on from a prompt")
         self.vocab, self.device, self.config = exported.vocab, torch.device(device), exported.config.tokenizer

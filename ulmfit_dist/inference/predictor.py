@@ -26,7 +26,7 @@ from ulmfit_dist.data.vocab import UNK_ID, token_ids
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.inference.outputs import AnyPrediction, answers_of, prediction_of
 from ulmfit_dist.inference.per_call import for_one_call
-from ulmfit_dist.models.bundle import load_model, model_folder, read_exported
+from ulmfit_dist.models.bundle import load_model, model_folder, read_bundle
 from ulmfit_dist.utils.memory import explain_out_of_memory
 
 BATCH_TOKENS = 64 * 512
@@ -109,7 +109,7 @@ class TextClassifier(Classifier):
     """
 
     def __init__(self, folder: str | Path, device: torch.device | str = "cpu", trust_rules: bool = False):
-        exported = read_exported(model_folder(Path(folder), "classifier"))
+        exported = read_bundle(model_folder(Path(folder), "classifier"))
         assert exported.labels is not None  # model_folder has looked for them
         self.config, self.labels, self.device = exported.config, exported.labels, torch.device(device)
         self.settings = exported.config.classifier

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 
 from ulmfit_dist.config.loading import load_config
 from ulmfit_dist.config.schema import Config
-from ulmfit_dist.data.batches import share_of_rank
+from ulmfit_dist.data.batches import make_batch_shard
 from ulmfit_dist.distributed.env import report, report_error
 from ulmfit_dist.errors import EXIT_CODE, UserError
 
@@ -67,7 +67,7 @@ def largest_fitting(config: Config, limit: int) -> int:
 
 
 def _refusals(config: Config, num_processes: int) -> Iterator[UserError]:
-    share = share_of_rank(0, num_processes, config.runtime)
+    share = make_batch_shard(0, num_processes, config.runtime)
     for stage in config.stages:
         try:
             share.check(getattr(config, stage).global_batch_size, f"{stage}.global_batch_size")

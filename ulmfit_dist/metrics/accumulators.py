@@ -54,7 +54,7 @@ class LMMetrics:
         self.sums += torch.stack(self.loss.score(prediction, batch.y))
 
     def compute(self, runtime: Runtime) -> dict[str, float]:
-        loss, correct, count = runtime.sum(self.sums).tolist()
+        loss, correct, count = runtime.all_reduce_sum(self.sums).tolist()
         return {"valid_loss": loss / count, "perplexity": perplexity(loss / count), "accuracy": correct / count}
 
 
@@ -134,10 +134,10 @@ class ClassifierMetrics:
 
     def compute(self, runtime: Runtime) -> dict[str, float]:
         mine = (self.losses, self.confusion_CC.flatten(), self.bins_K3.flatten())
-        losses, confusion, bins = runtime.sum(torch.cat(mine)).cpu().split([len(part) for part in mine])
+        losses, confusion, bins = runtime.all_reduce_sum(torch.cat(mine)).cpu().split([len(part) for part in mine])
         self.confusion_CC, self.bins_K3 = confusion.view(self.confusion_CC.shape), bins.view(self.bins_K3.shape)
         valid_loss, self.brier_score = (losses / self.confusion_CC.sum()).tolist()
-        rows = [row for rows in runtime.gather(self.wrong_W5.tolist()) for row in rows if row[1] != row[2]]
+        rows = [row for rows in runtime.all_gather_object(self.wrong_W5.tolist()) for row in rows if row[1] != row[2]]
         rows.sort(key=lambda row: (-row[4], row[0]))
         self.most_wrong = [Misclassification(*map(int, row[:3]), *row[3:]) for row in rows[:NUM_WRONG]]
         return {

@@ -53,7 +53,7 @@ class MulticategoryMetrics:
         self.totals += torch.stack([loss, right, loss.new_full((), len(true_bC))])
 
     def compute(self, runtime: Runtime) -> dict[str, float]:
-        sums = runtime.sum(torch.cat([self.totals, self.sums_3C.flatten()])).cpu()
+        sums = runtime.all_reduce_sum(torch.cat([self.totals, self.sums_3C.flatten()])).cpu()
         loss, right, documents = sums[:3].tolist()
         self.hits_C, self.said_C, self.true_C = sums[3:].view(3, self.num_classes)
         decisions = documents * self.num_classes
@@ -95,7 +95,7 @@ class RegressionMetrics:
         self.sums += torch.stack([column.sum() for column in columns])
 
     def compute(self, runtime: Runtime) -> dict[str, float]:
-        count, squared, absolute, total, total_squared = runtime.sum(self.sums).tolist()
+        count, squared, absolute, total, total_squared = runtime.all_reduce_sum(self.sums).tolist()
         spread = total_squared - total**2 / count
         mse = squared / count
         r2 = 1 - squared / spread if spread > 0 else math.nan

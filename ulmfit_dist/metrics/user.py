@@ -77,16 +77,16 @@ class UserMetrics:
         if not self.metrics:
             return {}
         mine = [tuple(part.cpu().numpy() for part in kept) for kept in self._kept]
-        pieces = [piece for theirs in runtime.gather(mine) for piece in theirs]
+        pieces = [piece for theirs in runtime.all_gather_object(mine) for piece in theirs]
         self.reset()
         found: dict[str, float] = {}
-        with runtime.together():
+        with runtime.fail_together():
             if runtime.is_main:
                 columns = (torch.cat([torch.from_numpy(part) for part in parts]) for parts in zip(*pieces, strict=True))
                 documents_N, logits_NC, y_N = columns
                 order_N = documents_N.argsort()
                 found = {metric.name: metric(logits_NC[order_N], y_N[order_N]) for metric in self.metrics}
-        return runtime.from_main(found)
+        return runtime.broadcast_object(found)
 
 
 def metric_names(entries: Iterable[Any]) -> list[str]:

@@ -49,7 +49,7 @@ class ModelBundle:
     training: dict[str, Any]
 
 
-def save_exported(
+def save_bundle(
     folder: Path, model: nn.Module, config: Config, store: TokenStore, labels: list[str] | None, training: dict[str, Any]
 ) -> None:
     """Write an export beside its place and rename it there, so that it is whole or not there.
@@ -90,7 +90,7 @@ def find_model(run: Path, stage: str) -> Path | None:
     return None
 
 
-def read_exported(folder: Path) -> ModelBundle:
+def read_bundle(folder: Path) -> ModelBundle:
     """Read all but the weights. Raises UserError where a file is missing or unreadable."""
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"{folder}: no exported model here (no {WEIGHTS})")

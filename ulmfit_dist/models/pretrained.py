@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ulmfit_dist.config.schema import ModelConfig
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.models.bundle import find_model, load_model, read_exported
+from ulmfit_dist.models.bundle import find_model, load_model, read_bundle
 from ulmfit_dist.models.encoder import Encoder
 from ulmfit_dist.models.fastai_weights import PIECE, find_files, read_tokens, read_weights
 
@@ -98,7 +98,7 @@ def open_pretrained(name: str, key: str, config: ModelConfig) -> Pretrained:
     place = _download(name) if name in WIKITEXT else Path(name).expanduser()
     folder = find_model(place, "lm")
     if folder is not None:
-        exported = read_exported(folder)
+        exported = read_bundle(folder)
         _check_arch(folder, exported.config.model.arch, config)
         state = load_model(exported, trust=True).state_dict()  # it is the config's own class
         return Pretrained(folder, state, exported.vocab, exported.config.model.backwards)
@@ -118,7 +118,7 @@ def fetch(name: str | None, runtime: Runtime) -> None:
     Raises:
         UserError: on every rank, where a node cannot fetch them.
     """
-    with runtime.together():
+    with runtime.fail_together():
         if name in WIKITEXT and runtime.is_local_main:
             _download(name)
 

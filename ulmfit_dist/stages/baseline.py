@@ -87,7 +87,7 @@ def baseline_answers(
     Raises:
         UserError: labels that no classifier can be trained on.
     """
-    with runtime.together():
+    with runtime.fail_together():
         splits = split_documents(store, config)
         targets = read_targets(store, config.classifier, config.data.label_delim)
         sides = {"valid": splits.classifier_valid}
@@ -96,17 +96,17 @@ def baseline_answers(
         test_b = store.labels[splits.test] if len(splits.test) else None
         check_targets(targets, store.labels[splits.classifier_train], store.labels[splits.classifier_valid], test_b)
     fitted: _Fitted | None = None
-    with runtime.together():
+    with runtime.fail_together():
         if runtime.is_main:
             fitted = _fit(config, store, targets, splits.classifier_train, sides)
-    return sides, *cast(_Fitted, runtime.from_main(fitted))
+    return sides, *cast(_Fitted, runtime.broadcast_object(fitted))
 
 
 def measure_baseline(config: Config, runtime: Runtime, store: TokenStore, tracker: Tracker) -> None:
     """Have the figures of the baseline in the run's summary, computed where an earlier start has not. Collective."""
     identity = _identity(config, store)
     known = tracker.summary.get("baseline", {}) if runtime.is_main else {}
-    if not runtime.from_main(known.get("identity") == identity):
+    if not runtime.broadcast_object(known.get("identity") == identity):
         known = {**compute_baseline(config, runtime, store), "identity": identity}
         tracker.set_baseline(known)
     if runtime.is_main:

@@ -11,8 +11,8 @@ from ulmfit_dist.data.splits import missing_labels, split_documents
 from ulmfit_dist.data.targets import check_targets, read_targets
 from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.distributed.runtime import Runtime
-from ulmfit_dist.metrics.objective import Loss, make_loss, make_metrics
-from ulmfit_dist.models.bundle import load_encoder, read_exported
+from ulmfit_dist.metrics.objective import Loss, build_objective_loss, build_objective_metrics
+from ulmfit_dist.models.bundle import load_encoder, read_bundle
 from ulmfit_dist.models.encoder import Encoder
 from ulmfit_dist.models.networks import build_classifier, classifier_groups, encoder_of
 from ulmfit_dist.models.pretrained import describe_match, fetch, load_pretrained_encoder
@@ -41,7 +41,7 @@ def train_classifier(
         UserError: no language model yet or one that does not fit, labels that cannot be learned, batch size and ranks.
     """
     fetch(config.encoder_source, runtime)
-    with runtime.together():
+    with runtime.fail_together():
         learner = classifier_learner(config, runtime, store)
     labels = learner.dls.train.targets.names
     return train_stage(learner, labels, config, runtime, store, tracker, found, clock)
@@ -65,7 +65,7 @@ def classifier_learner(config: Config, runtime: Runtime, store: TokenStore, need
         model,
         classifier_groups,
         classifier_loss(config, train),
-        make_metrics(train.targets, config.classifier),
+        build_objective_metrics(train.targets, config.classifier),
         train,
         valid,
         runtime,
@@ -79,19 +79,19 @@ def check_classifier(config: Config, runtime: Runtime, store: TokenStore) -> Non
     """Refuse, before anything is trained, what this stage cannot be trained on. Raises UserError."""
     train, _ = classifier_loaders(config, runtime, store)
     classifier_loss(config, train)
-    make_metrics(train.targets, config.classifier)
+    build_objective_metrics(train.targets, config.classifier)
     check_callbacks("classifier", config.classifier.callbacks)
 
 
 def classifier_loss(config: Config, train: ClassifierLoader) -> Loss:
     """The training loss. Raises UserError where its weights do not fit the classes."""
-    return make_loss(config.classifier, train.targets, train.store.labels[train.documents])
+    return build_objective_loss(config.classifier, train.targets, train.store.labels[train.documents])
 
 
 def _load_encoder(encoder: Encoder, config: Config, runtime: Runtime, store: TokenStore) -> None:
     name = config.encoder_source
     if name is None:
-        load_encoder(encoder, read_exported(config.run_dir / "lm"), store.vocab, config.model)
+        load_encoder(encoder, read_bundle(config.run_dir / "lm"), store.vocab, config.model)
     else:
         known = load_pretrained_encoder(encoder, name, store.vocab, config.model)
         runtime.print(describe_match(name, known, store.vocab))

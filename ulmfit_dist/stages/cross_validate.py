@@ -43,19 +43,19 @@ def cross_validate(config: Config, runtime: Runtime, fresh: bool = False) -> Fig
     """
     configs = configs_of_folds(config)
     store = prepare(config, runtime)
-    with runtime.together():
+    with runtime.fail_together():
         for each in configs:
             check_classifier(each, runtime, store)
     is_shared = config.lm.valid_pct is not None
     for number, each in enumerate(configs):
         if is_shared and number:
-            with runtime.together():
+            with runtime.fail_together():
                 if runtime.is_main:
                     copy_language_model(configs[0].run_dir, each, fresh)
         runtime.print(f"\n{each.name}: fold {number} of {len(configs)}")
         run(each, runtime, fresh and not (is_shared and number))
     found: Figures = {}
-    with runtime.together():
+    with runtime.fail_together():
         if runtime.is_main:
             found = average([_summary(each.run_dir) for each in configs])
             config.run_dir.mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,9 @@ TOKENS_OF_A_DOCUMENT = 200
 """How much of a wrongly labelled document is shown."""
 
 
-def tables_of(learner: DistributedLearner, store: TokenStore, config: Config, before: dict[str, Any]) -> dict[str, Any]:
+def compute_artifacts(
+    learner: DistributedLearner, store: TokenStore, config: Config, before: dict[str, Any]
+) -> dict[str, Any]:
     """What tables.json says of a stage after an epoch, from what it said before it.
 
     A language model's `samples`. Of a classifier that says one class its `labels`, its `confusion_matrix` (documents by true

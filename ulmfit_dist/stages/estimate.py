@@ -100,7 +100,7 @@ def estimate_stage(
     """
     bare = replace(config, **{stage: replace(getattr(config, stage), callbacks=[])})
     with _nothing_changed(runtime):
-        with runtime.together():
+        with runtime.fail_together():
             learner = _make_learner(bare, runtime, _with_vocab(store, vocab_size), stage)
         work = _work(config, store, learner, scale)
         num_parameters = sum(parameter.numel() for parameter in learner.model.parameters())
@@ -134,7 +134,7 @@ class StepTimer(Callback):
         self.started = self._now()
 
     def after_batch(self) -> None:
-        self.seconds.append(self.runtime.from_main(self._now() - self.started))
+        self.seconds.append(self.runtime.broadcast_object(self._now() - self.started))
         self.positions.append(sum(_positions_of_step(self.learn.dl, self.learn.iter, self.max_len)))
         if len(self.seconds) > MAX_STEPS or sum(self.seconds[1:]) > self.budget_seconds:
             raise CancelFitException()
@@ -159,7 +159,7 @@ def _measure(
 ) -> dict[int, float]:
     """Return seconds per position by what is frozen: measured for the least and the most, between them by the layers."""
     for message in compile_kernels(runtime.device, learner.loss_func):
-        runtime.note(message)
+        runtime.print_verbose(message)
     learner.create_opt()
     num_groups = len(learner.opt.param_lists)
     depth = {freeze: freeze % num_groups if freeze < 0 else freeze for freeze in freezes}  # the first group that is trained
@@ -236,8 +236,8 @@ def _nothing_changed(runtime: Runtime) -> Iterator[None]:
         yield
     finally:
         runtime.micro_batch_size = size
-        runtime.renew_scaler()
-        runtime.laps.take()
+        runtime.reset_grad_scaler()
+        runtime.step_timer.take()
         gc.collect()
         if runtime.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -18,8 +18,8 @@ from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.inference.evaluation import classifier_figures, in_precision, read_batches
 from ulmfit_dist.metrics.accumulators import ClassifierMetrics, LMMetrics, Metrics
-from ulmfit_dist.metrics.objective import make_metrics
-from ulmfit_dist.models.bundle import ModelBundle, find_model, load_model, read_exported
+from ulmfit_dist.metrics.objective import build_objective_metrics
+from ulmfit_dist.models.bundle import ModelBundle, find_model, load_model, read_bundle
 from ulmfit_dist.models.fused_cross_entropy import PRODUCT_DTYPES, DecoderLoss
 from ulmfit_dist.stages.classifier import classifier_loaders
 from ulmfit_dist.stages.lm import lm_loaders
@@ -56,7 +56,7 @@ def evaluate(
     folders = {stage: folder for stage in ("lm", "classifier") if (folder := find_model(run, stage)) is not None}
     if not folders:
         raise UserError(f"{run}: no exported model here: give a run directory, or an exported model's folder")
-    exports = {stage: read_exported(folder) for stage, folder in folders.items()}
+    exports = {stage: read_bundle(folder) for stage, folder in folders.items()}
     for exported in exports.values():
         check_functions(exported, trust_rules)
     if "classifier" in exports and exports["classifier"].config.classifier.metrics and not trust_rules and runtime.is_main:
@@ -70,7 +70,7 @@ def precision_of_models(runs: Sequence[Path]) -> str:
     `auto` if they differ or do not name one, if the launcher names one, and, with a warning, if this machine has it not.
     """
     folders = {folder for run in runs for stage in ("lm", "classifier") if (folder := find_model(run, stage)) is not None}
-    precisions = {read_exported(folder).training.get("precision") for folder in folders}
+    precisions = {read_bundle(folder).training.get("precision") for folder in folders}
     precision = precisions.pop() if len(precisions) == 1 else None
     if precision not in PRECISIONS or read_launch_settings().mixed_precision is not None:
         return "auto"
@@ -106,7 +106,7 @@ def _cell(value: Any) -> str:
 
 def _evaluate_stage(stage: str, exported: ModelBundle, runtime: Runtime, trust: bool) -> dict[str, Any]:
     store = prepare(exported.config, runtime)
-    with runtime.together():
+    with runtime.fail_together():
         check_store(exported, store)
         model = load_model(exported, runtime.device, trust)
         metrics: Metrics
@@ -115,7 +115,7 @@ def _evaluate_stage(stage: str, exported: ModelBundle, runtime: Runtime, trust: 
             valid: RankLoader = lm_loaders(exported.config, runtime, store)[1]
         else:
             loader = classifier_loaders(exported.config, runtime, store)[1]
-            metrics, valid = make_metrics(loader.targets, exported.config.classifier, trust), loader
+            metrics, valid = build_objective_metrics(loader.targets, exported.config.classifier, trust), loader
         metrics.reset(runtime.device)
         read_batches(in_precision(model, stage, runtime), valid, metrics.update, runtime)
     if isinstance(metrics, ClassifierMetrics):

@@ -27,7 +27,7 @@ from ulmfit_dist.errors import UserError
 from ulmfit_dist.inference.answers import compute_answers, figures_of_answers, with_intervals
 from ulmfit_dist.inference.predictor import Classifier, TextClassifier
 from ulmfit_dist.inference.temperature import fit_temperature, scale_answers
-from ulmfit_dist.models.bundle import ModelBundle, model_folder, read_exported
+from ulmfit_dist.models.bundle import ModelBundle, model_folder, read_bundle
 from ulmfit_dist.stages.evaluate import check_functions, check_store
 from ulmfit_dist.stages.prepare import prepare
 
@@ -88,7 +88,7 @@ def evaluate_ensemble(
     for exported in members:
         check_functions(exported, trust_rules)
     stores = [prepare(exported.config, runtime) for exported in members]
-    with runtime.together():
+    with runtime.fail_together():
         sides = {"valid": _common_documents(members, stores)}
     if with_baseline:
         from ulmfit_dist.stages.baseline import baseline_answers
@@ -159,10 +159,10 @@ def _at_temperatures(
         return [None] * len(answers), list(answers)
     y = read_targets(store, config.classifier, config.data.label_delim).of(store.labels[valid_N])
     temperatures: list[float] = []
-    with runtime.together():
+    with runtime.fail_together():
         if runtime.is_main:
             temperatures = [fit_temperature(part["valid"], y, target) for part in answers]
-    temperatures = runtime.from_main(temperatures)
+    temperatures = runtime.broadcast_object(temperatures)
     scaled = [
         {side: scale_answers(part_NC, temperature, target) for side, part_NC in part.items()}
         for part, temperature in zip(answers, temperatures, strict=True)
@@ -182,7 +182,7 @@ def _read_members(folders: Sequence[str | Path], least: int = 2) -> list[ModelBu
             f"an ensemble of {len(folders)}: name two runs or more, such as runs/imdb runs/imdb-backwards, or measure one "
             f"together with the TF-IDF baseline (--with-baseline)"
         )
-    return [read_exported(model_folder(Path(folder), "classifier")) for folder in folders]
+    return [read_bundle(model_folder(Path(folder), "classifier")) for folder in folders]
 
 
 def _common_labels(members: Sequence[ModelBundle]) -> list[str]:

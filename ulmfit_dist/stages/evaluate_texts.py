@@ -24,7 +24,7 @@ from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.inference.answers import compute_answers, figures_of_answers, figures_of_documents, with_intervals
 from ulmfit_dist.inference.predictor import TextClassifier
-from ulmfit_dist.models.bundle import ModelBundle, find_model, read_exported
+from ulmfit_dist.models.bundle import ModelBundle, find_model, read_bundle
 from ulmfit_dist.stages.evaluate import check_functions, check_store
 from ulmfit_dist.stages.prepare import prepare
 
@@ -42,7 +42,7 @@ def evaluate_test_split(run: Path, runtime: Runtime, trust: bool = False) -> dic
     exported = _classifier(run)
     check_functions(exported, trust)
     store = prepare(exported.config, runtime)
-    with runtime.together():
+    with runtime.fail_together():
         check_store(exported, store)
         documents_N = split_documents(store, exported.config).test
         if not len(documents_N):
@@ -64,7 +64,7 @@ def evaluate_texts(run: Path, path: Path, runtime: Runtime, trust: bool = False)
     config, labels = exported.config, exported.labels or []
     texts: list[str] = []
     names: list[str] = []
-    with runtime.together():
+    with runtime.fail_together():
         num_left_out = 0
         for text, label in _documents(_data_config(config, path), runtime):
             if text is None or label is None:
@@ -83,7 +83,7 @@ def evaluate_texts(run: Path, path: Path, runtime: Runtime, trust: bool = False)
         answers_NC = torch.zeros(len(texts), outputs, dtype=torch.float64, device=runtime.device)
         if texts[mine]:
             answers_NC[mine] = torch.from_numpy(classifier.predict_proba(texts[mine])).to(answers_NC)
-    answers_NC = runtime.sum(answers_NC)
+    answers_NC = runtime.all_reduce_sum(answers_NC)
     targets = Targets(config.classifier.target, labels, torch.arange(len(labels)))
     figures = figures_of_answers(answers_NC, y_N, targets, config.classifier, runtime)
     return with_intervals(figures, answers_NC, y_N, config)
@@ -93,7 +93,7 @@ def _classifier(run: Path) -> ModelBundle:
     folder = find_model(run, "classifier")
     if folder is None:
         raise UserError(f"{run}: no classifier model here: give a run directory that has one, or an exported model's folder")
-    return read_exported(folder)
+    return read_bundle(folder)
 
 
 def _data_config(config: Config, path: Path) -> DataConfig:

@@ -19,7 +19,7 @@ from ulmfit_dist.data.token_store import TokenStore, write_bytes
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.inference.answers import compute_answers, figures_of_documents
 from ulmfit_dist.inference.outputs import prediction_of
-from ulmfit_dist.models.bundle import ModelBundle, read_exported
+from ulmfit_dist.models.bundle import ModelBundle, read_bundle
 from ulmfit_dist.tracking.tracker import Tracker
 
 
@@ -34,9 +34,9 @@ def score_test_split(config: Config, runtime: Runtime, store: TokenStore, tracke
         return
     if len(store.split("test")) and not len(splits.test):
         runtime.print("the test split has no labels: it is not scored")
-    if runtime.from_main(tracker.has_predictions(needs_test=len(splits.test) > 0)):
+    if runtime.broadcast_object(tracker.has_predictions(needs_test=len(splits.test) > 0)):
         return
-    exported = read_exported(config.run_dir / "classifier")
+    exported = read_bundle(config.run_dir / "classifier")
     answers = {}
     for split, documents_N in (("valid", splits.classifier_valid), ("test", splits.test)):
         if len(documents_N):
@@ -44,7 +44,7 @@ def score_test_split(config: Config, runtime: Runtime, store: TokenStore, tracke
     if "test" in answers:
         figures = figures_of_documents(exported, store, *answers["test"], runtime)
         tracker.finish_test({name: value for name, value in figures.items() if _is_short(name, value)})
-    with runtime.together():
+    with runtime.fail_together():
         if runtime.is_main:
             rows = {split: (documents, part.cpu().numpy()) for split, (documents, part) in answers.items()}
             write_predictions(config.run_dir / PREDICTIONS, exported, store, rows)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ulmfit_dist.checkpointing.resume import ResumePoint
 from ulmfit_dist.config.schema import Config
-from ulmfit_dist.data.batches import share_of_rank
+from ulmfit_dist.data.batches import make_batch_shard
 from ulmfit_dist.data.lm_loader import LMLoader
 from ulmfit_dist.data.splits import split_documents
 from ulmfit_dist.data.token_store import TokenStore
@@ -38,7 +38,7 @@ def train_lm(
         UserError: batch size and ranks do not fit, too little text, pretrained weights that do not fit.
     """
     fetch(config.model.pretrained, runtime)
-    with runtime.together():
+    with runtime.fail_together():
         learner = lm_learner(config, runtime, store)
     return train_stage(learner, None, config, runtime, store, tracker, found, clock)
 
@@ -62,7 +62,7 @@ def lm_learner(config: Config, runtime: Runtime, store: TokenStore) -> LMLearner
 def lm_loaders(config: Config, runtime: Runtime, store: TokenStore) -> tuple[LMLoader, LMLoader]:
     """Training and validation batches of this rank."""
     settings, splits = config.lm, split_documents(store, config)
-    share = share_of_rank(runtime.rank, runtime.world_size, config.runtime, runtime.micro_batch_size)
+    share = make_batch_shard(runtime.rank, runtime.world_size, config.runtime, runtime.micro_batch_size)
     share = share.in_steps(runtime.launch.accumulation_steps, settings.global_batch_size, "lm.global_batch_size")
     shape = (settings.global_batch_size, settings.seq_len, share)
     backwards = config.model.backwards

@@ -16,7 +16,7 @@ from ulmfit_dist.errors import UserError
 from ulmfit_dist.stages.classifier import classifier_learner
 from ulmfit_dist.stages.lm import lm_learner
 from ulmfit_dist.stages.prepare import prepare
-from ulmfit_dist.stages.run import has_export
+from ulmfit_dist.stages.run import is_exported
 from ulmfit_dist.training.callbacks.lr_finder import LRFinderResult, range_test
 from ulmfit_dist.training.learner import DistributedLearner
 
@@ -39,9 +39,9 @@ def find_learning_rate(
     if not 0 < start < end or num_steps < 20:
         raise UserError(f"--start {start} --end {end} --steps {num_steps}: give rates 0 < start < end and at least 20 steps")
     store = prepare(config, runtime)
-    with runtime.together():
+    with runtime.fail_together():
         if stage == "classifier":
-            has_export(config, "lm", store)
+            is_exported(config, "lm", store)
         make: Callable[[Config, Runtime, TokenStore], DistributedLearner]
         make = lm_learner if stage == "lm" else classifier_learner
         alone = replace(config, **{stage: replace(getattr(config, stage), callbacks=[])})
@@ -50,7 +50,7 @@ def find_learning_rate(
     learner.freeze_to(phase.freeze_to)
     found = range_test(learner, start, end, num_steps, _spread(phase))
     found.suggestions()  # refuses what has none, on every rank
-    with runtime.together():
+    with runtime.fail_together():
         if runtime.is_main:
             write_range(found, config.run_dir, stage)
     return found

@@ -16,7 +16,7 @@ from fastai.callback.core import Callback
 from ulmfit_dist.config.schema import Config, Phase
 from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.distributed.runtime import Runtime
-from ulmfit_dist.models.bundle import save_exported
+from ulmfit_dist.models.bundle import save_bundle
 from ulmfit_dist.tracking.console import EpochTable
 from ulmfit_dist.training.learner import DistributedLearner, Stage
 
@@ -49,7 +49,7 @@ class EpochTableCallback(Callback):
     def after_epoch(self) -> None:
         if self.seconds == 0:
             return
-        total, count = self.runtime.sum(self.losses).tolist()
+        total, count = self.runtime.all_reduce_sum(self.losses).tolist()
         unit = "tokens" if self.learn.stage == "lm" else "examples"
         figures = {"train_loss": total / max(count, 1), f"{unit}_per_second": self.trained / self.seconds}
         figures |= {**self.learn.valid_metrics, "epoch_seconds": time.perf_counter() - self.started}
@@ -59,7 +59,7 @@ class EpochTableCallback(Callback):
         self.seconds = 0.0
 
 
-def by_hand(learner: Stage, config: Config, store: TokenStore, runtime: Runtime) -> Stage:
+def prepare_for_notebook(learner: Stage, config: Config, store: TokenStore, runtime: Runtime) -> Stage:
     """Make a stage's learner one for a notebook: it says what it does, and knows where its files go."""
     learner.path = config.run_dir
     learner.exporter = partial(_export, learner, config, store, runtime)
@@ -71,9 +71,14 @@ def _export(learner: DistributedLearner, config: Config, store: TokenStore, runt
     folder = config.run_dir / learner.stage if folder is None else Path(folder)
     labels = learner.dls.train.targets.names if learner.stage == "classifier" else None
     metrics = getattr(learner, "valid_metrics", {})
-    training = {"data_fingerprint": store.fingerprint, "world_size": runtime.world_size, "by_hand": True, "metrics": metrics}
+    training = {
+        "data_fingerprint": store.fingerprint,
+        "world_size": runtime.world_size,
+        "in_notebook": True,
+        "metrics": metrics,
+    }
     training["precision"] = runtime.precision
-    with runtime.together():
+    with runtime.fail_together():
         if runtime.is_main:
-            save_exported(folder, learner.model, config, store, labels, training)
+            save_bundle(folder, learner.model, config, store, labels, training)
     return folder

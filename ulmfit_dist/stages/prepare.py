@@ -49,13 +49,13 @@ def prepare(config: Config, runtime: Runtime, verify: bool = False) -> TokenStor
     folder = Path(config.data.store) if config.data.store is not None else _find_or_make(config, runtime, verify)
     if config.data.local_cache is not None:
         folder = _copy_to_node(folder, Path(config.data.local_cache), runtime)
-    with runtime.together():
+    with runtime.fail_together():
         store = TokenStore(folder)
         _check_tokenizer(store, config)
         if config.data.store is not None:
             _check_cuts(store, config)
-    runtime.note(summarize(store))
-    with runtime.together():
+    runtime.print_verbose(summarize(store))
+    with runtime.fail_together():
         if runtime.is_main:
             _report_oddities(store, config, runtime)
     return store
@@ -75,7 +75,7 @@ def _report_oddities(store: TokenStore, config: Config, runtime: Runtime) -> Non
     if dropped := num_dropped(store, config):
         report(f"{dropped:,} documents are left out, whose texts are to be measured on, too (data.on_duplicates=drop)")
     if repeated := len(store) - len(np.unique(store.text_hashes)):
-        runtime.note(f"{repeated:,} documents have the text of another one")
+        runtime.print_verbose(f"{repeated:,} documents have the text of another one")
 
 
 def _find_or_make(config: Config, runtime: Runtime, verify: bool) -> Path:
@@ -84,7 +84,7 @@ def _find_or_make(config: Config, runtime: Runtime, verify: bool) -> Path:
     folder = Path(config.data.cache) / _fingerprint(identity)
     if _is_finished(folder, runtime) and not _damaged(folder, runtime):
         return folder
-    with runtime.together():
+    with runtime.fail_together():
         if runtime.is_main:
             make_folder(folder, "data.cache")
     builder = TokenStoreBuilder(folder, source, config.tokenizer, config.data.shard_documents)
@@ -93,7 +93,7 @@ def _find_or_make(config: Config, runtime: Runtime, verify: bool) -> Path:
             _make(builder, identity, config.runtime.num_workers, runtime)
         elif damaged := _damaged(folder, runtime):
             runtime.print(f"{folder}: {len(damaged)} damaged shard(s), made again")
-            with runtime.together():
+            with runtime.fail_together():
                 if runtime.is_main:
                     builder.remake(damaged, read_meta(folder))
     return folder
@@ -101,7 +101,7 @@ def _find_or_make(config: Config, runtime: Runtime, verify: bool) -> Path:
 
 def _copy_to_node(folder: Path, cache: Path, runtime: Runtime) -> Path:
     """The store's copy on this node's own disk, made by the node's first rank."""
-    with runtime.together():
+    with runtime.fail_together():
         if runtime.is_local_main:
             copy_store(folder, cache)
     return cache / str(read_meta(folder)["fingerprint"])
@@ -110,21 +110,21 @@ def _copy_to_node(folder: Path, cache: Path, runtime: Runtime) -> Path:
 def _damaged(folder: Path, runtime: Runtime) -> list[int]:
     """Numbers of the shards that are not what they were, found by all ranks together."""
     found: list[int] = []
-    with runtime.together():
+    with runtime.fail_together():
         meta = read_meta(folder)
         found = damaged_shards(folder, meta, range(runtime.rank, meta["num_shards"], runtime.world_size))
-    return sorted(i for part in runtime.gather(found) for i in part)
+    return sorted(i for part in runtime.all_gather_object(found) for i in part)
 
 
 def _is_finished(folder: Path, runtime: Runtime) -> bool:
-    return runtime.from_main((folder / "meta.json").exists())
+    return runtime.broadcast_object((folder / "meta.json").exists())
 
 
 @contextmanager
 def _only_run(folder: Path, runtime: Runtime) -> Iterator[None]:
     """Let one run at a time make a store: the others wait, and find it. The lock goes with its process."""
     lock = FileLock(folder.with_suffix(".lock"))
-    with runtime.together():
+    with runtime.fail_together():
         if runtime.is_main:
             _acquire(lock, folder)
     try:
@@ -149,7 +149,7 @@ def _open_in_turn(config: Config, runtime: Runtime, verify: bool) -> Source:
     """Open the source on rank 0 first: it hashes the content, and the other ranks find the hashes in the cache."""
     source: Source | None = None
     for turn in (True, False):
-        with runtime.together():
+        with runtime.fail_together():
             if runtime.is_main is turn:
                 whole = cut_test_split(open_source(config.data, verify and turn), config.data.test_pct)
                 source = limit_documents(whole, config.data.limit, config.seed)
@@ -195,17 +195,17 @@ def _fingerprint(identity: dict[str, Any]) -> str:
 
 def _make(builder: TokenStoreBuilder, identity: dict[str, Any], num_workers: int, runtime: Runtime) -> None:
     mine = range(runtime.rank, len(builder.shards), runtime.world_size)
-    with runtime.together():
+    with runtime.fail_together():
         if runtime.is_main:
             builder.train_tokenizer()
-    with runtime.together():
+    with runtime.fail_together():
         builder.tokenize(mine, num_workers, shown=runtime.is_main)
-    with runtime.together():
+    with runtime.fail_together():
         if runtime.is_main:
             builder.merge()
-    with runtime.together():
+    with runtime.fail_together():
         builder.map(mine, num_workers)
-    with runtime.together():
+    with runtime.fail_together():
         if runtime.is_main:
             builder.finish(identity)
 

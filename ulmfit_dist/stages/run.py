@@ -17,7 +17,7 @@ from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.distributed import signals
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import FAILED, RESUMABLE, ResumableInterrupt, UserError
-from ulmfit_dist.models.bundle import WEIGHTS, read_exported
+from ulmfit_dist.models.bundle import WEIGHTS, read_bundle
 from ulmfit_dist.stages.baseline_figures import describe_standing
 from ulmfit_dist.stages.classifier import check_classifier, train_classifier
 from ulmfit_dist.stages.final_scores import score_test_split
@@ -51,7 +51,7 @@ def run(config: Config, runtime: Runtime, fresh: bool = False, stages: Sequence[
         Interrupted: a signal has asked to stop; all is saved.
     """
     stages = stages or config.stages
-    with runtime.together():
+    with runtime.fail_together():
         tracker = Tracker(config, runtime)
     started = time.perf_counter()
     store = prepare(config, runtime)
@@ -63,7 +63,7 @@ def run(config: Config, runtime: Runtime, fresh: bool = False, stages: Sequence[
         for stage in stages:
             is_open = not fresh and all(done.values())  # a stage on one that is to be trained is to be trained, too
             done[stage], found[stage] = _look(config, runtime, stage, store) if is_open else (False, None)
-        with runtime.together():
+        with runtime.fail_together():
             for stage in stages:
                 CHECKS[stage](config, runtime, store)
         _say_precision(config, runtime)
@@ -76,7 +76,7 @@ def run(config: Config, runtime: Runtime, fresh: bool = False, stages: Sequence[
             _measure_baseline(config, runtime, store, tracker)
         for stage in stages:
             if done[stage]:
-                runtime.note(f"{stage}: done already, in {config.run_dir / stage} (--fresh trains it again)")
+                runtime.print_verbose(f"{stage}: done already, in {config.run_dir / stage} (--fresh trains it again)")
                 tracker.show(stage)
             else:
                 TRAIN[stage](config, runtime, store, tracker, found[stage], plan.clock(stage))
@@ -94,18 +94,18 @@ def run_stage(config: Config, runtime: Runtime, stage: str, fresh: bool = False)
     Args:
         fresh: anew in any case.
     """
-    with runtime.together():
+    with runtime.fail_together():
         tracker = Tracker(config, runtime)
     store = prepare(config, runtime)
-    with runtime.together():
+    with runtime.fail_together():
         if stage == "classifier" and config.classifier.encoder is None:
-            has_export(config, "lm", store)
+            is_exported(config, "lm", store)
     with _only_one(tracker, runtime):
         tracker.fresh = fresh = fresh and not _has_begun(config, runtime, stage)
         found = None if fresh else find_checkpoint(config, runtime, stage)
         if found is not None and _is_over(config, runtime, stage, found):
             found = None
-        with runtime.together():
+        with runtime.fail_together():
             if found is not None:
                 found.check(config, stage, store)
         _say_precision(config, runtime)
@@ -124,19 +124,19 @@ def _measure_baseline(config: Config, runtime: Runtime, store: TokenStore, track
 def _say_precision(config: Config, runtime: Runtime) -> None:
     name, named = PRECISION_NAMES.get(runtime.precision, runtime.precision), runtime.launch.mixed_precision
     if named is not None:
-        runtime.note(f"precision: {name} ({named.source})")
+        runtime.print_verbose(f"precision: {name} ({named.source})")
     elif config.runtime.precision == "auto":
-        runtime.note(f"precision: {name}, chosen for this machine")
+        runtime.print_verbose(f"precision: {name}, chosen for this machine")
     for line in runtime.launch.describe():
-        runtime.note(line)
+        runtime.print_verbose(line)
 
 
-def has_export(config: Config, stage: str, store: TokenStore) -> bool:
+def is_exported(config: Config, stage: str, store: TokenStore) -> bool:
     """Whether the run has this stage's model. Raises UserError if it was trained with another config or other data."""
     folder = config.run_dir / stage
     if not (folder / WEIGHTS).is_file():
         return False
-    exported = read_exported(folder)
+    exported = read_bundle(folder)
     then = exported.training["data_fingerprint"]
     changed = differences(stage, config, to_dict(exported.config), store.fingerprint, then)
     if changed:
@@ -158,10 +158,10 @@ def _look(config: Config, runtime: Runtime, stage: str, store: TokenStore) -> tu
     found = find_checkpoint(config, runtime, stage)
     done = False
     if found is None or _is_over(config, runtime, stage, found):
-        with runtime.together():
-            done = runtime.is_main and has_export(config, stage, store)
-        done = runtime.from_main(done)
-    with runtime.together():
+        with runtime.fail_together():
+            done = runtime.is_main and is_exported(config, stage, store)
+        done = runtime.broadcast_object(done)
+    with runtime.fail_together():
         if found is not None and not done:
             found.check(config, stage, store)
     return done, None if done else found
@@ -170,10 +170,10 @@ def _look(config: Config, runtime: Runtime, stage: str, store: TokenStore) -> tu
 def _is_over(config: Config, runtime: Runtime, stage: str, found: ResumePoint) -> bool:
     """Whether the training of a checkpoint has come to its end, and to the model in the run directory. Collective."""
     folder, is_over = config.run_dir / stage, False
-    with runtime.together():
+    with runtime.fail_together():
         if runtime.is_main and found.is_end and (folder / WEIGHTS).is_file():
-            is_over = found.is_of(read_exported(folder))
-    return runtime.from_main(is_over)
+            is_over = found.is_of(read_bundle(folder))
+    return runtime.broadcast_object(is_over)
 
 
 @contextmanager
@@ -184,7 +184,7 @@ def _only_one(tracker: Tracker, runtime: Runtime) -> Iterator[list[str]]:
     """
     told: list[str] = []
     try:
-        with runtime.together():
+        with runtime.fail_together():
             tracker.lock()
         yield told
     except ResumableInterrupt:

@@ -24,7 +24,7 @@ from ulmfit_dist.data.tokenizers.spec_tokens import readable
 from ulmfit_dist.data.vocab import PAD_ID
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.models.bundle import ModelBundle, find_model, load_model, read_exported
+from ulmfit_dist.models.bundle import ModelBundle, find_model, load_model, read_bundle
 from ulmfit_dist.models.networks import encoder_of
 from ulmfit_dist.rng.counter_based import permutation
 from ulmfit_dist.stages.classifier import classifier_loaders
@@ -73,7 +73,7 @@ def batch_tables(config: Config, runtime: Runtime, stage: str | None, rows: int,
     check_rows(rows)
     store = prepare(config, runtime)
     tables = []
-    with runtime.together():
+    with runtime.fail_together():
         words = TokenDecoder(store, config, as_tokens)
         for each in [stage] if stage is not None else STAGES if (store.labels != NO_LABEL).any() else STAGES[:1]:
             tables.append((_lm_batch if each == "lm" else _classifier_batch)(config, runtime, store, words, rows))
@@ -102,10 +102,10 @@ def result_tables(
         raise UserError(f"{run}: no {stage or 'exported'} model here: give a run directory, or an exported model's folder")
     tables = []
     for each, folder in folders.items():
-        exported = read_exported(folder)
+        exported = read_bundle(folder)
         check_functions(exported, trust_rules)
         store = prepare(exported.config, runtime)
-        with runtime.together():
+        with runtime.fail_together():
             check_store(exported, store)
             words = TokenDecoder(store, exported.config, as_tokens)
             model = load_model(exported, runtime.device, trust_rules)

@@ -16,9 +16,9 @@ from ulmfit_dist.config.schema import ClassifierConfig, Config, LMConfig
 from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.distributed import signals
 from ulmfit_dist.distributed.runtime import Runtime
-from ulmfit_dist.models.bundle import save_exported
+from ulmfit_dist.models.bundle import save_bundle
 from ulmfit_dist.models.kernels import compile_kernels
-from ulmfit_dist.stages.epoch_artifacts import tables_of
+from ulmfit_dist.stages.epoch_artifacts import compute_artifacts
 from ulmfit_dist.stages.show_batch import show_first_batch
 from ulmfit_dist.tracking.tracker import Tracker
 from ulmfit_dist.training.callbacks.model_selection import EpochResult, ModelSelectionCallback
@@ -66,30 +66,32 @@ def train_stage(
     settings, unit = getattr(config, stage), UNITS[stage]
     folder = CheckpointManager(config.checkpoints_dir, stage)
     if found is not None:
-        runtime.note(f"{stage}: goes on from {found.path}, made on {found.state['world_size']} rank(s)")
-    with runtime.together():
+        runtime.print_verbose(f"{stage}: goes on from {found.path}, made on {found.state['world_size']} rank(s)")
+    with runtime.fail_together():
         tracker.start_stage(stage, *((found.lines(), found.state["wandb_run_id"]) if found and runtime.is_main else ()))
         if found is None and runtime.is_main:
             folder.clear()
     if runtime.settings.virtual_ranks is not None and not learner.dls.train.share.exact:
-        runtime.note(f"runtime.virtual_ranks={runtime.settings.virtual_ranks} is set aside: it is no multiple of the ranks")
+        runtime.print_verbose(
+            f"runtime.virtual_ranks={runtime.settings.virtual_ranks} is set aside: it is no multiple of the ranks"
+        )
     for message in compile_kernels(runtime.device, learner.loss_func):
-        runtime.note(message)
-    tracking = TrackingCallback(tracker, unit, lambda before: tables_of(learner, store, config, before))
+        runtime.print_verbose(message)
+    tracking = TrackingCallback(tracker, unit, lambda before: compute_artifacts(learner, store, config, before))
     selection = ModelSelectionCallback(settings, lambda: tracking.tables)
     clock = clock or StageClock([1.0] * sum(phase.epochs for phase in settings.phases))
     learner.add_cbs([tracking, StageProgressCallback(runtime, unit, clock), TimingCallback(runtime), selection])
-    runtime.renew_scaler()
+    runtime.reset_grad_scaler()
     state, begin = LearnerStateDict(learner, runtime), START
     if found is not None:
         tensors = found.tensors(runtime)
-        with runtime.together():
+        with runtime.fail_together():
             begin = state.restore(tensors, found.state)
     show_first_batch(config, runtime, store, learner)
     warn_of_few_steps(learner, settings, runtime)
     with signals.when_ready() as stop:
         writer = AsyncCheckpointWriter(folder, config.checkpoint.keep, found.path if found else None)
-        training_id = found.state["training_id"] if found else runtime.from_main(secrets.token_hex(8))
+        training_id = found.state["training_id"] if found else runtime.broadcast_object(secrets.token_hex(8))
         facts = {"training_id": training_id, **_facts(config, runtime, store)}
         num_phases = len(settings.phases)
         checkpoints = CheckpointCallback(config.checkpoint, state, writer, tracker, stop, facts, begin, num_phases)
@@ -98,18 +100,18 @@ def train_stage(
         run_phases(learner, settings.phases, begin)
         checkpoints.finish()
     metrics, tables = tracking.final_metrics(), tracking.tables
-    if settings.select == "best" and (best := take_best(selection, learner, state, folder, runtime)) is not None:
+    if settings.select == "best" and (best := load_best_weights(selection, learner, state, folder, runtime)) is not None:
         metrics |= best.metrics
         if stage == "classifier":  # a language model's samples are of all epochs
             tables = best.tables if config.tracking.log_text else without_texts(best.tables)
-    with runtime.together():
+    with runtime.fail_together():
         tracker.finish_stage(stage, tracking.seconds, metrics, tables)
         if stage == "lm" and config.classifier.encoder is None:
             tracker.drop_stage("classifier")  # one on an encoder that is no more
         if runtime.is_main:
             training = {"training_id": training_id, "data_fingerprint": store.fingerprint}
             training |= {"world_size": runtime.world_size, "precision": runtime.precision, "metrics": metrics}
-            save_exported(config.run_dir / stage, learner.model, config, store, labels, training)
+            save_bundle(config.run_dir / stage, learner.model, config, store, labels, training)
             tracker.save_model(stage, training, {key: store.meta[key] for key in FACTS_OF_TEXTS})
     return config.run_dir / stage
 
@@ -121,7 +123,7 @@ def warn_of_few_steps(learner: DistributedLearner, settings: LMConfig | Classifi
         runtime.print(f"warning: {batch}: an epoch has {steps} step(s), which teach little: lower it, or add epochs")
 
 
-def take_best(
+def load_best_weights(
     selection: ModelSelectionCallback,
     learner: DistributedLearner,
     state: LearnerStateDict,
@@ -138,10 +140,10 @@ def take_best(
             model = read_tensors(folder.at(best.step))["model"]
         except CorruptCheckpointError as damaged:
             error = f"{folder.at(best.step)} cannot be read ({damaged})"
-    if (said := runtime.from_main(error)) is not None:
+    if (said := runtime.broadcast_object(error)) is not None:
         runtime.print(f"warning: {said}: the model of {stage}'s last epoch is exported, not that of epoch {best.number}")
         return None
-    state.load_model(runtime.tensors_from_main(model))
+    state.load_model(runtime.broadcast_tensors(model))
     figures = ", ".join(f"{name} {value:.4f}" for name, value in best.metrics.items())
     runtime.print(f"{stage}: exported is the model of epoch {best.number} of {learner.stage_epoch}, the best: {figures}")
     return best

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from ulmfit_dist.config.schema import ClassifierConfig, LMConfig
 from ulmfit_dist.data.batches import MicroBatch, RankLoader
-from ulmfit_dist.data.prefetch import moved_ahead
+from ulmfit_dist.data.prefetch import prefetch_to_device
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.metrics.accumulators import Metrics
@@ -97,7 +97,7 @@ class DistributedLearner(TextLearner, metaclass=ABCMeta):
         self.n_iter = len(self.dl)
         first = self.first_step if self.training else 0
         steps = self.dl.from_step(first) if first else self.dl
-        for step, micro_batches in enumerate(moved_ahead(steps, self.dls.device), first):
+        for step, micro_batches in enumerate(prefetch_to_device(steps, self.dls.device), first):
             self.one_batch(step, micro_batches)
 
     def _do_one_batch(self) -> None:
@@ -205,7 +205,7 @@ class DistributedLearner(TextLearner, metaclass=ABCMeta):
     def _forward(self, batch: MicroBatch) -> None:
         """fastai's `xb`, `yb` and `pred` of one micro-batch."""
         self.xb, self.yb = (batch.x,), (batch.y,)
-        self.move_to(batch.rows)
+        self.set_dropout_context(batch.rows)
         self.pred = self._predict(batch)
         self("after_pred")
 
@@ -219,7 +219,7 @@ class DistributedLearner(TextLearner, metaclass=ABCMeta):
         self.accelerate.has_gradients = False
         self.stage_step += 1
 
-    def move_to(self, rows: range) -> None:
+    def set_dropout_context(self, rows: range) -> None:
         """Tell the model which rows of which step it computes next."""
         self.position.step, self.position.rows = self.stage_step, rows
 

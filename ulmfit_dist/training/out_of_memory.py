@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor
 
-from ulmfit_dist.errors import UserError, shared
+from ulmfit_dist.errors import UserError, mark_collective
 from ulmfit_dist.models.encoder import Hidden
 from ulmfit_dist.models.networks import encoder_of
 from ulmfit_dist.utils.memory import figures_of, is_out_of_memory
@@ -77,7 +77,9 @@ def agree_on_memory(learner: DistributedLearner, part: Callable[[], Value], has_
         if has_exchange:
             learner.accelerate.complete_exchange()
     if runtime.highest(int(figures is not None)):
-        raise RankOutOfMemoryError({rank: each for rank, each in enumerate(runtime.gather(figures)) if each is not None})
+        raise RankOutOfMemoryError(
+            {rank: each for rank, each in enumerate(runtime.all_gather_object(figures)) if each is not None}
+        )
     return value  # type: ignore[return-value]
 
 
@@ -114,7 +116,7 @@ def refuse_validation(learner: DistributedLearner, failure: RankOutOfMemoryError
     share, global_rows = learner.accelerate.share, learner.dl.global_batch_size  # a rank may have no row of a last batch
     rows, smaller = share.rows_at_once(global_rows), share.halved(global_rows)
     advice = ADVICE[learner.stage] if smaller is None else f"set runtime.micro_batch_size={smaller}"
-    return shared(
+    return mark_collective(
         UserError(f"{learner.stage}: out of memory in a validation at {rows} row(s) per micro-batch on {failure}: {advice}")
     )
 
@@ -133,9 +135,9 @@ def _smaller_size(learner: DistributedLearner, failure: RankOutOfMemoryError, is
     rows, smaller = share.rows_at_once(batch.global_rows), share.halved(batch.global_rows)
     found = f"{learner.stage}: out of memory at {rows} row(s) per micro-batch on {failure}"
     if smaller is None:
-        raise shared(UserError(f"{found}, the smallest possible: {ADVICE[learner.stage]}"))
+        raise mark_collective(UserError(f"{found}, the smallest possible: {ADVICE[learner.stage]}"))
     if not is_repeatable:
-        raise shared(UserError(f"{found}, with gradients of earlier steps: set runtime.micro_batch_size={smaller}"))
+        raise mark_collective(UserError(f"{found}, with gradients of earlier steps: set runtime.micro_batch_size={smaller}"))
     learner.accelerate.runtime.print(
         f"{found}: continuing with {smaller}; set runtime.micro_batch_size={smaller} to start there"
     )

@@ -79,7 +79,10 @@ class ClassifierLearner(DistributedLearner):
     def _compute_gradients(self) -> None:
         runtime = self.accelerate.runtime
         agree_on_memory(self, self._encode_documents)
-        self.pooled, self.targets = runtime.sum(self.pooled).requires_grad_(), runtime.sum(self.targets)
+        self.pooled, self.targets = (
+            runtime.all_reduce_sum(self.pooled).requires_grad_(),
+            runtime.all_reduce_sum(self.targets),
+        )
         agree_on_memory(self, self._classify, has_exchange=True)
         self.encoded = []
         self.accelerate.finish_exchange()
@@ -108,7 +111,7 @@ class ClassifierLearner(DistributedLearner):
         output_bTE = self.encoded[-1][1]
         self.xb = (torch.cat([batch.x for batch in self.micro_batches]),)
         self.yb = (self.targets,)
-        self.move_to(range(len(self.pooled)))
+        self.set_dropout_context(range(len(self.pooled)))
         with _one_thread(self.pooled.device):
             self.pred = (self.model[1].layers(self.pooled), output_bTE, output_bTE)
         self("after_pred")
@@ -121,7 +124,7 @@ class ClassifierLearner(DistributedLearner):
         return self.model[1](self.model[0](batch.x, batch.chunk_rows))
 
     def _encode(self, batch: MicroBatch) -> Encoded:
-        self.move_to(batch.rows)
+        self.set_dropout_context(batch.rows)
         output_bTE, padding_bT = self.model[0](batch.x, batch.chunk_rows)
         return concat_pool(output_bTE, padding_bT), output_bTE
 

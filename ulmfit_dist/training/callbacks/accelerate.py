@@ -56,7 +56,7 @@ class AccelerateCallback(Callback):
             parameter.grad = None  # else the optimizer would go on with what is frozen now
         self.has_gradients = False
         if self.share.exact:
-            self.runtime.copy_from_main(self.learn.model.parameters())  # as DDP does
+            self.runtime.broadcast_in_place(self.learn.model.parameters())  # as DDP does
         self.learn.replace_modules(self._prepare)
         gradients = [parameter for module in self.wrapped for parameter in module.parameters() if parameter.requires_grad]
         self.bytes_of_a_step = sum(
@@ -141,21 +141,21 @@ class AccelerateCallback(Callback):
         DDP waits for its buckets in a callback at the end of the pass, which it queues at the last gradient. One that is
         queued at the first gradient runs before it.
         """
-        laps = self.runtime.laps
+        timer = self.runtime.step_timer
         is_exchange = any(module.require_backward_grad_sync for module in self.wrapped)
         if is_exchange:
             engine = torch.autograd.Variable._execution_engine  # type: ignore[attr-defined]
-            loss.register_hook(lambda _: engine.queue_callback(lambda: laps.end(None)))
+            loss.register_hook(lambda _: engine.queue_callback(lambda: timer.end(None)))
         yield
         if is_exchange:
-            laps.end("communication")
+            timer.end("communication")
 
     def _prepare(self, module: torch.nn.Module) -> torch.nn.Module:
         frozen = not any(parameter.requires_grad for parameter in module.parameters())
         no_ddp = frozen or self.share.exact  # mixed precision, but nothing to exchange
         prepared = self.accelerator.prepare_model(module, evaluation_mode=no_ddp)
         if isinstance(prepared, DistributedDataParallel):
-            _settle_buckets(prepared)
+            freeze_ddp_buckets(prepared)
             prepared._set_ddp_runtime_logging_sample_rate(NEVER)
             self.wrapped.append(prepared)
             self.exchanges.append(GradientExchange(prepared, self.runtime.settings.compress_gradients is not None))
@@ -167,7 +167,7 @@ class AccelerateCallback(Callback):
         return bare
 
 
-def _settle_buckets(module: DistributedDataParallel) -> None:
+def freeze_ddp_buckets(module: DistributedDataParallel) -> None:
     """Have DDP choose its buckets for good before the first step, by a backward pass of nothing. Collective.
 
     DDP chooses them anew after its first backward pass. With more than two ranks the order in which an element is added up

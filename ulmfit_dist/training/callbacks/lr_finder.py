@@ -106,7 +106,7 @@ class RateRangeCallback(Callback):
 
     def after_batch(self) -> None:
         weight = sum(batch.weight for batch in self.learn.micro_batches)  # of this rank in the global batch
-        self.losses.append(self.runtime.sum(self.learn.loss.double() * weight).item())
+        self.losses.append(self.runtime.all_reduce_sum(self.learn.loss.double() * weight).item())
         self.average = SMOOTHING * self.average + (1 - SMOOTHING) * self.losses[-1]
         self.smoothed.append(self.average / (1 - SMOOTHING ** len(self.losses)))
         if not math.isfinite(self.losses[-1]):
@@ -139,7 +139,7 @@ def range_test(
     callback = RateRangeCallback(start, end, num_steps, spread, stop_diverged, runtime)
     with unchanged(learner), learner.added_cbs(callback):
         learner.fit(num_steps // len(learner.dls.train) + 1)
-    runtime.renew_scaler()
+    runtime.reset_grad_scaler()
     return LRFinderResult(callback.rates, callback.losses, callback.smoothed, num_steps)
 
 

@@ -65,7 +65,7 @@ class ModelSelectionCallback(Callback):
             )
         if self.patience is not None:
             runtime = learn.accelerate.runtime
-            learn.is_stopped = runtime.from_main(self.waited >= self.patience)
+            learn.is_stopped = runtime.broadcast_object(self.waited >= self.patience)
             if learn.is_stopped:
                 runtime.print(
                     f"{learn.stage}: ends here: {self.waited} epoch(s) in a row were no better than the best before"

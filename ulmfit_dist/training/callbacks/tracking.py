@@ -17,7 +17,7 @@ import psutil
 import torch
 from fastai.callback.core import Callback
 
-from ulmfit_dist.distributed.step_timer import PARTS, Spent, TakenLaps
+from ulmfit_dist.distributed.step_timer import PARTS, Spent, TimedIntervals
 from ulmfit_dist.tracking.tracker import Tracker
 from ulmfit_dist.tracking.wandb_run import Table
 from ulmfit_dist.utils.host_copy import HostCopy
@@ -51,7 +51,7 @@ class PendingLine:
     figures: HostCopy
     weights: tuple[float, float]
     spent: Spent
-    laps: TakenLaps
+    step_timer: TimedIntervals
     steps: int
     trained: int
     communication_mb: float
@@ -105,7 +105,7 @@ class TrackingCallback(Callback):
         self.recent_trained += trained
         self.recent_steps += 1
         if self.learn.stage_step % self.log_every == 0:
-            self.runtime.laps.end("optimizer")
+            self.runtime.step_timer.end("optimizer")
             self.write_pending()
             self.pending = self._begin_line()
         if not self.is_late:
@@ -120,7 +120,7 @@ class TrackingCallback(Callback):
     def after_epoch(self) -> None:
         self._read_laps()
         metrics = {
-            "train_loss": self.runtime.sum(self.sums_3[:1]).item() / self.weights["epoch"],
+            "train_loss": self.runtime.all_reduce_sum(self.sums_3[:1]).item() / self.weights["epoch"],
             **self.learn.valid_metrics,
             f"{self.unit}_per_second": round(self.epoch_trained / self.epoch_seconds, 1),
             "epoch_seconds": round(self.epoch_seconds, 3),
@@ -143,10 +143,10 @@ class TrackingCallback(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Sums and counts so far, over all ranks, as JSON; the pending line is written first. Collective."""
         self._read_laps()
-        losses = self.runtime.sum(self.sums_3).tolist()
+        losses = self.runtime.all_reduce_sum(self.sums_3).tolist()
         return {
             "sums": {name: [loss, self.weights[name]] for name, loss in zip(SUMS, losses, strict=True)},
-            "tables": self.runtime.from_main(self.tables),
+            "tables": self.runtime.broadcast_object(self.tables),
             "tokens": self.tokens,
             "trained": self.trained,
             "epoch_trained": self.epoch_trained,
@@ -174,10 +174,10 @@ class TrackingCallback(Callback):
         line, self.pending = self.pending, None
         if line is None:
             return
-        spent = line.laps.read()
+        spent = line.step_timer.read()
         self.epoch_seconds += spent.training
         spent += line.spent
-        ranks = self.runtime.gather((spent.parts, line.memory_gb))
+        ranks = self.runtime.all_gather_object((spent.parts, line.memory_gb))
         loss, smoothed, gradient_norm = line.figures.read()
         self.last_loss = loss / line.weights[0]
         each = len(ranks) * line.steps
@@ -195,14 +195,14 @@ class TrackingCallback(Callback):
 
     def _begin_line(self) -> PendingLine:
         """The line of this step: one exchange between the ranks on the device, which nothing waits for."""
-        summed_2 = self.runtime.sum(self.sums_3[1:])
+        summed_2 = self.runtime.all_reduce_sum(self.sums_3[1:])
         line = PendingLine(
             self._position(),
             {**self._rates(), **self._reduced_size()},
             HostCopy(torch.cat([summed_2, self.gradient_norm])),
             (self.weights["recent"], self.weights["smoothed"]),
             self.recent_spent,
-            self.runtime.laps.take(),
+            self.runtime.step_timer.take(),
             self.recent_steps,
             self.recent_trained,
             round((self.runtime.bytes_given - self.given_before) / self.recent_steps / 1e6, 6),
@@ -231,7 +231,7 @@ class TrackingCallback(Callback):
     def _read_laps(self) -> None:
         """Add the time since the last line; waits for the device."""
         self.write_pending()
-        spent = self.runtime.laps.take().read()
+        spent = self.runtime.step_timer.take().read()
         self.recent_spent += spent
         self.epoch_seconds += spent.training
 

@@ -11,14 +11,14 @@ from ulmfit_dist.distributed.step_timer import PARTS, StepTimer
 class Clock:
     """Time that goes on by as much as it is told."""
 
-    def __init__(self, laps: StepTimer, monkeypatch: pytest.MonkeyPatch):
-        self.now, self.laps = 0.0, laps
+    def __init__(self, step_timer: StepTimer, monkeypatch: pytest.MonkeyPatch):
+        self.now, self.step_timer = 0.0, step_timer
         monkeypatch.setattr("ulmfit_dist.distributed.step_timer.time.perf_counter", lambda: self.now)
 
     def spend(self, seconds: float, part: str | None = None) -> None:
         self.now += seconds
         if part is not None:
-            self.laps.end(part)
+            self.step_timer.end(part)
 
 
 @pytest.fixture
@@ -27,14 +27,14 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def spent(clock: Clock) -> dict[str, Any]:
-    return {part: seconds for part, seconds in clock.laps.take().read().parts.items() if seconds}
+    return {part: seconds for part, seconds in clock.step_timer.take().read().parts.items() if seconds}
 
 
 def test_each_second_counts_once_and_an_exchange_for_itself(clock: Clock):
-    clock.laps.start()
+    clock.step_timer.start()
     clock.spend(1, "data")
     clock.spend(2)
-    with clock.laps.exchange():
+    with clock.step_timer.exchange():
         clock.spend(4)
     clock.spend(8, "forward")
     assert spent(clock) == {"data": 1, "communication": 4, "forward": 10}
@@ -44,16 +44,16 @@ def test_each_second_counts_once_and_an_exchange_for_itself(clock: Clock):
 
 
 def test_a_validation_does_not_count_but_a_checkpoint_after_it_does(clock: Clock):
-    clock.laps.start()
+    clock.step_timer.start()
     clock.spend(1, "data")
-    clock.laps.stop()
+    clock.step_timer.stop()
     clock.spend(100)
-    with clock.laps.checkpoint(), clock.laps.exchange():
+    with clock.step_timer.checkpoint(), clock.step_timer.exchange():
         clock.spend(2)
     clock.spend(100)
-    clock.laps.start()
+    clock.step_timer.start()
     clock.spend(4)
-    with clock.laps.checkpoint():
+    with clock.step_timer.checkpoint():
         clock.spend(8)
     clock.spend(16, "data")
     assert spent(clock) == {"data": 17, "optimizer": 4, "checkpoint": 10}
@@ -61,17 +61,17 @@ def test_a_validation_does_not_count_but_a_checkpoint_after_it_does(clock: Clock
 
 def test_laps_that_nobody_asks_for_are_added_up(clock: Clock, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("ulmfit_dist.distributed.step_timer.MOST_MARKS", 2)
-    clock.laps.start()
+    clock.step_timer.start()
     for _ in range(10):
         clock.spend(1)
-        with clock.laps.exchange():
+        with clock.step_timer.exchange():
             clock.spend(2)
         clock.spend(4, "forward")
-    assert len(clock.laps._marks) < 8
+    assert len(clock.step_timer._marks) < 8
     assert spent(clock) == {"forward": 50, "communication": 20}
 
 
 def test_nobody_counts_where_nobody_trains(clock: Clock):
-    with clock.laps.exchange():
+    with clock.step_timer.exchange():
         clock.spend(1)
-    assert clock.laps.take().read().parts == dict.fromkeys(PARTS, 0.0)
+    assert clock.step_timer.take().read().parts == dict.fromkeys(PARTS, 0.0)
