@@ -31,14 +31,19 @@ from ulmfit_dist.config.schema import LMConfig, ModelConfig
 from ulmfit_dist.models.networks import build_language_model
 
 EVERY_MINUTES = {"every 5 minutes": 5, "every 15 seconds": 0.25}
-TRAINING = ["benchmarks/bbc_news.yaml", "data.limit=1100", "lm.phases=[{epochs: 1, lr: 1e-2}]", "tracking.wandb=disabled"]
+TRAINING = [
+    "benchmarks/bbc_news.yaml",
+    "data.max_documents=1100",
+    "lm.phases=[{epochs: 1, lr: 1e-2}]",
+    "tracking.wandb_mode=disabled",
+]
 FULL_SIZE = 60_000
 
 
 def contender(case: str, kind: str) -> Measured:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        words = [*TRAINING, f"runs_dir={folder}", f"checkpoint.every_minutes={EVERY_MINUTES[case]}"]
+        words = [*TRAINING, f"runs_dir={folder}", f"checkpoint.interval_minutes={EVERY_MINUTES[case]}"]
         run_ranks(["-m", "benchmarks.checkpoint", kind, str(folder / "stalls.json"), "lm", *words], num_ranks=2)
         seconds = json.loads(next(folder.glob("*/summary.json")).read_text())["seconds"]["lm"]
         stalls = json.loads((folder / "stalls.json").read_text())

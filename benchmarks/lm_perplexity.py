@@ -54,7 +54,7 @@ def _measured(case: str, learner_of: Callable[[Config, TokenStore], Any], runtim
     num_words = int(case.split()[0])
     found, seconds, steps = [], 0.0, []
     for seed in SEEDS:
-        config = configured(*BATCH, f"tokenizer.max_vocab={num_words}", f"data.limit={ARTICLES}", f"seed={seed}")
+        config = configured(*BATCH, f"tokenizer.max_vocab={num_words}", f"data.max_documents={ARTICLES}", f"seed={seed}")
         store = prepare(config, runtime)
         store.vocab += [FILLER] * (num_words - len(store.vocab))
         learner = learner_of(config, store)

@@ -91,7 +91,7 @@ def our_ids(texts: Sequence[str | None], folder: Path) -> TokenStore:
     builder.tokenize(shards, num_workers=1, shown=False)
     builder.merge()
     builder.map(shards, num_workers=1)
-    builder.finish({"format": FORMAT, "shard_documents": SHARD_DOCUMENTS})
+    builder.finish({"format": FORMAT, "documents_per_shard": SHARD_DOCUMENTS})
     return TokenStore(folder)
 
 

@@ -1,6 +1,6 @@
 """An encoder of one's own in place of AWD-LSTM: gated recurrent units (GRUs), with the dropouts of this package.
 
-    model: {arch: examples.my_encoder.GRUEncoder, arch_options: {bias: true}, emb_sz: 200, n_hid: 400, n_layers: 2}
+    model: {arch: examples.my_encoder.GRUEncoder, arch_kwargs: {bias: true}, emb_sz: 200, n_hid: 400, n_layers: 2}
 
 Language model, classifier, checkpoints and all commands but the exports to fastai and ONNX are then those of AWD-LSTM. As
 its dropouts are computed from their position, it trains to the same weights on any number of ranks.

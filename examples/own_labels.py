@@ -1,7 +1,7 @@
 """Labels and splits of your own, for the folder that BBC News is: a class from the path, every fifth article to validate on.
 
     python -m ulmfit_dist prepare configs/quickstart.yaml \
-        data.get_label=examples.own_labels.is_sports data.splitter=examples.own_labels.every_fifth --show 3
+        data.get_y=examples.own_labels.is_sports data.splitter=examples.own_labels.every_fifth --show 3
 
 fastai's `get_y` and `splitter` as functions of one document: of its path in a folder, of its row, a mapping, in a table.
 """

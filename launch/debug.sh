@@ -8,7 +8,7 @@ if [[ ${1:-} == *.yaml ]]; then
     recipe=$1
     shift
 fi
-ulmfit-dist run "$recipe" --fresh --verbose name=debug data.limit=200 tracking.wandb=disabled \
+ulmfit-dist run "$recipe" --fresh --verbose name=debug data.max_documents=200 tracking.wandb_mode=disabled \
     runtime.deterministic=true runtime.detect_anomaly=true runtime.show_first_batch=true \
     'lm.phases=[{epochs: 1, lr: 1e-2}]' \
     'classifier.phases=[{epochs: 1, lr: 2e-2, freeze_to: -1}, {epochs: 1, lr: [1e-3, 1e-2]}]' "$@"

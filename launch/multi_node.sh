@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # One call per node, all with the same words but NODE_RANK:
 #   NUM_NODES=2 NODE_RANK=0 MASTER_ADDR=node1 bash launch/multi_node.sh configs/imdb.yaml [key=value ...]
-# GPUS_PER_NODE defaults to the visible ones, MASTER_PORT to 29500. Recipe, runs_dir and data.cache must lie on a shared
+# GPUS_PER_NODE defaults to the visible ones, MASTER_PORT to 29500. Recipe, runs_dir and data.cache_dir must lie on a shared
 # file system. With ACCELERATE_USE_CPU=true it starts GPUS_PER_NODE CPU processes per node.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 

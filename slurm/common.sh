@@ -39,7 +39,7 @@ prepare_job() {
     local values
     python -c 'import sys; from importlib.util import find_spec; sys.exit(not (find_spec("torch") and find_spec("fastai")))' ||
         fail "no Python with torch and fastai: run 'bash launch/setup.sh' in $home, or activate an environment, then submit"
-    values=$(values_of "runs_dir name data.cache" "$@")
+    values=$(values_of "runs_dir name data.cache_dir" "$@")
     mapfile -t values <<< "$values"
     runs_dir=${values[0]} name=${values[1]} cache=${values[2]}
     find_log

@@ -134,7 +134,7 @@ SCENARIOS: dict[str, tuple[str, list[Place], dict[str, Any]]] = {
     "lm backward": ("lm", [("backward", 2, 1)], {}),
     "lm on both ranks": ("lm", [("backward", 2, 1), ("forward", 2, 0)], {}),
     "lm twice": ("lm", [("backward", 1, 1), ("forward", 3, 0, 2)], {}),
-    "lm virtual ranks": ("lm", [("backward", 2, 1)], {"virtual_ranks": 4}),
+    "lm virtual ranks": ("lm", [("backward", 2, 1)], {"canonical_ranks": 4}),
     "lm too often": ("lm", [("loss", 2, 1)], {"micro_batch_size": 1}),
     "lm validation": ("lm", [("validation", 13, 1)], {}),
     "classifier forward": ("classifier", [("forward", 0, 1)], {}),
@@ -142,7 +142,7 @@ SCENARIOS: dict[str, tuple[str, list[Place], dict[str, Any]]] = {
     "classifier pooled": ("classifier", [("pooled", 1, 1)], {}),
     "classifier backward": ("classifier", [("backward", 2, 1)], {}),
     "classifier reads twice": ("classifier", [("forward", 1, 1, 3)], {"micro_batch_size": 2}),
-    "classifier virtual ranks": ("classifier", [("backward", 1, 1)], {"virtual_ranks": 4}),
+    "classifier virtual ranks": ("classifier", [("backward", 1, 1)], {"canonical_ranks": 4}),
     "classifier validation": ("classifier", [("validation", 4, 0)], {}),
 }
 """By name: the stage, the arguments of each `OutOfMemory`, and keys of the runtime section."""

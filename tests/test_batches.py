@@ -33,7 +33,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
 
 
 def share(rank: int = 0, world_size: int = 1, micro: int | None = None, virtual: int | None = None) -> BatchShard:
-    return make_batch_shard(rank, world_size, RuntimeConfig(micro_batch_size=micro, virtual_ranks=virtual))
+    return make_batch_shard(rank, world_size, RuntimeConfig(micro_batch_size=micro, canonical_ranks=virtual))
 
 
 def lm_batches(store: TokenStore, *ranks: int | None, seed: int | None = 1) -> LMLoader:
@@ -197,8 +197,8 @@ def test_virtual_ranks_are_cut_alike_on_any_number_of_ranks_that_divides_them(st
             for mine, theirs in zip(parts, alone, strict=True):
                 assert mine.rows == theirs.rows
                 assert torch.equal(mine.x, theirs.x)
-    assert share(0, 3, None, 4).num_virtual_ranks == 3  # four do not come out even on three
-    assert share(0, 8, None, 4).num_virtual_ranks == 8
+    assert share(0, 3, None, 4).num_canonical_ranks == 3  # four do not come out even on three
+    assert share(0, 8, None, 4).num_canonical_ranks == 8
 
 
 @pytest.mark.parametrize("seed", [1, None])
@@ -327,7 +327,7 @@ def test_a_store_cut_short_is_refused(store: TokenStore, tmp_path: Path):
 @pytest.mark.parametrize("backwards", [False, True])
 def test_a_truncated_document_is_read_from_its_beginning(store: TokenStore, backwards: bool):
     whole = ClassifierLoader(store, store.split("train"), 6, T, share(), None)
-    cut = ClassifierLoader(store, store.split("train"), 6, T, share(), None, backwards=backwards, truncate_to=7)
+    cut = ClassifierLoader(store, store.split("train"), 6, T, share(), None, backwards=backwards, max_doc_tokens=7)
     assert max(batch.x.shape[1] for (batch,) in whole) > 7
     for (batch,) in cut:
         for x_T, document in zip(batch.x, batch.documents, strict=True):

@@ -249,7 +249,7 @@ def test_a_config_that_no_longer_fits_is_told_by_its_keys():
     found = differences("lm", Config(), then, "a", "b")
     assert found == ["seed (now 42, then 7)", "model.n_hid (now 1152, then 20)", "data"]
     harmless = Config(name="other")
-    harmless.checkpoint.keep, harmless.tracking.log_every, harmless.runtime.micro_batch_size = 9, 9, 9
+    harmless.checkpoint.keep_latest, harmless.tracking.log_interval, harmless.runtime.micro_batch_size = 9, 9, 9
     harmless.classifier.wd = 0.5  # not the language model's
     assert differences("lm", harmless, to_dict(Config()), "a", "a") == []
     assert differences("classifier", harmless, to_dict(Config()), "a", "a") == ["classifier.wd (now 0.5, then 0.01)"]

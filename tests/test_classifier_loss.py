@@ -82,10 +82,10 @@ def test_a_run_of_a_version_without_a_key_goes_on_with_its_default():
 
 
 def test_one_rank_and_two_train_the_same_weights(corpus, recipe, tmp_path):
-    words = [recipe, f"data.path={corpus}", *TINY, f"data.cache={tmp_path}/cache", f"runs_dir={tmp_path}"]
+    words = [recipe, f"data.path={corpus}", *TINY, f"data.cache_dir={tmp_path}/cache", f"runs_dir={tmp_path}"]
     words += [
         "runtime.precision=fp64",
-        "tracking.wandb=disabled",
+        "tracking.wandb_mode=disabled",
         "lm.phases=[{lr: 5e-2}]",
         "classifier.phases=[{lr: 5e-3}]",
     ]

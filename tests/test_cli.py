@@ -118,22 +118,22 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("good", ["lm.batch=3"], "unknown key lm.batch"),
         ("good", ["runtime.precision=fp16"], "use bf16"),
         ("good", ["runs_dir={place}/file"], "set runs_dir to a folder of yours"),
-        ("good", ["data.cache={place}/file/cache"], "set data.cache to a folder of yours"),
+        ("good", ["data.cache_dir={place}/file/cache"], "set data.cache_dir to a folder of yours"),
         ("good", ["model.pretrained=/nowhere"], "model.pretrained=/nowhere"),
         ("good", ["tokenizer.lang=klingon"], "tokenizer.lang='klingon'"),
-        ("good", ["data.store=/nowhere"], "no token store here"),
+        ("good", ["data.token_store=/nowhere"], "no token store here"),
     ],
 )
 def test_wrong_input_is_one_line_and_nothing_is_trained(
     place: Path, recipe: Path, data: str, overrides: list[str], said: str
 ):
-    words = ["run", recipe, *TINY, f"data.path={place / data}", f"runs_dir={place}/runs", f"data.cache={place}/cache"]
+    words = ["run", recipe, *TINY, f"data.path={place / data}", f"runs_dir={place}/runs", f"data.cache_dir={place}/cache"]
     refused([*words, *(word.format(place=place) for word in overrides)], said)
     assert not (place / "runs").exists()
 
 
 def test_a_mistake_ends_all_ranks(place: Path, recipe: Path, tmp_path: Path):
-    words = ["run", recipe, *TINY, f"data.path={place / 'good'}", f"runs_dir={tmp_path}", f"data.cache={place}/cache"]
+    words = ["run", recipe, *TINY, f"data.path={place / 'good'}", f"runs_dir={tmp_path}", f"data.cache_dir={place}/cache"]
     refused([*words, "lm.global_batch_size=9"], "lm.global_batch_size=9 cannot be shared evenly by 2 ranks", processes=2)
     broken = make_folder(tmp_path / "broken", per_class=12)
     (broken / "sport" / "3.txt").write_bytes(b"\xff\xff")
@@ -141,14 +141,14 @@ def test_a_mistake_ends_all_ranks(place: Path, recipe: Path, tmp_path: Path):
 
 
 def test_the_classifier_alone_needs_a_language_model(place: Path, recipe: Path, tmp_path: Path):
-    words = ["classifier", recipe, *TINY, f"data.path={place / 'good'}", f"data.cache={place}/cache"]
+    words = ["classifier", recipe, *TINY, f"data.path={place / 'good'}", f"data.cache_dir={place}/cache"]
     refused([*words, f"runs_dir={tmp_path}"], "no exported model here")
 
 
 def test_an_encoder_of_another_vocabulary_is_refused(run_dirs: dict[str, Path], place: Path, recipe: Path, tmp_path: Path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "lm").symlink_to(run_dirs["one"] / "lm")
-    words = ["classifier", recipe, *TINY, f"data.path={place / 'good'}", f"data.cache={place}/cache", "name=other"]
+    words = ["classifier", recipe, *TINY, f"data.path={place / 'good'}", f"data.cache_dir={place}/cache", "name=other"]
     refused([*words, "tokenizer.min_freq=9", f"runs_dir={tmp_path}"], "was trained with another tokenizer.min_freq")
     exported = read_bundle(run_dirs["one"] / "lm")
     model = build_classifier(len(exported.vocab), 3, exported.config.model, exported.config.classifier)
@@ -160,7 +160,7 @@ def test_a_finished_run_is_not_trained_again_and_another_config_is_refused(
     run_dirs: dict[str, Path], corpus: Path, recipe: Path
 ):
     words = ["run", recipe, f"data.path={corpus}", *TINY, *LEARNING, f"runs_dir={run_dirs['caches']}", "name=one"]
-    words += [f"data.cache={run_dirs['caches']}/cache1"]
+    words += [f"data.cache_dir={run_dirs['caches']}/cache1"]
     before = (run_dirs["one"] / "metrics.jsonl").read_bytes()
     assert succeed_here([*words, "--verbose"]).count("done already") == 2
     refused([*words, "lm.wd=0.2"], "lm.wd (now 0.2, then 0.1)")
@@ -170,7 +170,7 @@ def test_a_finished_run_is_not_trained_again_and_another_config_is_refused(
 
 def test_training_needs_no_text_once_a_store_is_prepared(run_dirs: dict[str, Path], recipe: Path, tmp_path: Path):
     store = store_in(run_dirs["caches"] / "cache1")
-    words = ["lm", recipe, *TINY, f"data.store={store}", f"runs_dir={tmp_path}", "tracking.wandb=disabled"]
+    words = ["lm", recipe, *TINY, f"data.token_store={store}", f"runs_dir={tmp_path}", "tracking.wandb_mode=disabled"]
     assert re.search(r"^lm +2 +1/1 ", succeed(words, cwd=tmp_path), re.MULTILINE)
     assert not (tmp_path / "run" / "wandb").exists()
     refused([*words, "tokenizer.lang=de"], "was made with tokenizer.lang=en, the config says de")

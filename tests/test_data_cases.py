@@ -67,8 +67,8 @@ def splits_of(kind: str, names: dict[str, int], **keys) -> Source:
             content = rows(number, begin)
             parts[name] = Dataset.from_dict({"text": [t for t, _ in content], "label": [y for _, y in content]})
             begin += number
-        frame = InMemorySource(DatasetDict(parts), replace(BASE.data, cache="cache", **keys))
-        kept = kept_as(replace(BASE, data=replace(BASE.data, cache="cache", **keys)), frame.digest())
+        frame = InMemorySource(DatasetDict(parts), replace(BASE.data, cache_dir="cache", **keys))
+        kept = kept_as(replace(BASE, data=replace(BASE.data, cache_dir="cache", **keys)), frame.digest())
         frame.write(Path(kept.data.path or ""))
         return replace(open_source(kept.data), notices=frame.notices)
     source, writer = WRITERS[kind]
@@ -388,6 +388,6 @@ def test_a_path_in_the_command_line_is_text(path: str):
 
 
 def test_null_and_quotes_in_the_command_line_are_yaml():
-    assert load_config(None, ["data.path=x", "data.no_label=null"]).data.no_label is None
+    assert load_config(None, ["data.path=x", "data.missing_label=null"]).data.missing_label is None
     assert load_config(None, ["data.path='-1'"]).data.path == "-1"
     assert isinstance(BASE.data, DataConfig)

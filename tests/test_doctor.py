@@ -121,9 +121,9 @@ def test_locks_that_exclude_nobody_are_found(tmp_path: Path, monkeypatch: pytest
 
 def test_a_file_in_the_place_of_a_folder_is_found(tmp_path: Path):
     (tmp_path / "cache").write_text("")
-    found = storage.writable("data.cache")(context_of(tmp_path))
+    found = storage.writable("data.cache_dir")(context_of(tmp_path))
     assert found.status is Status.FAILURE
-    assert "data.cache" in found.fix
+    assert "data.cache_dir" in found.fix
 
 
 def test_a_disk_with_no_room_for_the_checkpoints_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -148,7 +148,7 @@ def test_slurm_nodes_without_ranks_are_found(tmp_path: Path, monkeypatch: pytest
 
 def test_wandb_online_without_a_login_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(services, "quiet_wandb", lambda: type("wandb", (), {"login": lambda **how: False}))
-    found = services.check_wandb(context_of(tmp_path, "tracking.wandb=online"))
+    found = services.check_wandb(context_of(tmp_path, "tracking.wandb_mode=online"))
     assert found.status is Status.FAILURE
     assert "wandb login" in found.fix
 

@@ -146,7 +146,7 @@ def test_a_full_disk_and_a_read_only_cache_are_named(tmp_path: Path):
     assert (run["status"], cache["status"], disk["status"]) == ("failure", "failure", "failure")
     assert "No space left on device" in run["found"]
     assert "Read-only file system" in cache["found"]
-    assert "data.cache" in cache["fix"]
+    assert "data.cache_dir" in cache["fix"]
     assert "run directory, cache, free disk" in as_json.stderr
 
 

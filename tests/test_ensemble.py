@@ -92,7 +92,7 @@ def test_several_classes_and_numbers_are_measured_by_their_mean(
     target: str, tmp_path: Path, store: TokenStore, runtime: Runtime
 ):
     store.label_names = ["a;b", "b", "c;a"] if target == "multicategory" else ["1", "2.5", "4"]
-    settings, data = replace(CONFIG.classifier, max_len=60, target=target), replace(CONFIG.data, no_label=None)
+    settings, data = replace(CONFIG.classifier, max_len=60, target=target), replace(CONFIG.data, missing_label=None)
     whole = replace(CONFIG, classifier=settings, data=data)
     configs = [whole, replace(whole, model=BACKWARDS.model)]
     runs = [make_classifier(tmp_path / f"run{seed}", store, seed, config) for seed, config in enumerate(configs)]
@@ -254,7 +254,7 @@ def test_numbers_are_averaged_with_the_baseline_as_they_are(tmp_path: Path, stor
     split_in_three(store)
     store.label_names = ["1", "2.5", "4"]
     settings = replace(CONFIG.classifier, target="regression")
-    config = replace(CONFIG, classifier=settings, data=replace(CONFIG.data, no_label=None))
+    config = replace(CONFIG, classifier=settings, data=replace(CONFIG.data, missing_label=None))
     run = make_classifier(tmp_path / "run", store, 0, config)
     documents = by_split(store, config)
     _, _, linear, _ = baseline_answers(config, runtime, store)
@@ -304,7 +304,7 @@ def test_the_command_labels_texts(runs: list[Path], tmp_path: Path, capsys: pyte
 
 def test_forward_and_backward_are_measured_on_any_number_of_ranks(run_dirs: dict[str, Path], corpus: Path, recipe: Path):
     folder = run_dirs["caches"]
-    words = ["run", recipe, f"data.path={corpus}", *TINY, *LEARNING, f"data.cache={folder}/cache1", f"runs_dir={folder}"]
+    words = ["run", recipe, f"data.path={corpus}", *TINY, *LEARNING, f"data.cache_dir={folder}/cache1", f"runs_dir={folder}"]
     succeed([*words, "name=backwards", "model.backwards=true"])
     runs = [run_dirs["one"], folder / "backwards"]
     found = []

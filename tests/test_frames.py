@@ -22,7 +22,7 @@ FRAME = pandas.DataFrame({"text": TEXTS, "label": LABELS, "other": range(4)})
 
 def opened(texts, cache: Path, *overrides: str):
     """The source that texts become."""
-    config = load_config(None, ["data.source=frame", f"data.cache={cache}", *overrides])
+    config = load_config(None, ["data.source=frame", f"data.cache_dir={cache}", *overrides])
     frame = InMemorySource(texts, config.data)
     kept = kept_as(config, frame.digest())
     frame.write(Path(kept.data.path))
@@ -110,8 +110,8 @@ def test_what_is_wrong_is_one_line(tmp_path: Path):
     for texts, overrides, said in [
         (["a", "b"], [], "a list is neither a pandas DataFrame nor a Dataset"),
         (FRAME["text"], [], "a Series is neither"),
-        (FRAME, ["data.text=[body]"], "no column 'body' in the train split; its columns are: text, label, other"),
-        (FRAME, ["data.label=class"], "no column 'class'"),
+        (FRAME, ["data.text_col=[body]"], "no column 'body' in the train split; its columns are: text, label, other"),
+        (FRAME, ["data.label_col=class"], "no column 'class'"),
         (FRAME, ["data.valid_col=is_valid"], "no column 'is_valid'"),
         (flagged, ["data.valid_col=is_valid"], "row 1: 'yes' in data.valid_col=is_valid is neither true nor false"),
         (FRAME.iloc[:0], [], "the train split has no documents"),
@@ -166,7 +166,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def words(place: Path, *overrides: str) -> list[object]:
-    return [place / "script.py", place / "rows.jsonl", *TINY, *LEARNING, "tracking.wandb=disabled", *overrides]
+    return [place / "script.py", place / "rows.jsonl", *TINY, *LEARNING, "tracking.wandb_mode=disabled", *overrides]
 
 
 def test_a_script_trains_from_a_frame_on_two_ranks_as_on_one_and_its_run_stands_alone(place: Path):

@@ -55,7 +55,14 @@ def test_somebody_elses_folder_is_not_taken(variables: pytest.MonkeyPatch, tmp_p
 def test_a_run_without_a_home_works_and_names_folder_and_variable(
     corpus: Path, recipe: Path, run_dirs: dict[str, Path], tmp_path: Path
 ):
-    words = ["run", recipe, *TINY, f"data.path={corpus}", f"data.cache={run_dirs['caches']}/cache1", f"runs_dir={tmp_path}"]
+    words = [
+        "run",
+        recipe,
+        *TINY,
+        f"data.path={corpus}",
+        f"data.cache_dir={run_dirs['caches']}/cache1",
+        f"runs_dir={tmp_path}",
+    ]
     words += ["lm.phases=[{epochs: 1}]", "classifier.phases=[{epochs: 1}]"]
     (tmp_path / "tmp").mkdir()
     usual = {"HF_HOME": "~/.cache/huggingface", "FASTAI_HOME": "~/.fastai", "MPLCONFIGDIR": ""}

@@ -114,7 +114,7 @@ def test_columns_of_splits_and_of_files_are_no_labels():
     assert choose(table).label == "y"
     assert "split names the split of each row" in choose(table).notices[0]
     files = choose({"file": [f"texts/{i}.txt" for i in range(N)], "y": CLASSES}, file_columns=["file"])
-    assert (files.text_file, files.label) == ("file", "y")
+    assert (files.file_col, files.label) == ("file", "y")
 
 
 @pytest.mark.parametrize(
@@ -268,7 +268,7 @@ def test_what_does_not_fit_is_shortened_then_cut_and_said():
     slow = Speed(lm=1e-2, frozen=1e-2, full=1e-2)
     plan, speed, fits = choose_plan(CORPUS, lambda plan: slow, 1800, 8000, False)
     assert fits
-    assert plan.truncate_to == SHORTENED
+    assert plan.max_doc_tokens == SHORTENED
     assert plan.limit is not None
     assert plan.limit < 2225
     assert durations(plan, CORPUS, speed).total <= 1800
@@ -291,11 +291,13 @@ def test_an_epoch_has_enough_steps_of_each_stage():
 
 
 def test_a_recipe_reads_back_as_its_config(tmp_path):
-    config = load_config(None, ["data.path=a: b#c", "data.source=csv", "data.text=['- x', 'null']", "data.label='007'"])
+    config = load_config(
+        None, ["data.path=a: b#c", "data.source=csv", "data.text_col=['- x', 'null']", "data.label_col='007'"]
+    )
     config = replace(config, lm=replace(config.lm, phases=[Phase(2, [1e-3, 1e-2], -1)]), name="n")
-    config = replace(config, data=replace(config.data, no_label=None, label_delim="|"))
+    config = replace(config, data=replace(config.data, missing_label=None, label_delim="|"))
     config = replace(config, classifier=replace(config.classifier, phases=[Phase(3, [1.5e-3, 1e-2])]))
-    text = recipe_yaml(config, {"data.label": "because\nof it", "lm": "about a minute"}, ["above"])
+    text = recipe_yaml(config, {"data.label_col": "because\nof it", "lm": "about a minute"}, ["above"])
     (tmp_path / "r.yaml").write_text(text)
     assert load_config(tmp_path / "r.yaml") == config
     assert "# because of it" in text

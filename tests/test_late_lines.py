@@ -33,7 +33,7 @@ class Fit:
             (lambda item: item),
             (lambda values: values),
         )
-        config = SimpleNamespace(tracking=SimpleNamespace(log_every=LOG_EVERY, log_text=True))
+        config = SimpleNamespace(tracking=SimpleNamespace(log_interval=LOG_EVERY, log_text=True))
         tracker = SimpleNamespace(config=config, runtime=runtime, log=self._log)
         self.weight = torch.nn.Parameter(torch.zeros(2))
         self.learn = SimpleNamespace(

@@ -52,8 +52,8 @@ def test_two_nodes_train_together(house: Path, corpus: Path, recipe: Path, tmp_p
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    words = [str(recipe), f"data.path={corpus}", *TINY, f"runs_dir={tmp_path}", f"data.cache={tmp_path}/cache"]
-    words += ["tracking.wandb=disabled", "lm.phases=[{epochs: 1}]", "classifier.phases=[{epochs: 1}]"]
+    words = [str(recipe), f"data.path={corpus}", *TINY, f"runs_dir={tmp_path}", f"data.cache_dir={tmp_path}/cache"]
+    words += ["tracking.wandb_mode=disabled", "lm.phases=[{epochs: 1}]", "classifier.phases=[{epochs: 1}]"]
     shared = {"NUM_NODES": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GPUS_PER_NODE": "1"}
     nodes = [start(house, "multi_node.sh", *words, NODE_RANK=str(rank), **shared) for rank in range(2)]
     outputs = [node.communicate(timeout=240) for node in nodes]

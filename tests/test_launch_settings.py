@@ -164,14 +164,14 @@ def test_steps_that_are_no_number_are_refused(steps: str):
         read(ACCELERATE_GRADIENT_ACCUMULATION_STEPS=steps)
 
 
-def micro_batches(steps: int, batch: int, world_size: int = 1, virtual_ranks: int | None = None) -> list[list[int]]:
+def micro_batches(steps: int, batch: int, world_size: int = 1, canonical_ranks: int | None = None) -> list[list[int]]:
     """Sizes of the micro-batches of each rank."""
     found = []
     for rank in range(world_size):
-        share = make_batch_shard(rank, world_size, RuntimeConfig(virtual_ranks=virtual_ranks))
+        share = make_batch_shard(rank, world_size, RuntimeConfig(canonical_ranks=canonical_ranks))
         share = share.in_steps(Named(steps, f"--gradient_accumulation_steps {steps}"), batch, "lm.global_batch_size")
-        rows = batch // share.num_virtual_ranks
-        found.append([len(piece) for _ in share.virtual_ranks for piece in share.cut(range(rows), batch)])
+        rows = batch // share.num_canonical_ranks
+        found.append([len(piece) for _ in share.canonical_ranks for piece in share.cut(range(rows), batch)])
     return found
 
 
@@ -182,11 +182,11 @@ def test_a_rank_computes_its_rows_in_as_many_micro_batches_as_named(steps: int):
 
 
 def test_virtual_ranks_are_micro_batches_too():
-    assert micro_batches(4, 16, virtual_ranks=2) == [[4] * 4]
-    assert micro_batches(2, 16, virtual_ranks=2) == [[8] * 2]
-    assert micro_batches(2, 16, world_size=2, virtual_ranks=2) == [[4] * 2] * 2  # the pieces of one rank in four steps
+    assert micro_batches(4, 16, canonical_ranks=2) == [[4] * 4]
+    assert micro_batches(2, 16, canonical_ranks=2) == [[8] * 2]
+    assert micro_batches(2, 16, world_size=2, canonical_ranks=2) == [[4] * 2] * 2  # the pieces of one rank in four steps
     with pytest.raises(UserError, match=r"as 2 virtual ranks .* cut into 3 equal micro-batches: use one of 2, 4, 8, 16$"):
-        micro_batches(3, 16, virtual_ranks=2)
+        micro_batches(3, 16, canonical_ranks=2)
 
 
 def test_steps_that_do_not_divide_a_ranks_rows_are_refused():
@@ -306,7 +306,7 @@ def test_named_steps_train_the_model_of_the_same_micro_batches_bit_by_bit(
     recipe: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     words = ["lm", recipe, f"data.path={corpus}", *TINY, "lm.phases=[{epochs: 1}]", f"runs_dir={tmp_path}"]
-    words += [f"data.cache={tmp_path}/cache", "tracking.wandb=disabled"]
+    words += [f"data.cache_dir={tmp_path}/cache", "tracking.wandb_mode=disabled"]
     succeed_here([*words, "name=size", "runtime.micro_batch_size=2"])
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
     printed = succeed_here([*words, "name=steps", "--verbose"])
@@ -348,7 +348,7 @@ def test_every_rank_finds_what_its_launcher_names(module: str, tmp_path: Path):
 
 def test_two_ranks_refuse_what_the_recipe_contradicts_by_one_line(recipe: Path, corpus: Path, tmp_path: Path):
     flags = ["--multi_gpu", "--num_processes", 2, "--mixed_precision", "no"]
-    words = [recipe, f"data.path={corpus}", *TINY, f"runs_dir={tmp_path}", f"data.cache={tmp_path}/cache"]
+    words = [recipe, f"data.path={corpus}", *TINY, f"runs_dir={tmp_path}", f"data.cache_dir={tmp_path}/cache"]
     words += ["runtime.precision=bf16"]
     result = launch(["-m", "ulmfit_dist.launch", *flags, "-m", "ulmfit_dist", "run", *words])
     assert (result.returncode, result.stdout) == (2, "")

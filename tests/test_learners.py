@@ -24,7 +24,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def config(texts: Path, tmp_path: Path) -> Config:
-    place = [f"data.path={texts}", f"data.cache={texts.parent}/cache", f"runs_dir={tmp_path}"]
+    place = [f"data.path={texts}", f"data.cache_dir={texts.parent}/cache", f"runs_dir={tmp_path}"]
     return load_config(None, [*TINY, *LEARNING, *place])
 
 
@@ -165,8 +165,8 @@ if __name__ == "__main__":
 
 def test_a_notebook_starts_ranks_after_it_has_trained_by_itself(texts: Path, tmp_path: Path):
     (tmp_path / "cells.py").write_text(NOTEBOOK)
-    words = [tmp_path / "cells.py", *TINY, *LEARNING, f"data.path={texts}", f"data.cache={texts.parent}/cache"]
-    result = launch([*words, "tracking.wandb=disabled", "name=two"], cwd=tmp_path, OMP_NUM_THREADS="2")
+    words = [tmp_path / "cells.py", *TINY, *LEARNING, f"data.path={texts}", f"data.cache_dir={texts.parent}/cache"]
+    result = launch([*words, "tracking.wandb_mode=disabled", "name=two"], cwd=tmp_path, OMP_NUM_THREADS="2")
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.splitlines()[-1] == "2 ranks"
     alone, two = (load_language_model(tmp_path / "runs" / name).model.state_dict() for name in ("alone", "two"))
@@ -202,7 +202,7 @@ if __name__ == "__main__":
 
 def test_learners_train_on_two_ranks_as_on_one_and_a_rank_may_end_before_the_others(texts: Path, tmp_path: Path):
     (tmp_path / "script.py").write_text(SCRIPT)
-    words = [tmp_path / "script.py", *TINY, *LEARNING, f"data.path={texts}", f"data.cache={texts.parent}/cache"]
+    words = [tmp_path / "script.py", *TINY, *LEARNING, f"data.path={texts}", f"data.cache_dir={texts.parent}/cache"]
     found = [launch(words, ranks, cwd=tmp_path) for ranks in (1, 2)]
     for result in found:
         assert result.returncode == 0, result.stdout + result.stderr

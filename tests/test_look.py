@@ -24,8 +24,8 @@ pytestmark = pytest.mark.usefixtures("no_process_group")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     folder = tmp_path_factory.mktemp("look")
     make_folder(folder / "texts", per_class=20)
-    place = [f"data.path={folder}/texts", f"data.cache={folder}/cache", f"runs_dir={folder}/runs"]
-    return load_config(None, [*TINY, *place, "tracking.wandb=disabled"])
+    place = [f"data.path={folder}/texts", f"data.cache_dir={folder}/cache", f"runs_dir={folder}/runs"]
+    return load_config(None, [*TINY, *place, "tracking.wandb_mode=disabled"])
 
 
 @pytest.fixture(scope="module")

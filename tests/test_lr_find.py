@@ -107,8 +107,8 @@ def test_a_loss_that_diverges_ends_the_test(learner: LMLearner):
 
 
 def test_a_notebook_calls_it_on_a_config(corpus: Path, tmp_path: Path):
-    place = [f"data.path={corpus}", f"data.cache={tmp_path}/cache", f"runs_dir={tmp_path}"]
-    config = load_config(None, [*TINY, *place, "runtime.num_workers=1"])
+    place = [f"data.path={corpus}", f"data.cache_dir={tmp_path}/cache", f"runs_dir={tmp_path}"]
+    config = load_config(None, [*TINY, *place, "data.num_proc=1"])
     found = find_learning_rate(config, "lm", num_steps=20)
     assert len(found.rates) == 20
     assert found.suggestions().keys() == {"valley", "steep", "minimum"}
@@ -123,7 +123,7 @@ def test_too_few_steps_are_told():
 
 
 def test_two_ranks_find_what_one_does_and_leave_no_model(corpus: Path, recipe: Path, tmp_path: Path):
-    words = [recipe, f"data.path={corpus}", *TINY, f"data.cache={tmp_path}/cache", f"runs_dir={tmp_path}"]
+    words = [recipe, f"data.path={corpus}", *TINY, f"data.cache_dir={tmp_path}/cache", f"runs_dir={tmp_path}"]
     words += ["runtime.precision=fp64", "lm.global_batch_size=16", "lm.callbacks=[examples.my_callback.LowerRates]"]
     said = {name: succeed(["lr-find", *words, f"name={name}", *WORDS], n) for name, n in (("one", 1), ("two", 2))}
     for name in said:
@@ -141,7 +141,7 @@ def test_two_ranks_find_what_one_does_and_leave_no_model(corpus: Path, recipe: P
 
 
 def test_a_classifier_needs_its_language_model(corpus: Path, recipe: Path, tmp_path: Path):
-    words = [recipe, f"data.path={corpus}", *TINY, f"data.cache={tmp_path}/cache", f"runs_dir={tmp_path}"]
+    words = [recipe, f"data.path={corpus}", *TINY, f"data.cache_dir={tmp_path}/cache", f"runs_dir={tmp_path}"]
     refused = command_here(["lr-find", *words, "--stage", "classifier"])
     assert refused.returncode == 2
     assert "lm: no exported model here" in refused.stderr

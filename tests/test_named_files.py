@@ -28,7 +28,7 @@ def place(tmp_path: Path) -> Path:
 
 
 def opened(path: Path, *overrides: str):
-    return open_source(load_config(None, ["data.source=csv", f"data.path={path}", "data.text_file=file", *overrides]).data)
+    return open_source(load_config(None, ["data.source=csv", f"data.path={path}", "data.file_col=file", *overrides]).data)
 
 
 def test_files_are_read_in_the_order_of_the_table_with_its_labels(place: Path):
@@ -78,9 +78,9 @@ def test_a_file_that_is_not_there_is_named_before_any_is_read(place: Path, name:
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["data.text_file=datei"], "no column 'datei' for data.text_file; its columns are: file, label"),
-        (["data.source=folder"], "data.text_file: data.source=folder has no column: it is for csv, json and parquet"),
-        (["data.source=hub"], "data.text_file: data.source=hub has no column"),
+        (["data.file_col=datei"], "no column 'datei' for data.file_col; its columns are: file, label"),
+        (["data.source=folder"], "data.file_col: data.source=folder has no column: it is for csv, json and parquet"),
+        (["data.source=hub"], "data.file_col: data.source=hub has no column"),
     ],
 )
 def test_what_cannot_name_files_is_refused(place: Path, overrides: list[str], said: str):

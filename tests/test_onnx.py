@@ -28,7 +28,7 @@ pytest.importorskip("onnx", reason="needs the extra onnx: pip install 'ulmfit-di
 BACKWARDS = replace(CONFIG, model=replace(CONFIG.model, backwards=True, n_layers=3))
 SEVERAL = replace(CONFIG, classifier=replace(CONFIG.classifier, target="multicategory"))
 NUMBER = replace(
-    CONFIG, classifier=replace(CONFIG.classifier, target="regression"), data=replace(CONFIG.data, no_label=None)
+    CONFIG, classifier=replace(CONFIG.classifier, target="regression"), data=replace(CONFIG.data, missing_label=None)
 )
 BOUNDED = replace(NUMBER, classifier=replace(NUMBER.classifier, y_range=[-1.0, 6.0]))
 

@@ -167,8 +167,8 @@ def test_a_step_that_was_prepared_before_the_size_changed_is_cut_again(runtime: 
 
 
 def test_a_run_keeps_the_smaller_size(corpus: Path, recipe: Path, tmp_path: Path):
-    words = ["run", recipe, *TINY, f"data.path={corpus}", f"data.cache={tmp_path}/cache", f"runs_dir={tmp_path}"]
-    words += ["name=run", "tracking.log_every=1", "tracking.wandb=disabled", "lm.phases=[{epochs: 1, lr: 1e-2}]"]
+    words = ["run", recipe, *TINY, f"data.path={corpus}", f"data.cache_dir={tmp_path}/cache", f"runs_dir={tmp_path}"]
+    words += ["name=run", "tracking.log_interval=1", "tracking.wandb_mode=disabled", "lm.phases=[{epochs: 1, lr: 1e-2}]"]
     words += ["classifier.phases=[{epochs: 1, lr: 1e-2}]"]
     result = command_here([*words, "lm.callbacks=[{path: out_of_memory.OutOfMemory, place: forward, step: 3}]"])
     assert result.returncode == 0, result.stderr

@@ -75,7 +75,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def words(texts: Path, tmp_path: Path) -> list[str]:
-    return [*TINY, *LEARNING, f"data.path={texts}", f"data.cache={texts.parent}/cache", f"runs_dir={tmp_path}", GRU]
+    return [*TINY, *LEARNING, f"data.path={texts}", f"data.cache_dir={texts.parent}/cache", f"runs_dir={tmp_path}", GRU]
 
 
 def identities(groups) -> list[list[int]]:
@@ -179,7 +179,7 @@ def as_lists(learn: LMLearner) -> dict[int, list]:
         ("examples.my_encoder.LSTMEncoder", {}, "cannot be imported"),
         ("torch.nn.LSTM", {}, "is no class of ulmfit_dist.models.encoder.Encoder: derive it from that"),
         ("ulmfit_dist.models.encoder.Encoder", {}, "cannot be made .*abstract"),
-        ("examples.my_encoder.GRUEncoder", {"arch_options": {"depth": 2}}, "cannot be made .*depth.*model.arch_options"),
+        ("examples.my_encoder.GRUEncoder", {"arch_kwargs": {"depth": 2}}, "cannot be made .*depth.*model.arch_kwargs"),
         ("test_own_encoder.Narrow", {}, r"\(40, 5\), not of vocabulary and model.emb_sz, \(40, 6\)"),
         ("test_own_encoder.Bag", {}, r"layer_groups\(\) gives 1, model.n_layers is 3"),
     ],

@@ -106,7 +106,7 @@ def test_metrics_that_would_fail_are_refused_before_training(entries: list, said
 @pytest.mark.parametrize(
     ("entries", "said"),
     [
-        (["fastai.callback.tracker.EarlyStoppingCallback"], "needs fastai's own training loop: use early_stopping"),
+        (["fastai.callback.tracker.EarlyStoppingCallback"], "needs fastai's own training loop: use early_stopping_patience"),
         (["fastai.callback.core.event"], "is no class of fastai's Callback"),
         (["examples.my_callback.Missing"], "cannot be imported"),
         ([{"path": "examples.my_callback.LowerRates", "speed": 3}], "cannot be made .*speed"),
@@ -146,8 +146,15 @@ def lines_of(run: Path) -> list[dict]:
 
 
 def test_own_parts_do_the_same_on_one_rank_on_two_and_in_a_run_that_was_stopped(corpus: Path, recipe: Path, tmp_path: Path):
-    words = [recipe, f"data.path={corpus}", *TINY, *IN_THE_CONFIG, f"data.cache={tmp_path}/cache", f"runs_dir={tmp_path}"]
-    words += ["runtime.precision=fp64", "tracking.wandb=disabled", "lm.phases=[{lr: 5e-2}]"]
+    words = [
+        recipe,
+        f"data.path={corpus}",
+        *TINY,
+        *IN_THE_CONFIG,
+        f"data.cache_dir={tmp_path}/cache",
+        f"runs_dir={tmp_path}",
+    ]
+    words += ["runtime.precision=fp64", "tracking.wandb_mode=disabled", "lm.phases=[{lr: 5e-2}]"]
     words += ["classifier.phases=[{epochs: 6, lr: 5e-2}]", "classifier.global_batch_size=16"]
     here = {"PYTHONPATH": f"{Path(__file__).parents[1]}:{Path(__file__).parent}"}
     said = succeed(["run", *words, "name=one"], **here)

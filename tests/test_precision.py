@@ -150,7 +150,7 @@ def test_gradients_are_compressed_to_bf16_between_gpus_only():
 
 def test_gradients_of_a_scaled_loss_are_not_compressed_to_fp16():
     """torch's hook adds them up in fp16, where scaled ones overflow."""
-    with pytest.raises(UserError, match=r"runtime\.compress_gradients=fp16 .* runtime\.precision=fp16.*: set .*=bf16"):
+    with pytest.raises(UserError, match=r"runtime\.gradient_compression=fp16 .* runtime\.precision=fp16.*: set .*=bf16"):
         check_compression("fp16", "fp16", has_gpu=True)
     for precision in ("no", "bf16"):
         check_compression("fp16", precision, has_gpu=True)
@@ -161,7 +161,7 @@ def test_a_runtime_refuses_a_compression_and_leaves_nothing_behind(monkeypatch: 
 
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     with pytest.raises(UserError, match="between CPUs there is fp16 alone"):
-        Runtime(RuntimeConfig(precision="no", compress_gradients="bf16"))
+        Runtime(RuntimeConfig(precision="no", gradient_compression="bf16"))
     assert PartialState._shared_state == {}
 
 

@@ -68,7 +68,7 @@ def test_a_long_list_is_read_in_parts(classifier: TextClassifier, monkeypatch: p
 @pytest.mark.parametrize("backwards", [False, True])
 def test_a_text_is_read_as_far_as_in_training(classifier: TextClassifier, monkeypatch: pytest.MonkeyPatch, backwards: bool):
     whole, beginning = texts_of([30])[0], texts_of([30])[0][: 2 * 6 - 1]  # xxbos and six letters
-    settings = replace(CONFIG.classifier, truncate_to=7)
+    settings = replace(CONFIG.classifier, max_doc_tokens=7)
     config = replace(CONFIG, classifier=settings, model=replace(CONFIG.model, backwards=backwards))
     expected = classifier._encode([beginning])[0]
     assert len(expected) == 7

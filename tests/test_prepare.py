@@ -33,7 +33,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def words(recipe: Path, large: Path, cache: Path) -> list[str]:
-    return ["prepare", str(recipe), f"data.path={large}", f"data.cache={cache}", "data.shard_documents=100"]
+    return ["prepare", str(recipe), f"data.path={large}", f"data.cache_dir={cache}", "data.documents_per_shard=100"]
 
 
 def contents(store: Path) -> dict[str, bytes]:
@@ -142,8 +142,8 @@ def test_documents_without_a_word_or_unreadable_are_left_out_and_told(recipe: Pa
         file = tmp_path / "texts" / "ab"[i % 2] / f"{i}.txt"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(text)
-    words = ["prepare", recipe, f"data.path={tmp_path / 'texts'}", f"data.cache={tmp_path}", "data.on_error=skip"]
-    text = succeed([*words, "data.shard_documents=2", "tokenizer.min_freq=1"], processes=2)
+    words = ["prepare", recipe, f"data.path={tmp_path / 'texts'}", f"data.cache_dir={tmp_path}", "data.on_error=skip"]
+    text = succeed([*words, "data.documents_per_shard=2", "tokenizer.min_freq=1"], processes=2)
     assert "texts: 3 documents (2 empty left out) (1 unreadable left out), 7 tokens" in text
     store = TokenStore(store_in(tmp_path))
     assert [" ".join(store.vocab[i] for i in store.document(n)) for n in range(3)] == [
@@ -228,7 +228,7 @@ def test_a_script_that_prepares_without_a_main_guard_is_told_so(large: Path, tmp
         "from ulmfit_dist import load_config, prepare\n"
         "from ulmfit_dist.data import builder\n"
         "builder.DOCUMENTS_PER_WORKER = 100\n"
-        f"prepare(load_config(None, ['data.path={large}', 'data.cache={tmp_path}']))\n"
+        f"prepare(load_config(None, ['data.path={large}', 'data.cache_dir={tmp_path}']))\n"
     )
     result = launch([script])
     assert result.returncode == 1

@@ -41,9 +41,9 @@ def test_a_batch_that_no_number_of_processes_can_share_is_refused():
 
 
 def test_virtual_ranks_share_the_batch_where_there_are_more_of_them():
-    assert largest_fitting(load_config(QUICKSTART, ["runtime.virtual_ranks=8"]), 3) == 2
+    assert largest_fitting(load_config(QUICKSTART, ["runtime.canonical_ranks=8"]), 3) == 2
     with pytest.raises(UserError, match=r"lm\.global_batch_size=12 cannot be shared evenly by 8 virtual ranks"):
-        check_processes(load_config(QUICKSTART, ["runtime.virtual_ranks=8", "lm.global_batch_size=12"]), 2)
+        check_processes(load_config(QUICKSTART, ["runtime.canonical_ranks=8", "lm.global_batch_size=12"]), 2)
 
 
 def test_a_number_of_processes_that_cannot_share_a_batch_is_one_line(capsys: pytest.CaptureFixture[str]):

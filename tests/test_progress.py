@@ -123,7 +123,7 @@ def test_an_estimate_counts_the_steps_of_all_epochs_and_grows_with_the_corpus(
 
 def test_a_plan_that_measures_changes_nothing(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     short = ("lm.phases=[{epochs: 1, lr: 1e-2}]", "classifier.phases=[{epochs: 2, lr: 1e-2}]", f"runs_dir={tmp_path}")
-    place = [f"data.path={make_folder(tmp_path / 'texts', 20)}", f"data.cache={tmp_path / 'cache'}"]
+    place = [f"data.path={make_folder(tmp_path / 'texts', 20)}", f"data.cache_dir={tmp_path / 'cache'}"]
     weights = []
     for name, min_work in (("planned", 0.0), ("unplanned", 1e30)):
         monkeypatch.setattr(estimate, "MIN_WORK", min_work)

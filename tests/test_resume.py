@@ -24,7 +24,7 @@ Start = Callable[..., subprocess.Popen[str]]
 def begin(tmp_path: Path, corpus: Path, recipe: Path, run_dirs: dict[str, Path]) -> Iterator[Start]:
     """Starts `run` in a folder of the test's; whatever still runs at its end is killed."""
     started = []
-    shared = [recipe, f"data.path={corpus}", f"data.cache={run_dirs['caches']}/cache1", f"runs_dir={tmp_path}"]
+    shared = [recipe, f"data.path={corpus}", f"data.cache_dir={run_dirs['caches']}/cache1", f"runs_dir={tmp_path}"]
 
     def begin(*words: str, processes: int = 2, options: tuple[str, ...] = (), command: str = "run") -> subprocess.Popen[str]:
         started.append(start([command, *shared, *words], processes, tmp_path / "notes", *options))
@@ -100,7 +100,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_left_alone(begin: Star
 
 
 def test_a_run_goes_on_to_the_same_bits_on_another_number_of_ranks(begin: Start, run_dirs: dict[str, Path], tmp_path: Path):
-    words = [*TINY, *LEARNING, "checkpoint.every_steps=7", "tracking.wandb=disabled", "name=run"]
+    words = [*TINY, *LEARNING, "checkpoint.interval_steps=7", "tracking.wandb_mode=disabled", "name=run"]
     notes = tmp_path / "notes"
     for processes, stage, step in ((2, "lm", 70), (1, "classifier", 25), (4, "classifier", 60)):
         process = begin(*words, processes=processes)
@@ -132,7 +132,7 @@ def test_when_a_rank_dies_the_others_name_it_and_end_and_a_restart_goes_on(begin
 
 
 def test_signals_end_a_run_with_85_and_what_no_longer_fits_is_refused(begin: Start, tmp_path: Path, recipe: Path):
-    words = [*RECIPE, "name=run", "tracking.wandb=disabled", "lm.phases=[{epochs: 200, lr: 1e-3}]"]
+    words = [*RECIPE, "name=run", "tracking.wandb_mode=disabled", "lm.phases=[{epochs: 200, lr: 1e-3}]"]
     notes = tmp_path / "notes"
     process = begin(*words, processes=1)
     wait_for_training(process, notes)
@@ -143,12 +143,12 @@ def test_signals_end_a_run_with_85_and_what_no_longer_fits_is_refused(begin: Sta
     (saved,) = re.findall(r"lm is saved in (\S+);", said)
     assert json.loads(Path(saved, "state.json").read_text())["position"]["step"] > 0
 
-    process = begin(*words, "lm.wd=0.3", "checkpoint.keep=5", processes=1)
+    process = begin(*words, "lm.wd=0.3", "checkpoint.keep_latest=5", processes=1)
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 2
     assert f"{saved} was made with another lm.wd (now 0.3, then 0.1): start over with --fresh" in said
 
-    process = begin(*words, "checkpoint.keep=5", "tracking.log_every=3", processes=1)  # harmless
+    process = begin(*words, "checkpoint.keep_latest=5", "tracking.log_interval=3", processes=1)  # harmless
     wait_for_training(process, notes)
     os.kill(process.pid, signal.SIGINT)
     while catches(process.pid, signal.SIGINT):
@@ -160,7 +160,7 @@ def test_signals_end_a_run_with_85_and_what_no_longer_fits_is_refused(begin: Sta
 
 
 def test_a_command_is_stopped_before_it_trains_with_85(recipe: Path, corpus: Path, tmp_path: Path):
-    words = ["run", recipe, f"data.path={corpus}", f"data.cache={tmp_path}", f"runs_dir={tmp_path}"]
+    words = ["run", recipe, f"data.path={corpus}", f"data.cache_dir={tmp_path}", f"runs_dir={tmp_path}"]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
     process = subprocess.Popen(
         [sys.executable, "-m", "ulmfit_dist", *map(str, words)], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
@@ -176,7 +176,7 @@ def test_a_fresh_start_that_is_killed_goes_on_and_leaves_the_models_before_aside
     begin: Start, run_dirs: dict[str, Path], tmp_path: Path
 ):
     shutil.copytree(run_dirs["one"], tmp_path / "run")
-    words = [*TINY, *LEARNING, "name=run", "tracking.wandb=disabled", "lm.wd=0.2"]
+    words = [*TINY, *LEARNING, "name=run", "tracking.wandb_mode=disabled", "lm.wd=0.2"]
     process = begin(*words, "--fresh", processes=1)
     wait_for_step(process, tmp_path / "notes", "lm", 40)  # there is no checkpoint yet but that before the first step
     kill_all(process)
@@ -200,9 +200,9 @@ def test_a_fresh_start_that_is_killed_goes_on_and_leaves_the_models_before_aside
 def test_a_full_disk_does_not_stop_a_run(begin: Start, tmp_path: Path):
     run, notes = tmp_path / "small" / "run", tmp_path / "notes"
     with mounted(tmp_path / "small", "3m"):
-        by_the_clock = ["checkpoint.every_steps=null", "checkpoint.every_minutes=0.002"]
+        by_the_clock = ["checkpoint.interval_steps=null", "checkpoint.interval_minutes=0.002"]
         words = [*RECIPE, *by_the_clock, "name=run", f"runs_dir={tmp_path}/small", "lm.phases=[{epochs: 8}]"]
-        words += ["tracking.wandb=disabled"]
+        words += ["tracking.wandb_mode=disabled"]
         process = begin(*words, processes=1, command="lm")
         wait_for_step(process, notes, "lm", 25)
         filler = tmp_path / "small" / "filler"
@@ -228,8 +228,8 @@ def test_a_full_disk_does_not_stop_a_run(begin: Start, tmp_path: Path):
 def test_a_loss_that_is_no_number_stops_with_the_step_and_keeps_the_last_good_checkpoint(
     run_dirs: dict[str, Path], corpus: Path, recipe: Path, tmp_path: Path
 ):
-    place = [f"data.path={corpus}", f"data.cache={run_dirs['caches']}/cache1", f"runs_dir={tmp_path}", "name=run"]
-    words = [*TINY, "lm.phases=[{epochs: 1, lr: 1e30}]", "checkpoint.every_steps=1", "tracking.wandb=disabled"]
+    place = [f"data.path={corpus}", f"data.cache_dir={run_dirs['caches']}/cache1", f"runs_dir={tmp_path}", "name=run"]
+    words = [*TINY, "lm.phases=[{epochs: 1, lr: 1e30}]", "checkpoint.interval_steps=1", "tracking.wandb_mode=disabled"]
     result = command(["lm", recipe, *place, *words])
     assert result.returncode == 2
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("ulmfit-dist: error:")]

@@ -17,11 +17,11 @@ from ulmfit_dist.training.callbacks.model_selection import ModelSelectionCallbac
 
 def after(scores: list[float], patience: int | None = None, halfway: bool = False) -> ModelSelectionCallback:
     """A selection that has seen these scores; where it is to be halfway, by way of a checkpoint."""
-    selection = ModelSelectionCallback(ClassifierConfig(early_stopping=patience), lambda: {"of": len(scores)})
+    selection = ModelSelectionCallback(ClassifierConfig(early_stopping_patience=patience), lambda: {"of": len(scores)})
     for number, score in enumerate(scores, 1):
         if halfway and number == len(scores) // 2:
             state = json.loads(json.dumps(selection.state_dict()))
-            selection = ModelSelectionCallback(ClassifierConfig(early_stopping=patience), selection.tables)
+            selection = ModelSelectionCallback(ClassifierConfig(early_stopping_patience=patience), selection.tables)
             selection.load_state_dict(state)
         place = {"stage": "lm", "stage_epoch": number, "stage_step": 10 * number}
         runtime = SimpleNamespace(broadcast_object=lambda value: value, print=lambda words: None)
@@ -49,16 +49,24 @@ def test_a_stage_ends_after_epochs_that_were_no_better(halfway: bool):
 
 
 def test_wrong_values_are_named():
-    for override, said in (("lm.select=first", "did you mean .last.?"), ("classifier.early_stopping=0", "at least 1")):
+    for override, said in (
+        ("lm.export_epoch=first", "did you mean .last.?"),
+        ("classifier.early_stopping_patience=0", "at least 1"),
+    ):
         with pytest.raises(UserError, match=said):
             load_config(None, ["data.path=x", override])
 
 
 def test_the_best_epochs_model_is_exported_also_after_a_stop(corpus: Path, recipe: Path, tmp_path: Path):
-    words = [recipe, f"data.path={corpus}", *TINY, f"data.cache={tmp_path}/cache", f"runs_dir={tmp_path}"]
-    words += ["tracking.wandb=disabled", "lm.phases=[{lr: 5e-2}]", "classifier.select=best", "classifier.early_stopping=2"]
-    words += ["classifier.phases=[{epochs: 3, lr: 2e-2},{epochs: 9, lr: 1.0}]", "runtime.virtual_ranks=2"]
-    words += ["checkpoint.keep=1", "classifier.callbacks=[test_own_parts.StopsItself]"]
+    words = [recipe, f"data.path={corpus}", *TINY, f"data.cache_dir={tmp_path}/cache", f"runs_dir={tmp_path}"]
+    words += [
+        "tracking.wandb_mode=disabled",
+        "lm.phases=[{lr: 5e-2}]",
+        "classifier.export_epoch=best",
+        "classifier.early_stopping_patience=2",
+    ]
+    words += ["classifier.phases=[{epochs: 3, lr: 2e-2},{epochs: 9, lr: 1.0}]", "runtime.canonical_ranks=2"]
+    words += ["checkpoint.keep_latest=1", "classifier.callbacks=[test_own_parts.StopsItself]"]
     here = {"PYTHONPATH": f"{Path(__file__).parents[1]}:{Path(__file__).parent}"}
     said = succeed(["run", *words, "name=alone"], **here)
     run = tmp_path / "alone"

@@ -88,7 +88,7 @@ def test_several_text_columns_are_marked_as_fastai_does(tmp_path: Path):
     frame.to_csv(tmp_path / "all.csv", index=False)
     for kind in ("parquet", "csv"):
         path = f"data.path={tmp_path / 'all'}.{kind}"
-        source = opened(f"data.source={kind}", path, "data.text=[title, body]", "data.label=null")
+        source = opened(f"data.source={kind}", path, "data.text_col=[title, body]", "data.label_col=null")
         assert contents(source)["train"][0] == list(_join_texts(frame, mark_fields=True))
 
 
@@ -214,8 +214,8 @@ def test_what_is_missing_is_named(tmp_path: Path):
         (["data.source=csv", f"data.path={tmp_path / 'empty'}"], "no .csv or .tsv or .tab file"),
         (["data.source=csv", f"data.path={tmp_path / 'nothing.csv'}"], "no documents"),
         (["data.source=csv", f"data.path={tmp_path / 'broken.csv'}"], "line 2: a quote that opens here is never closed"),
-        (["data.source=csv", f"data.path={tmp_path}", "data.text=[body]"], "its columns are: text, label"),
-        (["data.source=csv", f"data.path={tmp_path}", "data.label=class"], "its columns are: text, label"),
+        (["data.source=csv", f"data.path={tmp_path}", "data.text_col=[body]"], "its columns are: text, label"),
+        (["data.source=csv", f"data.path={tmp_path}", "data.label_col=class"], "its columns are: text, label"),
         (["data.source=hub", "data.path=nobody/nothing"], "no network to reach it"),
     ]:
         with pytest.raises(UserError) as error:

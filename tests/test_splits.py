@@ -156,8 +156,8 @@ def sentences(number: int, word: str) -> list[tuple[str, str]]:
 @pytest.mark.usefixtures("no_process_group")
 def test_the_vocabulary_knows_nothing_of_the_test_split_and_labels_do(tmp_path: Path):
     write_tables(tmp_path / "texts", train=sentences(40, "lamp"), valid=sentences(10, "soup"), test=sentences(30, "violin"))
-    words = ["data.source=csv", f"data.path={tmp_path / 'texts'}", f"data.cache={tmp_path}", "tokenizer.min_freq=1"]
-    config = load_config(None, [*words, "data.shard_documents=16"])
+    words = ["data.source=csv", f"data.path={tmp_path / 'texts'}", f"data.cache_dir={tmp_path}", "tokenizer.min_freq=1"]
+    config = load_config(None, [*words, "data.documents_per_shard=16"])
     store = prepare(config, Runtime(config.runtime))
     assert {"lamp", "soup"} <= set(store.vocab)
     assert "violin" not in store.vocab
@@ -168,7 +168,7 @@ def test_the_vocabulary_knows_nothing_of_the_test_split_and_labels_do(tmp_path: 
     assert store.meta["unknown"]["test"] > 0
 
 
-RECIPE = [*TINY, "data.source=csv", "tracking.wandb=disabled", "classifier.phases=[{epochs: 2, lr: 1e-2}]"]
+RECIPE = [*TINY, "data.source=csv", "tracking.wandb_mode=disabled", "classifier.phases=[{epochs: 2, lr: 1e-2}]"]
 
 
 def test_a_run_scores_its_test_split_once_and_every_rank_count_finds_the_same(recipe: Path, tmp_path: Path):
@@ -176,7 +176,13 @@ def test_a_run_scores_its_test_split_once_and_every_rank_count_finds_the_same(re
 
     train, test = sentences(40, "lamp"), sentences(21, "violin")
     write_tables(tmp_path / "texts", train=train, valid=sentences(10, "soup"), test=test)
-    shared = [recipe, *RECIPE, f"data.path={tmp_path / 'texts'}", f"data.cache={tmp_path / 'cache'}", f"runs_dir={tmp_path}"]
+    shared = [
+        recipe,
+        *RECIPE,
+        f"data.path={tmp_path / 'texts'}",
+        f"data.cache_dir={tmp_path / 'cache'}",
+        f"runs_dir={tmp_path}",
+    ]
     shared += ["runtime.precision=fp64"]
     first = succeed_here(["run", *shared, "name=one"])
     assert "test, 21 documents, 95 % intervals: accuracy" in first

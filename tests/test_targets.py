@@ -68,7 +68,10 @@ def test_a_class_that_only_validation_has_is_named(tmp_path: Path):
     [
         (["classifier.target=many"], "classifier.target='many' is not known"),
         (["classifier.target=regression"], "-1 is a number, too"),
-        (["classifier.target=regression", "data.no_label=null", "classifier.y_range=[5, 0]"], "the lowest and the highest"),
+        (
+            ["classifier.target=regression", "data.missing_label=null", "classifier.y_range=[5, 0]"],
+            "the lowest and the highest",
+        ),
         (["classifier.y_range=[0, 5]"], "is for classifier.target=regression"),
         (
             ["classifier.target=multicategory", "classifier.class_weights=balanced"],
@@ -156,8 +159,8 @@ LONGER = "classifier.phases=[{epochs: 1, lr: 2e-2, freeze_to: -1}, {epochs: 12, 
 def test_several_classes_are_learned_alike_by_one_rank_and_two(tmp_path: Path, recipe: Path):
     table = make_table(tmp_path / "texts.csv", lambda topics: "|".join(topics))
     words = [recipe, "data.source=csv", f"data.path={table}", "data.label_delim='|'", "classifier.target=multicategory"]
-    words += [*TINY, LONGER, "runtime.virtual_ranks=2", "lm.drop_mult=0.2", "classifier.drop_mult=0.2"]
-    words += [f"runs_dir={tmp_path}", f"data.cache={tmp_path / 'cache'}"]
+    words += [*TINY, LONGER, "runtime.canonical_ranks=2", "lm.drop_mult=0.2", "classifier.drop_mult=0.2"]
+    words += [f"runs_dir={tmp_path}", f"data.cache_dir={tmp_path / 'cache'}"]
     said = succeed(["run", *words, "name=one"])
     succeed(["run", *words, "name=two"], processes=2)
     weights = [safetensors.torch.load_file(tmp_path / name / "classifier" / "model.safetensors") for name in ("one", "two")]
@@ -177,9 +180,9 @@ def test_several_classes_are_learned_alike_by_one_rank_and_two(tmp_path: Path, r
 
 def test_numbers_are_learned_within_their_range(tmp_path: Path, recipe: Path):
     table = make_table(tmp_path / "texts.csv", lambda topics: 3 * ("sport" in topics) - 1)
-    words = [recipe, "data.source=csv", f"data.path={table}", "data.no_label=null", "classifier.target=regression"]
+    words = [recipe, "data.source=csv", f"data.path={table}", "data.missing_label=null", "classifier.target=regression"]
     words += [*TINY, LONGER, "classifier.y_range=[-4, 4]", "lm.drop_mult=0.2", "classifier.drop_mult=0.2"]
-    words += [f"runs_dir={tmp_path}", f"data.cache={tmp_path / 'cache'}", "name=run"]
+    words += [f"runs_dir={tmp_path}", f"data.cache_dir={tmp_path / 'cache'}", "name=run"]
     said = succeed(["run", *words])
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())["classifier"]
     assert summary["r2"] > 0.5

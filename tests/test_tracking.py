@@ -149,7 +149,7 @@ def started(folder: Path, *words: str, fresh: bool = False, stage: str = "lm", *
 
 
 def test_wandbs_run_stays_the_same_until_the_training_is_another(tmp_path: Path):
-    offline, disabled = "tracking.wandb=offline", "tracking.wandb=disabled"
+    offline, disabled = "tracking.wandb_mode=offline", "tracking.wandb_mode=disabled"
     first = started(tmp_path, offline)
     assert first is not None
     assert started(tmp_path, disabled, lines="", run_id=first) == first
@@ -165,7 +165,7 @@ def test_wandbs_run_stays_the_same_until_the_training_is_another(tmp_path: Path)
 
 
 def test_a_classifier_on_an_encoder_from_elsewhere_goes_on_with_its_wandb_run(tmp_path: Path):
-    words = ["tracking.wandb=offline", "classifier.encoder=runs/wiki"]
+    words = ["tracking.wandb_mode=offline", "classifier.encoder=runs/wiki"]
     first = started(tmp_path, *words, stage="classifier")
     line = (tmp_path / "a/metrics.jsonl").read_text()
     assert started(tmp_path, *words, stage="classifier", lines=line, run_id=first) == first
@@ -181,7 +181,7 @@ def test_a_line_that_is_none_of_ours_is_passed_over(tmp_path: Path):
 
 
 def two_trackers(folder: Path) -> list[Tracker]:
-    words = ["data.source=bbc_news", "runtime.precision=no", f"runs_dir={folder}", "name=a", "tracking.wandb=disabled"]
+    words = ["data.source=bbc_news", "runtime.precision=no", f"runs_dir={folder}", "name=a", "tracking.wandb_mode=disabled"]
     config = load_config(overrides=words)
     return [Tracker(config, Runtime(config.runtime)) for _ in range(2)]
 

@@ -90,14 +90,21 @@ def test_auto_is_offline_unless_logged_in(no_login: pytest.MonkeyPatch, capsys: 
         wandb_mode(TrackingConfig())
     no_login.setenv("WANDB_MODE", "disabled")
     assert wandb_mode(TrackingConfig()) == "disabled"
-    assert wandb_mode(TrackingConfig(wandb="offline")) == "offline"
+    assert wandb_mode(TrackingConfig(wandb_mode="offline")) == "offline"
 
 
 def test_an_online_run_sends_its_history_its_texts_and_its_model(
     corpus: Path, recipe: Path, run_dirs: dict[str, Path], tmp_path: Path
 ):
-    words = ["lm", recipe, *TINY, f"data.path={corpus}", f"data.cache={run_dirs['caches']}/cache1", f"runs_dir={tmp_path}"]
-    words += ["tracking.log_text=true", "tracking.log_model=true", "tracking.samples=2", "tracking.tags=[short]"]
+    words = [
+        "lm",
+        recipe,
+        *TINY,
+        f"data.path={corpus}",
+        f"data.cache_dir={run_dirs['caches']}/cache1",
+        f"runs_dir={tmp_path}",
+    ]
+    words += ["tracking.log_text=true", "tracking.log_model=true", "tracking.num_samples=2", "tracking.tags=[short]"]
     with wandb_server() as server:
         said = succeed(words, WANDB_MODE="online", WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY)
     ((run_id, run),) = server.runs.items()
@@ -268,6 +275,6 @@ def test_a_server_that_dies_costs_no_more_than_the_patience_and_nothing_is_lost(
         run.log(row)
     run.finish(0)
     errors = capsys.readouterr().err
-    assert "warning: W&B did not take all in tracking.patience=1 seconds: send it with: wandb sync " in errors
+    assert "warning: W&B did not take all in tracking.wandb_timeout=1 seconds: send it with: wandb sync " in errors
     assert errors.endswith(f"/run-*-{run.id} --include-online\n")
     assert [row["_step"] for row in written(tmp_path / "a/wandb", run.id)] == list(range(200))

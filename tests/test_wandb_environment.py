@@ -127,11 +127,11 @@ def test_the_mode():
     assert mode_of_environment({"WANDB_MODE": "dryrun"}) == "offline"
     assert mode_of_environment({"WANDB_MODE": "online", "WANDB_DISABLED": "true"}) == "disabled"
     assert mode_messages(TrackingConfig(), {"WANDB_MODE": "online"}) == []
-    assert mode_messages(TrackingConfig(wandb="offline"), {"WANDB_MODE": "dryrun"}) == []
-    (line,) = mode_messages(TrackingConfig(wandb="offline"), {"WANDB_MODE": "online"})
-    assert line == "tracking.wandb=offline is used, not WANDB_MODE=online"
-    (line,) = mode_messages(TrackingConfig(wandb="online"), {"WANDB_DISABLED": "true"})
-    assert line == "tracking.wandb=online is used, not WANDB_DISABLED=true"
+    assert mode_messages(TrackingConfig(wandb_mode="offline"), {"WANDB_MODE": "dryrun"}) == []
+    (line,) = mode_messages(TrackingConfig(wandb_mode="offline"), {"WANDB_MODE": "online"})
+    assert line == "tracking.wandb_mode=offline is used, not WANDB_MODE=online"
+    (line,) = mode_messages(TrackingConfig(wandb_mode="online"), {"WANDB_DISABLED": "true"})
+    assert line == "tracking.wandb_mode=online is used, not WANDB_DISABLED=true"
 
 
 def test_the_dashboards_project_is_that_of_the_runs():
@@ -159,7 +159,14 @@ def test_what_wandb_does_not_take_is_named_on_one_line(variable: str, value: str
 
 
 def test_a_runs_file_holds_what_the_environment_says(corpus: Path, recipe: Path, run_dirs: dict[str, Path], tmp_path: Path):
-    words = ["lm", recipe, *TINY, f"data.path={corpus}", f"data.cache={run_dirs['caches']}/cache1", f"runs_dir={tmp_path}"]
+    words = [
+        "lm",
+        recipe,
+        *TINY,
+        f"data.path={corpus}",
+        f"data.cache_dir={run_dirs['caches']}/cache1",
+        f"runs_dir={tmp_path}",
+    ]
     others = {"WANDB_ENTITY": "e", "WANDB_NOTES": "why", "WANDB_JOB_TYPE": "train", "WANDB_RUN_ID": "mine", "WANDB_DIR": ""}
     succeed([*words, "lm.phases=[{epochs: 1}]", "tracking.group=h"], WANDB_MODE="offline", **ALL, **others)
     (path,) = files_of(tmp_path / "run/wandb", "mine")

@@ -80,7 +80,7 @@ def prepare(config: Config, texts: Any = None) -> TokenStore:
 
     Args:
         texts: a pandas `DataFrame`, or a `Dataset` or `DatasetDict` of Hugging Face, in place of the config's source; the
-            config names its columns (data.text, data.label, data.valid_col). Every rank gives the same.
+            config names its columns (data.text_col, data.label_col, data.valid_col). Every rank gives the same.
 
     Raises:
         UserError: on every rank, for whatever is wrong with config or texts.
@@ -90,7 +90,7 @@ def prepare(config: Config, texts: Any = None) -> TokenStore:
 
 
 def with_texts(config: Config, texts: Any) -> Config:
-    """The config with texts given in Python as its source: then no other call needs them. They are kept in data.cache.
+    """The config with texts given in Python as its source: then no other call needs them. They are kept in data.cache_dir.
 
     Args:
         texts: as those of `prepare`.

@@ -53,8 +53,8 @@ SMALL = (
     "lm.phases=[{epochs: 1, lr: 1e-2, freeze_to: -1}, {epochs: 2, lr: 2e-2}]",
     "classifier={global_batch_size: 16, seq_len: 12, max_len: 24, drop_mult: 0.3, baseline: false}",
     "classifier.phases=[{epochs: 1, lr: 2e-2, freeze_to: -1}, {epochs: 3, lr: [8e-3, 1e-2]}]",
-    "checkpoint.every_steps=7",
-    "tracking={wandb: disabled, log_every: 1}",
+    "checkpoint.interval_steps=7",
+    "tracking={wandb_mode: disabled, log_interval: 1}",
 )
 """Overrides that make a recipe run in seconds."""
 
@@ -81,7 +81,7 @@ def make_texts(folder: Path, documents: int = 120) -> Path:
 
 def small_words(texts: Path, runs: Path, *overrides: str) -> list[str]:
     """The config of a run over a token store, as the command line takes it."""
-    return [*SMALL, f"data.store={texts}", f"runs_dir={runs}", *overrides]
+    return [*SMALL, f"data.token_store={texts}", f"runs_dir={runs}", *overrides]
 
 
 def small_config(texts: Path, runs: Path, *overrides: str) -> Config:

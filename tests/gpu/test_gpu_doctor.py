@@ -31,8 +31,8 @@ def _gpu_is_used(monkeypatch: pytest.MonkeyPatch):
 
 
 def examined(folder: Path, capsys: pytest.CaptureFixture[str], *more: str) -> dict:
-    words = [*SIZES, "classifier={global_batch_size: 16, seq_len: 12, max_len: 24}", "tracking.wandb=disabled", *more]
-    config = load_config(None, ["data.path=.", f"runs_dir={folder}/runs", f"data.cache={folder}/cache", *words])
+    words = [*SIZES, "classifier={global_batch_size: 16, seq_len: 12, max_len: 24}", "tracking.wandb_mode=disabled", *more]
+    config = load_config(None, ["data.path=.", f"runs_dir={folder}/runs", f"data.cache_dir={folder}/cache", *words])
     doctor(config, as_json=True)
     return json.loads(capsys.readouterr().out)
 
@@ -69,8 +69,8 @@ def test_two_ranks_have_a_gpu_each(tmp_path: Path):
         "doctor",
         *SIZES,
         f"runs_dir={tmp_path}/runs",
-        f"data.cache={tmp_path}/cache",
-        "tracking.wandb=disabled",
+        f"data.cache_dir={tmp_path}/cache",
+        "tracking.wandb_mode=disabled",
         "--json",
     ]
     path = os.environ.get("PYTHONPATH", str(ROOT))  # also makes the processes simulate, where this one does

@@ -29,7 +29,7 @@ def test_a_recipe_is_sized_for_a_gpu(kind: str, tmp_path: Path, monkeypatch: pyt
             topic = rng.choice([*TOPICS])
             table.writerow([make_text(topic, rng.randint(8, 30), rng), topic])
     monkeypatch.chdir(tmp_path)
-    options = TextOptions(lang="en", overrides=[f"tokenizer.kind={kind}"])
+    options = TextOptions(lang="en", overrides=[f"tokenizer.type={kind}"])
     with Runtime(RuntimeConfig()) as runtime:
         result = init("news.csv", runtime, options)
     assert min(result.minutes["lm"], result.minutes["classifier"]) > 0

@@ -56,8 +56,8 @@ def test_an_optimizer_step_is_that_of_a_cpu(texts: Path, tmp_path: Path):
 def test_nothing_waits_for_the_gpu_in_a_step(precision: str, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """From one step to a later one all of training goes on, but no line is logged, and the ranks do not vote."""
     words = (
-        "checkpoint={every_steps: null, every_minutes: null}",
-        "tracking.log_every=1000",
+        "checkpoint={interval_steps: null, interval_minutes: null}",
+        "tracking.log_interval=1000",
         f"runtime.precision={precision}",
     )
     train_step, steps = LMLearner._train_step, []

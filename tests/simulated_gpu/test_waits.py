@@ -6,7 +6,7 @@ from simulated_gpu.count_step import count
 from ulmfit_dist.checkpointing import callback
 
 EVERYTHING = [
-    "tracking.log_every=1",
+    "tracking.log_interval=1",
     "runtime.micro_batch_size=16",
     "lm.grad_clip=0.3",
     "classifier.grad_clip=0.1",

@@ -101,8 +101,8 @@ class CheckpointCallback(Callback):
         self.steps += 1
         if self.steps == self.vote_after:
             self._act_on(self.runtime.all_gather_object(self._vote()))
-        every_steps = self.settings.every_steps
-        if self.training and every_steps and learn.stage_step % every_steps == 0:
+        interval_steps = self.settings.interval_steps
+        if self.training and interval_steps and learn.stage_step % interval_steps == 0:
             self.save()
 
     def after_epoch(self) -> None:
@@ -147,7 +147,7 @@ class CheckpointCallback(Callback):
 
     def _vote(self) -> RankStatus:
         now = time.perf_counter()
-        minutes = self.settings.every_minutes
+        minutes = self.settings.interval_minutes
         return RankStatus(
             signal=self.stop.signal.name if self.stop.signal else None,
             bad_step=self._bad_step(),

@@ -95,7 +95,7 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _pretrain(args: argparse.Namespace) -> None:
-    args.overrides = [*args.overrides, "data.label=null"]
+    args.overrides = [*args.overrides, "data.label_col=null"]
     config, runtime = _start(args)
     from ulmfit_dist.stages.run import run
 

@@ -28,13 +28,14 @@ class DataConfig:
     """Folder or file of the source; for hub, the data set's name. bbc_news needs none, nor does frame."""
     splits: dict[str, str] = field(default_factory=dict)
     """Which part of the source is train, valid, test and unlabelled: sub-folders, files (globs too) or hub splits."""
-    text: list[str] = field(default_factory=lambda: ["text"])
+    text_col: list[str] = field(default_factory=lambda: ["text"])
     """Columns that hold the text; several are joined as fastai does, each marked with xxfld."""
-    text_file: str | None = None
+    file_col: str | None = None
     """Column that names a file with the text, by its path from the table's folder, in place of text. csv, json, parquet."""
-    label: str | None = "label"
-    """Column that holds the label. Rows with none (empty, or no_label) train the language model only. null: no labels."""
-    no_label: str | None = "-1"
+    label_col: str | None = "label"
+    """Column that holds the label. Rows with none (empty, or missing_label) train the language model only. null: no
+    labels."""
+    missing_label: str | None = "-1"
     """Label that means none, beside an empty one. null: no other."""
     label_delim: str = ";"
     """What separates a document's labels (classifier.target: multicategory), and alone means a document of no class."""
@@ -50,9 +51,9 @@ class DataConfig:
     """The part, from 0 on, to validate on, where there are folds; the others are trained on."""
     splitter: str | None = None
     """A function of yours, as module.function, from a document's path or row to its split's name, or to None: left out."""
-    get_label: str | None = None
-    """A function of yours, as module.function, from a document's path or row to its label, or None. null: data.label."""
-    limit: int | None = None
+    get_y: str | None = None
+    """A function of yours, as module.function, from a document's path or row to its label, or None. null: data.label_col."""
+    max_documents: int | None = None
     """Use this many documents of each split at most, drawn by seed: for a first try."""
     on_error: str = "strict"
     """Bytes that are no UTF-8, lines that are no row: strict stops and says where, replace reads U+FFFD, skip leaves out."""
@@ -64,13 +65,15 @@ class DataConfig:
     """Whether fields of a CSV or TSV file may stand in quotes, within which delimiters count for nothing. null: CSV only."""
     subset: str | None = None
     """Name of the hub data set's configuration, where it has several."""
-    shard_documents: int = 2000
+    num_proc: int = 2
+    """Processes of each rank that tokenize, where there are texts enough for them."""
+    documents_per_shard: int = 2000
     """Documents in a shard of the token store: the unit of work that is dealt to ranks."""
-    cache: str = "cache"
+    cache_dir: str = "cache"
     """Folder of the token stores. One store serves all runs with the same texts and tokenizer."""
-    store: str | None = None
+    token_store: str | None = None
     """A prepared token store to train from as it is: then neither the texts nor spaCy are needed."""
-    local_cache: str | None = None
+    node_cache_dir: str | None = None
     """Folder on each node's own disk, such as ${oc.env:TMPDIR}/tokens, to read a copy of the store from. null: no copy."""
 
 
@@ -78,7 +81,7 @@ class DataConfig:
 class TokenizerConfig:
     """fastai's rules, then spaCy's word tokenizer or SentencePiece."""
 
-    kind: str = "word"
+    type: str = "word"
     """word: spaCy's tokenizer, as fastai uses it; sentencepiece: pieces of words, where words are no unit."""
     lang: str = "en"
     """spaCy's code of the language: en, de, fr, es, ..."""
@@ -88,13 +91,13 @@ class TokenizerConfig:
     """A token that occurs less often becomes xxunk."""
     max_vocab: int = 60000
     """Tokens in the vocabulary at most, the special ones included."""
-    model: str | None = None
+    sp_model: str | None = None
     """A SentencePiece model file to use. null: one is trained on a sample of the texts, and kept in the token store."""
-    model_type: str = "unigram"
+    sp_model_type: str = "unigram"
     """Of the SentencePiece model to train: unigram or bpe."""
-    pieces: int | None = None
+    sp_vocab_size: int | None = None
     """Pieces of the SentencePiece model to train. null: a quarter of the distinct words, 30000 at most, as in fastai."""
-    sample_documents: int = 20000
+    sp_sample_documents: int = 20000
     """Documents that a SentencePiece model is trained on at most, evenly from all, and 20 million characters of them."""
 
 
@@ -114,7 +117,7 @@ class ModelConfig:
     """Read each text from its end to its beginning."""
     arch: str | None = None
     """An encoder of yours in place of AWD-LSTM, as module.Class; the sizes above are then given to it. null: AWD-LSTM."""
-    arch_options: dict[str, Any] = field(default_factory=dict)
+    arch_kwargs: dict[str, Any] = field(default_factory=dict)
     """Arguments of model.arch by name, beside the sizes."""
 
 
@@ -126,12 +129,11 @@ class RuntimeConfig:
     """no (fp32), bf16, fp16 (GPUs only), fp64 (CPU only, to compare runs), auto: the fastest safe one of this machine."""
     micro_batch_size: int | None = None
     """Rows or documents that a (virtual) rank computes at once; more are accumulated. null: all, or by the launch flags."""
-    num_workers: int = 2
-    """Processes of each rank that tokenize, where there are texts enough for them."""
-    virtual_ranks: int | None = None
+    canonical_ranks: int | None = None
     """Compute as this power of two of ranks would: any number of ranks that divides it gives equal bits. null: one each."""
-    compress_gradients: str | None = None
-    """Exchange gradients as fp16 (not with precision fp16), or bf16 (GPUs only): half the bytes. Not with virtual_ranks."""
+    gradient_compression: str | None = None
+    """Exchange gradients as fp16 (not with precision fp16), or bf16 (GPUs only): half the bytes. Not with
+    canonical_ranks."""
     join_timeout: float = 5.0
     """Minutes that a rank waits for the others to start. It says for whom it waits, every half minute."""
     deterministic: bool = False
@@ -182,9 +184,9 @@ class LMConfig:
     """Adam's first beta at the start, the top and the end of a cycle."""
     grad_clip: float | None = None
     """Norm that the gradient is clipped to. null: no clipping."""
-    select: str = "last"
+    export_epoch: str = "last"
     """Whose model is exported: last, or best: that of the epoch with the lowest valid_loss."""
-    early_stopping: int | None = None
+    early_stopping_patience: int | None = None
     """End the stage after so many epochs in a row that were no better than the best before. null: never."""
     callbacks: list[Any] = field(default_factory=list)
     """fastai callbacks of yours on every rank: module.Class, or {path: module.Class, argument: value}."""
@@ -210,7 +212,7 @@ class ClassifierConfig:
     """Tokens that the encoder reads at a time."""
     max_len: int = 1440
     """Tokens that are pooled and learned from, from the end of a batch's longest document; others are read only."""
-    truncate_to: int | None = None
+    max_doc_tokens: int | None = None
     """Tokens of a document that are read at all, from its beginning; the rest is left out. null: all, as in fastai."""
     drop_mult: float = 0.5
     """Factor on all dropouts of fastai's awd_lstm_clas_config."""
@@ -232,9 +234,9 @@ class ClassifierConfig:
     """Adam's first beta at the start, the top and the end of a cycle."""
     grad_clip: float | None = None
     """Norm that the gradient is clipped to. null: no clipping."""
-    select: str = "last"
+    export_epoch: str = "last"
     """Whose model is exported: last, or best: that of the epoch with the highest accuracy."""
-    early_stopping: int | None = None
+    early_stopping_patience: int | None = None
     """End the stage after so many epochs in a row that were no better than the best before. null: never."""
     baseline: bool = True
     """Measure TF-IDF with a linear model on the same documents, before the first epoch of run."""
@@ -257,11 +259,11 @@ class ClassifierConfig:
 class CheckpointConfig:
     """What a killed run goes on from. One is also saved at the end of each epoch, and when a signal asks to stop."""
 
-    every_minutes: float | None = 5
+    interval_minutes: float | None = 5
     """Minutes of training from one checkpoint to the next; null: none by the clock."""
-    every_steps: int | None = None
-    """Optimizer steps of the stage from one checkpoint to the next, beside every_minutes; null: none by steps."""
-    keep: int = 2
+    interval_steps: int | None = None
+    """Optimizer steps of the stage from one checkpoint to the next, beside interval_minutes; null: none by steps."""
+    keep_latest: int = 2
     """Newest checkpoints of each stage that are kept, beside the best one by the validation metric."""
 
 
@@ -269,7 +271,7 @@ class CheckpointConfig:
 class TrackingConfig:
     """Weights & Biases, on rank 0 alone."""
 
-    wandb: str = "auto"
+    wandb_mode: str = "auto"
     """online, offline, disabled, or auto: online for who is logged in, else offline. WANDB_MODE wins over auto."""
     project: str = "ulmfit"
     """Project of the run. WANDB_PROJECT replaces the default."""
@@ -277,15 +279,15 @@ class TrackingConfig:
     """Group of the run: for several seeds of one recipe. WANDB_RUN_GROUP replaces the default."""
     tags: list[str] = field(default_factory=list)
     """Tags of the run. WANDB_TAGS replaces the default."""
-    log_every: int = 20
+    log_interval: int = 20
     """Steps from one line of metrics.jsonl to the next; its loss is their mean."""
     log_text: bool = False
     """Whether texts leave the token store: generated samples and wrongly labelled documents, in W&B and in the report."""
-    samples: int = 3
+    num_samples: int = 3
     """Texts that the language model makes up after each epoch, where log_text allows them."""
     log_model: bool = False
     """Upload the exported models as artifacts. Where W&B is online only."""
-    patience: float = 30
+    wandb_timeout: float = 30
     """Seconds that W&B may keep the end of a run waiting. What it has not sent by then `wandb sync` sends."""
 
 

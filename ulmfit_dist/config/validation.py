@@ -32,8 +32,8 @@ def check_config(config: Config) -> None:
     """Refuse what is out of range, or does not go together. Raises UserError."""
     if not re.fullmatch(r"\w[\w.+-]*", config.name):
         raise UserError(f"name={config.name!r}: give a plain folder name of letters, digits, '.', '+', '-' and '_'")
-    _one_of("tokenizer.kind", config.tokenizer.kind, ("word", "sentencepiece"))
-    _one_of("tokenizer.model_type", config.tokenizer.model_type, ("unigram", "bpe"))
+    _one_of("tokenizer.type", config.tokenizer.type, ("word", "sentencepiece"))
+    _one_of("tokenizer.sp_model_type", config.tokenizer.sp_model_type, ("unigram", "bpe"))
     for key, value in _positive_integers(config):
         if value < 1:
             raise UserError(f"{key}={value}: give a whole number of at least 1")
@@ -57,7 +57,7 @@ def _check_data(data: DataConfig) -> None:
         _check_encoding(data.encoding)
     for split in data.splits:
         _one_of("a key of data.splits", split, SPLITS)
-    if data.path is None and data.store is None and data.source not in ("bbc_news", "frame"):
+    if data.path is None and data.token_store is None and data.source not in ("bbc_news", "frame"):
         raise UserError(f"data.path is not set: data.source={data.source} needs it")
     if not 0 < data.valid_pct < 1:
         raise UserError(f"data.valid_pct={data.valid_pct}: give a share between 0 and 1, such as 0.1")
@@ -71,10 +71,10 @@ def _check_data(data: DataConfig) -> None:
         raise UserError(f"data.valid_col={data.valid_col}: a {data.source} has no columns: leave it out")
     if data.valid_col is not None and data.splitter is not None:
         raise UserError(f"data.valid_col={data.valid_col} and data.splitter={data.splitter}: set one of them")
-    if not data.text:
-        raise UserError("data.text is empty: name at least one column")
-    if data.text_file is not None and data.source not in ("csv", "json", "parquet"):
-        raise UserError(f"data.text_file: data.source={data.source} has no column: it is for csv, json and parquet")
+    if not data.text_col:
+        raise UserError("data.text_col is empty: name at least one column")
+    if data.file_col is not None and data.source not in ("csv", "json", "parquet"):
+        raise UserError(f"data.file_col: data.source={data.source} has no column: it is for csv, json and parquet")
     if not data.label_delim:
         raise UserError(
             "data.label_delim is empty: name what separates a document's labels, as ';' (YAML wants quotes round some: '|')"
@@ -90,29 +90,29 @@ def _check_encoding(encoding: str) -> None:
 
 def _check_runtime(runtime: RuntimeConfig) -> None:
     _one_of("runtime.precision", runtime.precision, PRECISIONS)
-    if runtime.compress_gradients is not None:
-        _one_of("runtime.compress_gradients", runtime.compress_gradients, ("fp16", "bf16"))
+    if runtime.gradient_compression is not None:
+        _one_of("runtime.gradient_compression", runtime.gradient_compression, ("fp16", "bf16"))
     if not 0 < runtime.join_timeout < float("inf"):
         raise UserError(f"runtime.join_timeout={runtime.join_timeout:g}: give minutes above 0, such as 5")
-    virtual_ranks = runtime.virtual_ranks or 1
-    if virtual_ranks & (virtual_ranks - 1):
-        raise UserError(f"runtime.virtual_ranks={virtual_ranks}: give a power of two, such as 2, 4 or 8, or null")
-    if runtime.virtual_ranks is not None and runtime.compress_gradients is not None:
+    canonical_ranks = runtime.canonical_ranks or 1
+    if canonical_ranks & (canonical_ranks - 1):
+        raise UserError(f"runtime.canonical_ranks={canonical_ranks}: give a power of two, such as 2, 4 or 8, or null")
+    if runtime.canonical_ranks is not None and runtime.gradient_compression is not None:
         raise UserError(
-            f"runtime.compress_gradients={runtime.compress_gradients} rounds the gradients whose sums "
-            f"runtime.virtual_ranks={runtime.virtual_ranks} keeps exact: set one of them to null"
+            f"runtime.gradient_compression={runtime.gradient_compression} rounds the gradients whose sums "
+            f"runtime.canonical_ranks={runtime.canonical_ranks} keeps exact: set one of them to null"
         )
 
 
 def _check_tracking(tracking: TrackingConfig, checkpoint: CheckpointConfig) -> None:
-    _one_of("tracking.wandb", tracking.wandb, ("auto", "online", "offline", "disabled"))
+    _one_of("tracking.wandb_mode", tracking.wandb_mode, ("auto", "online", "offline", "disabled"))
     project = tracking.project
     if not 1 <= len(project) <= 128 or set(project) & set(BAD_IN_A_PROJECT):
         raise UserError(f"tracking.project={project!r}: give at most 128 characters, none of {' '.join(BAD_IN_A_PROJECT)}")
-    if not _is_positive(tracking.patience):
-        raise UserError(f"tracking.patience={tracking.patience}: give a number of seconds above 0")
-    if checkpoint.every_minutes is not None and not _is_positive(checkpoint.every_minutes):
-        raise UserError(f"checkpoint.every_minutes={checkpoint.every_minutes}: give a number above 0, or null")
+    if not _is_positive(tracking.wandb_timeout):
+        raise UserError(f"tracking.wandb_timeout={tracking.wandb_timeout}: give a number of seconds above 0")
+    if checkpoint.interval_minutes is not None and not _is_positive(checkpoint.interval_minutes):
+        raise UserError(f"checkpoint.interval_minutes={checkpoint.interval_minutes}: give a number above 0, or null")
 
 
 def _check_origins(config: Config) -> None:
@@ -136,7 +136,7 @@ def _check_stage(stage: str, settings: LMConfig | ClassifierConfig, n_layers: in
     for key in ("wd", "alpha", "beta"):
         if not (math.isfinite(getattr(settings, key)) and getattr(settings, key) >= 0):
             raise UserError(f"{stage}.{key}={getattr(settings, key)}: give a number of at least 0")
-    _one_of(f"{stage}.select", settings.select, ("last", "best"))
+    _one_of(f"{stage}.export_epoch", settings.export_epoch, ("last", "best"))
     if settings.grad_clip is not None and not settings.grad_clip > 0:
         raise UserError(f"{stage}.grad_clip={settings.grad_clip}: give a norm above 0, or null")
     if not settings.phases:
@@ -181,9 +181,9 @@ def _check_classifier(settings: ClassifierConfig) -> None:
 def _check_target(settings: ClassifierConfig, data: DataConfig) -> None:
     """What a label is, and what goes with it."""
     _one_of("classifier.target", settings.target, TARGETS)
-    if settings.target == "regression" and data.no_label == "-1":
+    if settings.target == "regression" and data.missing_label == "-1":
         raise UserError(
-            "classifier.target=regression: -1 is a number, too: set data.no_label=null, or to what stands for no number"
+            "classifier.target=regression: -1 is a number, too: set data.missing_label=null, or to what stands for no number"
         )
     if not 0 < settings.threshold < 1:
         raise UserError(f"classifier.threshold={settings.threshold}: give a probability between 0 and 1")
@@ -204,16 +204,16 @@ def _one_of(key: str, value: str, known: Sequence[str]) -> None:
 
 
 def _positive_integers(config: Config) -> Iterator[tuple[str, int]]:
-    yield "data.shard_documents", config.data.shard_documents
+    yield "data.documents_per_shard", config.data.documents_per_shard
     yield "tokenizer.min_freq", config.tokenizer.min_freq
     yield "tokenizer.max_vocab", config.tokenizer.max_vocab
-    yield "tokenizer.sample_documents", config.tokenizer.sample_documents
-    if config.tokenizer.pieces is not None:
-        yield "tokenizer.pieces", config.tokenizer.pieces
-    if config.data.limit is not None:
-        yield "data.limit", config.data.limit
-    yield "runtime.num_workers", config.runtime.num_workers
-    for key in ("micro_batch_size", "virtual_ranks"):
+    yield "tokenizer.sp_sample_documents", config.tokenizer.sp_sample_documents
+    if config.tokenizer.sp_vocab_size is not None:
+        yield "tokenizer.sp_vocab_size", config.tokenizer.sp_vocab_size
+    if config.data.max_documents is not None:
+        yield "data.max_documents", config.data.max_documents
+    yield "data.num_proc", config.data.num_proc
+    for key in ("micro_batch_size", "canonical_ranks"):
         if getattr(config.runtime, key) is not None:
             yield f"runtime.{key}", getattr(config.runtime, key)
     for key in ("emb_sz", "n_hid", "n_layers"):
@@ -221,16 +221,16 @@ def _positive_integers(config: Config) -> Iterator[tuple[str, int]]:
     for stage, settings in (("lm", config.lm), ("classifier", config.classifier)):
         yield f"{stage}.global_batch_size", settings.global_batch_size
         yield f"{stage}.seq_len", settings.seq_len
-        if settings.early_stopping is not None:
-            yield f"{stage}.early_stopping", settings.early_stopping
+        if settings.early_stopping_patience is not None:
+            yield f"{stage}.early_stopping_patience", settings.early_stopping_patience
     yield "classifier.max_len", config.classifier.max_len
-    if config.classifier.truncate_to is not None:
-        yield "classifier.truncate_to", config.classifier.truncate_to
-    if config.checkpoint.every_steps is not None:
-        yield "checkpoint.every_steps", config.checkpoint.every_steps
-    yield "checkpoint.keep", config.checkpoint.keep
-    yield "tracking.log_every", config.tracking.log_every
-    yield "tracking.samples", config.tracking.samples
+    if config.classifier.max_doc_tokens is not None:
+        yield "classifier.max_doc_tokens", config.classifier.max_doc_tokens
+    if config.checkpoint.interval_steps is not None:
+        yield "checkpoint.interval_steps", config.checkpoint.interval_steps
+    yield "checkpoint.keep_latest", config.checkpoint.keep_latest
+    yield "tracking.log_interval", config.tracking.log_interval
+    yield "tracking.num_samples", config.tracking.num_samples
 
 
 def _is_positive(value: Any) -> bool:

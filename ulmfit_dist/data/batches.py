@@ -96,24 +96,24 @@ class BatchShard:
     """What a rank computes of every global batch.
 
     Attributes:
-        virtual_ranks: numbers of the virtual ranks that this rank stands for.
-        num_virtual_ranks: of how many.
+        canonical_ranks: numbers of the virtual ranks that this rank stands for.
+        num_canonical_ranks: of how many.
         micro_batch_size: rows that are computed at once, at most; None for all of a virtual rank's.
         exact: whether gradients are to be added up in an order that does not depend on the number of ranks.
     """
 
-    virtual_ranks: range = range(1)
-    num_virtual_ranks: int = 1
+    canonical_ranks: range = range(1)
+    num_canonical_ranks: int = 1
     micro_batch_size: int | None = None
     exact: bool = False
 
     def check(self, global_batch_size: int, key: str) -> None:
         """Raise UserError, naming the key, where a global batch cannot be shared evenly."""
-        num = self.num_virtual_ranks
+        num = self.num_canonical_ranks
         if global_batch_size % num:
             below = global_batch_size // num * num
             near = " or ".join(str(n) for n in (below, below + num) if n)
-            ranks = "ranks" if len(self.virtual_ranks) == 1 else "virtual ranks"
+            ranks = "ranks" if len(self.canonical_ranks) == 1 else "virtual ranks"
             raise UserError(f"{key}={global_batch_size} cannot be shared evenly by {num} {ranks}: make it {near}")
 
     def in_steps(self, steps: Named[int] | None, global_batch_size: int, key: str) -> BatchShard:
@@ -126,14 +126,14 @@ class BatchShard:
         Raises:
             UserError: the rows of a rank, or its virtual ranks, cannot be divided by the steps.
         """
-        if steps is None or global_batch_size % self.num_virtual_ranks:  # which `check` refuses
+        if steps is None or global_batch_size % self.num_canonical_ranks:  # which `check` refuses
             return self
-        each, rows = len(self.virtual_ranks), global_batch_size // self.num_virtual_ranks
+        each, rows = len(self.canonical_ranks), global_batch_size // self.num_canonical_ranks
         if steps.value == each:
             return self
         if steps.value % each or rows % (steps.value // each):
             possible = ", ".join(str(each * count) for count in range(1, rows + 1) if rows % count == 0)
-            ranks = f" as {each} virtual ranks (runtime.virtual_ranks)" if each > 1 else ""
+            ranks = f" as {each} virtual ranks (runtime.canonical_ranks)" if each > 1 else ""
             raise UserError(
                 f"{steps.source}: a rank computes {rows * each} rows of {key}={global_batch_size}{ranks}, which cannot be "
                 f"cut into {steps.value} equal micro-batches: use one of {possible}"
@@ -151,7 +151,7 @@ class BatchShard:
 
     def num_pieces(self, global_rows: int) -> int:
         """Micro-batches of each virtual rank in a step."""
-        fewest, most = global_rows // self.num_virtual_ranks, self._most_rows(global_rows)
+        fewest, most = global_rows // self.num_canonical_ranks, self._most_rows(global_rows)
         return max(1, min(fewest, -(-most // (self.micro_batch_size or most))))
 
     def rows_at_once(self, global_rows: int) -> int:
@@ -165,7 +165,7 @@ class BatchShard:
         return smaller if is_smaller else None
 
     def _most_rows(self, global_rows: int) -> int:
-        return -(-global_rows // self.num_virtual_ranks)
+        return -(-global_rows // self.num_canonical_ranks)
 
 
 def make_batch_shard(rank: int, world_size: int, settings: RuntimeConfig, at_most: int | None = None) -> BatchShard:
@@ -174,9 +174,9 @@ def make_batch_shard(rank: int, world_size: int, settings: RuntimeConfig, at_mos
     Args:
         at_most: micro-batch size that the memory has room for; None where there is no such limit.
     """
-    wanted = settings.virtual_ranks or 0
+    wanted = settings.canonical_ranks or 0
     exact = wanted > 0 and wanted % world_size == 0
-    num_virtual_ranks = wanted if exact else world_size
-    each = num_virtual_ranks // world_size
+    num_canonical_ranks = wanted if exact else world_size
+    each = num_canonical_ranks // world_size
     micro_batch_size = min((size for size in (settings.micro_batch_size, at_most) if size is not None), default=None)
-    return BatchShard(range(rank * each, (rank + 1) * each), num_virtual_ranks, micro_batch_size, exact)
+    return BatchShard(range(rank * each, (rank + 1) * each), num_canonical_ranks, micro_batch_size, exact)

@@ -41,7 +41,7 @@ class ClassifierLoader:
         share: which of the documents of a batch are this rank's.
         seed: shuffles each epoch; None goes from the longest to the shortest, for validation.
         backwards: read each document from its end.
-        truncate_to: tokens of a document that are read, from its beginning; None for all.
+        max_doc_tokens: tokens of a document that are read, from its beginning; None for all.
         targets: what the store's labels stand for; None for a class each.
 
     Raises:
@@ -57,17 +57,17 @@ class ClassifierLoader:
         share: BatchShard,
         seed: int | None = None,
         backwards: bool = False,
-        truncate_to: int | None = None,
+        max_doc_tokens: int | None = None,
         targets: Targets | None = None,
     ):
         share.check(global_batch_size, "classifier.global_batch_size")
-        if seed is not None and len(documents) < share.num_virtual_ranks:
-            raise UserError(f"{len(documents)} labelled documents for {share.num_virtual_ranks} ranks: start fewer ranks")
+        if seed is not None and len(documents) < share.num_canonical_ranks:
+            raise UserError(f"{len(documents)} labelled documents for {share.num_canonical_ranks} ranks: start fewer ranks")
         self.store, self.documents, self.share, self.seed = store, documents, share, seed
         self.targets = targets or one_class_each(store.label_names)
         self.global_batch_size, self.seq_len = global_batch_size, seq_len
         self.direction = -1 if backwards else 1
-        self.lengths = store.lengths if truncate_to is None else np.minimum(store.lengths, truncate_to)
+        self.lengths = store.lengths if max_doc_tokens is None else np.minimum(store.lengths, max_doc_tokens)
         self.set_epoch(0)
 
     def __len__(self) -> int:
@@ -94,7 +94,7 @@ class ClassifierLoader:
     def step(self, step: int) -> list[MicroBatch]:
         """The micro-batches of one step; none where the batch has fewer documents than there are ranks."""
         batch = self._batches[step]
-        dealt = [range(rank, len(batch), self.share.num_virtual_ranks) for rank in self.share.virtual_ranks]
+        dealt = [range(rank, len(batch), self.share.num_canonical_ranks) for rank in self.share.canonical_ranks]
         pieces = [rows for part in dealt if part for rows in self.share.cut(part, len(batch))]
         return [self._micro_batch(batch, rows) for rows in pieces]
 
@@ -151,4 +151,4 @@ def classifier_batches(
     share = share.in_steps(runtime.launch.accumulation_steps, settings.global_batch_size, "classifier.global_batch_size")
     targets = read_targets(store, settings, config.data.label_delim)
     shape = (settings.global_batch_size, settings.seq_len, share)
-    return ClassifierLoader(store, documents, *shape, seed, config.model.backwards, settings.truncate_to, targets)
+    return ClassifierLoader(store, documents, *shape, seed, config.model.backwards, settings.max_doc_tokens, targets)

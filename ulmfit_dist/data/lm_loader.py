@@ -81,8 +81,8 @@ class LMLoader:
 
     def set_share(self, share: BatchShard) -> None:
         """Cut the steps from here on into other micro-batches of the same rows."""
-        each = self.global_batch_size // share.num_virtual_ranks
-        owned = [range(rank * each, (rank + 1) * each) for rank in share.virtual_ranks]
+        each = self.global_batch_size // share.num_canonical_ranks
+        owned = [range(rank * each, (rank + 1) * each) for rank in share.canonical_ranks]
         self.share = share
         self.row_ranges = [rows for part in owned for rows in share.cut(part, self.global_batch_size)]
 

@@ -32,8 +32,8 @@ def copy_store(store: Path, cache: Path) -> Path:
                 _replace(copy, store)
     except OSError as error:
         raise UserError(
-            f"data.local_cache={cache}: cannot hold a copy of {store}, {_megabytes(store)} MB ({error.strerror or error}): "
-            "name another folder of this node, or null to read it from where it is"
+            f"data.node_cache_dir={cache}: cannot hold a copy of {store}, {_megabytes(store)} MB "
+            f"({error.strerror or error}): name another folder of this node, or null to read it from where it is"
         ) from None
     return copy
 

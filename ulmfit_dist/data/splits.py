@@ -167,10 +167,12 @@ def missing_labels(store: TokenStore, config: Config) -> str:
     """Return how many documents that could have a label have none, and what counts as none; empty if all have one."""
     with_labels = np.concatenate([store.split(split) for split in ("train", "valid", "test")])
     number = int((store.labels[with_labels] == NO_LABEL).sum())
-    if number == 0 or config.data.no_label is None:
+    if number == 0 or config.data.missing_label is None:
         return ""
-    name = config.data.no_label
-    return f"{number:,} documents have no label: an empty one, or {name} (data.no_label={name}; null if {name} is a class)"
+    name = config.data.missing_label
+    return (
+        f"{number:,} documents have no label: an empty one, or {name} (data.missing_label={name}; null if {name} is a class)"
+    )
 
 
 def _cut_folds(documents: np.ndarray, labels: np.ndarray, folds: int, fold: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

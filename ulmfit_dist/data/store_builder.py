@@ -63,12 +63,12 @@ class TokenStoreBuilder:
         folder: where the store is to be; it exists.
         source: the documents.
         tokenizer: how they become tokens.
-        shard_documents: documents in a shard.
+        documents_per_shard: documents in a shard.
     """
 
-    def __init__(self, folder: Path, source: Source, tokenizer: TokenizerConfig, shard_documents: int):
+    def __init__(self, folder: Path, source: Source, tokenizer: TokenizerConfig, documents_per_shard: int):
         self.folder, self.source, self.tokenizer = folder, source, tokenizer
-        self.shards = list(_cut(source, shard_documents))
+        self.shards = list(_cut(source, documents_per_shard))
 
     def tokenize(self, which: Iterable[int], num_workers: int, shown: bool) -> None:
         """Tokenize the shards of these numbers that are missing, with a progress bar if `shown`.
@@ -94,10 +94,12 @@ class TokenStoreBuilder:
         Raises:
             UserError: it cannot be trained, read or written.
         """
-        if self.tokenizer.kind == "sentencepiece" and not (self.folder / MODEL_FILE).exists():
+        if self.tokenizer.type == "sentencepiece" and not (self.folder / MODEL_FILE).exists():
             from ulmfit_dist.data.tokenizers.sentencepiece import make_model
 
-            write_bytes(self.folder / MODEL_FILE, make_model(self.tokenizer, self._sample(self.tokenizer.sample_documents)))
+            write_bytes(
+                self.folder / MODEL_FILE, make_model(self.tokenizer, self._sample(self.tokenizer.sp_sample_documents))
+            )
 
     def open_tokenizer(self) -> TextTokenizer:
         """The tokenizer, imported only where there is something to do: it needs spaCy."""
@@ -265,18 +267,18 @@ def text_hash(text: str) -> int:
     return int(xxhash.xxh3_64_intdigest(text.strip().encode("utf-8", "surrogatepass")))
 
 
-def _cut(source: Source, shard_documents: int) -> Iterator[list[tuple[str, int, int]]]:
+def _cut(source: Source, documents_per_shard: int) -> Iterator[list[tuple[str, int, int]]]:
     """The shards: each a list of (split, start, stop). They count documents through all splits, so one may span two.
 
     Only the test split, of which the vocabulary must know nothing, has shards of its own.
     """
     pieces: list[tuple[str, int, int]] = []
-    room = shard_documents
+    room = documents_per_shard
     for split, documents in source.splits.items():
         start = 0
         if split == "test" and pieces:
             yield pieces
-            pieces, room = [], shard_documents
+            pieces, room = [], documents_per_shard
         while start < len(documents):
             stop = min(start + room, len(documents))
             pieces.append((split, start, stop))
@@ -284,7 +286,7 @@ def _cut(source: Source, shard_documents: int) -> Iterator[list[tuple[str, int, 
             start = stop
             if room == 0:
                 yield pieces
-                pieces, room = [], shard_documents
+                pieces, room = [], documents_per_shard
     if pieces:
         yield pieces
 

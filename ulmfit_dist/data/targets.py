@@ -93,7 +93,7 @@ def check_targets(
         UserError: no document with a label, a class that only validation has, fewer classes than it takes.
     """
     if not (train_b != NO_LABEL).any():
-        raise UserError("no labelled document to train the classifier on: set data.label, or run 'lm' or 'pretrain'")
+        raise UserError("no labelled document to train the classifier on: set data.label_col, or run 'lm' or 'pretrain'")
     if not (valid_b != NO_LABEL).any():
         raise UserError("no labelled document to validate the classifier on: check the labels of the valid split")
     if targets.kind == "regression":
@@ -114,9 +114,11 @@ def check_targets(
             )
     if targets.kind == "category" and np.count_nonzero(train_C) < 2:
         only = targets.names[int(np.argmax(train_C))]
-        raise UserError(f"a single class, {only!r}: a classifier needs two; check data.label and the class folders{advice}")
+        raise UserError(
+            f"a single class, {only!r}: a classifier needs two; check data.label_col and the class folders{advice}"
+        )
     if not targets.names:
-        raise UserError("no document has a class: check data.label and data.label_delim")
+        raise UserError("no document has a class: check data.label_col and data.label_delim")
 
 
 def _multicategory(classes_L: list[list[str]]) -> Targets:
@@ -139,7 +141,7 @@ def _number(label: str, settings: ClassifierConfig) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise UserError(f"label {label!r} is no number, but classifier.target=regression: check data.label")
+        raise UserError(f"label {label!r} is no number, but classifier.target=regression: check data.label_col")
     low, high = settings.y_range or (value, value)
     if not low <= value <= high:
         raise UserError(

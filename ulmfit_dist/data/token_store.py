@@ -30,7 +30,7 @@ import xxhash
 from ulmfit_dist.data.vocab import load_vocab
 from ulmfit_dist.errors import UserError
 
-FORMAT = 4
+FORMAT = 5
 ENDINGS = (".tokens", ".offsets", ".labels", ".hashes")
 """Files of a shard."""
 NO_LABEL = -1

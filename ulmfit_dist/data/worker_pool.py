@@ -77,7 +77,7 @@ def _share(
     except BrokenProcessPool:
         raise UserError(
             "a worker process ended before its work was done. If it said nothing, it was killed, perhaps for memory: "
-            "lower data.shard_documents or runtime.num_workers"
+            "lower data.documents_per_shard or data.num_proc"
         ) from None
     finally:
         for task in tasks.values():

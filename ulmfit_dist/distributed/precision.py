@@ -124,17 +124,17 @@ def precision_of_run(folder: Path) -> str | None:
 
 
 def check_compression(compression: str | None, precision: str, has_gpu: bool) -> None:
-    """Check that gradients can be compressed to a dtype: a value of `runtime.compress_gradients`.
+    """Check that gradients can be compressed to a dtype: a value of `runtime.gradient_compression`.
 
     Raises:
         UserError: bf16 between CPUs, or fp16 where the gradients are those of a scaled loss.
     """
     if compression == "bf16" and not has_gpu:
-        raise UserError("runtime.compress_gradients=bf16 needs GPUs, between CPUs there is fp16 alone: use fp16, or null")
+        raise UserError("runtime.gradient_compression=bf16 needs GPUs, between CPUs there is fp16 alone: use fp16, or null")
     if compression == "fp16" and precision == "fp16":
         raise UserError(
-            "runtime.compress_gradients=fp16 overflows with runtime.precision=fp16, whose gradients are scaled up: "
-            "set runtime.compress_gradients=bf16, or null"
+            "runtime.gradient_compression=fp16 overflows with runtime.precision=fp16, whose gradients are scaled up: "
+            "set runtime.gradient_compression=bf16, or null"
         )
 
 

@@ -113,8 +113,8 @@ class Runtime(Collectives):
         self.micro_batch_size: int | None = None
         self.launch.check_agreement(self.all_gather_object(self.launch))
         self.precision = self._agreed(precision, run_dir if settings.precision == "auto" else None, has_gpu)
-        check_compression(settings.compress_gradients, self.precision, has_gpu)
-        hook = DDPCommunicationHookType(settings.compress_gradients or "no")
+        check_compression(settings.gradient_compression, self.precision, has_gpu)
+        hook = DDPCommunicationHookType(settings.gradient_compression or "no")
         ddp = DistributedDataParallelKwargs(broadcast_buffers=False, comm_hook=hook, gradient_as_bucket_view=True)
         mixed = self.precision if self.precision in ("bf16", "fp16") else "no"
         self.accelerator = Accelerator(mixed_precision=mixed, cpu=not has_gpu, kwargs_handlers=[ddp])

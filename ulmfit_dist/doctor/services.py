@@ -16,15 +16,15 @@ def check_wandb(context: Context) -> Finding:
     if context.rank != 0:
         return skipped("rank 0 alone logs")
     mode = wandb_mode(context.config.tracking)
-    asked = f"tracking.wandb={context.config.tracking.wandb}"
+    asked = f"tracking.wandb_mode={context.config.tracking.wandb_mode}"
     if mode != "online":
         return ok(f"{asked} is {mode}")
     if not quiet_wandb().login(prompt=False, verify=False):
-        return failure(f"{asked}: no login", "run `wandb login`, or set WANDB_API_KEY, or tracking.wandb=offline")
+        return failure(f"{asked}: no login", "run `wandb login`, or set WANDB_API_KEY, or tracking.wandb_mode=offline")
     if (reason := why_unreachable(SECONDS)) is not None:
         return warning(
             f"{asked} is online, but the server cannot be reached ({reason})",
-            "set tracking.wandb=offline and run `wandb sync` later, or open the network",
+            "set tracking.wandb_mode=offline and run `wandb sync` later, or open the network",
         )
     return ok(f"{asked} is online, logged in; the server answers")
 

@@ -25,8 +25,8 @@ def folders(context: Context) -> dict[str, Path]:
     """Folders that the run writes, by the key that sets them."""
     config = context.config
     found = {"runs_dir": config.run_dir}
-    if config.data.store is None:
-        found["data.cache"] = Path(config.data.cache)
+    if config.data.token_store is None:
+        found["data.cache_dir"] = Path(config.data.cache_dir)
     return found
 
 
@@ -36,7 +36,7 @@ def writable(key: str) -> Callable[[Context], Finding]:
     def check(context: Context) -> Finding:
         folder = folders(context).get(key)
         if folder is None:
-            return skipped(f"data.store={context.config.data.store} is read as it is")
+            return skipped(f"data.token_store={context.config.data.token_store} is read as it is")
         fix = f"set {key} to a folder that every rank can write, or free the disk that it lies on"
         try:
             _make(folder, context)
@@ -101,7 +101,7 @@ def shared(key: str) -> Callable[[Context], Finding]:
             return skipped("one process")
         folder = folders(context).get(key)
         if folder is None:
-            return skipped(f"data.store={context.config.data.store} is read as it is")
+            return skipped(f"data.token_store={context.config.data.token_store} is read as it is")
         name, written = context.monitor.exchange(f"{key} written", _write_token(folder) if context.rank == 0 else None)[
             0
         ] or (
@@ -154,10 +154,10 @@ def check_disk(context: Context) -> Finding:
     free = shutil.disk_usage(existing).free
     one = num_parameters(config) * BYTES_PER_PARAMETER
     stages = len(config.stages)
-    needed = stages * (one * (config.checkpoint.keep + 2) + one // 3)  # kept, the best, one being written; the export
+    needed = stages * (one * (config.checkpoint.keep_latest + 2) + one // 3)  # kept, the best, one being written; the export
     least = 2 * one
     found = f"{existing}: {_gigabytes(free)} free; the run writes up to {_gigabytes(needed)}"
-    fix = f"free {_gigabytes(needed - free)}, or set runs_dir to another disk, or lower checkpoint.keep"
+    fix = f"free {_gigabytes(needed - free)}, or set runs_dir to another disk, or lower checkpoint.keep_latest"
     if free < least:
         return failure(found, fix)
     return warning(found, fix) if free < needed else ok(found)

@@ -50,7 +50,7 @@ def checks_of(config: Config) -> list[Check]:
     ]
     folders = [
         check
-        for key, name in (("runs_dir", "run directory"), ("data.cache", "cache"))
+        for key, name in (("runs_dir", "run directory"), ("data.cache_dir", "cache"))
         for check in (quick(name, storage.writable(key)), exchanging(f"{name}, shared", storage.shared(key)))
     ]
     return [

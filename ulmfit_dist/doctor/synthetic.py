@@ -96,7 +96,7 @@ def sizes_of(context: Context) -> Sizes:
     rows, tokens, documents = config.lm.global_batch_size, config.lm.seq_len, config.classifier.global_batch_size
     if context.device.type == "cuda":
         return Sizes(rows, tokens, documents, False)
-    ranks = make_batch_shard(context.rank, context.world_size, config.runtime).num_virtual_ranks
+    ranks = make_batch_shard(context.rank, context.world_size, config.runtime).num_canonical_ranks
     named = None if context.runtime is None else context.runtime.launch.accumulation_steps
     few = ROWS_ON_CPU * ranks * (1 if named is None else named.value)
     fewer = (min(rows, few), min(tokens, TOKENS_ON_CPU), min(documents, few))
@@ -105,10 +105,10 @@ def sizes_of(context: Context) -> Sizes:
 
 def vocab_size(config: Config) -> int:
     """Tokens of the store that the config names, else the most that its tokenizer would have."""
-    if config.data.store is not None:
-        return int(read_meta(Path(config.data.store))["vocab_size"])
-    if config.tokenizer.kind == "sentencepiece":
-        return config.tokenizer.pieces or 30000
+    if config.data.token_store is not None:
+        return int(read_meta(Path(config.data.token_store))["vocab_size"])
+    if config.tokenizer.type == "sentencepiece":
+        return config.tokenizer.sp_vocab_size or 30000
     return config.tokenizer.max_vocab
 
 

@@ -91,7 +91,7 @@ def _files(exported: ModelBundle) -> Iterator[tuple[str, bytes]]:
         yield "lm_encoder.pth", write_weights(dict(encoder_of(model).state_dict()))
     elif exported.labels:
         yield "classifier_labels.pkl", pickle.dumps(exported.labels)
-    if exported.config.tokenizer.kind == "sentencepiece":
+    if exported.config.tokenizer.type == "sentencepiece":
         try:
             yield MODEL_FILE, (exported.folder / MODEL_FILE).read_bytes()
         except OSError as error:
@@ -100,7 +100,7 @@ def _files(exported: ModelBundle) -> Iterator[tuple[str, bytes]]:
 
 def _lines(models: list[ModelBundle], folder: Path) -> str:
     parts = [_lm_lines(model.config) if model.labels is None else _classifier_lines(model.config) for model in models]
-    has_pieces = any(model.config.tokenizer.kind == "sentencepiece" for model in models)
+    has_pieces = any(model.config.tokenizer.type == "sentencepiece" for model in models)
     head = HEAD.format(version=__version__, folder=str(folder.absolute())) + (PIECES if has_pieces else "")
     return "\n".join([head, *parts])
 
@@ -130,7 +130,7 @@ def _classifier_lines(config: Config) -> str:
     labels, block, outputs = _target_lines(config)
     sizes = f"seq_len={settings.seq_len}, max_len={settings.max_len}, lin_ftrs={settings.lin_ftrs}, {outputs}"
     dropouts = f"drop_mult={settings.drop_mult}, ps={[settings.head_dropout] * len(settings.lin_ftrs)}"
-    truncated = f"# It has learned from the first {settings.truncate_to} tokens of each text; fastai reads all of them.\n"
+    truncated = f"# It has learned from the first {settings.max_doc_tokens} tokens of each text; fastai reads all of them.\n"
     return f"""\
 # The classifier
 vocab = load_pickle(folder / "classifier.pkl")
@@ -145,7 +145,7 @@ learn = text_classifier_learner(
     {dropouts},
 )
 learn.load(folder / "classifier", with_opt=False)
-{"" if settings.truncate_to is None else truncated}"""
+{"" if settings.max_doc_tokens is None else truncated}"""
 
 
 def _target_lines(config: Config) -> tuple[str, str, str]:
@@ -169,7 +169,7 @@ def _reading(config: Config, seq_len: int) -> str:
     parts = [f"seq_len={seq_len}"]
     if config.model.backwards:
         parts.append("backwards=True")
-    if config.tokenizer.kind == "sentencepiece":
+    if config.tokenizer.type == "sentencepiece":
         parts.append("tok_tfm=Pieces()")
     elif config.tokenizer.lang != "en":
         parts.append(f"tok_tfm=WordTokenizer({config.tokenizer.lang!r})")

@@ -110,7 +110,7 @@ def _write_companions(exported: ModelBundle, folder: Path) -> None:
     reading = {
         "tokenizer": asdict(config.tokenizer),
         "backwards": config.model.backwards,
-        "truncate_to": settings.truncate_to,
+        "max_doc_tokens": settings.max_doc_tokens,
     }
     reading |= {"padding_id": PAD_ID, "unknown_id": UNK_ID, "target": settings.target, "threshold": settings.threshold}
     write_json(folder / "reading.json", reading)

@@ -72,4 +72,4 @@ class LanguageModel:
         with explain_out_of_memory(f"generate of {samples} sample(s)", "give fewer samples, or device='cpu'"):
             texts_bT = continue_tokens(for_one_call(self.model), tokens_bT, words, sampling, self.never, seed, "generate")
         shown = ([*tokens, *(self.vocab[i] for i in row[len(tokens) :])] for row in texts_bT.tolist())
-        return [detokenize(text, self.config.kind, self.config.lang, keep_lines) for text in shown]
+        return [detokenize(text, self.config.type, self.config.lang, keep_lines) for text in shown]

@@ -136,7 +136,7 @@ class TextClassifier(Classifier):
         known = np.array([self.ids.get(tokens[i], UNK_ID) for i in distinct.tolist()], dtype=np.int64)
         direction = -1 if self.config.model.backwards else 1
         documents = np.split(known[places], np.cumsum(lengths)[:-1])
-        return [document[: self.config.classifier.truncate_to][::direction] for document in documents]
+        return [document[: self.config.classifier.max_doc_tokens][::direction] for document in documents]
 
     @torch.no_grad()
     def _outputs(self, x_bT: torch.Tensor) -> np.ndarray:

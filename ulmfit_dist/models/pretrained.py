@@ -192,7 +192,7 @@ def _check(found: Pretrained, vocab: Sequence[str], config: ModelConfig) -> None
         )
     if _has_pieces(found.tokens) != _has_pieces(vocab):
         theirs, ours = ("pieces", "words") if _has_pieces(found.tokens) else ("words", "pieces")
-        raise UserError(f"{path} reads {theirs}, the texts are {ours}: set tokenizer.kind as it was for {path}")
+        raise UserError(f"{path} reads {theirs}, the texts are {ours}: set tokenizer.type as it was for {path}")
 
 
 def _check_arch(path: Path, arch: str | None, config: ModelConfig) -> None:

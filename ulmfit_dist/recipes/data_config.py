@@ -29,26 +29,26 @@ CHARACTERS_OF_A_PIECE = 40
 def with_columns(data: DataConfig, choice: Choice, given: Sequence[str]) -> DataConfig:
     """Return the section with the columns, for a survey: no label means none yet."""
     if data.source != "folder":
-        if "data.text" not in given and choice.text_file is None:
-            data = replace(data, text=choice.text)
-        if "data.label" not in given:
-            data = replace(data, label=choice.label)
+        if "data.text_col" not in given and choice.file_col is None:
+            data = replace(data, text_col=choice.text)
+        if "data.label_col" not in given:
+            data = replace(data, label_col=choice.label)
         if "data.valid_col" not in given:
             data = replace(data, valid_col=choice.valid_col)
-        if choice.text_file is not None:
-            data = replace(data, text_file=choice.text_file)
+        if choice.file_col is not None:
+            data = replace(data, file_col=choice.file_col)
     elif choice.label is None:
-        data = replace(data, label=None)
-    return replace(data, no_label=None)
+        data = replace(data, label_col=None)
+    return replace(data, missing_label=None)
 
 
 def with_labels(
     data: DataConfig, base: DataConfig, meaning: LabelMeaning | None, survey: Survey, given: Sequence[str]
 ) -> DataConfig:
     """Return the section with how labels are read, what is cut off to validate on, and what becomes of equal texts."""
-    chosen: dict[str, Any] = {"no_label": base.no_label}
+    chosen: dict[str, Any] = {"missing_label": base.missing_label}
     if meaning is not None:
-        chosen |= {"no_label": meaning.missing, "label_delim": meaning.delimiter}
+        chosen |= {"missing_label": meaning.missing, "label_delim": meaning.delimiter}
     train = survey.splits["train"].num_documents
     few = FEW_DOCUMENTS if "test" not in survey.splits else FEW_BESIDE_TEST
     if "valid" not in survey.splits and train < few:
@@ -61,12 +61,12 @@ def with_labels(
 
 def with_vocabulary(config: TokenizerConfig, survey: Survey, has_gpu: bool, given: Sequence[str]) -> TokenizerConfig:
     """Return the section with a vocabulary for so many texts: on a CPU most of a step's time grows with it."""
-    if config.kind == "sentencepiece":
-        if {"tokenizer.pieces", "tokenizer.model"} & set(given):
+    if config.type == "sentencepiece":
+        if {"tokenizer.sp_vocab_size", "tokenizer.sp_model"} & set(given):
             return config
         fewest = len(set().union(*survey.sample)) * 3 // 2 + 64  # all characters must be among them
         wanted = min(20_000 if has_gpu else 8_000, int(survey.characters / CHARACTERS_OF_A_PIECE))
-        return replace(config, pieces=max(fewest, wanted) // 8 * 8)
+        return replace(config, sp_vocab_size=max(fewest, wanted) // 8 * 8)
     if "tokenizer.max_vocab" in given:
         return config
     large = survey.characters > MANY_CHARACTERS
@@ -97,22 +97,22 @@ def reasons_of(
     share = "" if language.share == 1 else f", {language.share:.0%}"
     reasons = {f"data.{key}": reason for key, reason in found.reasons.items()}
     reasons |= {
-        "data.text": choice.text_reason,
-        "data.text_file": choice.text_reason,
-        "data.label": choice.label_reason,
+        "data.text_col": choice.text_reason,
+        "data.file_col": choice.text_reason,
+        "data.label_col": choice.label_reason,
         "data.valid_col": "true for the rows to validate on",
         "data.on_error": f"{card.unreadable:,} of {card.documents:,} documents cannot be read",
         "data.valid_pct": "cut off by seed to validate on",
         "data.test_pct": "cut off as the test split, the same for every seed: it chooses nothing, and gives the figure",
         "data.on_duplicates": "equal texts: none is learned from that is measured on",
-        "tokenizer.kind": tokenizer_reason,
-        "tokenizer.pieces": "pieces of words to learn",
+        "tokenizer.type": tokenizer_reason,
+        "tokenizer.sp_vocab_size": "pieces of words to learn",
         "tokenizer.lang": tokenizer_reason or f"{language.how}{share}",
     }
     if meaning is not None:
         reasons |= {
             "classifier.target": meaning.reason,
             "data.label_delim": "between the labels of a document",
-            "data.no_label": meaning.missing_reason or "the label that means none",
+            "data.missing_label": meaning.missing_reason or "the label that means none",
         }
     return reasons

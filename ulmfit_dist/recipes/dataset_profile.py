@@ -37,7 +37,7 @@ class TextOptions:
         label: column of labels; `none`: there are none; None: to be found.
         target: `classifier.target`; None: to be found.
         lang: spaCy's code of the language; None: to be found.
-        overrides: keys of the config, as `data.limit=1000`.
+        overrides: keys of the config, as `data.max_documents=1000`.
     """
 
     text: Sequence[str] = ()
@@ -75,7 +75,11 @@ class Profile:
     def max_vocab(self) -> int:
         """The largest vocabulary of the config."""
         tokenizer = self.config.tokenizer
-        return tokenizer.max_vocab if tokenizer.pieces is None else min(tokenizer.max_vocab, tokenizer.pieces + 16)
+        return (
+            tokenizer.max_vocab
+            if tokenizer.sp_vocab_size is None
+            else min(tokenizer.max_vocab, tokenizer.sp_vocab_size + 16)
+        )
 
     def with_overrides(self, config: Config) -> Config:
         """Return a config with the values of the keys that the user has set."""
@@ -112,14 +116,14 @@ def profile_texts(path: str, options: TextOptions, has_gpu: bool = False) -> Pro
     has_lists = any(column.name == choice.label and column.kind == "list" for column in columns)
     if found.data.source == "folder" and choice.label is not None and len(survey.labels) < 2:
         choice = replace(choice, label=None, label_reason="no sub-folders of several classes: a language model alone")
-        data = replace(data, label=None)
+        data = replace(data, label_col=None)
     meaning = _read_labels(survey, choice, path, options, has_lists)
     _check_enough(survey, meaning, path)
     data, survey, why_test = cut_test(data, base.data, survey, meaning, options.given)
     language = _language(survey, path, options)
     tokenizer, tokenizer_reason = tokenizer_for(language.code, options.lang is not None)
-    kind = base.tokenizer.kind if "tokenizer.kind" in options.given else tokenizer.kind
-    tokenizer = with_vocabulary(replace(base.tokenizer, kind=kind, lang=tokenizer.lang), survey, has_gpu, options.given)
+    kind = base.tokenizer.type if "tokenizer.type" in options.given else tokenizer.type
+    tokenizer = with_vocabulary(replace(base.tokenizer, type=kind, lang=tokenizer.lang), survey, has_gpu, options.given)
     tokens = sample_tokens(survey.sample, tokenizer)
     data = with_labels(data, base.data, meaning, survey, options.given)
     why_splits = splits_reason(data, choice, survey)
@@ -140,10 +144,10 @@ def profile_texts(path: str, options: TextOptions, has_gpu: bool = False) -> Pro
 def _with_said(options: TextOptions, base: Config) -> TextOptions:
     """The options, with what keys say in their place."""
     given = options.given
-    if "data.text" in given and not options.text:
-        options = replace(options, text=tuple(base.data.text))
-    if "data.label" in given and options.label is None:
-        options = replace(options, label="none" if base.data.label is None else base.data.label)
+    if "data.text_col" in given and not options.text:
+        options = replace(options, text=tuple(base.data.text_col))
+    if "data.label_col" in given and options.label is None:
+        options = replace(options, label="none" if base.data.label_col is None else base.data.label_col)
     if "classifier.target" in given and options.target is None:
         options = replace(options, target=base.classifier.target)
     return options

@@ -103,11 +103,11 @@ def init(
         show(profile.card)
     plan, expected, fits = _choose(profile, runtime, minutes)
     config = replace(recipe_config(profile, plan), name=name)
-    stage = "run" if config.data.label is not None else "pretrain"
+    stage = "run" if config.data.label_col is not None else "pretrain"
     heading = _heading(path, profile, plan, expected, minutes, fits, runtime, f"ulmfit-dist {stage} {recipe}")
     reasons = {**profile.reasons, **recipe_reasons(profile, plan, expected)}
     left_out = (["classifier"] if stage == "pretrain" else []) + (
-        ["data.text", "data.label"] if config.data.source == "folder" and stage == "run" else []
+        ["data.text_col", "data.label_col"] if config.data.source == "folder" and stage == "run" else []
     )
     _write(recipe, recipe_yaml(config, reasons, heading, left_out))
     told = {key: round(seconds / 60, 2) for key, seconds in _parts(expected).items()}
@@ -166,7 +166,7 @@ def _choose(profile: Profile, runtime: Runtime, minutes: float) -> tuple[Plan, D
 def _starts_trained(profile: Profile) -> bool:
     """Return whether the texts are English and pretrained weights of it lie on this machine."""
     tokenizer = profile.config.tokenizer
-    return tokenizer.lang == "en" and tokenizer.kind == "word" and has_weights("wt103_fwd")
+    return tokenizer.lang == "en" and tokenizer.type == "word" and has_weights("wt103_fwd")
 
 
 def _measure(config: Config, runtime: Runtime, store: TokenStore, scale: float, vocab_size: int) -> Speed:
@@ -175,7 +175,7 @@ def _measure(config: Config, runtime: Runtime, store: TokenStore, scale: float, 
     config = replace(
         config,
         runs_dir=tempfile.gettempdir(),
-        data=replace(config.data, valid_col=None, on_duplicates="warn", no_label=None, label="label"),
+        data=replace(config.data, valid_col=None, on_duplicates="warn", missing_label=None, label_col="label"),
         lm=replace(config.lm, phases=[Phase(MOST_LM_EPOCHS, 1e-2)]),
         classifier=replace(config.classifier, phases=phases, target="category", y_range=None),
     )
@@ -186,7 +186,7 @@ def _measure(config: Config, runtime: Runtime, store: TokenStore, scale: float, 
         return Speed(lm.seconds[0] / lm_tokens, 0.0, 0.0)
     classifier = estimate_stage(config, runtime, store, "classifier", scale, vocab_size, min_work=0)
     lengths = store.lengths[splits.classifier_train]
-    tokens = float(np.minimum(lengths, config.classifier.truncate_to or lengths.max()).sum()) * scale
+    tokens = float(np.minimum(lengths, config.classifier.max_doc_tokens or lengths.max()).sum()) * scale
     num_test = max(len(splits.test_texts), 1) * scale
     frozen, full = classifier.seconds[0], classifier.seconds[-1]
     return Speed(lm.seconds[0] / lm_tokens, frozen / tokens, full / tokens, classifier.test_seconds / num_test)
@@ -216,7 +216,7 @@ def _heading(
         lines.append(f"Even the smallest model does not fit into {minutes:g} minutes.")
     elif plan.limit is not None:
         lines.append(
-            f"All documents do not fit into {minutes:g} minutes: data.limit takes a part; --minutes gives more time."
+            f"All documents do not fit into {minutes:g} minutes: data.max_documents takes a part; --minutes gives more time."
         )
     return lines
 

@@ -31,7 +31,7 @@ BEGINNING = 400
 SHORTENED = 200
 """Tokens that it reads where time is short, as the quick start does."""
 FEWEST_DOCUMENTS = 200
-"""Documents of a split that `data.limit` leaves, at least."""
+"""Documents of a split that `data.max_documents` leaves, at least."""
 START_SECONDS = 12.0
 """Seconds of a run beside its stages: imports, loading, exports, the report."""
 
@@ -47,7 +47,7 @@ class Corpus:
         p95, longest: lengths in tokens.
         cut: share of train that is cut off to validate on; 0 where there is a valid split.
         prepare_seconds: expected duration of preparing all documents.
-        shares_read: share of all tokens that is read, by `classifier.truncate_to`.
+        shares_read: share of all tokens that is read, by `classifier.max_doc_tokens`.
     """
 
     documents: Mapping[str, int]
@@ -70,9 +70,9 @@ class Corpus:
         """Labelled documents that the classifier is trained on."""
         return self.labelled * (1 - self.cut)
 
-    def tokens_read(self, truncate_to: int | None) -> float:
+    def tokens_read(self, max_doc_tokens: int | None) -> float:
         """Return the mean number of tokens of a document that are read."""
-        return self.tokens_per_document * float(self.shares_read.get(truncate_to, 1.0))
+        return self.tokens_per_document * float(self.shares_read.get(max_doc_tokens, 1.0))
 
     def limited(self, limit: int) -> Corpus:
         """Return the corpus with at most `limit` documents of each split."""
@@ -119,8 +119,8 @@ class Plan:
         lm_batch, classifier_batch: global batch sizes.
         lm_epochs: epochs of the language model.
         classifier_epochs: epochs of the unfrozen classifier, after one with a frozen encoder.
-        truncate_to: `classifier.truncate_to`.
-        limit: `data.limit`.
+        max_doc_tokens: `classifier.max_doc_tokens`.
+        limit: `data.max_documents`.
         is_pretrained: whether it starts from Wikipedia's weights, which have the paper's size.
     """
 
@@ -129,7 +129,7 @@ class Plan:
     classifier_batch: int
     lm_epochs: int
     classifier_epochs: int
-    truncate_to: int | None = None
+    max_doc_tokens: int | None = None
     limit: int | None = None
     is_pretrained: bool = False
 
@@ -164,8 +164,8 @@ def first_plan(corpus: Corpus, size: tuple[int, int, int], has_gpu: bool) -> Pla
     classifier_steps = max(corpus.num_trained / classifier_batch, 1)
     lm_epochs = min(max(math.ceil(LM_STEPS / lm_steps), 1), MOST_LM_EPOCHS)
     epochs = min(max(math.ceil(CLASSIFIER_STEPS / classifier_steps), 3), MOST_CLASSIFIER_EPOCHS)
-    truncate_to = BEGINNING if not has_gpu and corpus.p95 > 1.5 * BEGINNING and corpus.labelled else None
-    return Plan(size, lm_batch, classifier_batch, lm_epochs, epochs if corpus.labelled else 0, truncate_to)
+    max_doc_tokens = BEGINNING if not has_gpu and corpus.p95 > 1.5 * BEGINNING and corpus.labelled else None
+    return Plan(size, lm_batch, classifier_batch, lm_epochs, epochs if corpus.labelled else 0, max_doc_tokens)
 
 
 def variants(corpus: Corpus, size: tuple[int, int, int], has_gpu: bool) -> Iterator[Plan]:
@@ -173,14 +173,14 @@ def variants(corpus: Corpus, size: tuple[int, int, int], has_gpu: bool) -> Itera
     plan = first_plan(corpus, size, has_gpu)
     yield plan
     if corpus.labelled and size in SIZES[:2] and corpus.tokens_per_document > SHORTENED:
-        yield replace(plan, truncate_to=SHORTENED)
+        yield replace(plan, max_doc_tokens=SHORTENED)
 
 
 def durations(plan: Plan, corpus: Corpus, speed: Speed) -> Durations:
     """Return the expected duration of a plan on a corpus, which `plan.limit` cuts."""
     if plan.limit is not None:
         corpus = corpus.limited(plan.limit)
-    tokens = corpus.num_trained * corpus.tokens_read(plan.truncate_to)
+    tokens = corpus.num_trained * corpus.tokens_read(plan.max_doc_tokens)
     lm = plan.lm_epochs * speed.lm * corpus.lm_tokens
     classifier = (speed.frozen + plan.classifier_epochs * speed.full) * tokens + speed.test * corpus.documents.get("test", 0)
     return Durations(corpus.prepare_seconds, lm, classifier if plan.classifier_epochs else 0.0)
@@ -246,7 +246,7 @@ def _shortened(plan: Plan, corpus: Corpus, speed: Speed, seconds: float) -> Plan
         stage = "lm_epochs" if plan.lm_epochs > max(plan.classifier_epochs - 2, 1) else "classifier_epochs"
         plan = replace(plan, **{stage: getattr(plan, stage) - 1})
     if not fits(plan) and corpus.tokens_per_document > SHORTENED and plan.classifier_epochs:
-        plan = replace(plan, truncate_to=SHORTENED)
+        plan = replace(plan, max_doc_tokens=SHORTENED)
     if fits(plan):
         return plan
     low, high = FEWEST_DOCUMENTS, max(corpus.documents.values())

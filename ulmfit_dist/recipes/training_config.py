@@ -29,12 +29,12 @@ def corpus_of(profile: Profile) -> Corpus:
     """Return the amounts of text that a recipe is sized by."""
     survey, tokens, data = profile.survey, profile.tokens, profile.config.data
     train = survey.splits["train"]
-    missing = train.labels[data.no_label] if data.no_label is not None else 0
-    labelled = sum(train.labels.values()) - missing if data.label is not None else 0
+    missing = train.labels[data.missing_label] if data.missing_label is not None else 0
+    labelled = sum(train.labels.values()) - missing if data.label_col is not None else 0
     num_documents = max(survey.num_documents, 1)
-    workers = max(1, min(profile.config.runtime.num_workers, num_documents // 20_000))
+    workers = max(1, min(profile.config.data.num_proc, num_documents // 20_000))
     start = tokens.start_seconds
-    if profile.config.tokenizer.kind == "sentencepiece":
+    if profile.config.tokenizer.type == "sentencepiece":
         start *= max(1.0, min(survey.characters, 20e6) / 2e6)  # it learns from more than the sample
     corpus = Corpus(
         documents={name: split.num_documents for name, split in survey.splits.items()},
@@ -50,7 +50,7 @@ def corpus_of(profile: Profile) -> Corpus:
         size: float(np.minimum(lengths, size).sum() / max(lengths.sum(), 1)) for size in (BEGINNING, SHORTENED)
     }
     corpus = replace(corpus, shares_read=shares)
-    return corpus if data.limit is None else corpus.limited(data.limit)
+    return corpus if data.max_documents is None else corpus.limited(data.max_documents)
 
 
 def recipe_config(profile: Profile, plan: Plan) -> Config:
@@ -60,7 +60,7 @@ def recipe_config(profile: Profile, plan: Plan) -> Config:
     pretrained = "wt103_fwd" if plan.is_pretrained else None
     chosen = replace(
         base,
-        data=replace(base.data, limit=plan.limit or base.data.limit),
+        data=replace(base.data, max_documents=plan.limit or base.data.max_documents),
         model=replace(base.model, emb_sz=emb_sz, n_hid=n_hid, n_layers=n_layers, pretrained=pretrained),
         lm=replace(
             base.lm,
@@ -72,7 +72,7 @@ def recipe_config(profile: Profile, plan: Plan) -> Config:
             base.classifier,
             global_batch_size=plan.classifier_batch,
             max_len=_max_len(profile, plan),
-            truncate_to=plan.truncate_to,
+            max_doc_tokens=plan.max_doc_tokens,
             grad_clip=0.1,
             y_range=_y_range(profile),
             phases=_classifier_phases(plan),
@@ -85,7 +85,7 @@ def recipe_reasons(profile: Profile, plan: Plan, expected: Durations) -> dict[st
     """Return the comments of the keys that a plan sets, by dotted key."""
     per_epoch = "documents" if plan.lm_epochs == 1 else "documents, each epoch"
     reasons = {
-        "data.limit": "as many of each split as fit into the minutes",
+        "data.max_documents": "as many of each split as fit into the minutes",
         "tokenizer.max_vocab": "words; rarer ones are unknown (xxunk)",
         "model": f"{'Wikipedia weights to start from' if plan.is_pretrained else 'from scratch'}, the largest that fits",
         "model.pretrained": "English of Wikipedia, which is on this machine already",
@@ -96,7 +96,7 @@ def recipe_reasons(profile: Profile, plan: Plan, expected: Durations) -> dict[st
         "classifier": f"about {_minutes(expected.classifier)}: learns the labels, on the language model's encoder",
         "classifier.global_batch_size": "documents of a step",
         "classifier.max_len": "tokens that are learned from, counted from the end of what is read",
-        "classifier.truncate_to": "tokens of each document that are read: its beginning, to fit into the minutes",
+        "classifier.max_doc_tokens": "tokens of each document that are read: its beginning, to fit into the minutes",
         "classifier.grad_clip": "keeps learning steady",
         "classifier.y_range": "lowest and highest label, and a twentieth more",
         "classifier.phases": "gradual unfreezing: the head, then all of it; lr: [low, high] over the layers",
@@ -124,7 +124,7 @@ def _max_len(profile: Profile, plan: Plan) -> int:
     emb_sz, n_hid, n_layers = plan.size
     units = emb_sz * 2 + n_hid * (n_layers - 1)
     room = SHARE_OF_MEMORY * psutil.virtual_memory().available / (4 * COPIES * units * plan.classifier_batch)
-    wanted = min(profile.card.tokens["p95"], plan.truncate_to or math.inf, 1440)
+    wanted = min(profile.card.tokens["p95"], plan.max_doc_tokens or math.inf, 1440)
     return max(2 * CHUNK, min(math.ceil(wanted / CHUNK), int(room / CHUNK)) * CHUNK)
 
 

@@ -15,8 +15,8 @@ COMMENT_COLUMN = 30
 ALWAYS = (
     "data.source",
     "data.path",
-    "data.text",
-    "data.label",
+    "data.text_col",
+    "data.label_col",
     "tokenizer.lang",
     "tokenizer.max_vocab",
     "model.emb_sz",

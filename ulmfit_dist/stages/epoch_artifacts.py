@@ -46,7 +46,7 @@ def compute_artifacts(
 def _samples(learner: DistributedLearner, store: TokenStore, config: Config) -> list[dict[str, Any]]:
     """Texts from their beginning, or from their end: backwards xxbos comes before the last word of the next document."""
     model = learner.accelerate.accelerator.unwrap_model(learner.model)
-    beginning_bT = torch.full((config.tracking.samples, 1), token_ids(store.vocab)[BOS], device=learner.dls.device)
+    beginning_bT = torch.full((config.tracking.num_samples, 1), token_ids(store.vocab)[BOS], device=learner.dls.device)
     never = never_drawn(store.vocab)
     position = (config.seed, "samples", learner.stage_epoch)
     texts = continue_tokens(model, beginning_bT, WORDS_OF_A_SAMPLE, SAMPLING, never, *position).tolist()
@@ -76,4 +76,4 @@ def _text(store: TokenStore, document: int, tokenizer: TokenizerConfig) -> str:
 
 
 def _running_text(store: TokenStore, ids: Sequence[int], tokenizer: TokenizerConfig) -> str:
-    return detokenize((store.vocab[i] for i in ids), tokenizer.kind, tokenizer.lang)
+    return detokenize((store.vocab[i] for i in ids), tokenizer.type, tokenizer.lang)

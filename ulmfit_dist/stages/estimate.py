@@ -202,8 +202,8 @@ def _work(config: Config, store: TokenStore, learner: DistributedLearner, scale:
     kept, read = zip(*(_positions_of_step(train, step, max_len) for step in range(len(train))), strict=True)
     of_valid = sum(sum(_positions_of_step(valid, step, max_len)) for step in range(len(valid)))
     test_lengths = store.lengths[split_documents(store, config).test].astype(np.float64)
-    if config.classifier.truncate_to is not None:
-        test_lengths = np.minimum(test_lengths, config.classifier.truncate_to)
+    if config.classifier.max_doc_tokens is not None:
+        test_lengths = np.minimum(test_lengths, config.classifier.max_doc_tokens)
     steps = max(1, round(len(train) * scale))
     return Work(sum(kept) * scale, sum(read) * scale, of_valid * scale, float(test_lengths.sum()) * scale, steps)
 

@@ -126,7 +126,7 @@ def _evaluate_stage(stage: str, exported: ModelBundle, runtime: Runtime, trust: 
 def check_functions(exported: ModelBundle, trust_rules: bool) -> None:
     """Refuse to prepare the texts of a model by functions that nobody has said to trust. Raises UserError."""
     config = exported.config
-    paths = {"model.arch": config.model.arch, "data.splitter": config.data.splitter, "data.get_label": config.data.get_label}
+    paths = {"model.arch": config.model.arch, "data.splitter": config.data.splitter, "data.get_y": config.data.get_y}
     named = {key: [path] for key, path in paths.items() if path is not None}
     check_trust({"tokenizer.rules": config.tokenizer.rules, **named}, exported.folder, trust_rules)
 

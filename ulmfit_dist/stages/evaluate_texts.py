@@ -73,7 +73,7 @@ def evaluate_texts(run: Path, path: Path, runtime: Runtime, trust: bool = False)
                 texts.append(text)
                 names.append(label)
         if not texts:
-            raise UserError(f"{path}: no text has a label: name its column by data.label in the run's config")
+            raise UserError(f"{path}: no text has a label: name its column by data.label_col in the run's config")
         y_N = _targets(names, labels, config, path)
         if num_left_out and runtime.is_main:
             report(f"{path}: {num_left_out:,} documents have no label, or cannot be read, and are left out")
@@ -103,7 +103,14 @@ def _data_config(config: Config, path: Path) -> DataConfig:
     suffixes = [suffix.lower() for suffix in path.suffixes]
     kind = "folder" if path.is_dir() else next((KINDS[suffix] for suffix in suffixes if suffix in KINDS), "csv")
     return replace(
-        config.data, source=kind, path=str(path), splits={}, splitter=None, valid_col=None, limit=None, store=None
+        config.data,
+        source=kind,
+        path=str(path),
+        splits={},
+        splitter=None,
+        valid_col=None,
+        max_documents=None,
+        token_store=None,
     )
 
 

@@ -34,7 +34,7 @@ from ulmfit_dist.errors import UserError
 
 CLASSES_NAMED = 10
 """Classes that are named with their number of documents, the largest ones."""
-SENTENCEPIECE_KEYS = ("model", "model_type", "pieces", "sample_documents")
+SENTENCEPIECE_KEYS = ("sp_model", "sp_model_type", "sp_vocab_size", "sp_sample_documents")
 
 
 def prepare(config: Config, runtime: Runtime, verify: bool = False) -> TokenStore:
@@ -46,13 +46,13 @@ def prepare(config: Config, runtime: Runtime, verify: bool = False) -> TokenStor
     Raises:
         UserError: on every rank, for whatever is wrong with the source, a file in it, or the cache folder.
     """
-    folder = Path(config.data.store) if config.data.store is not None else _find_or_make(config, runtime, verify)
-    if config.data.local_cache is not None:
-        folder = _copy_to_node(folder, Path(config.data.local_cache), runtime)
+    folder = Path(config.data.token_store) if config.data.token_store is not None else _find_or_make(config, runtime, verify)
+    if config.data.node_cache_dir is not None:
+        folder = _copy_to_node(folder, Path(config.data.node_cache_dir), runtime)
     with runtime.fail_together():
         store = TokenStore(folder)
         _check_tokenizer(store, config)
-        if config.data.store is not None:
+        if config.data.token_store is not None:
             _check_cuts(store, config)
     runtime.print_verbose(summarize(store))
     with runtime.fail_together():
@@ -62,7 +62,7 @@ def prepare(config: Config, runtime: Runtime, verify: bool = False) -> TokenStor
 
 
 def _report_oddities(store: TokenStore, config: Config, runtime: Runtime) -> None:
-    """Report documents without a label where `data.no_label` may be a class, and equal texts on two sides."""
+    """Report documents without a label where `data.missing_label` may be a class, and equal texts on two sides."""
     are_numbers = bool(store.label_names) and all(re.fullmatch(r"[+-]?\d+", name) for name in store.label_names)
     if are_numbers and (missing := missing_labels(store, config)):
         report(missing)
@@ -81,16 +81,16 @@ def _report_oddities(store: TokenStore, config: Config, runtime: Runtime) -> Non
 def _find_or_make(config: Config, runtime: Runtime, verify: bool) -> Path:
     source = _open_in_turn(config, runtime, verify)
     identity = _identity(config, source)
-    folder = Path(config.data.cache) / _fingerprint(identity)
+    folder = Path(config.data.cache_dir) / _fingerprint(identity)
     if _is_finished(folder, runtime) and not _damaged(folder, runtime):
         return folder
     with runtime.fail_together():
         if runtime.is_main:
-            make_folder(folder, "data.cache")
-    builder = TokenStoreBuilder(folder, source, config.tokenizer, config.data.shard_documents)
+            make_folder(folder, "data.cache_dir")
+    builder = TokenStoreBuilder(folder, source, config.tokenizer, config.data.documents_per_shard)
     with _only_run(folder, runtime):
         if not _is_finished(folder, runtime):
-            _make(builder, identity, config.runtime.num_workers, runtime)
+            _make(builder, identity, config.data.num_proc, runtime)
         elif damaged := _damaged(folder, runtime):
             runtime.print(f"{folder}: {len(damaged)} damaged shard(s), made again")
             with runtime.fail_together():
@@ -141,7 +141,7 @@ def _acquire(lock: BaseFileLock, folder: Path) -> None:
         lock.acquire()
     except OSError as error:
         raise UserError(
-            f"{lock.lock_file}: cannot be locked ({error.strerror}): set data.cache to a folder of yours"
+            f"{lock.lock_file}: cannot be locked ({error.strerror}): set data.cache_dir to a folder of yours"
         ) from None
 
 
@@ -152,7 +152,7 @@ def _open_in_turn(config: Config, runtime: Runtime, verify: bool) -> Source:
         with runtime.fail_together():
             if runtime.is_main is turn:
                 whole = cut_test_split(open_source(config.data, verify and turn), config.data.test_pct)
-                source = limit_documents(whole, config.data.limit, config.seed)
+                source = limit_documents(whole, config.data.max_documents, config.seed)
     assert source is not None
     if runtime.is_main:
         for notice in source.notices:
@@ -164,9 +164,9 @@ def _identity(config: Config, source: Source) -> dict[str, Any]:
     """All that the bytes of the store depend on."""
     return {
         "format": FORMAT,
-        "source": {"kind": config.data.source, **source.identity},
+        "source": {"type": config.data.source, **source.identity},
         "tokenizer": _tokenizer_identity(config.tokenizer),
-        "shard_documents": config.data.shard_documents,
+        "documents_per_shard": config.data.documents_per_shard,
         "versions": {package: version(package) for package in _makers(config.tokenizer)},
     }
 
@@ -174,19 +174,19 @@ def _identity(config: Config, source: Source) -> dict[str, Any]:
 def _tokenizer_identity(config: TokenizerConfig) -> dict[str, Any]:
     """The config of a tokenizer, with what is in its model instead of where that lies."""
     identity = dict(vars(config))
-    if config.kind == "word":
+    if config.type == "word":
         return {key: value for key, value in identity.items() if key not in SENTENCEPIECE_KEYS}
-    if config.model is not None:
+    if config.sp_model is not None:
         try:
-            identity["model"] = xxhash.xxh3_64_hexdigest(Path(config.model).read_bytes())
+            identity["sp_model"] = xxhash.xxh3_64_hexdigest(Path(config.sp_model).read_bytes())
         except OSError as error:
-            raise UserError(f"tokenizer.model={config.model}: cannot be read ({error.strerror})") from None
+            raise UserError(f"tokenizer.sp_model={config.sp_model}: cannot be read ({error.strerror})") from None
     return identity
 
 
 def _makers(config: TokenizerConfig) -> tuple[str, ...]:
     """The packages that the tokens depend on."""
-    return ("fastai", "spacy") if config.kind == "word" else ("fastai", "sentencepiece")
+    return ("fastai", "spacy") if config.type == "word" else ("fastai", "sentencepiece")
 
 
 def _fingerprint(identity: dict[str, Any]) -> str:
@@ -212,7 +212,7 @@ def _make(builder: TokenStoreBuilder, identity: dict[str, Any], num_workers: int
 
 def _check_tokenizer(store: TokenStore, config: Config) -> None:
     """New texts must be tokenized as those of the store were."""
-    for key in ("kind", "lang", "rules"):
+    for key in ("type", "lang", "rules"):
         then, now = store.meta["tokenizer"][key], getattr(config.tokenizer, key)
         if then != now:
             raise UserError(f"{store.path} was made with tokenizer.{key}={then}, the config says {now}: set them alike")
@@ -220,12 +220,12 @@ def _check_tokenizer(store: TokenStore, config: Config) -> None:
 
 def _check_cuts(store: TokenStore, config: Config) -> None:
     """Refuse documents that a store was to be made with, and was not."""
-    for key in ("test_pct", "limit"):
+    for key in ("test_pct", "max_documents"):
         now, then = getattr(config.data, key), store.meta.get("source", {}).get(key)
         if now is not None and now != then:
             raise UserError(
                 f"data.{key}={now}: {store.path} was made with {'null' if then is None else then}: set it to null, or "
-                f"prepare the texts again without data.store"
+                f"prepare the texts again without data.token_store"
             )
 
 

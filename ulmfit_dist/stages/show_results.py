@@ -46,7 +46,7 @@ class TokenDecoder:
     """
 
     def __init__(self, store: TokenStore, config: Config, as_tokens: bool):
-        self.vocab, self.kind, self.as_tokens = store.vocab, config.tokenizer.kind, as_tokens
+        self.vocab, self.kind, self.as_tokens = store.vocab, config.tokenizer.type, as_tokens
         self.backwards = config.model.backwards
 
     def of(self, ids: Tensor, most: int | None = None) -> str:
@@ -162,7 +162,14 @@ def _classifier_results(
     drawn = permutation(len(splits.classifier_valid), config.seed, "show")[:rows]
     documents = splits.classifier_valid[np.sort(drawn)]
     batches = ClassifierLoader(
-        store, documents, len(documents), settings.seq_len, BatchShard(), None, config.model.backwards, settings.truncate_to
+        store,
+        documents,
+        len(documents),
+        settings.seq_len,
+        BatchShard(),
+        None,
+        config.model.backwards,
+        settings.max_doc_tokens,
     )
     (batch,) = batches.step(0)
     predicted = _said(model(_to_model(model, batch))[0].cpu(), targets, config)

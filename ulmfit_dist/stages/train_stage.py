@@ -71,9 +71,9 @@ def train_stage(
         tracker.start_stage(stage, *((found.lines(), found.state["wandb_run_id"]) if found and runtime.is_main else ()))
         if found is None and runtime.is_main:
             folder.clear()
-    if runtime.settings.virtual_ranks is not None and not learner.dls.train.share.exact:
+    if runtime.settings.canonical_ranks is not None and not learner.dls.train.share.exact:
         runtime.print_verbose(
-            f"runtime.virtual_ranks={runtime.settings.virtual_ranks} is set aside: it is no multiple of the ranks"
+            f"runtime.canonical_ranks={runtime.settings.canonical_ranks} is set aside: it is no multiple of the ranks"
         )
     for message in compile_kernels(runtime.device, learner.loss_func):
         runtime.print_verbose(message)
@@ -90,7 +90,7 @@ def train_stage(
     show_first_batch(config, runtime, store, learner)
     warn_of_few_steps(learner, settings, runtime)
     with signals.when_ready() as stop:
-        writer = AsyncCheckpointWriter(folder, config.checkpoint.keep, found.path if found else None)
+        writer = AsyncCheckpointWriter(folder, config.checkpoint.keep_latest, found.path if found else None)
         training_id = found.state["training_id"] if found else runtime.broadcast_object(secrets.token_hex(8))
         facts = {"training_id": training_id, **_facts(config, runtime, store)}
         num_phases = len(settings.phases)

@@ -92,11 +92,14 @@ def mode_of_environment(environ: Mapping[str, str]) -> str | None:
 
 def mode_messages(tracking: TrackingConfig, environ: Mapping[str, str]) -> list[str]:
     """A line where the recipe's mode wins over another one of the environment."""
-    other = mode_of_environment(environ) if tracking.wandb != "auto" else None
-    if other in (None, tracking.wandb) or (tracking.wandb, other) == ("disabled", "offline"):  # neither sends anything
+    other = mode_of_environment(environ) if tracking.wandb_mode != "auto" else None
+    if other in (None, tracking.wandb_mode) or (tracking.wandb_mode, other) == (
+        "disabled",
+        "offline",
+    ):  # neither sends anything
         return []
     name = "WANDB_DISABLED" if environ.get("WANDB_DISABLED") and other == "disabled" else "WANDB_MODE"
-    return [f"tracking.wandb={tracking.wandb} is used, not {name}={environ[name]}"]
+    return [f"tracking.wandb_mode={tracking.wandb_mode} is used, not {name}={environ[name]}"]
 
 
 def set_variables(environ: Mapping[str, str]) -> dict[str, str]:

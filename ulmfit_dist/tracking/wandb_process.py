@@ -20,7 +20,7 @@ def wandb_mode(settings: TrackingConfig) -> str:
     Raises:
         UserError: WANDB_MODE is none of W&B's, or W&B does not take another variable of its own.
     """
-    mode = settings.wandb if settings.wandb != "auto" else mode_of_environment(os.environ)
+    mode = settings.wandb_mode if settings.wandb_mode != "auto" else mode_of_environment(os.environ)
     if mode is not None:
         return mode
     wandb = quiet_wandb()

@@ -116,7 +116,7 @@ class WandbRun:
         Returns:
             Where to look at it, a line each.
         """
-        patience = self.config.tracking.patience
+        patience = self.config.tracking.wandb_timeout
         seconds, grace = (patience, SECONDS_TO_LEAVE / 2) if exit_code == 0 else (min(patience, SECONDS_TO_LEAVE), 0)
         if exit_code == RESUMABLE:
             self._later(lambda: self._run.mark_preempting())
@@ -135,7 +135,7 @@ class WandbRun:
             try:
                 call()
             except TimeoutError:
-                patience = f"tracking.patience={self.config.tracking.patience:g} seconds"
+                patience = f"tracking.wandb_timeout={self.config.tracking.wandb_timeout:g} seconds"
                 self._fail(f"W&B did not take all in {patience}: {self._sync()}")
             except Exception as error:
                 self._fail(f"W&B failed ({on_one_line(error)}): {self._sync()}")
@@ -176,7 +176,7 @@ class WandbRun:
         wandb = quiet_wandb()
         if self._goes_on and mode == "offline":
             self._known = self._last_in_files()
-        patience = self.config.tracking.patience
+        patience = self.config.tracking.wandb_timeout
         arguments = dict(self._init_arguments.arguments)
         if mode == "offline":
             arguments.pop("resume", None)

@@ -183,7 +183,7 @@ class DistributedLearner(TextLearner, metaclass=ABCMeta):
         """Have the step's micro-batches as the loader cuts them now."""
         share = self.accelerate.share
         num_pieces = share.num_pieces(self.micro_batches[0].global_rows)
-        if len(self.micro_batches) != num_pieces * len(share.virtual_ranks):
+        if len(self.micro_batches) != num_pieces * len(share.canonical_ranks):
             self._split(self._set_device(next(self.dl.from_step(self.iter))))
 
     def release(self) -> None:

@@ -98,7 +98,7 @@ class Choice:
         label: column of labels; None: there are none.
         label_reason: why this one.
         valid_col: column that is true for the rows to validate on.
-        text_file: column that names files with the texts, in place of `text`.
+        file_col: column that names files with the texts, in place of `text`.
         notices: what was seen besides.
     """
 
@@ -107,7 +107,7 @@ class Choice:
     label: str | None
     label_reason: str
     valid_col: str | None = None
-    text_file: str | None = None
+    file_col: str | None = None
     notices: tuple[str, ...] = ()
 
 
@@ -159,21 +159,21 @@ def choose_columns(
     valid_col = next((c.name for c in columns if _is_valid_column(c, rows) and c.name not in (*text, label)), None)
     notices = [_split_notice(c.name) for c in columns if c.name not in (*text, label) and _names_splits(c, rows)]
     used = {valid_col, *(c.name for c in columns if _names_splits(c, rows))}
-    text_file = None
+    file_col = None
     if not text and len(file_columns) == 1 and not any(c.is_prose and c.name not in file_columns for c in columns):
-        (text_file,) = file_columns
-        chosen, text_reason = [text_file], "its values are names of files beside the table, which hold the texts"
+        (file_col,) = file_columns
+        chosen, text_reason = [file_col], "its values are names of files beside the table, which hold the texts"
     elif text:
         chosen, text_reason = list(text), "as --text says"
     else:
         chosen, text_reason = _choose_text([c for c in columns if c.name != label], where)
     used |= set(chosen)
     if label == "none":
-        return Choice(chosen, text_reason, None, "as --label none says", valid_col, text_file, tuple(notices))
+        return Choice(chosen, text_reason, None, "as --label none says", valid_col, file_col, tuple(notices))
     if label is not None:
-        return Choice(chosen, text_reason, label, "as --label says", valid_col, text_file, tuple(notices))
+        return Choice(chosen, text_reason, label, "as --label says", valid_col, file_col, tuple(notices))
     name, reason = _choose_label([c for c in columns if c.name not in used], rows, where)
-    return Choice(chosen, text_reason, name, reason, valid_col, text_file, tuple(notices))
+    return Choice(chosen, text_reason, name, reason, valid_col, file_col, tuple(notices))
 
 
 def looks_headless(header: Sequence[str], rows: Sequence[dict[str, Any]]) -> str | None:

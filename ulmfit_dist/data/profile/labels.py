@@ -40,7 +40,7 @@ class LabelMeaning:
         target: `classifier.target`.
         reason: why.
         delimiter: `data.label_delim`, where it matters.
-        missing: `data.no_label`: the label that means none; None: no label does.
+        missing: `data.missing_label`: the label that means none; None: no label does.
         missing_reason: why, where it is not the default.
     """
 

@@ -96,7 +96,7 @@ def tokenizer_for(lang: str, is_given: bool) -> tuple[TokenizerConfig, str]:
                 f"'ulmfit-dist[sentencepiece]'"
             )
         reason = "words are no unit in this language: SentencePiece learns pieces of words from the texts"
-        return TokenizerConfig(kind="sentencepiece", lang=lang), reason
+        return TokenizerConfig(type="sentencepiece", lang=lang), reason
     try:
         spacy.util.get_lang_class(lang)
     except ImportError:

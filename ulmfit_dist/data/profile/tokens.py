@@ -88,7 +88,7 @@ def sample_tokens(texts: Sequence[str], config: TokenizerConfig) -> TokenSample:
 
 
 def _tokenizer(texts: Sequence[str], config: TokenizerConfig) -> TextTokenizer:
-    if config.kind == "word":
+    if config.type == "word":
         return open_tokenizer(config, Path())
     from ulmfit_dist.data.tokenizers.sentencepiece import make_model
 

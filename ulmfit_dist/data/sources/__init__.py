@@ -31,8 +31,8 @@ def open_source(config: DataConfig, verify: bool = False) -> Source:
             function that fails.
     """
     openers = {"bbc_news": open_folder, "folder": open_folder, "hub": open_hub}
-    opener = open_named_files if config.text_file is not None else openers.get(config.source, open_table)
-    source = by_functions(opener(config, ContentCache(Path(config.cache) / "sources", verify)), config)
+    opener = open_named_files if config.file_col is not None else openers.get(config.source, open_table)
+    source = by_functions(opener(config, ContentCache(Path(config.cache_dir) / "sources", verify)), config)
     for split, documents in source.splits.items():
         if len(documents) == 0:
             raise UserError(f"{config.path or config.source}: the {split} split has no documents")

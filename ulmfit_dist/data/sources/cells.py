@@ -62,7 +62,7 @@ def clean_text(text: str, on_error: str, where: str) -> str:
 
 
 def label_name(
-    value: Any, delimiter: str, no_label: str | None, names: Sequence[str] | None = None, column: str = "label"
+    value: Any, delimiter: str, missing_label: str | None, names: Sequence[str] | None = None, column: str = "label"
 ) -> str | None:
     """Return a label as it is stored, without spaces around it; None for no label: empty, NaN or what means none.
 
@@ -70,7 +70,7 @@ def label_name(
 
     Args:
         delimiter: what joins a list of labels (`data.label_delim`).
-        no_label: the label that means none (`data.no_label`).
+        missing_label: the label that means none (`data.missing_label`).
         names: of the classes, where values are their numbers; then -1 means none.
         column: what messages call it.
 
@@ -90,7 +90,7 @@ def label_name(
     if names is not None and not isinstance(value, str):
         return None if value == -1 else _name(value, names)
     name = clean_text(_name(value, None), "strict", f": column {column!r}")
-    return None if name in ("", no_label) else name
+    return None if name in ("", missing_label) else name
 
 
 def join_fields(texts: Sequence[str]) -> str:

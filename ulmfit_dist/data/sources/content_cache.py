@@ -34,7 +34,7 @@ class ContentCache:
     """Results of reading files, by what the file system says of them.
 
     Attributes:
-        folder: where they are kept: `sources` in `data.cache`.
+        folder: where they are kept: `sources` in `data.cache_dir`.
         verify: read every file again, whatever is kept.
     """
 
@@ -76,7 +76,7 @@ class ContentCache:
                 pass  # read the files
         content = compute()
         with suppress(UserError):  # a cache that cannot be written may hold the token store, which is enough
-            make_folder(self.folder, "data.cache")
+            make_folder(self.folder, "data.cache_dir")
             write_bytes(path, json.dumps(content).encode())
         return content
 

@@ -18,15 +18,15 @@ from ulmfit_dist.errors import UserError
 
 
 def open_named_files(config: DataConfig, cache: ContentCache) -> Source:
-    """The files that the column `data.text_file` names, by paths from the table's folder, in the order of its rows.
+    """The files that the column `data.file_col` names, by paths from the table's folder, in the order of its rows.
 
     Raises:
         UserError: whatever is wrong with the table; a file that it names is not there.
     """
-    assert config.text_file is not None
+    assert config.file_col is not None
     place = existing_path(config)
     folder = place.parent if place.is_file() else place
-    table = open_table(replace(config, text=[config.text_file]), cache)
+    table = open_table(replace(config, text_col=[config.file_col]), cache)
     splits: dict[str, TextDataset] = {}
     contents = []
     for split, rows in table.splits.items():
@@ -35,7 +35,7 @@ def open_named_files(config: DataConfig, cache: ContentCache) -> Source:
         if missing and config.on_error != "skip":
             row = min(missing)
             raise UserError(
-                f"{place}: column {config.text_file!r} names {names[row]!r:.80} in row {row + 1} of {split}, no such file "
+                f"{place}: column {config.file_col!r} names {names[row]!r:.80} in row {row + 1} of {split}, no such file "
                 f"in {folder}; {len(missing):,} of {len(names):,} are missing: data.on_error=skip leaves such rows out"
             )
         files = [None if name is None or row in missing else folder / name for row, name in enumerate(names)]

@@ -66,7 +66,7 @@ def open_folder(config: DataConfig, cache: ContentCache) -> Source:
     on_error = "replace" if config.source == "bbc_news" else config.on_error
     if not path.is_dir():
         raise UserError(f"{path}: data.source={config.source} expects a folder with a sub-folder per class")
-    has_functions = config.get_label is not None or config.splitter is not None
+    has_functions = config.get_y is not None or config.splitter is not None
     found = _named_folders(path, config, has_functions) if config.splits else _folders_by_name(path, has_functions)
     _check_disjoint(found.files)
     splits: dict[str, TextDataset] = {}

@@ -60,8 +60,8 @@ def open_datasets(config: DataConfig) -> tuple[dict[str, dict[str, Any]], list[s
 def _content(dataset: Any, config: DataConfig, cache: ContentCache) -> list[Any]:
     """What identifies the rows of a data set: a hash of the cells, for the files of `datasets` differ by its version."""
     files = [Path(file["filename"]) for file in dataset.cache_files]
-    wanted = [*config.text, *[column for column in (config.label, config.valid_col) if column is not None]]
-    uses_all = config.get_label is not None or config.splitter is not None
+    wanted = [*config.text_col, *[column for column in (config.label_col, config.valid_col) if column is not None]]
+    uses_all = config.get_y is not None or config.splitter is not None
     columns = [column for column in dataset.column_names if uses_all or column in wanted]
 
     def read() -> str:

@@ -53,7 +53,7 @@ class InMemorySource:
 
     def write(self, folder: Path) -> None:
         """Write a Parquet file for each split, beside the folder's place, and rename it there. Raises UserError."""
-        make_folder(folder.parent, "data.cache")
+        make_folder(folder.parent, "data.cache_dir")
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         try:
             for split in self.splits:
@@ -75,14 +75,14 @@ class InMemorySource:
 
     def _columns(self, split: str) -> list[str]:
         """The columns that are kept: all of them where a function of the user's is given rows."""
-        asks = self.config.get_label is not None or self.config.splitter is not None
+        asks = self.config.get_y is not None or self.config.splitter is not None
         return _column_names(self.splits[split]) if asks else self._used(split)
 
     def _used(self, split: str) -> list[str]:
-        has_labels = self.config.label is not None and self.config.get_label is None and split != "unlabelled"
-        labels = [self.config.label] if has_labels else []
+        has_labels = self.config.label_col is not None and self.config.get_y is None and split != "unlabelled"
+        labels = [self.config.label_col] if has_labels else []
         flags = [self.config.valid_col] if self.config.valid_col is not None and split == "train" else []
-        return [str(column) for column in dict.fromkeys([*self.config.text, *labels, *flags])]
+        return [str(column) for column in dict.fromkeys([*self.config.text_col, *labels, *flags])]
 
     def _check_columns(self, split: str, table: Any) -> None:
         present = _column_names(table)
@@ -93,7 +93,7 @@ class InMemorySource:
     def _batches(self, split: str) -> Iterator[pa.Table]:
         """The rows, some thousands at a time, all cells as strings."""
         table, columns = self.splits[split], self._columns(split)
-        names = getattr(table.features.get(self.config.label), "names", None) if _is_data_set(table) else None
+        names = getattr(table.features.get(self.config.label_col), "names", None) if _is_data_set(table) else None
         for start in range(0, len(table), ROWS_AT_ONCE):
             rows = _rows(table, columns, start, start + ROWS_AT_ONCE)
             yield pa.table({column: self._array(column, values, names, start) for column, values in rows.items()})
@@ -110,9 +110,9 @@ class InMemorySource:
         if _is_missing(value):
             return None
         try:
-            if column == self.config.label:
-                return label_name(value, self.config.label_delim, self.config.no_label, names, column)
-            return text_of_cell(value, column, self.config.on_error) if column in self.config.text else str(value)
+            if column == self.config.label_col:
+                return label_name(value, self.config.label_delim, self.config.missing_label, names, column)
+            return text_of_cell(value, column, self.config.on_error) if column in self.config.text_col else str(value)
         except BadCell as error:
             if self.config.on_error == "skip":
                 return None
@@ -123,7 +123,7 @@ class InMemorySource:
 
 def kept_as(config: Config, name: str) -> Config:
     """The config with texts that are kept under this name as its source."""
-    path = Path(config.data.cache) / "frames" / name
+    path = Path(config.data.cache_dir) / "frames" / name
     return replace(config, data=replace(config.data, source="frame", path=str(path), splits={}, subset=None))
 
 

@@ -48,4 +48,4 @@ def limit_documents(source: Source, limit: int | None, seed: int) -> Source:
     for split, documents in source.splits.items():
         drawn = permutation(len(documents), seed, "limit", split)[:limit]
         splits[split] = Subset(documents, np.sort(drawn))
-    return Source(splits, {**source.identity, "limit": limit, "seed": seed}, source.notices)
+    return Source(splits, {**source.identity, "max_documents": limit, "seed": seed}, source.notices)

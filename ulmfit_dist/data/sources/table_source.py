@@ -52,19 +52,19 @@ def make_split(files: Sequence[tuple[str, RowFile]], config: DataConfig, split: 
         has_label = label is None or label in rows.columns
         if split == "test" and not has_label:
             label = None
-            notices.append(f"{name}: no column {config.label!r}: the test split has no labels, and gives no figures")
+            notices.append(f"{name}: no column {config.label_col!r}: the test split has no labels, and gives no figures")
         wanted = column_key(config, split)
-        check_columns(rows.columns, {c: key for c, key in wanted.items() if label is not None or key != "label"}, name)
+        check_columns(rows.columns, {c: key for c, key in wanted.items() if label is not None or key != "label_col"}, name)
         _check_types(name, rows, config, label)
     columns = list(dict.fromkeys(column for _, rows in files for column in rows.columns))
     names = next((rows.label_names for _, rows in files if rows.label_names), {})
     return TableSource(
         Table(files, names),
-        config.text,
+        config.text_col,
         label,
         config.on_error,
         config.label_delim,
-        config.no_label,
+        config.missing_label,
         columns,
         config.source in ("csv", "json"),
     )
@@ -87,13 +87,15 @@ def _open_file(
         return ParquetRows(file, config.on_error), [cache.hash_file(file)]
     label = label_column(config, split)
     others = (config.valid_col,) if config.valid_col is not None and split == "train" else ()
-    options = ReadOptions(config.source, config.on_error, config.encoding, config.quoting, tuple(config.text), label, others)
+    options = ReadOptions(
+        config.source, config.on_error, config.encoding, config.quoting, tuple(config.text_col), label, others
+    )
     form: list[Any] = []
     if config.source == "csv":
         header = _csv_columns(file, config, options)
         form = [header.delimiter, header.quoting]
         if split == "test" and label is not None and label not in header.columns:
-            options = ReadOptions(config.source, config.on_error, config.encoding, config.quoting, tuple(config.text))
+            options = ReadOptions(config.source, config.on_error, config.encoding, config.quoting, tuple(config.text_col))
         check_columns(header.columns, {c: k for c, k in column_key(config, split).items() if c in options.wanted}, str(file))
     index = cache.index(file, options)
     notices += index.notices
@@ -113,11 +115,11 @@ def _check_types(name: str, rows: RowFile, config: DataConfig, label: str | None
     schema: pa.Schema | None = getattr(rows, "schema", None)
     if schema is None:
         return
-    for column in config.text:
+    for column in config.text_col:
         kind = schema.field(column).type
         if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-            raise UserError(f"{name}: column {column!r} of data.text is of type {kind}, which is no text")
+            raise UserError(f"{name}: column {column!r} of data.text_col is of type {kind}, which is no text")
     if label is not None:
         kind = schema.field(label).type
         if pa.types.is_struct(kind) or pa.types.is_map(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-            raise UserError(f"{name}: column {label!r} of data.label is of type {kind}, which is no label")
+            raise UserError(f"{name}: column {label!r} of data.label_col is of type {kind}, which is no label")

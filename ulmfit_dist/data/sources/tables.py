@@ -70,7 +70,7 @@ class TableSource:
         label: column of labels; None for no labels.
         on_error: `data.on_error`.
         label_delim: what joins the labels of a row that has a list of them.
-        no_label: label that means none.
+        missing_label: label that means none.
         columns: all columns that user-defined functions get, as strings where `as_strings`.
         numbers: which rows, int64 [documents]; None for all of them.
     """
@@ -80,7 +80,7 @@ class TableSource:
     label: str | None
     on_error: str
     label_delim: str
-    no_label: str | None
+    missing_label: str | None
     columns: Sequence[str]
     as_strings: bool = False
     numbers: np.ndarray | None = None
@@ -140,7 +140,7 @@ class TableSource:
             if self.label is None:
                 return text, None
             names = self.table.label_names.get(self.label)
-            return text, label_name(row.get(self.label), self.label_delim, self.no_label, names, self.label)
+            return text, label_name(row.get(self.label), self.label_delim, self.missing_label, names, self.label)
         except BadCell as error:
             if self.on_error == "skip":
                 return None, None
@@ -161,9 +161,9 @@ def cut_by_column(splits: dict[str, TableSource], column: str) -> dict[str, Tabl
 
 def column_key(config: DataConfig, split: str) -> dict[str, str]:
     """Return the columns that a split must have, with the keys of `data` that name them."""
-    columns = dict.fromkeys(config.text, "text" if config.text_file is None else "text_file")
+    columns = dict.fromkeys(config.text_col, "text_col" if config.file_col is None else "file_col")
     if (label := label_column(config, split)) is not None:
-        columns[label] = "label"
+        columns[label] = "label_col"
     if config.valid_col is not None and split == "train":
         columns[config.valid_col] = "valid_col"
     return columns
@@ -179,11 +179,11 @@ def check_columns(present: Sequence[str], columns: dict[str, str], origin: str) 
 
 def columns_identity(config: DataConfig) -> dict[str, Any]:
     """What of a table is read, and how: in the fingerprint of its token store, as far as it is not the default."""
-    keys = ("valid_col", "label_delim", "no_label")
+    keys = ("valid_col", "label_delim", "missing_label")
     changed = {key: value for key in keys if (value := getattr(config, key)) != getattr(DataConfig, key)}
-    return {"text": list(config.text), "label": config.label if config.get_label is None else None, **changed}
+    return {"text_col": list(config.text_col), "label_col": config.label_col if config.get_y is None else None, **changed}
 
 
 def label_column(config: DataConfig, split: str) -> str | None:
     """Return the column that the labels of a split are read from; None if they are not read from one."""
-    return None if split == "unlabelled" or config.get_label is not None else config.label
+    return None if split == "unlabelled" or config.get_y is not None else config.label_col

@@ -1,4 +1,4 @@
-"""Splits and labels that functions of yours decide: `data.splitter` and `data.get_label`, fastai's `splitter` and `get_y`.
+"""Splits and labels that functions of yours decide: `data.splitter` and `data.get_y`, fastai's `splitter` and `get_y`.
 
 Both are asked about one document at a time: its path in a folder, its row as a mapping in a table. So memory does not grow
 with the texts, as it would with a splitter that takes all items at once. A splitter is asked once, by whoever opens the
@@ -34,14 +34,14 @@ class RelabelledDataset:
     Attributes:
         documents: as they lie on disk.
         function, path: the function, and its name in the config.
-        label_delim, no_label: how labels are read, as in the config.
+        label_delim, missing_label: how labels are read, as in the config.
     """
 
     documents: Items
     function: Function
     path: str
     label_delim: str
-    no_label: str | None
+    missing_label: str | None
 
     def __len__(self) -> int:
         return len(self.documents)
@@ -53,14 +53,14 @@ class RelabelledDataset:
     def _label(self, name: str, item: Any) -> str | None:
         if item is None:
             return None
-        label = call(self.function, item, f"data.get_label={self.path}", name)
+        label = call(self.function, item, f"data.get_y={self.path}", name)
         if not isinstance(label, (str, int, float, list, tuple, np.generic, type(None))):
-            raise UserError(f"data.get_label={self.path} gives a {type(label).__name__} for {name}: give a string, or None")
+            raise UserError(f"data.get_y={self.path} gives a {type(label).__name__} for {name}: give a string, or None")
         label = label.item() if isinstance(label, np.generic) else label
         try:
-            return label_name(label, self.label_delim, self.no_label)
+            return label_name(label, self.label_delim, self.missing_label)
         except BadCell as error:
-            raise UserError(f"data.get_label={self.path} for {name}{error}") from None
+            raise UserError(f"data.get_y={self.path} for {name}{error}") from None
 
 
 def by_functions(source: Source, config: DataConfig) -> Source:
@@ -71,15 +71,15 @@ def by_functions(source: Source, config: DataConfig) -> Source:
     """
     if config.splitter is not None:
         source = _split(source, config, config.splitter)
-    if config.get_label is None:
+    if config.get_y is None:
         return source
-    function = import_path(config.get_label, "data.get_label")
-    how = (function, config.get_label, config.label_delim, config.no_label)
+    function = import_path(config.get_y, "data.get_y")
+    how = (function, config.get_y, config.label_delim, config.missing_label)
     splits = {
         split: documents if split == "unlabelled" else RelabelledDataset(documents, *how)  # type: ignore[arg-type]
         for split, documents in source.splits.items()
     }
-    return Source(splits, {**source.identity, "get_label": identity_of(function, config.get_label)}, source.notices)
+    return Source(splits, {**source.identity, "get_y": identity_of(function, config.get_y)}, source.notices)
 
 
 def _split(source: Source, config: DataConfig, path: str) -> Source:
@@ -89,11 +89,11 @@ def _split(source: Source, config: DataConfig, path: str) -> Source:
     function = import_path(path, "data.splitter")
     identity = {**source.identity, "splitter": identity_of(function, path)}
     documents: Items = source.splits["train"]  # type: ignore[assignment]
-    folder = Path(config.cache) / "splits"
+    folder = Path(config.cache_dir) / "splits"
     kept = folder / f"{digest([config.source, config.path, identity])[:16]}.u8"
     if not kept.is_file():
         answers = np.fromiter(_answers(documents, function, path), np.uint8, len(documents))
-        make_folder(folder, "data.cache")
+        make_folder(folder, "data.cache_dir")
         write_bytes(kept, answers.tobytes())
     answers = np.fromfile(kept, np.uint8)
     if len(answers) != len(documents):

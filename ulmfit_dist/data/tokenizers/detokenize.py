@@ -51,7 +51,7 @@ def detokenize(tokens: Iterable[str], kind: str, lang: str = "en", keep_lines: b
     """Return the running text of tokens.
 
     Args:
-        kind: as tokenizer.kind. SentencePiece's pieces hold their white space: only fastai's marks are undone.
+        kind: as tokenizer.type. SentencePiece's pieces hold their white space: only fastai's marks are undone.
         lang: as tokenizer.lang: decides about contractions, elisions, quotation marks and spaced punctuation.
         keep_lines: keep line breaks, in place of a space for each.
     """

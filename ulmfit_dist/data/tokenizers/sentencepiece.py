@@ -51,7 +51,7 @@ class SentencePieceTokenizer(TextTokenizer):
         try:
             self._processor.LoadFromSerializedProto(model)
         except RuntimeError as error:
-            raise UserError(f"tokenizer.model: not a SentencePiece model ({error})") from None
+            raise UserError(f"tokenizer.sp_model: not a SentencePiece model ({error})") from None
         self._ids = StringIndexer()
 
     @property
@@ -87,20 +87,20 @@ def make_model(config: TokenizerConfig, texts: Iterable[str]) -> bytes:
     Raises:
         UserError: the file cannot be read; SentencePiece is not installed, or cannot make so many pieces of these texts.
     """
-    if config.model is not None:
+    if config.sp_model is not None:
         try:
-            return Path(config.model).read_bytes()
+            return Path(config.sp_model).read_bytes()
         except OSError as error:
-            raise UserError(f"tokenizer.model={config.model}: cannot be read ({error.strerror})") from None
+            raise UserError(f"tokenizer.sp_model={config.sp_model}: cannot be read ({error.strerror})") from None
     before = compose(*defaults.text_proc_rules, *map(import_rule, config.rules))
     sentences = list(_within(SAMPLE_CHARACTERS, chain.from_iterable(_sentences(before(text)) for text in texts)))
-    num_pieces = config.pieces if config.pieces is not None else _num_pieces(sentences)
+    num_pieces = config.sp_vocab_size if config.sp_vocab_size is not None else _num_pieces(sentences)
     model = io.BytesIO()
     try:
         _library().SentencePieceTrainer.train(
             sentence_iterator=iter(sentences),
             model_writer=model,
-            model_type=config.model_type,
+            model_type=config.sp_model_type,
             vocab_size=num_pieces,
             character_coverage=0.99999 if config.lang in eu_langs else 0.9998,
             hard_vocab_limit=False,
@@ -112,7 +112,9 @@ def make_model(config: TokenizerConfig, texts: Iterable[str]) -> bytes:
         )
     except (RuntimeError, OSError) as error:
         reason = (str(error).rpartition("] ")[2] or str(error)).strip()
-        raise UserError(f"tokenizer.pieces={num_pieces}: SentencePiece cannot be trained on these texts: {reason}") from None
+        raise UserError(
+            f"tokenizer.sp_vocab_size={num_pieces}: SentencePiece cannot be trained on these texts: {reason}"
+        ) from None
     return model.getvalue()
 
 
@@ -141,6 +143,6 @@ def _library() -> Any:
         import sentencepiece
     except ImportError:
         raise UserError(
-            "tokenizer.kind=sentencepiece needs the package sentencepiece: pip install 'ulmfit-dist[sentencepiece]'"
+            "tokenizer.type=sentencepiece needs the package sentencepiece: pip install 'ulmfit-dist[sentencepiece]'"
         ) from None
     return sentencepiece

@@ -18,7 +18,7 @@ def readable(tokens: Iterable[str], kind: str) -> str:
     """A text of which these are the tokens: fastai's marks for capitals and repetitions are carried out.
 
     Args:
-        kind: as tokenizer.kind.
+        kind: as tokenizer.type.
     """
     shown = [token for token in tokens if token not in LEFT_OUT]
     return " ".join(_carried_out(iter(words_of_pieces(shown) if kind == "sentencepiece" else shown)))

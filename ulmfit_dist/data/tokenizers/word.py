@@ -95,7 +95,7 @@ def open_tokenizer(config: TokenizerConfig, folder: Path, trust_rules: bool = Tr
     """
     check_rules(config, folder, trust_rules)
     rules = [import_rule(path) for path in config.rules]
-    if config.kind == "word":
+    if config.type == "word":
         return Tokenizer(config.lang, rules)
     try:
         return SentencePieceTokenizer((folder / MODEL_FILE).read_bytes(), rules)
@@ -114,7 +114,9 @@ def _spacy_tokenizer(lang: str) -> Any:
         import spacy
         from spacy.symbols import ORTH
     except ImportError:
-        raise UserError("tokenizing needs spaCy: pip install spacy; or set data.store to a prepared token store") from None
+        raise UserError(
+            "tokenizing needs spaCy: pip install spacy; or set data.token_store to a prepared token store"
+        ) from None
     try:
         tokenizer = spacy.blank(lang).tokenizer
     except ImportError as error:
@@ -133,7 +135,7 @@ def _of_another_library(lang: str) -> UserError:
     by = f"another library, {LIBRARIES[lang]}" if lang in LIBRARIES else "a tokenizer of another kind"
     return UserError(
         f"tokenizer.lang={lang!r}: spaCy splits this language by {by}, which cannot keep fastai's special tokens whole, "
-        f"installed or not: set tokenizer.kind: sentencepiece, which learns to split it from your texts"
+        f"installed or not: set tokenizer.type: sentencepiece, which learns to split it from your texts"
     )
 
 

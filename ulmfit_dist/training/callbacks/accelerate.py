@@ -60,7 +60,7 @@ class AccelerateCallback(Callback):
         self.learn.replace_modules(self._prepare)
         gradients = [parameter for module in self.wrapped for parameter in module.parameters() if parameter.requires_grad]
         self.bytes_of_a_step = sum(
-            2 * g.numel() if self.runtime.settings.compress_gradients else g.nbytes for g in gradients
+            2 * g.numel() if self.runtime.settings.gradient_compression else g.nbytes for g in gradients
         )
 
     def after_fit(self) -> None:
@@ -101,7 +101,7 @@ class AccelerateCallback(Callback):
             self.pairwise = PairwiseGradients(module.parameters(), self.runtime)
         with nullcontext() if is_last else self.without_exchange(module):
             yield
-        is_virtual_ranks_last = (number + 1) % (count // len(self.share.virtual_ranks)) == 0
+        is_virtual_ranks_last = (number + 1) % (count // len(self.share.canonical_ranks)) == 0
         if self.pairwise is not None and is_virtual_ranks_last:
             self.pairwise.add()
 
@@ -158,7 +158,7 @@ class AccelerateCallback(Callback):
             freeze_ddp_buckets(prepared)
             prepared._set_ddp_runtime_logging_sample_rate(NEVER)
             self.wrapped.append(prepared)
-            self.exchanges.append(GradientExchange(prepared, self.runtime.settings.compress_gradients is not None))
+            self.exchanges.append(GradientExchange(prepared, self.runtime.settings.gradient_compression is not None))
         return prepared
 
     def _unwrap(self, module: torch.nn.Module) -> torch.nn.Module:

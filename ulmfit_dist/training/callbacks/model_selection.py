@@ -52,7 +52,7 @@ class ModelSelectionCallback(Callback):
     order = 85  # after what is logged of an epoch, before its checkpoint
 
     def __init__(self, settings: LMConfig | ClassifierConfig, tables: Callable[[], dict[str, Any]]):
-        self.patience, self.tables = settings.early_stopping, tables
+        self.patience, self.tables = settings.early_stopping_patience, tables
         self.best: EpochResult | None = None
         self.waited = 0
 

@@ -73,7 +73,7 @@ class TrackingCallback(Callback):
 
     def __init__(self, tracker: Tracker, unit: str, make_tables: Callable[[Tables], Tables]):
         self.tracker, self.unit, self.runtime, self.make_tables = tracker, unit, tracker.runtime, make_tables
-        self.log_every = tracker.config.tracking.log_every
+        self.log_interval = tracker.config.tracking.log_interval
         self.is_late = self.runtime.device.type != "cpu"  # which has nothing to wait for
         self.pending: PendingLine | None = None
         self._begin_sums()
@@ -93,7 +93,7 @@ class TrackingCallback(Callback):
         self.given_before = self.runtime.bytes_given
 
     def before_step(self) -> None:
-        if (self.learn.stage_step + 1) % self.log_every == 0:
+        if (self.learn.stage_step + 1) % self.log_interval == 0:
             self.gradient_norm = self._gradient_norm()
 
     def after_batch(self) -> None:
@@ -104,7 +104,7 @@ class TrackingCallback(Callback):
         self.epoch_trained += trained
         self.recent_trained += trained
         self.recent_steps += 1
-        if self.learn.stage_step % self.log_every == 0:
+        if self.learn.stage_step % self.log_interval == 0:
             self.runtime.step_timer.end("optimizer")
             self.write_pending()
             self.pending = self._begin_line()

@@ -11,12 +11,12 @@ from ulmfit_dist.errors import UserError
 from ulmfit_dist.utils.imports import import_path, path_and_arguments
 
 INSTEAD = {
-    "EarlyStoppingCallback": "early_stopping",
+    "EarlyStoppingCallback": "early_stopping_patience",
     "SaveModelCallback": "select=best",
     "ReduceLROnPlateau": "phases",
     "CSVLogger": "the run's metrics.jsonl",
     "ShowGraphCallback": "the run's report.html",
-    "WandbCallback": "tracking.wandb",
+    "WandbCallback": "tracking.wandb_mode",
     "GradientClip": "grad_clip",
     "GradientAccumulation": "runtime.micro_batch_size",
     "MixedPrecision": "runtime.precision",
