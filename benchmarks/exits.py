@@ -43,7 +43,7 @@ CONFIG = (
     "lm", "{folder}/empty.yaml", "data.path={folder}/texts", "data.cache_dir={folder}/cache", "data.documents_per_shard=48",
     "data.valid_pct=0.25", "tokenizer.min_freq=1", "model={{emb_sz: 16, n_hid: 20, n_layers: 2}}", "lm.seq_len=10",
     "lm.global_batch_size=8", "lm.phases=[{{epochs: 1, lr: 1e-2}}]", "checkpoint.interval_steps=2",
-    "tracking.log_interval=5", "runtime.precision=no", "runs_dir={folder}/runs",
+    "tracking.log_interval=5", "runtime.precision=fp32", "runs_dir={folder}/runs",
 )  # fmt: skip
 
 

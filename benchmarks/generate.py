@@ -59,7 +59,7 @@ def ours(case: str, top_p: float | None = None) -> Measured:
 def workload() -> tuple[Config, TokenStore, nn.Module]:
     """The quick start's config and token store, and a network of its size."""
     config = configured()
-    store = prepare(config, Runtime(RuntimeConfig(precision="no")))
+    store = prepare(config, Runtime(RuntimeConfig(precision="fp32")))
     seed_torch("benchmark")
     return config, store, build_language_model(len(store.vocab), config.model, config.lm)
 

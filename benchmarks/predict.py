@@ -63,7 +63,7 @@ def ours(case: str) -> Measured:
 def workload(case: str) -> tuple[Config, TokenStore, list[str], nn.Module]:
     """Config and token store, texts of the case, and a classifier."""
     config = configured()
-    store = prepare(config, Runtime(RuntimeConfig(precision="no")))
+    store = prepare(config, Runtime(RuntimeConfig(precision="fp32")))
     texts = articles(store, config, split_documents(store, config).classifier_valid)[: int(case.split()[0])]
     seed_torch("benchmark")
     model = build_classifier(len(store.vocab), len(store.label_names), config.model, config.classifier)

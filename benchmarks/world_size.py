@@ -70,7 +70,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path)
     parser.add_argument("overrides", nargs="*", metavar="key=value")
-    parser.add_argument("--precisions", nargs="+", default=["fp64", "no"])
+    parser.add_argument("--precisions", nargs="+", default=["fp64", "fp32"])
     parser.add_argument("--virtual-ranks", type=int, default=4)
     args = parser.parse_args()
     print(f"{machine()}, one thread per process", flush=True)

@@ -34,7 +34,7 @@ TOPICS = {
 FILLERS = "the a of and in with for on was is The A He She they".split()
 
 TINY = (
-    "runtime.precision=no",
+    "runtime.precision=fp32",
     "data.documents_per_shard=48",
     "data.valid_pct=0.25",
     "tokenizer.min_freq=1",

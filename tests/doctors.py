@@ -21,7 +21,7 @@ TINY = (
     "model={emb_sz: 16, n_hid: 20, n_layers: 2}",
     "tokenizer.max_vocab=300",
     "tracking.wandb_mode=disabled",
-    "runtime.precision=no",
+    "runtime.precision=fp32",
 )
 MINUTE = 60.0
 

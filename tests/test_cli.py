@@ -178,7 +178,7 @@ def test_training_needs_no_text_once_a_store_is_prepared(run_dirs: dict[str, Pat
 
 @pytest.mark.parametrize("processes", [None, 2])
 def test_evaluate_finds_the_figures_of_the_training(run_dirs: dict[str, Path], processes: int | None):
-    words = ["evaluate", "--json", run_dirs["one"], "--precision", "no"]
+    words = ["evaluate", "--json", run_dirs["one"], "--precision", "fp32"]
     text = succeed(words, processes) if processes else succeed_here(words)
     found = json.loads(text[text.index("{") :])
     summary = json.loads((run_dirs["one"] / "summary.json").read_text())

@@ -118,7 +118,7 @@ def test_one_process_is_checked_from_the_launch_to_the_speed(tmp_path: Path):
     assert not [found for found in content["checks"] if found["found"] == "not reached"]
     assert "equal bits" in row(done.stdout, "classifier: the same steps twice")["found"]
     assert content["measured"]["tokens_per_second"] > 0
-    assert content["overrides"] == "runtime.precision=no"
+    assert content["overrides"] == "runtime.precision=fp32"
     assert not list(tmp_path.iterdir())
 
 

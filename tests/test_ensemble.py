@@ -36,7 +36,7 @@ BACKWARDS = replace(CONFIG, model=replace(CONFIG.model, backwards=True))
 @pytest.fixture
 def runtime() -> Iterator[Runtime]:
     AcceleratorState._reset_state(reset_partial_state=True)
-    yield Runtime(RuntimeConfig(precision="no"))
+    yield Runtime(RuntimeConfig(precision="fp32"))
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
@@ -269,7 +269,7 @@ def test_numbers_are_averaged_with_the_baseline_as_they_are(tmp_path: Path, stor
 
 def test_the_command_prints_a_table_or_json(runs: list[Path], store: TokenStore, capsys: pytest.CaptureFixture[str]):
     split_in_three(store)
-    words = ["ensemble", str(runs[0]), "--with-baseline", "--precision", "no"]
+    words = ["ensemble", str(runs[0]), "--with-baseline", "--precision", "fp32"]
     assert main([*words, "--json"]) == 0
     out = capsys.readouterr().out
     found = json.loads(out[out.index("{") :])
@@ -285,7 +285,7 @@ def test_the_command_prints_a_table_or_json(runs: list[Path], store: TokenStore,
     assert any(f"{found['members'][0]['temperature']:.3f}" in line for line in lines)
     assert main([*words, "--text", "a b"]) == 2
     assert "--with-baseline measures, it does not label" in capsys.readouterr().err
-    assert main(["ensemble", *map(str, runs), "--precision", "no"]) == 0
+    assert main(["ensemble", *map(str, runs), "--precision", "fp32"]) == 0
     assert "temperature" not in capsys.readouterr().out
 
 
@@ -309,7 +309,7 @@ def test_forward_and_backward_are_measured_on_any_number_of_ranks(run_dirs: dict
     runs = [run_dirs["one"], folder / "backwards"]
     found = []
     for processes in (1, 2):
-        text = succeed(["ensemble", *runs, "--precision", "no", "--with-baseline", "--json"], processes)
+        text = succeed(["ensemble", *runs, "--precision", "fp32", "--with-baseline", "--json"], processes)
         found.append(json.loads(text[text.index("{") :]))
     assert found[0]["baseline"].keys() == found[1]["baseline"].keys()
     for name, value in found[0]["baseline"].items():

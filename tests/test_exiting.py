@@ -199,7 +199,7 @@ from ulmfit_dist.config.schema import RuntimeConfig
 from ulmfit_dist.distributed.runtime import Runtime
 
 keeps_group = os.environ["RANK"] == "0"
-runtime = Runtime(RuntimeConfig(precision="no"), keeps_group=keeps_group)
+runtime = Runtime(RuntimeConfig(precision="fp32"), keeps_group=keeps_group)
 runtime.all_gather_object("an object")
 count_threads()
 if keeps_group:

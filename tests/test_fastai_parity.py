@@ -124,7 +124,7 @@ def losses(learner: Learner, phases: list[Phase], ours: bool) -> list[float]:
     return recorded.found
 
 
-@pytest.mark.parametrize(("runtime", "tolerance"), [("fp64", 1e-8), ("no", 1e-5)], indirect=["runtime"])
+@pytest.mark.parametrize(("runtime", "tolerance"), [("fp64", 1e-8), ("fp32", 1e-5)], indirect=["runtime"])
 def test_fifty_steps_of_the_language_model_are_fastais(store: TokenStore, runtime: Runtime, tolerance: float):
     ours = lm_learner(CONFIG, runtime, store)
     fastais = theirs(language_model_learner, ours, awd_lstm_lm_config)
@@ -179,7 +179,7 @@ class HyperParameters(Callback):
             self.found.append([(hyper["lr"], hyper["mom"], hyper["wd"]) for hyper in trained])
 
 
-@pytest.mark.parametrize("runtime", ["no"], indirect=True)
+@pytest.mark.parametrize("runtime", ["fp32"], indirect=True)
 def test_the_recipe_of_five_epochs_has_the_schedule_of_fine_tune(store: TokenStore, runtime: Runtime):
     recipe = replace(load_config(ROOT / "configs/imdb_fine_tune.yaml").classifier, seq_len=T)  # as the test's loaders
     ours = classifier_of_ours(recipe, runtime, store)

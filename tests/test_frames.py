@@ -178,7 +178,7 @@ def test_a_script_trains_from_a_frame_on_two_ranks_as_on_one_and_its_run_stands_
     weights = [(place / "runs" / name / "classifier" / "model.safetensors").read_bytes() for name in runs]
     assert weights[0] == weights[1]
     summary = json.loads((place / "runs" / "two" / "summary.json").read_text())
-    text = succeed_here(["evaluate", "--json", "runs/two", "--precision", "no"], cwd=place)
+    text = succeed_here(["evaluate", "--json", "runs/two", "--precision", "fp32"], cwd=place)
     assert json.loads(text[text.index("{") :])["classifier"]["accuracy"] == summary["classifier"]["accuracy"]
 
 

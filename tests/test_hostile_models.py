@@ -77,7 +77,7 @@ def test_a_model_that_was_tampered_with_is_refused_and_runs_nothing(model: Path,
     uses = [
         lambda: load_classifier(model).predict(["trace"]),
         lambda: load_language_model(model).generate("trace"),
-        lambda: evaluate(model, Runtime(RuntimeConfig(precision="no"))),
+        lambda: evaluate(model, Runtime(RuntimeConfig(precision="fp32"))),
     ]
     for use in uses:
         with pytest.raises(UserError, match=said):

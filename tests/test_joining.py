@@ -24,7 +24,7 @@ from ulmfit_dist.distributed.runtime import Runtime
 
 rendezvous.EVERY = 0.5
 try:
-    with signals.at_once(), Runtime(RuntimeConfig(precision="no", join_timeout=float(sys.argv[1]))) as runtime:
+    with signals.at_once(), Runtime(RuntimeConfig(precision="fp32", join_timeout=float(sys.argv[1]))) as runtime:
         print(runtime.all_gather_object(runtime.rank))
 except UserError as error:
     print(error, file=sys.stderr)

@@ -66,7 +66,7 @@ def test_a_notebook_trains_as_with_fastai_and_the_rest_reads_its_export(config: 
     classifier.export()
     prediction = load_classifier(config.run_dir).predict(["goal match team score"])[0]
     assert prediction.label in prediction.probabilities
-    found = evaluate(config.run_dir, Runtime(RuntimeConfig(precision="no")))
+    found = evaluate(config.run_dir, Runtime(RuntimeConfig(precision="fp32")))
     assert found["classifier"]["accuracy"] == classifier.valid_metrics["accuracy"]
     assert found["lm"]["valid_loss"] == pytest.approx(learn.valid_metrics["valid_loss"], rel=1e-6)
 

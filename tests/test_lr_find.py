@@ -36,7 +36,7 @@ def learner(tmp_path: Path) -> LMLearner:
         model=ModelConfig(emb_sz=12, n_hid=16, n_layers=2),
         lm=LMConfig(global_batch_size=4, seq_len=8, phases=[Phase(1, 1e-2, 0)]),
     )
-    learner = lm_learner(config, Runtime(RuntimeConfig(precision="no")), store)
+    learner = lm_learner(config, Runtime(RuntimeConfig(precision="fp32")), store)
     learner.freeze_to(0)
     return learner
 

@@ -156,7 +156,7 @@ def test_classifier_metrics_are_sklearns():
     for rows in (range(0, 30), range(30, 50)):
         part = slice(rows.start, rows.stop)
         metrics.update(logits[part], MicroBatch(torch.empty(0), y[part], rows, 50, 0))
-    found = metrics.compute(Runtime(RuntimeConfig(precision="no")))
+    found = metrics.compute(Runtime(RuntimeConfig(precision="fp32")))
     guessed = logits.argmax(1)
     assert found["accuracy"] == pytest.approx(accuracy_score(y, guessed))
     assert found["f1_macro"] == pytest.approx(f1_score(y, guessed, average="macro"))

@@ -65,7 +65,7 @@ def test_metrics_are_of_all_documents_at_once_and_in_the_order_of_the_store():
     for rows in (np.arange(0, 30, 2)[::-1], np.arange(1, 30, 2)):
         batch = SimpleNamespace(documents=rows.copy(), y=torch.from_numpy(y[rows]))
         metrics.update(torch.from_numpy(logits[rows]), batch)
-    found = metrics.compute(Runtime(RuntimeConfig(precision="no")))
+    found = metrics.compute(Runtime(RuntimeConfig(precision="fp32")))
     shares = torch.from_numpy(logits).softmax(1).numpy()
     second = np.sort(logits, axis=1)[:, 1]
     assert found == pytest.approx(
@@ -79,7 +79,7 @@ def test_metrics_are_of_all_documents_at_once_and_in_the_order_of_the_store():
 
 
 def test_an_evaluation_forgets_the_one_before():
-    metrics, runtime = build_metrics(["fastai.metrics.error_rate"], *answers(2)), Runtime(RuntimeConfig(precision="no"))
+    metrics, runtime = build_metrics(["fastai.metrics.error_rate"], *answers(2)), Runtime(RuntimeConfig(precision="fp32"))
     for y in (0, 1):
         metrics.reset()
         metrics.update(torch.tensor([[1.0, 0.0]]), SimpleNamespace(documents=np.array([0]), y=torch.tensor([y])))

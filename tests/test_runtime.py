@@ -58,7 +58,7 @@ for name in ("all_gather_object", "broadcast_object_list", "barrier"):
     setattr(dist, name, noted)
 
 found = []
-for precision in ("bf16", "no"):
+for precision in ("bf16", "fp32"):
     with Runtime(RuntimeConfig(precision=precision), keeps_group=True) as runtime:
         runtime.barrier() model = runtime.accelerator.prepare_model(torch.nn.Linear(64, 64)) x = torch.arange(64.0) same =
         torch.equal(model(x), torch.nn.functional.linear(x, model.module.weight, model.module.bias))
@@ -70,7 +70,7 @@ for precision in ("bf16", "no"):
                     raise UserError("one rank fails")
         except UserError as error:
             found.append(str(error))
-with Runtime(RuntimeConfig(precision="no")) as runtime:
+with Runtime(RuntimeConfig(precision="fp32")) as runtime:
     found.append(runtime._control is control and control is not dist.group.WORLD)
     found.append(all(group is control for group in used) and len(used) > 10)
     found.append(dist.get_backend(control))
@@ -101,7 +101,7 @@ def test_ranks_stay_together_in_another_precision_and_control_goes_over_gloo(tmp
             (tmp_path / f"rank-{rank}.json").read_text()
         )
         assert first == ["bf16", False, [0, 1], 0]
-        assert second == ["no", True, [0, 1], 0]
+        assert second == ["fp32", True, [0, 1], 0]
         assert error == same_error == "one rank fails"
         assert (is_kept, all_on_it, backend, timeout) == (True, True, "gloo", CONTROL_TIMEOUT.total_seconds())
         assert threads == []
@@ -146,8 +146,8 @@ def fitted(runtime: Runtime, x: torch.Tensor) -> torch.Tensor:
 def test_runtimes_of_different_precision_are_used_in_turn():
     """As in a notebook: a learner in bf16, another one in fp32, and the first one again."""
     x = torch.randn(5, 64)
-    half, full = Runtime(RuntimeConfig(precision="bf16")), Runtime(RuntimeConfig(precision="no"))
-    assert (half.precision, full.precision) == ("bf16", "no")
+    half, full = Runtime(RuntimeConfig(precision="bf16")), Runtime(RuntimeConfig(precision="fp32"))
+    assert (half.precision, full.precision) == ("bf16", "fp32")
     assert (half.accelerator.mixed_precision, full.accelerator.mixed_precision) == ("bf16", "no")
     first, second, third = fitted(half, x), fitted(full, x), fitted(half, x)
     assert torch.equal(first, third)
@@ -183,7 +183,7 @@ def test_the_accelerator_of_a_script_keeps_its_precision():
     from accelerate import Accelerator
 
     own = Accelerator(cpu=True, mixed_precision="bf16")
-    with Runtime(RuntimeConfig(precision="no"), keeps_group=True) as runtime:
+    with Runtime(RuntimeConfig(precision="fp32"), keeps_group=True) as runtime:
         assert runtime.accelerator.mixed_precision == "no"
     assert own.mixed_precision == "bf16"
     assert own.prepare_model(nn.Linear(64, 64))(torch.ones(1, 64)).dtype == torch.float32
@@ -193,7 +193,7 @@ def test_the_accelerator_of_a_script_keeps_its_precision():
 def test_a_signal_does_not_interrupt_the_end_of_a_run_that_is_done(no_process_group: None, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     before = signal.getsignal(signal.SIGTERM)
-    with signals.at_once(), Runtime(RuntimeConfig(precision="no")) as runtime:
+    with signals.at_once(), Runtime(RuntimeConfig(precision="fp32")) as runtime:
         monkeypatch.setattr(runtime.accelerator, "end_training", lambda: signal.raise_signal(signal.SIGTERM))
     assert signal.getsignal(signal.SIGTERM) is before
 
@@ -202,7 +202,7 @@ def test_a_signal_does_not_interrupt_the_end_of_a_run_that_is_done(no_process_gr
 def test_a_signal_does_not_hide_that_another_rank_was_lost():
     """The launcher sends one to the others at once: they are then on their way out after a failed collective."""
     for cause, expected in ((RuntimeError("connection closed"), RankLostError), (None, ResumableInterrupt)):
-        runtime = Runtime(RuntimeConfig(precision="no"), keeps_group=True)
+        runtime = Runtime(RuntimeConfig(precision="fp32"), keeps_group=True)
         runtime._watch = SimpleNamespace(loss=lambda patience: "rank 1 was lost", leave=lambda message: None)
         stop = ResumableInterrupt("stopped by SIGTERM")
         stop.__context__ = cause

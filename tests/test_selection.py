@@ -82,7 +82,7 @@ def test_the_best_epochs_model_is_exported_also_after_a_stop(corpus: Path, recip
         assert summary[metric] == epochs[best][f"classifier/{metric}"]
     matrix = json.loads((run / "tables.json").read_text())["classifier"]["confusion_matrix"]
     assert sum(matrix[i][i] for i in range(3)) == pytest.approx(accuracies[best] * sum(map(sum, matrix)))
-    evaluated = json.loads(succeed_here(["evaluate", "--json", run, "--precision", "no"]))["classifier"]
+    evaluated = json.loads(succeed_here(["evaluate", "--json", run, "--precision", "fp32"]))["classifier"]
     assert evaluated["accuracy"] == pytest.approx(summary["accuracy"], abs=1e-6)
     saved = load_file(run / "checkpoints/classifier" / f"step-{epochs[best]['step']:08d}" / "model.safetensors")
     exported = load_file(run / "classifier" / "model.safetensors")

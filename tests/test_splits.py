@@ -45,7 +45,7 @@ CONFIG = Config(
     data=DataConfig(valid_pct=0.2),
     lm=LMConfig(global_batch_size=4, seq_len=5),
     classifier=ClassifierConfig(global_batch_size=8, seq_len=5),
-    runtime=RuntimeConfig(precision="no"),
+    runtime=RuntimeConfig(precision="fp32"),
 )
 
 

@@ -93,7 +93,7 @@ def measured(targets: Targets, settings: ClassifierConfig, outputs: torch.Tensor
     for rows in (range(30), range(30, B)):
         part = slice(rows.start, rows.stop)
         metrics.update(outputs[part], MicroBatch(torch.ones(len(rows), 1), y[part], rows, B, B))
-    return metrics.compute(Runtime(RuntimeConfig(precision="no")))
+    return metrics.compute(Runtime(RuntimeConfig(precision="fp32")))
 
 
 def fastais(metric: Metric, outputs: torch.Tensor, y: torch.Tensor) -> float:

@@ -65,7 +65,7 @@ def test_an_older_line_has_empty_cells():
 def test_the_final_table_is_what_summary_json_says():
     figures = {"valid_loss": 0.13453, "accuracy": 0.9618, "f1_macro": 0.95991, "examples_per_second": 57.2}
     seconds = {"prepare": 5.0, "lm": 3725.2, "classifier": 137.0}
-    summary = {"name": "a", "world_size": 2, "device": "cpu", "precision": "no", "seconds": seconds, "classifier": figures}
+    summary = {"name": "a", "world_size": 2, "device": "cpu", "precision": "fp32", "seconds": seconds, "classifier": figures}
     first, header, *rows = final_table(summary)
     assert first == "a: 2 processes, cpu, fp32"
     assert [row.split() for row in rows] == [

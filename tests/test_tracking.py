@@ -139,7 +139,9 @@ def test_texts_of_an_earlier_start_go_where_texts_are_not_wanted():
 
 def started(folder: Path, *words: str, fresh: bool = False, stage: str = "lm", **found: str) -> str | None:
     """W&B's run id of a start of a stage that logs a line."""
-    config = load_config(overrides=["data.source=bbc_news", "runtime.precision=no", f"runs_dir={folder}", "name=a", *words])
+    config = load_config(
+        overrides=["data.source=bbc_news", "runtime.precision=fp32", f"runs_dir={folder}", "name=a", *words]
+    )
     tracker = Tracker(config, Runtime(config.runtime))
     tracker.fresh = fresh
     tracker.start_stage(stage, **found)
@@ -181,7 +183,13 @@ def test_a_line_that_is_none_of_ours_is_passed_over(tmp_path: Path):
 
 
 def two_trackers(folder: Path) -> list[Tracker]:
-    words = ["data.source=bbc_news", "runtime.precision=no", f"runs_dir={folder}", "name=a", "tracking.wandb_mode=disabled"]
+    words = [
+        "data.source=bbc_news",
+        "runtime.precision=fp32",
+        f"runs_dir={folder}",
+        "name=a",
+        "tracking.wandb_mode=disabled",
+    ]
     config = load_config(overrides=words)
     return [Tracker(config, Runtime(config.runtime)) for _ in range(2)]
 

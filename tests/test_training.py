@@ -88,7 +88,7 @@ def test_learning_rates_are_fastais_values():
 
 
 def test_a_batch_that_leaves_an_epoch_hardly_a_step_is_warned_of(capsys: pytest.CaptureFixture[str]):
-    runtime = Runtime(RuntimeConfig(precision="no"))
+    runtime = Runtime(RuntimeConfig(precision="fp32"))
     for num_steps in (4, 5):
         learner = SimpleNamespace(stage="lm", dls=SimpleNamespace(train=range(num_steps)))
         warn_of_few_steps(learner, LMConfig(global_batch_size=900), runtime)
@@ -98,7 +98,7 @@ def test_a_batch_that_leaves_an_epoch_hardly_a_step_is_warned_of(capsys: pytest.
 
 
 def test_an_error_leaves_together_as_it_is_on_one_process():
-    with pytest.raises(UserError, match="this"), Runtime(RuntimeConfig(precision="no")).fail_together():
+    with pytest.raises(UserError, match="this"), Runtime(RuntimeConfig(precision="fp32")).fail_together():
         raise UserError("this")
 
 

@@ -43,7 +43,7 @@ def fp64_runs(tmp_path_factory: pytest.TempPathFactory, corpus: Path, recipe: Pa
 def fp32_runs(tmp_path_factory: pytest.TempPathFactory, corpus: Path, recipe: Path) -> Path:
     """The same in fp32, each computed as four ranks would: there equal bits are promised."""
     names = ("one", "two", "four")
-    overrides = ["runtime.precision=no", "runtime.canonical_ranks=4"]
+    overrides = ["runtime.precision=fp32", "runtime.canonical_ranks=4"]
     return train_cuts(tmp_path_factory.mktemp("fp32"), corpus, recipe, names, overrides)
 
 

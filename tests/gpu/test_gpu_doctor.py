@@ -37,7 +37,7 @@ def examined(folder: Path, capsys: pytest.CaptureFixture[str], *more: str) -> di
     return json.loads(capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("precision", ["no", *PRECISIONS])
+@pytest.mark.parametrize("precision", ["fp32", *PRECISIONS])
 def test_every_check_of_a_gpu_is_made(precision: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     content = examined(tmp_path, capsys, f"runtime.precision={precision}")
     checks = {found["check"]: found for found in content["checks"]}
@@ -92,7 +92,7 @@ def test_the_largest_batch_is_the_last_one_that_fits(tmp_path: Path, capsys: pyt
         return backward(self)
 
     monkeypatch.setattr(LocalStep, "backward", limited)
-    content = examined(tmp_path, capsys, "runtime.precision=no")
+    content = examined(tmp_path, capsys, "runtime.precision=fp32")
     assert content["measured"]["largest_batch"] == 32
     assert "lm.global_batch_size=32" in content["overrides"]
 
@@ -149,7 +149,7 @@ def test_a_step_that_waits_is_named(tmp_path: Path, capsys: pytest.CaptureFixtur
         train_steps(learner, steps, wait)
 
     monkeypatch.setattr(performance, "train_steps", waiting)
-    content = examined(tmp_path, capsys, "runtime.precision=no")
+    content = examined(tmp_path, capsys, "runtime.precision=fp32")
     (found,) = [found for found in content["checks"] if found["check"] == "no waits"]
     assert found["status"] == "warning"
     assert "wait for the GPU" in found["found"]

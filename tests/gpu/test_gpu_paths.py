@@ -34,7 +34,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_texts(tmp_path_factory.mktemp("texts"), DOCUMENTS)
 
 
-@pytest.fixture(scope="module", params=["no", *PRECISIONS])
+@pytest.fixture(scope="module", params=["fp32", *PRECISIONS])
 def base(request: pytest.FixtureRequest, texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
     """The config of a run of both stages that is complete."""
     words = f"runtime.precision={request.param}", "tracking.log_text=true", "tracking.num_samples=2"
@@ -51,7 +51,7 @@ def other(base: Config, texts: Path, folder: Path, *overrides: str) -> Config:
 
 def tolerance(config: Config) -> float:
     """The relative error of a number that was computed twice, in different ways."""
-    return 1e-4 if config.runtime.precision == "no" else 3e-2
+    return 1e-4 if config.runtime.precision == "fp32" else 3e-2
 
 
 def losses(run: Path, stage: str) -> list[float]:

@@ -48,7 +48,7 @@ def test_a_process_group_of_cpus_is_refused(tmp_path: Path):
     try:
         with (
             pytest.raises(UserError, match="process group of gloo, and GPUs need nccl: set ACCELERATE_USE_CPU before"),
-            running(small_config(tmp_path, tmp_path, "runtime.precision=no")),
+            running(small_config(tmp_path, tmp_path, "runtime.precision=fp32")),
         ):
             pass
     finally:

@@ -21,7 +21,7 @@ ONE_STEP = (
     "lm.phases=[{epochs: 1, lr: 0.25}]",
     "classifier={global_batch_size: 128, drop_mult: 1.0}",
     "classifier.phases=[{epochs: 1, lr: 0.25}]",
-    "runtime.precision=no",
+    "runtime.precision=fp32",
 )
 """An epoch of a single step, at a twenty-fifth of that rate, with fastai's dropouts in full."""
 FIRST_STEP, LAST_STEP = 12, 22
@@ -52,7 +52,7 @@ def test_an_optimizer_step_is_that_of_a_cpu(texts: Path, tmp_path: Path):
 
 
 @needs_cuda
-@pytest.mark.parametrize("precision", ["no", PRECISIONS[0]])
+@pytest.mark.parametrize("precision", ["fp32", PRECISIONS[0]])
 def test_nothing_waits_for_the_gpu_in_a_step(precision: str, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """From one step to a later one all of training goes on, but no line is logged, and the ranks do not vote."""
     words = (

@@ -119,7 +119,7 @@ def main() -> int:
         return subprocess.run([sys.executable, __file__, *sys.argv[1:]], env=environment, check=False).returncode
     import torch  # noqa: F401  first, because its import installs the simulated GPU
 
-    precisions = [word for word in arguments.words if "=" not in word] or ["no", "bf16", "fp16"]
+    precisions = [word for word in arguments.words if "=" not in word] or ["fp32", "bf16", "fp16"]
     overrides = [word for word in arguments.words if "=" in word]
     for precision in precisions:
         if arguments.loss:

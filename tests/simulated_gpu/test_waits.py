@@ -15,7 +15,7 @@ EVERYTHING = [
 ]
 
 
-@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_log_lines_and_votes_wait_for_nothing(precision: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(callback, "MOST_STEPS_BETWEEN_VOTES", 1)  # a vote each step
     votes = []

@@ -85,7 +85,7 @@ def test_two_nodes_train_the_quick_starts_language_model_to_the_weights_of_one_p
     cluster: Cluster, house: Path, tmp_path: Path
 ):
     words = ["data.max_documents=60", "tokenizer.max_vocab=2000", "lm.phases=[{epochs: 1, lr: 1e-2}]", SHORT[1]]
-    words += ["runtime.precision=no"]  # auto measures the machine, which may be busy with one and not with the other
+    words += ["runtime.precision=fp32"]  # auto measures the machine, which may be busy with one and not with the other
     work = cluster.folder / "of another user"
     work.mkdir()
     user = "nobody" if os.geteuid() == 0 else None

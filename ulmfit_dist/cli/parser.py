@@ -265,7 +265,7 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
 
 def _add_precision(parser: argparse.ArgumentParser) -> None:
     help = "as runtime.precision (default: the one that the models were trained in, if this machine has it, else auto)"
-    parser.add_argument("--precision", choices=PRECISIONS, help=help)
+    parser.add_argument("--precision", choices=PRECISIONS, type=lambda name: "fp32" if name == "no" else name, help=help)
 
 
 def _add_trust(parser: argparse.ArgumentParser) -> None:

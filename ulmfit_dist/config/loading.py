@@ -46,8 +46,8 @@ def load_config(recipe: str | Path | None = None, overrides: Sequence[str] = ())
         config = cast(Config, OmegaConf.to_object(merged))
     except (OmegaConfBaseException, TypeError, ValueError) as error:
         raise UserError(f"{origin}: {getattr(error, 'full_key', None) or 'config'}: {_first_line(error)}") from None
-    if config.runtime.precision == "False":
-        config.runtime.precision = "no"  # a bare no is YAML's word for false
+    if config.runtime.precision in ("no", "False"):  # Accelerate's name; a bare no is YAML's word for false
+        config.runtime.precision = "fp32"
     check_config(config)
     return config
 

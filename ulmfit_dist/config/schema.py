@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 SOURCES = ("folder", "csv", "json", "parquet", "hub", "bbc_news", "frame")
-PRECISIONS = ("auto", "no", "bf16", "fp16", "fp64")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16", "fp64")
 HIGHEST_DROPOUT = {"lm": 0.25, "classifier": 0.5}
 """The largest dropout in fastai's configurations of the two stages, which drop_mult scales."""
 TARGETS = ("category", "multicategory", "regression")
@@ -126,7 +126,8 @@ class RuntimeConfig:
     """How the machine is used. What is computed changes by rounding alone."""
 
     precision: str = "auto"
-    """no (fp32), bf16, fp16 (GPUs only), fp64 (CPU only, to compare runs), auto: the fastest safe one of this machine."""
+    """fp32 (or no, its name in Accelerate), bf16, fp16 (GPUs), fp64 (CPUs), or auto: the fastest safe one of this
+    machine."""
     micro_batch_size: int | None = None
     """Rows or documents that a (virtual) rank computes at once; more are accumulated. null: all, or by the launch flags."""
     canonical_ranks: int | None = None

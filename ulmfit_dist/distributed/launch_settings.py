@@ -139,15 +139,15 @@ class LaunchSettings:
             )
         if precision is None:
             return settings
-        is_same = precision.value == settings.precision or (precision.value == "no" and settings.precision == "fp64")
-        if settings.precision != "auto" and not is_same:
+        same = ("fp32", "fp64", "no") if precision.value == "no" else (precision.value,)
+        if settings.precision not in ("auto", *same):
             raise UserError(
                 f"{precision.source} and runtime.precision={settings.precision} differ: leave one of them out, or give "
                 "both the same value"
             )
         if precision.value == "fp16" and not has_gpu:
             raise UserError(f"{precision.source}: fp16 needs a GPU, and none is visible: use bf16, or leave it out")
-        return replace(settings, precision=precision.value) if settings.precision == "auto" else settings
+        return replace(settings, precision=same[0]) if settings.precision == "auto" else settings
 
     def check_agreement(self, all_ranks: Sequence[LaunchSettings]) -> None:
         """Raise UserError where ranks were launched with different settings, as two nodes may be."""

@@ -33,18 +33,19 @@ BELOW_AMX = (*BELOW_BF16, "avx512_core_bf16", "avx512_core_fp16", "avx10_1_512")
 
 
 def resolve_precision(wanted: str, has_gpu: bool) -> str:
-    """Return what `runtime.precision` resolves to: "no" (fp32), "bf16", "fp16" or "fp64".
+    """Return what `runtime.precision` resolves to: "fp32" (fp32), "bf16", "fp16" or "fp64".
 
     Raises:
         UserError: a precision that the device does not have.
     """
+    wanted = "fp32" if wanted == "no" else wanted  # Accelerate's name
     if wanted == "fp16" and not has_gpu:
         raise UserError("runtime.precision=fp16 needs a GPU, and none is visible: use bf16, or auto")
     if wanted == "fp64" and has_gpu:
         raise UserError("runtime.precision=fp64 compares runs on CPUs: use bf16, fp16 or auto on a GPU")
     if wanted == "bf16" and not has_gpu and not has_bf16_lstms():
         cause = f"DNNL_MAX_CPU_ISA={isa_limit()} switches it off" if isa_limit() else "this CPU has none"
-        raise UserError(f"runtime.precision=bf16 needs AVX-512 on a CPU, and {cause}: use no, or auto")
+        raise UserError(f"runtime.precision=bf16 needs AVX-512 on a CPU, and {cause}: use fp32, or auto")
     return auto_precision(has_gpu)[0] if wanted == "auto" else wanted
 
 
@@ -87,15 +88,15 @@ def cpu_precision(cpuinfo: str, amx_permitted: bool, aten_capability: str, max_i
     """
     flags = set(_field("flags", cpuinfo).split())
     if not aten_capability.upper().startswith(("AVX512", "AMX")):
-        return "no", f"torch's kernels use {aten_capability}, which has no bf16"
+        return "fp32", f"torch's kernels use {aten_capability}, which has no bf16"
     if "amx_bf16" in flags and amx_permitted and max_isa.lower() not in BELOW_AMX:
         return "bf16", "the CPU has AMX"
     if _field("vendor_id", cpuinfo) != "AuthenticAMD":
-        return "no", "the CPU has no AMX that may be used, and is not of AMD"
+        return "fp32", "the CPU has no AMX that may be used, and is not of AMD"
     if "avx512_bf16" not in flags:
-        return "no", "the CPU has no AVX512-BF16"
+        return "fp32", "the CPU has no AVX512-BF16"
     if max_isa.lower() in BELOW_BF16:
-        return "no", f"DNNL_MAX_CPU_ISA={max_isa} switches AVX512-BF16 off"
+        return "fp32", f"DNNL_MAX_CPU_ISA={max_isa} switches AVX512-BF16 off"
     return "bf16", "the CPU is of AMD and has AVX512-BF16"
 
 
@@ -108,8 +109,8 @@ def read_cpuinfo(path: Path = Path("/proc/cpuinfo")) -> str:
 
 
 def common_precision(precisions: list[str]) -> str:
-    """Return the precision for all ranks: the first of "no" and "fp16" that any rank has found, else what all have."""
-    return next(precision for precision in ("no", "fp16", *precisions) if precision in precisions)
+    """Return the precision for all ranks: the first of "fp32" and "fp16" that any rank has found, else what all have."""
+    return next(precision for precision in ("fp32", "fp16", *precisions) if precision in precisions)
 
 
 def precision_of_run(folder: Path) -> str | None:

@@ -36,7 +36,7 @@ class Runtime(Collectives):
         accelerator: Accelerate's own object, for what is not here.
         rank, world_size: this process and how many there are.
         device: where this rank computes.
-        precision: "no", "bf16", "fp16" or "fp64": what runtime.precision came to on this machine.
+        precision: "fp32", "bf16", "fp16" or "fp64": what runtime.precision came to on this machine.
         settings: the runtime section of the config, with the precision that the launcher names where it is `auto`.
         launch: what the launcher names.
         laps: where this rank's time goes.
@@ -85,7 +85,7 @@ class Runtime(Collectives):
             raise
         self._states = accelerate_states()
         self.activate()
-        if has_gpu and self.precision == "no":
+        if has_gpu and self.precision == "fp32":
             torch.backends.cudnn.allow_tf32 = False  # which cuDNN's LSTMs would use, with a tenth of the digits
         if settings.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -179,7 +179,7 @@ class Runtime(Collectives):
         found = common_precision(self.all_gather_object(precision))
         earlier = self.broadcast_object(precision_of_run(run_dir) if run_dir is not None and self.is_main else None)
         have_bf16 = all(self.all_gather_object(has_gpu or has_bf16_lstms()))
-        possible = {"no": True, "bf16": have_bf16, "fp16": has_gpu}
+        possible = {"fp32": True, "bf16": have_bf16, "fp16": has_gpu}
         return earlier if earlier is not None and possible.get(earlier) else found
 
     def _start_watch(self) -> HeartbeatMonitor | None:

@@ -11,7 +11,6 @@ from ulmfit_dist.distributed.env import wants_cpu
 from ulmfit_dist.distributed.precision import auto_precision, resolve_precision
 from ulmfit_dist.doctor.checks import Context, Finding, failure, has_gpu, ok, skipped
 from ulmfit_dist.utils.environment import versions
-from ulmfit_dist.utils.formatting import PRECISION_NAMES
 
 NO_GPU = "no GPU is visible"
 FIX = "install a torch that fits this GPU and its driver: TORCH_INDEX=... bash launch/setup.sh"
@@ -60,7 +59,7 @@ def check_precision(context: Context) -> Finding:
     """Return the precision that runtime.precision resolves to, and the reason. Raises UserError if there is none."""
     wanted = context.config.runtime.precision
     context.resolved = resolve_precision(wanted, has_gpu())
-    name = PRECISION_NAMES.get(context.resolved, context.resolved)
+    name = context.resolved
     return ok(f"runtime.precision={wanted} is {name}: {auto_precision(has_gpu())[1]}" if wanted == "auto" else name)
 
 

@@ -25,11 +25,10 @@ from ulmfit_dist.models.fused_cross_entropy import DecoderLoss
 from ulmfit_dist.models.masks import Mask, compute_masks
 from ulmfit_dist.rng import philox
 from ulmfit_dist.rng.counter_based import derive_key
-from ulmfit_dist.utils.formatting import PRECISION_NAMES
 
-BOUNDS = {"no": 1e-3, "bf16": 0.1, "fp16": 0.05, "fp64": 1e-9}
+BOUNDS = {"fp32": 1e-3, "bf16": 0.1, "fp16": 0.05, "fp64": 1e-9}
 """Largest relative error of a precision against fp32, of one module."""
-BOUNDS_OF_STEP = {"no": 5e-3, "bf16": 0.5, "fp16": 0.3, "fp64": 1e-9}
+BOUNDS_OF_STEP = {"fp32": 5e-3, "bf16": 0.5, "fp16": 0.3, "fp64": 1e-9}
 """Largest relative error of a whole step's gradients: where rounding makes another token the highest of a document, the
 gradient goes there."""
 BOUND_OF_UPDATE = 0.05
@@ -94,10 +93,10 @@ def check_lstm(context: Context) -> Finding:
     with warnings.catch_warnings(record=True) as caught, exact_fp32():
         warnings.simplefilter("always")
         for layer, (n_in, n_out) in enumerate(pairwise(widths)):
-            reference = _lstm(context, layer, n_in, n_out, "no", torch.device("cpu"))
+            reference = _lstm(context, layer, n_in, n_out, "fp32", torch.device("cpu"))
             if context.device.type == "cuda":
-                found = _lstm(context, layer, n_in, n_out, "no", context.device)
-                errors["no"] = max(errors.get("no", 0.0), *map(relative_error, found, reference))
+                found = _lstm(context, layer, n_in, n_out, "fp32", context.device)
+                errors["fp32"] = max(errors.get("fp32", 0.0), *map(relative_error, found, reference))
             for precision in precisions(context):
                 found = _lstm(context, layer, n_in, n_out, precision, context.device)
                 errors[precision] = max(errors.get(precision, 0.0), *map(relative_error, found, reference))
@@ -147,8 +146,8 @@ def check_loss(context: Context) -> Finding:
     errors = {}
     with exact_fp32():
         reference = gradients(lambda x, y: F.cross_entropy(decoder(x[0]), y[0]))
-        for precision in ("no", *precisions(context)):
-            dtype = x_1NE.dtype if precision == "no" else DTYPES[precision]
+        for precision in ("fp32", *precisions(context)):
+            dtype = x_1NE.dtype if precision == "fp32" else DTYPES[precision]
             errors[precision] = max(map(relative_error, gradients(DecoderLoss(decoder, dtype)), reference))
     return _judge(errors, f"loss and gradients of {num_tokens} tokens over {num_words:,} words")
 
@@ -157,16 +156,16 @@ def step_against_cpu(stage: str) -> Callable[[Context], Finding]:
     """The check of one step against fp32 on the CPU: gradients in fp32 and in the run's precision, and Adam's step."""
 
     def check(context: Context) -> Finding:
-        resolved = context.resolved or "no"
+        resolved = context.resolved or "fp32"
         on_gpu = context.device.type == "cuda"
-        if not on_gpu and resolved in ("no", "fp64"):
+        if not on_gpu and resolved in ("fp32", "fp64"):
             return skipped("no GPU, and no mixed precision, to compare with fp32 on the CPU")
         errors, update = {}, 0.0
         with exact_fp32():
-            for precision in dict.fromkeys(["no", resolved] if on_gpu else [resolved]):
+            for precision in dict.fromkeys(["fp32", resolved] if on_gpu else [resolved]):
                 steps = _two_steps(context, stage, precision)
                 errors[precision] = relative_error(steps[0].gradients(), steps[1].gradients())
-                if precision == "no":
+                if precision == "fp32":
                     update = _error_of_update(*steps)
         if not update <= BOUND_OF_UPDATE:
             return failure(f"Adam's step in fp32 differs from the CPU's by {update:.1e} of it", FIX)
@@ -178,8 +177,8 @@ def step_against_cpu(stage: str) -> Callable[[Context], Finding]:
 def _two_steps(context: Context, stage: str, precision: str) -> tuple[LocalStep, LocalStep]:
     """Gradients of a step on this rank's device, and those of the same step in fp32 on the CPU."""
     made = [
-        LocalStep(context.config, stage, device, name, ROWS, TOKENS, fixed_norms=precision != "no")
-        for device, name in ((context.device, precision), (torch.device("cpu"), "no"))
+        LocalStep(context.config, stage, device, name, ROWS, TOKENS, fixed_norms=precision != "fp32")
+        for device, name in ((context.device, precision), (torch.device("cpu"), "fp32"))
     ]
     for step in made:
         step.backward()
@@ -223,14 +222,10 @@ FIX = "compare with another driver, torch or machine; set runtime.precision=no t
 
 
 def _judge(errors: dict[str, float], what: str, bounds: Mapping[str, float] = BOUNDS) -> Finding:
-    described = ", ".join(f"{PRECISION_NAMES.get(name, name)} {error:.1e}" for name, error in errors.items())
+    described = ", ".join(f"{name} {error:.1e}" for name, error in errors.items())
     found = f"{what}: relative error against fp32: {described}"
     wrong = [name for name, error in errors.items() if not error <= bounds[name]]
-    return (
-        failure(f"{found}; at most {bounds[wrong[0]]:g} expected in {PRECISION_NAMES.get(wrong[0], wrong[0])}", FIX)
-        if wrong
-        else ok(found)
-    )
+    return failure(f"{found}; at most {bounds[wrong[0]]:g} expected in {wrong[0]}", FIX) if wrong else ok(found)
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
@@ -240,7 +235,7 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
 
 
 def _autocast(device: torch.device, precision: str) -> torch.autocast | nullcontext:
-    return nullcontext() if precision in ("no", "fp64") else torch.autocast(device.type, DTYPES[precision])
+    return nullcontext() if precision in ("fp32", "fp64") else torch.autocast(device.type, DTYPES[precision])
 
 
 @contextmanager

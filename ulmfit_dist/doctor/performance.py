@@ -121,7 +121,7 @@ def _fits(context: Context, rows: int) -> bool:
     """True where two steps of so many rows run, with Adam's state and a copy of the gradients as DDP has it."""
     config = context.config
     try:
-        step = LocalStep(config, "lm", context.device, context.resolved or "no", rows, config.lm.seq_len)
+        step = LocalStep(config, "lm", context.device, context.resolved or "fp32", rows, config.lm.seq_len)
         buckets = [torch.empty_like(parameter) for parameter in step.model.parameters()] if context.world_size > 1 else []
         for _ in range(2):
             step.backward()

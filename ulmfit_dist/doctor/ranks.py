@@ -16,7 +16,6 @@ from ulmfit_dist.data.batches import make_batch_shard
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.doctor.checks import Context, Finding, failure, has_gpu, ok, skipped
 from ulmfit_dist.utils.environment import versions
-from ulmfit_dist.utils.formatting import PRECISION_NAMES
 
 ONE_PROCESS = "one process"
 SMALL_TENSOR = 1 << 20
@@ -88,7 +87,7 @@ def check_joining(context: Context) -> Finding:
     watch = runtime._watch
     if watch is not None:
         context.monitor.lost = watch.loss
-    precision = PRECISION_NAMES.get(runtime.precision, runtime.precision)
+    precision = runtime.precision
     backend = torch.distributed.get_backend() if torch.distributed.is_initialized() else "no process group"
     return ok(f"{backend}, {runtime.device.type}, all ranks in {precision}")
 

@@ -30,7 +30,7 @@ from ulmfit_dist.rng.counter_based import seed_torch
 from ulmfit_dist.training.learner import DistributedLearner
 from ulmfit_dist.training.optimizer import FusedAdam
 
-DTYPES = {"no": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Types of matrix products by precision."""
 ROWS_ON_CPU, TOKENS_ON_CPU = 2, 32
 """Rows of a (virtual) rank and tokens of a row, at most, on a CPU."""
@@ -182,7 +182,7 @@ class LocalStep:
     """One training step of a stage on one device, without other ranks and without Accelerate.
 
     Args:
-        precision: "no", "bf16", "fp16" or "fp64".
+        precision: "fp32", "bf16", "fp16" or "fp64".
         rows, tokens: of the step.
         fixed_norms: batch norms divide by their running variance, which is 1. With few documents and fresh weights the
             variance of a batch is so small that a batch norm enlarges the rounding of bf16 a hundred times.

@@ -14,7 +14,7 @@ from ulmfit_dist.tracking.console import plan_row
 from ulmfit_dist.tracking.tracker import device_name
 from ulmfit_dist.training.callbacks.progress import StageClock
 from ulmfit_dist.training.train_state import RecipePosition
-from ulmfit_dist.utils.formatting import PRECISION_NAMES, describe_processes, duration
+from ulmfit_dist.utils.formatting import describe_processes, duration
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def make_plan(
 
 def describe_plan(plan: RunPlan, config: Config, runtime: Runtime, done: Mapping[str, bool]) -> Iterator[str]:
     """Yield the plan as a table, a line at a time."""
-    precision = PRECISION_NAMES.get(runtime.precision, runtime.precision)
+    precision = runtime.precision
     where = f"{describe_processes(runtime.world_size)}, {device_name(runtime.device)}, {precision}"
     yield f"plan of {config.name}: {where}"
     yield plan_row("stage", "epochs", "steps", "parameters", "expected")

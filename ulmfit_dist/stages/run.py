@@ -25,7 +25,6 @@ from ulmfit_dist.stages.lm import lm_loaders, train_lm
 from ulmfit_dist.stages.plan import describe_plan, make_plan
 from ulmfit_dist.stages.prepare import prepare
 from ulmfit_dist.tracking.tracker import Tracker
-from ulmfit_dist.utils.formatting import PRECISION_NAMES
 
 TRAIN = {"lm": train_lm, "classifier": train_classifier}
 CHECKS = {"lm": lm_loaders, "classifier": check_classifier}
@@ -122,7 +121,7 @@ def _measure_baseline(config: Config, runtime: Runtime, store: TokenStore, track
 
 
 def _say_precision(config: Config, runtime: Runtime) -> None:
-    name, named = PRECISION_NAMES.get(runtime.precision, runtime.precision), runtime.launch.mixed_precision
+    name, named = runtime.precision, runtime.launch.mixed_precision
     if named is not None:
         runtime.print_verbose(f"precision: {name} ({named.source})")
     elif config.runtime.precision == "auto":

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ulmfit_dist.config.schema import Phase
-from ulmfit_dist.utils.formatting import PRECISION_NAMES, describe_processes, duration
+from ulmfit_dist.utils.formatting import describe_processes, duration
 
 WIDTHS = {"stage": 10, "phase": 7, "epoch": 7, "per second": 16, "time": 9}
 """Of columns that are not as wide as most."""
@@ -69,7 +69,7 @@ class EpochTable:
 
 def final_table(summary: Mapping[str, Any]) -> Iterable[str]:
     """The figures of summary.json, a row per stage."""
-    precision = PRECISION_NAMES.get(summary["precision"], summary["precision"])
+    precision = summary["precision"]
     yield f"{summary['name']}: {describe_processes(summary['world_size'])}, {summary['device']}, {precision}"
     metrics = [*FINAL_METRICS, *(name for name in METRICS_OF_NUMBERS if name in summary.get("classifier", {}))]
     columns = ("stage", *metrics, "per second", "time")

@@ -1,9 +1,6 @@
-"""Durations, numbers of processes and precisions as text."""
+"""Durations and numbers of processes as text."""
 
 from __future__ import annotations
-
-PRECISION_NAMES = {"no": "fp32"}
-"""Of precisions whose name in the config says little."""
 
 
 def describe_processes(number: int) -> str:
