@@ -39,7 +39,7 @@ def test_a_map_that_is_given_whole_replaces_the_recipes_and_one_key_of_it_does_n
 
 
 def test_a_bare_no_is_a_precision():
-    assert load_config(None, ["data.path=x", "runtime.precision=fp32"]).runtime.precision == "fp32"
+    assert load_config(None, ["data.path=x", "runtime.precision=no"]).runtime.precision == "fp32"
 
 
 def test_the_imdb_recipe_is_the_tutorials():

@@ -46,7 +46,9 @@ def test_precision_is_what_the_machine_can_do(monkeypatch: pytest.MonkeyPatch):
 def test_bf16_without_avx512_is_refused_on_a_cpu(limit: str, cause: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(precision_module, "has_bf16_lstms", lambda: False)
     monkeypatch.setattr(precision_module, "isa_limit", lambda: limit)
-    with pytest.raises(UserError, match=rf"^runtime\.precision=bf16 needs AVX-512 on a CPU, and {cause}: use no, or auto$"):
+    with pytest.raises(
+        UserError, match=rf"^runtime\.precision=bf16 needs AVX-512 on a CPU, and {cause}: use fp32, or auto$"
+    ):
         resolve_precision("bf16", has_gpu=False)
     assert resolve_precision("bf16", has_gpu=True) == "bf16"
 

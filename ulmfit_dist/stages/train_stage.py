@@ -100,7 +100,10 @@ def train_stage(
         run_phases(learner, settings.phases, begin)
         checkpoints.finish()
     metrics, tables = tracking.final_metrics(), tracking.tables
-    if settings.select == "best" and (best := load_best_weights(selection, learner, state, folder, runtime)) is not None:
+    if (
+        settings.export_epoch == "best"
+        and (best := load_best_weights(selection, learner, state, folder, runtime)) is not None
+    ):
         metrics |= best.metrics
         if stage == "classifier":  # a language model's samples are of all epochs
             tables = best.tables if config.tracking.log_text else without_texts(best.tables)
