@@ -23,7 +23,8 @@ from benchmarks.harness import Benchmark, Measured
 from benchmarks.workloads import fastai_documents
 from ulmfit_dist.data.batches import BatchShard
 from ulmfit_dist.data.lm_loader import LMLoader
-from ulmfit_dist.data.token_store import FORMAT, TokenStore, shard_stem, write_json, write_shard
+from ulmfit_dist.data.token_store import FORMAT, TokenStore, shard_stem, write_shard
+from ulmfit_dist.utils.files import write_json
 
 ROWS, TOKENS = 64, 72
 WARM_UP, STRETCH, STRETCHES = 16, 16, 12

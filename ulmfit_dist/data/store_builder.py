@@ -23,20 +23,11 @@ import xxhash
 
 from ulmfit_dist.config.schema import TokenizerConfig
 from ulmfit_dist.data.sources.base import Source
-from ulmfit_dist.data.token_store import (
-    MODEL_FILE,
-    NO_LABEL,
-    shard_checksum,
-    shard_stem,
-    token_dtype,
-    write_bytes,
-    write_json,
-    write_shard,
-    write_table,
-)
+from ulmfit_dist.data.token_store import MODEL_FILE, NO_LABEL, shard_checksum, shard_stem, token_dtype, write_shard
 from ulmfit_dist.data.vocab import UNK_ID, build_vocab, frequent_tokens, id_map, known_tokens, load_vocab, localize
 from ulmfit_dist.data.worker_pool import run_in_workers
 from ulmfit_dist.errors import UserError
+from ulmfit_dist.utils.files import write_bytes, write_json, write_table
 from ulmfit_dist.utils.progress import Progress
 
 if TYPE_CHECKING:

@@ -18,17 +18,16 @@ on disk, and the pages in use are the operating system's to keep.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import xxhash
 
 from ulmfit_dist.data.vocab import load_vocab
 from ulmfit_dist.errors import UserError
+from ulmfit_dist.utils.files import write_bytes
 
 FORMAT = 5
 ENDINGS = (".tokens", ".offsets", ".labels", ".hashes")
@@ -143,38 +142,6 @@ def damaged_shards(path: Path, meta: dict[str, Any], which: Iterable[int]) -> li
     """Those of the shards of these numbers that are not as `meta.json` says."""
     stems = {i: path / shard_stem(i, meta["num_shards"]) for i in which}
     return [i for i, stem in stems.items() if shard_checksum(stem) != meta["checksums"][i]]
-
-
-def make_folder(path: Path, key: str) -> None:
-    """Make a folder whose place a key of the config decides. Raises UserError."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be made ({error.strerror}): set {key} to a folder of yours") from None
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file beside its place and rename it there."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
-
-
-def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
-    """As `write_bytes`, for JSON. Without an indent it is written many times faster."""
-    write_bytes(path, json.dumps(content, ensure_ascii=False, indent=indent).encode("utf-8"))
-
-
-def write_table(path: Path, table: pa.Table) -> None:
-    """As `write_bytes`, for a table, in Arrow's file format."""
-    buffer = pa.BufferOutputStream()
-    with pa.ipc.new_file(buffer, table.schema) as writer:
-        writer.write_table(table)
-    write_bytes(path, buffer.getvalue().to_pybytes())
 
 
 def _read(stem: Path, ending: str, dtype: np.dtype) -> np.ndarray:
