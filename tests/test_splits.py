@@ -131,7 +131,7 @@ def test_equal_texts_on_two_sides_are_counted_dropped_or_refused(tmp_path: Path)
     assert dropped.test.tolist() == warned.test.tolist()
     assert describe_duplicates(store, dropped, config) == ""
     assert num_dropped(store, config) == 4
-    with pytest.raises(UserError, match=r"equal texts on two sides.*set data\.on_duplicates=drop"):
+    with pytest.raises(UserError, match=r"equal texts in two splits.*set data\.on_duplicates=drop"):
         split_documents(store, replace(CONFIG, data=replace(CONFIG.data, on_duplicates="error")))
 
 
