@@ -1,6 +1,6 @@
-"""Tokens as a text that people read.
+"""Decoding of special tokens, for tokens shown one by one.
 
-fastai's `decode_spec_tokens` goes on repeating all that follows a repetition, up to the next capital; here one token is.
+fastai's `decode_spec_tokens` repeats everything after a repetition up to the next capital; this module repeats one token.
 """
 
 from __future__ import annotations
@@ -11,26 +11,26 @@ from fastai.text.core import BOS, PAD, TK_MAJ, TK_REP, TK_UP, TK_WREP, defaults
 
 LEFT_OUT = {BOS, PAD}
 MOST_REPETITIONS = 100
-"""Of a token: a model may make up any number."""
+"""Maximum count of a repetition: a language model may generate any number."""
 
 
 def readable(tokens: Iterable[str], kind: str) -> str:
-    """A text of which these are the tokens: fastai's marks for capitals and repetitions are carried out.
+    """Return tokens joined by spaces, with capitals and repetitions decoded.
 
     Args:
-        kind: as tokenizer.type.
+        kind: `tokenizer.type`.
     """
     shown = [token for token in tokens if token not in LEFT_OUT]
     return " ".join(_carried_out(iter(words_of_pieces(shown) if kind == "sentencepiece" else shown)))
 
 
 def words_of_pieces(pieces: Sequence[str]) -> list[str]:
-    """The words that SentencePiece's pieces make up."""
+    """Return the words of SentencePiece's tokens."""
     return "".join(f"▁{piece}▁" if piece in defaults.text_spec_tok else piece for piece in pieces).replace("▁", " ").split()
 
 
 def _carried_out(tokens: Iterator[str]) -> Iterator[str]:
-    """Words, where xxmaj, xxup, xxrep and xxwrep say what is to be done with the next ones."""
+    """Yield words, with xxmaj, xxup, xxrep and xxwrep applied to the next ones."""
     for token in tokens:
         if token == TK_MAJ:
             yield next(tokens, "").capitalize()
