@@ -2,7 +2,7 @@
 
 spaCy splits a text at spaces, splits each chunk by its affixes, and looks up exceptions. At the end it searches for
 exceptions again, in all tokens of the text: `great:)` is first `great`, `:`, `)`, and the last two become one. The longest
-match wins, and a match may continue in the next chunk, where it changes nothing but replaces a match that would: in
+match wins, and a match may continue in the next chunk, where it changes nothing itself but prevents another match: in
 `great:) )` the last three tokens match the exception `:))`. So a chunk that this final search changes may be tokenized
 separately only if no exception can cross its borders, and a chunk that may be part of an exception with a space in it, as in
 Russian, never. Trade-off: when in doubt, the whole text takes the reference path.
