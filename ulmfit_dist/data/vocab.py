@@ -1,9 +1,9 @@
 """Vocabulary: tokens by id, in fastai's order, with fastai's padding.
 
-A vocabulary is a plain list of tokens; the index of a token is its id. Special tokens come first, `xxunk` at 0 and `xxpad` at
-1, then the others by descending count, ties in order of first occurrence, padded with `xxfake` to a multiple of eight. Counts
-are merged as Arrow tables, not `Counter`s: a corpus with millions of distinct tokens fits in memory, at the cost of a sort of
-ids per shard.
+A vocabulary is a plain list of tokens; the index of a token is its id. Special tokens come first, `xxunk` at 0 and `xxpad`
+at 1, then the others by descending count, ties in order of first occurrence, padded with `xxfake` to a multiple of eight.
+Counts of shards are Arrow tables, not `Counter`s, so millions of distinct tokens fit in memory; the trade-off is less obvious
+code.
 """
 
 from __future__ import annotations
