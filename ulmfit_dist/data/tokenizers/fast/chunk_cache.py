@@ -24,12 +24,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from fastai.text import core
-from fastai.text.core import BOS, TK_MAJ, TK_UP
 
+from ulmfit_dist.data.tokenizers import rules
 from ulmfit_dist.data.tokenizers.fast.lexicon import Lexicon
 from ulmfit_dist.data.tokenizers.fast.ragged import Growing, Ragged, take_rows
 from ulmfit_dist.data.tokenizers.fast.whitespace import space_out
+from ulmfit_dist.data.tokenizers.rules import BOS, TK_MAJ, TK_UP
 from ulmfit_dist.data.vocab import Numbers
 
 _CAPITALS = (TK_MAJ, TK_UP)
@@ -63,10 +63,10 @@ class ChunkTokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray | None]:
         """The ids of each text, uint32; None for a text that must be tokenized as a whole."""
-        texts = list(map(core.fix_html, texts))
+        texts = list(map(rules.fix_html, texts))
         chunks, documents = self._look_up(list(map(space_out, texts)))
         rewritten = self._to_rewrite(chunks, documents)
-        again = [core.spec_add_spaces(core.replace_wrep(core.replace_rep(texts[i]))) for i in rewritten]
+        again = [rules.spec_add_spaces(rules.replace_wrep(rules.replace_rep(texts[i]))) for i in rewritten]
         more, rewritings = self._look_up(list(map(space_out, again)))
         for i, rewriting in zip(rewritten, rewritings, strict=True):
             documents[i] = rewriting + len(chunks)
@@ -124,7 +124,7 @@ class ChunkTokenizer:
         if not chunks:
             return
         numbers = self._chunks.of(chunks)
-        text = core.replace_rep("\n".join(chunks))
+        text = rules.replace_rep("\n".join(chunks))
         lines = text.split("\n")
         facts = np.array([BEGINS_WITH_SPACE if line[0] in " /#\\" else 0 for line in lines], dtype=np.uint8)
         first, last = list(lines), list(lines)
@@ -135,7 +135,7 @@ class ChunkTokenizer:
         self._first_word.put(numbers, _hashes(first))
         self._last_word.put(numbers, _hashes(last))
         self._stem.put(numbers, _hashes(_STEMS.findall(text)))
-        text = core.replace_maj(core.replace_all_caps(core.spec_add_spaces(text))).lower()
+        text = rules.replace_maj(rules.replace_all_caps(rules.spec_add_spaces(text))).lower()
         counts = np.array([len(line.split()) if " " in line else 1 for line in text.split("\n")])
         words = text.split()
         tokens = self.lexicon.look_up(words)
@@ -157,7 +157,7 @@ class ChunkTokenizer:
         """Tokenize runs of white space, as they stand between two words."""
         for chunk in chunks:
             doc = self.tokenizer(f"{BOS}{chunk.replace('▁', ' ')}{BOS}")
-            ids = self.ids.of([core.replace_space(token.text) for token in doc[1:-1]])
+            ids = self.ids.of([rules.replace_space(token.text) for token in doc[1:-1]])
             number = np.array([self._chunks[chunk]])
             self._ids_of_chunks.set(number, ids, np.array([len(ids)]))
             self._facts.put(number, np.array([SPACE]))
