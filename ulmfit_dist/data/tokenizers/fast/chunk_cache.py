@@ -84,7 +84,7 @@ class ChunkTokenizer:
         """The numbers of the distinct chunks of texts in which one space parts them, int64, learned if they are new; and of
         each text where its chunks are among them, int32."""
         known = len(self._chunks)
-        documents = pc.split_pattern(pa.array(texts, pa.large_string()), " ")
+        documents = pc.split_pattern(_string_array(texts), " ")
         parts = documents.values.dictionary_encode()
         chunks = self._chunks.of(parts.dictionary.to_pylist())
         new = self._chunks.since(known)
@@ -161,6 +161,14 @@ class ChunkTokenizer:
             number = np.array([self._chunks[chunk]])
             self._ids_of_chunks.set(number, ids, np.array([len(ids)]))
             self._facts.put(number, np.array([SPACE]))
+
+
+def _string_array(texts: list[str]) -> pa.LargeStringArray:
+    """Return `pa.array(texts, pa.large_string())`, which would import pandas to find out that a list is none of its own."""
+    encoded = [text.encode() for text in texts]
+    offsets = np.zeros(len(texts) + 1, dtype=np.int64)
+    np.cumsum(list(map(len, encoded)), out=offsets[1:])
+    return pa.LargeStringArray.from_buffers(len(texts), pa.py_buffer(offsets), pa.py_buffer(b"".join(encoded)))
 
 
 def _hashes(strings: list[str]) -> np.ndarray:
