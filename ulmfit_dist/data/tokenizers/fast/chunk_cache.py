@@ -91,7 +91,7 @@ class ChunkTokenizer:
         spaces = [chunk for chunk in new if chunk[0].isspace()]
         self._learn_spaces(spaces)
         self._learn_words([chunk for chunk in new if not chunk[0].isspace()] if spaces else new)
-        return chunks, np.split(parts.indices.to_numpy(), documents.offsets.to_numpy()[1:-1])[: len(texts)]
+        return chunks, np.split(_numbers(parts.indices), _numbers(documents.offsets)[1:-1])[: len(texts)]
 
     def _to_rewrite(self, chunks: np.ndarray, documents: list[np.ndarray]) -> list[int]:
         """Documents where xxwrep may come in, or the white space changes, when fastai's rules see the whole of it."""
@@ -169,6 +169,14 @@ def _string_array(texts: list[str]) -> pa.LargeStringArray:
     offsets = np.zeros(len(texts) + 1, dtype=np.int64)
     np.cumsum(list(map(len, encoded)), out=offsets[1:])
     return pa.LargeStringArray.from_buffers(len(texts), pa.py_buffer(offsets), pa.py_buffer(b"".join(encoded)))
+
+
+def _numbers(array: pa.Array) -> np.ndarray:
+    """Return `array.to_numpy()` of numbers without nulls, without the import of pandas that belongs to it."""
+    dtype = np.dtype(array.type.to_pandas_dtype())
+    if len(array) == 0:
+        return np.empty(0, dtype)
+    return np.frombuffer(array.buffers()[1], dtype, len(array), array.offset * dtype.itemsize)
 
 
 def _hashes(strings: list[str]) -> np.ndarray:
