@@ -20,6 +20,8 @@ from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.inference.generator import LanguageModel
+from ulmfit_dist.inference.loading import load_classifier as load_classifier
+from ulmfit_dist.inference.loading import load_language_model as load_language_model
 from ulmfit_dist.inference.predictor import TextClassifier
 from ulmfit_dist.models.pretrained import fetch
 from ulmfit_dist.recipes.dataset_profile import TextOptions
@@ -184,19 +186,9 @@ def classifier_learner(config: Config, texts: Any = None) -> ClassifierLearner:
     return prepare_for_notebook(learner, config, store, runtime)
 
 
-def load_classifier(folder: str | Path, device: torch.device | str = "cpu", trust_rules: bool = False) -> TextClassifier:
-    """An exported classifier: `.predict(list_of_str)` gives labels and probabilities; `.predict_one(str)` for one text."""
-    return TextClassifier(folder, device, trust_rules)
-
-
 def load_ensemble(folders: Sequence[str | Path], device: torch.device | str = "cpu", trust_rules: bool = False) -> Ensemble:
     """Exported classifiers with the same labels, as one that gives the mean of their probabilities."""
     return Ensemble(folders, device, trust_rules)
-
-
-def load_language_model(folder: str | Path, device: torch.device | str = "cpu", trust_rules: bool = False) -> LanguageModel:
-    """An exported language model: `.generate(prompt)` gives texts."""
-    return LanguageModel(folder, device, trust_rules)
 
 
 def show_batch(config: Config, stage: str | None = None, rows: int = 4, tokens: bool = False, texts: Any = None) -> Shown:
