@@ -1,6 +1,6 @@
 """`python fork_server.py FD`: a process that has imported all libraries, and forks the processes of tests that do not test that.
 
-Torch, fastai, Accelerate, datasets, W&B and this package take a fresh process several seconds of CPU to import, and the
+Torch, fastai, Accelerate, datasets, W&B and this package take a new process several seconds of CPU to import, and the
 tests start hundreds. A fork of a process that has imported them starts at once. It is a real process: own pid, environment,
 folder, arguments, standard streams, signals and exit, and real gloo between ranks. `accelerate launch` runs in such a fork,
 too, with torchrun's real agent; only the ranks that it starts are forks instead of new interpreters.
@@ -27,15 +27,20 @@ import signal
 import socket
 import struct
 import sys
+import tempfile
 import types
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 LIBRARIES = (
-    "accelerate.commands.launch", "datasets", "fastai.text.all", "jinja2", "matplotlib.pyplot", "numpy", "psutil",
-    "pyarrow.csv", "pyarrow.json", "pyarrow.parquet", "safetensors.torch", "scipy.stats", "sklearn.linear_model", "spacy",
-    "torch.distributed.nn.functional", "torch.distributed.run", "wandb",
+    "accelerate.commands.launch", "datasets", "fastai.text.all", "jinja2", "matplotlib.backends.backend_agg",
+    "matplotlib.backends.backend_svg", "matplotlib.pyplot", "numpy", "psutil", "pyarrow.csv", "pyarrow.json",
+    "pyarrow.parquet", "safetensors.torch", "scipy.stats", "sklearn.linear_model", "spacy.lang.de", "spacy.lang.en", "spacy.lang.ja",
+    "spacy.lang.ko", "spacy.lang.th", "spacy.lang.vi", "spacy.lang.zh", "spacy.pipeline.factories", "spacy_loggers",
+    "torch._dynamo", "torch.distributed.fsdp", "torch.distributed.nn.functional", "torch.distributed.run",
+    "torch.distributed.tensor.parallel", "wandb", "wandb.apis.public", "wandb.sdk.launch",
 )  # fmt: skip
 LOADING = (
     "ARROW_", "ATEN_", "BLIS_", "CUBLAS_", "CUDA_", "DNNL_", "FASTAI_", "FSSPEC_", "GOMP_", "HF_", "KMP_", "LANG", "LC_",
@@ -94,13 +99,17 @@ def main() -> None:
     if (threads := len(os.listdir("/proc/self/task"))) > 1:
         raise RuntimeError(f"the fork server has {threads} threads: which library has started them at its import?")
     gc.collect()
+    folders = [item for item in gc.get_objects() if type(item) is tempfile.TemporaryDirectory]
     gc.freeze()
     send(connection, names)
     request = _serve(connection)
+    if request is not None and tuple(request.argv[:2]) == LAUNCHER:
+        request = _with_nursery(request, names)
     if request is None:
         return
-    if tuple(request.argv[:2]) == LAUNCHER:
-        request = _with_nursery(request, names)
+    for folder in folders:  # as W&B makes them at its import: each process has its own, and removes it
+        folder._finalizer.detach()
+        folder.__init__(suffix=Path(folder.name).name[len("tmp12345678") :])
     _run(request)
 
 
@@ -140,10 +149,8 @@ def _serve(connection: socket.socket) -> Request | None:
             if pidfd in status_files:
                 pid, file = status_files.pop(pidfd)
                 status = os.waitpid(pid, 0)[1]
-                try:
+                with suppress(BrokenPipeError):  # nobody waits for it
                     os.write(file, struct.pack("!i", status))
-                except BrokenPipeError:
-                    pass  # nobody waits for it
                 os.close(file)
                 os.close(pidfd)
         if connection not in ready:
