@@ -185,7 +185,7 @@ def test_virtual_ranks_are_micro_batches_too():
     assert micro_batches(4, 16, canonical_ranks=2) == [[4] * 4]
     assert micro_batches(2, 16, canonical_ranks=2) == [[8] * 2]
     assert micro_batches(2, 16, world_size=2, canonical_ranks=2) == [[4] * 2] * 2  # the pieces of one rank in four steps
-    with pytest.raises(UserError, match=r"as 2 virtual ranks .* cut into 3 equal micro-batches: use one of 2, 4, 8, 16$"):
+    with pytest.raises(UserError, match=r"as 2 canonical ranks .* cut into 3 equal micro-batches: use one of 2, 4, 8, 16$"):
         micro_batches(3, 16, canonical_ranks=2)
 
 

@@ -298,7 +298,7 @@ def _check_output(args: argparse.Namespace) -> None:
 
 def _label(texts: Sequence[str], classifier: Classifier, output: Path | None) -> None:
     """Print the labels of texts, or write them to a file."""
-    from ulmfit_dist.data.token_store import write_bytes
+    from ulmfit_dist.utils.files import write_bytes
 
     predictions = classifier.predict(texts)
     if output is None:

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from ulmfit_dist.config.schema import Config
-from ulmfit_dist.data.token_store import write_json
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.stages.classifier import check_classifier
 from ulmfit_dist.stages.prepare import prepare
 from ulmfit_dist.stages.run import run
+from ulmfit_dist.utils.files import write_json
 
 Figures = dict[str, dict[str, dict[str, Any]]]
 """By stage and metric: mean, std, and the value of each fold."""

@@ -15,12 +15,13 @@ import pyarrow.parquet
 from ulmfit_dist.config.schema import Config
 from ulmfit_dist.data.prediction_table import PREDICTIONS, digest_of_texts, encode_metadata
 from ulmfit_dist.data.splits import split_documents
-from ulmfit_dist.data.token_store import TokenStore, write_bytes
+from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.inference.answers import compute_answers, figures_of_documents
 from ulmfit_dist.inference.outputs import prediction_of
 from ulmfit_dist.models.bundle import ModelBundle, read_bundle
 from ulmfit_dist.tracking.tracker import Tracker
+from ulmfit_dist.utils.files import write_bytes
 
 
 def score_test_split(config: Config, runtime: Runtime, store: TokenStore, tracker: Tracker) -> None:

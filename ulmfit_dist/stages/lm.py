@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ulmfit_dist.checkpointing.resume import ResumePoint
 from ulmfit_dist.config.schema import Config
-from ulmfit_dist.data.batches import make_batch_shard
+from ulmfit_dist.data.batches import BatchLayout, make_batch_shard
 from ulmfit_dist.data.lm_loader import LMLoader
 from ulmfit_dist.data.splits import split_documents
 from ulmfit_dist.data.token_store import TokenStore
@@ -62,11 +62,7 @@ def lm_learner(config: Config, runtime: Runtime, store: TokenStore) -> LMLearner
 def lm_loaders(config: Config, runtime: Runtime, store: TokenStore) -> tuple[LMLoader, LMLoader]:
     """Training and validation batches of this rank."""
     settings, splits = config.lm, split_documents(store, config)
-    share = make_batch_shard(runtime.rank, runtime.world_size, config.runtime, runtime.micro_batch_size)
-    share = share.in_steps(runtime.launch.accumulation_steps, settings.global_batch_size, "lm.global_batch_size")
-    shape = (settings.global_batch_size, settings.seq_len, share)
-    backwards = config.model.backwards
-    return (
-        LMLoader(store, splits.lm_train, *shape, seed=config.seed, backwards=backwards),
-        LMLoader(store, splits.lm_valid, *shape, seed=None, backwards=backwards),
-    )
+    shard = make_batch_shard(runtime.rank, runtime.world_size, config.runtime, runtime.micro_batch_size)
+    shard = shard.in_steps(runtime.launch.accumulation_steps, settings.global_batch_size, "lm.global_batch_size")
+    layout = BatchLayout(settings.global_batch_size, settings.seq_len, shard, config.model.backwards)
+    return LMLoader(store, splits.lm_train, layout, config.seed), LMLoader(store, splits.lm_valid, layout)

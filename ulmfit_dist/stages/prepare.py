@@ -27,10 +27,11 @@ from ulmfit_dist.data.sources.base import Source
 from ulmfit_dist.data.sources.subset import cut_test_split, limit_documents
 from ulmfit_dist.data.splits import describe_duplicates, missing_labels, num_dropped, split_documents
 from ulmfit_dist.data.store_builder import TokenStoreBuilder
-from ulmfit_dist.data.token_store import FORMAT, NO_LABEL, TokenStore, damaged_shards, make_folder, read_meta
+from ulmfit_dist.data.token_store import FORMAT, NO_LABEL, TokenStore, damaged_shards, read_meta
 from ulmfit_dist.distributed.env import report
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
+from ulmfit_dist.utils.files import make_folder
 
 CLASSES_NAMED = 10
 """Classes that are named with their number of documents, the largest ones."""

@@ -71,7 +71,7 @@ def train_stage(
         tracker.start_stage(stage, *((found.lines(), found.state["wandb_run_id"]) if found and runtime.is_main else ()))
         if found is None and runtime.is_main:
             folder.clear()
-    if runtime.settings.canonical_ranks is not None and not learner.dls.train.share.exact:
+    if runtime.settings.canonical_ranks is not None and not learner.dls.train.shard.exact:
         runtime.print_verbose(
             f"runtime.canonical_ranks={runtime.settings.canonical_ranks} is set aside: it is no multiple of the ranks"
         )

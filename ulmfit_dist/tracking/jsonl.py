@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ulmfit_dist.data.token_store import write_bytes
 from ulmfit_dist.errors import UserError
+from ulmfit_dist.utils.files import write_bytes
 
 STAGES = ("lm", "classifier")
 """In the order in which they are trained."""

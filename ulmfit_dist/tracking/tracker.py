@@ -21,7 +21,6 @@ from ulmfit_dist.config.loading import to_dict, to_yaml
 from ulmfit_dist.config.schema import Config
 from ulmfit_dist.data.prediction_table import PREDICTIONS
 from ulmfit_dist.data.splits import valid_is_test
-from ulmfit_dist.data.token_store import write_bytes, write_json
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.metrics.user import metric_names
@@ -31,6 +30,7 @@ from ulmfit_dist.tracking.wandb_environment import mode_messages
 from ulmfit_dist.tracking.wandb_process import quiet_wandb, wandb_mode, warn
 from ulmfit_dist.tracking.wandb_run import Table, WandbRow, WandbRun, where_offline
 from ulmfit_dist.utils.environment import describe_environment
+from ulmfit_dist.utils.files import write_bytes, write_json
 
 
 class Tracker:

@@ -177,7 +177,7 @@ class DistributedLearner(TextLearner, metaclass=ABCMeta):
         self.accelerate.runtime.micro_batch_size = size
         share = self.accelerate.share = replace(self.accelerate.share, micro_batch_size=size)
         for loader in (self.dls.train, self.dls.valid):
-            loader.set_share(share)
+            loader.set_shard(share)
 
     def cut_again(self) -> None:
         """Have the step's micro-batches as the loader cuts them now."""
@@ -298,7 +298,7 @@ def build_learner(
         cbs=[
             TrainEvalCallback(),
             EpochCounter(),
-            AccelerateCallback(runtime, train.share, settings.grad_clip),
+            AccelerateCallback(runtime, train.shard, settings.grad_clip),
             EvaluationCallback(metrics, runtime),
         ],
     )
