@@ -60,13 +60,17 @@ for name in ("all_gather_object", "broadcast_object_list", "barrier"):
 found = []
 for precision in ("bf16", "fp32"):
     with Runtime(RuntimeConfig(precision=precision), keeps_group=True) as runtime:
-        runtime.barrier() model = runtime.accelerator.prepare_model(torch.nn.Linear(64, 64)) x = torch.arange(64.0) same =
-        torch.equal(model(x), torch.nn.functional.linear(x, model.module.weight, model.module.bias))
-        found.append([runtime.precision, same, runtime.all_gather_object(runtime.rank),
-        runtime.broadcast_object(runtime.rank)]) assert (runtime.highest(-runtime.rank), runtime.highest(runtime.rank)) ==
-        (0, 1) control = runtime._control try:
+        runtime.barrier()
+        model = runtime.accelerator.prepare_model(torch.nn.Linear(64, 64))
+        x = torch.arange(64.0)
+        same = torch.equal(model(x), torch.nn.functional.linear(x, model.module.weight, model.module.bias))
+        rank = runtime.rank
+        found.append([runtime.precision, same, runtime.all_gather_object(rank), runtime.broadcast_object(rank)])
+        assert (runtime.highest(-rank), runtime.highest(rank)) == (0, 1)
+        control = runtime._control
+        try:
             with runtime.fail_together():
-                if runtime.rank == 1:
+                if rank == 1:
                     raise UserError("one rank fails")
         except UserError as error:
             found.append(str(error))

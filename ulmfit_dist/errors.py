@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable
 from typing import TypeVar
 
-EXIT_CODE = 2
+USER_ERROR = 2
 """Exit code of every command after a `UserError`, on every rank."""
 FAILED = 1
 """Exit code of the other ranks after one has died or failed."""

@@ -18,7 +18,7 @@ import torch
 
 from ulmfit_dist.distributed.env import report_error, wants_cpu
 from ulmfit_dist.distributed.launch_settings import find_launcher
-from ulmfit_dist.errors import EXIT_CODE, UserError
+from ulmfit_dist.errors import USER_ERROR, UserError
 
 DRIVER = Path("/proc/driver/nvidia")
 DEVICES = Path("/dev")
@@ -89,7 +89,7 @@ def main() -> int:
         print(torch.cuda.device_count() if uses_gpu() else 0)
     except UserError as error:
         report_error(error)
-        return EXIT_CODE
+        return USER_ERROR
     return 0
 
 

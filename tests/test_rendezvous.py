@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 
 from ulmfit_dist.distributed.rendezvous import read_meeting
-from ulmfit_dist.errors import EXIT_CODE, RESUMABLE, UserError
+from ulmfit_dist.errors import USER_ERROR, RESUMABLE, UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 RANK = """
 import sys
 from ulmfit_dist.distributed import rendezvous, signals
 from ulmfit_dist.config.schema import RuntimeConfig
-from ulmfit_dist.errors import Interrupted, UserError
+from ulmfit_dist.errors import ResumableInterrupt, UserError
 from ulmfit_dist.distributed.runtime import Runtime
 
 rendezvous.EVERY = 0.5
@@ -29,7 +29,7 @@ try:
 except UserError as error:
     print(error, file=sys.stderr)
     sys.exit(2)
-except Interrupted:
+except ResumableInterrupt:
     sys.exit(85)
 """
 
@@ -68,7 +68,7 @@ def test_a_rank_says_for_whom_it_waits_and_meets_one_that_comes_later(first: int
 def test_a_rank_that_does_not_come_is_named_after_the_time_limit(rank: int, port: int):
     with start_rank(rank, port, minutes=0.01) as alone:
         errors = alone.communicate(timeout=120)[1]
-    assert alone.returncode == EXIT_CODE
+    assert alone.returncode == USER_ERROR
     line = errors.splitlines()[-1]
     assert "runtime.join_timeout" in line
     assert f"rank {1 - rank} of 2 did not come: check MASTER_ADDR" in line
