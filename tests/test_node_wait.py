@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from ulmfit_dist.errors import USER_ERROR, RESUMABLE
+from ulmfit_dist.errors import RESUMABLE, USER_ERROR
 
 LAUNCHER = """
 import sys

@@ -124,7 +124,7 @@ def test_gradients_have_nccls_own_timeout(has_gpu: bool, expected: dict, monkeyp
 def test_ranks_cannot_change_their_kind_of_device(has_gpu: bool, backend: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(process_group.dist, "is_initialized", lambda: True)
     monkeypatch.setattr(process_group.dist, "get_backend", lambda: backend)
-    with pytest.raises(UserError, match=f"process group of {backend}.*set ACCELERATE_USE_CPU before the ranks start"):
+    with pytest.raises(UserError, match=f"process group uses {backend}.*set ACCELERATE_USE_CPU before the ranks start"):
         join_process_group(has_gpu)
 
 
@@ -207,7 +207,7 @@ def test_a_signal_does_not_hide_that_another_rank_was_lost():
     """The launcher sends one to the others at once: they are then on their way out after a failed collective."""
     for cause, expected in ((RuntimeError("connection closed"), RankLostError), (None, ResumableInterrupt)):
         runtime = Runtime(RuntimeConfig(precision="fp32"), keeps_group=True)
-        runtime._watch = SimpleNamespace(loss=lambda patience: "rank 1 was lost", leave=lambda message: None)
+        runtime.heartbeat = SimpleNamespace(loss=lambda patience: "rank 1 was lost", close=lambda message: None)
         stop = ResumableInterrupt("stopped by SIGTERM")
         stop.__context__ = cause
         with pytest.raises(expected), runtime:

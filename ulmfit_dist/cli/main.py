@@ -22,7 +22,7 @@ from ulmfit_dist.config.schema import Config, RuntimeConfig
 from ulmfit_dist.distributed import signals
 from ulmfit_dist.distributed.env import is_main_process, is_restart, rank_name, report, report_error, silence_warnings
 from ulmfit_dist.distributed.runtime import Runtime
-from ulmfit_dist.errors import USER_ERROR, FAILED, RESUMABLE, RankLostError, ResumableInterrupt, UserError, did_you_mean
+from ulmfit_dist.errors import FAILED, RESUMABLE, USER_ERROR, RankLostError, ResumableInterrupt, UserError, did_you_mean
 from ulmfit_dist.utils.home import replace_unwritable_home
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from ulmfit_dist.config.loading import load_config
 from ulmfit_dist.config.schema import RuntimeConfig
 from ulmfit_dist.distributed.env import report_error
 from ulmfit_dist.distributed.launch_settings import read_config_file
-from ulmfit_dist.errors import USER_ERROR, RESUMABLE, UserError
+from ulmfit_dist.errors import RESUMABLE, USER_ERROR, UserError
 
 EVERY = 30.0
 """Seconds between two lines that say what the launcher waits for."""
