@@ -22,7 +22,7 @@ from ulmfit_dist.config.schema import Config, RuntimeConfig
 from ulmfit_dist.distributed import signals
 from ulmfit_dist.distributed.env import is_main_process, is_restart, rank_name, report, report_error, silence_warnings
 from ulmfit_dist.distributed.runtime import Runtime
-from ulmfit_dist.errors import EXIT_CODE, FAILED, RESUMABLE, RankLostError, ResumableInterrupt, UserError, did_you_mean
+from ulmfit_dist.errors import FAILED, RESUMABLE, USER_ERROR, RankLostError, ResumableInterrupt, UserError, did_you_mean
 from ulmfit_dist.utils.home import replace_unwritable_home
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def main(words: Sequence[str] | None = None, ends_process: bool = False) -> int:
         report_error(error)
         if not is_main_process() and not getattr(error, "is_collective", False):
             time.sleep(SECONDS_OF_RANK_0)
-        return EXIT_CODE
+        return USER_ERROR
     except RankLostError as error:
         print(f"ulmfit-dist: error: {error}; so {rank_name()} stops, too", file=sys.stderr, flush=True)
         return FAILED

@@ -17,7 +17,7 @@ from ulmfit_dist.config.loading import load_config
 from ulmfit_dist.config.schema import Config
 from ulmfit_dist.data.batches import make_batch_shard
 from ulmfit_dist.distributed.env import report, report_error
-from ulmfit_dist.errors import EXIT_CODE, UserError
+from ulmfit_dist.errors import USER_ERROR, UserError
 
 
 def main(argv: Sequence[str]) -> int:
@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
             print(choose_processes(config, int(number)))
     except UserError as error:
         report_error(error)
-        return EXIT_CODE
+        return USER_ERROR
     return 0
 
 
