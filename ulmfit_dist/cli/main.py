@@ -191,7 +191,7 @@ def _show(args: argparse.Namespace) -> None:
 
     with runtime:
         if config is None:
-            tables = result_tables(place, runtime, args.stage, args.rows, args.tokens, args.trust_rules)
+            tables = result_tables(place, runtime, args.stage, args.rows, args.tokens, args.trust_remote_code)
         else:
             tables = batch_tables(config, runtime, args.stage, args.rows, args.tokens)
         for table in tables:
@@ -238,7 +238,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     runtime = Runtime(RuntimeConfig(precision=args.precision or precision_of_models([args.run])))
 
     with runtime:
-        figures = evaluate(args.run, runtime, args.trust_rules, args.split, args.data)
+        figures = evaluate(args.run, runtime, args.trust_remote_code, args.split, args.data)
         runtime.print(json.dumps(figures, indent=1) if args.json else describe_figures(figures))
 
 
@@ -261,7 +261,7 @@ def _predict(args: argparse.Namespace) -> None:
     silence_warnings()
     from ulmfit_dist.inference.predictor import TextClassifier
 
-    _label(texts, TextClassifier(args.run, trust_rules=args.trust_rules), args.output)
+    _label(texts, TextClassifier(args.run, trust_remote_code=args.trust_remote_code), args.output)
 
 
 def _ensemble(args: argparse.Namespace) -> None:
@@ -275,7 +275,7 @@ def _ensemble(args: argparse.Namespace) -> None:
     silence_warnings()
     from ulmfit_dist.stages.evaluate_ensemble import Ensemble
 
-    _label(texts, Ensemble(args.runs, trust_rules=args.trust_rules), args.output)
+    _label(texts, Ensemble(args.runs, trust_remote_code=args.trust_remote_code), args.output)
 
 
 def _evaluate_ensemble(args: argparse.Namespace) -> None:
@@ -287,7 +287,7 @@ def _evaluate_ensemble(args: argparse.Namespace) -> None:
     runtime = Runtime(RuntimeConfig(precision=args.precision or precision_of_models(args.runs)))
 
     with runtime:
-        found = evaluate_ensemble(args.runs, runtime, args.trust_rules, args.with_baseline)
+        found = evaluate_ensemble(args.runs, runtime, args.trust_remote_code, args.with_baseline)
         runtime.print(json.dumps(found, indent=1) if args.json else "\n".join(describe_ensemble(found)))
 
 
@@ -340,7 +340,7 @@ def _generate(args: argparse.Namespace) -> None:
     silence_warnings()
     from ulmfit_dist.inference.generator import LanguageModel
 
-    model = LanguageModel(args.run, trust_rules=args.trust_rules)
+    model = LanguageModel(args.run, trust_remote_code=args.trust_remote_code)
     options = {"top_k": args.top_k, "top_p": args.top_p, "min_p": args.min_p, "keep_lines": args.keep_lines}
     texts = model.generate(args.prompt, args.words, args.temperature, args.samples, args.seed, **options)
     for number, text in enumerate(texts, 1):

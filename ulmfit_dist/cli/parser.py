@@ -269,7 +269,7 @@ def _add_precision(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_trust(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--trust-rules", action="store_true", help="call the functions that the model's config names")
+    parser.add_argument("--trust-remote-code", action="store_true", help="call the functions that the model's config names")
 
 
 def _with_run(commands: Any, name: str, help: str) -> argparse.ArgumentParser:

@@ -78,7 +78,7 @@ def check_trust(named: Mapping[str, Sequence[str]], folder: Path, trusted: bool)
         if paths and not trusted:
             raise UserError(
                 f"{folder}: its {key} would call {', '.join(paths)}: if you trust whoever made this model, say "
-                f"--trust-rules (in Python: trust_rules=True)"
+                f"--trust-remote-code (in Python: trust_remote_code=True)"
             )
 
 
