@@ -39,7 +39,10 @@ from ulmfit_dist.stages.run import run_stage
 from ulmfit_dist.stages.show_results import batch_tables, result_tables
 from ulmfit_dist.training.callbacks.lr_finder import LRFinderResult
 from ulmfit_dist.training.train_steps import ClassifierLearner, LMLearner
+from ulmfit_dist.utils.log import get_logger
 from ulmfit_dist.utils.text_table import Shown
+
+logger = get_logger(__name__)
 
 
 def init(
@@ -178,7 +181,7 @@ def classifier_learner(config: Config, texts: Any = None) -> ClassifierLearner:
     with runtime.fail_together():
         learner = stage_classifier_learner(config, runtime, store, needs_encoder=False)
     if config.encoder_source is None and not (config.run_dir / "lm").is_dir():
-        runtime.print(
+        logger.warning(
             f"no language model in {config.run_dir / 'lm'}: the encoder is a fresh one; load_encoder gives it another"
         )
     return prepare_for_notebook(learner, config, store, runtime)

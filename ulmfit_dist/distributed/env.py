@@ -13,14 +13,15 @@ import warnings
 from collections.abc import Mapping
 
 from ulmfit_dist.errors import UserError
+from ulmfit_dist.utils import log
 
 TRUE, FALSE = ("1", "y", "yes", "t", "true", "on"), ("0", "n", "no", "f", "false", "off")
 """Values of a launch variable that is a flag, as Accelerate reads them, in lower case."""
 
 
 def is_main_process() -> bool:
-    """Whether this process is rank 0."""
-    return os.environ.get("RANK", "0") == "0"
+    """Return whether this process is rank 0."""
+    return log.is_main_process()
 
 
 def silence_warnings() -> None:
@@ -63,11 +64,11 @@ def is_restart() -> bool:
 
 
 def report(message: object) -> None:
-    """One line on standard error, on the first rank of each node."""
+    """Print the line that a process ends with on standard error, on the first rank of each node."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"ulmfit-dist: {message}", file=sys.stderr, flush=True)
 
 
 def report_error(error: BaseException) -> None:
-    """As `report`, for an error."""
+    """Print the line of an error that a process ends with, as `report` does."""
     report(f"error: {error}")

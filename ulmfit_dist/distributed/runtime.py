@@ -23,7 +23,10 @@ from ulmfit_dist.distributed.collectives import Collectives
 from ulmfit_dist.distributed.env import is_restart, rank_name, silence_warnings
 from ulmfit_dist.distributed.heartbeat import HeartbeatMonitor, connect, open_listener, watch_from_main
 from ulmfit_dist.errors import RankLostError, ResumableInterrupt, UserError
+from ulmfit_dist.utils.log import console_by_default, get_logger, print_line
 from ulmfit_dist.utils.spawn_guard import refuse_in_worker
+
+logger = get_logger(__name__)
 
 if TYPE_CHECKING:
     from ulmfit_dist.config.schema import RuntimeConfig
@@ -44,13 +47,10 @@ class Runtime(Collectives):
         micro_batch_size: the largest that the memory has room for; None as long as no step has run out of memory.
     """
 
-    def __init__(
-        self, settings: RuntimeConfig, verbose: bool = False, run_dir: Path | None = None, keeps_group: bool = False
-    ):
+    def __init__(self, settings: RuntimeConfig, run_dir: Path | None = None, keeps_group: bool = False):
         """Join the process group that the launcher describes; on one process there is none.
 
         Args:
-            verbose: whether `note` says anything.
             run_dir: of a run that may have begun: with `precision: auto` it goes on in the precision of its checkpoints.
             keeps_group: whether the process group outlives this, for another `Runtime` in it: between calls of a script.
 
@@ -72,7 +72,8 @@ class Runtime(Collectives):
         silence_warnings()
         if isinstance(current_process(), ForkProcess):  # as those of notebook_launcher
             torch.set_num_threads(1)  # OpenMP's threads were left behind in the parent, and would be waited for
-        self.verbose, self.keeps_group = verbose, keeps_group
+        console_by_default()
+        self.keeps_group = keeps_group
         has_gpu = uses_gpu()
         self.launch = read_launch_settings()
         self.settings = settings = self.launch.applied_to(settings, has_gpu)
@@ -159,18 +160,10 @@ class Runtime(Collectives):
         """Whether this is the first rank of its node."""
         return self.accelerator.is_local_main_process
 
-    def print(self, *words: object) -> None:
-        """Print on rank 0; a reader of our output who has left stops nothing."""
+    def print(self, *values: object) -> None:
+        """Print a result on rank 0, whatever the logging level."""
         if self.is_main:
-            try:
-                print(*words, flush=True)
-            except BrokenPipeError:
-                sys.stdout = open(os.devnull, "w")  # noqa: SIM115  until the process ends
-
-    def print_verbose(self, *words: object) -> None:
-        """As `print`, for what is said with --verbose only."""
-        if self.verbose:
-            self.print(*words)
+            print_line(*values)
 
     def _agreed(self, precision: str, run_dir: Path | None, has_gpu: bool) -> str:
         """The precision that all ranks compute in: that of the run's checkpoints, else what every rank can do."""
@@ -196,7 +189,7 @@ class Runtime(Collectives):
             error = f"rank {self.rank}: {refused}"
         errors = [error for error in self.all_gather_object(error) if error is not None]
         if errors:
-            self.print(f"warning: the ranks cannot watch each other ({errors[0]}): one that dies may not be noticed")
+            logger.warning(f"the ranks cannot watch each other ({errors[0]}): one that dies may not be noticed")
         if errors and watch is not None:
             watch.leave()
         return None if errors else watch

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from ulmfit_dist.config.schema import PRECISIONS
 from ulmfit_dist.data.batches import RankLoader
 from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.distributed.devices import uses_gpu
-from ulmfit_dist.distributed.env import report
 from ulmfit_dist.distributed.launch_settings import read_launch_settings
 from ulmfit_dist.distributed.precision import resolve_precision
 from ulmfit_dist.distributed.runtime import Runtime
@@ -25,7 +23,10 @@ from ulmfit_dist.stages.classifier import classifier_loaders
 from ulmfit_dist.stages.lm import lm_loaders
 from ulmfit_dist.stages.prepare import prepare
 from ulmfit_dist.utils.imports import check_trust
+from ulmfit_dist.utils.log import get_logger
 from ulmfit_dist.utils.text_table import TextTable
+
+logger = get_logger(__name__)
 
 
 def evaluate(
@@ -39,8 +40,8 @@ def evaluate(
     Args:
         split: valid or test.
         data: new labelled texts to evaluate the classifier on instead.
-        trust_remote_code: whether to call what the model's config names: tokenizer.rules and classifier.metrics. Without, the
-            former are refused, and the latter left out.
+        trust_remote_code: whether to call what the model's config names: tokenizer.rules and classifier.metrics. If not, the
+            former are refused, and the latter not computed.
 
     Raises:
         UserError: no exported model, no store of its texts, or texts that have changed since.
@@ -59,13 +60,8 @@ def evaluate(
     exports = {stage: read_bundle(folder) for stage, folder in folders.items()}
     for exported in exports.values():
         check_functions(exported, trust_remote_code)
-    if (
-        "classifier" in exports
-        and exports["classifier"].config.classifier.metrics
-        and not trust_remote_code
-        and runtime.is_main
-    ):
-        print("warning: its classifier.metrics are left out: say --trust-remote-code to compute them", file=sys.stderr)
+    if "classifier" in exports and exports["classifier"].config.classifier.metrics and not trust_remote_code:
+        logger.warning("classifier.metrics are not computed: give --trust-remote-code to compute them")
     return {stage: _evaluate_stage(stage, exported, runtime, trust_remote_code) for stage, exported in exports.items()}
 
 
@@ -82,7 +78,7 @@ def precision_of_models(runs: Sequence[Path]) -> str:
     try:
         return resolve_precision(precision, uses_gpu())
     except UserError as error:
-        report(f"warning: the models were trained in another precision than this evaluation uses: {error}")
+        logger.warning(f"the models were trained in another precision than this evaluation uses: {error}")
         return "auto"
 
 

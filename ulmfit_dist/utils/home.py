@@ -24,7 +24,7 @@ def replace_unwritable_home() -> str | None:
     place = _temporary_folder()
     os.environ.update({name: str(place / FOLDERS[name]) for name in missing})
     listed = ", ".join(missing.values())
-    return f"warning: {listed} cannot be written: caches go to {place}; set HOME, or {', '.join(missing)}, to keep them"
+    return f"{listed} cannot be written: caches go to {place}; set HOME, or {', '.join(missing)}, to keep them"
 
 
 def unwritable_folders(environ: Mapping[str, str]) -> dict[str, str]:

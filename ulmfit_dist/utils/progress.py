@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as RichProgress
 
 from ulmfit_dist.utils.formatting import duration
+from ulmfit_dist.utils.log import is_quiet
 
 LINE_SECONDS = 60.0
 """Seconds after which a line comes in any case."""
@@ -40,6 +41,7 @@ class Progress:
         self._done, self._first, self._counted = first, first, 0
         self._started = self._last_line = time.perf_counter()
         self._tenth = self._tenths()
+        shown = shown and not is_quiet()
         self._has_bar, self._has_lines = shown and console.is_terminal, shown and not console.is_terminal
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[details]}"))
         self._bar = RichProgress(*columns, console=console, transient=True, disable=not self._has_bar)
