@@ -20,11 +20,15 @@ import forked
 import pytest
 from filelock import FileLock
 
+from ulmfit_dist.utils.log import console_by_default
+
 HOME = tempfile.mkdtemp(prefix="ulmfit-dist-tests-")
 atexit.register(shutil.rmtree, HOME, ignore_errors=True)
 os.environ |= {"WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1", "HF_HOME": f"{HOME}/hf", "FASTAI_HOME": f"{HOME}/fastai"}
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while they wait stop all others on a busy machine
+
+console_by_default()  # as `Runtime` does, for tests that create none
 
 ROOT = Path(__file__).parents[1]
 TOPICS = {

@@ -1,4 +1,4 @@
-"""`python fork_server.py FD`: a process that has imported all libraries, and forks the processes of tests that do not test that.
+"""`python fork_server.py FD`: an interpreter with all libraries imported, forked for the processes of tests.
 
 Torch, fastai, Accelerate, datasets, W&B and this package take a new process several seconds of CPU to import, and the
 tests start hundreds. A fork of a process that has imported them starts at once. It is a real process: own pid, environment,
@@ -37,8 +37,9 @@ from typing import Any, NamedTuple
 LIBRARIES = (
     "accelerate.commands.launch", "datasets", "fastai.text.all", "jinja2", "matplotlib.backends.backend_agg",
     "matplotlib.backends.backend_svg", "matplotlib.pyplot", "numpy", "psutil", "pyarrow.csv", "pyarrow.json",
-    "pyarrow.parquet", "safetensors.torch", "scipy.stats", "sklearn.linear_model", "spacy.lang.de", "spacy.lang.en", "spacy.lang.ja",
-    "spacy.lang.ko", "spacy.lang.th", "spacy.lang.vi", "spacy.lang.zh", "spacy.pipeline.factories", "spacy_loggers",
+    "pyarrow.parquet", "safetensors.torch", "scipy.stats", "sklearn.linear_model", "spacy.lang.de", "spacy.lang.en",
+    "spacy.lang.ja", "spacy.lang.ko", "spacy.lang.th", "spacy.lang.vi", "spacy.lang.zh",
+    "spacy.pipeline.factories", "spacy_loggers",
     "torch._dynamo", "torch.distributed.fsdp", "torch.distributed.nn.functional", "torch.distributed.run",
     "torch.distributed.tensor.parallel", "wandb", "wandb.apis.public", "wandb.sdk.launch",
 )  # fmt: skip

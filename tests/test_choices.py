@@ -141,7 +141,7 @@ def test_two_ranks_go_by_the_functions_and_a_model_from_elsewhere_does_not_call_
     refused = command_here(["evaluate", "runs/run"], cwd=place)
     assert refused.returncode == 2
     assert "its data.splitter would call mine.is_valid" in refused.stderr
-    found = succeed(["evaluate", "runs/run", "--json", "--trust-rules", "--precision", "fp32"], cwd=place)
+    found = succeed(["evaluate", "runs/run", "--json", "--trust-remote-code", "--precision", "fp32"], cwd=place)
     assert "perplexity" in json.loads(found[found.index("{") :])["lm"]
 
 

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Mapping
 
 from ulmfit_dist.errors import UserError
+from ulmfit_dist.utils import log
 
 TRUE, FALSE = ("1", "y", "yes", "t", "true", "on"), ("0", "n", "no", "f", "false", "off")
 """Values of boolean launch variables, as parsed by Accelerate, in lower case."""
@@ -21,7 +22,7 @@ TRUE, FALSE = ("1", "y", "yes", "t", "true", "on"), ("0", "n", "no", "f", "false
 
 def is_main_process() -> bool:
     """Return whether this process is rank 0."""
-    return os.environ.get("RANK", "0") == "0"
+    return log.is_main_process()
 
 
 def silence_warnings() -> None:

@@ -20,7 +20,10 @@ from ulmfit_dist.distributed.collectives import Collectives
 from ulmfit_dist.distributed.env import is_restart, rank_name, silence_warnings
 from ulmfit_dist.distributed.heartbeat import HeartbeatMonitor, start_monitor
 from ulmfit_dist.errors import RankLostError, ResumableInterrupt, UserError
+from ulmfit_dist.utils.log import console_by_default, get_logger, print_line
 from ulmfit_dist.utils.spawn_guard import refuse_in_worker
+
+logger = get_logger(__name__)
 
 if TYPE_CHECKING:
     from ulmfit_dist.config.schema import RuntimeConfig
@@ -42,13 +45,10 @@ class Runtime(Collectives):
         heartbeat: connections to the other ranks; None on one process, or if the network does not allow them.
     """
 
-    def __init__(
-        self, settings: RuntimeConfig, verbose: bool = False, run_dir: Path | None = None, keeps_group: bool = False
-    ):
+    def __init__(self, settings: RuntimeConfig, run_dir: Path | None = None, keeps_group: bool = False):
         """Join the process group that the launcher describes; on one process there is none.
 
         Args:
-            verbose: whether `print_verbose` prints.
             run_dir: run directory; with `precision: auto`, a run resumes in the precision of its checkpoints.
             keeps_group: keep the process group open for another `Runtime`, between calls of a script.
 
@@ -67,7 +67,8 @@ class Runtime(Collectives):
 
         silence_warnings()
         limit_threads_of_fork()
-        self.verbose, self.keeps_group = verbose, keeps_group
+        console_by_default()
+        self.keeps_group = keeps_group
         has_gpu = uses_gpu()
         self.launch = read_launch_settings()
         self.settings = self.launch.applied_to(settings, has_gpu)
@@ -144,24 +145,16 @@ class Runtime(Collectives):
         """True on the first rank of each node."""
         return self.accelerator.is_local_main_process
 
-    def print(self, *words: object) -> None:
-        """Print on rank 0; a reader of our output who has left stops nothing."""
+    def print(self, *values: object) -> None:
+        """Print a result on rank 0, whatever the logging level."""
         if self.is_main:
-            try:
-                print(*words, flush=True)
-            except BrokenPipeError:
-                sys.stdout = open(os.devnull, "w")  # noqa: SIM115  until the process ends
-
-    def print_verbose(self, *words: object) -> None:
-        """Print on rank 0 if the command has --verbose."""
-        if self.verbose:
-            self.print(*words)
+            print_line(*values)
 
     def _start_heartbeat(self) -> HeartbeatMonitor | None:
         """Connect all ranks; warn and continue without if the network does not allow it."""
         monitor, error = start_monitor(self, self.name, os.environ.get("MASTER_ADDR"))
         if error is not None:
-            self.print(f"warning: no heartbeat connections between the ranks ({error}): a rank that dies may go unnoticed")
+            logger.warning(f"no heartbeat connections between the ranks ({error}): a rank that dies may go unnoticed")
         return monitor
 
     def register_shutdown(self) -> None:
@@ -172,8 +165,9 @@ class Runtime(Collectives):
     def __enter__(self) -> Runtime:
         return self
 
-    def __exit__(self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) ->
-    None:
+    def __exit__(
+        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Leave the process group. After success or a collective error, all ranks leave together.
 
         Progress is saved by then, so signals of a scheduler are ignored here, except in a script with further calls.

@@ -13,11 +13,15 @@ from ulmfit_dist.inference.generator import LanguageModel
 from ulmfit_dist.inference.predictor import TextClassifier
 
 
-def load_classifier(folder: str | Path, device: torch.device | str = "cpu", trust_rules: bool = False) -> TextClassifier:
+def load_classifier(
+    folder: str | Path, device: torch.device | str = "cpu", trust_remote_code: bool = False
+) -> TextClassifier:
     """An exported classifier: `.predict(list_of_str)` gives labels and probabilities; `.predict_one(str)` for one text."""
-    return TextClassifier(folder, device, trust_rules)
+    return TextClassifier(folder, device, trust_remote_code)
 
 
-def load_language_model(folder: str | Path, device: torch.device | str = "cpu", trust_rules: bool = False) -> LanguageModel:
+def load_language_model(
+    folder: str | Path, device: torch.device | str = "cpu", trust_remote_code: bool = False
+) -> LanguageModel:
     """An exported language model: `.generate(prompt)` gives texts."""
-    return LanguageModel(folder, device, trust_rules)
+    return LanguageModel(folder, device, trust_remote_code)

@@ -58,8 +58,8 @@ def join_timeout(args: argparse.Namespace) -> float:
     if args.module and args.training_script == "ulmfit_dist":
         try:
             words = parse(args.training_script_args)
-            if hasattr(words, "recipe"):  # as all commands have that train
-                return load_config(words.recipe, words.overrides).runtime.join_timeout
+            if hasattr(words, "config"):  # as all commands have that train
+                return load_config(words.config, words.overrides).runtime.join_timeout
         except (UserError, SystemExit):
             pass  # wrong words, which the ranks will name
     return RuntimeConfig().join_timeout

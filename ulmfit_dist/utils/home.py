@@ -24,7 +24,7 @@ def replace_unwritable_home() -> str | None:
     folder = _temporary_folder()
     os.environ.update({name: str(folder / FOLDERS[name]) for name in missing})
     listed = ", ".join(missing.values())
-    return f"warning: {listed} not writable: caches go to {folder}; to keep them set HOME, or {', '.join(missing)}"
+    return f"{listed} not writable: caches go to {folder}; to keep them set HOME, or {', '.join(missing)}"
 
 
 def unwritable_folders(environ: Mapping[str, str]) -> dict[str, str]:

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as RichProgress
 
 from ulmfit_dist.utils.formatting import duration
+from ulmfit_dist.utils.log import is_quiet
 
 LINE_SECONDS = 60.0
 """Longest interval between two lines, in seconds."""
@@ -41,6 +42,7 @@ class Progress:
         self._done, self._first, self._counted = first, first, 0
         self._started = self._last_line = time.perf_counter()
         self._tenth = self._tenths()
+        shown = shown and not is_quiet()
         self._has_bar, self._has_lines = shown and console.is_terminal, shown and not console.is_terminal
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[details]}"))
         self._bar = RichProgress(*columns, console=console, transient=True, disable=not self._has_bar)
@@ -55,8 +57,9 @@ class Progress:
         self._bar.start()
         return self
 
-    def __exit__(self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) ->
-    None:
+    def __exit__(
+        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._bar.stop()
 
     def advance(self, steps: int = 1, counted: int = 0, loss: float | None = None, clock: str | None = None) -> None:

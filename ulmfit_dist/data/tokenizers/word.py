@@ -81,17 +81,17 @@ class Tokenizer(TextTokenizer):
         return self._ids.of([replace_space(token.text) for token in self._spacy(self._before(text))])
 
 
-def open_tokenizer(config: TokenizerConfig, folder: Path, trust_rules: bool = True) -> TextTokenizer:
+def open_tokenizer(config: TokenizerConfig, folder: Path, trust_remote_code: bool = True) -> TextTokenizer:
     """The tokenizer of a config.
 
     Args:
         folder: a token store or an exported model, with the model of SentencePiece in it.
-        trust_rules: whether functions that the config names may be called.
+        trust_remote_code: whether functions that the config names may be called.
 
     Raises:
         UserError: no such language or rule; no model there, or a damaged one; a package is not installed; no trust.
     """
-    check_rules(config, folder, trust_rules)
+    check_rules(config, folder, trust_remote_code)
     rules = [import_rule(path) for path in config.rules]
     if config.type == "word":
         return Tokenizer(config.lang, rules)
@@ -101,9 +101,9 @@ def open_tokenizer(config: TokenizerConfig, folder: Path, trust_rules: bool = Tr
         raise UserError(f"{folder / MODEL_FILE}: cannot be read ({error.strerror})") from None
 
 
-def check_rules(config: TokenizerConfig, folder: Path, trust_rules: bool) -> None:
+def check_rules(config: TokenizerConfig, folder: Path, trust_remote_code: bool) -> None:
     """Raise UserError if the config of a model names functions to be called, and nobody has said that it may."""
-    check_trust({"tokenizer.rules": config.rules}, folder, trust_rules)
+    check_trust({"tokenizer.rules": config.rules}, folder, trust_remote_code)
 
 
 def _spacy_tokenizer(lang: str) -> Any:
