@@ -17,6 +17,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import forked
+import kinds
 import pytest
 from filelock import FileLock
 
@@ -68,9 +69,20 @@ LONGEST_FIRST = ("test_world_size", "test_slurm", "test_resume", "test_wandb", "
 """Files that take longest: begun first, so that processes which share the files end together."""
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        kinds.mark(item)
     place = {name: i for i, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+
+
+@pytest.fixture(autouse=True)
+def no_process_in_a_unit_test(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fails a test of the kind `unit` that starts a process."""
+    is_unit = request.node.get_closest_marker("unit") is not None
+    with kinds.guard(monkeypatch) if is_unit else contextlib.nullcontext():
+        yield
 
 
 def make_text(topic: str, words: int, rng: random.Random) -> str:
