@@ -226,12 +226,15 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def run_dirs(tmp_path_factory: pytest.TempPathFactory, corpus: Path, recipe: Path) -> dict[str, Path]:
-    """The same run on one rank and on two, computed as four in both; what the two said is beside it."""
+    """The same run on one rank and on two, computed as four in both; what the two said is beside it.
+
+    New interpreters, started by the real `accelerate launch`: each has a hash seed and imports of its own.
+    """
 
     def make(folder: Path) -> None:
         shared = [recipe, f"data.path={corpus}", *TINY, *LEARNING, f"runs_dir={folder}"]
         succeed(["run", *shared, "name=one", f"data.cache={folder}/cache1"], OMP_NUM_THREADS="2")
-        said = command(["run", *shared, "name=two", f"data.cache={folder}/cache2"], processes=2)
+        said = command(["run", *shared, "name=two", f"data.cache={folder}/cache2"], processes=2, real=True)
         assert said.returncode == 0, said.stdout + said.stderr
         (folder / "two.out").write_text(said.stdout)
         (folder / "two.err").write_text(said.stderr)

@@ -1,7 +1,7 @@
 """Kinds of tests: `unit`, which start no process, `distributed`, which do, `slurm` and `gpu`.
 
-A test is marked by its folder, or because its code, that of its fixtures or of what they call in this folder starts a process.
-Where only the package does, the test is marked by hand; `guard` fails a unit test that starts one.
+A test is marked by its folder, or because its code, that of its fixtures or of what they call in this folder starts a
+process. Where only the package does, the test is marked by hand; `guard` fails a unit test that starts one.
 """
 
 from __future__ import annotations
