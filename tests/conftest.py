@@ -17,6 +17,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import forked
+import kinds
 import pytest
 from filelock import FileLock
 
@@ -72,9 +73,20 @@ LONGEST_FIRST = ("test_world_size", "test_slurm", "test_resume", "test_wandb", "
 """Files that take longest: begun first, so that processes which share the files end together."""
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        kinds.mark(item)
     place = {name: i for i, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+
+
+@pytest.fixture(autouse=True)
+def no_process_in_a_unit_test(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fails a test of the kind `unit` that starts a process."""
+    is_unit = request.node.get_closest_marker("unit") is not None
+    with kinds.guard(monkeypatch) if is_unit else contextlib.nullcontext():
+        yield
 
 
 def make_text(topic: str, words: int, rng: random.Random) -> str:
@@ -218,12 +230,15 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def run_dirs(tmp_path_factory: pytest.TempPathFactory, corpus: Path, recipe: Path) -> dict[str, Path]:
-    """The same run on one rank and on two, computed as four in both; what the two said is beside it."""
+    """The same run on one rank and on two, computed as four in both; what the two said is beside it.
+
+    New interpreters, started by the real `accelerate launch`: each has a hash seed and imports of its own.
+    """
 
     def make(folder: Path) -> None:
         shared = [recipe, f"data.path={corpus}", *TINY, *LEARNING, f"runs_dir={folder}"]
         succeed(["run", *shared, "name=one", f"data.cache_dir={folder}/cache1"], OMP_NUM_THREADS="2")
-        said = command(["run", *shared, "name=two", f"data.cache_dir={folder}/cache2"], processes=2)
+        said = command(["run", *shared, "name=two", f"data.cache_dir={folder}/cache2"], processes=2, real=True)
         assert said.returncode == 0, said.stdout + said.stderr
         (folder / "two.out").write_text(said.stdout)
         (folder / "two.err").write_text(said.stderr)

@@ -38,9 +38,8 @@ LIBRARIES = (
     "accelerate.commands.launch", "datasets", "fastai.text.all", "jinja2", "matplotlib.backends.backend_agg",
     "matplotlib.backends.backend_svg", "matplotlib.pyplot", "numpy", "psutil", "pyarrow.csv", "pyarrow.json",
     "pyarrow.parquet", "safetensors.torch", "scipy.stats", "sklearn.linear_model", "spacy.lang.de", "spacy.lang.en",
-    "spacy.lang.ja", "spacy.lang.ko", "spacy.lang.th", "spacy.lang.vi", "spacy.lang.zh",
-    "spacy.pipeline.factories", "spacy_loggers",
-    "torch._dynamo", "torch.distributed.fsdp", "torch.distributed.nn.functional", "torch.distributed.run",
+    "spacy.lang.ja", "spacy.lang.ko", "spacy.lang.th", "spacy.lang.vi", "spacy.lang.zh", "spacy.pipeline.factories",
+    "spacy_loggers", "torch._dynamo", "torch.distributed.fsdp", "torch.distributed.nn.functional", "torch.distributed.run",
     "torch.distributed.tensor.parallel", "wandb", "wandb.apis.public", "wandb.sdk.launch",
 )  # fmt: skip
 LOADING = (
@@ -53,11 +52,15 @@ PR_SET_NAME, PR_SET_CHILD_SUBREAPER = 15, 36
 
 
 class Request(NamedTuple):
-    """A process to start: its command line after the interpreter, environment and folder. Sent as a plain tuple."""
+    """A process to start: its command line after the interpreter, environment and folder, and whether it leads a session.
+
+    Sent as a plain tuple.
+    """
 
     argv: Sequence[str]
     env: Mapping[str, str]
     cwd: str
+    new_session: bool
 
 
 def receive(connection: socket.socket, count: int = 0) -> tuple[Any, list[int]]:
@@ -179,6 +182,8 @@ def _become(request: Request) -> Request:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if request.new_session:
+        os.setsid()
     os.chdir(request.cwd)
     for name in [name for name in os.environ if name not in request.env]:
         del os.environ[name]
@@ -249,7 +254,6 @@ def _with_nursery(request: Request, names: frozenset[str]) -> Request:
         if rank is None:
             os._exit(0)
         nursery.close()
-        os.setsid()
         libc.prctl(PR_SET_NAME, f"rank {rank.env['RANK']}".encode(), 0, 0, 0)
         _name_processes({launcher: ([sys.executable, *request.argv], dict(request.env))})
         return _become(rank)
@@ -267,7 +271,7 @@ def _with_nursery(request: Request, names: frozenset[str]) -> Request:
         assert args[0] == sys.executable
         other = [name for name in {*env, *request.env} if fixed(name, names) and env.get(name) != request.env.get(name)]
         assert not other, f"{other} came too late for a fork: start this launcher as a real process"
-        send(here, (args[1:], env, os.getcwd()))
+        send(here, (args[1:], env, os.getcwd(), True))
         child: Any = subprocess.Popen.__new__(subprocess.Popen)
         child.args, child.returncode, child.stdin, child.stdout, child.stderr = args, None, None, None, None
         child._waitpid_lock, child._child_created, child._sigint_wait_secs = threading.Lock(), True, 0.25

@@ -54,7 +54,16 @@ class Server:
 class Forked(subprocess.Popen):
     """A fork of the server, with the methods of `Popen`."""
 
-    def __init__(self, server: Server, argv: Sequence[str], cwd: Path, env: Mapping[str, str], stdout: Any, stderr: Any):
+    def __init__(
+        self,
+        server: Server,
+        argv: Sequence[str],
+        cwd: Path,
+        env: Mapping[str, str],
+        stdout: Any,
+        stderr: Any,
+        new_session: bool,
+    ):
         self.args, self.returncode, self.stdin = argv, None, None
         self._communication_started, self._input, self._child_created = False, None, True
         self._waitpid_lock, self._sigint_wait_secs = threading.Lock(), 0.25
@@ -63,7 +72,7 @@ class Forked(subprocess.Popen):
         self.stdout, out = self._stream(stdout, 1)
         self.stderr, err = self._stream(stderr, 2)
         self._status, status = os.pipe()
-        send(server.connection, (argv[1:], dict(env), str(cwd)), [out, err, status])
+        send(server.connection, (argv[1:], dict(env), str(cwd), new_session), [out, err, status])
         self.pid: int = receive(server.connection)[0]
         for file in [*self._files, status]:
             os.close(file)
@@ -108,22 +117,22 @@ class Forked(subprocess.Popen):
 
 
 def popen(
-    argv: Sequence[str], cwd: Path, env: Mapping[str, str], stdout: Any = None, stderr: Any = None
+    argv: Sequence[str], cwd: Path, env: Mapping[str, str], stdout: Any = None, stderr: Any = None, new_session: bool = False
 ) -> subprocess.Popen[str]:
     """A process of this Python with text streams: a fork of the server, or a real one where its variables ask for that."""
     with _lock:
         server = _running_server()
         differing = {name for name in {*env, *server.env} if env.get(name) != server.env.get(name)}
         if env.get("ACCELERATE_USE_CPU") == "true" and not any(fixed(name, server.names) for name in differing):
-            return Forked(server, argv, cwd, env, stdout, stderr)
-    return real_popen(argv, cwd, env, stdout, stderr)
+            return Forked(server, argv, cwd, env, stdout, stderr, new_session)
+    return real_popen(argv, cwd, env, stdout, stderr, new_session)
 
 
 def real_popen(
-    argv: Sequence[str], cwd: Path, env: Mapping[str, str], stdout: Any = None, stderr: Any = None
+    argv: Sequence[str], cwd: Path, env: Mapping[str, str], stdout: Any = None, stderr: Any = None, new_session: bool = False
 ) -> subprocess.Popen[str]:
     """As `popen`, a new interpreter."""
-    return subprocess.Popen(argv, cwd=cwd, env=env, stdout=stdout, stderr=stderr, text=True)
+    return subprocess.Popen(argv, cwd=cwd, env=env, stdout=stdout, stderr=stderr, text=True, start_new_session=new_session)
 
 
 def _running_server() -> Server:

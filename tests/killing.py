@@ -24,14 +24,15 @@ BY_THE_CLOCK = ("_per_second", "_seconds", "communication_mb", "memory_gb")
 """What the names of metrics end with that no two runs agree upon."""
 
 
-def start(words: Sequence[object], processes: int, notes: Path, *options: str) -> subprocess.Popen[str]:
-    """`ulmfit-dist WORDS` on several ranks, which note what they read in a folder."""
+def start(words: Sequence[object], processes: int, notes: Path, *options: str, real: bool = False) -> subprocess.Popen[str]:
+    """`ulmfit-dist WORDS` on several ranks, which note what they read in a folder; new interpreters if `real`."""
     config = str(ROOT / "configs/accelerate/multi_gpu.yaml")
     launcher = ["-m", "accelerate.commands.launch", "--config_file", config, "--num_processes", str(processes), *options]
     notes.mkdir(exist_ok=True)
     command = [sys.executable, *(launcher if processes > 1 else []), str(ROOT / "tests/recorded.py"), str(notes)]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return forked.popen([*command, *map(str, words), "--verbose"], ROOT, environment, subprocess.PIPE, subprocess.PIPE)
+    popen = forked.real_popen if real else forked.popen
+    return popen([*command, *map(str, words), "--verbose"], ROOT, environment, subprocess.PIPE, subprocess.PIPE)
 
 
 def ranks_of(process: subprocess.Popen[str]) -> list[int]:

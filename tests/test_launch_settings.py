@@ -333,8 +333,8 @@ def test_every_rank_finds_what_its_launcher_names(module: str, tmp_path: Path):
     script = ["say.py", "--mixed_precision", "bf16"]  # its own option, which is not the launcher's
     config_file = ["--config_file", ROOT / "configs/accelerate/multi_gpu.yaml"]
     flags = [*config_file, "--num_processes", 2, "--mixed_precision", "fp16", "--gradient-accumulation-steps=4"]
-    named = launch(["-m", module, *flags, *script], cwd=tmp_path)
-    silent = launch(["-m", module, *config_file, "--num_processes", 1, *script], cwd=tmp_path)
+    named = launch(["-m", module, *flags, *script], cwd=tmp_path, real=True)
+    silent = launch(["-m", module, *config_file, "--num_processes", 1, *script], cwd=tmp_path, real=True)
     assert (named.returncode, silent.returncode) == (0, 0), named.stderr + silent.stderr
     expected = {
         "mixed_precision": {"value": "fp16", "source": "accelerate launch --mixed_precision fp16"},
@@ -350,7 +350,7 @@ def test_two_ranks_refuse_what_the_recipe_contradicts_by_one_line(recipe: Path, 
     flags = ["--multi_gpu", "--num_processes", 2, "--mixed_precision", "no"]
     words = [recipe, f"data.path={corpus}", *TINY, f"runs_dir={tmp_path}", f"data.cache_dir={tmp_path}/cache"]
     words += ["runtime.precision=bf16"]
-    result = launch(["-m", "ulmfit_dist.launch", *flags, "-m", "ulmfit_dist", "run", *words])
+    result = launch(["-m", "ulmfit_dist.launch", *flags, "-m", "ulmfit_dist", "run", *words], real=True)
     assert (result.returncode, result.stdout) == (2, "")
     (line,) = result.stderr.splitlines()
     assert line.startswith("ulmfit-dist: error: accelerate launch --mixed_precision no and runtime.precision=bf16 differ: ")

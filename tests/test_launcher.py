@@ -17,7 +17,7 @@ from conftest import ROOT
 
 from ulmfit_dist.distributed.launch_settings import read_config_file
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.launch import exit_code, find_config_file, main, name_defaults, refuse_unsupported_options
+from ulmfit_dist.launch.launcher import exit_code, find_config_file, main, name_defaults, refuse_unsupported_options
 
 RANK = """
 import os, signal, sys, time

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 
 from ulmfit_dist.distributed.rendezvous import read_meeting
@@ -44,7 +45,7 @@ def start_rank(rank: int, port: int, minutes: float = 5) -> subprocess.Popen[str
     }
     environment = {**os.environ, **launch, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": f"{ROOT}"}
     command = [sys.executable, "-c", RANK, f"{minutes}"]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return forked.popen(command, Path.cwd(), environment, subprocess.PIPE, subprocess.PIPE)
 
 
 @pytest.fixture
