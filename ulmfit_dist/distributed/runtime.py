@@ -172,7 +172,9 @@ class Runtime(Collectives):
     def __enter__(self) -> Runtime:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Leave the process group. After success or a collective error, all ranks leave together.
 
         Progress is saved by then, so signals of a scheduler are ignored here, except in a script with further calls.

@@ -1,4 +1,4 @@
-"""Reading files that somebody else may have written."""
+"""Bounded reads of files from untrusted sources."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from pathlib import Path
 
 
 def read_bounded(path: Path, most: int) -> bytes:
-    """The content of a plain file of at most `most` bytes.
+    """Return the content of a regular file of at most `most` bytes.
 
     Raises:
-        OSError: it is missing, no plain file (nor a link to one), or larger.
+        OSError: if it is missing, not a regular file (or a link to one), or larger.
     """
     if path.exists() and not path.is_file():
-        raise OSError("not a plain file")
+        raise OSError("not a regular file")
     with path.open("rb") as file:
         content = file.read(most + 1)
     if len(content) > most:
-        raise OSError(f"{path.stat().st_size:,} bytes, more than the {most:,} that it could have")
+        raise OSError(f"{path.stat().st_size:,} bytes, but at most {most:,} are allowed")
     return content
