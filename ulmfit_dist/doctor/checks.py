@@ -102,7 +102,7 @@ class Context:
 
 @dataclass(frozen=True)
 class Check:
-    """A named check.
+    """Named check.
 
     Attributes:
         name: name in the table.
