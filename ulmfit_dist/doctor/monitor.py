@@ -208,7 +208,7 @@ class Monitor:
         os._exit(USER_ERROR)
 
     def _last_exchange(self, problem: Finding, known: dict[int, list[Result]], is_reporter: bool) -> None:
-        """Read the results of other ranks, or wait for the reporter, since a launcher kills all ranks after the first exit."""
+        """Read the results of other ranks, or wait for the reporter: a launcher kills all ranks after the first exit."""
         if self._beats is None:
             return
         with suppress(RuntimeError):
