@@ -23,7 +23,7 @@ Value = TypeVar("Value")
 
 
 class Collectives:
-    """The collectives of one rank; `Runtime` sets the attributes.
+    """Collectives of one rank; `Runtime` sets the attributes.
 
     Attributes:
         rank, world_size: index of this process, and number of processes.

@@ -83,7 +83,7 @@ def check_trust(named: Mapping[str, Sequence[str]], folder: Path, trusted: bool)
     for key, paths in named.items():
         if paths and not trusted:
             raise UserError(
-                f"{folder}: its {key} would call {', '.join(paths)}: if you trust whoever made this model, say "
+                f"{folder}: its {key} would call {', '.join(paths)}: if you trust the author of this model, pass "
                 f"--trust-remote-code (in Python: trust_remote_code=True)"
             )
 
