@@ -115,13 +115,16 @@ def test_a_splitter_is_asked_once_and_a_changed_function_is_another_source(place
 def test_what_a_function_does_wrong_is_one_line_with_its_document(place: Path):
     for overrides, said in [
         (["data.get_y=mine.fails"], "data.get_y=mine.fails fails on texts/ham/0.txt: AttributeError"),
-        (["data.get_y=mine.nonsense"], "data.get_y=mine.nonsense gives a dict for texts/ham/0.txt"),
+        (["data.get_y=mine.nonsense"], "data.get_y=mine.nonsense returned a dict for texts/ham/0.txt"),
         (["data.splitter=mine.fails"], "data.splitter=mine.fails fails on texts/ham/0.txt: AttributeError"),
-        (["data.splitter=mine.label_of"], "gives 'h' for texts/ham/0.txt: give train, valid, unlabelled, test, True"),
+        (
+            ["data.splitter=mine.label_of"],
+            "returned 'h' for texts/ham/0.txt: return one of train, valid, unlabelled, test, True",
+        ),
         (["data.splitter=mine.none"], "data.splitter: 'mine.none' cannot be imported"),
         (["data.get_y=nowhere.f"], "data.get_y: 'nowhere.f' cannot be imported"),
         (["data.splitter=mine.ASKED"], "data.splitter: 'mine.ASKED' is not callable"),
-        (["data.splitter=mine.is_valid", "data.splits={train: ., valid: spam}"], "has splits already (valid)"),
+        (["data.splitter=mine.is_valid", "data.splits={train: ., valid: spam}"], "also has splits (valid)"),
     ]:
         with pytest.raises(UserError) as error:
             contents(opened(*overrides))

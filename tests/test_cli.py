@@ -138,7 +138,7 @@ def test_a_mistake_ends_all_ranks(place: Path, recipe: Path, tmp_path: Path):
     refused([*words, "lm.global_batch_size=9"], "lm.global_batch_size=9 cannot be shared evenly by 2 ranks", processes=2)
     broken = make_folder(tmp_path / "broken", per_class=12)
     (broken / "sport" / "3.txt").write_bytes(b"\xff\xff")
-    refused([*words, f"data.path={broken}"], "3.txt: byte 0 is not UTF-8", processes=2)
+    refused([*words, f"data.path={broken}"], "3.txt: byte 1 is not UTF-8", processes=2)
 
 
 def test_the_classifier_alone_needs_a_language_model(place: Path, recipe: Path, tmp_path: Path):

@@ -90,8 +90,8 @@ def test_text_and_label_are_found(table: dict[str, list], text: list[str], label
             "columns a and b look like texts: give --text a, --text b or both",
         ),
         ({"a": PROSE, "k": CLASSES, "z": CLASSES[::-1]}, {}, "which column is the label? (candidates: k, z)"),
-        ({"text": PROSE, "author": [f"A. Name{i}" for i in range(N)]}, {}, "or --label none for a language model alone"),
-        ({"y": CLASSES, "n": IDS}, {}, "no column looks like texts (columns: y, n): give it by --text COL"),
+        ({"text": PROSE, "author": [f"A. Name{i}" for i in range(N)]}, {}, "or --label none to train only a language model"),
+        ({"y": CLASSES, "n": IDS}, {}, "no column looks like texts (columns: y, n): give --text COL"),
         ({"a": PROSE, "y": CLASSES}, {"label": "z"}, "--label z: texts.csv has no such column; its columns are: a, y"),
         ({"a": PROSE, "y": CLASSES}, {"text": ["z"]}, "--text z: texts.csv has no such column"),
     ],
@@ -167,7 +167,7 @@ def test_labels_are_understood(labels: dict[str, int], column: str, target: str,
             "classes or a quantity? Give --target category or --target regression",
         ),
         ({str(i): 1 for i in range(900, 1000)}, "year", "classes or a quantity?"),
-        ({f"name {i}": 1 for i in range(100)}, "y", "which are no classes"),
+        ({f"name {i}": 1 for i in range(100)}, "y", "too many for classes"),
         ({"['a', 'b']": 3, "['a']": 3}, "y", "holds lists as text"),
     ],
 )
@@ -215,9 +215,9 @@ def test_a_seed_is_found_that_trains_on_each_class_that_is_validated_on():
 
 
 def test_a_class_that_can_only_be_tested_is_refused():
-    with pytest.raises(UserError, match="class 'c' is in the test split and not in train"):
+    with pytest.raises(UserError, match="class 'c' is in the test split but not in train"):
         choose_seed(survey_of(["a", "b"], test=["a", "c"]), LabelMeaning("category", ""), 0.2, False, 42, "t")
-    with pytest.raises(UserError, match="classes of so few documents"):
+    with pytest.raises(UserError, match="too few documents to be in train and in valid"):
         choose_seed(survey_of([f"c{i}" for i in range(100)]), LabelMeaning("category", ""), 0.2, False, 42, "t")
 
 

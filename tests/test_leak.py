@@ -128,7 +128,8 @@ def test_a_test_split_that_is_cut_is_read_by_no_step_and_by_no_vocabulary(kind: 
 
 
 @pytest.mark.parametrize(
-    ("share", "message"), [("0.5", "there is one of 14 documents"), ("0.01", "30 training documents is none")]
+    ("share", "message"),
+    [("0.5", "the source has a test split of 14 documents"), ("0.01", "30 training documents is less than one document")],
 )
 def test_a_test_split_that_cannot_be_cut_is_refused(share: str, message: str, tmp_path: Path):
     splits = {"train": documents(30, 0), **({"test": TEST} if share == "0.5" else {})}

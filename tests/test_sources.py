@@ -129,7 +129,7 @@ def test_bad_bytes_are_refused_with_file_and_place_or_replaced(tmp_path: Path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "1.txt").write_bytes(b"good \xff bad")
     source = opened(f"data.path={tmp_path}")
-    with pytest.raises(UserError, match=r"1\.txt: byte 5 is not UTF-8"):
+    with pytest.raises(UserError, match=r"1\.txt: byte 6 is not UTF-8"):
         source.splits["train"].read(0, 1)
     replaced = opened(f"data.path={tmp_path}", "data.on_error=replace")
     assert contents(replaced)["train"][0] == ["good \ufffd bad"]
@@ -145,10 +145,10 @@ GOOD = {
 @pytest.mark.parametrize(
     ("kind", "line", "said", "replaced"),
     [
-        ("csv", b"bad \xff\xfe,a", "line 3: byte 5 of it is not UTF-8", "bad \ufffd\ufffd"),
-        ("csv", b"one,two,three", "line 3 has 3 fields, the header has 2", None),
+        ("csv", b"bad \xff\xfe,a", "line 3: byte 5 of the line is not UTF-8", "bad \ufffd\ufffd"),
+        ("csv", b"one,two,three", "line 3 has 3 fields, but the header has 2", None),
         ("csv", b'"a"b,c', "line 3: ',' expected after '\"'", None),
-        ("json", b'{"text": "\xff", "label": "a"}', "line 2: byte 11 of it is not UTF-8", "\ufffd"),
+        ("json", b'{"text": "\xff", "label": "a"}', "line 2: byte 11 of the line is not UTF-8", "\ufffd"),
         ("json", b'{"text": "half', "line 2 is not JSON", None),
         ("json", b'{"body": "x"}', "line 2 has no 'text'", None),
         ("json", b'["x"]', "line 2 is not a JSON object", None),

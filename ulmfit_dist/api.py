@@ -15,7 +15,7 @@ import torch
 
 from ulmfit_dist.config.loading import load_config
 from ulmfit_dist.config.schema import Config, RuntimeConfig
-from ulmfit_dist.data.sources.in_memory import InMemorySource, kept_as
+from ulmfit_dist.data.sources.in_memory import InMemorySource, with_cached_texts
 from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
@@ -237,7 +237,7 @@ def _given(config: Config, texts: Any, runtime: Runtime) -> Config:
         frame = InMemorySource(texts, config.data)
         name = frame.digest()
     names = runtime.all_gather_object(name)
-    kept = kept_as(config, name)
+    kept = with_cached_texts(config, name)
     with runtime.fail_together():
         for rank, other in enumerate(names):
             if other != names[0]:

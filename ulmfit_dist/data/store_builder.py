@@ -224,7 +224,7 @@ class TokenStoreBuilder:
         return json.loads(self._labels_file.read_text("utf-8"))
 
     def _sample(self, num_documents: int) -> Iterator[str]:
-        """Yield the texts of about `num_documents` documents: equally many per shard, none of the test split."""
+        """Yield the texts of about `num_documents` documents, equally many per shard, without the test split."""
         sampled = [pieces for i, pieces in enumerate(self.shards) if not self._is_test(i)]
         for pieces in sampled:
             left = math.ceil(num_documents / len(sampled))

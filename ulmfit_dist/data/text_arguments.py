@@ -61,7 +61,7 @@ def _iterable(texts: Any, name: str) -> Iterable[Any]:
     if isinstance(texts, str):
         raise TextTypeError(f"{name} is one string, whose letters would be read as texts: give a list, {name}=[text]")
     if isinstance(texts, Mapping) or hasattr(texts, "columns") or hasattr(texts, "column_names"):
-        raise TextTypeError(f'{name} is a {type_name}: give only the column of texts, such as {name}=table["text"]')
+        raise TextTypeError(f'{name} is a {type_name}: give the column of texts, such as {name}=table["text"]')
     if isinstance(texts, (set, frozenset)):
         raise TextTypeError(f"{name} is a {type_name}, which has no order: give a list, {name}=sorted(...)")
     if isinstance(texts, (bytes, bytearray)) or not _is_iterable(texts):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from ulmfit_dist.config.loading import load_config
 from ulmfit_dist.config.schema import Config, DataConfig
-from ulmfit_dist.data.profile.card import DataCard, make_card
+from ulmfit_dist.data.profile.card import DataCard, Findings, make_card
 from ulmfit_dist.data.profile.columns import Choice, Column, choose_columns, profile_column
 from ulmfit_dist.data.profile.cut import choose_seed, cut_test
 from ulmfit_dist.data.profile.inputs import HUB, Input, file_columns, find_input
@@ -113,7 +113,7 @@ def profile_texts(path: str, options: TextOptions, has_gpu: bool = False) -> Pro
     columns, choice = _choose(found, path, options)
     data = with_columns(found.data, choice, options.given)
     data, survey, skipped = _survey(data)
-    has_lists = any(column.name == choice.label and column.kind == "list" for column in columns)
+    has_lists = any(column.name == choice.label and column.content == "list" for column in columns)
     if found.data.source == "folder" and choice.label is not None and len(survey.labels) < 2:
         choice = replace(choice, label=None, label_reason="no sub-folders of several classes: a language model alone")
         data = replace(data, label_col=None)
@@ -129,7 +129,8 @@ def profile_texts(path: str, options: TextOptions, has_gpu: bool = False) -> Pro
     why_splits = splits_reason(data, choice, survey)
     encoding = [f"encoding {data.encoding}: {found.reasons['encoding']}"] if "encoding" in found.reasons else []
     notices = [*found.notices, *encoding, *choice.notices, *skipped, *why_test]
-    card = make_card(path, data.source, columns, choice, survey, meaning, language, tokens, why_splits, notices)
+    findings = Findings(columns, choice, survey, meaning, language, tokens)
+    card = make_card(path, data.source, findings, why_splits, notices)
     config = replace(base, data=data, tokenizer=tokenizer)
     reasons = reasons_of(found, choice, meaning, language, tokenizer_reason, card)
     if meaning is not None:
@@ -158,7 +159,7 @@ def _choose(found: Input, path: str, options: TextOptions) -> tuple[list[Column]
         if options.text or options.label not in (None, "none"):
             raise UserError(f"{path}: a folder of texts has no columns: leave --text and --label out")
         if options.label == "none":
-            return [], Choice([], "a document is a .txt file", None, "as --label none says")
+            return [], Choice([], "a document is a .txt file", None, "set by --label none")
         return [], Choice([], "a document is a .txt file", "label", "the folder that a file lies in")
     if not found.rows:
         raise UserError(f"{path}: no row that can be read")
@@ -193,7 +194,7 @@ def _read_labels(survey: Survey, choice: Choice, path: str, options: TextOptions
     if choice.label is None:
         return None
     if not survey.labels:
-        if choice.label_reason.startswith("as --label"):
+        if choice.label_reason.startswith("set by --label"):
             raise UserError(f"--label {choice.label}: {path}: no document has a label")
         return None
     if len(survey.labels) == 1 and options.target in (None, "category") and not has_lists:
