@@ -22,9 +22,6 @@ from ulmfit_dist.config.schema import Config, Phase
 from ulmfit_dist.config.validation import check_config
 from ulmfit_dist.errors import UserError, did_you_mean
 
-BASE = "base"
-"""Key of a recipe that names the recipe it inherits from."""
-
 
 class Layer(NamedTuple):
     """A part of a config.
@@ -136,25 +133,25 @@ def _read_recipe(path: Path, allow_base: bool) -> list[Layer]:
         if base is None:
             return layers
         if not allow_base:
-            raise UserError(f"{path}: {BASE}={base!r}: a model's config must be complete: export the model again")
+            raise UserError(f"{path}: base={base!r}: a model's config must be complete: export the model again")
         inherited = path.parent / base
         if not inherited.is_file():
-            raise UserError(f"{path}: {BASE}={base!r}: no such recipe in {path.parent}: give a path relative to that folder")
+            raise UserError(f"{path}: base={base!r}: no such recipe in {path.parent}: give a path relative to that folder")
         if inherited.resolve() in seen:
-            raise UserError(f"{path}: {BASE}={base!r}: the recipe inherits from itself: remove one {BASE}")
+            raise UserError(f"{path}: base={base!r}: the recipe inherits from itself: remove one base")
         path = inherited
 
 
 def _pop_base(content: DictConfig, path: Path) -> str | None:
-    """Remove and return the base of a raw recipe."""
-    if BASE not in content:
+    """Remove and return `base` from raw content: the path of the recipe that it inherits from."""
+    if "base" not in content:
         return None
     try:
-        base = content.pop(BASE)
+        base = content.pop("base")
     except OmegaConfBaseException as error:
-        raise UserError(f"{path}: {BASE}: {_first_line(error)}") from None
+        raise UserError(f"{path}: base: {_first_line(error)}") from None
     if not isinstance(base, str) or not base.strip():
-        raise UserError(f"{path}: {BASE}={base!r}: give the path of one recipe, relative to this one, such as imdb.yaml")
+        raise UserError(f"{path}: base={base!r}: give the path of one recipe, relative to this one, such as imdb.yaml")
     return base
 
 
@@ -175,21 +172,23 @@ def _read_override(override: str) -> Layer:
     origin = f"command line, {override}"
     if not equals or not key:
         raise UserError(f"{override!r}: expected key=value, such as lm.global_batch_size=32")
-    if key == BASE:
-        raise UserError(f"{origin}: only a recipe sets {BASE}: give {text or 'that recipe'} in place of the first argument")
+    if key == "base":
+        raise UserError(f"command line, {override}: only a recipe sets base: write one with it, and give that as CONFIG")
     if _is_text(key) and text.strip().lower() not in ("", "~", "null") and text.lstrip()[0] not in "\"'":
         return Layer(OmegaConf.create(_nested(key.split("."), text.strip())), origin, key)
     try:
         return Layer(OmegaConf.from_dotlist([override]), origin, key)
     except (YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"{origin}: {_first_line(error)}") from None
+        raise UserError(f"command line, {override}: {_first_line(error)}") from None
 
 
 def _type_of(key: str) -> Any:
     """Return the type of a dotted key; None for an unknown one, a list entry or a map entry."""
     section: Any = Config
     for name in key.split("."):
-        section = type_hints(section).get(name) if isinstance(section, type) and dataclasses.is_dataclass(section) else None
+        if not dataclasses.is_dataclass(section):
+            return None
+        section = type_hints(cast(type, section)).get(name)
     return section
 
 
