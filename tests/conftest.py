@@ -16,14 +16,19 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from unittest.mock import patch
 
+import forked
 import pytest
 from filelock import FileLock
+
+from ulmfit_dist.utils.log import console_by_default
 
 HOME = tempfile.mkdtemp(prefix="ulmfit-dist-tests-")
 atexit.register(shutil.rmtree, HOME, ignore_errors=True)
 os.environ |= {"WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1", "HF_HOME": f"{HOME}/hf", "FASTAI_HOME": f"{HOME}/fastai"}
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while they wait stop all others on a busy machine
+
+console_by_default()  # as `Runtime` does, for tests that create none
 
 ROOT = Path(__file__).parents[1]
 TOPICS = {
@@ -93,15 +98,28 @@ def store_in(cache: Path) -> Path:
     return meta.parent
 
 
-def launch(words: Sequence[object], processes: int = 1, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run Python on `words` for real: alone, or on several processes by `accelerate launch`."""
+def launch(
+    words: Sequence[object], processes: int = 1, cwd: Path = ROOT, real: bool = False, **env: str
+) -> subprocess.CompletedProcess[str]:
+    """Run Python on `words`: alone, or on several processes by `accelerate launch`.
+
+    Args:
+        real: whether by a new interpreter, for what a fork of the server in `fork_server.py` does not show.
+    """
     launcher = [sys.executable]
     if processes > 1:
         config = str(ROOT / "configs/accelerate/multi_gpu.yaml")
         launcher += ["-m", "accelerate.commands.launch", "--config_file", config, "--num_processes", str(processes)]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT), **env}
-    words = [*launcher, *map(str, words)]
-    return subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    start = forked.real_popen if real else forked.popen
+    process = start([*launcher, *map(str, words)], cwd, environment, subprocess.PIPE, subprocess.PIPE)
+    try:
+        output, errors = process.communicate(timeout=600)
+    except BaseException:
+        process.kill()
+        process.communicate()
+        raise
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 
 def command(words: Sequence[object], processes: int = 1, **kwargs) -> subprocess.CompletedProcess[str]:

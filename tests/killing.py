@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import forked
 import torch
 from conftest import ROOT
 from safetensors.torch import load_file
@@ -30,8 +31,7 @@ def start(words: Sequence[object], processes: int, notes: Path, *options: str) -
     notes.mkdir(exist_ok=True)
     command = [sys.executable, *(launcher if processes > 1 else []), str(ROOT / "tests/recorded.py"), str(notes)]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen([*command, *map(str, words), "--verbose"], cwd=ROOT, env=environment, text=True, **pipes)
+    return forked.popen([*command, *map(str, words), "--verbose"], ROOT, environment, subprocess.PIPE, subprocess.PIPE)
 
 
 def ranks_of(process: subprocess.Popen[str]) -> list[int]:
@@ -49,7 +49,11 @@ def _parent(process: Path) -> int:
 
 
 def _rank(process: int) -> int | None:
+    """From its environment, or from the name that the fork server has given it."""
     try:
+        name = Path(f"/proc/{process}/comm").read_text()
+        if name.startswith("rank "):
+            return int(name[5:])
         environment = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
     except OSError:
         return None

@@ -88,7 +88,7 @@ def test_an_input_is_read(
     assert labels(store) == expected
     assert "\x00" not in "".join(store.vocab)
     assert "\ufeff" not in "".join(store.vocab)
-    lines = [line for line in result.stderr.splitlines() if "equal texts on two sides" not in line]
+    lines = [line for line in result.stderr.splitlines() if "equal texts in two splits" not in line]
     assert len(lines) == bool(said), lines
     assert said in result.stderr
 

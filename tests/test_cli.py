@@ -49,7 +49,8 @@ def test_help_names_every_command():
         "generate",
         "report",
         "dashboard",
-        "show",
+        "show-batch",
+        "show-results",
         "submit",
         "config",
     )
@@ -77,16 +78,16 @@ def test_who_fails_says_which_rank_it_is(monkeypatch: pytest.MonkeyPatch, capsys
     def broken(recipe: str, overrides: list[str]) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("ulmfit_dist.cli.main.load_config", broken)
+    monkeypatch.setattr("ulmfit_dist.config.loading.load_config", broken)
     monkeypatch.setenv("RANK", "3")
     with pytest.raises(ZeroDivisionError):
         main(["config", "configs/quickstart.yaml"])
-    assert re.match(r"ulmfit-dist: rank 3 \(\S+, process \d+\) fails:\n", capsys.readouterr().err)
+    assert re.match(r"ulmfit-dist: rank 3 \(\S+, process \d+\) failed:\n", capsys.readouterr().err)
 
 
 def test_words_and_options_may_come_in_any_order():
     refused(["run", "configs/quickstart.yaml", "a=1", "--fresh", "b=2"], "unknown key a", processes=1)
-    refused(["run", "configs/quickstart.yaml", "--frsh"], "unknown: --frsh", processes=1)
+    refused(["run", "configs/quickstart.yaml", "--frsh"], "unrecognized arguments: --frsh", processes=1)
     refused(["prepare"], "required: CONFIG")
 
 
@@ -117,8 +118,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("unseen", [], "label 'c' is in validation only (6 documents)"),
         ("good", ["lm.batch=3"], "unknown key lm.batch"),
         ("good", ["runtime.precision=fp16"], "use bf16"),
-        ("good", ["runs_dir={place}/file"], "set runs_dir to a folder of yours"),
-        ("good", ["data.cache_dir={place}/file/cache"], "set data.cache_dir to a folder of yours"),
+        ("good", ["runs_dir={place}/file"], "set runs_dir to a writable folder"),
+        ("good", ["data.cache_dir={place}/file/cache"], "set data.cache_dir to a writable folder"),
         ("good", ["model.pretrained=/nowhere"], "model.pretrained=/nowhere"),
         ("good", ["tokenizer.lang=klingon"], "tokenizer.lang='klingon'"),
         ("good", ["data.token_store=/nowhere"], "no token store here"),

@@ -130,4 +130,4 @@ def test_folds_are_runs_and_what_is_done_is_not_done_again(corpus: Path, recipe:
     shutil.copytree(corpus, tmp_path / "split" / "valid")
     refused = command_here(["run", *words, f"data.path={tmp_path}/split", "name=other"])
     assert refused.returncode == 2
-    assert "are of a valid split: set it to null" in refused.stderr
+    assert "documents are in a valid split: set data.folds=null" in refused.stderr

@@ -182,12 +182,12 @@ def run(words: list[str]) -> None:
             raise UserError(f"no command {words[0]}; {did_you_mean(words[0], COMMANDS)}")
         return
     args = parse(words)
-    if not hasattr(args, "recipe") or getattr(args, "results", False):  # then it is a run
+    if getattr(args, "config", None) is None:
         return
-    if PLACEHOLDER.fullmatch(args.recipe) or args.recipe in recipes_of_readers():
+    if PLACEHOLDER.fullmatch(args.config) or args.config in recipes_of_readers():
         load_config(None, ["data.path=x", *args.overrides])
     else:
-        load_config(ROOT / args.recipe, args.overrides)
+        load_config(ROOT / args.config, args.overrides)
 
 
 def recipes_of_readers() -> set[str]:

@@ -17,7 +17,7 @@ from ulmfit_dist.cli.main import main
 from ulmfit_dist.config.schema import Config, RuntimeConfig
 from ulmfit_dist.data.classifier_loader import pad_chunks
 from ulmfit_dist.data.splits import split_documents
-from ulmfit_dist.data.token_store import TokenStore, write_json
+from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.inference.answers import compute_answers
@@ -29,6 +29,7 @@ from ulmfit_dist.stages import evaluate_texts as evaluate_data_module
 from ulmfit_dist.stages.baseline import baseline_answers, compute_baseline
 from ulmfit_dist.stages.evaluate import evaluate
 from ulmfit_dist.stages.evaluate_ensemble import describe_ensemble, evaluate_ensemble
+from ulmfit_dist.utils.files import write_json
 
 BACKWARDS = replace(CONFIG, model=replace(CONFIG.model, backwards=True))
 

@@ -152,5 +152,5 @@ def test_a_folder_without_models_is_refused(tmp_path: Path, run: Path, capsys: p
     assert main(["export", str(tmp_path), "--to", "fastai"]) == 2
     assert "no exported model here" in capsys.readouterr().err
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="set --output to a folder of yours"):
+    with pytest.raises(UserError, match="set --output to a writable folder"):
         export_to_fastai(run, tmp_path / "file")

@@ -85,7 +85,7 @@ def test_gpus_that_cannot_share_a_batch_are_left_idle_by_the_quick_start_and_ref
     runs = [start(house, *words, **env) for words, env in zip(scripts, variables, strict=True)]
     (chosen, refused, two) = [(*run.communicate(timeout=120), run.returncode) for run in runs]
     assert "--num_processes 4 " in chosen[0]
-    assert chosen[1].startswith("ulmfit-dist: using 4 of 6 GPUs, 2 are idle: lm.global_batch_size=16 cannot be shared")
+    assert chosen[1].startswith("warning: using 4 of 6 GPUs, 2 are idle: lm.global_batch_size=16 cannot be shared")
     assert chosen[2] == 0
     (line,) = refused[1].splitlines()
     assert line.startswith(

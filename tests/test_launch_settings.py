@@ -90,7 +90,7 @@ def test_a_recipe_with_another_precision_is_refused(flag: str, recipe: str):
 
 
 def test_fp16_without_a_gpu_is_refused_by_the_name_that_it_was_given():
-    with pytest.raises(UserError, match=r"--mixed_precision fp16: fp16 needs a GPU, and none is visible"):
+    with pytest.raises(UserError, match=r"--mixed_precision fp16: fp16 needs a GPU, but none is visible"):
         precision_of("--mixed_precision", "fp16", has_gpu=False)
 
 
@@ -152,7 +152,7 @@ def test_accumulation_steps_come_from_the_flag_that_accelerate_passes_on_to_deep
     settings = read("--gradient_accumulation_steps", "4", ACCELERATE_GRADIENT_ACCUMULATION_STEPS="2")
     flag = "accelerate launch --gradient_accumulation_steps 4"
     assert settings.accumulation_steps == Named(4, flag)
-    assert settings.describe() == [f"micro-batches of a rank in a step: 4 ({flag})"]
+    assert settings.describe() == [f"micro-batches per rank and step: 4 ({flag})"]
     assert settings.applied_to(RuntimeConfig(), has_gpu=False) == RuntimeConfig()
     with pytest.raises(UserError, match=r"_steps 4 and runtime\.micro_batch_size=8 both set the size of a micro-batch"):
         settings.applied_to(RuntimeConfig(micro_batch_size=8), has_gpu=False)
@@ -185,7 +185,7 @@ def test_virtual_ranks_are_micro_batches_too():
     assert micro_batches(4, 16, canonical_ranks=2) == [[4] * 4]
     assert micro_batches(2, 16, canonical_ranks=2) == [[8] * 2]
     assert micro_batches(2, 16, world_size=2, canonical_ranks=2) == [[4] * 2] * 2  # the pieces of one rank in four steps
-    with pytest.raises(UserError, match=r"as 2 virtual ranks .* cut into 3 equal micro-batches: use one of 2, 4, 8, 16$"):
+    with pytest.raises(UserError, match=r"as 2 canonical ranks .* cut into 3 equal micro-batches: use one of 2, 4, 8, 16$"):
         micro_batches(3, 16, canonical_ranks=2)
 
 
@@ -230,7 +230,7 @@ def test_ranks_that_were_launched_differently_are_refused():
     one, other = LaunchSettings(Named("bf16", "A=bf16")), LaunchSettings(Named("bf16", "--mixed_precision bf16"))
     one.check_agreement([one, other])
     for different in (LaunchSettings(), LaunchSettings(Named("bf16", "A=bf16"), Named(2, "B=2"))):
-        with pytest.raises(UserError, match=r"^rank 1 was launched with .*, and rank 0 with .*: launch all nodes"):
+        with pytest.raises(UserError, match=r"^rank 1 was launched with .*, but rank 0 with .*: launch all nodes"):
             one.check_agreement([one, different])
 
 
@@ -310,7 +310,7 @@ def test_named_steps_train_the_model_of_the_same_micro_batches_bit_by_bit(
     succeed_here([*words, "name=size", "runtime.micro_batch_size=2"])
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
     printed = succeed_here([*words, "name=steps", "--verbose"])
-    assert "micro-batches of a rank in a step: 4 (ACCELERATE_GRADIENT_ACCUMULATION_STEPS=4)\n" in printed
+    assert "micro-batches per rank and step: 4 (ACCELERATE_GRADIENT_ACCUMULATION_STEPS=4)\n" in printed
     size, steps = [load_file(tmp_path / name / "lm" / WEIGHTS) for name in ("size", "steps")]
     assert [name for name in size if not np.array_equal(size[name], steps[name])] == []
     refused = command_here([*words, "name=both", "runtime.micro_batch_size=2"])
@@ -376,7 +376,7 @@ def test_nodes_that_were_launched_differently_end_together(tmp_path: Path):
             line = node.communicate(timeout=120)[1]
             assert node.returncode == 2, line
             assert line == (
-                "rank 1 was launched with ACCELERATE_MIXED_PRECISION=no, and rank 0 with ACCELERATE_MIXED_PRECISION=bf16: "
+                "rank 1 was launched with ACCELERATE_MIXED_PRECISION=no, but rank 0 with ACCELERATE_MIXED_PRECISION=bf16: "
                 "launch all nodes with the same flags and variables\n"
             )
     finally:

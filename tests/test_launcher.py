@@ -132,7 +132,7 @@ def test_accelerate_has_no_default_to_print_a_block_about(options: str, num_gpus
         ("--use_megatron_lm", "accelerate launch --use_megatron_lm requests Megatron-LM"),
         ("--use_fsdp --use_parallelism_config", "accelerate launch --use_fsdp requests FSDP"),
         ("--tpu", "accelerate launch --tpu requests a TPU, .*: use GPUs"),
-        ("--mixed_precision fp8", "--mixed_precision fp8: ulmfit-dist has no mixed precision fp8: use bf16"),
+        ("--mixed_precision fp8", "--mixed_precision fp8: ulmfit-dist does not support mixed precision fp8: use bf16"),
         ("--config_file nowhere.yaml", "nowhere.yaml: Accelerate's config file cannot be read"),
     ],
 )

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from ulmfit_dist.errors import EXIT_CODE, RESUMABLE
+from ulmfit_dist.errors import RESUMABLE, USER_ERROR
 
 LAUNCHER = """
 import sys
@@ -56,6 +56,6 @@ def test_a_signal_ends_a_launchers_wait_for_the_other_node(rank: int, port: int,
 def test_a_node_that_does_not_come_is_named_after_the_configs_time_limit(port: int, recipe: Path):
     with start_node(1, port, recipe, 0.05) as node:
         errors = node.communicate(timeout=120)[1]
-    assert node.returncode == EXIT_CODE
+    assert node.returncode == USER_ERROR
     (line,) = [line for line in errors.splitlines() if "error" in line]
     assert f"node 1 has waited 0.05 minutes (runtime.join_timeout) at 127.0.0.1:{port}, and not all 2 nodes came" in line

@@ -163,7 +163,7 @@ def test_a_step_that_was_prepared_before_the_size_changed_is_cut_again(runtime: 
     learner.cut_again()
     assert [batch.rows for batch in learner.micro_batches] == [range(2), range(2, 5), range(5, 8)]
     assert torch.equal(torch.cat([batch.x for batch in learner.micro_batches]), whole)
-    assert learner.dls.valid.share.micro_batch_size == runtime.micro_batch_size == 3
+    assert learner.dls.valid.shard.micro_batch_size == runtime.micro_batch_size == 3
 
 
 def test_a_run_keeps_the_smaller_size(corpus: Path, recipe: Path, tmp_path: Path):

@@ -218,7 +218,7 @@ def die_in_a_worker(i: int, main: int) -> int:
 
 
 def test_a_killed_worker_is_told():
-    with pytest.raises(UserError, match="a worker process ended before its work was done"):
+    with pytest.raises(UserError, match="a worker process exited before it finished"):
         list(run_in_workers(partial(int, os.getpid()), die_in_a_worker, range(6), 2))
 
 

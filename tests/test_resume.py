@@ -121,13 +121,13 @@ def test_when_a_rank_dies_the_others_name_it_and_end_and_a_restart_goes_on(begin
     errors = process.communicate(timeout=30)[1]
     assert time.monotonic() - began < 30
     assert process.returncode != 0
-    assert re.search(rf"error: rank 1 \(\S+ process {killed}\) ended without a word: it was killed", errors)
+    assert re.search(rf"error: rank 1 \(\S+ process {killed}\) exited without an error: it was killed", errors)
 
     process = begin(*RECIPE, "name=run", options=("--max_restarts", "1"))
     wait_for_step(process, notes, "lm", 70)
     os.kill(ranks_of(process)[0], signal.SIGKILL)
     said = finish(process)
-    assert re.search(r"error: rank 0 \(\S+ process \d+\) ended without a word", said)
+    assert re.search(r"error: rank 0 \(\S+ process \d+\) exited without an error", said)
     assert same_bits(tmp_path / "run", alone / "run")
 
 
@@ -168,7 +168,7 @@ def test_a_command_is_stopped_before_it_trains_with_85(recipe: Path, corpus: Pat
     while not catches(process.pid, signal.SIGTERM):
         time.sleep(0.001)
     os.kill(process.pid, signal.SIGTERM)
-    assert process.communicate(timeout=30)[1] == "ulmfit-dist: stopped by SIGTERM: the same command goes on from there\n"
+    assert process.communicate(timeout=30)[1] == "ulmfit-dist: stopped by SIGTERM: run the same command again to resume\n"
     assert process.returncode == 85
 
 

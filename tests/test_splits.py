@@ -12,12 +12,13 @@ from stores import make_store
 from ulmfit_dist.config.loading import load_config
 from ulmfit_dist.config.schema import ClassifierConfig, Config, DataConfig, LMConfig, RuntimeConfig
 from ulmfit_dist.data.splits import describe_duplicates, num_dropped, split_documents, valid_is_test
-from ulmfit_dist.data.token_store import NO_LABEL, TokenStore, write_json
+from ulmfit_dist.data.token_store import NO_LABEL, TokenStore
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.stages.classifier import classifier_loaders
 from ulmfit_dist.stages.lm import lm_loaders
 from ulmfit_dist.stages.prepare import prepare
+from ulmfit_dist.utils.files import write_json
 
 SIZES = {"train": 60, "valid": 20, "unlabelled": 20, "test": 30}
 TEST_TOKENS = np.arange(100, 130)
@@ -130,7 +131,7 @@ def test_equal_texts_on_two_sides_are_counted_dropped_or_refused(tmp_path: Path)
     assert dropped.test.tolist() == warned.test.tolist()
     assert describe_duplicates(store, dropped, config) == ""
     assert num_dropped(store, config) == 4
-    with pytest.raises(UserError, match=r"equal texts on two sides.*set data\.on_duplicates=drop"):
+    with pytest.raises(UserError, match=r"equal texts in two splits.*set data\.on_duplicates=drop"):
         split_documents(store, replace(CONFIG, data=replace(CONFIG.data, on_duplicates="error")))
 
 

@@ -48,9 +48,9 @@ def test_numbers_are_read_and_what_is_none_is_named(tmp_path: Path):
     targets = targets_of(["-1", "2.5", "1e3"], NUMBER, tmp_path)
     assert (targets.num_outputs, targets.of(np.array([1, 0, 2])).tolist()) == (1, [2.5, -1, 1000])
     for label in ("good", "nan", "inf"):
-        with pytest.raises(UserError, match=f"label '{label}' is no number"):
+        with pytest.raises(UserError, match=f"label '{label}' is not a number"):
             targets_of([label], NUMBER, tmp_path)
-    with pytest.raises(UserError, match=r"label 7 lies outside of classifier.y_range=\[0, 5\]"):
+    with pytest.raises(UserError, match=r"label 7 is outside classifier.y_range=\[0, 5\]"):
         targets_of(["1", "7"], ClassifierConfig(target="regression", y_range=[0, 5]), tmp_path)
 
 

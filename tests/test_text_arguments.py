@@ -74,7 +74,7 @@ def test_what_is_no_text_is_a_type_error_of_one_line(texts: Any, message: str):
 
 @pytest.mark.parametrize(("text", "place"), [("\ud83d", 0), ("ab\udcff", 2), ("\ude00\ud83d", 0)])
 def test_half_of_a_surrogate_pair_is_a_value_error_that_names_its_place(text: str, place: int):
-    with pytest.raises(ValueError, match=rf"^texts\[1\] holds U\+D[^\n]* at character {place}, [^\n]*$") as caught:
+    with pytest.raises(ValueError, match=rf"^texts\[1\] has U\+D[^\n]* at character {place}, [^\n]*$") as caught:
         iter_texts(["a", text])
     assert isinstance(caught.value, UserError)
     str(caught.value).encode()

@@ -20,6 +20,8 @@ from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.inference.generator import LanguageModel
+from ulmfit_dist.inference.loading import load_classifier as load_classifier
+from ulmfit_dist.inference.loading import load_language_model as load_language_model
 from ulmfit_dist.inference.predictor import TextClassifier
 from ulmfit_dist.models.pretrained import fetch
 from ulmfit_dist.recipes.dataset_profile import TextOptions
@@ -39,7 +41,10 @@ from ulmfit_dist.stages.run import run_stage
 from ulmfit_dist.stages.show_results import batch_tables, result_tables
 from ulmfit_dist.training.callbacks.lr_finder import LRFinderResult
 from ulmfit_dist.training.train_steps import ClassifierLearner, LMLearner
+from ulmfit_dist.utils.log import get_logger
 from ulmfit_dist.utils.text_table import Shown
+
+logger = get_logger(__name__)
 
 
 def init(
@@ -107,14 +112,14 @@ def train_lm(config: Config, fresh: bool = False, texts: Any = None) -> Language
     """
     with _call(config, None if fresh else config.run_dir) as runtime:
         run_stage(_given(config, texts, runtime), runtime, "lm", fresh)
-    return LanguageModel(config.run_dir, trust_rules=True)
+    return LanguageModel(config.run_dir, trust_remote_code=True)
 
 
 def train_classifier(config: Config, fresh: bool = False, texts: Any = None) -> TextClassifier:
     """As `train_lm`, for the classifier on the run's language model; it is in `runs/<name>/classifier` afterwards."""
     with _call(config, None if fresh else config.run_dir) as runtime:
         run_stage(_given(config, texts, runtime), runtime, "classifier", fresh)
-    return TextClassifier(config.run_dir, trust_rules=True)
+    return TextClassifier(config.run_dir, trust_remote_code=True)
 
 
 def cross_validate(config: Config, fresh: bool = False) -> Figures:
@@ -178,25 +183,17 @@ def classifier_learner(config: Config, texts: Any = None) -> ClassifierLearner:
     with runtime.fail_together():
         learner = stage_classifier_learner(config, runtime, store, needs_encoder=False)
     if config.encoder_source is None and not (config.run_dir / "lm").is_dir():
-        runtime.print(
+        logger.warning(
             f"no language model in {config.run_dir / 'lm'}: the encoder is a fresh one; load_encoder gives it another"
         )
     return prepare_for_notebook(learner, config, store, runtime)
 
 
-def load_classifier(folder: str | Path, device: torch.device | str = "cpu", trust_rules: bool = False) -> TextClassifier:
-    """An exported classifier: `.predict(list_of_str)` gives labels and probabilities; `.predict_one(str)` for one text."""
-    return TextClassifier(folder, device, trust_rules)
-
-
-def load_ensemble(folders: Sequence[str | Path], device: torch.device | str = "cpu", trust_rules: bool = False) -> Ensemble:
+def load_ensemble(
+    folders: Sequence[str | Path], device: torch.device | str = "cpu", trust_remote_code: bool = False
+) -> Ensemble:
     """Exported classifiers with the same labels, as one that gives the mean of their probabilities."""
-    return Ensemble(folders, device, trust_rules)
-
-
-def load_language_model(folder: str | Path, device: torch.device | str = "cpu", trust_rules: bool = False) -> LanguageModel:
-    """An exported language model: `.generate(prompt)` gives texts."""
-    return LanguageModel(folder, device, trust_rules)
+    return Ensemble(folders, device, trust_remote_code)
 
 
 def show_batch(config: Config, stage: str | None = None, rows: int = 4, tokens: bool = False, texts: Any = None) -> Shown:
@@ -212,11 +209,11 @@ def show_batch(config: Config, stage: str | None = None, rows: int = 4, tokens: 
 
 
 def show_results(
-    run: str | Path, stage: str | None = None, rows: int = 4, tokens: bool = False, trust_rules: bool = False
+    run: str | Path, stage: str | None = None, rows: int = 4, tokens: bool = False, trust_remote_code: bool = False
 ) -> Shown:
     """What the models of a run say of some validation texts, as `show_batch` shows it."""
     with Runtime(RuntimeConfig(), keeps_group=True) as runtime:
-        return Shown(result_tables(Path(run), runtime, stage, rows, tokens, trust_rules))
+        return Shown(result_tables(Path(run), runtime, stage, rows, tokens, trust_remote_code))
 
 
 def _call(config: Config, run_dir: Path | None = None) -> Runtime:

@@ -23,9 +23,9 @@ from stores import make_store
 
 from ulmfit_dist.config.loading import load_config
 from ulmfit_dist.config.schema import Config, TokenizerConfig
-from ulmfit_dist.data.token_store import write_json
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.stages.run import run_stage
+from ulmfit_dist.utils.files import write_json
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for runtime.deterministic: too late once cuBLAS has begun
 

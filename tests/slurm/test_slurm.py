@@ -138,7 +138,7 @@ def test_a_job_that_is_stopped_in_every_way_ends_as_one_left_alone(
     cluster.kill_node("node2")
     began = time.monotonic()
     wait_until(lambda: "ended with exit code" in job.log(), "the job's failure", 60, job.log)
-    assert "ended without a word: it was killed" in job.log()
+    assert "exited without an error: it was killed" in job.log()
     cluster.start_node("node2")
     job.wait_for("FAILED", seconds=60 - (time.monotonic() - began))
     cluster.ask("scontrol", "requeue", job.number)

@@ -19,7 +19,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from ulmfit_dist.doctor.checks import Finding, Result, Status, failure, skipped
-from ulmfit_dist.errors import EXIT_CODE
+from ulmfit_dist.errors import USER_ERROR
 
 if TYPE_CHECKING:
     from torch.distributed import Store
@@ -202,7 +202,7 @@ class Monitor:
             print(f"ulmfit-dist: error: doctor: '{self._check}': {problem.found}", file=sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(EXIT_CODE)
+        os._exit(USER_ERROR)
 
     def _last_exchange(self, problem: Finding, known: dict[int, list[Result]], is_reporter: bool) -> None:
         """Read what others have published; who does not report waits, since a launcher ends all ranks with the first."""

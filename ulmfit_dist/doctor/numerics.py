@@ -121,6 +121,7 @@ def _lstm(
         output_bTH, _ = module(x_bTE, (zeros, zeros.clone()))
     output_bTH.float().square().mean().backward()
     assert x_bTE.grad is not None
+    assert module.weight_hh_l0_raw.grad is not None
     return output_bTH.detach(), x_bTE.grad, module.weight_hh_l0_raw.grad
 
 

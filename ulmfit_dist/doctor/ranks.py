@@ -84,9 +84,8 @@ def check_joining(context: Context) -> Finding:
     """The runtime of a run: process group, device, precision that all ranks agree on, rank watch."""
     runtime = Runtime(context.config.runtime)
     context.runtime, context.resolved = runtime, runtime.precision
-    watch = runtime._watch
-    if watch is not None:
-        context.monitor.lost = watch.loss
+    if runtime.heartbeat is not None:
+        context.monitor.lost = runtime.heartbeat.loss
     precision = runtime.precision
     backend = torch.distributed.get_backend() if torch.distributed.is_initialized() else "no process group"
     return ok(f"{backend}, {runtime.device.type}, all ranks in {precision}")
@@ -96,15 +95,15 @@ def check_watch(context: Context) -> Finding:
     """The rank watch: connected, and all ranks alive."""
     if context.world_size == 1:
         return skipped(ONE_PROCESS)
-    watch = context.runtime._watch if context.runtime is not None else None
-    if watch is None:
+    heartbeat = context.runtime.heartbeat if context.runtime is not None else None
+    if heartbeat is None:
         return failure(
             "not connected: a rank that dies would not be noticed",
             "let the nodes connect to any port of rank 0's host, or set MASTER_ADDR to a name that all nodes resolve",
         )
-    if (loss := watch.loss()) is not None:
+    if (loss := heartbeat.loss()) is not None:
         return failure(loss, "look at the output of this rank")
-    return ok(f"connected to {len(watch.peers)} peer(s)")
+    return ok(f"connected to {len(heartbeat.peers)} peer(s)")
 
 
 def check_all_reduce(context: Context) -> Finding:

@@ -20,7 +20,7 @@ from ulmfit_dist.doctor import hardware, numerics, performance, ranks, report, s
 from ulmfit_dist.doctor.checks import COLLECTIVE_LIMIT, QUICK, Check, Context, Finding, Result, ok, run_checks
 from ulmfit_dist.doctor.monitor import Monitor
 from ulmfit_dist.doctor.rendezvous import JoinError, Launch, join, read_launch
-from ulmfit_dist.errors import EXIT_CODE, UserError
+from ulmfit_dist.errors import USER_ERROR, UserError
 from ulmfit_dist.stages.classifier import classifier_learner
 from ulmfit_dist.stages.lm import lm_learner
 from ulmfit_dist.training.train_steps import ClassifierLearner
@@ -151,7 +151,7 @@ def _leave(context: Context, failed: Sequence[str]) -> None:
         return
     if context.monitor.broken is not None:
         print(f"ulmfit-dist: error: {_error(failed)}", file=sys.stderr, flush=True)
-        os._exit(EXIT_CODE)
+        os._exit(USER_ERROR)
     context.runtime.__exit__(None, None, None)
 
 

@@ -18,11 +18,12 @@ from pathlib import Path
 
 from ulmfit_dist import __version__
 from ulmfit_dist.config.schema import Config, ModelConfig
-from ulmfit_dist.data.token_store import MODEL_FILE, make_folder, write_bytes
+from ulmfit_dist.data.token_store import MODEL_FILE
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.models.bundle import ModelBundle, find_model, load_model, read_bundle
 from ulmfit_dist.models.fastai_weights import write_weights
 from ulmfit_dist.models.networks import encoder_of
+from ulmfit_dist.utils.files import make_folder, write_bytes
 
 LINES = "load.py"
 HEAD = """\

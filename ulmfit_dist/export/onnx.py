@@ -19,12 +19,13 @@ import torch
 from torch import nn
 
 from ulmfit_dist.data.classifier_loader import pad_chunks
-from ulmfit_dist.data.token_store import MODEL_FILE, write_bytes, write_json
+from ulmfit_dist.data.token_store import MODEL_FILE
 from ulmfit_dist.data.vocab import PAD_ID, UNK_ID
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.export.onnx_graph import classifier_graph, output_name
 from ulmfit_dist.inference.outputs import answers_of
 from ulmfit_dist.models.bundle import ModelBundle, load_model, model_folder, read_bundle
+from ulmfit_dist.utils.files import write_bytes, write_json
 
 LARGEST_DIFFERENCE, LARGEST_SHARE = 1e-4, 1e-3
 """Between a probability of the graph and of the model; and as a share of it, since a sure model hides much in the former."""

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from fastai.layers import SigmoidRange
 from torch import Tensor, nn
 
 from ulmfit_dist import __version__
 from ulmfit_dist.config.schema import ClassifierConfig
 from ulmfit_dist.data.vocab import PAD_ID
 from ulmfit_dist.models.dropout import RowDropout, WeightDropout
+from ulmfit_dist.models.layers import SigmoidRange
 from ulmfit_dist.models.networks import awd_lstm_of
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def _reduced(graph: Graph, operator: str, values_TbE: str) -> str:
 
 def _lstm(graph: Graph, rnn: WeightDropout, input_TbE: str, length_b: str) -> tuple[str, str]:
     """An LSTM's output [T, b, H], and that of each document's last token, [1, b, H]."""
-    lstm = rnn.module
+    lstm: Any = rnn.module
     weights = [lstm.weight_ih_l0, rnn.weight_hh_l0_raw, torch.cat([lstm.bias_ih_l0, lstm.bias_hh_l0])]
     constants = [graph.constant(_in_order_of_onnx(weight, lstm.hidden_size)[None]) for weight in weights]
     output_T1bH, last_1bH = graph.add("LSTM", input_TbE, *constants, length_b, num_outputs=2, hidden_size=lstm.hidden_size)

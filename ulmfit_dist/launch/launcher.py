@@ -22,7 +22,7 @@ from types import FrameType
 
 from ulmfit_dist.distributed.env import report_error, wants_cpu
 from ulmfit_dist.distributed.launch_settings import UNSUPPORTED_TYPES, no_precision, read_config_file, unsupported
-from ulmfit_dist.errors import EXIT_CODE, FAILED, RESUMABLE, UserError
+from ulmfit_dist.errors import FAILED, RESUMABLE, USER_ERROR, UserError
 
 PASSED_ON = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 """Signals that schedulers send, and a keyboard; that of a keyboard comes by itself to ranks in this process's group."""
@@ -70,7 +70,7 @@ def main(words: Sequence[str] | None = None) -> int:
         launch_command(args)
     except UserError as error:
         report_error(error)
-        return EXIT_CODE
+        return USER_ERROR
     except ChildFailedError as error:
         codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
         code = exit_code(list(codes.values()))

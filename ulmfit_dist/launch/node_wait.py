@@ -22,7 +22,7 @@ from ulmfit_dist.config.loading import load_config
 from ulmfit_dist.config.schema import RuntimeConfig
 from ulmfit_dist.distributed.env import report_error
 from ulmfit_dist.distributed.launch_settings import read_config_file
-from ulmfit_dist.errors import EXIT_CODE, RESUMABLE, UserError
+from ulmfit_dist.errors import RESUMABLE, USER_ERROR, UserError
 
 EVERY = 30.0
 """Seconds between two lines that say what the launcher waits for."""
@@ -58,8 +58,8 @@ def join_timeout(args: argparse.Namespace) -> float:
     if args.module and args.training_script == "ulmfit_dist":
         try:
             words = parse(args.training_script_args)
-            if hasattr(words, "recipe"):  # as all commands have that train
-                return load_config(words.recipe, words.overrides).runtime.join_timeout
+            if hasattr(words, "config"):  # as all commands have that train
+                return load_config(words.config, words.overrides).runtime.join_timeout
         except (UserError, SystemExit):
             pass  # wrong words, which the ranks will name
     return RuntimeConfig().join_timeout
@@ -88,7 +88,7 @@ def _watch(nodes: Nodes, minutes: float, signals: frozenset[signal.Signals], rea
         if now - start > minutes * 60:
             report_error(_missing(nodes, minutes))
             sys.stderr.flush()
-            os._exit(EXIT_CODE)
+            os._exit(USER_ERROR)
         if now >= next_line:
             next_line = now + EVERY
             line = f"node {nodes.rank} waits for the launchers of all {nodes.number} nodes at {nodes.address} since {since}"

@@ -16,8 +16,11 @@ from collections.abc import Iterator, Sequence
 from ulmfit_dist.config.loading import load_config
 from ulmfit_dist.config.schema import Config
 from ulmfit_dist.data.batches import make_batch_shard
-from ulmfit_dist.distributed.env import report, report_error
-from ulmfit_dist.errors import EXIT_CODE, UserError
+from ulmfit_dist.distributed.env import report_error
+from ulmfit_dist.errors import USER_ERROR, UserError
+from ulmfit_dist.utils.log import get_logger
+
+logger = get_logger(__name__)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -34,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
             print(choose_processes(config, int(number)))
     except UserError as error:
         report_error(error)
-        return EXIT_CODE
+        return USER_ERROR
     return 0
 
 
@@ -57,7 +60,7 @@ def choose_processes(config: Config, num_gpus: int) -> int:
     if num_processes < num_gpus:
         idle = num_gpus - num_processes
         reasons = "; ".join(map(str, _refusals(config, num_gpus)))
-        report(f"using {num_processes} of {num_gpus} GPUs, {idle} {'is' if idle == 1 else 'are'} idle: {reasons}")
+        logger.warning(f"using {num_processes} of {num_gpus} GPUs, {idle} {'is' if idle == 1 else 'are'} idle: {reasons}")
     return num_processes
 
 

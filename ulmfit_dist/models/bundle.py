@@ -25,12 +25,12 @@ from torch import nn
 from ulmfit_dist.config.loading import load_config, to_yaml
 from ulmfit_dist.config.schema import Config, ModelConfig
 from ulmfit_dist.data.targets import num_outputs
-from ulmfit_dist.data.token_store import MODEL_FILE, TokenStore, write_bytes, write_json
+from ulmfit_dist.data.token_store import MODEL_FILE, TokenStore
 from ulmfit_dist.data.vocab import load_vocab
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.models.encoder import Encoder
 from ulmfit_dist.models.networks import build_classifier, build_language_model, encoder_of
-from ulmfit_dist.utils.files import read_bounded
+from ulmfit_dist.utils.files import read_bounded, write_bytes, write_json
 from ulmfit_dist.utils.imports import check_trust
 
 WEIGHTS = "model.safetensors"

@@ -22,7 +22,7 @@ from ulmfit_dist.data.profile.card import DataCard
 from ulmfit_dist.data.profile.inputs import HUB
 from ulmfit_dist.data.sources.split_names import split_of_name
 from ulmfit_dist.data.splits import split_documents
-from ulmfit_dist.data.token_store import TokenStore, write_bytes
+from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.models.pretrained import has_weights
@@ -32,6 +32,7 @@ from ulmfit_dist.recipes.sample_store import make_sample_store
 from ulmfit_dist.recipes.training_config import corpus_of, recipe_config, recipe_reasons
 from ulmfit_dist.recipes.yaml_writer import recipe_yaml
 from ulmfit_dist.stages.estimate import estimate_stage
+from ulmfit_dist.utils.files import write_bytes
 
 BUSY = 2.0
 """Load per core from which on a measurement tells little of a quiet machine."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ulmfit_dist.checkpointing.resume import ResumePoint
 from ulmfit_dist.config.schema import Config
-from ulmfit_dist.data.batches import make_batch_shard
+from ulmfit_dist.data.batches import BatchLayout, make_batch_shard
 from ulmfit_dist.data.lm_loader import LMLoader
 from ulmfit_dist.data.splits import split_documents
 from ulmfit_dist.data.token_store import TokenStore
@@ -22,6 +22,9 @@ from ulmfit_dist.training.callbacks.progress import StageClock
 from ulmfit_dist.training.callbacks.user import add_callbacks
 from ulmfit_dist.training.learner import build_learner
 from ulmfit_dist.training.train_steps import LMLearner
+from ulmfit_dist.utils.log import get_logger
+
+logger = get_logger(__name__)
 
 
 def train_lm(
@@ -50,7 +53,7 @@ def lm_learner(config: Config, runtime: Runtime, store: TokenStore) -> LMLearner
     model = build_language_model(len(store.vocab), config.model, config.lm)
     if config.model.pretrained is not None:
         matched = load_pretrained(model, config.model.pretrained, store.vocab, config.model)
-        runtime.print(describe_match(config.model.pretrained, matched, store.vocab))
+        logger.info(describe_match(config.model.pretrained, matched, store.vocab))
     loss = DecoderLoss(model[1].decoder, PRODUCT_DTYPES[runtime.precision])
     learner = build_learner(
         LMLearner, "lm", config.lm, model, lm_groups, loss, LMMetrics(loss), train, valid, runtime, config.seed
@@ -62,11 +65,7 @@ def lm_learner(config: Config, runtime: Runtime, store: TokenStore) -> LMLearner
 def lm_loaders(config: Config, runtime: Runtime, store: TokenStore) -> tuple[LMLoader, LMLoader]:
     """Training and validation batches of this rank."""
     settings, splits = config.lm, split_documents(store, config)
-    share = make_batch_shard(runtime.rank, runtime.world_size, config.runtime, runtime.micro_batch_size)
-    share = share.in_steps(runtime.launch.accumulation_steps, settings.global_batch_size, "lm.global_batch_size")
-    shape = (settings.global_batch_size, settings.seq_len, share)
-    backwards = config.model.backwards
-    return (
-        LMLoader(store, splits.lm_train, *shape, seed=config.seed, backwards=backwards),
-        LMLoader(store, splits.lm_valid, *shape, seed=None, backwards=backwards),
-    )
+    shard = make_batch_shard(runtime.rank, runtime.world_size, config.runtime, runtime.micro_batch_size)
+    shard = shard.in_steps(runtime.launch.accumulation_steps, settings.global_batch_size, "lm.global_batch_size")
+    layout = BatchLayout(settings.global_batch_size, settings.seq_len, shard, config.model.backwards)
+    return LMLoader(store, splits.lm_train, layout, config.seed), LMLoader(store, splits.lm_valid, layout)

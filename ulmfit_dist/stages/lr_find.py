@@ -10,7 +10,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from ulmfit_dist.config.schema import Config, Phase
-from ulmfit_dist.data.token_store import TokenStore, write_bytes
+from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.stages.classifier import classifier_learner
@@ -19,6 +19,7 @@ from ulmfit_dist.stages.prepare import prepare
 from ulmfit_dist.stages.run import is_exported
 from ulmfit_dist.training.callbacks.lr_finder import LRFinderResult, range_test
 from ulmfit_dist.training.learner import DistributedLearner
+from ulmfit_dist.utils.files import write_bytes
 
 
 def find_learning_rate(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ulmfit_dist.config.schema import Config
-from ulmfit_dist.data.batches import IGNORED, BatchShard, MicroBatch
+from ulmfit_dist.data.batches import IGNORED, BatchLayout, BatchShard, MicroBatch
 from ulmfit_dist.data.classifier_loader import ClassifierLoader
 from ulmfit_dist.data.lm_loader import LMLoader
 from ulmfit_dist.data.splits import split_documents
@@ -81,12 +81,12 @@ def batch_tables(config: Config, runtime: Runtime, stage: str | None, rows: int,
 
 
 def result_tables(
-    run: Path, runtime: Runtime, stage: str | None, rows: int, as_tokens: bool, trust_rules: bool = False
+    run: Path, runtime: Runtime, stage: str | None, rows: int, as_tokens: bool, trust_remote_code: bool = False
 ) -> list[TextTable]:
     """What the models of a run, or an exported model, say of some of the texts that they are validated on.
 
     Args:
-        trust_rules: whether to call the functions that the model's config names.
+        trust_remote_code: whether to call the functions that the model's config names.
 
     Returns:
         A table of `text`, `text_` and `pred` (the likeliest next tokens) for the language model, one of `text`, `category`
@@ -103,12 +103,12 @@ def result_tables(
     tables = []
     for each, folder in folders.items():
         exported = read_bundle(folder)
-        check_functions(exported, trust_rules)
+        check_functions(exported, trust_remote_code)
         store = prepare(exported.config, runtime)
         with runtime.fail_together():
             check_store(exported, store)
             words = TokenDecoder(store, exported.config, as_tokens)
-            model = load_model(exported, runtime.device, trust_rules)
+            model = load_model(exported, runtime.device, trust_remote_code)
             tables.append((_lm_results if each == "lm" else _classifier_results)(exported, model, store, words, rows))
     return tables
 
@@ -142,7 +142,8 @@ def _lm_results(exported: ModelBundle, model: nn.Module, store: TokenStore, word
     config = exported.config
     documents = split_documents(store, config).lm_valid
     rows = max(1, min(rows, int(store.lengths[documents].sum()) - 1))
-    (batch,) = LMLoader(store, documents, rows, config.lm.seq_len, BatchShard(), backwards=config.model.backwards).step(0)
+    layout = BatchLayout(rows, config.lm.seq_len, BatchShard(), config.model.backwards)
+    (batch,) = LMLoader(store, documents, layout).step(0)
     x_bT = _to_model(model, batch)
     logits_bTV = model[1].decoder(model(x_bT)[0])  # type: ignore[index, operator]
     predicted_bT = logits_bTV.argmax(2).cpu()
@@ -161,16 +162,8 @@ def _classifier_results(
     check_targets(targets, store.labels[splits.classifier_train], store.labels[splits.classifier_valid])
     drawn = permutation(len(splits.classifier_valid), config.seed, "show")[:rows]
     documents = splits.classifier_valid[np.sort(drawn)]
-    batches = ClassifierLoader(
-        store,
-        documents,
-        len(documents),
-        settings.seq_len,
-        BatchShard(),
-        None,
-        config.model.backwards,
-        settings.max_doc_tokens,
-    )
+    layout = BatchLayout(len(documents), settings.seq_len, BatchShard(), config.model.backwards)
+    batches = ClassifierLoader(store, documents, layout, max_doc_tokens=settings.max_doc_tokens)
     (batch,) = batches.step(0)
     predicted = _said(model(_to_model(model, batch))[0].cpu(), targets, config)
     rows_of_table = zip(batch.x, _labels(batch, store), predicted, strict=True)

@@ -19,7 +19,6 @@ from fastai.callback.core import Callback, CancelEpochException, CancelStepExcep
 from fastai.callback.schedule import SuggestionMethod
 from fastai.data.core import DataLoaders
 from fastai.text.learner import TextLearner
-from fastai.text.models.core import SequentialRNN
 from torch import Tensor, nn
 
 from ulmfit_dist.config.schema import StageConfig
@@ -30,6 +29,7 @@ from ulmfit_dist.errors import UserError
 from ulmfit_dist.metrics.accumulators import Metrics
 from ulmfit_dist.models.dropout import DropoutContext
 from ulmfit_dist.models.fused_cross_entropy import ActivationRegularization
+from ulmfit_dist.models.layers import SequentialRNN
 from ulmfit_dist.models.networks import encoder_of
 from ulmfit_dist.training.callbacks.accelerate import AccelerateCallback
 from ulmfit_dist.training.callbacks.lr_finder import range_test, suggested
@@ -177,7 +177,7 @@ class DistributedLearner(TextLearner, metaclass=ABCMeta):
         self.accelerate.runtime.micro_batch_size = size
         share = self.accelerate.share = replace(self.accelerate.share, micro_batch_size=size)
         for loader in (self.dls.train, self.dls.valid):
-            loader.set_share(share)
+            loader.set_shard(share)
 
     def cut_again(self) -> None:
         """Have the step's micro-batches as the loader cuts them now."""
@@ -298,7 +298,7 @@ def build_learner(
         cbs=[
             TrainEvalCallback(),
             EpochCounter(),
-            AccelerateCallback(runtime, train.share, settings.grad_clip),
+            AccelerateCallback(runtime, train.shard, settings.grad_clip),
             EvaluationCallback(metrics, runtime),
         ],
     )

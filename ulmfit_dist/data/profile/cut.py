@@ -17,7 +17,7 @@ from ulmfit_dist.data.profile.labels import LabelMeaning
 from ulmfit_dist.data.profile.survey import SplitSurvey, Survey, survey_source
 from ulmfit_dist.data.sources import open_source
 from ulmfit_dist.data.sources.subset import cut_test_split
-from ulmfit_dist.data.splits import cut_by_chance
+from ulmfit_dist.data.splits import random_split
 from ulmfit_dist.data.targets import classes_of_label
 from ulmfit_dist.errors import UserError
 
@@ -124,7 +124,7 @@ def _classes(split: SplitSurvey, meaning: LabelMeaning, names: dict[str, int]) -
 
 def _validated_only(pairs: np.ndarray, hashes: np.ndarray, valid_pct: float, seed: int, drops: bool) -> np.ndarray:
     """Return the classes that no training document has, and a validation document does."""
-    train, valid = cut_by_chance(np.arange(len(hashes)), valid_pct, seed, "valid")
+    train, valid = random_split(np.arange(len(hashes)), valid_pct, seed, "valid")
     if drops:
         train = train[~np.isin(hashes[train], hashes[valid])]
     is_train, is_valid = np.isin(pairs[:, 0], train), np.isin(pairs[:, 0], valid)

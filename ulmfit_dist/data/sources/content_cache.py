@@ -20,8 +20,8 @@ import xxhash
 
 from ulmfit_dist.data.sources.base import ReadOptions
 from ulmfit_dist.data.sources.row_reader import VERSION, FileIndex, index_file
-from ulmfit_dist.data.token_store import make_folder, write_bytes
 from ulmfit_dist.errors import UserError
+from ulmfit_dist.utils.files import make_folder, write_bytes
 
 BLOCK = 1 << 22
 """Bytes that are hashed at once."""

@@ -22,8 +22,8 @@ import xxhash
 from ulmfit_dist.config.schema import SPLITS, Config, DataConfig
 from ulmfit_dist.data.sources.cells import BadCell, label_name, text_of_cell
 from ulmfit_dist.data.sources.split_names import find_splits, listed
-from ulmfit_dist.data.token_store import make_folder
 from ulmfit_dist.errors import UserError
+from ulmfit_dist.utils.files import make_folder
 from ulmfit_dist.utils.imports import on_one_line
 
 ROWS_AT_ONCE = 10_000

@@ -18,8 +18,8 @@ import numpy as np
 from ulmfit_dist.config.schema import SPLITS, DataConfig
 from ulmfit_dist.data.sources.base import Items, Source, TextDataset, digest
 from ulmfit_dist.data.sources.cells import BadCell, label_name
-from ulmfit_dist.data.token_store import make_folder, write_bytes
 from ulmfit_dist.errors import UserError
+from ulmfit_dist.utils.files import make_folder, write_bytes
 from ulmfit_dist.utils.imports import Function, call, identity_of, import_path
 
 LEFT_OUT = 255

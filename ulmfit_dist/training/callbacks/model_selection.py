@@ -14,6 +14,9 @@ from typing import Any
 from fastai.callback.core import Callback
 
 from ulmfit_dist.config.schema import StageConfig
+from ulmfit_dist.utils.log import get_logger
+
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -67,9 +70,7 @@ class ModelSelectionCallback(Callback):
             runtime = learn.accelerate.runtime
             learn.is_stopped = runtime.broadcast_object(self.waited >= self.patience)
             if learn.is_stopped:
-                runtime.print(
-                    f"{learn.stage}: ends here: {self.waited} epoch(s) in a row were no better than the best before"
-                )
+                logger.info(f"{learn.stage}: ends here: {self.waited} epoch(s) in a row were no better than the best before")
 
     def state_dict(self) -> dict[str, Any]:
         """The best epoch and the waiting, as JSON."""
