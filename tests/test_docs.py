@@ -74,6 +74,7 @@ def test_every_command_parses_and_its_config_composes():
 
 
 def test_every_config_composes(tmp_path: Path):
+    (tmp_path / "configs").symlink_to(ROOT / "configs")  # which a base may name
     check(written("yaml", by=r"\.yaml"), lambda block: refusal(compose, block.text, tmp_path / "recipe.yaml"))
 
 

@@ -43,6 +43,11 @@ def let_yaml_call(folder: Path) -> None:
         file.write("a: !!python/object/apply:os.mkdir [trace]\n")
 
 
+def inherit_from_a_file(folder: Path) -> None:
+    with (folder / "config.yaml").open("a") as file:
+        file.write("base: /etc/passwd\n")
+
+
 def gigabytes_of_vocabulary(folder: Path) -> None:
     os.truncate(folder / "vocab.json", 5 << 30)
 
@@ -56,6 +61,7 @@ ATTACKS = [
     (pickle_the_weights, r"model\.safetensors: damaged or unreadable"),
     (let_yaml_grow, r"it has YAML aliases"),
     (let_yaml_call, r"config\.yaml"),
+    (inherit_from_a_file, r"config\.yaml: base='/etc/passwd': a model's config must be complete"),
     (gigabytes_of_vocabulary, r"vocab\.json: .*5,368,709,120 bytes"),
     (gigabytes_of_config, r"config\.yaml: .*5,368,709,120 bytes"),
 ]

@@ -12,7 +12,7 @@ from ulmfit_dist.checkpointing.learner_state import LearnerStateDict
 from ulmfit_dist.checkpointing.manager import CheckpointManager, CorruptCheckpointError, read_tensors, verify
 from ulmfit_dist.checkpointing.resume import ResumePoint
 from ulmfit_dist.config.loading import to_dict
-from ulmfit_dist.config.schema import ClassifierConfig, Config, LMConfig
+from ulmfit_dist.config.schema import Config, StageConfig
 from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.distributed import signals
 from ulmfit_dist.distributed.runtime import Runtime
@@ -122,7 +122,7 @@ def train_stage(
     return config.run_dir / stage
 
 
-def warn_of_few_steps(learner: DistributedLearner, settings: LMConfig | ClassifierConfig) -> None:
+def warn_of_few_steps(learner: DistributedLearner, settings: StageConfig) -> None:
     """Say so where a batch is so large that an epoch has hardly a step."""
     if (steps := len(learner.dls.train)) < FEW_STEPS:
         batch = f"{learner.stage}.global_batch_size={settings.global_batch_size}"

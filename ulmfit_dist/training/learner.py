@@ -21,7 +21,7 @@ from fastai.data.core import DataLoaders
 from fastai.text.learner import TextLearner
 from torch import Tensor, nn
 
-from ulmfit_dist.config.schema import ClassifierConfig, LMConfig
+from ulmfit_dist.config.schema import StageConfig
 from ulmfit_dist.data.batches import MicroBatch, RankLoader
 from ulmfit_dist.data.prefetch import prefetch_to_device
 from ulmfit_dist.distributed.runtime import Runtime
@@ -266,7 +266,7 @@ class EvaluationCallback(Callback):
 def build_learner(
     kind: type[Stage],
     stage: str,
-    settings: LMConfig | ClassifierConfig,
+    settings: StageConfig,
     model: torch.nn.Module,
     splitter: Callable,
     loss: Callable[[Tensor, Tensor], Tensor],

@@ -13,7 +13,7 @@ from typing import Any
 
 from fastai.callback.core import Callback
 
-from ulmfit_dist.config.schema import ClassifierConfig, LMConfig
+from ulmfit_dist.config.schema import StageConfig
 from ulmfit_dist.utils.log import get_logger
 
 logger = get_logger(__name__)
@@ -54,7 +54,7 @@ class ModelSelectionCallback(Callback):
 
     order = 85  # after what is logged of an epoch, before its checkpoint
 
-    def __init__(self, settings: LMConfig | ClassifierConfig, tables: Callable[[], dict[str, Any]]):
+    def __init__(self, settings: StageConfig, tables: Callable[[], dict[str, Any]]):
         self.patience, self.tables = settings.early_stopping_patience, tables
         self.best: EpochResult | None = None
         self.waited = 0
