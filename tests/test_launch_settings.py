@@ -1,4 +1,4 @@
-"""Settings that `accelerate launch` names: found, applied where the recipe leaves them open, refused where it does not."""
+"""Settings of `accelerate launch`: read, applied if the config leaves them open, refused if they contradict it."""
 
 from __future__ import annotations
 

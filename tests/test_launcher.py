@@ -70,7 +70,7 @@ def test_a_rank_that_is_killed_is_named_and_other_exit_codes_win(tmp_path: Path)
     (refused, lost) = [launcher.communicate(timeout=60) for launcher in launchers]
     assert refused == ("", "")
     assert launchers[0].returncode == 2
-    assert "ulmfit-dist: rank 1 was ended by signal 9\n" in lost[1]
+    assert "ulmfit-dist: rank 1 was killed by signal 9\n" in lost[1]
     assert launchers[1].returncode in (1, 9)  # as the other rank was faster, or not
 
 
