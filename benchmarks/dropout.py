@@ -37,8 +37,8 @@ from ulmfit_dist.training.schedule import run_phases
 class DrawnWeightDropout(WeightDropout):
     """With the mask that fastai's draws."""
 
-    def _dropped(self, raw: torch.Tensor, name: str) -> torch.Tensor:
-        return F.dropout(raw, self.weight_p) if self.training else super()._dropped(raw, name)
+    def _dropped(self, raw: torch.Tensor) -> torch.Tensor:
+        return F.dropout(raw, self.weight_p) if self.training else super()._dropped(raw)
 
 
 def use_fastais_dropout(model: nn.Module) -> None:

@@ -16,14 +16,20 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from unittest.mock import patch
 
+import forked
+import kinds
 import pytest
 from filelock import FileLock
+
+from ulmfit_dist.utils.log import console_by_default
 
 HOME = tempfile.mkdtemp(prefix="ulmfit-dist-tests-")
 atexit.register(shutil.rmtree, HOME, ignore_errors=True)
 os.environ |= {"WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1", "HF_HOME": f"{HOME}/hf", "FASTAI_HOME": f"{HOME}/fastai"}
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while they wait stop all others on a busy machine
+
+console_by_default()  # as `Runtime` does, for tests that create none
 
 ROOT = Path(__file__).parents[1]
 TOPICS = {
@@ -67,9 +73,20 @@ LONGEST_FIRST = ("test_world_size", "test_slurm", "test_resume", "test_wandb", "
 """Files that take longest: begun first, so that processes which share the files end together."""
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        kinds.mark(item)
     place = {name: i for i, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+
+
+@pytest.fixture(autouse=True)
+def no_process_in_a_unit_test(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fails a test of the kind `unit` that starts a process."""
+    is_unit = request.node.get_closest_marker("unit") is not None
+    with kinds.guard(monkeypatch) if is_unit else contextlib.nullcontext():
+        yield
 
 
 def make_text(topic: str, words: int, rng: random.Random) -> str:
@@ -93,15 +110,28 @@ def store_in(cache: Path) -> Path:
     return meta.parent
 
 
-def launch(words: Sequence[object], processes: int = 1, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run Python on `words` for real: alone, or on several processes by `accelerate launch`."""
+def launch(
+    words: Sequence[object], processes: int = 1, cwd: Path = ROOT, real: bool = False, **env: str
+) -> subprocess.CompletedProcess[str]:
+    """Run Python on `words`: alone, or on several processes by `accelerate launch`.
+
+    Args:
+        real: whether by a new interpreter, for what a fork of the server in `fork_server.py` does not show.
+    """
     launcher = [sys.executable]
     if processes > 1:
         config = str(ROOT / "configs/accelerate/multi_gpu.yaml")
         launcher += ["-m", "accelerate.commands.launch", "--config_file", config, "--num_processes", str(processes)]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT), **env}
-    words = [*launcher, *map(str, words)]
-    return subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    start = forked.real_popen if real else forked.popen
+    process = start([*launcher, *map(str, words)], cwd, environment, subprocess.PIPE, subprocess.PIPE)
+    try:
+        output, errors = process.communicate(timeout=600)
+    except BaseException:
+        process.kill()
+        process.communicate()
+        raise
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 
 def command(words: Sequence[object], processes: int = 1, **kwargs) -> subprocess.CompletedProcess[str]:
@@ -200,12 +230,15 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def run_dirs(tmp_path_factory: pytest.TempPathFactory, corpus: Path, recipe: Path) -> dict[str, Path]:
-    """The same run on one rank and on two, computed as four in both; what the two said is beside it."""
+    """The same run on one rank and on two, computed as four in both; what the two said is beside it.
+
+    New interpreters, started by the real `accelerate launch`: each has a hash seed and imports of its own.
+    """
 
     def make(folder: Path) -> None:
         shared = [recipe, f"data.path={corpus}", *TINY, *LEARNING, f"runs_dir={folder}"]
         succeed(["run", *shared, "name=one", f"data.cache_dir={folder}/cache1"], OMP_NUM_THREADS="2")
-        said = command(["run", *shared, "name=two", f"data.cache_dir={folder}/cache2"], processes=2)
+        said = command(["run", *shared, "name=two", f"data.cache_dir={folder}/cache2"], processes=2, real=True)
         assert said.returncode == 0, said.stdout + said.stderr
         (folder / "two.out").write_text(said.stdout)
         (folder / "two.err").write_text(said.stderr)

@@ -10,6 +10,7 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
+import forked
 import torch.distributed as dist
 from conftest import ROOT
 
@@ -69,4 +70,4 @@ def start(rank: int, world_size: int, port: int, folder: Path) -> subprocess.Pop
         **{key: str(value) for key, value in launch.items()},
     }
     command = [sys.executable, "-m", "ulmfit_dist", *words(folder, "--json")]
-    return subprocess.Popen(command, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return forked.popen(command, ROOT, env, subprocess.PIPE, subprocess.PIPE)

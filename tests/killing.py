@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import forked
 import torch
 from conftest import ROOT
 from safetensors.torch import load_file
@@ -23,15 +24,15 @@ BY_THE_CLOCK = ("_per_second", "_seconds", "communication_mb", "memory_gb")
 """What the names of metrics end with that no two runs agree upon."""
 
 
-def start(words: Sequence[object], processes: int, notes: Path, *options: str) -> subprocess.Popen[str]:
-    """`ulmfit-dist WORDS` on several ranks, which note what they read in a folder."""
+def start(words: Sequence[object], processes: int, notes: Path, *options: str, real: bool = False) -> subprocess.Popen[str]:
+    """`ulmfit-dist WORDS` on several ranks, which note what they read in a folder; new interpreters if `real`."""
     config = str(ROOT / "configs/accelerate/multi_gpu.yaml")
     launcher = ["-m", "accelerate.commands.launch", "--config_file", config, "--num_processes", str(processes), *options]
     notes.mkdir(exist_ok=True)
     command = [sys.executable, *(launcher if processes > 1 else []), str(ROOT / "tests/recorded.py"), str(notes)]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen([*command, *map(str, words), "--verbose"], cwd=ROOT, env=environment, text=True, **pipes)
+    popen = forked.real_popen if real else forked.popen
+    return popen([*command, *map(str, words), "--verbose"], ROOT, environment, subprocess.PIPE, subprocess.PIPE)
 
 
 def ranks_of(process: subprocess.Popen[str]) -> list[int]:
@@ -49,7 +50,11 @@ def _parent(process: Path) -> int:
 
 
 def _rank(process: int) -> int | None:
+    """From its environment, or from the name that the fork server has given it."""
     try:
+        name = Path(f"/proc/{process}/comm").read_text()
+        if name.startswith("rank "):
+            return int(name[5:])
         environment = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
     except OSError:
         return None

@@ -228,7 +228,7 @@ def test_a_full_disk_is_reported_and_the_last_good_one_stays(tmp_path: Path, cap
     said = capsys.readouterr().err
     assert "step-00000002 could not be written" in said
     assert "No space left on device" in said
-    assert f"the last good one is {writer.folder.at(1)}; training goes on" in said
+    assert f"the last good one is {writer.folder.at(1)}; training continues" in said
 
 
 def test_a_folder_that_can_no_longer_be_written_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

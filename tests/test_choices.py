@@ -123,7 +123,7 @@ def test_what_a_function_does_wrong_is_one_line_with_its_document(place: Path):
         ),
         (["data.splitter=mine.none"], "data.splitter: 'mine.none' cannot be imported"),
         (["data.get_y=nowhere.f"], "data.get_y: 'nowhere.f' cannot be imported"),
-        (["data.splitter=mine.ASKED"], "data.splitter: 'mine.ASKED' cannot be called"),
+        (["data.splitter=mine.ASKED"], "data.splitter: 'mine.ASKED' is not callable"),
         (["data.splitter=mine.is_valid", "data.splits={train: ., valid: spam}"], "also has splits (valid)"),
     ]:
         with pytest.raises(UserError) as error:
@@ -144,7 +144,7 @@ def test_two_ranks_go_by_the_functions_and_a_model_from_elsewhere_does_not_call_
     refused = command_here(["evaluate", "runs/run"], cwd=place)
     assert refused.returncode == 2
     assert "its data.splitter would call mine.is_valid" in refused.stderr
-    found = succeed(["evaluate", "runs/run", "--json", "--trust-rules", "--precision", "fp32"], cwd=place)
+    found = succeed(["evaluate", "runs/run", "--json", "--trust-remote-code", "--precision", "fp32"], cwd=place)
     assert "perplexity" in json.loads(found[found.index("{") :])["lm"]
 
 

@@ -62,7 +62,7 @@ def test_weights_that_do_not_fit_the_classes_are_refused():
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("classifier.label_smoothing=1", "a share below 1"),
+        ("classifier.label_smoothing=1", "a share from 0 to below 1"),
         ("classifier.class_weights=even", "give balanced, null, or a list"),
         ("classifier.class_weights=[1,0]", "numbers above 0"),
     ],

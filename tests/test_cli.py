@@ -1,4 +1,4 @@
-"""The command line as a user meets it: real processes, exit codes, one line for each mistake."""
+"""The command line: output, exit codes, and one line for each error."""
 
 import json
 import re
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import LEARNING, TINY, TOPICS, command, command_here, make_folder, store_in, succeed, succeed_here
+from conftest import LEARNING, TINY, TOPICS, command, command_here, launch, make_folder, store_in, succeed, succeed_here
 
 from ulmfit_dist.cli.main import main
 from ulmfit_dist.errors import UserError
@@ -14,27 +14,27 @@ from ulmfit_dist.models.bundle import load_encoder, read_bundle
 from ulmfit_dist.models.networks import build_classifier, encoder_of
 
 
-def refused(words: list[object], said: str, processes: int | None = None) -> None:
-    """The command ends with exit code 2 and one line that says what is wrong.
+def refused(argv: list[object], message: str, processes: int | None = None) -> None:
+    """Assert that a command fails with exit code 2 and one line that contains a message.
 
     Args:
-        processes: those of its own that it is started on; None: it runs in the test's.
+        processes: number of processes to start; None: run in the test's process.
     """
-    result = command_here(words) if processes is None else command(words, processes)
+    result = command_here(argv) if processes is None else command(argv, processes)
     errors = [line for line in result.stderr.splitlines() if "ulmfit-dist: error:" in line]
     assert len(errors) == 1, result.stdout + result.stderr
-    assert said in errors[0]
+    assert message in errors[0]
     if processes in (None, 1):
         assert result.returncode == 2
         assert result.stderr.splitlines() == errors
-    else:  # the launcher has an exit code, and a report, of its own
+    else:  # Accelerate's launcher has its own exit code and report
         assert result.returncode != 0
         assert "exitcode  : 2" in result.stderr.partition("Root Cause")[2]
         assert "Traceback" not in result.stderr.partition(errors[0])[0]
 
 
 def test_help_names_every_command():
-    text = succeed(["--help"])
+    text = succeed(["--help"], real=True)
     commands = (
         "prepare",
         "lm",
@@ -49,13 +49,24 @@ def test_help_names_every_command():
         "generate",
         "report",
         "dashboard",
-        "show",
+        "show-batch",
+        "show-results",
         "submit",
         "config",
     )
     for name in commands:
         assert re.search(rf"^ +{name}\b", text, re.MULTILINE)
     assert "--temperature" in succeed(["generate", "--help"])
+
+
+def test_arguments_are_parsed_without_heavy_imports():
+    code = """
+import sys
+from ulmfit_dist.cli.main import main
+assert main(["run", "--frsh"]) == 2
+print(sorted({"torch", "numpy", "fastai", "accelerate", "omegaconf", "rich"} & sys.modules.keys()))
+"""
+    assert launch(["-c", code]).stdout == "[]\n"
 
 
 def test_config_prints_each_key_with_its_meaning():
@@ -73,26 +84,26 @@ def test_config_gives_scripts_single_values(capsys: pytest.CaptureFixture[str]):
     assert "--get runs_dri: unknown key; did you mean 'runs_dir'?" in capsys.readouterr().err
 
 
-def test_who_fails_says_which_rank_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def test_an_unexpected_error_names_its_rank(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     def broken(recipe: str, overrides: list[str]) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("ulmfit_dist.cli.main.load_config", broken)
+    monkeypatch.setattr("ulmfit_dist.config.loading.load_config", broken)
     monkeypatch.setenv("RANK", "3")
     with pytest.raises(ZeroDivisionError):
         main(["config", "configs/quickstart.yaml"])
-    assert re.match(r"ulmfit-dist: rank 3 \(\S+, process \d+\) fails:\n", capsys.readouterr().err)
+    assert re.match(r"ulmfit-dist: rank 3 \(\S+, process \d+\) failed:\n", capsys.readouterr().err)
 
 
-def test_words_and_options_may_come_in_any_order():
+def test_overrides_and_options_may_come_in_any_order():
     refused(["run", "configs/quickstart.yaml", "a=1", "--fresh", "b=2"], "unknown key a", processes=1)
-    refused(["run", "configs/quickstart.yaml", "--frsh"], "unknown: --frsh", processes=1)
+    refused(["run", "configs/quickstart.yaml", "--frsh"], "unrecognized arguments: --frsh", processes=1)
     refused(["prepare"], "required: CONFIG")
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folders that are wrong in one way each."""
+    """Folders with one error each."""
     folder = tmp_path_factory.mktemp("wrong")
     make_folder(folder / "good", per_class=12)
     (folder / "one" / "only").mkdir(parents=True)
@@ -163,6 +174,10 @@ def test_a_finished_run_is_not_trained_again_and_another_config_is_refused(
     words += [f"data.cache_dir={run_dirs['caches']}/cache1"]
     before = (run_dirs["one"] / "metrics.jsonl").read_bytes()
     assert succeed_here([*words, "--verbose"]).count("done already") == 2
+    quiet, usual = succeed_here([*words, "--quiet"]), succeed_here(words)
+    assert "train_loss" in usual  # the table of epochs
+    assert "train_loss" not in quiet
+    assert "report: " in quiet
     refused([*words, "lm.wd=0.2"], "lm.wd (now 0.2, then 0.1)")
     refused(["classifier", *words[1:], "seed=7"], "seed (now 7, then 42)")
     assert (run_dirs["one"] / "metrics.jsonl").read_bytes() == before
@@ -219,7 +234,7 @@ def test_predict_reads_the_command_line_a_file_and_standard_input(run_dirs: dict
 
 def test_generate_prints_samples_that_a_seed_repeats(run_dirs: dict[str, Path]):
     words = ["generate", run_dirs["one"], "The match", "--words", "12"]
-    first, second = succeed(words).splitlines()  # in a process of its own: what it draws does not depend on it
+    first, second = succeed(words, real=True).splitlines()  # in a process of its own: what it draws does not depend on it
     assert first.startswith("1: The match ")
     assert second.startswith("2: The match ")
     assert first[3:] != second[3:]

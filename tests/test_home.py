@@ -72,8 +72,8 @@ def test_a_run_without_a_home_works_and_names_folder_and_variable(
     first, *others = result.stderr.splitlines()
     place = f"{tmp_path}/tmp/ulmfit-dist-{os.getuid()}"
     assert first == (
-        "ulmfit-dist: warning: /dev/null/.cache, /dev/null/.config, /dev/null/.local/share cannot be written: caches go to "
-        f"{place}; set HOME, or XDG_CACHE_HOME, XDG_CONFIG_HOME, XDG_DATA_HOME, to keep them"
+        "warning: /dev/null/.cache, /dev/null/.config, /dev/null/.local/share not writable: caches go to "
+        f"{place}; to keep them set HOME, or XDG_CACHE_HOME, XDG_CONFIG_HOME, XDG_DATA_HOME"
     )
     assert [line for line in others if "/dev/null" in line or "W&B" in line or "rror" in line or "INFO" in line] == []
     assert "W&B is offline: send it with: " in result.stdout

@@ -1,4 +1,4 @@
-"""Settings that `accelerate launch` names: found, applied where the recipe leaves them open, refused where it does not."""
+"""Settings of `accelerate launch`: read, applied if the config leaves them open, refused if they contradict it."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_a_recipe_with_another_precision_is_refused(flag: str, recipe: str):
 
 
 def test_fp16_without_a_gpu_is_refused_by_the_name_that_it_was_given():
-    with pytest.raises(UserError, match=r"--mixed_precision fp16: fp16 needs a GPU, and none is visible"):
+    with pytest.raises(UserError, match=r"--mixed_precision fp16: fp16 needs a GPU, but none is visible"):
         precision_of("--mixed_precision", "fp16", has_gpu=False)
 
 
@@ -152,7 +152,7 @@ def test_accumulation_steps_come_from_the_flag_that_accelerate_passes_on_to_deep
     settings = read("--gradient_accumulation_steps", "4", ACCELERATE_GRADIENT_ACCUMULATION_STEPS="2")
     flag = "accelerate launch --gradient_accumulation_steps 4"
     assert settings.accumulation_steps == Named(4, flag)
-    assert settings.describe() == [f"micro-batches of a rank in a step: 4 ({flag})"]
+    assert settings.describe() == [f"micro-batches per rank and step: 4 ({flag})"]
     assert settings.applied_to(RuntimeConfig(), has_gpu=False) == RuntimeConfig()
     with pytest.raises(UserError, match=r"_steps 4 and runtime\.micro_batch_size=8 both set the size of a micro-batch"):
         settings.applied_to(RuntimeConfig(micro_batch_size=8), has_gpu=False)
@@ -230,7 +230,7 @@ def test_ranks_that_were_launched_differently_are_refused():
     one, other = LaunchSettings(Named("bf16", "A=bf16")), LaunchSettings(Named("bf16", "--mixed_precision bf16"))
     one.check_agreement([one, other])
     for different in (LaunchSettings(), LaunchSettings(Named("bf16", "A=bf16"), Named(2, "B=2"))):
-        with pytest.raises(UserError, match=r"^rank 1 was launched with .*, and rank 0 with .*: launch all nodes"):
+        with pytest.raises(UserError, match=r"^rank 1 was launched with .*, but rank 0 with .*: launch all nodes"):
             one.check_agreement([one, different])
 
 
@@ -310,7 +310,7 @@ def test_named_steps_train_the_model_of_the_same_micro_batches_bit_by_bit(
     succeed_here([*words, "name=size", "runtime.micro_batch_size=2"])
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
     printed = succeed_here([*words, "name=steps", "--verbose"])
-    assert "micro-batches of a rank in a step: 4 (ACCELERATE_GRADIENT_ACCUMULATION_STEPS=4)\n" in printed
+    assert "micro-batches per rank and step: 4 (ACCELERATE_GRADIENT_ACCUMULATION_STEPS=4)\n" in printed
     size, steps = [load_file(tmp_path / name / "lm" / WEIGHTS) for name in ("size", "steps")]
     assert [name for name in size if not np.array_equal(size[name], steps[name])] == []
     refused = command_here([*words, "name=both", "runtime.micro_batch_size=2"])
@@ -333,8 +333,8 @@ def test_every_rank_finds_what_its_launcher_names(module: str, tmp_path: Path):
     script = ["say.py", "--mixed_precision", "bf16"]  # its own option, which is not the launcher's
     config_file = ["--config_file", ROOT / "configs/accelerate/multi_gpu.yaml"]
     flags = [*config_file, "--num_processes", 2, "--mixed_precision", "fp16", "--gradient-accumulation-steps=4"]
-    named = launch(["-m", module, *flags, *script], cwd=tmp_path)
-    silent = launch(["-m", module, *config_file, "--num_processes", 1, *script], cwd=tmp_path)
+    named = launch(["-m", module, *flags, *script], cwd=tmp_path, real=True)
+    silent = launch(["-m", module, *config_file, "--num_processes", 1, *script], cwd=tmp_path, real=True)
     assert (named.returncode, silent.returncode) == (0, 0), named.stderr + silent.stderr
     expected = {
         "mixed_precision": {"value": "fp16", "source": "accelerate launch --mixed_precision fp16"},
@@ -350,7 +350,7 @@ def test_two_ranks_refuse_what_the_recipe_contradicts_by_one_line(recipe: Path, 
     flags = ["--multi_gpu", "--num_processes", 2, "--mixed_precision", "no"]
     words = [recipe, f"data.path={corpus}", *TINY, f"runs_dir={tmp_path}", f"data.cache_dir={tmp_path}/cache"]
     words += ["runtime.precision=bf16"]
-    result = launch(["-m", "ulmfit_dist.launch", *flags, "-m", "ulmfit_dist", "run", *words])
+    result = launch(["-m", "ulmfit_dist.launch", *flags, "-m", "ulmfit_dist", "run", *words], real=True)
     assert (result.returncode, result.stdout) == (2, "")
     (line,) = result.stderr.splitlines()
     assert line.startswith("ulmfit-dist: error: accelerate launch --mixed_precision no and runtime.precision=bf16 differ: ")
@@ -376,7 +376,7 @@ def test_nodes_that_were_launched_differently_end_together(tmp_path: Path):
             line = node.communicate(timeout=120)[1]
             assert node.returncode == 2, line
             assert line == (
-                "rank 1 was launched with ACCELERATE_MIXED_PRECISION=no, and rank 0 with ACCELERATE_MIXED_PRECISION=bf16: "
+                "rank 1 was launched with ACCELERATE_MIXED_PRECISION=no, but rank 0 with ACCELERATE_MIXED_PRECISION=bf16: "
                 "launch all nodes with the same flags and variables\n"
             )
     finally:

@@ -120,7 +120,7 @@ def test_the_predicted_tokens_are_those_that_the_model_holds_likeliest(config: C
 
 def test_the_command_prints_the_tables_of_python(config: Config, run: Path, recipe: Path):
     words = [f"{key}={getattr(config.data, key)}" for key in ("path", "cache")]
-    shown = succeed(["show", recipe, *TINY, *(f"data.{word}" for word in words)], COLUMNS="100")
+    shown = succeed(["show-batch", recipe, *TINY, *(f"data.{word}" for word in words)], COLUMNS="100")
     lm, classifier = shown.split("classifier: the first training batch")
     assert "language model: the first training batch" in lm
     documents = documents_of(config)
@@ -128,7 +128,7 @@ def test_the_command_prints_the_tables_of_python(config: Config, run: Path, reci
     assert len(rows) == 4
     for text, label in rows:
         assert documents[letters(text)] == label.strip()
-    results = succeed_here(["show", run, "--results", "--stage", "classifier", "--rows", "2"])
+    results = succeed_here(["show-results", run, "--stage", "classifier", "--rows", "2"])
     assert "predicted" in results
     assert "language model" not in results
 
@@ -141,9 +141,9 @@ def test_what_is_wrong_is_one_line(config: Config, tmp_path: Path):
     ]:
         with pytest.raises(UserError, match=said):
             ask()
-    result = command_here(["show", tmp_path, "--results", "a=1"])
+    result = command_here(["show-results", tmp_path, "a=1"])
     assert result.returncode == 2
-    assert result.stderr == "ulmfit-dist: error: a=1: a run has its config: give no keys with --results\n"
+    assert result.stderr == "ulmfit-dist: error: unrecognized arguments: a=1 (see ulmfit-dist --help)\n"
 
 
 def test_a_cell_is_data_in_terminal_and_notebook():

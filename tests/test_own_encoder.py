@@ -109,9 +109,13 @@ def test_both_stages_and_what_is_done_with_their_models(words: list[str], tmp_pa
     classifier.fit_one_cycle(3, 5e-2)
     classifier.export()
 
-    assert load_language_model(tmp_path / "run", trust_rules=True).generate("the match", words=5)[0].startswith("the match ")
-    assert load_classifier(tmp_path / "run", trust_rules=True).predict(["goal match team score"])[0].label
-    found = evaluate(tmp_path / "run", Runtime(RuntimeConfig(precision="fp32")), trust_rules=True)
+    assert (
+        load_language_model(tmp_path / "run", trust_remote_code=True)
+        .generate("the match", words=5)[0]
+        .startswith("the match ")
+    )
+    assert load_classifier(tmp_path / "run", trust_remote_code=True).predict(["goal match team score"])[0].label
+    found = evaluate(tmp_path / "run", Runtime(RuntimeConfig(precision="fp32")), trust_remote_code=True)
     assert found["classifier"]["accuracy"] == classifier.valid_metrics["accuracy"]
     assert found["lm"]["valid_loss"] == pytest.approx(learn.valid_metrics["valid_loss"], rel=1e-6)
     for refused in (

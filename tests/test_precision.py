@@ -36,19 +36,19 @@ def cpuinfo(vendor: str, flags: str) -> str:
 def test_precision_is_what_the_machine_can_do(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(precision_module, "has_bf16_lstms", lambda: True)
     assert resolve_precision("bf16", has_gpu=False) == "bf16"
-    with pytest.raises(UserError, match="fp16 needs a GPU, and none is visible: use bf16"):
+    with pytest.raises(UserError, match="fp16 needs a GPU, but none is visible: use bf16"):
         resolve_precision("fp16", has_gpu=False)
     with pytest.raises(UserError, match="fp64"):
         resolve_precision("fp64", has_gpu=True)
 
 
-@pytest.mark.parametrize(("limit", "cause"), [("AVX2", "DNNL_MAX_CPU_ISA=AVX2 switches it off"), ("", "this CPU has none")])
+@pytest.mark.parametrize(
+    ("limit", "cause"), [("AVX2", "DNNL_MAX_CPU_ISA=AVX2 disables it"), ("", "this CPU does not have it")]
+)
 def test_bf16_without_avx512_is_refused_on_a_cpu(limit: str, cause: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(precision_module, "has_bf16_lstms", lambda: False)
     monkeypatch.setattr(precision_module, "isa_limit", lambda: limit)
-    with pytest.raises(
-        UserError, match=rf"^runtime\.precision=bf16 needs AVX-512 on a CPU, and {cause}: use fp32, or auto$"
-    ):
+    with pytest.raises(UserError, match=rf"^runtime\.precision=bf16 needs AVX-512 on a CPU, but {cause}: use fp32 or auto$"):
         resolve_precision("bf16", has_gpu=False)
     assert resolve_precision("bf16", has_gpu=True) == "bf16"
 
@@ -107,9 +107,9 @@ def test_auto_reads_this_machines_cpu_and_environment(monkeypatch: pytest.Monkey
     monkeypatch.setattr(precision_module.torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     monkeypatch.setattr(precision_module.torch.cpu, "_init_amx", lambda: False)
     monkeypatch.setattr(precision_module, "read_cpuinfo", lambda: cpuinfo(AMD, "avx512_bf16"))
-    assert auto_precision(has_gpu=False) == ("bf16", "the CPU is of AMD and has AVX512-BF16")
+    assert auto_precision(has_gpu=False) == ("bf16", "the CPU is an AMD CPU with AVX512-BF16")
     monkeypatch.setenv("DNNL_MAX_CPU_ISA", "AVX2")
-    assert auto_precision(has_gpu=False) == ("fp32", "DNNL_MAX_CPU_ISA=AVX2 switches AVX512-BF16 off")
+    assert auto_precision(has_gpu=False) == ("fp32", "DNNL_MAX_CPU_ISA=AVX2 disables AVX512-BF16")
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "ALL")  # oneDNN prefers its newer name
     assert resolve_precision("auto", has_gpu=False) == "bf16"
 
@@ -144,7 +144,7 @@ def test_a_run_resumes_in_the_precision_of_its_newest_checkpoint(tmp_path: Path,
 
 
 def test_gradients_are_compressed_to_bf16_between_gpus_only():
-    with pytest.raises(UserError, match="between CPUs there is fp16 alone"):
+    with pytest.raises(UserError, match="use fp16 or null between CPUs"):
         check_compression("bf16", "fp32", has_gpu=False)
     for precision in ("fp32", "bf16", "fp16"):
         check_compression("bf16", precision, has_gpu=True)
@@ -162,7 +162,7 @@ def test_a_runtime_refuses_a_compression_and_leaves_nothing_behind(monkeypatch: 
     from accelerate import PartialState
 
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    with pytest.raises(UserError, match="between CPUs there is fp16 alone"):
+    with pytest.raises(UserError, match="use fp16 or null between CPUs"):
         Runtime(RuntimeConfig(precision="fp32", gradient_compression="bf16"))
     assert PartialState._shared_state == {}
 

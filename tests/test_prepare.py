@@ -12,6 +12,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+import forked
 import pytest
 from conftest import ROOT, command, launch, make_folder, mounted, store_in, succeed
 
@@ -49,13 +50,13 @@ def undisturbed(large: Path, recipe: Path, tmp_path_factory: pytest.TempPathFact
     return store_in(cache)
 
 
-def start(arguments: list[str], processes: int = 1) -> subprocess.Popen[bytes]:
+def start(arguments: list[str], processes: int = 1) -> subprocess.Popen[str]:
     """Start a command, its processes in a group of their own."""
     config = str(ROOT / "configs/accelerate/multi_gpu.yaml")
     launcher = ["-m", "accelerate.commands.launch", "--config_file", config, "--num_processes", str(processes)]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     words = [sys.executable, *(launcher if processes > 1 else []), "-m", "ulmfit_dist", *arguments]
-    return subprocess.Popen(words, cwd=ROOT, env=environment, start_new_session=True, stderr=subprocess.DEVNULL)
+    return forked.popen(words, ROOT, environment, stderr=subprocess.DEVNULL, new_session=True)
 
 
 def seconds_until(cache: Path, pattern: str) -> float:

@@ -20,7 +20,7 @@ def test_the_quick_start_uses_as_many_gpus_as_share_its_batches(num_gpus: int, u
 def test_idle_gpus_are_named_with_the_batch_sizes_that_would_use_them(capsys: pytest.CaptureFixture[str]):
     assert choose_processes(load_config(QUICKSTART), 5) == 4
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("ulmfit-dist: using 4 of 5 GPUs, 1 is idle: lm.global_batch_size=16 cannot be shared evenly by 5")
+    assert line.startswith("warning: using 4 of 5 GPUs, 1 is idle: lm.global_batch_size=16 cannot be shared evenly by 5")
     assert "make it 15 or 20; classifier.global_batch_size=16" in line
     assert choose_processes(load_config(QUICKSTART), 4) == 4
     assert capsys.readouterr().err == ""

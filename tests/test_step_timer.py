@@ -1,4 +1,4 @@
-"""Where the time of a step goes."""
+"""Tests of the time of a step, by part."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from ulmfit_dist.distributed.step_timer import PARTS, StepTimer
 
 
 class Clock:
-    """Time that goes on by as much as it is told."""
+    """Clock that advances by given amounts."""
 
     def __init__(self, step_timer: StepTimer, monkeypatch: pytest.MonkeyPatch):
         self.now, self.step_timer = 0.0, step_timer
@@ -30,7 +30,7 @@ def spent(clock: Clock) -> dict[str, Any]:
     return {part: seconds for part, seconds in clock.step_timer.take().read().parts.items() if seconds}
 
 
-def test_each_second_counts_once_and_an_exchange_for_itself(clock: Clock):
+def test_each_second_counts_once_and_an_exchange_as_communication(clock: Clock):
     clock.step_timer.start()
     clock.spend(1, "data")
     clock.spend(2)
@@ -59,8 +59,8 @@ def test_a_validation_does_not_count_but_a_checkpoint_after_it_does(clock: Clock
     assert spent(clock) == {"data": 17, "optimizer": 4, "checkpoint": 10}
 
 
-def test_laps_that_nobody_asks_for_are_added_up(clock: Clock, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("ulmfit_dist.distributed.step_timer.MOST_MARKS", 2)
+def test_intervals_that_are_not_taken_are_added_up(clock: Clock, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("ulmfit_dist.distributed.step_timer.MAX_MARKS", 2)
     clock.step_timer.start()
     for _ in range(10):
         clock.spend(1)
@@ -71,7 +71,7 @@ def test_laps_that_nobody_asks_for_are_added_up(clock: Clock, monkeypatch: pytes
     assert spent(clock) == {"forward": 50, "communication": 20}
 
 
-def test_nobody_counts_where_nobody_trains(clock: Clock):
+def test_nothing_is_counted_outside_of_training(clock: Clock):
     with clock.step_timer.exchange():
         clock.spend(1)
     assert clock.step_timer.take().read().parts == dict.fromkeys(PARTS, 0.0)

@@ -78,7 +78,7 @@ def test_a_class_that_only_validation_has_is_named(tmp_path: Path):
             "leave out label_smoothing and class_weights",
         ),
         (["classifier.threshold=1"], "classifier.threshold=1.0"),
-        (["data.label_delim=''"], "data.label_delim is empty"),
+        (["data.label_delim=''"], "data.label_delim='': give the text between"),
     ],
 )
 def test_settings_that_cannot_be_meant_are_named(words: list[str], message: str):

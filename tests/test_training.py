@@ -88,11 +88,10 @@ def test_learning_rates_are_fastais_values():
 
 
 def test_a_batch_that_leaves_an_epoch_hardly_a_step_is_warned_of(capsys: pytest.CaptureFixture[str]):
-    runtime = Runtime(RuntimeConfig(precision="fp32"))
     for num_steps in (4, 5):
         learner = SimpleNamespace(stage="lm", dls=SimpleNamespace(train=range(num_steps)))
-        warn_of_few_steps(learner, LMConfig(global_batch_size=900), runtime)
-    assert capsys.readouterr().out == (
+        warn_of_few_steps(learner, LMConfig(global_batch_size=900))
+    assert capsys.readouterr().err == (
         "warning: lm.global_batch_size=900: an epoch has 4 step(s), which teach little: lower it, or add epochs\n"
     )
 

@@ -138,7 +138,7 @@ def test_a_job_that_is_stopped_in_every_way_ends_as_one_left_alone(
     cluster.kill_node("node2")
     began = time.monotonic()
     wait_until(lambda: "ended with exit code" in job.log(), "the job's failure", 60, job.log)
-    assert "ended without a word: it was killed" in job.log()
+    assert "exited without an error: it was killed" in job.log()
     cluster.start_node("node2")
     job.wait_for("FAILED", seconds=60 - (time.monotonic() - began))
     cluster.ask("scontrol", "requeue", job.number)
@@ -235,14 +235,14 @@ def test_a_job_that_gets_nowhere_leaves_the_queue(cluster: Cluster, submit: Subm
         if restart == 1:
             job.wait_for_requeue(restart)
     job.wait_for("FAILED", seconds=30)
-    assert "back in the queue 1 time(s) without a step of progress" in job.log()
+    assert "requeued 1 time(s) without a step of progress" in job.log()
 
 
 def test_a_job_that_is_cancelled_is_saved_and_stays_out_of_the_queue(cluster: Cluster, submit: Submit, tmp_path: Path):
     job = submit("single_node.sbatch", "lm.phases=[{epochs: 900}]", "checkpoint.interval_steps=7", PROCESSES_PER_NODE="2")
     wait_for_step(job, tmp_path / "runs/run", "lm")
     cluster.ask("scancel", job.number)
-    wait_until(lambda: "SLURM has ended it" in job.log(), "the end", 40, job.log)
+    wait_until(lambda: "ended by SLURM" in job.log(), "the end", 40, job.log)
     assert re.search(r"stopped by SIG\w+ after step \d+: lm is saved", job.log())
     job.wait_for("CANCELLED", seconds=20)
     assert "2 rank(s) each" in job.log()
@@ -253,7 +253,7 @@ def test_wrong_words_end_the_job_before_anything_is_started(submit: Submit, tmp_
     jobs = {
         submit("multi_node.sbatch", "lm.bathc=3"): "unknown key lm.bathc",
         submit("array.sbatch", SWEEP="sweep.txt", options=("--array=1",)): "sweep.txt, task 1: No closing quotation",
-        submit("array.sbatch", SWEEP="sweep.txt", options=("--array=2",)): "sweep.txt has 2 line(s) of words",
+        submit("array.sbatch", SWEEP="sweep.txt", options=("--array=2",)): "sweep.txt has 2 line(s) of arguments",
     }
     for job, said in jobs.items():
         job.wait_for("FAILED", seconds=30)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from pathlib import Path
 
 from ulmfit_dist.checkpointing.manager import Checkpoint, CheckpointManager
+from ulmfit_dist.utils.log import get_logger
+
+logger = get_logger(__name__)
 
 
 class AsyncCheckpointWriter:
@@ -44,4 +46,4 @@ class AsyncCheckpointWriter:
             self.error = error
             kept = f"the last good one is {self.last}" if self.last else "there is none before it"
             where = self.folder.at(content.state["position"]["stage_step"])
-            print(f"warning: {where} could not be written ({error}): {kept}; training goes on", file=sys.stderr, flush=True)
+            logger.warning(f"{where} could not be written ({error}): {kept}; training continues")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,9 @@ from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.models.bundle import WEIGHTS, ModelBundle
 from ulmfit_dist.training.train_state import RecipePosition
+from ulmfit_dist.utils.log import get_logger
+
+logger = get_logger(__name__)
 
 
 @dataclass
@@ -107,4 +109,4 @@ def _read(path: Path, stage: str) -> ResumePoint:
 
 
 def _warn(path: Path, error: CorruptCheckpointError) -> None:
-    print(f"warning: {path} is damaged ({error}) and passed over", file=sys.stderr, flush=True)
+    logger.warning(f"{path} is damaged ({error}) and passed over")

@@ -2,8 +2,8 @@
 
 A vocabulary is a plain list of tokens; the index of a token is its id. Special tokens come first, `xxunk` at 0 and `xxpad`
 at 1, then the others by descending count, ties in order of first occurrence, padded with `xxfake` to a multiple of eight.
-Counts of shards are Arrow tables, not `Counter`s, so millions of distinct tokens fit in memory; the trade-off is less obvious
-code.
+Counts of shards are Arrow tables, not `Counter`s, so millions of distinct tokens fit in memory; the trade-off is less
+obvious code.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ulmfit_dist.data.tokenizers.rules import SPECIAL_TOKENS
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.utils.files import read_bounded
 
@@ -104,9 +105,9 @@ def _sum_counts(tables: Sequence[pa.Table]) -> pa.Table:
 
 def build_vocab(counts: Counter[str], min_freq: int, max_vocab: int) -> list[str]:
     """fastai's `make_vocab` over the counts; tokens that occur less than `min_freq` times may be missing from them."""
-    from fastai.text.data import make_vocab
-
-    return make_vocab(counts, min_freq=min_freq, max_vocab=max_vocab)
+    frequent = [token for token, count in counts.most_common(max_vocab) if count >= min_freq]
+    vocab = [*SPECIAL_TOKENS, *(token for token in frequent if token not in SPECIAL_TOKENS)][:max_vocab]
+    return vocab + [FILLER] * (8 - len(vocab) % 8)
 
 
 def known_tokens(vocab: Sequence[str]) -> pa.Array:

@@ -23,20 +23,20 @@ class LanguageModel:
     Args:
         folder: a run directory, or its `lm/`.
         device: where to compute.
-        trust_rules: whether to call what the model's config names of yours (tokenizer.rules, model.arch).
+        trust_remote_code: whether to call what the model's config names of yours (tokenizer.rules, model.arch).
 
     Raises:
         UserError: no language model there, or a damaged one.
     """
 
-    def __init__(self, folder: str | Path, device: torch.device | str = "cpu", trust_rules: bool = False):
+    def __init__(self, folder: str | Path, device: torch.device | str = "cpu", trust_remote_code: bool = False):
         exported = read_bundle(model_folder(Path(folder), "lm"))
         if exported.config.model.backwards:
             raise UserError(f"{exported.folder} reads texts backwards: it cannot go on from a prompt")
         self.vocab, self.device, self.config = exported.vocab, torch.device(device), exported.config.tokenizer
-        self.tokenizer = open_tokenizer(exported.config.tokenizer, exported.folder, trust_rules)
+        self.tokenizer = open_tokenizer(exported.config.tokenizer, exported.folder, trust_remote_code)
         self.ids, self.never = token_ids(exported.vocab), never_drawn(exported.vocab)
-        self.model = load_model(exported, self.device, trust_rules)
+        self.model = load_model(exported, self.device, trust_remote_code)
 
     def generate(
         self,

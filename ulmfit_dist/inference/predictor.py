@@ -102,20 +102,20 @@ class TextClassifier(Classifier):
     Args:
         folder: a run directory, or its `classifier/`.
         device: where to compute.
-        trust_rules: whether to call what the model's config names of yours (tokenizer.rules, model.arch).
+        trust_remote_code: whether to call what the model's config names of yours (tokenizer.rules, model.arch).
 
     Raises:
         UserError: no classifier there, or a damaged one.
     """
 
-    def __init__(self, folder: str | Path, device: torch.device | str = "cpu", trust_rules: bool = False):
+    def __init__(self, folder: str | Path, device: torch.device | str = "cpu", trust_remote_code: bool = False):
         exported = read_bundle(model_folder(Path(folder), "classifier"))
         assert exported.labels is not None  # model_folder has looked for them
         self.config, self.labels, self.device = exported.config, exported.labels, torch.device(device)
         self.settings = exported.config.classifier
-        self.tokenizer = open_tokenizer(exported.config.tokenizer, exported.folder, trust_rules)
+        self.tokenizer = open_tokenizer(exported.config.tokenizer, exported.folder, trust_remote_code)
         self.ids = token_ids(exported.vocab)
-        self.model = load_model(exported, self.device, trust_rules)
+        self.model = load_model(exported, self.device, trust_remote_code)
 
     def _predict_part(self, texts: Sequence[str], batch_tokens: int) -> np.ndarray:
         documents = self._encode(texts)

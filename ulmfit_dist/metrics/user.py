@@ -17,7 +17,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from fastai.learner import Metric
 from torch import Tensor
 
 from ulmfit_dist.data.batches import MicroBatch
@@ -136,6 +135,8 @@ def _build(path: str, arguments: dict[str, Any]) -> Callable[[Tensor, Tensor], A
         metric = found(**arguments)
     except Exception as error:
         raise UserError(f"{KEY}: {path} cannot be made ({type(error).__name__}: {error}): check its arguments") from None
+    from fastai.learner import Metric  # two seconds, which inference need not wait
+
     if isinstance(metric, Metric):
         return lambda logits_NC, y_N: _value(metric, logits_NC, y_N)
     if not callable(metric):

@@ -115,7 +115,7 @@ def _read_config(path: Path) -> Config:
             raise UserError(f"{path}: not written by this program (it has YAML aliases): export the model again")
     except (OSError, yaml.YAMLError) as error:
         raise UserError(f"{path}: missing or damaged ({' '.join(str(error).split())}): export the model again") from None
-    return load_config(path)
+    return load_config(path, allow_base=False)
 
 
 def _read_training(path: Path) -> dict[str, Any]:

@@ -8,10 +8,9 @@ b: rows of a micro-batch, T: tokens of a step, E: width of the embedding.
 
 from __future__ import annotations
 
-from abc import ABCMeta, abstractmethod
+from abc import ABC, abstractmethod
 
 import torch
-from fastai.torch_core import PrePostInitMeta
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -21,11 +20,7 @@ Hidden = list[tuple[Tensor, ...]]
 """State of each layer: one tensor or two, [1, b, width]; empty for a network that reads each step for itself."""
 
 
-class _Meta(ABCMeta, PrePostInitMeta):
-    """That of fastai's modules, with abstract methods."""
-
-
-class Encoder(nn.Module, metaclass=_Meta):
+class Encoder(nn.Module, ABC):
     """An encoder of texts.
 
     Attributes:

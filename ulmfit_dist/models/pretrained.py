@@ -7,12 +7,12 @@ here. As in fastai, a word that they know keeps its embedding, and one that they
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastai.text.learner import clean_raw_keys, match_embeds
+import torch
 from torch import Tensor, nn
 
 from ulmfit_dist.config.schema import ModelConfig
@@ -45,12 +45,25 @@ class Pretrained:
 
     def fitted_to(self, vocab: Sequence[str]) -> dict[str, Tensor]:
         """The state for another vocabulary, as fastai's `load_pretrained` makes it."""
-        return clean_raw_keys(match_embeds(dict(self.state), self.tokens, list(vocab)))
+        embedding = "0.encoder.weight"
+        rows = self._rows(vocab)
+        weight = _rows_or_mean(self.state[embedding], rows)
+        state = {**self.state, embedding: weight, "1.decoder.weight": weight.clone()}
+        if "0.encoder_dp.emb.weight" in state:
+            state["0.encoder_dp.emb.weight"] = weight.clone()
+        if "1.decoder.bias" in state:
+            state["1.decoder.bias"] = _rows_or_mean(state["1.decoder.bias"], rows)
+        return {key: value for key, value in state.items() if not _is_dropped_out(key, state)}
 
     def known(self, vocab: Sequence[str]) -> int:
         """How many tokens of a vocabulary it knows."""
         known = set(self.tokens)
         return sum(token in known for token in vocab)
+
+    def _rows(self, vocab: Sequence[str]) -> Tensor:
+        """The row of each token of a vocabulary in this one's weights, int64 [V]; -1 for tokens that are missing."""
+        ids = {token: i for i, token in enumerate(self.tokens)}
+        return torch.tensor([ids.get(token, -1) for token in vocab])
 
 
 def load_pretrained(model: nn.Module, name: str, vocab: list[str], config: ModelConfig) -> int:
@@ -158,6 +171,21 @@ def _download(name: str) -> Path:
             f"model.pretrained={name}: {url} cannot be fetched ({type(error).__name__}): fetch it on a machine with a "
             f"network and unpack it to {place}, or set model.pretrained to a folder with its .pth and .pkl, or to null"
         ) from None
+
+
+def _rows_or_mean(weights: Tensor, rows: Tensor) -> Tensor:
+    """Rows of weights, and the mean of all rows for -1."""
+    taken = weights[rows]
+    taken[rows < 0] = weights.mean(0)
+    return taken
+
+
+def _is_dropped_out(key: str, state: Mapping[str, Tensor]) -> bool:
+    """Return whether a tensor is what dropout left of another one: files of fastai's first releases hold both."""
+    parts = key.split(".")
+    if "module" in parts:
+        del parts[len(parts) - 1 - parts[::-1].index("module")]
+    return f"{'.'.join(parts)}_raw" in state
 
 
 @contextmanager

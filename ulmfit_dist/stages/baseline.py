@@ -34,6 +34,9 @@ from ulmfit_dist.rng.counter_based import derive_seed
 from ulmfit_dist.stages.baseline_figures import main_metric
 from ulmfit_dist.stages.prepare import prepare
 from ulmfit_dist.tracking.tracker import Tracker
+from ulmfit_dist.utils.log import get_logger
+
+logger = get_logger(__name__)
 
 STRENGTHS = (1.0, 4.0, 16.0, 64.0)
 """Values of C, the inverse of the regularization, from which the validation documents choose."""
@@ -114,7 +117,7 @@ def measure_baseline(config: Config, runtime: Runtime, store: TokenStore, tracke
         simplest = "mean" if config.classifier.target == "regression" else "most frequent class"
         found, other = known["valid"][name], known["majority"]["valid"][name]
         figures = f"{name} {found:.4f} on valid ({simplest}: {other:.4f})"
-        runtime.print(f"baseline: TF-IDF with a linear model, {known['seconds']:.1f} s: {figures}")
+        logger.info(f"baseline: TF-IDF with a linear model, {known['seconds']:.1f} s: {figures}")
 
 
 def _identity(config: Config, store: TokenStore) -> str:

@@ -23,6 +23,9 @@ from ulmfit_dist.training.callbacks.progress import StageClock
 from ulmfit_dist.training.callbacks.user import add_callbacks, check_callbacks
 from ulmfit_dist.training.learner import build_learner
 from ulmfit_dist.training.train_steps import ClassifierLearner
+from ulmfit_dist.utils.log import get_logger
+
+logger = get_logger(__name__)
 
 
 def train_classifier(
@@ -57,7 +60,7 @@ def classifier_learner(config: Config, runtime: Runtime, store: TokenStore, need
     seed_torch(config.seed, "classifier", "weights")
     model = build_classifier(len(store.vocab), train.targets.num_outputs, config.model, config.classifier)
     if needs_encoder or config.encoder_source is not None or (config.run_dir / "lm").is_dir():
-        _load_encoder(encoder_of(model), config, runtime, store)
+        _load_encoder(encoder_of(model), config, store)
     learner = build_learner(
         ClassifierLearner,
         "classifier",
@@ -88,13 +91,13 @@ def classifier_loss(config: Config, train: ClassifierLoader) -> Loss:
     return build_objective_loss(config.classifier, train.targets, train.store.labels[train.documents])
 
 
-def _load_encoder(encoder: Encoder, config: Config, runtime: Runtime, store: TokenStore) -> None:
+def _load_encoder(encoder: Encoder, config: Config, store: TokenStore) -> None:
     name = config.encoder_source
     if name is None:
         load_encoder(encoder, read_bundle(config.run_dir / "lm"), store.vocab, config.model)
     else:
         known = load_pretrained_encoder(encoder, name, store.vocab, config.model)
-        runtime.print(describe_match(name, known, store.vocab))
+        logger.info(describe_match(name, known, store.vocab))
 
 
 def classifier_loaders(config: Config, runtime: Runtime, store: TokenStore) -> tuple[ClassifierLoader, ClassifierLoader]:

@@ -23,6 +23,9 @@ from ulmfit_dist.stages.classifier import check_classifier
 from ulmfit_dist.stages.prepare import prepare
 from ulmfit_dist.stages.run import run
 from ulmfit_dist.utils.files import write_json
+from ulmfit_dist.utils.log import get_logger
+
+logger = get_logger(__name__)
 
 Figures = dict[str, dict[str, dict[str, Any]]]
 """By stage and metric: mean, std, and the value of each fold."""
@@ -52,7 +55,7 @@ def cross_validate(config: Config, runtime: Runtime, fresh: bool = False) -> Fig
             with runtime.fail_together():
                 if runtime.is_main:
                     copy_language_model(configs[0].run_dir, each, fresh)
-        runtime.print(f"\n{each.name}: fold {number} of {len(configs)}")
+        logger.info(f"\n{each.name}: fold {number} of {len(configs)}")
         run(each, runtime, fresh and not (is_shared and number))
     found: Figures = {}
     with runtime.fail_together():

@@ -10,11 +10,11 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from fastai.text.core import BOS
 
 from ulmfit_dist.config.schema import Config, TokenizerConfig
 from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.data.tokenizers.detokenize import detokenize
+from ulmfit_dist.data.tokenizers.rules import BOS
 from ulmfit_dist.data.vocab import token_ids
 from ulmfit_dist.metrics.accumulators import ClassifierMetrics, LMMetrics
 from ulmfit_dist.metrics.calibration import reliability

@@ -31,6 +31,9 @@ from ulmfit_dist.models.kernels import compile_kernels
 from ulmfit_dist.stages.classifier import classifier_learner
 from ulmfit_dist.stages.lm import lm_learner
 from ulmfit_dist.training.learner import DistributedLearner
+from ulmfit_dist.utils.log import get_logger
+
+logger = get_logger(__name__)
 
 MIN_WORK = 2e12
 """Floating-point operations of a stage up to which it is not measured: some seconds on two CPU cores."""
@@ -159,7 +162,7 @@ def _measure(
 ) -> dict[int, float]:
     """Return seconds per position by what is frozen: measured for the least and the most, between them by the layers."""
     for message in compile_kernels(runtime.device, learner.loss_func):
-        runtime.print_verbose(message)
+        logger.debug(message)
     learner.create_opt()
     num_groups = len(learner.opt.param_lists)
     depth = {freeze: freeze % num_groups if freeze < 0 else freeze for freeze in freezes}  # the first group that is trained

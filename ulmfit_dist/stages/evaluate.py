@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from ulmfit_dist.config.schema import PRECISIONS
 from ulmfit_dist.data.batches import RankLoader
 from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.distributed.devices import uses_gpu
-from ulmfit_dist.distributed.env import report
 from ulmfit_dist.distributed.launch_settings import read_launch_settings
 from ulmfit_dist.distributed.precision import resolve_precision
 from ulmfit_dist.distributed.runtime import Runtime
@@ -25,11 +23,14 @@ from ulmfit_dist.stages.classifier import classifier_loaders
 from ulmfit_dist.stages.lm import lm_loaders
 from ulmfit_dist.stages.prepare import prepare
 from ulmfit_dist.utils.imports import check_trust
+from ulmfit_dist.utils.log import get_logger
 from ulmfit_dist.utils.text_table import TextTable
+
+logger = get_logger(__name__)
 
 
 def evaluate(
-    run: Path, runtime: Runtime, trust_rules: bool = False, split: str = "valid", data: Path | None = None
+    run: Path, runtime: Runtime, trust_remote_code: bool = False, split: str = "valid", data: Path | None = None
 ) -> dict[str, dict[str, Any]]:
     """Metrics by stage on the validation documents, for each model that the folder has. Collective.
 
@@ -39,8 +40,8 @@ def evaluate(
     Args:
         split: valid or test.
         data: new labelled texts to evaluate the classifier on instead.
-        trust_rules: whether to call what the model's config names: tokenizer.rules and classifier.metrics. Without, the
-            former are refused, and the latter left out.
+        trust_remote_code: whether to call what the model's config names: tokenizer.rules and classifier.metrics. If not, the
+            former are refused, and the latter not computed.
 
     Raises:
         UserError: no exported model, no store of its texts, or texts that have changed since.
@@ -49,19 +50,19 @@ def evaluate(
         from ulmfit_dist.stages.evaluate_texts import evaluate_test_split, evaluate_texts
 
         return {
-            "classifier": evaluate_test_split(run, runtime, trust_rules)
+            "classifier": evaluate_test_split(run, runtime, trust_remote_code)
             if data is None
-            else evaluate_texts(run, data, runtime, trust_rules)
+            else evaluate_texts(run, data, runtime, trust_remote_code)
         }
     folders = {stage: folder for stage in ("lm", "classifier") if (folder := find_model(run, stage)) is not None}
     if not folders:
         raise UserError(f"{run}: no exported model here: give a run directory, or an exported model's folder")
     exports = {stage: read_bundle(folder) for stage, folder in folders.items()}
     for exported in exports.values():
-        check_functions(exported, trust_rules)
-    if "classifier" in exports and exports["classifier"].config.classifier.metrics and not trust_rules and runtime.is_main:
-        print("warning: its classifier.metrics are left out: say --trust-rules to compute them", file=sys.stderr)
-    return {stage: _evaluate_stage(stage, exported, runtime, trust_rules) for stage, exported in exports.items()}
+        check_functions(exported, trust_remote_code)
+    if "classifier" in exports and exports["classifier"].config.classifier.metrics and not trust_remote_code:
+        logger.warning("classifier.metrics are not computed: give --trust-remote-code to compute them")
+    return {stage: _evaluate_stage(stage, exported, runtime, trust_remote_code) for stage, exported in exports.items()}
 
 
 def precision_of_models(runs: Sequence[Path]) -> str:
@@ -77,7 +78,7 @@ def precision_of_models(runs: Sequence[Path]) -> str:
     try:
         return resolve_precision(precision, uses_gpu())
     except UserError as error:
-        report(f"warning: the models were trained in another precision than this evaluation uses: {error}")
+        logger.warning(f"the models were trained in another precision than this evaluation uses: {error}")
         return "auto"
 
 
@@ -123,12 +124,12 @@ def _evaluate_stage(stage: str, exported: ModelBundle, runtime: Runtime, trust: 
     return dict(metrics.compute(runtime))
 
 
-def check_functions(exported: ModelBundle, trust_rules: bool) -> None:
+def check_functions(exported: ModelBundle, trust_remote_code: bool) -> None:
     """Refuse to prepare the texts of a model by functions that nobody has said to trust. Raises UserError."""
     config = exported.config
     paths = {"model.arch": config.model.arch, "data.splitter": config.data.splitter, "data.get_y": config.data.get_y}
     named = {key: [path] for key, path in paths.items() if path is not None}
-    check_trust({"tokenizer.rules": config.tokenizer.rules, **named}, exported.folder, trust_rules)
+    check_trust({"tokenizer.rules": config.tokenizer.rules, **named}, exported.folder, trust_remote_code)
 
 
 def check_store(exported: ModelBundle, store: TokenStore) -> None:

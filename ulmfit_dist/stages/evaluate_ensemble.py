@@ -43,7 +43,7 @@ class Ensemble(Classifier):
     Args:
         folders: of each, a run directory or its `classifier/`.
         device: where to compute.
-        trust_rules: whether to call what the models' configs name of yours (tokenizer.rules, model.arch).
+        trust_remote_code: whether to call what the models' configs name of yours (tokenizer.rules, model.arch).
 
     Attributes:
         members: the classifiers.
@@ -52,9 +52,9 @@ class Ensemble(Classifier):
         UserError: less than two; no classifier there, or a damaged one; labels that differ.
     """
 
-    def __init__(self, folders: Sequence[str | Path], device: torch.device | str = "cpu", trust_rules: bool = False):
+    def __init__(self, folders: Sequence[str | Path], device: torch.device | str = "cpu", trust_remote_code: bool = False):
         self.labels = _common_labels(_read_members(folders))
-        self.members = [TextClassifier(folder, device, trust_rules) for folder in folders]
+        self.members = [TextClassifier(folder, device, trust_remote_code) for folder in folders]
         self.settings = self.members[0].settings
 
     def _predict_part(self, texts: Sequence[str], batch_tokens: int) -> np.ndarray:
@@ -62,12 +62,12 @@ class Ensemble(Classifier):
 
 
 def evaluate_ensemble(
-    folders: Sequence[str | Path], runtime: Runtime, trust_rules: bool = False, with_baseline: bool = False
+    folders: Sequence[str | Path], runtime: Runtime, trust_remote_code: bool = False, with_baseline: bool = False
 ) -> dict[str, Any]:
     """Metrics of classifiers and of their mean on the validation documents that they have in common. Collective.
 
     Args:
-        folders, trust_rules: as for `Ensemble`; with the baseline, one folder is enough.
+        folders, trust_remote_code: as for `Ensemble`; with the baseline, one folder is enough.
         with_baseline: whether the TF-IDF baseline is a member, fitted again to the first run's training documents. Then the
             probabilities of each member are taken at a temperature that is fitted to the validation documents
             (`inference/temperature.py`); numbers of a regression are averaged as they are.
@@ -86,7 +86,7 @@ def evaluate_ensemble(
     members = _read_members(folders, least=1 if with_baseline else 2)
     _common_labels(members)
     for exported in members:
-        check_functions(exported, trust_rules)
+        check_functions(exported, trust_remote_code)
     stores = [prepare(exported.config, runtime) for exported in members]
     with runtime.fail_together():
         sides = {"valid": _common_documents(members, stores)}
@@ -95,7 +95,10 @@ def evaluate_ensemble(
 
         sides, facts, linear, _ = baseline_answers(members[0].config, runtime, stores[0])
     answers: list[Answers] = [
-        {side: compute_answers(exported, store, documents_N, runtime, trust_rules) for side, documents_N in sides.items()}
+        {
+            side: compute_answers(exported, store, documents_N, runtime, trust_remote_code)
+            for side, documents_N in sides.items()
+        }
         for exported, store in zip(members, stores, strict=True)
     ]
     figures = partial(_figures, sides=sides, config=members[0].config, store=stores[0], runtime=runtime)

@@ -19,7 +19,6 @@ from ulmfit_dist.data.sources import open_source
 from ulmfit_dist.data.sources.split_names import listed
 from ulmfit_dist.data.splits import split_documents
 from ulmfit_dist.data.targets import Targets, classes_of_label
-from ulmfit_dist.distributed.env import report
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.inference.answers import compute_answers, figures_of_answers, figures_of_documents, with_intervals
@@ -27,6 +26,9 @@ from ulmfit_dist.inference.predictor import TextClassifier
 from ulmfit_dist.models.bundle import ModelBundle, find_model, read_bundle
 from ulmfit_dist.stages.evaluate import check_functions, check_store
 from ulmfit_dist.stages.prepare import prepare
+from ulmfit_dist.utils.log import get_logger
+
+logger = get_logger(__name__)
 
 KINDS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".ndjson": "json"}
 """Sources by ending of a file; all others are CSV."""
@@ -66,7 +68,7 @@ def evaluate_texts(run: Path, path: Path, runtime: Runtime, trust: bool = False)
     names: list[str] = []
     with runtime.fail_together():
         num_left_out = 0
-        for text, label in _documents(_data_config(config, path), runtime):
+        for text, label in _documents(_data_config(config, path)):
             if text is None or label is None:
                 num_left_out += 1
             else:
@@ -75,8 +77,8 @@ def evaluate_texts(run: Path, path: Path, runtime: Runtime, trust: bool = False)
         if not texts:
             raise UserError(f"{path}: no text has a label: name its column by data.label_col in the run's config")
         y_N = _targets(names, labels, config, path)
-        if num_left_out and runtime.is_main:
-            report(f"{path}: {num_left_out:,} documents have no label, or cannot be read, and are left out")
+        if num_left_out:
+            logger.warning(f"{path}: {num_left_out:,} documents have no label, or cannot be read, and are left out")
         mine = slice(runtime.rank, None, runtime.world_size)
         classifier = TextClassifier(exported.folder, runtime.device, trust)
         outputs = 1 if config.classifier.target == "regression" else len(labels)
@@ -114,14 +116,13 @@ def _data_config(config: Config, path: Path) -> DataConfig:
     )
 
 
-def _documents(data: DataConfig, runtime: Runtime) -> Iterator[tuple[str | None, str | None]]:
+def _documents(data: DataConfig) -> Iterator[tuple[str | None, str | None]]:
     source = open_source(data)
     split = "test" if "test" in source.splits else "train"
     unused = [f"the {other} split" for other in source.splits if other != split]
     notices = [*source.notices, *([f"{data.path}: not used: {', '.join(unused)}"] if unused else [])]
-    if runtime.is_main:
-        for notice in notices:
-            report(notice)
+    for notice in notices:
+        logger.warning(notice)
     documents = source.splits[split]
     for start in range(0, len(documents), ROWS_AT_ONCE):
         yield from zip(*documents.read(start, min(start + ROWS_AT_ONCE, len(documents))), strict=True)

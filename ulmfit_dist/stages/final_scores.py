@@ -22,6 +22,9 @@ from ulmfit_dist.inference.outputs import prediction_of
 from ulmfit_dist.models.bundle import ModelBundle, read_bundle
 from ulmfit_dist.tracking.tracker import Tracker
 from ulmfit_dist.utils.files import write_bytes
+from ulmfit_dist.utils.log import get_logger
+
+logger = get_logger(__name__)
 
 
 def score_test_split(config: Config, runtime: Runtime, store: TokenStore, tracker: Tracker) -> None:
@@ -31,10 +34,10 @@ def score_test_split(config: Config, runtime: Runtime, store: TokenStore, tracke
     """
     splits = split_documents(store, config)
     if len(store.split("test")) and config.data.folds is not None:
-        runtime.print("the test split is not scored by a fold: train without data.folds to score it once")
+        logger.info("the test split is not scored by a fold: train without data.folds to score it once")
         return
     if len(store.split("test")) and not len(splits.test):
-        runtime.print("the test split has no labels: it is not scored")
+        logger.info("the test split has no labels: it is not scored")
     if runtime.broadcast_object(tracker.has_predictions(needs_test=len(splits.test) > 0)):
         return
     exported = read_bundle(config.run_dir / "classifier")

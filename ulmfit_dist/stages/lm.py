@@ -22,6 +22,9 @@ from ulmfit_dist.training.callbacks.progress import StageClock
 from ulmfit_dist.training.callbacks.user import add_callbacks
 from ulmfit_dist.training.learner import build_learner
 from ulmfit_dist.training.train_steps import LMLearner
+from ulmfit_dist.utils.log import get_logger
+
+logger = get_logger(__name__)
 
 
 def train_lm(
@@ -50,7 +53,7 @@ def lm_learner(config: Config, runtime: Runtime, store: TokenStore) -> LMLearner
     model = build_language_model(len(store.vocab), config.model, config.lm)
     if config.model.pretrained is not None:
         matched = load_pretrained(model, config.model.pretrained, store.vocab, config.model)
-        runtime.print(describe_match(config.model.pretrained, matched, store.vocab))
+        logger.info(describe_match(config.model.pretrained, matched, store.vocab))
     loss = DecoderLoss(model[1].decoder, PRODUCT_DTYPES[runtime.precision])
     learner = build_learner(
         LMLearner, "lm", config.lm, model, lm_groups, loss, LMMetrics(loss), train, valid, runtime, config.seed

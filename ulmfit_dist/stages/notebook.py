@@ -19,6 +19,9 @@ from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.models.bundle import save_bundle
 from ulmfit_dist.tracking.console import EpochTable
 from ulmfit_dist.training.learner import DistributedLearner, Stage
+from ulmfit_dist.utils.log import get_logger
+
+logger = get_logger(__name__)
 
 
 class EpochTableCallback(Callback):
@@ -34,7 +37,7 @@ class EpochTableCallback(Callback):
     def before_train(self) -> None:
         if self.learn.epoch == 0:
             self.phases.append(Phase(self.learn.n_epoch))
-            self.runtime.print(self.table.header())
+            logger.info(self.table.header())
         self.started, self.trained = time.perf_counter(), 0
         self.losses = torch.zeros(2, device=self.learn.dls.device)  # their sum, and how many
 
@@ -55,7 +58,7 @@ class EpochTableCallback(Callback):
         figures |= {**self.learn.valid_metrics, "epoch_seconds": time.perf_counter() - self.started}
         epoch = sum(phase.epochs for phase in self.phases[:-1]) + self.learn.epoch + 1
         line: dict[str, Any] = {"phase": len(self.phases) - 1, "epoch": epoch}
-        self.runtime.print(self.table.row(line | {f"{self.learn.stage}/{name}": value for name, value in figures.items()}))
+        logger.info(self.table.row(line | {f"{self.learn.stage}/{name}": value for name, value in figures.items()}))
         self.seconds = 0.0
 
 

@@ -28,10 +28,12 @@ from ulmfit_dist.data.sources.subset import cut_test_split, limit_documents
 from ulmfit_dist.data.splits import describe_duplicates, missing_labels, num_dropped, split_documents
 from ulmfit_dist.data.store_builder import TokenStoreBuilder
 from ulmfit_dist.data.token_store import FORMAT, NO_LABEL, TokenStore, damaged_shards, read_meta
-from ulmfit_dist.distributed.env import report
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.utils.files import make_folder
+from ulmfit_dist.utils.log import get_logger
+
+logger = get_logger(__name__)
 
 CLASSES_NAMED = 10
 """Classes that are named with their number of documents, the largest ones."""
@@ -55,28 +57,28 @@ def prepare(config: Config, runtime: Runtime, verify: bool = False) -> TokenStor
         _check_tokenizer(store, config)
         if config.data.token_store is not None:
             _check_cuts(store, config)
-    runtime.print_verbose(summarize(store))
+    logger.debug(summarize(store))
     with runtime.fail_together():
         if runtime.is_main:
-            _report_oddities(store, config, runtime)
+            _report_oddities(store, config)
     return store
 
 
-def _report_oddities(store: TokenStore, config: Config, runtime: Runtime) -> None:
+def _report_oddities(store: TokenStore, config: Config) -> None:
     """Report documents without a label where `data.missing_label` may be a class, and equal texts on two sides."""
     are_numbers = bool(store.label_names) and all(re.fullmatch(r"[+-]?\d+", name) for name in store.label_names)
     if are_numbers and (missing := missing_labels(store, config)):
-        report(missing)
+        logger.warning(missing)
     try:
         splits = split_documents(store, config)
     except UserError:
         return  # of the stages that need the splits
     if described := describe_duplicates(store, splits, config):
-        report(f"warning: {described} (data.on_duplicates=drop leaves them out of the first)")
+        logger.warning(f"{described} (data.on_duplicates=drop leaves them out of the first)")
     if dropped := num_dropped(store, config):
-        report(f"{dropped:,} documents are left out, whose texts are to be measured on, too (data.on_duplicates=drop)")
+        logger.warning(f"{dropped:,} training documents are dropped: valid or test has their text (data.on_duplicates=drop)")
     if repeated := len(store) - len(np.unique(store.text_hashes)):
-        runtime.print_verbose(f"{repeated:,} documents have the text of another one")
+        logger.debug(f"{repeated:,} documents have the text of another one")
 
 
 def _find_or_make(config: Config, runtime: Runtime, verify: bool) -> Path:
@@ -93,7 +95,7 @@ def _find_or_make(config: Config, runtime: Runtime, verify: bool) -> Path:
         if not _is_finished(folder, runtime):
             _make(builder, identity, config.data.num_proc, runtime)
         elif damaged := _damaged(folder, runtime):
-            runtime.print(f"{folder}: {len(damaged)} damaged shard(s), made again")
+            logger.info(f"{folder}: {len(damaged)} damaged shard(s), made again")
             with runtime.fail_together():
                 if runtime.is_main:
                     builder.remake(damaged, read_meta(folder))
@@ -138,7 +140,7 @@ def _acquire(lock: BaseFileLock, folder: Path) -> None:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        print(f"waiting for another run that makes {folder} ...", flush=True)
+        logger.info(f"waiting for another run that makes {folder} ...")
         lock.acquire()
     except OSError as error:
         raise UserError(
@@ -155,9 +157,8 @@ def _open_in_turn(config: Config, runtime: Runtime, verify: bool) -> Source:
                 whole = cut_test_split(open_source(config.data, verify and turn), config.data.test_pct)
                 source = limit_documents(whole, config.data.max_documents, config.seed)
     assert source is not None
-    if runtime.is_main:
-        for notice in source.notices:
-            report(notice)
+    for notice in source.notices:
+        logger.warning(notice)
     return source
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,13 +24,16 @@ from ulmfit_dist.stages.lm import lm_loaders, train_lm
 from ulmfit_dist.stages.plan import describe_plan, make_plan
 from ulmfit_dist.stages.prepare import prepare
 from ulmfit_dist.tracking.tracker import Tracker
+from ulmfit_dist.utils.log import get_logger
+
+logger = get_logger(__name__)
 
 TRAIN = {"lm": train_lm, "classifier": train_classifier}
 CHECKS = {"lm": lm_loaders, "classifier": check_classifier}
 """What raises for input that a stage cannot be trained on."""
 
 VALID_IS_TEST = (
-    "warning: the valid split is the one named test: what is selected, or stopped, by its figures was chosen on the "
+    "the valid split is the one named test: what is selected, or stopped, by its figures was chosen on the "
     "documents that they report"
 )
 
@@ -67,15 +69,15 @@ def run(config: Config, runtime: Runtime, fresh: bool = False, stages: Sequence[
                 CHECKS[stage](config, runtime, store)
         _say_precision(config, runtime)
         if valid_is_test(config):
-            runtime.print(VALID_IS_TEST)
+            logger.warning(VALID_IS_TEST)
         plan = make_plan(config, runtime, store, found, done)
         for line in describe_plan(plan, config, runtime, done):
-            runtime.print(line)
+            logger.info(line)
         if "classifier" in stages:
             _measure_baseline(config, runtime, store, tracker)
         for stage in stages:
             if done[stage]:
-                runtime.print_verbose(f"{stage}: done already, in {config.run_dir / stage} (--fresh trains it again)")
+                logger.debug(f"{stage}: done already, in {config.run_dir / stage} (--fresh trains it again)")
                 tracker.show(stage)
             else:
                 TRAIN[stage](config, runtime, store, tracker, found[stage], plan.clock(stage))
@@ -123,11 +125,11 @@ def _measure_baseline(config: Config, runtime: Runtime, store: TokenStore, track
 def _say_precision(config: Config, runtime: Runtime) -> None:
     name, named = runtime.precision, runtime.launch.mixed_precision
     if named is not None:
-        runtime.print_verbose(f"precision: {name} ({named.source})")
+        logger.debug(f"precision: {name} ({named.source})")
     elif config.runtime.precision == "auto":
-        runtime.print_verbose(f"precision: {name}, chosen for this machine")
+        logger.debug(f"precision: {name}, chosen for this machine")
     for line in runtime.launch.describe():
-        runtime.print_verbose(line)
+        logger.debug(line)
 
 
 def is_exported(config: Config, stage: str, store: TokenStore) -> bool:
@@ -203,5 +205,5 @@ def _report(run: Path) -> list[str]:
     try:
         return [f"report: {write_report([run])}"]
     except Exception as error:
-        print(f"warning: no report of {run}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        logger.warning(f"no report of {run}: {type(error).__name__}: {error}")
         return []

@@ -81,12 +81,12 @@ def batch_tables(config: Config, runtime: Runtime, stage: str | None, rows: int,
 
 
 def result_tables(
-    run: Path, runtime: Runtime, stage: str | None, rows: int, as_tokens: bool, trust_rules: bool = False
+    run: Path, runtime: Runtime, stage: str | None, rows: int, as_tokens: bool, trust_remote_code: bool = False
 ) -> list[TextTable]:
     """What the models of a run, or an exported model, say of some of the texts that they are validated on.
 
     Args:
-        trust_rules: whether to call the functions that the model's config names.
+        trust_remote_code: whether to call the functions that the model's config names.
 
     Returns:
         A table of `text`, `text_` and `pred` (the likeliest next tokens) for the language model, one of `text`, `category`
@@ -103,12 +103,12 @@ def result_tables(
     tables = []
     for each, folder in folders.items():
         exported = read_bundle(folder)
-        check_functions(exported, trust_rules)
+        check_functions(exported, trust_remote_code)
         store = prepare(exported.config, runtime)
         with runtime.fail_together():
             check_store(exported, store)
             words = TokenDecoder(store, exported.config, as_tokens)
-            model = load_model(exported, runtime.device, trust_rules)
+            model = load_model(exported, runtime.device, trust_remote_code)
             tables.append((_lm_results if each == "lm" else _classifier_results)(exported, model, store, words, rows))
     return tables
 

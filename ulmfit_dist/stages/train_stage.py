@@ -12,7 +12,7 @@ from ulmfit_dist.checkpointing.learner_state import LearnerStateDict
 from ulmfit_dist.checkpointing.manager import CheckpointManager, CorruptCheckpointError, read_tensors, verify
 from ulmfit_dist.checkpointing.resume import ResumePoint
 from ulmfit_dist.config.loading import to_dict
-from ulmfit_dist.config.schema import ClassifierConfig, Config, LMConfig
+from ulmfit_dist.config.schema import Config, StageConfig
 from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.distributed import signals
 from ulmfit_dist.distributed.runtime import Runtime
@@ -29,6 +29,9 @@ from ulmfit_dist.training.learner import DistributedLearner
 from ulmfit_dist.training.schedule import run_phases
 from ulmfit_dist.training.train_state import START
 from ulmfit_dist.utils.environment import versions
+from ulmfit_dist.utils.log import get_logger
+
+logger = get_logger(__name__)
 
 UNITS = {"lm": "tokens", "classifier": "examples"}
 """Units of the throughput, by stage."""
@@ -66,17 +69,17 @@ def train_stage(
     settings, unit = getattr(config, stage), UNITS[stage]
     folder = CheckpointManager(config.checkpoints_dir, stage)
     if found is not None:
-        runtime.print_verbose(f"{stage}: goes on from {found.path}, made on {found.state['world_size']} rank(s)")
+        logger.debug(f"{stage}: goes on from {found.path}, made on {found.state['world_size']} rank(s)")
     with runtime.fail_together():
         tracker.start_stage(stage, *((found.lines(), found.state["wandb_run_id"]) if found and runtime.is_main else ()))
         if found is None and runtime.is_main:
             folder.clear()
     if runtime.settings.canonical_ranks is not None and not learner.dls.train.shard.exact:
-        runtime.print_verbose(
+        logger.debug(
             f"runtime.canonical_ranks={runtime.settings.canonical_ranks} is set aside: it is no multiple of the ranks"
         )
     for message in compile_kernels(runtime.device, learner.loss_func):
-        runtime.print_verbose(message)
+        logger.debug(message)
     tracking = TrackingCallback(tracker, unit, lambda before: compute_artifacts(learner, store, config, before))
     selection = ModelSelectionCallback(settings, lambda: tracking.tables)
     clock = clock or StageClock([1.0] * sum(phase.epochs for phase in settings.phases))
@@ -88,7 +91,7 @@ def train_stage(
         with runtime.fail_together():
             begin = state.restore(tensors, found.state)
     show_first_batch(config, runtime, store, learner)
-    warn_of_few_steps(learner, settings, runtime)
+    warn_of_few_steps(learner, settings)
     with signals.when_ready() as stop:
         writer = AsyncCheckpointWriter(folder, config.checkpoint.keep_latest, found.path if found else None)
         training_id = found.state["training_id"] if found else runtime.broadcast_object(secrets.token_hex(8))
@@ -119,11 +122,11 @@ def train_stage(
     return config.run_dir / stage
 
 
-def warn_of_few_steps(learner: DistributedLearner, settings: LMConfig | ClassifierConfig, runtime: Runtime) -> None:
+def warn_of_few_steps(learner: DistributedLearner, settings: StageConfig) -> None:
     """Say so where a batch is so large that an epoch has hardly a step."""
     if (steps := len(learner.dls.train)) < FEW_STEPS:
         batch = f"{learner.stage}.global_batch_size={settings.global_batch_size}"
-        runtime.print(f"warning: {batch}: an epoch has {steps} step(s), which teach little: lower it, or add epochs")
+        logger.warning(f"{batch}: an epoch has {steps} step(s), which teach little: lower it, or add epochs")
 
 
 def load_best_weights(
@@ -144,11 +147,11 @@ def load_best_weights(
         except CorruptCheckpointError as damaged:
             error = f"{folder.at(best.step)} cannot be read ({damaged})"
     if (said := runtime.broadcast_object(error)) is not None:
-        runtime.print(f"warning: {said}: the model of {stage}'s last epoch is exported, not that of epoch {best.number}")
+        logger.warning(f"{said}: the model of {stage}'s last epoch is exported, not that of epoch {best.number}")
         return None
     state.load_model(runtime.broadcast_tensors(model))
     figures = ", ".join(f"{name} {value:.4f}" for name, value in best.metrics.items())
-    runtime.print(f"{stage}: exported is the model of epoch {best.number} of {learner.stage_epoch}, the best: {figures}")
+    logger.info(f"{stage}: exported is the model of epoch {best.number} of {learner.stage_epoch}, the best: {figures}")
     return best
 
 

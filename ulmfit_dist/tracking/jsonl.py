@@ -7,13 +7,15 @@ stages have written stays.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.utils.files import write_bytes
+from ulmfit_dist.utils.log import get_logger
+
+logger = get_logger(__name__)
 
 STAGES = ("lm", "classifier")
 """In the order in which they are trained."""
@@ -57,7 +59,7 @@ class MetricLog:
                 file.write(text)
         except (OSError, UserError) as error:
             if not self._is_torn:
-                print(f"warning: {self.path} cannot be written, training goes on: {error}", file=sys.stderr, flush=True)
+                logger.warning(f"{self.path} cannot be written, training continues: {error}")
             self._is_torn = True
 
     def read(self, stage: str) -> list[dict[str, Any]]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,9 @@ from ulmfit_dist.tracking.wandb_process import quiet_wandb, wandb_mode, warn
 from ulmfit_dist.tracking.wandb_run import Table, WandbRow, WandbRun, where_offline
 from ulmfit_dist.utils.environment import describe_environment
 from ulmfit_dist.utils.files import write_bytes, write_json
+from ulmfit_dist.utils.log import get_logger
+
+logger = get_logger(__name__)
 
 
 class Tracker:
@@ -107,12 +109,12 @@ class Tracker:
             return
         own = metric_names(self.config.classifier.metrics) if stage == "classifier" else []
         self._table = EpochTable(stage, getattr(self.config, stage).phases, self.config.classifier.target, own)
-        self.runtime.print(self._table.header() if stage == STAGES[0] else f"\n{self._table.header()}")
+        logger.info(self._table.header() if stage == STAGES[0] else f"\n{self._table.header()}")
         if stage == "classifier" and "baseline" in self.summary:
-            self.runtime.print(self._table.baseline_row(self.summary["baseline"]))
+            logger.info(self._table.baseline_row(self.summary["baseline"]))
         for line in self._metrics.read(stage):
             if is_epoch(line):
-                self.runtime.print(self._table.row(line))
+                logger.info(self._table.row(line))
 
     def drop_stage(self, stage: str) -> None:
         """Remove a stage's export, checkpoints and figures, because what it was built on has changed."""
@@ -141,7 +143,7 @@ class Tracker:
         line = {"stage": stage, **position, **{f"{stage}/{name}": value for name, value in metrics.items()}}
         self._metrics.append(line)
         if is_epoch(line):
-            self.runtime.print(self._table.row(line))
+            logger.info(self._table.row(line))
         if self._wandb is not None:
             row = WandbRow(row_number(line, self._first_row), metrics_of(line))
             self._wandb.log(row, {f"{stage}/{name}": table for name, table in (tables or {}).items()})
@@ -220,7 +222,7 @@ class Tracker:
             ) from None
         except OSError as error:  # a file system without locks, such as some clusters' Lustre
             warning = f"{self._lock.lock_file} cannot be locked ({error.strerror}): let nobody else train here"
-            print(f"warning: {warning}", file=sys.stderr, flush=True)
+            logger.warning(warning)
 
     def _rows(self, stage: str) -> tuple[int, list[WandbRow]]:
         """The number of a stage's first row in W&B's history, and all rows that there are up to where the stage goes on."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from contextlib import suppress
 from threading import Thread
 from typing import Any
@@ -12,6 +11,9 @@ import psutil
 
 from ulmfit_dist.config.schema import TrackingConfig
 from ulmfit_dist.tracking.wandb_environment import check_variables, mode_of_environment
+from ulmfit_dist.utils.log import get_logger
+
+logger = get_logger(__name__)
 
 
 def wandb_mode(settings: TrackingConfig) -> str:
@@ -93,7 +95,7 @@ def kill_wandbs_process() -> None:
 
 
 def warn(message: str) -> None:
-    print(f"warning: {message}", file=sys.stderr, flush=True)
+    logger.warning(message)
 
 
 def on_one_line(error: Exception) -> str:

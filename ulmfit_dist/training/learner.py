@@ -19,10 +19,9 @@ from fastai.callback.core import Callback, CancelEpochException, CancelStepExcep
 from fastai.callback.schedule import SuggestionMethod
 from fastai.data.core import DataLoaders
 from fastai.text.learner import TextLearner
-from fastai.text.models.core import SequentialRNN
 from torch import Tensor, nn
 
-from ulmfit_dist.config.schema import ClassifierConfig, LMConfig
+from ulmfit_dist.config.schema import StageConfig
 from ulmfit_dist.data.batches import MicroBatch, RankLoader
 from ulmfit_dist.data.prefetch import prefetch_to_device
 from ulmfit_dist.distributed.runtime import Runtime
@@ -30,6 +29,7 @@ from ulmfit_dist.errors import UserError
 from ulmfit_dist.metrics.accumulators import Metrics
 from ulmfit_dist.models.dropout import DropoutContext
 from ulmfit_dist.models.fused_cross_entropy import ActivationRegularization
+from ulmfit_dist.models.layers import SequentialRNN
 from ulmfit_dist.models.networks import encoder_of
 from ulmfit_dist.training.callbacks.accelerate import AccelerateCallback
 from ulmfit_dist.training.callbacks.lr_finder import range_test, suggested
@@ -266,7 +266,7 @@ class EvaluationCallback(Callback):
 def build_learner(
     kind: type[Stage],
     stage: str,
-    settings: LMConfig | ClassifierConfig,
+    settings: StageConfig,
     model: torch.nn.Module,
     splitter: Callable,
     loss: Callable[[Tensor, Tensor], Tensor],

@@ -25,7 +25,10 @@ from torch import Tensor
 from ulmfit_dist.errors import UserError, mark_collective
 from ulmfit_dist.models.encoder import Hidden
 from ulmfit_dist.models.networks import encoder_of
+from ulmfit_dist.utils.log import get_logger
 from ulmfit_dist.utils.memory import figures_of, is_out_of_memory
+
+logger = get_logger(__name__)
 
 if TYPE_CHECKING:
     from ulmfit_dist.training.learner import DistributedLearner
@@ -138,9 +141,7 @@ def _smaller_size(learner: DistributedLearner, failure: RankOutOfMemoryError, is
         raise mark_collective(UserError(f"{found}, the smallest possible: {ADVICE[learner.stage]}"))
     if not is_repeatable:
         raise mark_collective(UserError(f"{found}, with gradients of earlier steps: set runtime.micro_batch_size={smaller}"))
-    learner.accelerate.runtime.print(
-        f"{found}: continuing with {smaller}; set runtime.micro_batch_size={smaller} to start there"
-    )
+    logger.info(f"{found}: continuing with {smaller}; set runtime.micro_batch_size={smaller} to start there")
     return smaller
 
 

@@ -35,7 +35,7 @@ class LMLearner(DistributedLearner):
     """`after_pred`, `after_loss` and the backward events come once per micro-batch, all others once per step."""
 
     def replace_modules(self, replace: Callable[[nn.Module], nn.Module]) -> None:
-        self.model = replace(self.model)
+        self.model = replace(self.model)  # type: ignore[assignment]
 
     def _compute_gradients(self) -> None:
         agree_on_memory(self, self._forward_and_backward, has_exchange=True)

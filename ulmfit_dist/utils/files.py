@@ -24,11 +24,11 @@ def read_bounded(path: Path, most: int) -> bytes:
         OSError: the file is missing, not a regular file (nor a link to one), or larger.
     """
     if path.exists() and not path.is_file():
-        raise OSError("not a plain file")
+        raise OSError("not a regular file")
     with path.open("rb") as file:
         content = file.read(most + 1)
     if len(content) > most:
-        raise OSError(f"{path.stat().st_size:,} bytes, more than the {most:,} that it could have")
+        raise OSError(f"{path.stat().st_size:,} bytes, but at most {most:,} are allowed")
     return content
 
 

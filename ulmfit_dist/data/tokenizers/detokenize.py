@@ -11,9 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from fastai.text.core import BOS, EOS, FLD, PAD, TK_MAJ, TK_REP, TK_UP, TK_WREP, UNK
-
 from ulmfit_dist.data.tokenizers import punctuation as marks
+from ulmfit_dist.data.tokenizers.rules import BOS, EOS, FLD, PAD, TK_MAJ, TK_REP, TK_UP, TK_WREP, UNK
 from ulmfit_dist.data.tokenizers.spec_tokens import MOST_REPETITIONS, words_of_pieces
 
 UNKNOWN = "<unk>"

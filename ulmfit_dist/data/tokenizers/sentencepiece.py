@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fastai.text.core import defaults, eu_langs
-from fastcore.basics import compose
 
 from ulmfit_dist.config.schema import TokenizerConfig
 from ulmfit_dist.data.tokenizers.base import TOKENS_KEPT, Encoded, Rule, TextTokenizer, import_rule
+from ulmfit_dist.data.tokenizers.rules import SPECIAL_TOKENS, TEXT_RULES, compose
 from ulmfit_dist.data.vocab import StringIndexer
 from ulmfit_dist.errors import UserError
 
@@ -28,10 +27,12 @@ SAMPLE_CHARACTERS = 20_000_000
 SENTENCE = 1000
 """Maximum length of a training sentence, in characters: SentencePiece ignores sentences longer than 4192 bytes."""
 MOST_PIECES = 30_000
+EUROPEAN_LANGUAGES = frozenset("bg cs da de el en es et fi fr ga hr hu it lt lv mt nl pl pt ro sk sl sv".split())
+"""Languages of few characters, of which fastai covers more (`eu_langs`)."""
 THREADS = 4
 """Number of training threads; fixed, because the model depends on it."""
 
-_SPECIAL = re.compile(rf"(?<!\S)({'|'.join(defaults.text_spec_tok)})(?!\S)")
+_SPECIAL = re.compile(rf"(?<!\S)({'|'.join(SPECIAL_TOKENS)})(?!\S)")
 _SENTENCE = re.compile(rf".{{1,{SENTENCE}}}(?=\s|$)|\S{{{SENTENCE}}}", re.DOTALL)
 
 
@@ -47,7 +48,7 @@ class SentencePieceTokenizer(TextTokenizer):
     """
 
     def __init__(self, model: bytes, rules: Sequence[Rule] = ()):
-        self._before = compose(*defaults.text_proc_rules, *rules)
+        self._before = compose(*TEXT_RULES, *rules)
         self._processor = _library().SentencePieceProcessor()
         try:
             self._processor.LoadFromSerializedProto(model)
@@ -92,7 +93,7 @@ def make_model(config: TokenizerConfig, texts: Iterable[str]) -> bytes:
             return Path(config.sp_model).read_bytes()
         except OSError as error:
             raise UserError(f"tokenizer.sp_model={config.sp_model}: cannot be read ({error.strerror})") from None
-    before = compose(*defaults.text_proc_rules, *map(import_rule, config.rules))
+    before = compose(*TEXT_RULES, *map(import_rule, config.rules))
     sentences = list(_within(SAMPLE_CHARACTERS, chain.from_iterable(_sentences(before(text)) for text in texts)))
     num_pieces = config.sp_vocab_size if config.sp_vocab_size is not None else _num_pieces(sentences)
     model = io.BytesIO()
@@ -102,7 +103,7 @@ def make_model(config: TokenizerConfig, texts: Iterable[str]) -> bytes:
             model_writer=model,
             model_type=config.sp_model_type,
             vocab_size=num_pieces,
-            character_coverage=0.99999 if config.lang in eu_langs else 0.9998,
+            character_coverage=0.99999 if config.lang in EUROPEAN_LANGUAGES else 0.9998,
             hard_vocab_limit=False,
             unk_id=0,
             bos_id=-1,

@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fastai.text.core import defaults
-from fastcore.basics import compose
 
 from ulmfit_dist.config.schema import TokenizerConfig
 from ulmfit_dist.data.token_store import MODEL_FILE
 from ulmfit_dist.data.tokenizers.base import TOKENS_KEPT, Encoded, Rule, TextTokenizer, import_rule
 from ulmfit_dist.data.tokenizers.fast.chunk_cache import ChunkTokenizer
+from ulmfit_dist.data.tokenizers.rules import SPECIAL_TOKENS, TEXT_RULES, compose, replace_space
 from ulmfit_dist.data.tokenizers.sentencepiece import SentencePieceTokenizer
 from ulmfit_dist.data.vocab import StringIndexer
 from ulmfit_dist.errors import UserError
@@ -47,8 +46,7 @@ class Tokenizer(TextTokenizer):
 
     def __init__(self, lang: str = "en", rules: Sequence[Rule] = ()):
         self.lang, self.rules = lang, rules
-        self._before = compose(*defaults.text_proc_rules, *rules)
-        self._after = compose(*defaults.text_postproc_rules)
+        self._before = compose(*TEXT_RULES, *rules)
         self._chunks: ChunkTokenizer | None
         self._turn = threading.Lock()
         self._start()
@@ -80,20 +78,20 @@ class Tokenizer(TextTokenizer):
             self._chunks = ChunkTokenizer(self._spacy, self._ids)
 
     def _encode_reference(self, text: str) -> np.ndarray:
-        return self._ids.of([self._after(token.text) for token in self._spacy(self._before(text))])
+        return self._ids.of([replace_space(token.text) for token in self._spacy(self._before(text))])
 
 
-def open_tokenizer(config: TokenizerConfig, folder: Path, trust_rules: bool = True) -> TextTokenizer:
+def open_tokenizer(config: TokenizerConfig, folder: Path, trust_remote_code: bool = True) -> TextTokenizer:
     """The tokenizer of a config.
 
     Args:
         folder: a token store or an exported model, with the model of SentencePiece in it.
-        trust_rules: whether functions that the config names may be called.
+        trust_remote_code: whether functions that the config names may be called.
 
     Raises:
         UserError: no such language or rule; no model there, or a damaged one; a package is not installed; no trust.
     """
-    check_rules(config, folder, trust_rules)
+    check_rules(config, folder, trust_remote_code)
     rules = [import_rule(path) for path in config.rules]
     if config.type == "word":
         return Tokenizer(config.lang, rules)
@@ -103,9 +101,9 @@ def open_tokenizer(config: TokenizerConfig, folder: Path, trust_rules: bool = Tr
         raise UserError(f"{folder / MODEL_FILE}: cannot be read ({error.strerror})") from None
 
 
-def check_rules(config: TokenizerConfig, folder: Path, trust_rules: bool) -> None:
+def check_rules(config: TokenizerConfig, folder: Path, trust_remote_code: bool) -> None:
     """Raise UserError if the config of a model names functions to be called, and nobody has said that it may."""
-    check_trust({"tokenizer.rules": config.rules}, folder, trust_rules)
+    check_trust({"tokenizer.rules": config.rules}, folder, trust_remote_code)
 
 
 def _spacy_tokenizer(lang: str) -> Any:
@@ -126,7 +124,7 @@ def _spacy_tokenizer(lang: str) -> Any:
     if not hasattr(tokenizer, "add_special_case"):
         raise _unsupported_language(lang)
     tokenizer.vocab.lex_attr_getters = {}  # is_alpha, shape, ...: unused, and most of the cost of a new word
-    for token in defaults.text_spec_tok:
+    for token in SPECIAL_TOKENS:
         tokenizer.add_special_case(token, [{ORTH: token}])
     return tokenizer
 

@@ -13,7 +13,10 @@ from typing import Any
 
 from fastai.callback.core import Callback
 
-from ulmfit_dist.config.schema import ClassifierConfig, LMConfig
+from ulmfit_dist.config.schema import StageConfig
+from ulmfit_dist.utils.log import get_logger
+
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class ModelSelectionCallback(Callback):
 
     order = 85  # after what is logged of an epoch, before its checkpoint
 
-    def __init__(self, settings: LMConfig | ClassifierConfig, tables: Callable[[], dict[str, Any]]):
+    def __init__(self, settings: StageConfig, tables: Callable[[], dict[str, Any]]):
         self.patience, self.tables = settings.early_stopping_patience, tables
         self.best: EpochResult | None = None
         self.waited = 0
@@ -67,9 +70,7 @@ class ModelSelectionCallback(Callback):
             runtime = learn.accelerate.runtime
             learn.is_stopped = runtime.broadcast_object(self.waited >= self.patience)
             if learn.is_stopped:
-                runtime.print(
-                    f"{learn.stage}: ends here: {self.waited} epoch(s) in a row were no better than the best before"
-                )
+                logger.info(f"{learn.stage}: ends here: {self.waited} epoch(s) in a row were no better than the best before")
 
     def state_dict(self) -> dict[str, Any]:
         """The best epoch and the waiting, as JSON."""
