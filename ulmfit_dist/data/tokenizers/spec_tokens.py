@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from ulmfit_dist.data.tokenizers.rules import BOS, PAD, SPECIAL_TOKENS, TK_MAJ, TK_REP, TK_UP, TK_WREP
 
 LEFT_OUT = {BOS, PAD}
+"""Tokens that are not shown."""
 MOST_REPETITIONS = 100
 """Maximum count of a repetition: a language model may generate any number."""
 
@@ -21,7 +22,7 @@ def readable(tokens: Iterable[str], kind: str) -> str:
         kind: `tokenizer.type`.
     """
     shown = [token for token in tokens if token not in LEFT_OUT]
-    return " ".join(_carried_out(iter(words_of_pieces(shown) if kind == "sentencepiece" else shown)))
+    return " ".join(_decode(iter(words_of_pieces(shown) if kind == "sentencepiece" else shown)))
 
 
 def words_of_pieces(pieces: Sequence[str]) -> list[str]:
@@ -29,7 +30,7 @@ def words_of_pieces(pieces: Sequence[str]) -> list[str]:
     return "".join(f"▁{piece}▁" if piece in SPECIAL_TOKENS else piece for piece in pieces).replace("▁", " ").split()
 
 
-def _carried_out(tokens: Iterator[str]) -> Iterator[str]:
+def _decode(tokens: Iterator[str]) -> Iterator[str]:
     """Yield words, with xxmaj, xxup, xxrep and xxwrep applied to the next ones."""
     for token in tokens:
         if token == TK_MAJ:

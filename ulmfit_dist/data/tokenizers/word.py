@@ -1,29 +1,24 @@
-"""fastai's tokens: its text rules, spaCy's word tokenizer for the language, its rule after that.
+"""Word tokenizer: fastai's text rules, then spaCy's tokenizer of the language, then fastai's rule for tokens.
 
 There are two paths. The reference path calls fastai's rules and spaCy on each text, in fastai's order, so its tokens are
-fastai's by construction. The fast path (`data/tokenizers/fast/chunk_cache.py`) relies on most words of a text having been
-seen before. It requires fastai's default rules and a tokenizer of spaCy's own class; the reference path handles everything
-else, and the few texts for which the fast path cannot prove its result.
+fastai's by construction. The fast path (`data/tokenizers/fast/chunk_cache.py`) looks up most words of a text in a cache. It
+requires fastai's default rules and a tokenizer of spaCy's standard class; the reference path handles everything else, and
+the few texts for which the fast path cannot prove its result. Trade-off: two paths, which `tests/test_tokens.py` compares.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ulmfit_dist.config.schema import TokenizerConfig
-from ulmfit_dist.data.token_store import MODEL_FILE
-from ulmfit_dist.data.tokenizers.base import TOKENS_KEPT, Encoded, Rule, TextTokenizer, import_rule
+from ulmfit_dist.data.tokenizers.base import TOKENS_KEPT, Encoded, Rule, TextTokenizer
 from ulmfit_dist.data.tokenizers.fast.chunk_cache import ChunkTokenizer
 from ulmfit_dist.data.tokenizers.rules import SPECIAL_TOKENS, TEXT_RULES, compose, replace_space
-from ulmfit_dist.data.tokenizers.sentencepiece import SentencePieceTokenizer
 from ulmfit_dist.data.vocab import StringIndexer
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.utils.imports import check_trust
 
 LIBRARIES = {"th": "pythainlp", "zh": "jieba or spacy-pkuseg", "ja": "sudachipy", "ko": "mecab-ko by natto-py", "vi": "pyvi"}
 """Libraries that spaCy uses for languages without spaces, by language."""
@@ -74,36 +69,11 @@ class Tokenizer(TextTokenizer):
     def _start(self) -> None:
         self._chunks, self._ids = None, StringIndexer()  # free the old tables before filling new ones
         self._spacy = _spacy_tokenizer(self.lang)
-        if not self.rules and _is_spacys_own(self._spacy):
+        if not self.rules and _is_standard_class(self._spacy):
             self._chunks = ChunkTokenizer(self._spacy, self._ids)
 
     def _encode_reference(self, text: str) -> np.ndarray:
         return self._ids.of([replace_space(token.text) for token in self._spacy(self._before(text))])
-
-
-def open_tokenizer(config: TokenizerConfig, folder: Path, trust_remote_code: bool = True) -> TextTokenizer:
-    """The tokenizer of a config.
-
-    Args:
-        folder: a token store or an exported model, with the model of SentencePiece in it.
-        trust_remote_code: whether functions that the config names may be called.
-
-    Raises:
-        UserError: no such language or rule; no model there, or a damaged one; a package is not installed; no trust.
-    """
-    check_rules(config, folder, trust_remote_code)
-    rules = [import_rule(path) for path in config.rules]
-    if config.type == "word":
-        return Tokenizer(config.lang, rules)
-    try:
-        return SentencePieceTokenizer((folder / MODEL_FILE).read_bytes(), rules)
-    except OSError as error:
-        raise UserError(f"{folder / MODEL_FILE}: cannot be read ({error.strerror})") from None
-
-
-def check_rules(config: TokenizerConfig, folder: Path, trust_remote_code: bool) -> None:
-    """Raise UserError if the config of a model names functions to be called, and nobody has said that it may."""
-    check_trust({"tokenizer.rules": config.rules}, folder, trust_remote_code)
 
 
 def _spacy_tokenizer(lang: str) -> Any:
@@ -137,7 +107,7 @@ def _unsupported_language(lang: str) -> UserError:
     )
 
 
-def _is_spacys_own(tokenizer: Any) -> bool:
+def _is_standard_class(tokenizer: Any) -> bool:
     """Return whether a tokenizer is of spaCy's standard class, which splits at spaces."""
     from spacy.tokenizer import Tokenizer as SpacyTokenizer
 
