@@ -48,15 +48,15 @@ class Piece:
         return self.text == LINE_BREAK
 
 
-def detokenize(tokens: Iterable[str], kind: str, lang: str = "en", keep_lines: bool = False) -> str:
+def detokenize(tokens: Iterable[str], tokenizer_type: str, lang: str = "en", keep_lines: bool = False) -> str:
     """Return the running text of tokens.
 
     Args:
-        kind: `tokenizer.type`. SentencePiece's tokens contain their white space: only special tokens are decoded.
+        tokenizer_type: `tokenizer.type`. SentencePiece's tokens contain their white space: only special tokens are decoded.
         lang: `tokenizer.lang`, for contractions, elisions, quotation marks and spaced punctuation.
         keep_lines: keep line breaks instead of replacing each by a space.
     """
-    if kind == "sentencepiece":
+    if tokenizer_type == "sentencepiece":
         pieces = list(_pieces(iter(words_of_pieces(list(tokens)))))
         text = "".join(_written(pieces, [False] * len(pieces), None))
     else:

@@ -15,14 +15,14 @@ MOST_REPETITIONS = 100
 """Maximum count of a repetition: a language model may generate any number."""
 
 
-def readable(tokens: Iterable[str], kind: str) -> str:
+def readable(tokens: Iterable[str], tokenizer_type: str) -> str:
     """Return tokens joined by spaces, with capitals and repetitions decoded.
 
     Args:
-        kind: `tokenizer.type`.
+        tokenizer_type: `tokenizer.type`.
     """
     shown = [token for token in tokens if token not in LEFT_OUT]
-    return " ".join(_decode(iter(words_of_pieces(shown) if kind == "sentencepiece" else shown)))
+    return " ".join(_decode(iter(words_of_pieces(shown) if tokenizer_type == "sentencepiece" else shown)))
 
 
 def words_of_pieces(pieces: Sequence[str]) -> list[str]:

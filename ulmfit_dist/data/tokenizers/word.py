@@ -1,9 +1,10 @@
 """Word tokenizer: fastai's text rules, then spaCy's tokenizer of the language, then fastai's rule for tokens.
 
-There are two paths. The reference path calls fastai's rules and spaCy on each text, in fastai's order, so its tokens are
-fastai's by construction. The fast path (`data/tokenizers/fast/chunk_cache.py`) looks up most words of a text in a cache. It
-requires fastai's default rules and a tokenizer of spaCy's standard class; the reference path handles everything else, and
-the few texts for which the fast path cannot prove its result. Trade-off: two paths, which `tests/test_tokens.py` compares.
+There are two paths. The reference path applies fastai's rules (`rules.py`) and spaCy to each text, in fastai's order, so
+its tokens are fastai's by construction. The fast path (`data/tokenizers/fast/chunk_cache.py`) looks up most words of a text
+in a cache. It requires fastai's default rules and a tokenizer of spaCy's standard class; the reference path handles everything
+else, and the few texts for which the fast path cannot prove its result. Trade-off: two paths, which `tests/test_tokens.py`
+compares.
 """
 
 from __future__ import annotations

@@ -172,7 +172,7 @@ class ChunkTokenizer:
 
 
 def _string_array(texts: list[str]) -> pa.LargeStringArray:
-    """Return `pa.array(texts, pa.large_string())`, which would import pandas to find out that a list is none of its own."""
+    """Return `pa.array(texts, pa.large_string())` without importing pandas, which `pa.array` does to check the type."""
     encoded = [text.encode() for text in texts]
     offsets = np.zeros(len(texts) + 1, dtype=np.int64)
     np.cumsum(list(map(len, encoded)), out=offsets[1:])
@@ -180,7 +180,7 @@ def _string_array(texts: list[str]) -> pa.LargeStringArray:
 
 
 def _numbers(array: pa.Array) -> np.ndarray:
-    """Return `array.to_numpy()` of numbers without nulls, without the import of pandas that belongs to it."""
+    """Return `array.to_numpy()`, for numbers without nulls, without importing pandas."""
     dtype = np.dtype(array.type.to_pandas_dtype())
     if len(array) == 0:
         return np.empty(0, dtype)

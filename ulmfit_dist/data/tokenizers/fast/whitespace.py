@@ -9,7 +9,7 @@ import re
 
 from ulmfit_dist.data.tokenizers.rules import BOS, rm_useless_spaces
 
-_RARE = (*"\t\x0b\x0c\r\x1c\x1d\x1e\x1f", "▁")  # in ASCII; and ▁, which stands for a space, so not for itself
+_RARE = (*"\t\x0b\x0c\r\x1c\x1d\x1e\x1f", "▁")  # ASCII white space, and ▁, which must not be confused with a space
 _OTHER_SPACE = re.compile(r" ?([^\S ]\s*)")
 
 
