@@ -77,12 +77,12 @@ def _init(args: argparse.Namespace) -> None:
     config = load_config(None, ["data.path=.", *args.overrides])  # reads no text
     runtime = Runtime(config.runtime)
     from ulmfit_dist.recipes.dataset_profile import TextOptions
-    from ulmfit_dist.recipes.init import describe_result, init
+    from ulmfit_dist.recipes.init import RecipeOptions, describe_result, init
 
     options = TextOptions(tuple(args.text), args.label, args.target, args.lang, tuple(args.overrides))
     with runtime:
         show = None if args.json else runtime.print
-        result = init(args.path, runtime, options, args.minutes, args.name, args.output, show)
+        result = init(args.path, runtime, options, RecipeOptions(args.minutes, args.name, args.output), show)
         runtime.print(json.dumps(result.to_dict(), indent=1, ensure_ascii=False) if args.json else describe_result(result))
 
 
@@ -273,7 +273,7 @@ def _ensemble(args: argparse.Namespace) -> None:
     texts = _texts(args)
     _check_output(args)
     silence_warnings()
-    from ulmfit_dist.stages.evaluate_ensemble import Ensemble
+    from ulmfit_dist.inference.ensemble import Ensemble
 
     _label(texts, Ensemble(args.runs, trust_rules=args.trust_rules), args.output)
 

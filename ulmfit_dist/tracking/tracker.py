@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -115,11 +114,9 @@ class Tracker:
                 self.runtime.print(self._table.row(line))
 
     def drop_stage(self, stage: str) -> None:
-        """Remove a stage's export, checkpoints and figures, because what it was built on has changed."""
+        """Remove the metrics, tables and predictions of a stage whose input has changed."""
         if not self.runtime.is_main:
             return
-        shutil.rmtree(self.folder / stage, ignore_errors=True)
-        shutil.rmtree(self.config.checkpoints_dir / stage, ignore_errors=True)
         self.summary.pop(stage, None)
         if stage == "classifier":
             (self.folder / PREDICTIONS).unlink(missing_ok=True)
