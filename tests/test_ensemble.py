@@ -159,7 +159,7 @@ def test_labels_must_be_the_same(runs: list[Path], runtime: Runtime):
 
 def test_one_classifier_is_no_ensemble(runs: list[Path], capsys: pytest.CaptureFixture[str]):
     assert main(["ensemble", str(runs[0]), "--text", "a b"]) == 2
-    assert "an ensemble of 1: name two runs or more" in capsys.readouterr().err
+    assert "an ensemble of 1: name at least two runs" in capsys.readouterr().err
     assert main(["ensemble", *map(str, runs), "--output", "labels.jsonl"]) == 2
     assert "--output is for labels: give texts, too" in capsys.readouterr().err
 
@@ -265,7 +265,7 @@ def test_numbers_are_averaged_with_the_baseline_as_they_are(tmp_path: Path, stor
         mean_N1 = (answers_of_run(run, store, documents[side], runtime) + linear[side]) / 2
         errors_N = mean_N1[:, 0] - np.array([1, 2.5, 4])[store.labels[documents[side]]]
         assert figures["rmse"] == pytest.approx(np.sqrt((errors_N**2).mean()), rel=1e-5)
-    assert list(describe_ensemble(found))[-1] == ("numbers are averaged as they are: a temperature is for probabilities")
+    assert list(describe_ensemble(found))[-1] == ("numbers are averaged unscaled: a temperature applies to probabilities")
 
 
 def test_the_command_prints_a_table_or_json(runs: list[Path], store: TokenStore, capsys: pytest.CaptureFixture[str]):

@@ -101,10 +101,9 @@ def test_labels_in_words_train_a_classifier(tmp_path: Path):
     succeed_here(["run", "news.yaml"], cwd=tmp_path)
     summary = json.loads((tmp_path / "runs/news/summary.json").read_text())
     assert summary["classifier"]["accuracy"] > 0.6
-    assert "there already" in command_here(["init", "news.csv"], cwd=tmp_path).stderr
+    assert "exists already" in command_here(["init", "news.csv"], cwd=tmp_path).stderr
     assert (
-        "a run of this name is there already"
-        in command_here(["init", "news.csv", "--output", "b.yaml"], cwd=tmp_path).stderr
+        "a run of this name exists already" in command_here(["init", "news.csv", "--output", "b.yaml"], cwd=tmp_path).stderr
     )
 
 
@@ -286,7 +285,7 @@ def test_a_table_of_file_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         (["a.csv", "--text", "a", "--name", "x/y"], "--name 'x/y': give a plain name"),
         (["a.csv", "--text", "a", "data.sauce=1"], "did you mean"),
         (["a.csv", "--text", "a", "--target", "regression"], "in column y is not a number"),
-        (["few.csv"], "few.csv: 6 documents with words, too few to learn from"),
+        (["few.csv"], "few.csv: 6 non-empty documents are too few"),
         (["pipe.csv"], "a single column, 'text|label': if '|' separates the columns"),
         (["a.docx"], "expected a folder of .txt files, or a .csv"),
     ],

@@ -301,7 +301,7 @@ def test_a_recipe_reads_back_as_its_config(tmp_path):
     (tmp_path / "r.yaml").write_text(text)
     assert load_config(tmp_path / "r.yaml") == config
     assert "# because of it" in text
-    assert yaml.safe_load(text)["data"]["label"] == "007"
+    assert yaml.safe_load(text)["data"]["label_col"] == "007"
     assert "seq_len" not in text  # what has its default is not written
     assert recipe_yaml(Config(), {}, [], ["classifier"]).count("classifier") == 0
 

@@ -124,7 +124,7 @@ def test_callbacks_that_cannot_work_are_refused(entries: list, said: str):
 def test_names_are_columns_of_the_terminal():
     names = metric_names(METRICS)
     assert names == ["among_two", "f1_weighted", "RocAuc", "first_label"]
-    table = EpochTable("classifier", [], own=names)
+    table = EpochTable("classifier", [], user_metrics=names)
     line = {"phase": 0, "epoch": 1, "classifier/f1_weighted": 0.25, "classifier/epoch_seconds": 1}
     columns = (
         "stage phase epoch train_loss valid_loss accuracy f1_macro among_two f1_weighted RocAuc first_label examples/s time"

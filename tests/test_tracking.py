@@ -210,7 +210,7 @@ def test_without_locks_in_the_file_system_a_killed_run_keeps_nobody_out(
 def test_two_do_not_train_in_one_run_directory(tmp_path: Path):
     first, second = two_trackers(tmp_path)
     first.start_stage("lm")
-    with pytest.raises(UserError, match=r"another process trains in it: .* such as name=a-2"):
+    with pytest.raises(UserError, match=r"locked by another training process: .* such as name=a-2"):
         second.start_stage("lm")
     first.close()
     second.start_stage("lm")

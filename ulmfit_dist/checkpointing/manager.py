@@ -160,6 +160,17 @@ class CheckpointManager:
             link.unlink(missing_ok=True)
 
 
+def remove_stage(run_dir: Path, checkpoints: Path, stage: str) -> None:
+    """Remove the exported model and all checkpoints of a stage whose input has changed.
+
+    Args:
+        run_dir: run directory, with the exported model in `run_dir / stage`.
+        checkpoints: folder of all stages' checkpoints.
+    """
+    shutil.rmtree(run_dir / stage, ignore_errors=True)
+    CheckpointManager(checkpoints, stage).clear()
+
+
 def verify(path: Path) -> None:
     """Raise DamagedError if a checkpoint is not as its manifest says."""
     manifest = read_json(path / "manifest.json")

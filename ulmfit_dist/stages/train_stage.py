@@ -9,7 +9,7 @@ from typing import Any
 from ulmfit_dist.checkpointing.async_writer import AsyncCheckpointWriter
 from ulmfit_dist.checkpointing.callback import CheckpointCallback
 from ulmfit_dist.checkpointing.learner_state import LearnerStateDict
-from ulmfit_dist.checkpointing.manager import CheckpointManager, CorruptCheckpointError, read_tensors, verify
+from ulmfit_dist.checkpointing.manager import CheckpointManager, CorruptCheckpointError, read_tensors, remove_stage, verify
 from ulmfit_dist.checkpointing.resume import ResumePoint
 from ulmfit_dist.config.loading import to_dict
 from ulmfit_dist.config.schema import Config, StageConfig
@@ -112,8 +112,10 @@ def train_stage(
             tables = best.tables if config.tracking.log_text else without_texts(best.tables)
     with runtime.fail_together():
         tracker.finish_stage(stage, tracking.seconds, metrics, tables)
-        if stage == "lm" and config.classifier.encoder is None:
-            tracker.drop_stage("classifier")  # one on an encoder that is no more
+        if stage == "lm" and config.classifier.encoder is None:  # the classifier's encoder has been replaced
+            if runtime.is_main:
+                remove_stage(config.run_dir, config.checkpoints_dir, "classifier")
+            tracker.drop_stage("classifier")
         if runtime.is_main:
             training = {"training_id": training_id, "data_fingerprint": store.fingerprint}
             training |= {"world_size": runtime.world_size, "precision": runtime.precision, "metrics": metrics}
