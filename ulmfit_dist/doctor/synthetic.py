@@ -27,6 +27,7 @@ from ulmfit_dist.doctor.checks import Context
 from ulmfit_dist.models.fused_cross_entropy import ActivationRegularization, DecoderLoss
 from ulmfit_dist.models.networks import build_classifier, build_language_model, encoder_of
 from ulmfit_dist.rng.counter_based import seed_torch
+from ulmfit_dist.training.callbacks.order import CallbackOrder
 from ulmfit_dist.training.learner import DistributedLearner
 from ulmfit_dist.training.optimizer import FusedAdam
 
@@ -158,7 +159,7 @@ class _Steps(Callback):
         watch: called after each step with the number of steps so far.
     """
 
-    order = 100
+    order = CallbackOrder.STEP_LIMIT
 
     def __init__(self, steps: int, watch: Callable[[int], None]):
         self.steps, self.done, self.watch = steps, 0, watch
