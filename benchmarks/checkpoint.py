@@ -15,7 +15,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -74,14 +73,14 @@ def full_size(folder: Path) -> str:
     """Copy and write the state of an AWD-LSTM of 60,000 words, with two moments for each parameter."""
     model = build_language_model(FULL_SIZE, ModelConfig(), LMConfig())
     parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    state: dict[str, Any] = {"position": SimpleNamespace(stage_step=1).__dict__}
+    state: dict[str, Any] = {"train_state": {"stage_step": 1}}
     moments = {f"{name}/{key}": torch.randn_like(p) for name, p in parameters.items() for key in ("grad_avg", "sqr_avg")}
     stalls, writes = [], []
     for _ in range(5):
         started = time.perf_counter()
         tensors = {"model": _copied(parameters), "optimizer": _copied(moments), "hidden_states": {}}
         copied = time.perf_counter()
-        path = CheckpointManager(folder, "lm").write(Checkpoint(tensors, state), keep=1)
+        path = CheckpointManager(folder, "lm").write(Checkpoint(tensors, state), keep_latest=1)
         stalls.append(copied - started)
         writes.append(time.perf_counter() - copied)
     size = sum(file.stat().st_size for file in path.iterdir()) / 2**20

@@ -66,7 +66,7 @@ def accuracy(config: Config, runtime: Runtime, store: TokenStore, fastais: bool)
 def train(learner: DistributedLearner, phases: list, fastais: bool) -> DistributedLearner:
     if fastais:
         use_fastais_dropout(learner.model)
-        seed_torch(learner.position.seed, learner.stage)
+        seed_torch(learner.dropout_context.seed, learner.stage)
     run_phases(learner, phases)
     return learner
 

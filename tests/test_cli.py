@@ -173,7 +173,7 @@ def test_a_finished_run_is_not_trained_again_and_another_config_is_refused(
     words = ["run", recipe, f"data.path={corpus}", *TINY, *LEARNING, f"runs_dir={run_dirs['caches']}", "name=one"]
     words += [f"data.cache_dir={run_dirs['caches']}/cache1"]
     before = (run_dirs["one"] / "metrics.jsonl").read_bytes()
-    assert succeed_here([*words, "--verbose"]).count("done already") == 2
+    assert succeed_here([*words, "--verbose"]).count("already trained") == 2
     quiet, usual = succeed_here([*words, "--quiet"]), succeed_here(words)
     assert "train_loss" in usual  # the table of epochs
     assert "train_loss" not in quiet
@@ -188,7 +188,7 @@ def test_training_needs_no_text_once_a_store_is_prepared(run_dirs: dict[str, Pat
     words = ["lm", recipe, *TINY, f"data.token_store={store}", f"runs_dir={tmp_path}", "tracking.wandb_mode=disabled"]
     assert re.search(r"^lm +2 +1/1 ", succeed(words, cwd=tmp_path), re.MULTILINE)
     assert not (tmp_path / "run" / "wandb").exists()
-    refused([*words, "tokenizer.lang=de"], "was made with tokenizer.lang=en, the config says de")
+    refused([*words, "tokenizer.lang=de"], "was made with tokenizer.lang=en, but the config has de")
 
 
 @pytest.mark.parametrize("processes", [None, 2])

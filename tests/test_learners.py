@@ -83,7 +83,7 @@ def test_save_and_load_bring_weights_and_optimizer_back(build, config: Config):
     other = build(config)
     other.load("one")
     assert_equal(weights(other), saved)
-    other.stage_epoch, other.stage_step = 1, len(other.dls.train)  # where the first one stood
+    other.train_state.stage_epoch, other.train_state.stage_step = 1, len(other.dls.train)  # as the first one
     other.fit_one_cycle(1, 1e-2)
     assert_equal(weights(other), trained)
 

@@ -107,11 +107,11 @@ def test_metrics_that_would_fail_are_refused_before_training(entries: list, said
     ("entries", "said"),
     [
         (["fastai.callback.tracker.EarlyStoppingCallback"], "needs fastai's own training loop: use early_stopping_patience"),
-        (["fastai.callback.core.event"], "is no class of fastai's Callback"),
+        (["fastai.callback.core.event"], "is not a subclass of fastai's Callback"),
         (["examples.my_callback.Missing"], "cannot be imported"),
-        ([{"path": "examples.my_callback.LowerRates", "speed": 3}], "cannot be made .*speed"),
-        (["test_own_parts.Selection"], "the learner has a 'selection' already"),
-        (["examples.my_callback.LowerRates"] * 2, "the learner has a 'lower_rates' already"),
+        ([{"path": "examples.my_callback.LowerRates", "speed": 3}], "cannot be created .*speed"),
+        (["test_own_parts.ModelSelectionCallback"], "the learner already has a 'model_selection'"),
+        (["examples.my_callback.LowerRates"] * 2, "the learner already has a 'lower_rates'"),
     ],
 )
 def test_callbacks_that_cannot_work_are_refused(entries: list, said: str):

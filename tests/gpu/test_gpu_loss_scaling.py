@@ -13,7 +13,7 @@ from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.stages.lm import lm_learner
 from ulmfit_dist.training.schedule import run_phases
-from ulmfit_dist.training.train_state import RecipePosition
+from ulmfit_dist.training.train_state import TrainState
 
 pytestmark = needs_gpu
 
@@ -78,7 +78,7 @@ def test_the_scaler_is_part_of_a_checkpoint_and_comes_back(texts: Path, tmp_path
         state, num_steps = LearnerStateDict(learner, runtime), len(learner.dls.train)
         learner.add_cb(OneBadStep())
         run_phases(learner, config.lm.phases)
-        tensors, saved = state.capture(RecipePosition(phase=1, stage_step=num_steps))
+        tensors, saved = state.capture(TrainState("lm", num_phases=1, phase=1, stage_step=num_steps))
         expected = scaler.state_dict()
     assert expected["scale"] == 512
     assert expected["_growth_tracker"] == num_steps - BAD_STEP - 1

@@ -149,7 +149,7 @@ def test_a_job_that_is_stopped_in_every_way_ends_as_one_left_alone(
     assert job.state == "COMPLETED", log
     assert len(re.findall(r"stopped by SIG\w+ after step \d+: lm is saved", log)) == 4  # twice, on both nodes
     assert len(re.findall(r"stopped by SIG\w+ after step \d+: classifier is saved", log)) == 4
-    assert log.count(": goes on from ") == 5
+    assert log.count(": resumes from ") == 5
     assert "Traceback" not in log
     assert same_bits(run, alone / "run")
     assert not list(tmp_path.glob(".*"))

@@ -30,6 +30,7 @@ from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.models.kernels import compile_kernels
 from ulmfit_dist.stages.classifier import classifier_learner
 from ulmfit_dist.stages.lm import lm_learner
+from ulmfit_dist.training.callbacks.order import CallbackOrder
 from ulmfit_dist.training.learner import DistributedLearner
 from ulmfit_dist.utils.log import get_logger
 
@@ -150,7 +151,7 @@ def estimate_stage(
 class StepTimer(Callback):
     """Time the steps of a fit and end it after the same step on all ranks."""
 
-    order, run_valid = 97, False
+    order, run_valid = CallbackOrder.STEP_TIMER, False
 
     def __init__(self, runtime: Runtime, budget_seconds: float, max_len: int):
         self.runtime, self.budget_seconds, self.max_len = runtime, budget_seconds, max_len
@@ -195,7 +196,7 @@ def _measure(
     for first in sorted(ends, reverse=True):
         timer = make_timer()
         learner.freeze_to(first)
-        learner.first_epoch, learner.first_step = 0, 0
+
         with learner.added_cbs(timer):
             learner.fit(MAX_STEPS // len(learner.dls.train) + 2, lr=0.0)
         measured[first] = timer.per_position

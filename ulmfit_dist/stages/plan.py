@@ -13,7 +13,6 @@ from ulmfit_dist.stages.estimate import StageEstimate, estimate_stage
 from ulmfit_dist.tracking.console import plan_row
 from ulmfit_dist.tracking.tracker import device_name
 from ulmfit_dist.training.callbacks.progress import StageClock
-from ulmfit_dist.training.train_state import RecipePosition
 from ulmfit_dist.utils.formatting import describe_processes, duration
 
 
@@ -50,9 +49,9 @@ def make_plan(
     left = {stage: estimate.total_seconds for stage, estimate in estimates.items()}
     for stage, estimate in estimates.items():
         if (checkpoint := found.get(stage)) is not None:
-            position = RecipePosition.from_json(checkpoint.state["position"])
-            epoch = position.stage_epoch(getattr(config, stage).phases)
-            begun = position.step / estimate.steps[epoch] if epoch < len(estimate.steps) else 0.0
+            state = checkpoint.train_state
+            epoch = len(estimate.steps) if state.is_finished else state.stage_epoch
+            begun = state.first_step / estimate.steps[epoch] if epoch < len(estimate.steps) else 0.0
             left[stage] = sum(estimate.seconds[epoch:]) - begun * sum(estimate.seconds[epoch : epoch + 1])
     return RunPlan(estimates, left)
 
