@@ -1,9 +1,9 @@
 """fastai's tokens: its text rules, spaCy's word tokenizer for the language, its rule after that.
 
-There are two paths. The reference path calls fastai's rules and spaCy on each text, in fastai's order, so its tokens are
-fastai's by construction. The fast path (`data/tokenizers/fast/chunk_cache.py`) relies on most words of a text having been
-seen before. It requires fastai's default rules and a tokenizer of spaCy's own class; the reference path handles everything
-else, and the few texts for which the fast path cannot prove its result.
+There are two paths. The reference path applies fastai's rules (`rules.py`) and spaCy to each text, in fastai's order. The
+fast path (`data/tokenizers/fast/chunk_cache.py`) relies on most words of a text having been seen before. It requires
+fastai's default rules and a tokenizer of spaCy's own class; the reference path handles everything else, and the few texts
+for which the fast path cannot prove its result.
 """
 
 from __future__ import annotations
