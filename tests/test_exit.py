@@ -225,5 +225,5 @@ def test_ten_runs_exit_with_their_codes(tmp_path: Path):
     result = run(["-m", "benchmarks.exits", "--count", "10", "--output", str(tmp_path / "exits.jsonl")])
     assert result.returncode == 0, result.stdout + result.stderr
     runs = [json.loads(line) for line in (tmp_path / "exits.jsonl").read_text().splitlines()]
-    codes = {run["kind"]: sorted(run["codes"].values()) for run in runs}
+    codes = {run["scenario"]: sorted(run["codes"].values()) for run in runs}
     assert codes == {"success": [0, 0], "keyboard": [85, 85], "sigterm": [85, 85], "user_error": [2, 2], "crash": [1, 1]}
