@@ -1,4 +1,4 @@
-"""A step that logs a line, has the ranks vote, and computes micro-batches, class weights and clipping, waits for nothing."""
+"""Tests that a step with logging, a vote, micro-batches, class weights and clipping does not synchronize."""
 
 import pytest
 
