@@ -131,13 +131,13 @@ def main() -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    result = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    result.add_argument(
-        "argv", nargs="*", metavar="PRECISION or KEY=VALUE", help="fp32, bf16, fp16; overrides of the config"
+    options = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    options.add_argument(
+        "argv", nargs="*", metavar="PRECISION or KEY=VALUE", help="fp32, bf16, fp16; overrides"
     )
-    result.add_argument("--loss", action="store_true", help="only decoder and loss, at the full model's sizes")
-    result.add_argument("--details", action="store_true", help="kernels and bytes by operation")
-    return result
+    options.add_argument("--loss", action="store_true", help="only decoder and loss, at the full model's sizes")
+    options.add_argument("--details", action="store_true", help="kernels and bytes by operation")
+    return options
 
 
 if __name__ == "__main__":
