@@ -1,4 +1,4 @@
-"""`init` on a GPU: its measurement waits for the device, and its recipe is one for a GPU."""
+"""Tests of `init` on a GPU: its measurement synchronizes with the device, and its config is for a GPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""fp16's loss scaler at work in a training on a GPU. Skipped where there is no GPU."""
+"""Tests of loss scaling in fp16 training on a GPU. Skipped without a GPU."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class OneBadStep(Callback):
-    """Makes one gradient of a step infinite, and notes of each step whether weights changed, and the scale's factor."""
+    """Callback that makes one gradient of a step infinite, and records weight changes and the scale of each step."""
 
     def before_step(self) -> None:
         self.scale = self.learn.accelerate.accelerator.scaler.get_scale()
@@ -44,7 +44,7 @@ class OneBadStep(Callback):
 
 
 def give_scaler(runtime: Runtime) -> torch.amp.GradScaler:
-    """A scaler with a scale that no gradient of these tests overflows at."""
+    """Return a scaler with a scale at which no gradient of these tests overflows."""
     runtime.accelerator.scaler = torch.amp.GradScaler(DEVICE.type, init_scale=1024.0)
     return runtime.accelerator.scaler
 

@@ -1,4 +1,4 @@
-"""Training steps on a GPU: what they compute, and that nothing waits for them. Skipped where there is no GPU."""
+"""Tests of training steps on a GPU: results, and absence of syncs. Skipped without a GPU."""
 
 import shutil
 from pathlib import Path
@@ -23,7 +23,7 @@ ONE_STEP = (
     "classifier.phases=[{epochs: 1, lr: 0.25}]",
     "runtime.precision=fp32",
 )
-"""An epoch of a single step, at a twenty-fifth of that rate, with fastai's dropouts in full."""
+"""Overrides for an epoch of a single step, at 1/25 of that learning rate, with fastai's full dropout."""
 FIRST_STEP, LAST_STEP = 12, 22
 
 
@@ -33,7 +33,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def checkpoint(run: Path, stage: str, step: int) -> Tensor:
-    """All weights, and the running means of batch norms, as one."""
+    """Return all weights and running means of batch norms as one vector."""
     tensors = load_file(run / f"checkpoints/{stage}/step-{step:08d}/model.safetensors")
     return torch.cat([tensors[name].flatten() for name in sorted(tensors) if tensors[name].is_floating_point()])
 

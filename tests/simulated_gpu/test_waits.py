@@ -1,4 +1,4 @@
-"""A step with a logged line, a status exchange, micro-batches, class weights and clipping does not wait for the device."""
+"""Tests that a step with logging, a status exchange, micro-batches, class weights and clipping does not synchronize."""
 
 import pytest
 
