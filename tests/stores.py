@@ -1,4 +1,4 @@
-"""Token stores of documents that a test makes up."""
+"""Token stores of sample documents."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ulmfit_dist.utils.files import write_json
 
 
 def make_store(folder: Path, documents: Sequence[np.ndarray], labels: np.ndarray, vocab: Sequence[str]) -> TokenStore:
-    """A token store of documents given as ids, ten to a shard."""
+    """Return a token store of documents given as ids, ten per shard."""
     folder.mkdir(exist_ok=True)
     num_shards = -(-len(documents) // 10)
     for shard in range(num_shards):

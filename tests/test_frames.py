@@ -109,7 +109,7 @@ def test_what_is_wrong_is_one_line(tmp_path: Path):
     flagged = FRAME.assign(is_valid=["yes", "no", "no", "no"])
     for texts, overrides, said in [
         (["a", "b"], [], "expected a pandas DataFrame, or a Hugging Face Dataset or DatasetDict, not a list"),
-        (FRAME["text"], [], "a Series is neither"),
+        (FRAME["text"], [], "not a Series"),
         (FRAME, ["data.text_col=[body]"], "no column 'body' in the train split; its columns are: text, label, other"),
         (FRAME, ["data.label_col=class"], "no column 'class'"),
         (FRAME, ["data.valid_col=is_valid"], "no column 'is_valid'"),

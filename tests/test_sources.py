@@ -213,7 +213,7 @@ def test_what_is_missing_is_named(tmp_path: Path):
         ([f"data.path={tmp_path}", "data.splits={train: tr}"], "named by data.splits.train"),
         (["data.source=csv", f"data.path={tmp_path / 'empty'}"], "no .csv or .tsv or .tab file"),
         (["data.source=csv", f"data.path={tmp_path / 'nothing.csv'}"], "no documents"),
-        (["data.source=csv", f"data.path={tmp_path / 'broken.csv'}"], "line 2: a quote that opens here is never closed"),
+        (["data.source=csv", f"data.path={tmp_path / 'broken.csv'}"], "line 2: the quote that opens here is never closed"),
         (["data.source=csv", f"data.path={tmp_path}", "data.text_col=[body]"], "its columns are: text, label"),
         (["data.source=csv", f"data.path={tmp_path}", "data.label_col=class"], "its columns are: text, label"),
         (["data.source=hub", "data.path=nobody/nothing"], "no network to reach it"),

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from ulmfit_dist.config.schema import TokenizerConfig
 from ulmfit_dist.data import vocab as vocab_module
 from ulmfit_dist.data.tokenizers import word as tokenizer_module
-from ulmfit_dist.data.tokenizers.word import Tokenizer, open_tokenizer
+from ulmfit_dist.data.tokenizers.registry import open_tokenizer
+from ulmfit_dist.data.tokenizers.word import Tokenizer
 from ulmfit_dist.data.vocab import (
     UNK_ID,
     build_vocab,

@@ -49,7 +49,7 @@ def check_output(args: argparse.Namespace) -> None:
 
 def label_texts(texts: Sequence[str], classifier: Classifier, output: Path | None) -> None:
     """Print the labels of texts, or write them to a file as JSON lines."""
-    from ulmfit_dist.data.token_store import write_bytes
+    from ulmfit_dist.utils.files import write_bytes
 
     predictions = classifier.predict(texts)
     if output is None:

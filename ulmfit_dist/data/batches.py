@@ -1,8 +1,8 @@
 """Batches of a loader: one step's rows of one rank, as micro-batches.
 
-A loader yields a list per step: the micro-batches that this rank computes, in order. Each holds the size of the global batch
-and so its weight in it. The weighted sum of the mean losses over micro-batches and ranks is the mean loss of the global
-batch, however it is divided.
+A loader yields a list per step: the micro-batches that this rank computes, in order. Each has its weight in the global
+batch, so the weighted sum of the mean losses over micro-batches and ranks is the mean loss of the global batch, however it
+is divided.
 
 Rows are divided by canonical ranks (`BatchShard`): as many as there are ranks, or more, of which each rank then computes
 several. Floating-point sums depend on how they are divided, and training amplifies the difference. With the same canonical

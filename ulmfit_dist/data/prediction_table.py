@@ -2,8 +2,8 @@
 
 Columns: `document` (index in the token store), `split`, `label`, `predicted` and `probabilities` in the order of the
 labels; `number` instead for a regression. The schema's metadata has `labels`, `target`, `threshold`, `label_delim` and
-`texts`: a digest of each split's texts in order. Two runs with equal digests were measured on the same texts, whatever
-their tokenizers and training texts. The file has no text and no hash of a single text, from which a short text could be
+`texts`: a digest of each split's texts in order. Two runs with equal digests were measured on the same texts, even with
+other tokenizers and training texts. The file has no text and no hash of a single text, from which a short text could be
 guessed. Trade-off: the same texts in another order have another digest.
 
 A run directory is untrusted input: sizes are checked before reading, and every value after it.

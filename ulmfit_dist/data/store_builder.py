@@ -102,7 +102,7 @@ class TokenStoreBuilder:
 
     def open_tokenizer(self) -> TextTokenizer:
         """Return the tokenizer; imported here because it needs spaCy, which reading a store does not."""
-        from ulmfit_dist.data.tokenizers.word import open_tokenizer
+        from ulmfit_dist.data.tokenizers.registry import open_tokenizer
 
         tokenizer = open_tokenizer(self.tokenizer, self.folder)
         gc.freeze()  # modules loaded so far stay loaded: exclude them from garbage collection

@@ -1,8 +1,9 @@
-"""Vocabulary: tokens by id, fastai's order, fastai's padding.
+"""Vocabulary: tokens by id, in fastai's order, with fastai's padding.
 
-A vocabulary is a plain list of tokens; a token's place is its id. The special tokens come first, `xxunk` at 0 and
-`xxpad` at 1, then the rest by falling count, ties in the order of first occurrence, filled up with `xxfake` to a multiple
-of eight.
+A vocabulary is a plain list of tokens; the index of a token is its id. Special tokens come first, `xxunk` at 0 and `xxpad`
+at 1, then the others by descending count, ties in order of first occurrence, padded with `xxfake` to a multiple of eight.
+Counts of shards are Arrow tables, not `Counter`s, so millions of distinct tokens fit in memory; the trade-off is less
+obvious code.
 """
 
 from __future__ import annotations
@@ -23,46 +24,54 @@ from ulmfit_dist.errors import UserError
 from ulmfit_dist.utils.files import read_bounded
 
 UNK_ID = 0
+"""Id of xxunk."""
 PAD_ID = 1
+"""Id of xxpad."""
 FILLER = "xxfake"
+"""Token that pads the vocabulary."""
 LONGEST_VOCAB = 1 << 28
-"""Bytes of a file of tokens that are read at most."""
+"""Maximum size of a vocabulary file, in bytes."""
 COUNTS_AT_ONCE = 1_000_000
-"""Counts of shards that are added up at once: some 30 MB."""
+"""Number of counts that are merged at once: about 30 MB."""
 
 
 class StringIndexer(defaultdict[str, int]):
-    """Numbers from 0 by order of first occurrence, given out while strings are looked up."""
+    """Mapping from strings to indices, assigned from 0 in order of first occurrence when a string is looked up."""
 
     def __init__(self) -> None:
-        super().__init__(count().__next__)  # not a method of its own: millions of strings must go when the last name does
+        super().__init__(count().__next__)  # a bound method would make a cycle, and keep millions of strings in memory
 
     def of(self, strings: Sequence[str]) -> np.ndarray:
-        """The number of each string, int64."""
+        """Return the index of each string, int64."""
         return np.fromiter(map(self.__getitem__, strings), dtype=np.int64, count=len(strings))
 
     def since(self, number: int) -> list[str]:
-        """The strings that came in from this number on, in order."""
+        """Return the strings with indices from `number` on, in order."""
         return list(islice(reversed(self), len(self) - number))[::-1]
 
 
 class LocalIds(NamedTuple):
-    """A shard's ids, numbered by first occurrence in the shard: uint32 [tokens]; and by id, each token and its count."""
+    """Local ids of a shard.
+
+    Attributes:
+        ids: ids in order of first occurrence in the shard, uint32 [tokens].
+        counts: token and count by id.
+    """
 
     ids: np.ndarray
     counts: pa.Table
 
 
 def token_counts(tokens: Sequence[str], counts: Sequence[int] | np.ndarray) -> pa.Table:
-    """A table of tokens (large_string) and how often each occurs (int64)."""
+    """Return a table of tokens (large_string) and their counts (int64)."""
     return pa.table({"token": pa.array(tokens, pa.large_string()), "count": pa.array(counts, pa.int64())})
 
 
 def localize(ids: np.ndarray, tokens: Sequence[str]) -> LocalIds:
-    """Number ids anew by first occurrence, so that they do not depend on what was encoded before them."""
+    """Return ids renumbered by first occurrence, so that they do not depend on texts encoded before."""
     counts = np.bincount(ids, minlength=len(tokens))
     first = np.full(len(tokens), len(ids))
-    first[ids[::-1]] = np.arange(len(ids))[::-1]  # of several writes to a place the last one stays
+    first[ids[::-1]] = np.arange(len(ids))[::-1]  # the last of several writes to an index wins
     present = np.flatnonzero(counts)
     present = present[np.argsort(first[present])]
     number = np.zeros(len(tokens), dtype=np.uint32)
@@ -71,24 +80,24 @@ def localize(ids: np.ndarray, tokens: Sequence[str]) -> LocalIds:
 
 
 def frequent_tokens(shards: Iterable[pa.Table], min_freq: int) -> Counter[str]:
-    """Add up the `token_counts` of shards, and keep the tokens that occur `min_freq` times.
+    """Return the sum of the `token_counts` of shards, for tokens that occur at least `min_freq` times.
 
-    With the shards in the order of the documents, tokens are in that of first occurrence.
+    If the shards are in the order of the documents, tokens are in the order of first occurrence.
     """
-    total, waiting = token_counts([], []), []
+    total, pending = token_counts([], []), []
     for counts in shards:
-        waiting.append(counts)
-        if sum(map(len, waiting)) > max(COUNTS_AT_ONCE, 2 * len(total)):  # what is added up already is seldom gone through
-            total, waiting = _added_up([total, *waiting]), []
-    total = _added_up([total, *waiting])
+        pending.append(counts)
+        if sum(map(len, pending)) > max(COUNTS_AT_ONCE, 2 * len(total)):  # merge rarely: each merge reads the total
+            total, pending = _sum_counts([total, *pending]), []
+    total = _sum_counts([total, *pending])
     frequent = total.filter(pc.greater_equal(total["count"], min_freq))
     return Counter(dict(zip(frequent["token"].to_pylist(), frequent["count"].to_pylist(), strict=True)))
 
 
-def _added_up(tables: Sequence[pa.Table]) -> pa.Table:
-    """Arrow's `group_by` without threads comes to the same, in the same order, but takes four times as long."""
+def _sum_counts(tables: Sequence[pa.Table]) -> pa.Table:
+    """Return the sum of counts by token, in order of first occurrence; four times as fast as Arrow's ordered `group_by`."""
     joined = pa.concat_tables(tables)
-    tokens = joined["token"].combine_chunks().dictionary_encode()  # numbers them by first occurrence
+    tokens = joined["token"].combine_chunks().dictionary_encode()  # indices by first occurrence
     counts = np.zeros(len(tokens.dictionary), dtype=np.int64)
     np.add.at(counts, tokens.indices.to_numpy(), joined["count"].to_numpy())
     return token_counts(tokens.dictionary, counts)
@@ -102,22 +111,22 @@ def build_vocab(counts: Counter[str], min_freq: int, max_vocab: int) -> list[str
 
 
 def known_tokens(vocab: Sequence[str]) -> pa.Array:
-    """A vocabulary for `id_map`: tokens by id, with nothing for the filler: a text that says xxfake says an unknown word."""
+    """Return a vocabulary for `id_map`: tokens by id, with null for the filler, so xxfake in a text is an unknown word."""
     return pa.array([None if token == FILLER else token for token in vocab], pa.large_string())
 
 
 def id_map(tokens: pa.ChunkedArray, known: pa.Array) -> np.ndarray:
-    """Id of each token (uint32) in `known_tokens`; `UNK_ID` for tokens that are not there."""
+    """Return the id of each token in `known_tokens`, uint32; `UNK_ID` for unknown tokens."""
     return pc.index_in(tokens, value_set=known).fill_null(UNK_ID).to_numpy().astype(np.uint32)
 
 
 def token_ids(vocab: Sequence[str]) -> dict[str, int]:
-    """Id by token. The filler has none."""
+    """Return ids by token, without the filler."""
     return {token: i for i, token in enumerate(vocab) if token != FILLER}
 
 
 def load_vocab(path: Path) -> list[str]:
-    """Read a list of strings, as `vocab.json`. Raises UserError for a file that is missing or holds something else."""
+    """Read a list of strings, such as `vocab.json`. Raises UserError if the file is missing or has other content."""
     try:
         vocab = json.loads(read_bounded(path, LONGEST_VOCAB))
     except (OSError, ValueError, RecursionError) as error:

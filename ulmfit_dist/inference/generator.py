@@ -8,7 +8,7 @@ import torch
 
 from ulmfit_dist.data.text_arguments import check_text
 from ulmfit_dist.data.tokenizers.detokenize import detokenize
-from ulmfit_dist.data.tokenizers.word import open_tokenizer
+from ulmfit_dist.data.tokenizers.registry import open_tokenizer
 from ulmfit_dist.data.vocab import UNK_ID, token_ids
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.inference.per_call import for_one_call

@@ -21,7 +21,7 @@ from ulmfit_dist.config.schema import ClassifierConfig
 from ulmfit_dist.data.classifier_loader import pad_chunks
 from ulmfit_dist.data.targets import num_outputs
 from ulmfit_dist.data.text_arguments import check_text, iter_texts
-from ulmfit_dist.data.tokenizers.word import open_tokenizer
+from ulmfit_dist.data.tokenizers.registry import open_tokenizer
 from ulmfit_dist.data.vocab import UNK_ID, token_ids
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.inference.outputs import AnyPrediction, answers_of, prediction_of

@@ -1,6 +1,6 @@
 """Data card: content of a source, the columns and labels that the config uses, and the reasons.
 
-The card holds numbers and reasons, not only conclusions, so that a wrong guess is seen before training.
+The card has numbers and reasons, not only conclusions, so that a wrong guess is noticed before training.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Columns of a table: their content, and the choice of text and label columns.
 
 All functions are pure functions of rows, so each rule is tested without files. A rule decides only if exactly one column
-fits. Several candidates are an error that asks the user: a wrong label column would train a useless model.
+fits. Several candidates are an error, and the user must choose: a wrong label column would train a useless model.
 """
 
 from __future__ import annotations

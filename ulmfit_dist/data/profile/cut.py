@@ -1,8 +1,8 @@
 """Splits that `init` plans: a test split, and a seed for which every class has training documents.
 
 Training stops if a class is validated or tested on but not trained on. With rare classes this depends on the seed, so a
-working seed is searched for. A class only in the test split is an error; if the test split would be cut, it is not. This
-holds only if all documents were counted; trade-off: with a sample, the error comes at training.
+working seed is searched for. A class only in the test split is an error; a test split that would have such a class is not
+cut. Trade-off: the search needs the labels of all documents; for a sampled source the error comes at training.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Recognition of the source at a path: its type, encoding and first rows.
 
-Rows are read by the readers of `data/sources`, not by a sniffer, so `init` sees exactly what `prepare` reads.
+Rows are read by the readers of `data/sources`, not by a sniffer, so `init` and `prepare` read the same texts.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ import numpy as np
 from ulmfit_dist.config.schema import TokenizerConfig
 from ulmfit_dist.data.token_store import MODEL_FILE
 from ulmfit_dist.data.tokenizers.base import TextTokenizer
-from ulmfit_dist.data.tokenizers.word import open_tokenizer
+from ulmfit_dist.data.tokenizers.registry import open_tokenizer
 from ulmfit_dist.data.vocab import build_vocab
 
 MOST_SECONDS = 6.0

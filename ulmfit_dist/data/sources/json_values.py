@@ -1,7 +1,7 @@
 """Rows of JSON files: one object per line, or the items of one list.
 
-A list is parsed as a whole once, for the offsets of its items, and then item by item. Trade-off: that first pass holds the
-file in memory.
+A list is parsed as a whole once, for the offsets of its items, and then item by item. Trade-off: the first pass reads the
+whole file into memory.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""What every tokenizer is."""
+"""Interface of all tokenizers: texts to ids, with a token table that is bounded in size.
+
+Ids are local to a tokenizer and assigned in order of occurrence, not those of a vocabulary: a tokenizer needs no vocabulary,
+so shards can be tokenized before it exists. Trade-off: ids are mapped once more when a shard is written.
+"""
 
 from __future__ import annotations
 
@@ -13,34 +17,39 @@ from ulmfit_dist.utils.imports import import_path
 Rule = Callable[[str], str]
 
 TOKENS_KEPT = 600_000
-"""Distinct chunks, or tokens, after which a tokenizer starts anew, which bounds its memory: some 0.5 kB for each."""
+"""Maximum number of distinct chunks or tokens before a tokenizer clears its tables: about 0.5 kB each."""
 
 
 class Encoded(NamedTuple):
-    """Texts as ids: one flat array, uint32 [tokens], and the number of tokens of each, int64 [texts]."""
+    """Encoded texts.
+
+    Attributes:
+        ids: ids of all texts, concatenated, uint32 [tokens].
+        lengths: number of tokens of each text, int64 [texts].
+    """
 
     ids: np.ndarray
     lengths: np.ndarray
 
 
 class TextTokenizer(ABC):
-    """Texts to tokens."""
+    """Tokenizer that assigns ids in order of first occurrence."""
 
     @property
     @abstractmethod
     def tokens(self) -> list[str]:
-        """Token by id, of all that was encoded since the last start anew."""
+        """Tokens by id, since the tables were last cleared."""
 
     @abstractmethod
     def encode(self, texts: Iterable[str]) -> Encoded:
-        """The texts as ids in `tokens`, as that is until the next call: a full tokenizer starts anew."""
+        """Return texts as ids in `tokens`, which are valid until the next call. A full tokenizer clears its tables first."""
 
     @abstractmethod
     def encode_with_tokens(self, texts: Iterable[str]) -> tuple[Encoded, list[str]]:
-        """Return the texts as ids, and the token of each id. Safe in threads, which `encode` is not."""
+        """Return texts as ids, and the token of each id. Thread-safe, unlike `encode`."""
 
     def tokenize(self, texts: Iterable[str]) -> list[list[str]]:
-        """The tokens of each text, in order. Safe in threads."""
+        """Return the tokens of each text. Thread-safe."""
         (ids, lengths), known = self.encode_with_tokens(texts)
         tokens = [known[i] for i in ids.tolist()]
         ends = np.cumsum(lengths).tolist()
@@ -48,6 +57,6 @@ class TextTokenizer(ABC):
 
 
 def import_rule(path: str) -> Rule:
-    """A function named as `module.function`. Raises UserError where there is none."""
+    """Import a function named as `module.function`. Raises UserError."""
     rule: Rule = import_path(path, "tokenizer.rules")
     return rule

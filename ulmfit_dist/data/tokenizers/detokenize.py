@@ -1,8 +1,9 @@
-"""Tokens as running text: fastai's marks undone, and white space where the language puts it.
+"""Detokenization: tokens to running text, with capitals restored and white space by the rules of the language.
 
-Tokens hold no white space, so rules decide each gap. Two facts make them better than a list of punctuation: fastai puts
-xxmaj and xxup only behind white space, so a mark is a space; and spaCy splits a word only at its exceptions and infixes, so
-what it alone splits is joined. docs/tokens.md has the share of gaps that come out right, and what cannot be known.
+Tokens contain no white space, so rules decide each gap. They use two properties of the tokenizer, besides lists of
+punctuation: fastai inserts xxmaj and xxup only after white space, so a token with capitals follows a space; and spaCy splits
+a word only at its exceptions and infixes, so their parts are joined. Trade-off: rules instead of stored offsets, which
+generated texts do not have. docs/tokens.md has the accuracy, and what cannot be recovered.
 """
 
 from __future__ import annotations
@@ -15,20 +16,21 @@ from ulmfit_dist.data.tokenizers.rules import BOS, EOS, FLD, PAD, TK_MAJ, TK_REP
 from ulmfit_dist.data.tokenizers.spec_tokens import MOST_REPETITIONS, words_of_pieces
 
 UNKNOWN = "<unk>"
-"""Shown for xxunk: a word that the vocabulary lacks."""
+"""Text of xxunk, a word outside the vocabulary."""
 LINE_BREAK = "\n"
+"""Text of a piece between lines."""
 JOINED_AS_ARE = ("/", "\\", "#")
-"""Characters that fastai puts spaces around, so a mark behind one is not evidence of a space."""
+"""Characters that fastai surrounds with spaces, so xxmaj or xxup after one does not imply a space."""
 
 
 @dataclass
 class Piece:
-    """A token as it is shown.
+    """Token with its special tokens decoded.
 
     Attributes:
-        text: in lower case, as in the vocabulary; `LINE_BREAK` between lines.
-        capitals: `first` or `all`, from xxmaj or xxup.
-        is_repeated: made of one character by xxrep.
+        text: text in lower case, as in the vocabulary; `LINE_BREAK` between lines.
+        capitals: `first` (xxmaj), `all` (xxup) or empty.
+        is_repeated: one character repeated by xxrep.
     """
 
     text: str
@@ -37,7 +39,7 @@ class Piece:
 
     @property
     def mark(self) -> str:
-        """The character that decides about white space: the first of `!!!!` and `?!`; other tokens as they are."""
+        """Character that determines white space: the first of `!!!!` and `?!`; other tokens unchanged."""
         is_one_mark = len(set(self.text)) == 1 or set(self.text) <= marks.SENTENCE_ENDS
         return self.text[0] if is_one_mark else self.text
 
@@ -46,15 +48,15 @@ class Piece:
         return self.text == LINE_BREAK
 
 
-def detokenize(tokens: Iterable[str], kind: str, lang: str = "en", keep_lines: bool = False) -> str:
+def detokenize(tokens: Iterable[str], tokenizer_type: str, lang: str = "en", keep_lines: bool = False) -> str:
     """Return the running text of tokens.
 
     Args:
-        kind: as tokenizer.type. SentencePiece's pieces hold their white space: only fastai's marks are undone.
-        lang: as tokenizer.lang: decides about contractions, elisions, quotation marks and spaced punctuation.
-        keep_lines: keep line breaks, in place of a space for each.
+        tokenizer_type: `tokenizer.type`. SentencePiece's tokens contain their white space: only special tokens are decoded.
+        lang: `tokenizer.lang`, for contractions, elisions, quotation marks and spaced punctuation.
+        keep_lines: keep line breaks instead of replacing each by a space.
     """
-    if kind == "sentencepiece":
+    if tokenizer_type == "sentencepiece":
         pieces = list(_pieces(iter(words_of_pieces(list(tokens)))))
         text = "".join(_written(pieces, [False] * len(pieces), None))
     else:
@@ -90,10 +92,10 @@ def _pieces(tokens: Iterator[str]) -> Iterator[Piece]:
 
 
 class _Gaps:
-    """Decides for each piece whether it is joined to the one before.
+    """Decision for each piece whether it is joined to the previous one.
 
     Args:
-        pieces: of the text.
+        pieces: pieces of the text.
         lang: spaCy's code of the language.
     """
 
@@ -101,22 +103,23 @@ class _Gaps:
         self.pieces, self.lang = pieces, lang
         self.pairs = marks.split_pairs(lang)
         self.open: list[str] = []
-        """Opening marks of brackets and quotations that are not closed yet."""
+        """Brackets and quotation marks that are open at this piece."""
         self.joins_next = False
 
     def decide(self) -> list[bool]:
-        found = []
+        """Return, for each piece, whether it is joined to the previous one."""
+        joined = []
         for i, piece in enumerate(self.pieces):
             if piece.is_break:
-                self.open.clear()  # a quotation that is not closed ends with its paragraph
+                self.open.clear()  # an open quotation ends with its paragraph
                 is_joined, self.joins_next = True, False
             else:
                 is_joined, self.joins_next = self._decide(i, piece)
-            found.append(is_joined)
-        return found
+            joined.append(is_joined)
+        return joined
 
     def _decide(self, i: int, piece: Piece) -> tuple[bool, bool]:
-        """Return whether a piece is joined to the one before, and the next one to it."""
+        """Return whether a piece is joined to the previous one, and whether the next one is joined to it."""
         left, after = self._left(i), self._after(i)
         if piece.text in marks.STRAIGHT:
             return self._straight(i, piece.text, left, after)
@@ -140,7 +143,7 @@ class _Gaps:
         return None if i + 1 == len(self.pieces) or self.pieces[i + 1].is_break else self.pieces[i + 1]
 
     def _follows(self, i: int, piece: Piece, left: str) -> bool:
-        """Return whether a piece is joined to its left by what it is: punctuation, or a part of a word."""
+        """Return whether a piece is joined to its left because it is punctuation or a part of a word."""
         text, mark = piece.text, piece.mark
         if marks.UNSPACED.match(text) and (marks.UNSPACED.match(left[-1]) or left in ("”", "’")):
             return True
@@ -151,7 +154,7 @@ class _Gaps:
                 return left[-1] in "!?"
             return mark not in "%‰" or self.lang not in marks.SPACED_PERCENT
         if piece.is_repeated and text.isdigit() and left in (",", ".") and i > 1:
-            return self.pieces[i - 2].text[-1].isdigit()  # 82,000, whose zeros are a repetition to fastai
+            return self.pieces[i - 2].text[-1].isdigit()  # 82,000: fastai encodes the zeros by xxrep
         if piece.is_repeated and text[0].isalnum() and left[-1].isalnum():
             return text[0].isalpha() == left[-1].isalpha()
         if self.pieces[i - 1].is_repeated and text[0] == ".":
@@ -168,7 +171,7 @@ class _Gaps:
         return self.joins_next, after is not None and after.text[0].isdigit()
 
     def _dash(self, i: int, dash: str, left: str, after: Piece) -> tuple[bool, bool]:
-        """A hyphen where spaCy splits a word, but before a word that hardly any compound ends with."""
+        """Decide about a dash: joined on both sides if it is a hyphen within a compound that spaCy splits."""
         if after.capitals or self.joins_next:
             return self.joins_next, False
         word = f"{left}{dash}{after.text}"
@@ -179,7 +182,7 @@ class _Gaps:
         return is_hyphen, is_hyphen
 
     def _bracket(self, mark: str, left: str) -> tuple[bool, bool]:
-        """Brackets, and quotation marks that differ by side."""
+        """Decide about a bracket, or a quotation mark with different opening and closing characters."""
         openers = marks.CLOSED_BY.get(mark, "") + (mark if self.lang in marks.SAME_ON_BOTH_SIDES else "")
         opened = next((opener for opener in reversed(self.open) if opener in openers), None)
         is_spaced = self.lang == "fr" and mark in "«»"
@@ -196,7 +199,7 @@ class _Gaps:
         return self.joins_next or marks.UNSPACED.match(left[-1:]) is not None, not is_spaced
 
     def _straight(self, i: int, mark: str, left: str, after: Piece | None) -> tuple[bool, bool]:
-        """Quotation marks that are the same on both sides, and apostrophes at the ends of words."""
+        """Decide about a straight quotation mark, or an apostrophe at the end of a word."""
         is_open = mark in self.open
         closes = self._closes(i, mark, left, after)
         if is_open:
@@ -215,7 +218,7 @@ class _Gaps:
         if after is None or after.capitals or (after.mark in marks.CLOSING and after.mark != "…"):
             return is_open or mark != "*"
         if left == "." and after.text != "a" and after.text[0].isalpha():
-            return False  # a word that begins a sentence has its xxmaj, but for behind a quotation mark
+            return False  # without xxmaj, a word at the beginning of a sentence follows an opening quotation mark
         if is_open:
             return True
         if left[-1] in ",:" and mark != "'":
@@ -234,10 +237,10 @@ class _Gaps:
 
 
 def _written(pieces: Sequence[Piece], is_joined: Sequence[bool], lang: str | None) -> Iterator[str]:
-    """Yield the texts of pieces with their gaps and capitals.
+    """Yield the texts of pieces, with gaps and capitals.
 
-    xxup is for all that was one chunk of text (`FA-CUP`). Words of one letter, and those behind an opening quotation mark,
-    lose their xxmaj to fastai's rules: where a language is given, they get a capital back at the beginning of a sentence.
+    xxup applies to a whole chunk of text (`FA-CUP`). fastai's rules give no xxmaj to words of one letter and after an
+    opening quotation mark: if a language is given, these get a capital at the beginning of a sentence.
     """
     is_upper, begins, before = False, True, ""
     for piece, joined in zip(pieces, is_joined, strict=True):

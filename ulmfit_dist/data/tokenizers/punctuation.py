@@ -1,4 +1,7 @@
-"""Punctuation by language: what is joined to its left or right, and the words that spaCy splits."""
+"""Punctuation by language: characters that are joined to their left or right, and words that spaCy splits.
+
+Tables, not learned from texts: they work without a corpus of the language, at the cost of rare cases.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +10,23 @@ from functools import lru_cache
 from itertools import pairwise
 
 CLOSING = frozenset(".,;:!?…)]}»›”’%‰°™®")
+"""Characters that are joined to their left."""
 OPENING = frozenset("([{«‹„‚“‘¿¡")
+"""Characters that are joined to their right."""
 SENTENCE_ENDS = frozenset(".!?…")
 CURRENCIES = ("$", "£", "€", "¥", "₹")
 CLOSED_BY = {"”": "“„", "“": "„", "’": "‘", "‘": "‚", "»": "«", "«": "»", "›": "‹", "‹": "›"}
-"""Closing quotation marks, and those that open what they close: German ends „ with “, and may open with »."""
+"""Opening quotation marks by closing one: German closes „ with “, and may open with »."""
 OPENED_BY_GUILLEMET = frozenset({"da", "de"})
 """Languages in which » may open a quotation."""
 SAME_ON_BOTH_SIDES = frozenset({"fi", "sv"})
-"""Languages that open a quotation with ”, too."""
+"""Languages that also open a quotation with ”."""
 STRAIGHT = frozenset({'"', "'", "''", "``", "*"})
-"""Tokens that are the same before and behind what they enclose."""
+"""Tokens that may both open and close."""
 QUOTATIONS = frozenset({'"', "'", "''", "“", "„", "«", "»", "‘", "‚", "”"})
+"""Quotation marks."""
 UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3000-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uff00-\uffef]")
-"""Thai, Lao, Burmese, Khmer, Chinese and Japanese characters, and their punctuation: written without spaces."""
+"""Characters written without spaces: Thai, Lao, Burmese, Khmer, Chinese and Japanese, with their punctuation."""
 ENCLITIC = re.compile(r"(?:['’](?:s|m|re|ve|ll|d|t)|n['’]?t)\Z")
 HYPHENATED = re.compile(r"-[^\W\d_]")
 DASHES = frozenset({"-", "--", "–", "—"})
@@ -30,9 +36,9 @@ ELIDING = frozenset({"ca", "fr", "it"})
 SPACED_PERCENT = frozenset({"cs", "da", "de", "es", "fi", "fr", "nb", "ru", "sk", "sv", "uk"})
 """Languages that write 5 %."""
 TIGHT_UNITS = frozenset({"m", "k", "g", "t", "mb", "gb", "tb", "kb", "mm", "m.", "k."})
-"""Units that English joins to their number: £10m."""
+"""Units that are joined to their number in English: £10m."""
 SPEECH = frozenset("said says he she they it we you who which but and".split())
-"""Words that follow a quotation that ends with a comma."""
+"""English words after a quotation that ends with a comma."""
 COMPOUND_ENDS = frozenset(
     "about around away back bottom by done call down eight eleven ever fifteen fifty first five forty four front full in "
     "like made nine of off on one out over part side six sixty ten third together three through top twelve twenty two up "
@@ -40,12 +46,12 @@ COMPOUND_ENDS = frozenset(
 )
 """English stop words that end compounds: follow-up, twenty-one."""
 QUOTED_AHEAD = 40
-"""Tokens in which the end of a straight quotation is looked for."""
+"""Number of tokens in which the closing mark of a straight quotation is searched for."""
 
 
 @lru_cache
 def infixes(lang: str) -> re.Pattern[str]:
-    """Return the places within a word at which spaCy splits it."""
+    """Return the expression for the infixes at which spaCy splits a word."""
     from spacy.util import compile_infix_regex, get_lang_class
 
     return compile_infix_regex(get_lang_class(lang).Defaults.infixes or [r"(?!)"])
@@ -53,7 +59,7 @@ def infixes(lang: str) -> re.Pattern[str]:
 
 @lru_cache
 def dash_words(lang: str) -> frozenset[str]:
-    """Return words of a language before which `-` is a dash: its stop words, but those that end compounds."""
+    """Return the words before which `-` is a dash: the stop words of a language, without those that end compounds."""
     from spacy.util import get_lang_class
 
     return frozenset(get_lang_class(lang).Defaults.stop_words) - COMPOUND_ENDS
@@ -61,7 +67,7 @@ def dash_words(lang: str) -> frozenset[str]:
 
 @lru_cache
 def split_pairs(lang: str) -> frozenset[tuple[str, str]]:
-    """Return pairs of tokens that spaCy makes of one word of a language: `do` and `n't`, `can` and `not`."""
+    """Return pairs of consecutive tokens into which spaCy splits one word: `do` and `n't`, `can` and `not`."""
     from spacy.symbols import ORTH
     from spacy.util import get_lang_class
 

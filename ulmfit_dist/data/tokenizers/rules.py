@@ -1,8 +1,7 @@
-"""fastai's special tokens and text rules, without fastai: importing it takes longer than tokenizing most texts.
+"""fastai's special tokens and text rules, implemented without fastai, whose import takes longer than most tokenization.
 
-The functions have the names of fastai 2.8's and give the same strings for every text, so they may be exchanged for each
-other. The trade-off: the rules are defined a second time, so `tests/test_rules.py` compares each of them with fastai's on
-random texts.
+The functions have the names of fastai 2.8's and return the same strings for every text. Trade-off: the rules are implemented
+twice, so `tests/test_rules.py` compares each of them with fastai's on random texts.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ _REPLACEMENTS = (
     (" @-@ ", "-"),
     ("...", " …"),
 )
-"""Remains of HTML and of other tokenizers with their replacements, in the order in which they are replaced."""
+"""Remains of HTML and of other tokenizers with their replacements, in order of application."""
 
 _SPECIAL_CHARACTER = re.compile(r"([/#\\])")
 _SPACES = re.compile(" {2,}")

@@ -1,7 +1,8 @@
-"""SentencePiece (Kudo and Richardson, 2018): pieces of words, learned from the texts, where words are no unit.
+"""SentencePiece tokenizer (Kudo and Richardson, 2018): subwords learned from the texts.
 
-fastai's rules come first, as with words. Its special tokens are cut out before SentencePiece sees the text, and put back
-whole, so a model that was trained elsewhere keeps them too.
+fastai's rules run first, as with words. Special tokens are removed before SentencePiece reads the text and inserted again,
+so they stay whole with a model that was trained elsewhere. Trade-off: texts are encoded in several parts, which is slower
+than adding them to the model as user-defined symbols.
 """
 
 from __future__ import annotations
@@ -22,24 +23,24 @@ from ulmfit_dist.data.vocab import StringIndexer
 from ulmfit_dist.errors import UserError
 
 SAMPLE_CHARACTERS = 20_000_000
-"""Characters that a model is trained on at most: what bounds the memory of training."""
+"""Maximum number of characters for training, which bounds its memory."""
 SENTENCE = 1000
-"""Characters of a piece of the sample at most: SentencePiece leaves out what is longer than 4192 bytes."""
+"""Maximum length of a training sentence, in characters: SentencePiece ignores sentences longer than 4192 bytes."""
 MOST_PIECES = 30_000
 EUROPEAN_LANGUAGES = frozenset("bg cs da de el en es et fi fr ga hr hu it lt lv mt nl pl pt ro sk sl sv".split())
 """Languages of few characters, of which fastai covers more (`eu_langs`)."""
 THREADS = 4
-"""Of training. The model depends on their number, so it does not depend on the machine's."""
+"""Number of training threads; fixed, because the model depends on it."""
 
 _SPECIAL = re.compile(rf"(?<!\S)({'|'.join(SPECIAL_TOKENS)})(?!\S)")
 _SENTENCE = re.compile(rf".{{1,{SENTENCE}}}(?=\s|$)|\S{{{SENTENCE}}}", re.DOTALL)
 
 
 class SentencePieceTokenizer(TextTokenizer):
-    """Texts to pieces.
+    """Tokenizer with a SentencePiece model.
 
     Args:
-        model: the content of a SentencePiece model file.
+        model: content of a SentencePiece model file.
         rules: functions from text to text, called after fastai's rules.
 
     Raises:
@@ -69,7 +70,7 @@ class SentencePieceTokenizer(TextTokenizer):
         return self._encode(texts, ids), list(ids)
 
     def _encode(self, texts: Iterable[str], numbers: StringIndexer) -> Encoded:
-        """The texts as ids in `numbers`. SentencePiece itself keeps nothing of a call."""
+        """Return texts as ids in `numbers`. The SentencePiece processor itself has no state."""
         parted = [_SPECIAL.split(self._before(str(text))) for text in texts]  # text, special token, text, ...
         pieces = iter(self._processor.encode([part for parts in parted for part in parts[::2]], out_type=str, num_threads=1))
         documents = [
@@ -80,13 +81,12 @@ class SentencePieceTokenizer(TextTokenizer):
 
 
 def make_model(config: TokenizerConfig, texts: Iterable[str]) -> bytes:
-    """The content of the model file that the config names, or of a model trained on a sample of texts.
+    """Return the content of `tokenizer.sp_model`, or of a model trained on a sample of texts.
 
-    No more of the sample is read than `SAMPLE_CHARACTERS`. The model is the same for the same texts and config, on any
-    machine.
+    At most `SAMPLE_CHARACTERS` are read. The same texts and config give the same model on any machine.
 
     Raises:
-        UserError: the file cannot be read; SentencePiece is not installed, or cannot make so many pieces of these texts.
+        UserError: the file cannot be read; SentencePiece is not installed, or cannot learn that many tokens.
     """
     if config.sp_model is not None:
         try:
@@ -120,7 +120,7 @@ def make_model(config: TokenizerConfig, texts: Iterable[str]) -> bytes:
 
 
 def _sentences(text: str) -> Iterator[str]:
-    """Parts of a text without special tokens, none too long for SentencePiece."""
+    """Yield the parts of a text between special tokens, cut to sentences that SentencePiece accepts."""
     for part in _SPECIAL.split(text)[::2]:
         yield from filter(str.strip, _SENTENCE.findall(part))
 
@@ -134,7 +134,7 @@ def _within(num_characters: int, sentences: Iterable[str]) -> Iterator[str]:
 
 
 def _num_pieces(sentences: Iterable[str]) -> int:
-    """fastai's choice: a quarter of the distinct words, in eights."""
+    """Return the vocabulary size, as fastai chooses it: a quarter of the distinct words, a multiple of eight."""
     num_words = len(set(chain.from_iterable(map(str.split, sentences))))
     return min(max(num_words // 4 + 7, 32) // 8 * 8, MOST_PIECES)
 

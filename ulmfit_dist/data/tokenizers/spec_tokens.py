@@ -1,6 +1,6 @@
-"""Tokens as a text that people read.
+"""Decoding of special tokens, for tokens shown one by one.
 
-fastai's `decode_spec_tokens` goes on repeating all that follows a repetition, up to the next capital; here one token is.
+fastai's `decode_spec_tokens` repeats everything after a repetition up to the next capital; this module repeats one token.
 """
 
 from __future__ import annotations
@@ -10,27 +10,28 @@ from collections.abc import Iterable, Iterator, Sequence
 from ulmfit_dist.data.tokenizers.rules import BOS, PAD, SPECIAL_TOKENS, TK_MAJ, TK_REP, TK_UP, TK_WREP
 
 LEFT_OUT = {BOS, PAD}
+"""Tokens that are not shown."""
 MOST_REPETITIONS = 100
-"""Of a token: a model may make up any number."""
+"""Maximum count of a repetition: a language model may generate any number."""
 
 
-def readable(tokens: Iterable[str], kind: str) -> str:
-    """A text of which these are the tokens: fastai's marks for capitals and repetitions are carried out.
+def readable(tokens: Iterable[str], tokenizer_type: str) -> str:
+    """Return tokens joined by spaces, with capitals and repetitions decoded.
 
     Args:
-        kind: as tokenizer.type.
+        tokenizer_type: `tokenizer.type`.
     """
     shown = [token for token in tokens if token not in LEFT_OUT]
-    return " ".join(_carried_out(iter(words_of_pieces(shown) if kind == "sentencepiece" else shown)))
+    return " ".join(_decode(iter(words_of_pieces(shown) if tokenizer_type == "sentencepiece" else shown)))
 
 
 def words_of_pieces(pieces: Sequence[str]) -> list[str]:
-    """The words that SentencePiece's pieces make up."""
+    """Return the words of SentencePiece's tokens."""
     return "".join(f"▁{piece}▁" if piece in SPECIAL_TOKENS else piece for piece in pieces).replace("▁", " ").split()
 
 
-def _carried_out(tokens: Iterator[str]) -> Iterator[str]:
-    """Words, where xxmaj, xxup, xxrep and xxwrep say what is to be done with the next ones."""
+def _decode(tokens: Iterator[str]) -> Iterator[str]:
+    """Yield words, with xxmaj, xxup, xxrep and xxwrep applied to the next ones."""
     for token in tokens:
         if token == TK_MAJ:
             yield next(tokens, "").capitalize()

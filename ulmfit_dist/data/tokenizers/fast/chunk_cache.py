@@ -1,16 +1,16 @@
-"""Tokenizing by chunks: what stands between two spaces is tokenized once, and looked up ever after.
+"""Chunk cache: the text between two spaces is tokenized once, then looked up.
 
-97 % of the chunks of a corpus of reviews were seen before. So a text is cut at its spaces, and its ids are those of its
-chunks, joined. Most of fastai's rules, and spaCy's affixes and exceptions, depend on the chunk alone, and are run over the
-new chunks of many texts at once, as the lines of one text (`lexicon.py`, `special_cases.py`). What depends on more than a
-chunk is seen to for each text:
+In a corpus of reviews, 97 % of the chunks have occurred before. So a text is split at its spaces, and its ids are the
+concatenated ids of its chunks. Most of fastai's rules, and spaCy's affixes and exceptions, depend only on the chunk. They
+run on the new chunks of many texts at once, as the lines of one text (`lexicon.py`, `special_cases.py`). What depends on
+more than one chunk is handled per text:
 
-* HTML is mended before the text is cut;
-* runs of other white space, such as line breaks, which to spaCy are tokens, are set apart as chunks of their own;
-* repeated words (xxwrep) are looked for where two neighbours are equal, and such texts are rewritten before they are cut;
-* so are texts where a rule puts a space behind a line break, which becomes part of it.
+* HTML is cleaned before the text is split;
+* runs of other white space, such as line breaks, which are tokens in spaCy, become separate chunks;
+* texts in which two neighbouring words are equal may have repeated words (xxwrep), and are rewritten before they are split;
+* so are texts in which a rule inserts a space after a line break, which becomes part of it.
 
-The price is memory for every distinct chunk.
+Trade-off: memory for every distinct chunk.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ _CAPITALS = (TK_MAJ, TK_UP)
 _STEMS = re.compile(r"^ ?(\w*)", re.MULTILINE)
 
 SPACE, REPEATS, DOUBLE, BEGINS_WITH_SPACE, UNSURE = 1, 2, 4, 8, 16
-"""What is known of a chunk: it is white space; repeated characters were found in it (xxrep); a word stands twice in what
-came of that; fastai's rules put a space before it; its tokens may depend on its neighbours."""
+"""Flags of a chunk: it is white space; it has repeated characters (xxrep); its result has the same word twice in a row;
+fastai's rules insert a space before it; its tokens may depend on its neighbours."""
 
 
 class ChunkTokenizer:
-    """Texts to ids with fastai's default rules, by chunks.
+    """Tokenizer for fastai's default rules that caches the ids of chunks.
 
     Args:
-        tokenizer: a `spacy.tokenizer.Tokenizer` that knows fastai's special tokens.
-        ids: the ids of tokens.
+        tokenizer: a `spacy.tokenizer.Tokenizer` with fastai's special tokens as exceptions.
+        ids: ids of tokens.
     """
 
     def __init__(self, tokenizer: Any, ids: StringIndexer):
@@ -54,7 +54,7 @@ class ChunkTokenizer:
         self._pairs = {tuple(ids.of(pair).tolist()) for pair in self.lexicon.special_cases.pairs}
         self._capitals = dict(zip(_CAPITALS, ids.of(_CAPITALS).tolist(), strict=True))
         self._chunks = StringIndexer()
-        self._ids_of_chunks, self._facts = RaggedArray(np.uint32), GrowableArray(np.uint8)
+        self._ids_of_chunks, self._flags = RaggedArray(np.uint32), GrowableArray(np.uint8)
         self._first_word, self._last_word, self._stem = (
             GrowableArray(np.int64),
             GrowableArray(np.int64),
@@ -63,30 +63,34 @@ class ChunkTokenizer:
         self._edges: dict[int, tuple[int, int]] = {}
 
     def is_full(self, num_chunks: int) -> bool:
+        """Return whether the cache has more than so many chunks."""
         return len(self._chunks) > num_chunks
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray | None]:
-        """The ids of each text, uint32; None for a text that must be tokenized as a whole."""
+        """Return the ids of each text, uint32; None for a text that must be tokenized as a whole."""
         texts = list(map(rules.fix_html, texts))
         chunks, documents = self._look_up(list(map(space_out, texts)))
         rewritten = self._to_rewrite(chunks, documents)
-        again = [rules.spec_add_spaces(rules.replace_wrep(rules.replace_rep(texts[i]))) for i in rewritten]
-        more, rewritings = self._look_up(list(map(space_out, again)))
-        for i, rewriting in zip(rewritten, rewritings, strict=True):
-            documents[i] = rewriting + len(chunks)
+        rewritten_texts = [rules.spec_add_spaces(rules.replace_wrep(rules.replace_rep(texts[i]))) for i in rewritten]
+        more, rewritten_documents = self._look_up(list(map(space_out, rewritten_texts)))
+        for i, document in zip(rewritten, rewritten_documents, strict=True):
+            documents[i] = document + len(chunks)
         chunks = np.concatenate([chunks, more])
-        places, ends = _joined(documents)
-        facts = self._facts[chunks][places]
-        unsure = {i for i in _documents_of(np.flatnonzero(facts & UNSURE), ends) if self._meet(chunks[documents[i]])}
-        repeats = _documents_of(np.flatnonzero(facts & REPEATS), ends)
-        unsure.update(set(repeats).intersection(rewritten))  # a count such as 111, which is no repetition
-        ids, lengths = take_rows(*self._ids_of_chunks.get(chunks), places)
+        indices, ends = _concatenate(documents)
+        flags = self._flags[chunks][indices]
+        unsure = {i for i in _documents_of(np.flatnonzero(flags & UNSURE), ends) if self._may_span(chunks[documents[i]])}
+        repeats = _documents_of(np.flatnonzero(flags & REPEATS), ends)
+        unsure.update(set(repeats).intersection(rewritten))  # a count such as 111 would be a repetition again
+        ids, lengths = take_rows(*self._ids_of_chunks.get(chunks), indices)
         parts = np.split(ids, np.cumsum(lengths)[ends[:-1] - 1])
         return [None if i in unsure else part for i, part in enumerate(parts)]
 
     def _look_up(self, texts: list[str]) -> tuple[np.ndarray, list[np.ndarray]]:
-        """The numbers of the distinct chunks of texts in which one space parts them, int64, learned if they are new; and of
-        each text where its chunks are among them, int32."""
+        """Return the numbers of the distinct chunks of texts, int64, and each text as indices in them, int32.
+
+        Args:
+            texts: texts with one space between chunks; new chunks are added to the cache.
+        """
         known = len(self._chunks)
         documents = pc.split_pattern(_string_array(texts), " ")
         parts = documents.values.dictionary_encode()
@@ -98,44 +102,44 @@ class ChunkTokenizer:
         return chunks, np.split(_numbers(parts.indices), _numbers(documents.offsets)[1:-1])[: len(texts)]
 
     def _to_rewrite(self, chunks: np.ndarray, documents: list[np.ndarray]) -> list[int]:
-        """Documents where xxwrep may come in, or the white space changes, when fastai's rules see the whole of it."""
-        places, ends = _joined(documents)
-        facts = self._facts[chunks][places]
-        glued = (facts[:-1] & SPACE != 0) & (facts[1:] & BEGINS_WITH_SPACE != 0)
-        words = np.flatnonzero(facts & SPACE == 0)
-        last, first, stem = (table[chunks][places[words]] for table in (self._last_word, self._first_word, self._stem))
+        """Return the documents in which fastai's rules, applied to the whole text, may insert xxwrep or change spaces."""
+        indices, ends = _concatenate(documents)
+        flags = self._flags[chunks][indices]
+        glued = (flags[:-1] & SPACE != 0) & (flags[1:] & BEGINS_WITH_SPACE != 0)
+        words = np.flatnonzero(flags & SPACE == 0)
+        last, first, stem = (table[chunks][indices[words]] for table in (self._last_word, self._first_word, self._stem))
         repeated = (last[:-2] == first[1:-1]) & (first[1:-1] == stem[2:])
-        doubled = np.flatnonzero(facts & DOUBLE)
+        doubled = np.flatnonzero(flags & DOUBLE)
         return _documents_of(np.concatenate([np.flatnonzero(glued), words[:-2][repeated], doubled]), ends)
 
-    def _meet(self, document: np.ndarray) -> bool:
-        """Whether an exception of spaCy may run from a chunk that it has changed into one beside it."""
-        for place in np.flatnonzero(self._facts[document] & UNSURE).tolist():
-            around = document[place - 1 : place + 2].tolist()
-            if around[1] not in self._edges:
+    def _may_span(self, document: np.ndarray) -> bool:
+        """Return whether an exception of spaCy may span a chunk that an exception has changed and one of its neighbours."""
+        for i in np.flatnonzero(self._flags[document] & UNSURE).tolist():
+            neighbours = document[i - 1 : i + 2].tolist()
+            if neighbours[1] not in self._edges:
                 return True
-            if any((left[1], right[0]) in self._pairs for left, right in pairwise(map(self._edges_of, around))):
+            if any((left[1], right[0]) in self._pairs for left, right in pairwise(map(self._edges_of, neighbours))):
                 return True
         return False
 
     def _edges_of(self, chunk: int) -> tuple[int, int]:
-        """The first and last token of a chunk, before spaCy's second look if that has changed it."""
+        """Return the first and last token of a chunk, before spaCy's final search for exceptions."""
         ids, _ = self._ids_of_chunks.get(np.array([chunk]))
         return self._edges.get(chunk, (int(ids[0]), int(ids[-1])))
 
     def _learn_words(self, chunks: list[str]) -> None:
-        """Run fastai's rules over chunks without white space, and look up the words that come out."""
+        """Add chunks without white space to the cache: apply fastai's rules, and look up the resulting words."""
         if not chunks:
             return
         numbers = self._chunks.of(chunks)
         text = rules.replace_rep("\n".join(chunks))
         lines = text.split("\n")
-        facts = np.array([BEGINS_WITH_SPACE if line[0] in " /#\\" else 0 for line in lines], dtype=np.uint8)
+        flags = np.array([BEGINS_WITH_SPACE if line[0] in " /#\\" else 0 for line in lines], dtype=np.uint8)
         first, last = list(lines), list(lines)
         for i in [i for i, line in enumerate(lines) if " " in line]:
             parts = lines[i].split()
             first[i], last[i] = parts[0], parts[-1]
-            facts[i] |= REPEATS | (DOUBLE if any(map(eq, parts, parts[1:])) else 0)
+            flags[i] |= REPEATS | (DOUBLE if any(map(eq, parts, parts[1:])) else 0)
         self._first_word.put(numbers, _hashes(first))
         self._last_word.put(numbers, _hashes(last))
         self._stem.put(numbers, _hashes(_STEMS.findall(text)))
@@ -146,29 +150,29 @@ class ChunkTokenizer:
         starts = np.cumsum(counts) - counts
         self._ids_of_chunks.set(numbers, tokens.ids, np.add.reduceat(tokens.lengths, starts))
         unsure = np.logical_or.reduceat(tokens.unsure, starts)
-        facts[unsure] |= UNSURE
-        self._facts.put(numbers, facts)
+        flags[unsure] |= UNSURE
+        self._flags.put(numbers, flags)
         for line in np.flatnonzero(unsure).tolist():
             self._learn_edges(int(numbers[line]), words[starts[line] : starts[line] + counts[line]], tokens.edges)
 
     def _learn_edges(self, chunk: int, words: list[str], edges: dict[str, tuple[str, str]]) -> None:
-        """Keep the edges of a chunk that spaCy's second look changes, if it is one word or one with a capital letter."""
+        """Store the edges of a chunk that spaCy's final search changes, if it is one word, with or without a capital."""
         if words[-1] in edges and (len(words) == 1 or (len(words) == 2 and words[0] in self._capitals)):
             first, last = self.ids.of(edges[words[-1]]).tolist()
             self._edges[chunk] = (self._capitals[words[0]] if len(words) == 2 else first), last
 
     def _learn_spaces(self, chunks: list[str]) -> None:
-        """Tokenize runs of white space, as they stand between two words."""
+        """Add runs of white space to the cache, tokenized between two words."""
         for chunk in chunks:
             doc = self.tokenizer(f"{BOS}{chunk.replace('▁', ' ')}{BOS}")
             ids = self.ids.of([rules.replace_space(token.text) for token in doc[1:-1]])
             number = np.array([self._chunks[chunk]])
             self._ids_of_chunks.set(number, ids, np.array([len(ids)]))
-            self._facts.put(number, np.array([SPACE]))
+            self._flags.put(number, np.array([SPACE]))
 
 
 def _string_array(texts: list[str]) -> pa.LargeStringArray:
-    """Return `pa.array(texts, pa.large_string())`, which would import pandas to find out that a list is none of its own."""
+    """Return `pa.array(texts, pa.large_string())` without importing pandas, which `pa.array` does to check the type."""
     encoded = [text.encode() for text in texts]
     offsets = np.zeros(len(texts) + 1, dtype=np.int64)
     np.cumsum(list(map(len, encoded)), out=offsets[1:])
@@ -176,7 +180,7 @@ def _string_array(texts: list[str]) -> pa.LargeStringArray:
 
 
 def _numbers(array: pa.Array) -> np.ndarray:
-    """Return `array.to_numpy()` of numbers without nulls, without the import of pandas that belongs to it."""
+    """Return `array.to_numpy()`, for numbers without nulls, without importing pandas."""
     dtype = np.dtype(array.type.to_pandas_dtype())
     if len(array) == 0:
         return np.empty(0, dtype)
@@ -184,15 +188,15 @@ def _numbers(array: pa.Array) -> np.ndarray:
 
 
 def _hashes(strings: list[str]) -> np.ndarray:
-    """A number for each string, the same for equal ones, int64."""
+    """Return a hash of each string, int64."""
     return np.fromiter(map(hash, strings), dtype=np.int64, count=len(strings))
 
 
-def _joined(documents: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Documents one after another, and where each ends."""
+def _concatenate(documents: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the concatenated documents, and the end of each."""
     return np.concatenate(documents), np.cumsum(list(map(len, documents)))
 
 
-def _documents_of(places: np.ndarray, ends: np.ndarray) -> list[int]:
-    """The documents in which places lie, each once."""
-    return np.unique(np.searchsorted(ends, places, side="right")).tolist()
+def _documents_of(positions: np.ndarray, ends: np.ndarray) -> list[int]:
+    """Return the documents that contain these positions, each once."""
+    return np.unique(np.searchsorted(ends, positions, side="right")).tolist()

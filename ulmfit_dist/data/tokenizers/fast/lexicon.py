@@ -1,4 +1,8 @@
-"""Words in lower case and the ids of their tokens: each shape of words is split by spaCy once."""
+"""Word cache: tokens of words in lower case, with one call of spaCy per word shape.
+
+Most new words have a known shape, so few texts reach spaCy. Trade-off: the shapes' equivalence must be proven from the
+tokenizer's expressions (`word_shapes.py`).
+"""
 
 from __future__ import annotations
 
@@ -15,12 +19,12 @@ from ulmfit_dist.data.vocab import StringIndexer
 
 
 class Split(NamedTuple):
-    """How a word is split.
+    """Split of a word into tokens.
 
     Attributes:
-        bounds: where its tokens begin, and where the last ends.
-        before: the same before spaCy's second look for exceptions, if that changed them.
-        spans: whether it may be part of an exception with a space in it.
+        bounds: begin of each token, and end of the last.
+        before: bounds before spaCy's final search for exceptions, if it changed them.
+        spans: the word may be part of an exception that contains a space.
     """
 
     bounds: tuple[int, ...]
@@ -33,13 +37,13 @@ class Split(NamedTuple):
 
 
 class Tokens(NamedTuple):
-    """The tokens of words.
+    """Tokens of words.
 
     Attributes:
-        ids: of all words, one after another, uint32.
-        lengths: how many each word has, int64 [words].
-        unsure: of each word, whether its tokens may depend on the words around it, bool [words].
-        edges: of an unsure word, its first and last token before spaCy's second look, if they are known.
+        ids: ids of all words, concatenated, uint32 [tokens].
+        lengths: number of tokens of each word, int64 [words].
+        unsure: mask of the words whose tokens may depend on neighbouring words, bool [words].
+        edges: first and last token of an unsure word before spaCy's final search for exceptions, if known.
     """
 
     ids: np.ndarray
@@ -49,11 +53,11 @@ class Tokens(NamedTuple):
 
 
 class WordTokenCache:
-    """Words to the ids of their tokens.
+    """Cache of the tokens of words, by shape.
 
     Args:
         tokenizer: a `spacy.tokenizer.Tokenizer`.
-        ids: the ids of tokens.
+        ids: ids of tokens.
     """
 
     def __init__(self, tokenizer: Any, ids: StringIndexer):
@@ -62,13 +66,13 @@ class WordTokenCache:
         self._splits: dict[str, Split | None] = {}  # by shape
 
     def look_up(self, words: Sequence[str]) -> Tokens:
-        """The tokens of words without white space in them."""
+        """Return the tokens of words, which must not contain white space."""
         numbers = StringIndexer()
-        places = numbers.of(words)
+        indices = numbers.of(words)
         distinct = list(numbers)
         splits = self._split(distinct)
         bounds = [split.bounds for split in splits]
-        pieces = [word[i:j] for word, places_of in zip(distinct, bounds, strict=True) for i, j in pairwise(places_of)]
+        pieces = [word[i:j] for word, word_bounds in zip(distinct, bounds, strict=True) for i, j in pairwise(word_bounds)]
         ids = self.ids.of(pieces)
         lengths = np.array([len(split.bounds) - 1 for split in splits])
         unsure = np.array([split.is_unsure for split in splits])
@@ -77,20 +81,20 @@ class WordTokenCache:
             word, before, spans = distinct[i], splits[i].before, splits[i].spans
             if before is not None and not spans:
                 edges[word] = word[: before[1]], word[before[-2] :]
-        return Tokens(*take_rows(ids.astype(np.uint32), lengths, places), unsure[places], edges)
+        return Tokens(*take_rows(ids.astype(np.uint32), lengths, indices), unsure[indices], edges)
 
     def _split(self, words: list[str]) -> list[Split]:
-        """Words by their shapes; by themselves where a shape does not speak for others."""
+        """Return the splits of words, by shape; a word whose shape is not representative is split itself."""
         shapes = self.shapes(words)
         new = [shape for shape in dict.fromkeys(shapes) if shape not in self._splits]
         for shape, split in zip(new, self._split_as_lines(new), strict=True):
             self._splits[shape] = None if splits_a_run(shape, split.bounds) else split
         splits = [self._splits[shape] for shape in shapes]
-        alone = self._split_as_lines([word for word, split in zip(words, splits, strict=True) if split is None])
-        return [next(alone) if split is None else split for split in splits]
+        separate = self._split_as_lines([word for word, split in zip(words, splits, strict=True) if split is None])
+        return [next(separate) if split is None else split for split in splits]
 
     def _split_as_lines(self, words: list[str]) -> Iterator[Split]:
-        """Words as spaCy splits them, as the lines of one text: that spares its cost per text."""
+        """Yield spaCy's splits of words, passed as the lines of one text to save its overhead per text."""
         if not words:
             return
         doc = self.tokenizer("\n".join(words))
@@ -99,8 +103,8 @@ class WordTokenCache:
         suspects = set(self._suspects(keys, breaks))
         lengths = doc.to_array("LENGTH").tolist()
         borders = [-1, *breaks.tolist(), len(keys)]
-        for i, (behind, stop) in enumerate(pairwise(borders)):
-            bounds = _bounds(lengths[behind + 1 : stop])
+        for i, (line_break, stop) in enumerate(pairwise(borders)):
+            bounds = _bounds(lengths[line_break + 1 : stop])
             if i not in suspects:
                 yield Split(bounds)
                 continue
@@ -112,15 +116,15 @@ class WordTokenCache:
             )
 
     def _suspects(self, keys: np.ndarray, breaks: np.ndarray) -> Iterable[int]:
-        """Numbers of the lines that `special_cases` must look at."""
+        """Return the indices of the lines that `special_cases` must check."""
         if self.special_cases.has_spanning:
             return range(len(breaks) + 1)
-        places = np.flatnonzero(np.isin(keys, self.special_cases.keys))
-        return np.searchsorted(breaks, places).tolist()
+        positions = np.flatnonzero(np.isin(keys, self.special_cases.keys))
+        return np.searchsorted(breaks, positions).tolist()
 
 
 def _bounds(lengths: Iterable[int]) -> tuple[int, ...]:
-    """Where pieces of these lengths begin, one behind the other, and where the last ends."""
+    """Return the begin of each of consecutive pieces, given their lengths, and the end of the last."""
     return tuple(accumulate(lengths, initial=0))
 
 

@@ -1,4 +1,7 @@
-"""Rows of different lengths in one flat array."""
+"""Ragged arrays: rows of different lengths in one flat numpy array.
+
+A list of arrays would need an object per row; here a million rows are three arrays. Trade-off: a row is set only once.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,10 @@ import numpy as np
 
 
 class RaggedArray:
-    """Rows of numbers, each set once, read many at a time.
+    """Rows of numbers; each row is set once, and many are read at a time.
 
     Args:
-        dtype: of the numbers.
+        dtype: dtype of the numbers.
     """
 
     def __init__(self, dtype: type[np.generic]):
@@ -20,9 +23,9 @@ class RaggedArray:
         """Set rows.
 
         Args:
-            which: their numbers, int [rows].
-            values: what they hold, one after another.
-            lengths: how many values each holds, int [rows].
+            which: indices of the rows, int [rows].
+            values: values of the rows, concatenated.
+            lengths: number of values of each row, int [rows].
         """
         start = len(self._values)
         self._values.put(np.arange(start, start + len(values)), values)
@@ -30,12 +33,12 @@ class RaggedArray:
         self._lengths.put(which, lengths)
 
     def get(self, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The values of rows, one after another, and how many there are of each (int64)."""
+        """Return the values of rows, concatenated, and the number of values of each, int64 [rows]."""
         return _gather(self._values, self._starts[which], self._lengths[which])
 
 
 def take_rows(values: np.ndarray, lengths: np.ndarray, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """As `RaggedArray.get`, of rows that are given as it returns them."""
+    """Return rows of concatenated values, in the format of `RaggedArray.get`."""
     return _gather(values, (np.cumsum(lengths) - lengths)[which], lengths[which])
 
 
@@ -45,7 +48,7 @@ def _gather(values: np.ndarray | GrowableArray, starts: np.ndarray, lengths: np.
 
 
 class GrowableArray:
-    """A one-dimensional array that grows as values are put into it; what was not put is zero."""
+    """One-dimensional array that grows when values are set beyond its end; other values are zero."""
 
     def __init__(self, dtype: type[np.generic]):
         self._array = np.zeros(1024, dtype=dtype)
@@ -58,7 +61,7 @@ class GrowableArray:
         return self._array[which]
 
     def put(self, which: np.ndarray, values: np.ndarray) -> None:
-        """Put values at places (int), which may lie beyond the end."""
+        """Set values at indices (int), which may be beyond the end."""
         if not len(which):
             return
         self._length = max(self._length, int(which.max()) + 1)

@@ -1,11 +1,11 @@
-"""spaCy's exceptions that reach over the borders of chunks.
+"""Exceptions of spaCy that may span chunks.
 
-spaCy splits a text at spaces, each chunk by its affixes, and looks up exceptions on the way. In the end it looks for
-exceptions once more, in all tokens of the text: `great:)` has come out as `great`, `:`, `)`, of which the last two become
-one. There the longest match wins, and a match may run on into the next chunk, where it then changes nothing but takes the
-place of one that would: in `great:) )` the three last tokens match the exception `:))`. So a chunk that this second look
-changes may be tokenized alone only where no exception can cross its borders; and one that may be part of an exception
-with a space in it, such as Russian has, never.
+spaCy splits a text at spaces, splits each chunk by its affixes, and looks up exceptions. At the end it searches for
+exceptions again, in all tokens of the text: `great:)` is first `great`, `:`, `)`, and the last two become one. The longest
+match wins, and a match may continue in the next chunk, where it changes nothing itself but prevents another match: in
+`great:) )` the last three tokens match the exception `:))`. So a chunk that this final search changes may be tokenized
+separately only if no exception can cross its borders, and a chunk that may be part of an exception with a space in it, as in
+Russian, never. Trade-off: when in doubt, the whole text takes the reference path.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ import numpy as np
 
 
 class SpecialCases:
-    """The exceptions of a spaCy tokenizer.
+    """Exceptions of a spaCy tokenizer.
 
     Args:
         tokenizer: a `spacy.tokenizer.Tokenizer`.
 
     Attributes:
-        keys: spaCy's keys of tokens (ORTH), uint64: where none of them is, the second look has changed nothing.
-        pairs: tokens that follow each other in an exception: a match runs from one chunk into the next only with one of
-            these on the border.
+        keys: spaCy's keys of tokens (ORTH), uint64: without one of them, the final search has changed nothing.
+        pairs: consecutive tokens of exceptions: a match continues in the next chunk only with one of these pairs at the
+            border.
     """
 
     def __init__(self, tokenizer: Any):
@@ -40,7 +40,7 @@ class SpecialCases:
         patterns = {case: _texts(self.without(case)) for case in tokenizer.rules}
         self.pairs = {pair for pattern in patterns.values() for pair in pairwise(pattern)}
         within_longer = {token for pattern in patterns.values() if len(pattern) > 1 for token in pattern}
-        self._outcomes: defaultdict[str, list[list[str]]] = defaultdict(list)  # by their longest token
+        self._outcomes: defaultdict[str, list[list[str]]] = defaultdict(list)  # by the longest token
         for case, pattern in patterns.items():
             outcome = _texts(tokenizer(case))
             if outcome != pattern and (len(pattern) > 1 or pattern[0] in within_longer):
@@ -52,26 +52,26 @@ class SpecialCases:
 
     @property
     def has_spanning(self) -> bool:
-        """Whether there are exceptions with a space in them (in lower case: others meet no text)."""
+        """Whether exceptions contain a space; only those in lower case, because texts are in lower case."""
         return self._spanning is not None
 
     def may_span(self, chunk: str) -> bool:
-        """Whether a chunk may be part of an exception with a space in it. In doubt, yes."""
+        """Return whether a chunk may be part of an exception that contains a space; True when in doubt."""
         return self._spanning is not None and self._spanning.search(chunk) is not None
 
     def tokens_before(self, chunk: str, tokens: list[str]) -> list[str] | None:
-        """The tokens of a chunk as they were before spaCy's second look; None where that has changed nothing."""
+        """Return the tokens of a chunk before spaCy's final search; None if the search has changed nothing."""
         outcomes = [outcome for token in tokens for outcome in self._outcomes.get(token, ())]
         if not any(_contains(tokens, outcome) for outcome in outcomes):
             return None
-        before = self._first_look(chunk)
+        before = self._split_affixes(chunk)
         return None if tokens == before else before
 
-    def _first_look(self, chunk: str) -> list[str]:
-        """The tokens of a chunk that is an exception between affixes, or has none in it."""
+    def _split_affixes(self, chunk: str) -> list[str]:
+        """Return the tokens of a chunk that is an exception between affixes, or contains no exception."""
         rules, tokenizer, inner = self.tokenizer.rules, self.tokenizer, chunk
-        before: list[str] = []
-        behind: list[str] = []
+        prefixes: list[str] = []
+        suffixes: list[str] = []
         while inner and inner not in rules:
             prefix = tokenizer.find_prefix(inner)
             suffix = 0 if prefix and inner[prefix:] in rules else tokenizer.find_suffix(inner[prefix:])
@@ -80,12 +80,12 @@ class SpecialCases:
             end = len(inner) - suffix
             if not (prefix or suffix) or prefix > end:
                 break
-            before += [inner[:prefix]] if prefix else []
-            behind += [inner[end:]] if suffix else []
+            prefixes += [inner[:prefix]] if prefix else []
+            suffixes += [inner[end:]] if suffix else []
             inner = inner[prefix:end]
         if inner not in rules:
             return _texts(self.without(chunk))
-        return [*before, *_texts(tokenizer(inner)), *reversed(behind)]
+        return [*prefixes, *_texts(tokenizer(inner)), *reversed(suffixes)]
 
 
 def _contains(tokens: list[str], part: list[str]) -> bool:

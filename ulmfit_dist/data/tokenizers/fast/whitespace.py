@@ -1,4 +1,7 @@
-"""White space as spaCy sees it: single spaces part words, all else is a token."""
+"""White space as spaCy treats it: single spaces separate words, all other white space is a token.
+
+Line breaks, nearly the only other white space in texts, have a path without regular expressions.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,12 @@ import re
 
 from ulmfit_dist.data.tokenizers.rules import BOS, rm_useless_spaces
 
-_RARE = (*"\t\x0b\x0c\r\x1c\x1d\x1e\x1f", "▁")  # in ASCII; and ▁, which stands for a space, so not for itself
+_RARE = (*"\t\x0b\x0c\r\x1c\x1d\x1e\x1f", "▁")  # ASCII white space, and ▁, which must not be confused with a space
 _OTHER_SPACE = re.compile(r" ?([^\S ]\s*)")
 
 
 def space_out(text: str) -> str:
-    """xxbos and the text, a space between all chunks. Other white space is a chunk, the spaces in it written as ▁."""
+    """Return xxbos and the text, with one space between chunks. Other white space is a chunk, with its spaces as ▁."""
     if "  " in text:
         text = rm_useless_spaces(text)
     text = text.strip()
@@ -23,7 +26,7 @@ def space_out(text: str) -> str:
 
 
 def _set_line_breaks_apart(text: str) -> str:
-    """What `_set_apart` does, faster, for a text whose only other white space are line breaks."""
+    """Return the same as `_set_apart`, faster, for a text whose only other white space is line breaks."""
     first, *lines = text.split("\n")
     parts, run = [first.strip(" ")], ""
     for line in lines:
@@ -36,5 +39,5 @@ def _set_line_breaks_apart(text: str) -> str:
 
 
 def _set_apart(run: re.Match[str]) -> str:
-    """spaCy takes a space before other white space as the end of the word, and what follows as a token."""
+    """Return a run of white space as a chunk; a space before it ends the word, as in spaCy."""
     return f" {run[1].replace(' ', '▁')} "

@@ -1,13 +1,13 @@
-"""Words that spaCy must split alike, told by their shapes.
+"""Word shapes: representatives of words that spaCy must split alike.
 
-spaCy splits a word by regular expressions for its affixes and by a list of exceptions. To nearly all of the expressions a
-letter is a letter: what they find in `movie!)` they find in `aaaaa!)`. So words that differ in such letters alone are split
-at the same places, and one of them, the shape, is given to spaCy for all. That this holds is not assumed but read off
-the expressions of the language's tokenizer: each set of characters in them is looked at, and a letter that one of them
-tells from others stays as it is, be it always or in words with a character without which the expression finds nothing
-(the digit before `km`, the apostrophe of `'s`). Runs of letters that are part of an exception stay too.
+spaCy splits a word by regular expressions for its affixes and by a list of exceptions. Nearly all expressions treat letters
+alike: what matches in `movie!)` matches in `aaaaa!)`. So words that differ only in such letters are split at the same
+positions, and spaCy splits one of them, the shape. This is not assumed, but derived from the expressions of the language's
+tokenizer: a letter that a character set of an expression distinguishes from others is kept, either always, or in words with
+a character that the expression requires (the digit before `km`, the apostrophe of `'s`). Runs of letters that are part of an
+exception are kept, too. Trade-off: it depends on `re`'s private parser.
 
-A word's shape has the word's length. It is for words in lower case; only the letters a to z are exchanged.
+A shape has the length of its word. Words are in lower case; only the letters a to z are replaced.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _TWO_LETTERS = re.compile("[a-z]{2}")
 _EXPRESSIONS = ("prefix_search", "suffix_search", "infix_finditer", "token_match", "url_match")
 _ALWAYS = ""
 
-Told = dict[str, frozenset[str]]
-"""Letters that an expression tells apart, by the character that a word must have for that; or `_ALWAYS`."""
+Distinguished = dict[str, frozenset[str]]
+"""Letters that an expression distinguishes, by the character that the word must contain; or `_ALWAYS`."""
 
 
 class WordShapes:
-    """The shapes of words.
+    """Function from words to their shapes.
 
     Args:
         tokenizer: a `spacy.tokenizer.Tokenizer`.
@@ -41,34 +41,36 @@ class WordShapes:
 
     def __init__(self, tokenizer: Any):
         self._exceptions = {run for rule in tokenizer.rules for run in _RUN.findall(rule)}
-        self._told: defaultdict[str, frozenset[str]] = defaultdict(frozenset)
+        self._distinguished: defaultdict[str, frozenset[str]] = defaultdict(frozenset)
         for name in _EXPRESSIONS:
-            for guard, letters in _told_apart(getattr(tokenizer, name), is_prefix=name == "prefix_search").items():
-                self._told[guard] |= letters
-        guards = "".join(map(re.escape, self._told))
+            for guard, letters in _distinguished_letters(
+                getattr(tokenizer, name), is_prefix=name == "prefix_search"
+            ).items():
+                self._distinguished[guard] |= letters
+        guards = "".join(map(re.escape, self._distinguished))
         self._guards = re.compile(f"[{guards}]" if guards else "(?!)")
 
     def __call__(self, words: Sequence[str]) -> list[str]:
-        """The shape of each word. Words have no white space in them."""
+        """Return the shape of each word; words must not contain white space."""
         groups = defaultdict(list)
         find = self._guards.findall
         for i, word in enumerate(words):
             groups[frozenset(find(word))].append(i)
         shapes = list(words)
-        for guards, places in groups.items():
-            for i, shape in zip(places, self._shapes([words[i] for i in places], guards), strict=True):
+        for guards, indices in groups.items():
+            for i, shape in zip(indices, self._shapes([words[i] for i in indices], guards), strict=True):
                 shapes[i] = shape
         return shapes
 
     def _shapes(self, words: list[str], guards: Iterable[str]) -> list[str]:
-        """Shapes of words that have these of the characters that letters are told apart by."""
-        kept = self._told[_ALWAYS].union(*(self._told[guard] for guard in guards))
+        """Return the shapes of words that contain these guards: characters that some expression requires."""
+        kept = self._distinguished[_ALWAYS].union(*(self._distinguished[guard] for guard in guards))
         exchanged = sorted(LETTERS - kept)
         if not exchanged:
             return words
         table = bytes.maketrans("".join(exchanged).encode(), exchanged[0].encode() * len(exchanged))
         text = "\n".join(words)
-        changed = text.encode().translate(table).decode()  # as bytes: of a string, this takes many times as long
+        changed = text.encode().translate(table).decode()  # `str.translate` takes many times as long
         exceptions, runs, new_runs = self._exceptions, _RUN.findall(text), _RUN.findall(changed)
         for i, (run, new) in enumerate(zip(runs, new_runs, strict=True)):
             if run in exceptions or new in exceptions:
@@ -78,76 +80,76 @@ class WordShapes:
 
 
 def splits_a_run(shape: str, bounds: Sequence[int]) -> bool:
-    """Whether a token ends between two letters: such a shape speaks for itself alone, for exceptions may begin there.
+    """Return whether a token ends between two letters; such a shape represents no other word.
 
     Args:
-        bounds: where the tokens of the shape begin, and where the last ends.
+        bounds: begin of each token of the shape, and end of the last.
     """
     return any(_TWO_LETTERS.match(shape, bound - 1) for bound in bounds[1:-1])
 
 
-def _told_apart(search: Any, is_prefix: bool) -> Told:
-    """What a method of a compiled expression tells apart: nothing where there is none, all where it cannot be known."""
+def _distinguished_letters(search: Any, is_prefix: bool) -> Distinguished:
+    """Return the letters that a compiled expression distinguishes: none if it is None, all if that cannot be derived."""
     if search is None:
         return {}
     expression = getattr(search, "__self__", None)
     if not isinstance(expression, re.Pattern) or expression.flags & (re.IGNORECASE | re.LOCALE):
         return {_ALWAYS: LETTERS}
-    told, _ = _walk(_parser.parse(expression.pattern, expression.flags), is_prefix)
-    return told
+    distinguished, _ = _walk(_parser.parse(expression.pattern, expression.flags), is_prefix)
+    return distinguished
 
 
-def _walk(sequence: Any, taking_tells: bool) -> tuple[Told, frozenset[str]]:
-    """What a parsed sequence tells apart, and characters of which it must find one (empty: none are known).
+def _walk(sequence: Any, consuming: bool) -> tuple[Distinguished, frozenset[str]]:
+    """Return the letters that a parsed sequence distinguishes, and characters of which a match needs one (empty: unknown).
 
     Args:
-        sequence: what `re`'s parser makes of an expression.
-        taking_tells: taking a letter, rather than looking at it, tells all letters apart.
+        sequence: result of `re`'s parser.
+        consuming: a consumed letter, unlike one in an assertion, makes all letters distinguished.
     """
-    told: defaultdict[str, frozenset[str]] = defaultdict(frozenset)
+    distinguished: defaultdict[str, frozenset[str]] = defaultdict(frozenset)
     needed: frozenset[str] = frozenset()
-    for kind, argument in sequence:
-        more, one_of = _walk_item(str(kind), argument, taking_tells)
+    for opcode, argument in sequence:
+        more, one_of = _walk_item(str(opcode), argument, consuming)
         for guard, letters in more.items():
-            told[guard] |= letters
+            distinguished[guard] |= letters
         if one_of and (not needed or len(one_of) < len(needed)):
             needed = one_of
     if needed:
-        unguarded = told.pop(_ALWAYS, frozenset())
+        unguarded = distinguished.pop(_ALWAYS, frozenset())
         for guard in needed if unguarded else ():
-            told[guard] |= unguarded
-    return dict(told), needed
+            distinguished[guard] |= unguarded
+    return dict(distinguished), needed
 
 
-def _walk_item(kind: str, argument: Any, taking_tells: bool) -> tuple[Told, frozenset[str]]:
-    if kind in ("LITERAL", "NOT_LITERAL", "IN"):
-        return _of_set(kind, argument, taking_tells)
-    if kind in ("AT", "ANY"):
+def _walk_item(opcode: str, argument: Any, consuming: bool) -> tuple[Distinguished, frozenset[str]]:
+    if opcode in ("LITERAL", "NOT_LITERAL", "IN"):
+        return _of_set(opcode, argument, consuming)
+    if opcode in ("AT", "ANY"):
         return {}, frozenset()
-    if kind == "SUBPATTERN":
-        return _walk(argument[-1], taking_tells)
-    if kind == "ASSERT":
-        return _walk(argument[1], taking_tells=False)
-    if kind == "ASSERT_NOT":
-        return _walk(argument[1], taking_tells=False)[0], frozenset()
-    if kind in ("MAX_REPEAT", "MIN_REPEAT"):
-        told, needed = _walk(argument[2], taking_tells)
-        return told, needed if argument[0] else frozenset()
-    if kind == "BRANCH":
-        told = {}
+    if opcode == "SUBPATTERN":
+        return _walk(argument[-1], consuming)
+    if opcode == "ASSERT":
+        return _walk(argument[1], consuming=False)
+    if opcode == "ASSERT_NOT":
+        return _walk(argument[1], consuming=False)[0], frozenset()
+    if opcode in ("MAX_REPEAT", "MIN_REPEAT"):
+        distinguished, needed = _walk(argument[2], consuming)
+        return distinguished, needed if argument[0] else frozenset()
+    if opcode == "BRANCH":
+        distinguished = {}
         for branch in argument[1]:
-            for guard, letters in _walk(branch, taking_tells)[0].items():
-                told[guard] = told.get(guard, frozenset()) | letters
-        return told, frozenset()
+            for guard, letters in _walk(branch, consuming)[0].items():
+                distinguished[guard] = distinguished.get(guard, frozenset()) | letters
+        return distinguished, frozenset()
     return {_ALWAYS: LETTERS}, frozenset()
 
 
-def _of_set(kind: str, argument: Any, taking_tells: bool) -> tuple[Told, frozenset[str]]:
-    """The same for one set of characters."""
-    members = argument if kind == "IN" else [(kind, argument)]
+def _of_set(opcode: str, argument: Any, consuming: bool) -> tuple[Distinguished, frozenset[str]]:
+    """Return the same for one character set."""
+    members = argument if opcode == "IN" else [(opcode, argument)]
     matches = re.compile(_class_of(members)).fullmatch
     letters = frozenset(filter(matches, LETTERS))
-    if letters and taking_tells:
+    if letters and consuming:
         return {_ALWAYS: LETTERS}, frozenset()
     if letters:
         return {_ALWAYS: min(letters, LETTERS - letters, key=len)}, frozenset()
@@ -155,11 +157,11 @@ def _of_set(kind: str, argument: Any, taking_tells: bool) -> tuple[Told, frozens
 
 
 def _class_of(members: Iterable[tuple[Any, Any]]) -> str:
-    """A set as parsed, written as an expression again."""
+    """Return a parsed character set as an expression."""
     categories = {"DIGIT": r"\d", "NOT_DIGIT": r"\D", "SPACE": r"\s", "NOT_SPACE": r"\S", "WORD": r"\w", "NOT_WORD": r"\W"}
     written = ""
-    for kind, argument in members:
-        name = str(kind)
+    for opcode, argument in members:
+        name = str(opcode)
         if name in ("NEGATE", "NOT_LITERAL"):
             written = "^" + written
         if name in ("LITERAL", "NOT_LITERAL"):
@@ -172,11 +174,11 @@ def _class_of(members: Iterable[tuple[Any, Any]]) -> str:
 
 
 def _members(members: Iterable[tuple[Any, Any]]) -> frozenset[str]:
-    """The characters of a set, if it is one of few and they can be named."""
-    found: set[str] = set()
-    for kind, argument in members:
-        low, high = (argument, argument) if str(kind) == "LITERAL" else argument if str(kind) == "RANGE" else (0, 1000)
+    """Return the characters of a small set of literals and ranges; empty for other sets."""
+    characters: set[str] = set()
+    for opcode, argument in members:
+        low, high = (argument, argument) if str(opcode) == "LITERAL" else argument if str(opcode) == "RANGE" else (0, 1000)
         if high - low > 20:
             return frozenset()
-        found.update(map(chr, range(low, high + 1)))
-    return frozenset(found)
+        characters.update(map(chr, range(low, high + 1)))
+    return frozenset(characters)
