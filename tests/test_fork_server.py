@@ -36,8 +36,9 @@ from dataclasses import asdict
 from pathlib import Path
 from ulmfit_dist.distributed.launch_settings import find_launcher, read_launch_settings
 launcher = find_launcher()
-facts = {"environment": dict(os.environ), "argv": sys.argv, "launcher": launcher.argv, "settings": str(read_launch_settings())}
-facts |= {"folders": [str(launcher.folder), os.getcwd()], "variables": dict(launcher.environ), "session": os.getsid(0) == os.getpid()}
+facts = {"environment": dict(os.environ), "argv": sys.argv, "session": os.getsid(0) == os.getpid()}
+facts |= {"launcher": launcher.argv, "variables": dict(launcher.environ), "settings": str(read_launch_settings())}
+facts |= {"folders": [str(launcher.folder), os.getcwd()]}
 Path(os.environ["RANK"]).write_text(json.dumps(facts))
 if sys.argv[1] == "fail" and os.environ["RANK"] == "1":
     sys.exit(7)
@@ -66,7 +67,7 @@ def test_a_fork_is_as_a_new_process(tmp_path: Path, as_text: bool):
     (fork, *numbers), (new, *others) = said
     assert json.loads(fork) == json.loads(new)
     assert numbers[0] == others[0]
-    assert not set(numbers[1].split()) & set(launch(words[1:], OF_THE_TEST="yes").stdout.splitlines()[2].split())
+    assert not set(numbers[1].split()) & set(launch(words[1:], cwd=tmp_path).stdout.splitlines()[2].split())
 
 
 def test_forks_end_with_their_code_or_signal_and_read_their_own_variables(tmp_path: Path):
