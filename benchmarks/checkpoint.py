@@ -15,7 +15,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -25,20 +24,25 @@ from benchmarks.machine import machine
 from benchmarks.scaling import run_ranks
 from ulmfit_dist.checkpointing.callback import CheckpointCallback
 from ulmfit_dist.checkpointing.learner_state import _copied
-from ulmfit_dist.checkpointing.manager import Content, StageFolder
+from ulmfit_dist.checkpointing.manager import Checkpoint, CheckpointManager
 from ulmfit_dist.cli.main import main as command
 from ulmfit_dist.config.schema import LMConfig, ModelConfig
 from ulmfit_dist.models.networks import build_language_model
 
 EVERY_MINUTES = {"every 5 minutes": 5, "every 15 seconds": 0.25}
-TRAINING = ["benchmarks/bbc_news.yaml", "data.limit=1100", "lm.phases=[{epochs: 1, lr: 1e-2}]", "tracking.wandb=disabled"]
+TRAINING = [
+    "benchmarks/bbc_news.yaml",
+    "data.max_documents=1100",
+    "lm.phases=[{epochs: 1, lr: 1e-2}]",
+    "tracking.wandb_mode=disabled",
+]
 FULL_SIZE = 60_000
 
 
 def contender(case: str, kind: str) -> Measured:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        words = [*TRAINING, f"runs_dir={folder}", f"checkpoint.every_minutes={EVERY_MINUTES[case]}"]
+        words = [*TRAINING, f"runs_dir={folder}", f"checkpoint.interval_minutes={EVERY_MINUTES[case]}"]
         run_ranks(["-m", "benchmarks.checkpoint", kind, str(folder / "stalls.json"), "lm", *words], num_ranks=2)
         seconds = json.loads(next(folder.glob("*/summary.json")).read_text())["seconds"]["lm"]
         stalls = json.loads((folder / "stalls.json").read_text())
@@ -69,14 +73,14 @@ def full_size(folder: Path) -> str:
     """Copy and write the state of an AWD-LSTM of 60,000 words, with two moments for each parameter."""
     model = build_language_model(FULL_SIZE, ModelConfig(), LMConfig())
     parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    state: dict[str, Any] = {"position": SimpleNamespace(stage_step=1).__dict__}
+    state: dict[str, Any] = {"train_state": {"stage_step": 1}}
     moments = {f"{name}/{key}": torch.randn_like(p) for name, p in parameters.items() for key in ("grad_avg", "sqr_avg")}
     stalls, writes = [], []
     for _ in range(5):
         started = time.perf_counter()
         tensors = {"model": _copied(parameters), "optimizer": _copied(moments), "hidden_states": {}}
         copied = time.perf_counter()
-        path = StageFolder(folder, "lm").write(Content(tensors, state), keep=1)
+        path = CheckpointManager(folder, "lm").write(Checkpoint(tensors, state), keep_latest=1)
         stalls.append(copied - started)
         writes.append(time.perf_counter() - copied)
     size = sum(file.stat().st_size for file in path.iterdir()) / 2**20

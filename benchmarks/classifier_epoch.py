@@ -26,7 +26,7 @@ from ulmfit_dist.config.schema import Config, RuntimeConfig
 from ulmfit_dist.data.splits import DocumentSplits, split_documents
 from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.distributed.runtime import Runtime
-from ulmfit_dist.models.bundle import save_exported
+from ulmfit_dist.models.bundle import save_bundle
 from ulmfit_dist.models.networks import build_language_model, encoder_of
 from ulmfit_dist.rng.counter_based import seed_torch
 from ulmfit_dist.stages.classifier import classifier_learner
@@ -41,7 +41,7 @@ def fastai(case: str) -> Measured:
     encoder = encoder_of(untrained(config, store))
     learner.model[0].module.load_state_dict(encoder.state_dict())
     seconds = seconds_of_epoch(learner, config)
-    facts = {"accuracy": learner.recorder.values[-1][-1], "precision": "fp16" if device.type == "cuda" else "no"}
+    facts = {"accuracy": learner.recorder.values[-1][-1], "precision": "fp16" if device.type == "cuda" else "fp32"}
     return Measured(seconds, facts)
 
 
@@ -51,7 +51,7 @@ def ours(case: str, precision: str) -> Measured:
     with tempfile.TemporaryDirectory() as folder:
         config = replace(config, runs_dir=folder)
         training = {"data_fingerprint": store.fingerprint}
-        save_exported(config.run_dir / "lm", untrained(config, store), config, store, labels=None, training=training)
+        save_bundle(config.run_dir / "lm", untrained(config, store), config, store, labels=None, training=training)
         learner = classifier_learner(config, runtime, store)
     chosen = (documents.classifier_train, documents.classifier_valid)
     for batches, indices in zip(learner.dls.loaders, chosen, strict=True):
@@ -65,7 +65,7 @@ def workload(case: str) -> tuple[Config, TokenStore, DocumentSplits]:
     """Config and token store of a case, and its documents: all of them, or as many as it says, from all over the corpus."""
     max_len, limit = re.fullmatch(r"max_len (\d+)(?:, (\d+) articles)?", case).groups()  # type: ignore[union-attr]
     config = configured(f"classifier.max_len={max_len}")
-    store = prepare(config, Runtime(RuntimeConfig(precision="no")))
+    store = prepare(config, Runtime(RuntimeConfig(precision="fp32")))
     documents = split_documents(store, config)
     if limit is not None:
         stride = len(store) // int(limit)
@@ -101,7 +101,7 @@ BENCHMARK = Benchmark(
     unit="seconds an epoch",
     contenders={
         "fastai": fastai,
-        "ours fp32": lambda case: ours(case, "no"),
+        "ours fp32": lambda case: ours(case, "fp32"),
         "ours": lambda case: ours(case, "auto"),
     },
     cases=["max_len 1440", "max_len 432"],

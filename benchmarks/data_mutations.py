@@ -118,7 +118,7 @@ def check(seed: int, folder: Path, base: DataConfig) -> Outcome:
     file.write_bytes(content)
     on_error = rng.choice(("strict", "strict", "replace", "skip"))
     config = replace(
-        base, source="csv" if kind == "tsv" else kind, path=str(file), on_error=on_error, cache=f"{folder}/cache"
+        base, source="csv" if kind == "tsv" else kind, path=str(file), on_error=on_error, cache_dir=f"{folder}/cache"
     )
     started = time.monotonic()
     try:

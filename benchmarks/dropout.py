@@ -23,7 +23,7 @@ from ulmfit_dist.config.loading import load_config
 from ulmfit_dist.config.schema import Config
 from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.distributed.runtime import Runtime
-from ulmfit_dist.models.bundle import save_exported
+from ulmfit_dist.models.bundle import save_bundle
 from ulmfit_dist.models.dropout import RowDropout, WeightDropout
 from ulmfit_dist.models.networks import awd_lstm_of
 from ulmfit_dist.rng.counter_based import seed_torch
@@ -37,8 +37,8 @@ from ulmfit_dist.training.schedule import run_phases
 class DrawnWeightDropout(WeightDropout):
     """With the mask that fastai's draws."""
 
-    def _dropped(self, raw: torch.Tensor, name: str) -> torch.Tensor:
-        return F.dropout(raw, self.weight_p) if self.training else super()._dropped(raw, name)
+    def _dropped(self, raw: torch.Tensor) -> torch.Tensor:
+        return F.dropout(raw, self.weight_p) if self.training else super()._dropped(raw)
 
 
 def use_fastais_dropout(model: nn.Module) -> None:
@@ -58,7 +58,7 @@ def accuracy(config: Config, runtime: Runtime, store: TokenStore, fastais: bool)
     """What both stages reach on the validation split."""
     language_model = train(lm_learner(config, runtime, store), config.lm.phases, fastais)
     training = {"data_fingerprint": store.fingerprint}
-    save_exported(config.run_dir / "lm", language_model.model, config, store, None, training)
+    save_bundle(config.run_dir / "lm", language_model.model, config, store, None, training)
     classifier = train(classifier_learner(config, runtime, store), config.classifier.phases, fastais)
     return {"perplexity": language_model.valid_metrics["perplexity"], "accuracy": classifier.valid_metrics["accuracy"]}
 
@@ -66,7 +66,7 @@ def accuracy(config: Config, runtime: Runtime, store: TokenStore, fastais: bool)
 def train(learner: DistributedLearner, phases: list, fastais: bool) -> DistributedLearner:
     if fastais:
         use_fastais_dropout(learner.model)
-        seed_torch(learner.position.seed, learner.stage)
+        seed_torch(learner.dropout_context.seed, learner.stage)
     run_phases(learner, phases)
     return learner
 

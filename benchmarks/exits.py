@@ -40,10 +40,10 @@ IMPORTS = (
     "ulmfit_dist.report.page", "ulmfit_dist.stages.run", "ulmfit_dist.training.train_steps",
 )  # fmt: skip
 CONFIG = (
-    "lm", "{folder}/empty.yaml", "data.path={folder}/texts", "data.cache={folder}/cache", "data.shard_documents=48",
+    "lm", "{folder}/empty.yaml", "data.path={folder}/texts", "data.cache_dir={folder}/cache", "data.documents_per_shard=48",
     "data.valid_pct=0.25", "tokenizer.min_freq=1", "model={{emb_sz: 16, n_hid: 20, n_layers: 2}}", "lm.seq_len=10",
-    "lm.global_batch_size=8", "lm.phases=[{{epochs: 1, lr: 1e-2}}]", "checkpoint.every_steps=2", "tracking.log_every=5",
-    "runtime.precision=no", "runs_dir={folder}/runs",
+    "lm.global_batch_size=8", "lm.phases=[{{epochs: 1, lr: 1e-2}}]", "checkpoint.interval_steps=2",
+    "tracking.log_interval=5", "runtime.precision=fp32", "runs_dir={folder}/runs",
 )  # fmt: skip
 
 
@@ -188,7 +188,7 @@ def become_rank(folder: Path, run: Run, rank: int, port: int) -> None:
     os.dup2(file, 1)
     os.dup2(file, 2)
     kind = KINDS[run.kind]
-    last = [f"name=run{run.number}", f"tracking.wandb={run.wandb}", *kind.overrides]
+    last = [f"name=run{run.number}", f"tracking.wandb_mode={run.wandb}", *kind.overrides]
     sys.argv = ["ulmfit-dist", *(word.format(folder=folder) for word in CONFIG), *last]
     observe_steps(started(folder, run, rank), run.step, fails=kind.failing_rank == rank)
     runpy.run_module("ulmfit_dist", run_name="__main__", alter_sys=True)

@@ -26,7 +26,7 @@ from ulmfit_dist.config.schema import Config, RuntimeConfig
 from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.inference.generator import LanguageModel
-from ulmfit_dist.models.bundle import save_exported
+from ulmfit_dist.models.bundle import save_bundle
 from ulmfit_dist.models.networks import build_language_model
 from ulmfit_dist.rng.counter_based import seed_torch
 from ulmfit_dist.stages.prepare import prepare
@@ -50,7 +50,7 @@ def ours(case: str, top_p: float | None = None) -> Measured:
     config, store, model = workload()
     with tempfile.TemporaryDirectory() as folder:
         training = {"data_fingerprint": store.fingerprint}
-        save_exported(Path(folder) / "lm", model, config, store, labels=None, training=training)
+        save_bundle(Path(folder) / "lm", model, config, store, labels=None, training=training)
         language_model = LanguageModel(folder, device())
     samples = int(case.split()[0])
     return _measured(lambda: language_model.generate(PROMPT, WORDS, TEMPERATURE, samples, top_p=top_p), samples)
@@ -59,7 +59,7 @@ def ours(case: str, top_p: float | None = None) -> Measured:
 def workload() -> tuple[Config, TokenStore, nn.Module]:
     """The quick start's config and token store, and a network of its size."""
     config = configured()
-    store = prepare(config, Runtime(RuntimeConfig(precision="no")))
+    store = prepare(config, Runtime(RuntimeConfig(precision="fp32")))
     seed_torch("benchmark")
     return config, store, build_language_model(len(store.vocab), config.model, config.lm)
 

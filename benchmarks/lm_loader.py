@@ -21,9 +21,10 @@ from fastai.text.data import LMDataLoader, Numericalize
 
 from benchmarks.harness import Benchmark, Measured
 from benchmarks.workloads import fastai_documents
-from ulmfit_dist.data.batches import Share
-from ulmfit_dist.data.lm_loader import LMBatches
-from ulmfit_dist.data.token_store import FORMAT, TokenStore, shard_stem, write_json, write_shard
+from ulmfit_dist.data.batches import BatchLayout, BatchShard
+from ulmfit_dist.data.lm_loader import LMLoader
+from ulmfit_dist.data.token_store import FORMAT, TokenStore, shard_stem, write_shard
+from ulmfit_dist.utils.files import write_json
 
 ROWS, TOKENS = 64, 72
 WARM_UP, STRETCH, STRETCHES = 16, 16, 12
@@ -53,7 +54,7 @@ def _fastai(documents: Sequence, lengths: np.ndarray) -> Measured:
 
 def ours(case: str) -> Measured:
     with made_up_store(case) as store:
-        return _measured(iter(LMBatches(store, np.arange(len(store)), ROWS, TOKENS, Share(), seed=1)))
+        return _measured(iter(LMLoader(store, np.arange(len(store)), BatchLayout(ROWS, TOKENS, BatchShard()), seed=1)))
 
 
 @contextmanager

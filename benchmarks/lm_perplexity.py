@@ -36,13 +36,13 @@ ARTICLES, EPOCHS, LEARNING_RATE = 750, 3, 1e-2
 
 
 def fastai(case: str) -> Measured:
-    runtime = Runtime(RuntimeConfig(precision="no"))
+    runtime = Runtime(RuntimeConfig(precision="fp32"))
 
     def learner(config: Config, store: TokenStore) -> Any:
         set_seed(config.seed)
         return fastai_lm_learner(config, store, runtime.device)
 
-    return _measured(case, learner, runtime, "fp16" if runtime.device.type == "cuda" else "no")
+    return _measured(case, learner, runtime, "fp16" if runtime.device.type == "cuda" else "fp32")
 
 
 def ours(case: str, precision: str) -> Measured:
@@ -54,7 +54,7 @@ def _measured(case: str, learner_of: Callable[[Config, TokenStore], Any], runtim
     num_words = int(case.split()[0])
     found, seconds, steps = [], 0.0, []
     for seed in SEEDS:
-        config = configured(*BATCH, f"tokenizer.max_vocab={num_words}", f"data.limit={ARTICLES}", f"seed={seed}")
+        config = configured(*BATCH, f"tokenizer.max_vocab={num_words}", f"data.max_documents={ARTICLES}", f"seed={seed}")
         store = prepare(config, runtime)
         store.vocab += [FILLER] * (num_words - len(store.vocab))
         learner = learner_of(config, store)
@@ -97,7 +97,7 @@ BENCHMARK = Benchmark(
     unit="perplexity",
     contenders={
         "fastai": fastai,
-        "ours fp32": lambda case: ours(case, "no"),
+        "ours fp32": lambda case: ours(case, "fp32"),
         "ours bf16": lambda case: ours(case, "bf16"),
         "ours auto": lambda case: ours(case, "auto"),
     },

@@ -25,9 +25,9 @@ def config_of(case: str) -> tuple[Config, int]:
 def fastai(case: str) -> Measured:
     config, num_words = config_of(case)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    store = filled_store(config, num_words, Runtime(RuntimeConfig(precision="no")))
+    store = filled_store(config, num_words, Runtime(RuntimeConfig(precision="fp32")))
     learner = fastai_lm_learner(config, store, device)
-    return _measured(learner, config, "fp16" if device.type == "cuda" else "no")
+    return _measured(learner, config, "fp16" if device.type == "cuda" else "fp32")
 
 
 def ours(case: str, precision: str) -> Measured:
@@ -48,7 +48,7 @@ BENCHMARK = Benchmark(
     unit="tokens/s",
     contenders={
         "fastai": fastai,
-        "ours fp32": lambda case: ours(case, "no"),
+        "ours fp32": lambda case: ours(case, "fp32"),
         "ours bf16": lambda case: ours(case, "bf16"),
         "ours auto": lambda case: ours(case, "auto"),
     },

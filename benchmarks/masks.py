@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--repeats", type=int, default=30)
     args = parser.parse_args()
-    config = load_config(args.config, [*args.overrides, "runtime.virtual_ranks=null"])
+    config = load_config(args.config, [*args.overrides, "runtime.canonical_ranks=null"])
     runtime = Runtime(config.runtime)
     learner = lm_learner(config, runtime, prepare(config, runtime))
     times = StepTimes(args.steps)

@@ -28,7 +28,7 @@ from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.inference.outputs import Prediction
 from ulmfit_dist.inference.predictor import TextClassifier
-from ulmfit_dist.models.bundle import save_exported
+from ulmfit_dist.models.bundle import save_bundle
 from ulmfit_dist.models.networks import build_classifier, encoder_of
 from ulmfit_dist.rng.counter_based import seed_torch
 from ulmfit_dist.stages.prepare import prepare
@@ -49,7 +49,7 @@ def ours(case: str) -> Measured:
     config, store, texts, model = workload(case)
     with tempfile.TemporaryDirectory() as folder:
         training = {"data_fingerprint": store.fingerprint}
-        save_exported(Path(folder) / "classifier", model, config, store, store.label_names, training)
+        save_bundle(Path(folder) / "classifier", model, config, store, store.label_names, training)
         classifier = TextClassifier(folder, device())
     seconds = _seconds(lambda: classifier.predict(texts))
     predictions = [found for found in classifier.predict(texts) if isinstance(found, Prediction)]
@@ -63,7 +63,7 @@ def ours(case: str) -> Measured:
 def workload(case: str) -> tuple[Config, TokenStore, list[str], nn.Module]:
     """Config and token store, texts of the case, and a classifier."""
     config = configured()
-    store = prepare(config, Runtime(RuntimeConfig(precision="no")))
+    store = prepare(config, Runtime(RuntimeConfig(precision="fp32")))
     texts = articles(store, config, split_documents(store, config).classifier_valid)[: int(case.split()[0])]
     seed_torch("benchmark")
     model = build_classifier(len(store.vocab), len(store.label_names), config.model, config.classifier)

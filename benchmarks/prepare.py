@@ -132,7 +132,12 @@ def _prepare(folder: Path, copies: int, workers: int, fresh: bool = True) -> Mea
     if fresh:
         shutil.rmtree(cache, ignore_errors=True)
     words = ["prepare", folder / "recipe.yaml", "data.source=parquet", f"data.path={folder / f'x{copies}'}"]
-    words += ["data.label=null", "data.splits={train: '*.parquet'}", f"data.cache={cache}", f"runtime.num_workers={workers}"]
+    words += [
+        "data.label_col=null",
+        "data.splits={train: '*.parquet'}",
+        f"data.cache_dir={cache}",
+        f"data.num_proc={workers}",
+    ]
     return measure([sys.executable, "-m", "ulmfit_dist", *map(str, words)])
 
 

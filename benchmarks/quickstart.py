@@ -44,8 +44,8 @@ SIZES = {"emb_sz": 200, "n_hid": 400, "n_layers": 2}
 def ours(case: str) -> Measured:
     subprocess.run(["bash", "launch/setup.sh"], cwd=ROOT, check=True, stdout=sys.stderr)
     with tempfile.TemporaryDirectory() as folder:
-        words = [f"runs_dir={folder}/runs", f"data.cache={folder}/cache", "data.test_pct=null", "data.valid_pct=0.2"]
-        words += [f"data.limit={num_articles(case)}"] if num_articles(case) < ARTICLES else []
+        words = [f"runs_dir={folder}/runs", f"data.cache_dir={folder}/cache", "data.test_pct=null", "data.valid_pct=0.2"]
+        words += [f"data.max_documents={num_articles(case)}"] if num_articles(case) < ARTICLES else []
         seconds = _timed(["bash", "launch/quickstart.sh", *words])
         found = json.loads(next(Path(folder).glob("runs/*/summary.json")).read_text())
     return _measured(seconds, found["classifier"]["accuracy"], found["lm"]["perplexity"])

@@ -47,7 +47,7 @@ def run_ranks(words: Sequence[str], num_ranks: int, num_threads: int = 1) -> str
 def rank(warm_up: int = 5, steps: int = 30) -> None:
     """One of the ranks."""
     config = configured("lm.global_batch_size=64")
-    with Runtime(RuntimeConfig(precision="no")) as runtime:
+    with Runtime(RuntimeConfig(precision="fp32")) as runtime:
         learner = lm_learner(config, runtime, prepare(config, runtime))
         runtime.print(f"{STEP}{seconds_per_step(learner, 1e-2, warm_up, steps)}")
 

@@ -1,9 +1,9 @@
 """Text to ids on one core: fastai's way and ours, on the same texts.
 
-fastai: `TokenizeWithRules` around its `WordTokenizer`, `make_vocab`, `Numericalize`, ids in memory. Ours: `StoreBuilder`,
-ids in a token store on disk, shard by shard. The texts are BBC News, or those in the column `text` of the Parquet files of
-the folder that ULMFIT_DIST_BENCHMARK_TEXTS names. After fastai's clock has stopped, the same process makes our store as
-well and compares every token of every text, and the vocabularies: `equal`.
+fastai: `TokenizeWithRules` around its `WordTokenizer`, `make_vocab`, `Numericalize`, ids in memory. Ours:
+`TokenStoreBuilder`, ids in a token store on disk, shard by shard. The texts are BBC News, or those in the column `text` of
+the Parquet files of the folder that ULMFIT_DIST_BENCHMARK_TEXTS names. After fastai's clock has stopped, the same process
+makes our store as well and compares every token of every text, and the vocabularies: `equal`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from benchmarks.harness import Benchmark, Measured
 from ulmfit_dist.config.schema import DataConfig, TokenizerConfig
 from ulmfit_dist.data.sources import open_source
 from ulmfit_dist.data.sources.base import Source
-from ulmfit_dist.data.store_builder import StoreBuilder
+from ulmfit_dist.data.store_builder import TokenStoreBuilder
 from ulmfit_dist.data.token_store import FORMAT, TokenStore
 
 BBC_NEWS = "BBC News"
@@ -86,12 +86,12 @@ def fastai_ids(texts: Sequence[str | None]) -> tuple[list[np.ndarray], list[str]
 
 def our_ids(texts: Sequence[str | None], folder: Path) -> TokenStore:
     """A finished token store."""
-    builder = StoreBuilder(folder, Source({"train": Texts(texts)}, {}), TokenizerConfig(), SHARD_DOCUMENTS)
+    builder = TokenStoreBuilder(folder, Source({"train": Texts(texts)}, {}), TokenizerConfig(), SHARD_DOCUMENTS)
     shards = range(len(builder.shards))
     builder.tokenize(shards, num_workers=1, shown=False)
     builder.merge()
     builder.map(shards, num_workers=1)
-    builder.finish({"format": FORMAT, "shard_documents": SHARD_DOCUMENTS})
+    builder.finish({"format": FORMAT, "documents_per_shard": SHARD_DOCUMENTS})
     return TokenStore(folder)
 
 

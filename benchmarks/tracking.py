@@ -62,7 +62,7 @@ def train(kind: str, folder: Path, words: list[str], processes: int) -> str:
     launcher = ["-m", "ulmfit_dist.launch", "--config_file", "configs/accelerate/multi_gpu.yaml"]
     launcher = [*launcher, "--num_processes", str(processes)] if processes > 1 else []
     mode = "disabled" if kind == "disabled" else "online"
-    arguments = ["-m", "ulmfit_dist", "lm", *words, f"runs_dir={folder}", f"tracking.wandb={mode}", "--fresh"]
+    arguments = ["-m", "ulmfit_dist", "lm", *words, f"runs_dir={folder}", f"tracking.wandb_mode={mode}", "--fresh"]
     with dead_server(listens=kind == "silent") as address:
         server = {"WANDB_BASE_URL": address, "WANDB_API_KEY": "x" * 40}
         environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **server}

@@ -32,7 +32,7 @@ RECIPE = Path(__file__).parent / "bbc_news.yaml"
 
 def configured(*overrides: str) -> Config:
     """The recipe, with other values, by one process as it is; documents are read whole, as in fastai."""
-    fixed = ["runtime.virtual_ranks=null", "tracking.wandb=disabled", "classifier.truncate_to=null"]
+    fixed = ["runtime.canonical_ranks=null", "tracking.wandb_mode=disabled", "classifier.max_doc_tokens=null"]
     return load_config(RECIPE, [*fixed, *overrides])
 
 

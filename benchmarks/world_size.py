@@ -70,7 +70,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path)
     parser.add_argument("overrides", nargs="*", metavar="key=value")
-    parser.add_argument("--precisions", nargs="+", default=["fp64", "no"])
+    parser.add_argument("--precisions", nargs="+", default=["fp64", "fp32"])
     parser.add_argument("--virtual-ranks", type=int, default=4)
     args = parser.parse_args()
     print(f"{machine()}, one thread per process", flush=True)
@@ -79,14 +79,14 @@ def main() -> None:
     sizes = {"lm": config.lm.global_batch_size, "classifier": config.classifier.global_batch_size}
     whole = dict.fromkeys(STAGES, "runtime.micro_batch_size=null")
     quarters = {stage: f"runtime.micro_batch_size={size // 4}" for stage, size in sizes.items()}
-    bits = dict.fromkeys(STAGES, f"runtime.virtual_ranks={args.virtual_ranks}")
+    bits = dict.fromkeys(STAGES, f"runtime.canonical_ranks={args.canonical_ranks}")
     cuts = {"one": (1, whole), "two": (2, whole), "four": (4, whole), "accumulated": (1, quarters)}
     cuts |= {"one-bits": (1, bits), "two-bits": (2, bits), "four-bits": (4, bits)}
     for precision in args.precisions:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
             fixed = [str(args.config), *args.overrides, f"runs_dir={folder}", f"runtime.precision={precision}"]
-            fixed += ["runtime.virtual_ranks=null", "tracking.log_every=1", "tracking.wandb=disabled"]
+            fixed += ["runtime.canonical_ranks=null", "tracking.log_interval=1", "tracking.wandb_mode=disabled"]
             for name, (processes, cut) in cuts.items():
                 if precision == "fp64" and cut is bits:
                     continue

@@ -1,10 +1,10 @@
-"""A callback of one's own: lower learning rates from the epoch on that was no better than the best before it.
+"""User-defined callback: multiplies the learning rates by a factor after each epoch that did not improve the score.
 
     classifier:
       callbacks: [{path: examples.my_callback.LowerRates, factor: 0.5}]
 
-It does the same on every rank, as the validation's score is the same on all of them. With `state_dict` and
-`load_state_dict`, which give and take JSON, it is part of a checkpoint, and a resumed run ends with the same weights.
+The score is equal on all ranks, so every rank sets the same rates. `state_dict` and `load_state_dict` return and take JSON:
+they make the callback part of checkpoints, so a resumed run ends with the same weights.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from fastai.callback.core import Callback
 
 
 class LowerRates(Callback):
-    """Multiplies all learning rates by a factor for the rest of the stage, once for each epoch that was no better.
+    """Multiply all learning rates by a factor for the rest of the stage, once per epoch without improvement.
 
     Args:
-        factor: below 1.
+        factor: between 0 and 1.
     """
 
     order = 61  # after fastai's schedule has set the rates of a step

@@ -1,9 +1,9 @@
-"""An encoder of one's own in place of AWD-LSTM: gated recurrent units (GRUs), with the dropouts of this package.
+"""User-defined encoder instead of AWD-LSTM: gated recurrent units (GRUs) with the dropouts of this package.
 
-    model: {arch: examples.my_encoder.GRUEncoder, arch_options: {bias: true}, emb_sz: 200, n_hid: 400, n_layers: 2}
+    model: {arch: examples.my_encoder.GRUEncoder, arch_kwargs: {bias: true}, emb_sz: 200, n_hid: 400, n_layers: 2}
 
-Language model, classifier, checkpoints and all commands but the exports to fastai and ONNX are then those of AWD-LSTM. As
-its dropouts are computed from their position, it trains to the same weights on any number of ranks.
+Language model, classifier, checkpoints and all commands work as with AWD-LSTM, except the exports to fastai and ONNX. Its
+dropout masks are computed from positions, so it trains to the same weights on any number of ranks.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ulmfit_dist.models.encoder import Encoder, Hidden
 
 
 class GRUEncoder(Encoder):
-    """Layers of GRUs, the last as wide as the embedding, which the language model's decoder shares."""
+    """Layers of GRUs. The last is as wide as the embedding, whose weights the language model's decoder shares."""
 
     def __init__(self, vocab_size: int, model: ModelConfig, dropouts: dict[str, float], bias: bool = True):
         super().__init__()

@@ -1,4 +1,4 @@
-"""A metric of one's own: a function from the logits of all validation documents, [N, C], and their labels, [N].
+"""User-defined metric: a function from the logits of all validation documents, [N, C], and their labels, [N].
 
 classifier:
   metrics:
@@ -12,5 +12,5 @@ from torch import Tensor
 
 
 def among_two(logits_NC: Tensor, y_N: Tensor) -> Tensor:
-    """Share of the documents whose class is one of the two that the classifier holds most probable."""
+    """Return the share of documents whose class is among the two most probable ones."""
     return (logits_NC.topk(2, dim=1).indices == y_N[:, None]).any(1).float().mean()

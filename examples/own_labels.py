@@ -1,9 +1,9 @@
-"""Labels and splits of your own, for the folder that BBC News is: a class from the path, every fifth article to validate on.
+"""User-defined labels and splits for the folder of BBC News: classes from paths, every fifth article for validation.
 
     python -m ulmfit_dist prepare configs/quickstart.yaml \
-        data.get_label=examples.own_labels.is_sports data.splitter=examples.own_labels.every_fifth --show 3
+        data.get_y=examples.own_labels.is_sports data.splitter=examples.own_labels.every_fifth --show 3
 
-fastai's `get_y` and `splitter` as functions of one document: of its path in a folder, of its row, a mapping, in a table.
+fastai's `get_y` and `splitter` as functions of one document: of its path in a folder, or of its row (a mapping) in a table.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from pathlib import Path
 
 
 def is_sports(path: Path) -> str:
-    """Two classes out of five."""
+    """Return one of two classes, made from the five of BBC News."""
     return "sports" if path.parent.name == "sports" else "other"
 
 
 def every_fifth(path: Path) -> bool:
-    """Whether an article validates: as fastai's `FuncSplitter` asks."""
+    """Return whether an article is for validation, as in fastai's `FuncSplitter`."""
     return int(path.stem) % 5 == 0
 
 
 def label_of_row(row: Mapping[str, str]) -> str | None:
-    """Of a table of reviews: stars as a class, three of them as no label."""
+    """Return the class of a review by its stars; None (no label) for three stars."""
     stars = int(row["stars"])
     return None if stars == 3 else "good" if stars > 3 else "bad"

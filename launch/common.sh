@@ -1,4 +1,4 @@
-# What the launch scripts share; they source it. Afterwards the project is set up, on the PATH, and the folder its root.
+# Set-up of the launch scripts, which source this file: installs the project, adds it to the PATH, changes to its root.
 # shellcheck shell=bash
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -6,7 +6,7 @@ bash launch/setup.sh
 PATH="$PWD/.venv/bin:$PATH"
 source launch/functions.sh
 
-# accelerate_run PROCESSES CONFIG [WORD ...]: `ulmfit-dist run` on this machine's GPUs, or on CPU processes after use_cpu.
+# accelerate_run PROCESSES CONFIG [ARG ...]: run `ulmfit-dist run` on this machine's GPUs, or on CPU processes after use_cpu.
 accelerate_run() {
     local processes=$1
     check_processes "$@"

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# The whole pipeline on one process and a small slice, slow and careful: deterministic, with anomaly detection, printing
-# shapes and the first batch as text. bash launch/debug.sh [CONFIG] [key=value ...]
+# All stages on one process and a small subset, for debugging: deterministic, with anomaly detection, printing shapes and the
+# first batch as text. bash launch/debug.sh [CONFIG] [key=value ...]
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-recipe=configs/quickstart.yaml
+config=configs/quickstart.yaml
 if [[ ${1:-} == *.yaml ]]; then
-    recipe=$1
+    config=$1
     shift
 fi
-ulmfit-dist run "$recipe" --fresh --verbose name=debug data.limit=200 tracking.wandb=disabled \
+ulmfit-dist run "$config" --fresh --verbose name=debug data.max_documents=200 tracking.wandb_mode=disabled \
     runtime.deterministic=true runtime.detect_anomaly=true runtime.show_first_batch=true \
     'lm.phases=[{epochs: 1, lr: 1e-2}]' \
     'classifier.phases=[{epochs: 1, lr: 2e-2, freeze_to: -1}, {epochs: 1, lr: [1e-3, 1e-2]}]' "$@"

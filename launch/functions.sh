@@ -1,22 +1,22 @@
-# Functions of the launch scripts and of slurm/; they source it.
+# Functions of the scripts in launch/ and slurm/, which source this file.
 # shellcheck shell=bash
 
-# values_of "KEY ..." CONFIG [WORD ...]: values of the resolved config, one per line; all of it for no key. Options among the
-# words, such as --fresh, are left out. Asked for before anything is launched, it says on one line what is wrong with a config.
+# values_of "KEY ..." CONFIG [ARG ...]: print values of the resolved config, one per line, or without keys the whole config.
+# Options among the arguments, such as --fresh, are ignored. An invalid config is an error of one line, before the launch.
 values_of() {
-    local wanted=() words=() item
-    for item in $1; do wanted+=(--get "$item"); done
+    local keys=() arguments=() item
+    for item in $1; do keys+=(--get "$item"); done
     shift
-    for item in "$@"; do [[ $item == -* ]] || words+=("$item"); done
-    python -m ulmfit_dist config "${words[@]}" "${wanted[@]}"
+    for item in "$@"; do [[ $item == -* ]] || arguments+=("$item"); done
+    python -m ulmfit_dist config "${arguments[@]}" "${keys[@]}"
 }
 
-# visible_gpus: how many GPUs to train on; 0 with ACCELERATE_USE_CPU. GPUs that cannot be used are an error.
+# visible_gpus: print the number of GPUs to train on; 0 with ACCELERATE_USE_CPU. Unusable GPUs are an error.
 visible_gpus() {
     python -m ulmfit_dist.distributed.devices
 }
 
-# wants_cpu: ACCELERATE_USE_CPU is true, in one of the words that Accelerate knows.
+# wants_cpu: return whether ACCELERATE_USE_CPU is true, in any spelling that Accelerate accepts.
 wants_cpu() {
     local value=${ACCELERATE_USE_CPU:-false}
     case "${value,,}" in
@@ -27,13 +27,13 @@ wants_cpu() {
     exit 2
 }
 
-# check_processes PROCESSES CONFIG [WORD ...]: end with exit code 2 and one line for a wrong config, or one whose global
-# batches so many processes cannot share. Before anything is launched.
+# check_processes PROCESSES CONFIG [ARG ...]: before the launch, exit with code 2 and one line if the config is invalid or its
+# global batches cannot be shared by this many processes.
 check_processes() {
     python -m ulmfit_dist.launch.process_count check "$@"
 }
 
-# use_cpu PROCESSES: let that many processes share the cores.
+# use_cpu PROCESSES: divide the cores among this many CPU processes.
 use_cpu() {
     local cores
     cores=$(python -c 'import os; print(len(os.sched_getaffinity(0)))')

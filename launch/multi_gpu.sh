@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All visible GPUs of this machine, or the first N with NUM_PROCESSES=N:
+# Train on all visible GPUs of this machine, or on the first N with NUM_PROCESSES=N:
 # bash launch/multi_gpu.sh configs/imdb.yaml [key=value ...]
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# One call per node, all with the same words but NODE_RANK:
+# Train on several nodes. Call it once per node, with the same arguments except NODE_RANK:
 #   NUM_NODES=2 NODE_RANK=0 MASTER_ADDR=node1 bash launch/multi_node.sh configs/imdb.yaml [key=value ...]
-# GPUS_PER_NODE defaults to the visible ones, MASTER_PORT to 29500. Recipe, runs_dir and data.cache must lie on a shared
-# file system. With ACCELERATE_USE_CPU=true it starts GPUS_PER_NODE CPU processes per node.
+# GPUS_PER_NODE defaults to the number of visible GPUs, MASTER_PORT to 29500. Config, runs_dir and data.cache_dir must be on a
+# shared file system. With ACCELERATE_USE_CPU=true it starts GPUS_PER_NODE CPU processes per node.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 for variable in NUM_NODES NODE_RANK MASTER_ADDR; do

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# BBC News from raw text to a classifier, on as many visible GPUs as can share its batches, or on two CPU processes where
-# there is none; then a prediction, two generated texts, the figures, and what to do next. Words given are keys of the config:
+# Train on BBC News from raw text to a classifier, on all visible GPUs that can share its batches, or without a GPU on two CPU
+# processes; then print a prediction, two generated texts, the figures, and next steps. Arguments are keys of the config:
 # bash launch/quickstart.sh lm.drop_mult=0.1
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
@@ -13,8 +13,8 @@ else
 fi
 accelerate_run "$processes" configs/quickstart.yaml "$@"
 
-mapfile -t place < <(values_of "runs_dir name" configs/quickstart.yaml "$@")
-run=${place[0]}/${place[1]}
+mapfile -t values < <(values_of "runs_dir name" configs/quickstart.yaml "$@")
+run=${values[0]}/${values[1]}
 echo
 ulmfit-dist predict "$run" "The striker scored twice in the second half and the visitors went out of the cup."
 ulmfit-dist generate "$run" "The government said" --words 30
@@ -29,6 +29,6 @@ print(*read_scores(Path(sys.argv[1])), sep="\n")
 EOF
 echo "
 Next (source .venv/bin/activate first):
-  ulmfit-dist init FILE                        a recipe for your own texts: a folder, CSV, JSON lines or Parquet
+  ulmfit-dist init FILE                        a config for your own texts: a folder, CSV, JSON lines or Parquet
   ulmfit-dist ensemble $run --with-baseline    the mean of this classifier and the baseline
-  $run/report.html                             curves, confusion matrix, and the articles that are most wrong"
+  $run/report.html                             curves, confusion matrix, and the articles with the highest loss"

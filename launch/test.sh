@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# All tests, a file at a time in each of two processes, for many of them wait more than they compute. Words given go to
-# pytest, and then it is one process: bash launch/test.sh -k vocab
-# bash launch/test.sh --fast [WORD ...]: the tests that start no process, in a minute.
-# bash launch/test.sh --simulated-gpu [WORD ...]: the tests of GPU code on a simulated GPU, where there is none.
+# Run all tests in two processes, each a file at a time. Arguments are passed to pytest, which is then one process:
+# bash launch/test.sh -k vocab
+# bash launch/test.sh --fast [ARG ...]: run the unit tests, which start no process, in a minute.
+# bash launch/test.sh --simulated-gpu [ARG ...]: run the tests of GPU code on a simulated GPU, on machines without one.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 if [ "${1:-}" = --simulated-gpu ]; then

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One node's part of a job, as srun starts it: `accelerate launch` of the node's ranks, with the exit code of theirs.
+# Task of srun on each node: launches the node's ranks and exits with their code.
 set -euo pipefail
 
 if [ "$SLURM_NODEID" -eq 0 ]; then

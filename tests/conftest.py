@@ -21,11 +21,15 @@ import kinds
 import pytest
 from filelock import FileLock
 
+from ulmfit_dist.utils.log import console_by_default
+
 HOME = tempfile.mkdtemp(prefix="ulmfit-dist-tests-")
 atexit.register(shutil.rmtree, HOME, ignore_errors=True)
 os.environ |= {"WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1", "HF_HOME": f"{HOME}/hf", "FASTAI_HOME": f"{HOME}/fastai"}
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while they wait stop all others on a busy machine
+
+console_by_default()  # as `Runtime` does, for tests that create none
 
 ROOT = Path(__file__).parents[1]
 TOPICS = {
@@ -36,8 +40,8 @@ TOPICS = {
 FILLERS = "the a of and in with for on was is The A He She they".split()
 
 TINY = (
-    "runtime.precision=no",
-    "data.shard_documents=48",
+    "runtime.precision=fp32",
+    "data.documents_per_shard=48",
     "data.valid_pct=0.25",
     "tokenizer.min_freq=1",
     "model={emb_sz: 16, n_hid: 20, n_layers: 2}",
@@ -52,15 +56,15 @@ TINY = (
 )
 """Overrides that make a recipe run in seconds."""
 
-LEARNING = ("lm.drop_mult=0.2", "classifier.drop_mult=0.2", "classifier.grad_clip=0.1", "runtime.virtual_ranks=4")
+LEARNING = ("lm.drop_mult=0.2", "classifier.drop_mult=0.2", "classifier.grad_clip=0.1", "runtime.canonical_ranks=4")
 """What else the runs have that are to learn something."""
 
 RECIPE = (
     *TINY,
     "lm.phases=[{epochs: 1, lr: 1e-2, freeze_to: -1}, {epochs: 2, lr: 5e-3}]",
     "classifier.phases=[{epochs: 2, lr: 2e-2, freeze_to: -1}, {epochs: 4, lr: [2.188e-4, 1e-2]}]",
-    "checkpoint.every_steps=7",
-    "tracking.log_every=5",
+    "checkpoint.interval_steps=7",
+    "tracking.log_interval=5",
 )
 """A recipe of some steps more, for runs that are stopped."""
 
@@ -233,8 +237,8 @@ def run_dirs(tmp_path_factory: pytest.TempPathFactory, corpus: Path, recipe: Pat
 
     def make(folder: Path) -> None:
         shared = [recipe, f"data.path={corpus}", *TINY, *LEARNING, f"runs_dir={folder}"]
-        succeed(["run", *shared, "name=one", f"data.cache={folder}/cache1"], OMP_NUM_THREADS="2")
-        said = command(["run", *shared, "name=two", f"data.cache={folder}/cache2"], processes=2, real=True)
+        succeed(["run", *shared, "name=one", f"data.cache_dir={folder}/cache1"], OMP_NUM_THREADS="2")
+        said = command(["run", *shared, "name=two", f"data.cache_dir={folder}/cache2"], processes=2, real=True)
         assert said.returncode == 0, said.stdout + said.stderr
         (folder / "two.out").write_text(said.stdout)
         (folder / "two.err").write_text(said.stderr)
@@ -250,7 +254,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory, corpus: Path, recipe: Path, 
     from killing import finish, start
 
     def make(folder: Path) -> None:
-        place = [f"data.path={corpus}", f"data.cache={run_dirs['caches']}/cache1", f"runs_dir={folder}", "name=run"]
+        place = [f"data.path={corpus}", f"data.cache_dir={run_dirs['caches']}/cache1", f"runs_dir={folder}", "name=run"]
         finish(start(["run", recipe, *place, *RECIPE], 2, folder / "notes"))
 
     return made_once(tmp_path_factory, "alone", make)

@@ -21,14 +21,14 @@ from ulmfit_dist.doctor.monitor import Monitor
 TINY = (
     "model={emb_sz: 16, n_hid: 20, n_layers: 2}",
     "tokenizer.max_vocab=300",
-    "tracking.wandb=disabled",
-    "runtime.precision=no",
+    "tracking.wandb_mode=disabled",
+    "runtime.precision=fp32",
 )
 MINUTE = 60.0
 
 
 def words(folder: Path, *more: str) -> list[str]:
-    return ["doctor", *TINY, f"runs_dir={folder}/runs", f"data.cache={folder}/cache", *more]
+    return ["doctor", *TINY, f"runs_dir={folder}/runs", f"data.cache_dir={folder}/cache", *more]
 
 
 def context_of(folder: Path, *more: str) -> Context:

@@ -16,7 +16,7 @@ from torch import nn
 from ulmfit_dist.config.schema import ClassifierConfig, Config, DataConfig, LMConfig, ModelConfig
 from ulmfit_dist.data.targets import num_outputs
 from ulmfit_dist.data.token_store import MODEL_FILE
-from ulmfit_dist.models.bundle import save_exported
+from ulmfit_dist.models.bundle import save_bundle
 from ulmfit_dist.models.networks import build_classifier, build_language_model
 
 SIZES = {"emb_sz": 6, "n_hid": 8, "n_layers": 2}
@@ -53,7 +53,7 @@ def make_models(
         for parameter in model.parameters():
             nn.init.normal_(parameter, std=0.5)  # so that outputs differ
         labels = None if stage == "lm" else [] if target == "regression" else LABELS
-        save_exported(run / stage, model, config, store, labels, {"data_fingerprint": "x"})
+        save_bundle(run / stage, model, config, store, labels, {"data_fingerprint": "x"})
         model.eval()
     return models
 

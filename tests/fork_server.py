@@ -1,4 +1,4 @@
-"""`python fork_server.py FD`: a process that has imported all libraries, and forks the processes of tests.
+"""`python fork_server.py FD`: an interpreter with all libraries imported, forked for the processes of tests.
 
 Torch, fastai, Accelerate, datasets, W&B and this package take a new process several seconds of CPU to import, and the
 tests start hundreds. A fork of a process that has imported them starts at once. It is a real process: own pid, environment,

@@ -30,9 +30,9 @@ RECIPE = (
     " {epochs: 8, lr: [1.094e-4, 5e-3], freeze_to: 0}]",
     "lm.grad_clip=0.3",
     "classifier.grad_clip=0.1",
-    "checkpoint.every_steps=7",
-    "tracking.log_every=5",
-    "tracking.wandb=disabled",
+    "checkpoint.interval_steps=7",
+    "tracking.log_interval=5",
+    "tracking.wandb_mode=disabled",
 )
 
 
@@ -62,7 +62,7 @@ def compare(folder: Path, kills: int, ranks: Sequence[int], seed: int, overrides
     """A run left alone, a run killed, and what is equal; printed."""
     make_folder(folder / "texts", per_class=70)
     (folder / "empty.yaml").write_text("{}\n")
-    words = ["run", folder / "empty.yaml", *RECIPE, f"data.path={folder}/texts", f"data.cache={folder}/cache"]
+    words = ["run", folder / "empty.yaml", *RECIPE, f"data.path={folder}/texts", f"data.cache_dir={folder}/cache"]
     words += [f"runs_dir={folder}", *overrides]
     process = start([*words, "name=alone"], ranks[0], folder / "alone-notes")
     seconds = -wait_for_training(process, folder / "alone-notes")

@@ -11,7 +11,7 @@ from stores import make_store
 from ulmfit_dist.config.schema import ClassifierConfig, Config, DataConfig, LMConfig, ModelConfig, Phase
 from ulmfit_dist.data.targets import num_outputs, read_targets
 from ulmfit_dist.data.token_store import TokenStore
-from ulmfit_dist.models.bundle import save_exported
+from ulmfit_dist.models.bundle import save_bundle
 from ulmfit_dist.models.networks import build_classifier
 from ulmfit_dist.rng.counter_based import seed_torch
 
@@ -43,5 +43,5 @@ def make_classifier(run: Path, store: TokenStore, seed: int = 1, config: Config 
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(3)
-    save_exported(run / "classifier", model, config, store, labels, {"data_fingerprint": "x"})
+    save_bundle(run / "classifier", model, config, store, labels, {"data_fingerprint": "x"})
     return run

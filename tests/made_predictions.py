@@ -11,7 +11,7 @@ from stores import make_store
 
 from ulmfit_dist.config.schema import ClassifierConfig, Config, DataConfig
 from ulmfit_dist.data.targets import read_targets
-from ulmfit_dist.models.bundle import Exported
+from ulmfit_dist.models.bundle import ModelBundle
 from ulmfit_dist.stages.final_scores import write_predictions
 
 CONFIG = Config(data=DataConfig(source="bbc_news"))
@@ -45,7 +45,7 @@ def write_answers(
     store.text_hashes[documents_N] = np.arange(len(documents_N)) if hashes is None else hashes
     config = replace(CONFIG, classifier=ClassifierConfig(target=target, threshold=threshold))
     classes = read_targets(store, config.classifier, ";").names
-    exported = Exported(run / "classifier", config, store.vocab, classes, {})
+    exported = ModelBundle(run / "classifier", config, store.vocab, classes, {})
     write_predictions(run / "predictions.parquet", exported, store, {split: (documents_N, answers_NC)})
     (run / "config.yaml").touch()
     return run

@@ -88,7 +88,7 @@ def make_run(
     (folder / "config.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
     lines = [line for stage in stages for line in stage_lines(stage, gain, speed)]
     (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    summary: dict[str, Any] = {"name": name, "world_size": 2, "device": "cpu", "precision": "no"}
+    summary: dict[str, Any] = {"name": name, "world_size": 2, "device": "cpu", "precision": "fp32"}
     summary["seconds"] = {"prepare": 10.6, "lm": 188.2 / speed, "classifier": 136.9 / speed}
     for stage in stages:
         num_epochs = sum(phase["epochs"] for phase in PHASES[stage])

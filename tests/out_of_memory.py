@@ -134,7 +134,7 @@ SCENARIOS: dict[str, tuple[str, list[Place], dict[str, Any]]] = {
     "lm backward": ("lm", [("backward", 2, 1)], {}),
     "lm on both ranks": ("lm", [("backward", 2, 1), ("forward", 2, 0)], {}),
     "lm twice": ("lm", [("backward", 1, 1), ("forward", 3, 0, 2)], {}),
-    "lm virtual ranks": ("lm", [("backward", 2, 1)], {"virtual_ranks": 4}),
+    "lm virtual ranks": ("lm", [("backward", 2, 1)], {"canonical_ranks": 4}),
     "lm too often": ("lm", [("loss", 2, 1)], {"micro_batch_size": 1}),
     "lm validation": ("lm", [("validation", 13, 1)], {}),
     "classifier forward": ("classifier", [("forward", 0, 1)], {}),
@@ -142,7 +142,7 @@ SCENARIOS: dict[str, tuple[str, list[Place], dict[str, Any]]] = {
     "classifier pooled": ("classifier", [("pooled", 1, 1)], {}),
     "classifier backward": ("classifier", [("backward", 2, 1)], {}),
     "classifier reads twice": ("classifier", [("forward", 1, 1, 3)], {"micro_batch_size": 2}),
-    "classifier virtual ranks": ("classifier", [("backward", 1, 1)], {"virtual_ranks": 4}),
+    "classifier virtual ranks": ("classifier", [("backward", 1, 1)], {"canonical_ranks": 4}),
     "classifier validation": ("classifier", [("validation", 4, 0)], {}),
 }
 """By name: the stage, the arguments of each `OutOfMemory`, and keys of the runtime section."""
@@ -162,10 +162,13 @@ class Outcomes:
         try:
             found = trained(stage, self.store, self.runtime, failures, **settings)
         except UserError as error:
-            return {"errors": self.runtime.gather(str(error))}
+            return {"errors": self.runtime.all_gather_object(str(error))}
         size = self.runtime.micro_batch_size
         expected = self._reference(stage, **{**settings, "micro_batch_size": size})
-        return {"sizes": self.runtime.gather(size), "differences": self.runtime.gather(difference(found, expected))}
+        return {
+            "sizes": self.runtime.all_gather_object(size),
+            "differences": self.runtime.all_gather_object(difference(found, expected)),
+        }
 
     def _reference(self, stage: str, **settings: Any) -> dict[str, Tensor]:
         key = f"{stage} {settings}"
@@ -177,7 +180,7 @@ class Outcomes:
 if __name__ == "__main__":
     with Runtime(config_of().runtime) as shared_runtime:
         shared_runtime.accelerator.ddp_handler.bucket_cap_mb = 0.001  # many buckets, of which some have been exchanged
-        with shared_runtime.together():
+        with shared_runtime.fail_together():
             if shared_runtime.is_main:
                 make_texts(Path(sys.argv[1]))
         outcomes = Outcomes(TokenStore(Path(sys.argv[1])), shared_runtime)

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ulmfit_dist.data.token_store import FORMAT, TokenStore, shard_checksum, shard_stem, write_json, write_shard
+from ulmfit_dist.data.token_store import FORMAT, TokenStore, shard_checksum, shard_stem, write_shard
+from ulmfit_dist.utils.files import write_json
 
 
 def make_store(folder: Path, documents: Sequence[np.ndarray], labels: np.ndarray, vocab: Sequence[str]) -> TokenStore:

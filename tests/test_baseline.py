@@ -76,7 +76,7 @@ def texts(number: int, seed: int, label: str = "{topic}") -> Rows:
 def words(folder: Path, recipe: Path, *others: str, label: str = "{topic}", command: str = "baseline") -> list[object]:
     for seed, (split, number) in enumerate({"train": 60, "valid": 18, "test": 30}.items()):
         WRITERS["csv"][1](str(folder / "texts" / split), texts(number, seed, label))
-    place = [f"data.path={folder / 'texts'}", f"data.cache={folder / 'cache'}", f"runs_dir={folder}", "data.source=csv"]
+    place = [f"data.path={folder / 'texts'}", f"data.cache_dir={folder / 'cache'}", f"runs_dir={folder}", "data.source=csv"]
     return [command, recipe, *TINY, *place, *others]
 
 
@@ -97,7 +97,7 @@ def test_figures_are_those_of_scikit_learn_and_of_two_ranks(recipe: Path, tmp_pa
             np.testing.assert_allclose(other[side][name], value, rtol=1e-12)
     shutil.rmtree(tmp_path / "texts")
     (meta,) = (tmp_path / "cache").glob("*/meta.json")
-    again = json.loads(succeed_here([*given, f"data.store={meta.parent}", "--json"]))  # no text is needed
+    again = json.loads(succeed_here([*given, f"data.token_store={meta.parent}", "--json"]))  # no text is needed
     assert {**again, "seconds": 0} == {**figures, "seconds": 0}
 
 
@@ -105,7 +105,7 @@ def test_figures_are_those_of_scikit_learn_and_of_two_ranks(recipe: Path, tmp_pa
     ("keys", "label", "metric", "good"),
     [
         (["classifier.target=multicategory", "data.label_delim=;"], "{topic};all", "f1_micro", lambda value: value > 0.9),
-        (["classifier.target=regression", "data.no_label=null"], "{number}", "rmse", lambda value: value < 0.5),
+        (["classifier.target=regression", "data.missing_label=null"], "{number}", "rmse", lambda value: value < 0.5),
     ],
 )
 def test_several_classes_and_numbers_have_a_baseline(
@@ -127,7 +127,7 @@ def test_folds_leave_the_test_split_alone_and_wrong_labels_are_one_line(recipe: 
     figures = json.loads(succeed_here([*given, "data.folds=3", "data.fold=1", "--json"]))
     assert figures["num_documents"] == 40
     assert "test" not in figures
-    result = command_here([*given, "data.label=null"])
+    result = command_here([*given, "data.label_col=null"])
     assert result.returncode == 2
     assert "no labelled document to train the classifier on" in result.stderr
 

@@ -10,14 +10,14 @@ from fastcore.foundation import L
 from stores import make_store
 
 from ulmfit_dist.config.schema import RuntimeConfig
-from ulmfit_dist.data.batches import IGNORED, Share, share_of_rank
-from ulmfit_dist.data.classifier_loader import ClassifierBatches, pad_chunks
-from ulmfit_dist.data.lm_loader import STEPS_READ, LMBatches
-from ulmfit_dist.data.prefetch import moved_ahead
+from ulmfit_dist.data.batches import IGNORED, BatchLayout, BatchShard, make_batch_shard
+from ulmfit_dist.data.classifier_loader import ClassifierLoader, pad_chunks
+from ulmfit_dist.data.lm_loader import STEPS_READ, LMLoader
+from ulmfit_dist.data.prefetch import prefetch_to_device
 from ulmfit_dist.data.token_store import TokenStore, shard_stem
 from ulmfit_dist.data.vocab import PAD_ID
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.models.dropout import Position
+from ulmfit_dist.models.dropout import DropoutContext
 from ulmfit_dist.models.networks import SentenceEncoder
 
 B, T = 8, 5
@@ -32,12 +32,16 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
     return make_store(tmp_path_factory.mktemp("store"), documents, np.arange(103) % 3, ["xxunk"])
 
 
-def share(rank: int = 0, world_size: int = 1, micro: int | None = None, virtual: int | None = None) -> Share:
-    return share_of_rank(rank, world_size, RuntimeConfig(micro_batch_size=micro, virtual_ranks=virtual))
+def shard(rank: int = 0, world_size: int = 1, micro: int | None = None, canonical: int | None = None) -> BatchShard:
+    return make_batch_shard(rank, world_size, RuntimeConfig(micro_batch_size=micro, canonical_ranks=canonical))
 
 
-def lm_batches(store: TokenStore, *ranks: int | None, seed: int | None = 1) -> LMBatches:
-    return LMBatches(store, store.split("train"), B, T, share(*ranks), seed)
+def layout(*ranks: int | None, rows: int = B, seq_len: int = T, backwards: bool = False) -> BatchLayout:
+    return BatchLayout(rows, seq_len, shard(*ranks), backwards)
+
+
+def lm_batches(store: TokenStore, *ranks: int | None, seed: int | None = 1) -> LMLoader:
+    return LMLoader(store, store.split("train"), layout(*ranks), seed)
 
 
 def stacked(loader, step: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -45,8 +49,8 @@ def stacked(loader, step: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.cat([batch.x for batch in batches]), torch.cat([batch.y for batch in batches])
 
 
-def classifier_batches(store: TokenStore, *ranks: int | None, seed: int | None = 1) -> ClassifierBatches:
-    return ClassifierBatches(store, store.split("train"), B, T, share(*ranks), seed)
+def classifier_batches(store: TokenStore, *ranks: int | None, seed: int | None = 1) -> ClassifierLoader:
+    return ClassifierLoader(store, store.split("train"), layout(*ranks), seed)
 
 
 def test_a_store_gives_back_its_documents(store: TokenStore):
@@ -68,9 +72,9 @@ def test_lm_batches_are_fastais_where_nothing_is_shuffled(store: TokenStore):
 CUTS = [(2, None, None), (4, None, None), (8, None, None), (1, 2, None), (2, 3, None), (1, None, 2), (2, 1, 4)]
 
 
-@pytest.mark.parametrize(("world_size", "micro", "virtual"), CUTS)
-def test_lm_rows_of_all_ranks_are_those_of_one(store: TokenStore, world_size: int, micro: int | None, virtual: int | None):
-    alone, ranks = lm_batches(store), [lm_batches(store, rank, world_size, micro, virtual) for rank in range(world_size)]
+@pytest.mark.parametrize(("world_size", "micro", "canonical"), CUTS)
+def test_lm_rows_of_all_ranks_are_those_of_one(store: TokenStore, world_size: int, micro: int | None, canonical: int | None):
+    alone, ranks = lm_batches(store), [lm_batches(store, rank, world_size, micro, canonical) for rank in range(world_size)]
     for epoch in range(2):
         for loader in (alone, *ranks):
             loader.set_epoch(epoch)
@@ -117,7 +121,7 @@ def test_lm_batches_are_the_stream_cut_into_rows(lengths: np.ndarray, seed: int 
     documents = [draw.integers(2, 2**16, length) for length in lengths]
     store = make_store(tmp_path, documents, np.zeros(len(documents)), [])
     for ranks in ((0, 1), (1, 2), (7, 8), (1, 2, 3), (0, 2, None, 8), (0, 1, 3, 2)):
-        loader = LMBatches(store, store.split("train")[1:], B, T, share(*ranks), seed, backwards)
+        loader = LMLoader(store, store.split("train")[1:], layout(*ranks, backwards=backwards), seed)
         for epoch in range(2):
             loader.set_epoch(epoch)
             x, y = stream_cut_into_rows(loader, [document[:: -1 if backwards else 1] for document in documents])
@@ -132,7 +136,7 @@ def test_lm_batches_are_the_stream_cut_into_rows(lengths: np.ndarray, seed: int 
                     assert batch.global_tokens == B * batch.x.shape[1]
 
 
-def stream_cut_into_rows(loader: LMBatches, documents: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+def stream_cut_into_rows(loader: LMLoader, documents: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
     """x and y of all rows over the whole epoch, [B, row_len]."""
     stream = torch.from_numpy(np.concatenate([documents[i] for i in loader._order]))
     missing = max(0, B * loader.row_len + 1 - len(stream))
@@ -160,7 +164,7 @@ def test_lm_training_drops_less_than_a_token_per_row(store: TokenStore):
 def test_a_step_of_the_language_model_reads_no_more_of_a_larger_corpus(
     store: TokenStore, copies: int, monkeypatch: pytest.MonkeyPatch
 ):
-    loader = LMBatches(store, np.tile(store.split("train"), copies), B, T, Share(), seed=1)
+    loader = LMLoader(store, np.tile(store.split("train"), copies), layout(), seed=1)
     read: list[int] = []
     pieces = store.pieces
     monkeypatch.setattr(store, "pieces", lambda *which: read.append((which[2] - which[1]).sum()) or pieces(*which))
@@ -174,31 +178,31 @@ def test_a_step_of_the_language_model_reads_no_more_of_a_larger_corpus(
 
 
 def test_backwards_reads_each_document_from_its_end(store: TokenStore):
-    loader = LMBatches(store, store.split("train")[:1], 1, 100, Share(), seed=None, backwards=True)
+    loader = LMLoader(store, store.split("train")[:1], layout(rows=1, seq_len=100, backwards=True))
     assert stacked(loader, 0)[0][0].tolist() == store.document(0)[::-1][:-1].tolist()
 
 
 def test_too_little_text_and_uneven_ranks_are_refused(store: TokenStore):
     with pytest.raises(UserError, match="too few for 99 rows"):
-        LMBatches(store, store.split("train")[:1], 99, T, Share(), seed=1)
+        LMLoader(store, store.split("train")[:1], layout(rows=99), seed=1)
     with pytest.raises(UserError, match=r"lm\.global_batch_size=8 cannot be shared evenly by 3 ranks: make it 6 or 9"):
         lm_batches(store, 0, 3)
-    with pytest.raises(UserError, match=r"classifier\.global_batch_size=8 cannot be shared evenly by 6 virtual ranks"):
+    with pytest.raises(UserError, match=r"classifier\.global_batch_size=8 cannot be shared evenly by 6 canonical ranks"):
         classifier_batches(store, 0, 2, None, 6)
 
 
-def test_virtual_ranks_are_cut_alike_on_any_number_of_ranks_that_divides_them(store: TokenStore):
+def test_canonical_ranks_are_cut_alike_on_any_number_of_ranks_that_divides_them(store: TokenStore):
     for batches in (lm_batches, classifier_batches):
         for world_size in (2, 4):
             ranks = [batches(store, rank, world_size, None, 4) for rank in range(world_size)]
             parts = [part for loader in ranks for part in loader.step(3)]
             alone = batches(store, 0, 1, None, 4).step(3)
             assert len(parts) == len(alone) == 4
-            for mine, theirs in zip(parts, alone, strict=True):
-                assert mine.rows == theirs.rows
-                assert torch.equal(mine.x, theirs.x)
-    assert share(0, 3, None, 4).num_virtual_ranks == 3  # four do not come out even on three
-    assert share(0, 8, None, 4).num_virtual_ranks == 8
+            for part, expected in zip(parts, alone, strict=True):
+                assert part.rows == expected.rows
+                assert torch.equal(part.x, expected.x)
+    assert shard(0, 3, None, 4).num_canonical_ranks == 3  # four do not come out even on three
+    assert shard(0, 8, None, 4).num_canonical_ranks == 8
 
 
 @pytest.mark.parametrize("seed", [1, None])
@@ -231,7 +235,9 @@ def test_classifier_batches_of_training_are_never_too_small(store: TokenStore):
 @pytest.mark.parametrize("micro", [1, 3])
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_classifier_ranks_have_equally_many_micro_batches_none_empty(store: TokenStore, world_size: int, micro: int):
-    ranks = [ClassifierBatches(store, store.split("train"), 6, T, share(r, world_size, micro), 1) for r in range(world_size)]
+    ranks = [
+        ClassifierLoader(store, store.split("train"), layout(r, world_size, micro, rows=6), 1) for r in range(world_size)
+    ]
     for step in range(len(ranks[0])):
         pieces = [[len(batch.rows) for batch in loader.step(step)] for loader in ranks]
         assert len({len(sizes) for sizes in pieces}) == 1
@@ -248,7 +254,7 @@ def test_padding_is_fastais(store: TokenStore):
 @pytest.mark.parametrize("seed", [1, None])
 def test_the_rows_of_a_chunk_are_those_that_have_begun(store: TokenStore, seed: int | None):
     for rank, world_size, micro in ((0, 1, None), (0, 2, 3), (1, 4, 2)):
-        loader = ClassifierBatches(store, store.split("train"), 16, T, share(rank, world_size, micro), seed)
+        loader = ClassifierLoader(store, store.split("train"), layout(rank, world_size, micro, rows=16), seed)
         for batch in (batch for batches in loader for batch in batches):
             text_bT = batch.x != PAD_ID
             assert batch.chunk_rows == [*text_bT[:, ::T].sum(0).tolist()[:-1], len(batch.rows)]
@@ -256,7 +262,7 @@ def test_the_rows_of_a_chunk_are_those_that_have_begun(store: TokenStore, seed: 
 
 def test_an_encoder_that_is_given_the_rows_of_its_chunks_counts_none(store: TokenStore, monkeypatch: pytest.MonkeyPatch):
     encoder = SentenceEncoder(T, PositionsRead(), PAD_ID, None)
-    batches = [batch for step in ClassifierBatches(store, store.split("train"), 16, T, share(0, 1)) for batch in step]
+    batches = [batch for step in ClassifierLoader(store, store.split("train"), layout(rows=16)) for batch in step]
     assert max(len(batch.chunk_rows) for batch in batches) > 1
     counted = [encoder(batch.x) for batch in batches]
     monkeypatch.setattr(torch.Tensor, "tolist", None)
@@ -270,7 +276,7 @@ class PositionsRead(torch.nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.position, self.count = Position(), 0
+        self.position, self.count = DropoutContext(), 0
 
     def reset(self) -> None: ...
 
@@ -288,7 +294,9 @@ def test_less_than_a_twentieth_of_what_the_classifier_reads_is_padding(seed: int
         network = PositionsRead()
         encoder = SentenceEncoder(72, network, PAD_ID, 1440)
         for rank in range(world_size):
-            loader = ClassifierBatches(store, store.split("train"), 64, 72, share(rank, world_size, micro), seed)
+            loader = ClassifierLoader(
+                store, store.split("train"), layout(rank, world_size, micro, rows=64, seq_len=72), seed
+            )
             for batches in loader:
                 for batch in batches:
                     encoder(batch.x)
@@ -302,7 +310,7 @@ DEVICES = ["cpu", "meta", *(["cuda"] if torch.cuda.is_available() else [])]
 def test_a_step_is_sent_to_a_gpu_ahead_of_the_one_that_is_used(store: TokenStore, device: torch.device):
     loader, taken = classifier_batches(store, 0, 1, 3), []
     steps = (taken.append(step) or batches for step, batches in enumerate(loader))
-    for step, moved in enumerate(moved_ahead(steps, device)):
+    for step, moved in enumerate(prefetch_to_device(steps, device)):
         assert len(taken) == (step + 1 if device.type == "cpu" else min(step + 2, len(loader)))
         for there, here in zip(moved, loader.step(step), strict=True):
             assert there.x.device.type == there.y.device.type == device.type
@@ -326,8 +334,8 @@ def test_a_store_cut_short_is_refused(store: TokenStore, tmp_path: Path):
 
 @pytest.mark.parametrize("backwards", [False, True])
 def test_a_truncated_document_is_read_from_its_beginning(store: TokenStore, backwards: bool):
-    whole = ClassifierBatches(store, store.split("train"), 6, T, share(), None)
-    cut = ClassifierBatches(store, store.split("train"), 6, T, share(), None, backwards=backwards, truncate_to=7)
+    whole = ClassifierLoader(store, store.split("train"), layout(rows=6))
+    cut = ClassifierLoader(store, store.split("train"), layout(rows=6, backwards=backwards), max_doc_tokens=7)
     assert max(batch.x.shape[1] for (batch,) in whole) > 7
     for (batch,) in cut:
         for x_T, document in zip(batch.x, batch.documents, strict=True):

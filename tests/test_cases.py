@@ -32,7 +32,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def words(recipe: Path, cases: Path, cache: Path, source: str, path: str, *others: str) -> list[object]:
-    place = [f"data.source={source}", f"data.path={cases / path}", f"data.cache={cache}", "tokenizer.min_freq=1"]
+    place = [f"data.source={source}", f"data.path={cases / path}", f"data.cache_dir={cache}", "tokenizer.min_freq=1"]
     return ["prepare", recipe, *place, *others]
 
 
@@ -69,7 +69,7 @@ HALVES = Counter(neg=20, pos=20)
         ("csv", "13/x.tsv", [], {"train": HALVES}, ""),
         ("json", "14/x.jsonl", [], {"train": Counter({"": 10, "neg": 10, "pos": 20})}, ""),
         ("csv", "15/x.csv", [], {"train": Counter({"": 20, "1": 20})}, "20 documents have no label: an empty one, or -1"),
-        ("csv", "15/x.csv", ["data.no_label=null"], {"train": Counter({"-1": 20, "1": 20})}, ""),
+        ("csv", "15/x.csv", ["data.missing_label=null"], {"train": Counter({"-1": 20, "1": 20})}, ""),
     ],
 )
 def test_an_input_is_read(
@@ -88,7 +88,7 @@ def test_an_input_is_read(
     assert labels(store) == expected
     assert "\x00" not in "".join(store.vocab)
     assert "\ufeff" not in "".join(store.vocab)
-    lines = [line for line in result.stderr.splitlines() if "equal texts on two sides" not in line]
+    lines = [line for line in result.stderr.splitlines() if "equal texts in two splits" not in line]
     assert len(lines) == bool(said), lines
     assert said in result.stderr
 
@@ -112,7 +112,7 @@ def test_a_single_class_of_minus_ones_says_what_minus_one_is(recipe: Path, cases
     result = command_here(["run", *place])
     assert result.returncode == 2
     assert "a single class, '1'" in result.stderr
-    assert "20 documents have no label: an empty one, or -1 (data.no_label=-1; null if -1 is a class)" in result.stderr
+    assert "20 documents have no label: an empty one, or -1 (data.missing_label=-1; null if -1 is a class)" in result.stderr
 
 
 def test_linked_folders_are_followed_and_a_dangling_link_is_one_line(recipe: Path, cases: Path, tmp_path: Path):
@@ -130,4 +130,4 @@ def test_linked_folders_are_followed_and_a_dangling_link_is_one_line(recipe: Pat
 def test_a_language_that_takes_another_library_names_sentencepiece(recipe: Path, cases: Path, tmp_path: Path):
     result = command_here(words(recipe, cases, tmp_path, "csv", "16/x.csv", "tokenizer.lang=th"))
     assert result.returncode == 2
-    assert "set tokenizer.kind: sentencepiece" in result.stderr
+    assert "set tokenizer.type: sentencepiece" in result.stderr

@@ -64,7 +64,7 @@ def contents(source):
 
 
 def test_a_folders_labels_and_splits_are_what_functions_of_the_path_say(place: Path):
-    found = contents(opened("data.get_label=mine.label_of", "data.splitter=mine.split_of"))
+    found = contents(opened("data.get_y=mine.label_of", "data.splitter=mine.split_of"))
     assert found == {
         "train": ([f"{topic} {i}" for topic in ("ham", "spam") for i in (3, 4, 5)], [None, "h", "h", None, "s", "s"]),
         "valid": (["ham 0", "spam 0"], ["h", "s"]),
@@ -79,7 +79,7 @@ def test_they_are_fastais_get_y_and_func_splitter(place: Path):
 
     files = sorted(get_text_files("texts"))
     _, valid = FuncSplitter(lambda path: int(path.stem) % 4 == 0)(files)
-    source = opened("data.splitter=mine.is_valid", "data.get_label=fastai.data.transforms.parent_label")
+    source = opened("data.splitter=mine.is_valid", "data.get_y=fastai.data.transforms.parent_label")
     assert contents(source)["valid"] == ([files[i].read_text() for i in valid], [parent_label(files[i]) for i in valid])
 
 
@@ -93,14 +93,14 @@ def test_a_function_of_a_table_gets_the_row(kind: str, place: Path):
         getattr(frame, {"csv": "to_csv", "json": "to_json", "parquet": "to_parquet"}[kind])(
             file, **{"csv": {"index": False}, "json": {"orient": "records", "lines": True}}.get(kind, {})
         )
-    words = [f"data.source={kind}", f"data.path={file}", "data.get_label=mine.grade", "data.splitter=mine.by_year"]
+    words = [f"data.source={kind}", f"data.path={file}", "data.get_y=mine.grade", "data.splitter=mine.by_year"]
     config = load_config(None, words)
     source = open_source((with_texts(config, frame) if kind == "frame" else config).data)
     assert contents(source) == {"train": (["a"], ["good"]), "valid": (["b", "c"], ["bad", "good"])}
 
 
 def test_a_splitter_is_asked_once_and_a_changed_function_is_another_source(place: Path):
-    overrides = ["data.splitter=mine.is_valid", "data.get_label=mine.label_of"]
+    overrides = ["data.splitter=mine.is_valid", "data.get_y=mine.label_of"]
     first = opened(*overrides)
     asked = len(sys.modules["mine"].ASKED)
     assert asked == 12
@@ -114,14 +114,17 @@ def test_a_splitter_is_asked_once_and_a_changed_function_is_another_source(place
 
 def test_what_a_function_does_wrong_is_one_line_with_its_document(place: Path):
     for overrides, said in [
-        (["data.get_label=mine.fails"], "data.get_label=mine.fails fails on texts/ham/0.txt: AttributeError"),
-        (["data.get_label=mine.nonsense"], "data.get_label=mine.nonsense gives a dict for texts/ham/0.txt"),
+        (["data.get_y=mine.fails"], "data.get_y=mine.fails fails on texts/ham/0.txt: AttributeError"),
+        (["data.get_y=mine.nonsense"], "data.get_y=mine.nonsense returned a dict for texts/ham/0.txt"),
         (["data.splitter=mine.fails"], "data.splitter=mine.fails fails on texts/ham/0.txt: AttributeError"),
-        (["data.splitter=mine.label_of"], "gives 'h' for texts/ham/0.txt: give train, valid, unlabelled, test, True"),
+        (
+            ["data.splitter=mine.label_of"],
+            "returned 'h' for texts/ham/0.txt: return one of train, valid, unlabelled, test, True",
+        ),
         (["data.splitter=mine.none"], "data.splitter: 'mine.none' cannot be imported"),
-        (["data.get_label=nowhere.f"], "data.get_label: 'nowhere.f' cannot be imported"),
-        (["data.splitter=mine.ASKED"], "data.splitter: 'mine.ASKED' cannot be called"),
-        (["data.splitter=mine.is_valid", "data.splits={train: ., valid: spam}"], "has splits already (valid)"),
+        (["data.get_y=nowhere.f"], "data.get_y: 'nowhere.f' cannot be imported"),
+        (["data.splitter=mine.ASKED"], "data.splitter: 'mine.ASKED' is not callable"),
+        (["data.splitter=mine.is_valid", "data.splits={train: ., valid: spam}"], "also has splits (valid)"),
     ]:
         with pytest.raises(UserError) as error:
             contents(opened(*overrides))
@@ -131,8 +134,8 @@ def test_what_a_function_does_wrong_is_one_line_with_its_document(place: Path):
 
 def test_two_ranks_go_by_the_functions_and_a_model_from_elsewhere_does_not_call_them_unasked(place: Path, recipe: Path):
     make_folder(place / "corpus", per_class=20)
-    words = [recipe, *TINY, *LEARNING, f"data.path={place}/corpus", f"runs_dir={place}/runs", "tracking.wandb=disabled"]
-    words += ["data.get_label=mine.label_of", "data.splitter=mine.is_valid", f"data.cache={place}/cache"]
+    words = [recipe, *TINY, *LEARNING, f"data.path={place}/corpus", f"runs_dir={place}/runs", "tracking.wandb_mode=disabled"]
+    words += ["data.get_y=mine.label_of", "data.splitter=mine.is_valid", f"data.cache_dir={place}/cache"]
     succeed(["lm", *words], 2, cwd=place)
     store = TokenStore(store_in(place / "cache"))
     assert store.meta["splits"] == {"train": [0, 45], "valid": [45, 60]}
@@ -141,7 +144,7 @@ def test_two_ranks_go_by_the_functions_and_a_model_from_elsewhere_does_not_call_
     refused = command_here(["evaluate", "runs/run"], cwd=place)
     assert refused.returncode == 2
     assert "its data.splitter would call mine.is_valid" in refused.stderr
-    found = succeed(["evaluate", "runs/run", "--json", "--trust-rules", "--precision", "no"], cwd=place)
+    found = succeed(["evaluate", "runs/run", "--json", "--trust-remote-code", "--precision", "fp32"], cwd=place)
     assert "perplexity" in json.loads(found[found.index("{") :])["lm"]
 
 

@@ -62,7 +62,7 @@ def test_weights_that_do_not_fit_the_classes_are_refused():
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("classifier.label_smoothing=1", "a share below 1"),
+        ("classifier.label_smoothing=1", "a share from 0 to below 1"),
         ("classifier.class_weights=even", "give balanced, null, or a list"),
         ("classifier.class_weights=[1,0]", "numbers above 0"),
     ],
@@ -82,10 +82,10 @@ def test_a_run_of_a_version_without_a_key_goes_on_with_its_default():
 
 
 def test_one_rank_and_two_train_the_same_weights(corpus, recipe, tmp_path):
-    words = [recipe, f"data.path={corpus}", *TINY, f"data.cache={tmp_path}/cache", f"runs_dir={tmp_path}"]
+    words = [recipe, f"data.path={corpus}", *TINY, f"data.cache_dir={tmp_path}/cache", f"runs_dir={tmp_path}"]
     words += [
         "runtime.precision=fp64",
-        "tracking.wandb=disabled",
+        "tracking.wandb_mode=disabled",
         "lm.phases=[{lr: 5e-2}]",
         "classifier.phases=[{lr: 5e-3}]",
     ]

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: real processes, exit codes, one line for each mistake."""
+"""The command line: output, exit codes, and one line for each error."""
 
 import json
 import re
@@ -6,28 +6,28 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import LEARNING, TINY, TOPICS, command, command_here, make_folder, store_in, succeed, succeed_here
+from conftest import LEARNING, TINY, TOPICS, command, command_here, launch, make_folder, store_in, succeed, succeed_here
 
 from ulmfit_dist.cli.main import main
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.models.bundle import load_encoder, read_exported
+from ulmfit_dist.models.bundle import load_encoder, read_bundle
 from ulmfit_dist.models.networks import build_classifier, encoder_of
 
 
-def refused(words: list[object], said: str, processes: int | None = None) -> None:
-    """The command ends with exit code 2 and one line that says what is wrong.
+def refused(argv: list[object], message: str, processes: int | None = None) -> None:
+    """Assert that a command fails with exit code 2 and one line that contains a message.
 
     Args:
-        processes: those of its own that it is started on; None: it runs in the test's.
+        processes: number of processes to start; None: run in the test's process.
     """
-    result = command_here(words) if processes is None else command(words, processes)
+    result = command_here(argv) if processes is None else command(argv, processes)
     errors = [line for line in result.stderr.splitlines() if "ulmfit-dist: error:" in line]
     assert len(errors) == 1, result.stdout + result.stderr
-    assert said in errors[0]
+    assert message in errors[0]
     if processes in (None, 1):
         assert result.returncode == 2
         assert result.stderr.splitlines() == errors
-    else:  # the launcher has an exit code, and a report, of its own
+    else:  # Accelerate's launcher has its own exit code and report
         assert result.returncode != 0
         assert "exitcode  : 2" in result.stderr.partition("Root Cause")[2]
         assert "Traceback" not in result.stderr.partition(errors[0])[0]
@@ -49,13 +49,24 @@ def test_help_names_every_command():
         "generate",
         "report",
         "dashboard",
-        "show",
+        "show-batch",
+        "show-results",
         "submit",
         "config",
     )
     for name in commands:
         assert re.search(rf"^ +{name}\b", text, re.MULTILINE)
     assert "--temperature" in succeed(["generate", "--help"])
+
+
+def test_arguments_are_parsed_without_heavy_imports():
+    code = """
+import sys
+from ulmfit_dist.cli.main import main
+assert main(["run", "--frsh"]) == 2
+print(sorted({"torch", "numpy", "fastai", "accelerate", "omegaconf", "rich"} & sys.modules.keys()))
+"""
+    assert launch(["-c", code]).stdout == "[]\n"
 
 
 def test_config_prints_each_key_with_its_meaning():
@@ -73,26 +84,26 @@ def test_config_gives_scripts_single_values(capsys: pytest.CaptureFixture[str]):
     assert "--get runs_dri: unknown key; did you mean 'runs_dir'?" in capsys.readouterr().err
 
 
-def test_who_fails_says_which_rank_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def test_an_unexpected_error_names_its_rank(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     def broken(recipe: str, overrides: list[str]) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("ulmfit_dist.cli.main.load_config", broken)
+    monkeypatch.setattr("ulmfit_dist.config.loading.load_config", broken)
     monkeypatch.setenv("RANK", "3")
     with pytest.raises(ZeroDivisionError):
         main(["config", "configs/quickstart.yaml"])
-    assert re.match(r"ulmfit-dist: rank 3 \(\S+, process \d+\) fails:\n", capsys.readouterr().err)
+    assert re.match(r"ulmfit-dist: rank 3 \(\S+, process \d+\) failed:\n", capsys.readouterr().err)
 
 
-def test_words_and_options_may_come_in_any_order():
+def test_overrides_and_options_may_come_in_any_order():
     refused(["run", "configs/quickstart.yaml", "a=1", "--fresh", "b=2"], "unknown key a", processes=1)
-    refused(["run", "configs/quickstart.yaml", "--frsh"], "unknown: --frsh", processes=1)
+    refused(["run", "configs/quickstart.yaml", "--frsh"], "unrecognized arguments: --frsh", processes=1)
     refused(["prepare"], "required: CONFIG")
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folders that are wrong in one way each."""
+    """Folders with one error each."""
     folder = tmp_path_factory.mktemp("wrong")
     make_folder(folder / "good", per_class=12)
     (folder / "one" / "only").mkdir(parents=True)
@@ -117,40 +128,40 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("unseen", [], "label 'c' is in validation only (6 documents)"),
         ("good", ["lm.batch=3"], "unknown key lm.batch"),
         ("good", ["runtime.precision=fp16"], "use bf16"),
-        ("good", ["runs_dir={place}/file"], "set runs_dir to a folder of yours"),
-        ("good", ["data.cache={place}/file/cache"], "set data.cache to a folder of yours"),
+        ("good", ["runs_dir={place}/file"], "set runs_dir to a writable folder"),
+        ("good", ["data.cache_dir={place}/file/cache"], "set data.cache_dir to a writable folder"),
         ("good", ["model.pretrained=/nowhere"], "model.pretrained=/nowhere"),
         ("good", ["tokenizer.lang=klingon"], "tokenizer.lang='klingon'"),
-        ("good", ["data.store=/nowhere"], "no token store here"),
+        ("good", ["data.token_store=/nowhere"], "no token store here"),
     ],
 )
 def test_wrong_input_is_one_line_and_nothing_is_trained(
     place: Path, recipe: Path, data: str, overrides: list[str], said: str
 ):
-    words = ["run", recipe, *TINY, f"data.path={place / data}", f"runs_dir={place}/runs", f"data.cache={place}/cache"]
+    words = ["run", recipe, *TINY, f"data.path={place / data}", f"runs_dir={place}/runs", f"data.cache_dir={place}/cache"]
     refused([*words, *(word.format(place=place) for word in overrides)], said)
     assert not (place / "runs").exists()
 
 
 def test_a_mistake_ends_all_ranks(place: Path, recipe: Path, tmp_path: Path):
-    words = ["run", recipe, *TINY, f"data.path={place / 'good'}", f"runs_dir={tmp_path}", f"data.cache={place}/cache"]
+    words = ["run", recipe, *TINY, f"data.path={place / 'good'}", f"runs_dir={tmp_path}", f"data.cache_dir={place}/cache"]
     refused([*words, "lm.global_batch_size=9"], "lm.global_batch_size=9 cannot be shared evenly by 2 ranks", processes=2)
     broken = make_folder(tmp_path / "broken", per_class=12)
     (broken / "sport" / "3.txt").write_bytes(b"\xff\xff")
-    refused([*words, f"data.path={broken}"], "3.txt: byte 0 is not UTF-8", processes=2)
+    refused([*words, f"data.path={broken}"], "3.txt: byte 1 is not UTF-8", processes=2)
 
 
 def test_the_classifier_alone_needs_a_language_model(place: Path, recipe: Path, tmp_path: Path):
-    words = ["classifier", recipe, *TINY, f"data.path={place / 'good'}", f"data.cache={place}/cache"]
+    words = ["classifier", recipe, *TINY, f"data.path={place / 'good'}", f"data.cache_dir={place}/cache"]
     refused([*words, f"runs_dir={tmp_path}"], "no exported model here")
 
 
 def test_an_encoder_of_another_vocabulary_is_refused(run_dirs: dict[str, Path], place: Path, recipe: Path, tmp_path: Path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "lm").symlink_to(run_dirs["one"] / "lm")
-    words = ["classifier", recipe, *TINY, f"data.path={place / 'good'}", f"data.cache={place}/cache", "name=other"]
+    words = ["classifier", recipe, *TINY, f"data.path={place / 'good'}", f"data.cache_dir={place}/cache", "name=other"]
     refused([*words, "tokenizer.min_freq=9", f"runs_dir={tmp_path}"], "was trained with another tokenizer.min_freq")
-    exported = read_exported(run_dirs["one"] / "lm")
+    exported = read_bundle(run_dirs["one"] / "lm")
     model = build_classifier(len(exported.vocab), 3, exported.config.model, exported.config.classifier)
     with pytest.raises(UserError, match=r"its vocabulary .* is not that of the texts"):
         load_encoder(encoder_of(model), exported, [*exported.vocab[:-1], "another"], exported.config.model)
@@ -160,9 +171,13 @@ def test_a_finished_run_is_not_trained_again_and_another_config_is_refused(
     run_dirs: dict[str, Path], corpus: Path, recipe: Path
 ):
     words = ["run", recipe, f"data.path={corpus}", *TINY, *LEARNING, f"runs_dir={run_dirs['caches']}", "name=one"]
-    words += [f"data.cache={run_dirs['caches']}/cache1"]
+    words += [f"data.cache_dir={run_dirs['caches']}/cache1"]
     before = (run_dirs["one"] / "metrics.jsonl").read_bytes()
-    assert succeed_here([*words, "--verbose"]).count("done already") == 2
+    assert succeed_here([*words, "--verbose"]).count("already trained") == 2
+    quiet, usual = succeed_here([*words, "--quiet"]), succeed_here(words)
+    assert "train_loss" in usual  # the table of epochs
+    assert "train_loss" not in quiet
+    assert "report: " in quiet
     refused([*words, "lm.wd=0.2"], "lm.wd (now 0.2, then 0.1)")
     refused(["classifier", *words[1:], "seed=7"], "seed (now 7, then 42)")
     assert (run_dirs["one"] / "metrics.jsonl").read_bytes() == before
@@ -170,15 +185,15 @@ def test_a_finished_run_is_not_trained_again_and_another_config_is_refused(
 
 def test_training_needs_no_text_once_a_store_is_prepared(run_dirs: dict[str, Path], recipe: Path, tmp_path: Path):
     store = store_in(run_dirs["caches"] / "cache1")
-    words = ["lm", recipe, *TINY, f"data.store={store}", f"runs_dir={tmp_path}", "tracking.wandb=disabled"]
+    words = ["lm", recipe, *TINY, f"data.token_store={store}", f"runs_dir={tmp_path}", "tracking.wandb_mode=disabled"]
     assert re.search(r"^lm +2 +1/1 ", succeed(words, cwd=tmp_path), re.MULTILINE)
     assert not (tmp_path / "run" / "wandb").exists()
-    refused([*words, "tokenizer.lang=de"], "was made with tokenizer.lang=en, the config says de")
+    refused([*words, "tokenizer.lang=de"], "was made with tokenizer.lang=en, but the config has de")
 
 
 @pytest.mark.parametrize("processes", [None, 2])
 def test_evaluate_finds_the_figures_of_the_training(run_dirs: dict[str, Path], processes: int | None):
-    words = ["evaluate", "--json", run_dirs["one"], "--precision", "no"]
+    words = ["evaluate", "--json", run_dirs["one"], "--precision", "fp32"]
     text = succeed(words, processes) if processes else succeed_here(words)
     found = json.loads(text[text.index("{") :])
     summary = json.loads((run_dirs["one"] / "summary.json").read_text())

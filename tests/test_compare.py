@@ -294,7 +294,7 @@ def test_what_cannot_be_compared_is_one_line(tmp_path: Path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "model.safetensors").touch()
-    cases["empty"] = tmp_path / "empty", "no run directory (no predictions.parquet in it)"
+    cases["empty"] = tmp_path / "empty", "not a run directory (no predictions.parquet in it)"
     cases["model"] = (
         tmp_path / "model",
         f"an exported model, which has no predictions.parquet: name the run directory, {tmp_path}",
@@ -334,20 +334,20 @@ def test_a_damaged_file_is_one_line_whatever_is_damaged(tmp_path: Path):
     [
         (
             lambda table: table.replace_schema_metadata({}),
-            "no labels, target, threshold, label_delim, texts in its metadata",
+            "metadata without labels, target, threshold, label_delim, texts",
         ),
-        (lambda table: with_metadata(table, "labels", '["a", "b"]'), "not 2 probabilities"),
-        (lambda table: with_metadata(table, "labels", '["a", "b", "b"]'), "do not fit"),
+        (lambda table: with_metadata(table, "labels", '["a", "b"]'), "without 2 probabilities"),
+        (lambda table: with_metadata(table, "labels", '["a", "b", "b"]'), "do not match the target"),
         (lambda table: with_metadata(table, "labels", "[" * 100_000), ""),
-        (lambda table: with_metadata(table, "target", '["category"]'), "an unknown target"),
-        (lambda table: with_metadata(table, "threshold", "NaN"), "a threshold that is no probability"),
-        (lambda table: with_metadata(table, "texts", '"x"'), "texts that are no digests"),
+        (lambda table: with_metadata(table, "target", '["category"]'), "unknown target"),
+        (lambda table: with_metadata(table, "threshold", "NaN"), "threshold is not a probability"),
+        (lambda table: with_metadata(table, "texts", '"x"'), "texts are not digests"),
         (lambda table: with_metadata(table, "texts", '{"valid": "x"}'), "no documents of the split valid"),
         (lambda table: with_metadata(table, "texts", "{}"), "documents of unknown splits"),
         (lambda table: table.drop_columns("label"), "label"),
         (lambda table: with_column(table, "label", ["a"] * (N - 1) + [None]), "missing values"),
-        (lambda table: with_column(table, "label", ["a"] * (N - 1) + ["\x1b[31m"]), "labels that are none of its classes"),
-        (lambda table: with_column(table, "probabilities", [[0.5, 0.5, math.nan]] * N), "probabilities that are none"),
+        (lambda table: with_column(table, "label", ["a"] * (N - 1) + ["\x1b[31m"]), "labels outside the classes"),
+        (lambda table: with_column(table, "probabilities", [[0.5, 0.5, math.nan]] * N), "probabilities outside 0 to 1"),
         (lambda table: with_column(table, "probabilities", [[0.5, 0.5, None]] * N), "missing probabilities"),
         (lambda table: with_column(table, "probabilities", [[0.5] * 3] * (N - 1) + [[0.5]]), "not 3 probabilities"),
         (lambda table: with_column(table, "probabilities", ["x"] * N), ""),
@@ -381,7 +381,7 @@ def test_a_small_file_of_very_many_rows_is_not_read(tmp_path: Path, monkeypatch:
     rows = {name: pa.nulls(2**20, schema.field(name).type) for name in schema.names}
     pa.parquet.write_table(pa.table(rows, schema=schema), path)
     assert path.stat().st_size < 2**14
-    with pytest.raises(UserError, match="more rows than it could have"):
+    with pytest.raises(UserError, match="too many rows"):
         read_predictions(run)
 
 

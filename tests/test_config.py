@@ -28,18 +28,18 @@ def test_overrides_win_over_the_recipe_and_later_ones_over_earlier():
 
 
 def test_a_map_that_is_given_whole_replaces_the_recipes_and_one_key_of_it_does_not():
-    for words, expected in (
+    for overrides, expected in (
         (["data.splits={train: train, valid: test}"], {"train": "train", "valid": "test"}),
         (["data.splits.valid=dev"], {"train": "train", "test": "test", "unlabelled": "unsupervised", "valid": "dev"}),
         (["data.splits={train: a}", "data.splits.valid=b"], {"train": "a", "valid": "b"}),
         (["data.splits={}"], {}),
         (["data={splits: {train: a}}"], {"train": "a"}),
     ):
-        assert load_config(ROOT / "configs/imdb.yaml", words).data.splits == expected, words
+        assert load_config(ROOT / "configs/imdb.yaml", overrides).data.splits == expected, overrides
 
 
 def test_a_bare_no_is_a_precision():
-    assert load_config(None, ["data.path=x", "runtime.precision=no"]).runtime.precision == "no"
+    assert load_config(None, ["data.path=x", "runtime.precision=no"]).runtime.precision == "fp32"
 
 
 def test_the_imdb_recipe_is_the_tutorials():
@@ -54,7 +54,7 @@ def test_the_imdb_recipe_is_the_tutorials():
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "expected"),
     [
         ("lm.global_batchsize=32", "did you mean 'global_batch_size'"),
         ("lm.phases=[{epoch: 1}]", "lm.phases[0].epoch; did you mean 'epochs'"),
@@ -66,7 +66,7 @@ def test_the_imdb_recipe_is_the_tutorials():
         ("lm=3", "lm is a section"),
         ("lm.phases=[{lr: []}]", "lm.phases[0].lr=[]"),
         ("lm.phases=[{lr: .inf}]", "lm.phases[0].lr=inf"),
-        ("lm.phases=[]", "lm.phases is empty"),
+        ("lm.phases=[]", "lm.phases=[]: give at least one phase"),
         ("classifier.phases=[{freeze_to: 9}]", "has 5 layer groups"),
         ("classifier.phases=${nope}", "nope"),
         ("runs_dir=${oc.env:NOPE}", "NOPE"),
@@ -78,7 +78,7 @@ def test_the_imdb_recipe_is_the_tutorials():
         ("classifier.phases=[{div: 0}]", "classifier.phases[0].div=0.0: give a number of at least 1"),
         ("classifier.encoder=pretrained", "classifier.encoder=pretrained needs model.pretrained"),
         ("model={pretrained: wt103_fwd, backwards: true}", "set model.pretrained=wt103_bwd"),
-        ("model.pretrained=wt103_bwd", "model.pretrained=wt103_bwd reads the other way than model.backwards=false"),
+        ("model.pretrained=wt103_bwd", "wt103_bwd does not read in the direction of model.backwards=false"),
         ("lm.grad_clip=-1", "a norm above 0"),
         ("lm.wd=.nan", "at least 0"),
         ("lm.moms=[2,-1,0]", "three values from 0"),
@@ -87,14 +87,14 @@ def test_the_imdb_recipe_is_the_tutorials():
         ("data.splits={dev: x}", "known are: train, valid, unlabelled"),
     ],
 )
-def test_wrong_keys_and_values_are_named_with_their_mend(override: str, said: str):
+def test_wrong_keys_and_values_are_named_with_their_fix(override: str, expected: str):
     with pytest.raises(UserError) as error:
         load_config(None, ["data.path=x", override])
-    assert said in str(error.value)
+    assert expected in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_a_recipe_that_is_no_yaml_is_one_line(tmp_path: Path):
+def test_a_recipe_that_is_not_yaml_is_one_line(tmp_path: Path):
     broken = tmp_path / "broken.yaml"
     broken.write_text("lm: [1,\nname: x: y")
     with pytest.raises(UserError, match="not valid YAML") as error:

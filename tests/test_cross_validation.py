@@ -109,7 +109,7 @@ def test_a_fold_keeps_what_it_has_unless_all_is_to_be_trained_again(tmp_path: Pa
 
 
 def test_folds_are_runs_and_what_is_done_is_not_done_again(corpus: Path, recipe: Path, tmp_path: Path):
-    words = [recipe, f"data.path={corpus}", *TINY, f"data.cache={tmp_path}/cache", f"runs_dir={tmp_path}", "name=cv"]
+    words = [recipe, f"data.path={corpus}", *TINY, f"data.cache_dir={tmp_path}/cache", f"runs_dir={tmp_path}", "name=cv"]
     words += ["lm.valid_pct=0.2", "lm.phases=[{lr: 5e-2}]", "classifier.phases=[{epochs: 2, lr: 2e-2}]", "data.folds=2"]
     said = succeed(["cross-validate", *words], 2)
     runs = [tmp_path / f"cv-fold-{fold}" for fold in range(2)]
@@ -130,4 +130,4 @@ def test_folds_are_runs_and_what_is_done_is_not_done_again(corpus: Path, recipe:
     shutil.copytree(corpus, tmp_path / "split" / "valid")
     refused = command_here(["run", *words, f"data.path={tmp_path}/split", "name=other"])
     assert refused.returncode == 2
-    assert "are of a valid split: set it to null" in refused.stderr
+    assert "documents are in a valid split: set data.folds=null" in refused.stderr

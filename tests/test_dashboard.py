@@ -128,7 +128,7 @@ def test_saved_twice_it_is_one_view_with_the_same_address(tmp_path: Path):
 def test_without_a_login_it_is_one_line(tmp_path: Path):
     code, _, errors = save(tmp_path)
     assert code == 1
-    assert errors == "error: nobody is logged in to W&B: `wandb login`, or set WANDB_API_KEY; --dry-run needs neither\n"
+    assert errors == "error: no login to W&B: run `wandb login`, or set WANDB_API_KEY; --dry-run needs neither\n"
 
 
 def test_without_a_server_it_is_one_line(tmp_path: Path):
@@ -136,7 +136,7 @@ def test_without_a_server_it_is_one_line(tmp_path: Path):
         gone = logged_in(server)
     code, _, errors = save(tmp_path, **gone)
     assert code == 1
-    assert errors.startswith("error: W&B does not take the dashboard: ")
+    assert errors.startswith("error: W&B rejects the dashboard: ")
     assert gone["WANDB_BASE_URL"] in errors
     assert "`wandb login`" in errors
     assert errors.count("\n") == 1

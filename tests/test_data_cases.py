@@ -21,7 +21,7 @@ from ulmfit_dist.config.loading import load_config
 from ulmfit_dist.config.schema import DataConfig
 from ulmfit_dist.data.sources import open_source
 from ulmfit_dist.data.sources.base import Source
-from ulmfit_dist.data.sources.in_memory import Frame, kept_as
+from ulmfit_dist.data.sources.in_memory import InMemorySource, with_cached_texts
 from ulmfit_dist.errors import UserError
 
 BASE = load_config(None, ["data.path=."])
@@ -67,8 +67,8 @@ def splits_of(kind: str, names: dict[str, int], **keys) -> Source:
             content = rows(number, begin)
             parts[name] = Dataset.from_dict({"text": [t for t, _ in content], "label": [y for _, y in content]})
             begin += number
-        frame = Frame(DatasetDict(parts), replace(BASE.data, cache="cache", **keys))
-        kept = kept_as(replace(BASE, data=replace(BASE.data, cache="cache", **keys)), frame.digest())
+        frame = InMemorySource(DatasetDict(parts), replace(BASE.data, cache_dir="cache", **keys))
+        kept = with_cached_texts(replace(BASE, data=replace(BASE.data, cache_dir="cache", **keys)), frame.digest())
         frame.write(Path(kept.data.path or ""))
         return replace(open_source(kept.data), notices=frame.notices)
     source, writer = WRITERS[kind]
@@ -203,7 +203,7 @@ def test_texts_of_other_case_compressed_ones_and_linked_folders_are_read():
     found = opened("folder", "in")
     assert sorted(texts(found)) == ["four", "one", "three", "two"]
     assert labels(found)["train"] == {"a": 2, "b": 1, "c": 1}
-    assert found.notices == ["data.path=in: not used: 1 link(s) to what is not there: a/dead.txt"]
+    assert found.notices == ["data.path=in: not used: 1 broken link(s): a/dead.txt"]
 
 
 def test_the_same_folder_on_two_sides_is_refused():
@@ -305,7 +305,7 @@ def test_headers_of_spreadsheets(head: str):
 
 def test_a_column_that_is_there_twice_is_refused_and_another_one_is_not():
     write("x.csv", "text,label,text\none,a,other\n")
-    assert "column 'text' is there twice" in refused("csv", "x.csv")
+    assert "the header has column 'text' more than once" in refused("csv", "x.csv")
     write("y.csv", "text,label,n,n\none,a,1,2\ntwo,b,1,2\n")
     assert texts(opened("csv", "y.csv")) == ["one", "two"]
 
@@ -328,7 +328,7 @@ def test_a_tsv_has_no_quoting_unless_it_is_said():
 def test_a_cell_that_swallows_rows_is_reported():
     write("x.csv", 'text,label\n"It said,a\nfoo,b\nbar",a\nfour,b\nfive,a\n')
     (notice,) = opened("csv", "x.csv").notices
-    assert notice.startswith("x.csv, lines 2 to 4: one cell spans them")
+    assert notice.startswith("x.csv, lines 2 to 4: one cell spans these lines")
     assert len(texts(opened("csv", "x.csv", quoting=False))) == 5
     write("y.csv", 'text,label\n"two\nlines, of text",a\nfour,b\n')
     assert opened("csv", "y.csv").notices == []
@@ -354,12 +354,12 @@ def test_cells_that_hold_no_text_or_no_label_are_refused(column: str, cell: obje
     pyarrow.parquet.write_table(pyarrow.table({key: [value] for key, value in row.items()}), "x.parquet")
     assert f"column '{column}'" in refused("parquet", "x.parquet")
     with pytest.raises(UserError, match=f"row 1: column '{column}' holds"):
-        Frame(frame, BASE.data).digest()
+        InMemorySource(frame, BASE.data).digest()
 
 
 def test_bytes_are_no_text():
     pyarrow.parquet.write_table(pyarrow.table({"text": [b"one"], "label": ["a"]}), "x.parquet")
-    assert "is of type binary, which is no text" in refused("parquet", "x.parquet")
+    assert "is of type binary, which is not text" in refused("parquet", "x.parquet")
 
 
 @pytest.mark.parametrize("name", ["[Content_Types].xml", "mimetype"])
@@ -388,6 +388,6 @@ def test_a_path_in_the_command_line_is_text(path: str):
 
 
 def test_null_and_quotes_in_the_command_line_are_yaml():
-    assert load_config(None, ["data.path=x", "data.no_label=null"]).data.no_label is None
+    assert load_config(None, ["data.path=x", "data.missing_label=null"]).data.missing_label is None
     assert load_config(None, ["data.path='-1'"]).data.path == "-1"
     assert isinstance(BASE.data, DataConfig)

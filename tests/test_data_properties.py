@@ -86,7 +86,7 @@ def write_part(folder: Path, form: str, name: str, part: Part, rows: list[tuple[
 
 
 def opened(form: str, folder: Path) -> Source:
-    return open_source(replace(BASE, source=form, path=str(folder), cache=str(folder.parent / "cache")))
+    return open_source(replace(BASE, source=form, path=str(folder), cache_dir=str(folder.parent / "cache")))
 
 
 def opened_or_refused(form: str, folder: Path) -> Source | None:

@@ -1,4 +1,4 @@
-"""What the pages say is so: their links lead somewhere, their commands parse, their configs compose, their files exist."""
+"""Checks of the documentation: links resolve, commands parse, configs load, files and tests exist."""
 
 import ast
 import importlib
@@ -32,9 +32,9 @@ VALUE = r"(?:[\[{].*?[\]}]+|[^\s\[{]\S*)"
 SETTINGS = re.compile(rf"""(?:["']?(?:{KEY})={VALUE}["']?\s*)+""")
 FOLDERS = r"(ulmfit_dist|tests|docs|configs|launch|slurm|benchmarks|\.ci)"
 PLACEHOLDER = re.compile(r"[A-Z_]+")
-"""A word of the reader's own, such as CONFIG."""
+"""Placeholder of an argument, such as CONFIG."""
 LEFT_OPEN = re.compile(r"\[.*|\.\.\.\]?")
-"""Words that may be left out, or repeated: [RUN ...]."""
+"""Optional or repeated arguments, such as [RUN ...]."""
 SCRIPTS = {
     "quickstart.sh": ["run", "configs/quickstart.yaml"],
     "multi_gpu.sh": ["run"],
@@ -44,20 +44,20 @@ SCRIPTS = {
     "multi_node.sbatch": ["run"],
     "array.sbatch": ["run"],
 }
-"""What the scripts that take words of ours put before them."""
+"""Arguments that scripts put in front of their own."""
 
 
 @pytest.fixture(autouse=True)
 def _batch_job(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("TMPDIR", "/tmp")  # which some recipes name
+    monkeypatch.setenv("TMPDIR", "/tmp")  # a variable in some configs
 
 
-def test_the_configuration_page_is_that_of_the_configuration():
+def test_the_configuration_page_is_up_to_date():
     committed = (ROOT / "docs/configuration.md").read_text(encoding="utf-8")
     assert committed == configuration_page(), "run: python -m ulmfit_dist.config.reference > docs/configuration.md"
 
 
-def test_every_link_leads_somewhere():
+def test_every_link_resolves():
     check(found_by(links), link_error)
 
 
@@ -66,26 +66,27 @@ def test_every_page_is_in_the_list_of_pages():
     assert {page.name for page in (ROOT / "docs").glob("*.md")} - listed == {"README.md"}, "add them to docs/README.md"
 
 
-def test_every_command_parses_and_its_config_composes():
-    ours = [(place, rest) for place, words in commands() if (rest := words_of_ours(words))]
+def test_every_command_parses_and_its_config_loads():
+    ours = [(place, argv) for place, words in commands() if (argv := argv_of(words))]
     assert len(ours) > 30
-    wrong = [f"{place}: {told}" for place, words in ours if (told := refusal(run, words))]
+    wrong = [f"{place}: {message}" for place, argv in ours if (message := error_of(run, argv))]
     assert not wrong, "\n".join(wrong)
 
 
-def test_every_config_composes(tmp_path: Path):
-    check(written("yaml", by=r"\.yaml"), lambda block: refusal(compose, block.text, tmp_path / "recipe.yaml"))
+def test_every_config_loads(tmp_path: Path):
+    (tmp_path / "configs").symlink_to(ROOT / "configs")  # which a base may name
+    check(written("yaml", by=r"\.yaml"), lambda block: error_of(load, block.text, tmp_path / "config.yaml"))
 
 
 def test_every_key_in_a_line_of_text_exists_and_takes_its_value():
-    check(found_by(inline), lambda code: refusal(check_keys, code.text))
+    check(found_by(inline), lambda code: error_of(check_keys, code.text))
 
 
-def test_python_compiles_and_imports_what_is_there():
+def test_python_compiles_and_its_imports_exist():
     check(written("python", by=r"^python"), lambda block: ", ".join(missing_imports(block.text)))
 
 
-def test_the_worked_example_makes_texts_with_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_worked_example_creates_texts_with_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     for block in fenced(ROOT / "docs/getting-started.md"):
         if "<<'EOF'" in block.text:
@@ -115,7 +116,7 @@ def test_every_benchmark_that_is_named_exists():
             assert words[0] in NAMES, place
 
 
-def test_the_map_of_the_code_is_whole():
+def test_the_map_of_the_code_is_complete():
     (code_map, *_) = fenced(ROOT / "docs/architecture.md")
     named = set(re.findall(r"\w+(?:\.py|/)", code_map.text))
     modules = [path for path in (ROOT / "ulmfit_dist").rglob("*.py") if not path.name.startswith("__")]
@@ -128,17 +129,17 @@ def found_by(read: Callable[[Path], Sequence[Snippet]]) -> list[Snippet]:
     return [snippet for page in PAGES for snippet in read(page)]
 
 
-def check(snippets: Sequence[Snippet], error_of: Callable[[Snippet], str]) -> None:
-    """Fail, naming each place, where anything is wrong."""
+def check(snippets: Sequence[Snippet], find_error: Callable[[Snippet], str]) -> None:
+    """Fail with the place of each snippet that has an error."""
     assert snippets
-    wrong = [f"{snippet.place}: {told}" for snippet in snippets if (told := error_of(snippet))]
+    wrong = [f"{snippet.place}: {message}" for snippet in snippets if (message := find_error(snippet))]
     assert not wrong, "\n".join(wrong)
 
 
-def refusal(work: Callable[..., object], *args: object) -> str:
-    """What the package has against it; empty where nothing."""
+def error_of(function: Callable[..., object], *args: object) -> str:
+    """Return the message of the UserError that the function raises; empty if none."""
     try:
-        work(*args)
+        function(*args)
     except UserError as error:
         return str(error)
     return ""
@@ -147,19 +148,19 @@ def refusal(work: Callable[..., object], *args: object) -> str:
 def link_error(link: Snippet) -> str:
     url = urlsplit(link.text)
     if url.scheme:
-        is_address = url.scheme == "https" and re.fullmatch(r"[\w-]+(\.[\w-]+)+", url.netloc) and " " not in link.text
-        return "" if is_address else f"{link.text} is no address"
+        is_url = url.scheme == "https" and re.fullmatch(r"[\w-]+(\.[\w-]+)+", url.netloc) and " " not in link.text
+        return "" if is_url else f"{link.text} is not a URL"
     page = ROOT / link.place.partition(":")[0]
     target = page.parent / url.path if url.path else page
     if not target.exists():
-        return f"{link.text} is not there"
+        return f"{link.text} does not exist"
     if url.fragment and url.fragment not in anchors(target):
         return f"{link.text}: no such heading; {did_you_mean(url.fragment, anchors(target))}"
     return ""
 
 
-def words_of_ours(words: list[str]) -> list[str]:
-    """The words of an `ulmfit-dist` command, however it is started; empty for other commands."""
+def argv_of(words: list[str]) -> list[str]:
+    """Return the arguments of an `ulmfit-dist` command, however it is started; empty for other commands."""
     words = [word for word in words if not LEFT_OPEN.fullmatch(word)]
     program, rest = Path(words[0]).name if words else "", words[1:]
     if program == "ulmfit-dist":
@@ -173,36 +174,36 @@ def words_of_ours(words: list[str]) -> list[str]:
     return []
 
 
-def run(words: list[str]) -> None:
-    """All that a command does with its words before it starts."""
-    words = [re.sub(r"\$\w+", "0", word) for word in words]  # a variable of the shell
-    if len(words) == 1 and not words[0].startswith("-"):  # its name alone, in a line of text
-        if words[0] not in COMMANDS:
-            raise UserError(f"no command {words[0]}; {did_you_mean(words[0], COMMANDS)}")
+def run(argv: list[str]) -> None:
+    """Parse the arguments and load the config, as a command does before it starts."""
+    argv = [re.sub(r"\$\w+", "0", argument) for argument in argv]  # a variable of the shell
+    if len(argv) == 1 and not argv[0].startswith("-"):  # only a name, in a line of text
+        if argv[0] not in COMMANDS:
+            raise UserError(f"no command {argv[0]}; {did_you_mean(argv[0], COMMANDS)}")
         return
-    args = parse(words)
-    if not hasattr(args, "recipe") or getattr(args, "results", False):  # then it is a run
+    args = parse(argv)
+    if getattr(args, "config", None) is None:
         return
-    if PLACEHOLDER.fullmatch(args.recipe) or args.recipe in recipes_of_readers():
+    if PLACEHOLDER.fullmatch(args.config) or args.config in configs_of_readers():
         load_config(None, ["data.path=x", *args.overrides])
     else:
-        load_config(ROOT / args.recipe, args.overrides)
+        load_config(ROOT / args.config, args.overrides)
 
 
-def recipes_of_readers() -> set[str]:
-    """Recipes that a page lets its reader write."""
+def configs_of_readers() -> set[str]:
+    """Return the configs that the reader of a page writes."""
     text = "\n".join(block.text for page in PAGES for block in fenced(page))
     by_init = {f"{name}.yaml" for name in re.findall(r"ulmfit-dist init (\w+)\.\w+", text)}
     return {"my.yaml", *re.findall(r"cat > (\S+\.yaml) <<", text), *by_init}
 
 
-def compose(text: str, recipe: Path) -> None:
-    recipe.write_text(text, encoding="utf-8")
-    load_config(recipe, [] if re.search(r"^  path:", text, re.MULTILINE) else ["data.path=x"])
+def load(text: str, path: Path) -> None:
+    path.write_text(text, encoding="utf-8")
+    load_config(path, [] if re.search(r"^  path:", text, re.MULTILINE) else ["data.path=x"])
 
 
 def check_keys(code: str) -> None:
-    """A key, or keys with values, as words of the command line or as YAML; other code is none of ours."""
+    """Check a key, or keys with values, as arguments or as YAML; ignore other code."""
     code = re.sub(rf"^({KEY}): ", r"\1=", code)
     if re.fullmatch(rf"({SECTIONS})\.\w+", code) and not re.search(r"\.(safetensors|py|json|md)$", code):
         if code not in KEYS:
@@ -220,7 +221,7 @@ def missing_imports(source: str) -> Iterator[str]:
 
 
 def name_error(code: Snippet) -> str:
-    pattern = re.sub(r"\b[A-Z]+\b", "*", code.text)  # a name of the reader's own
+    pattern = re.sub(r"\b[A-Z]+\b", "*", code.text)  # a placeholder
     if re.fullmatch(rf"{FOLDERS}/[\w./*-]*", pattern) and not list(ROOT.glob(pattern)):
         return f"no {code.text}"
     test = re.fullmatch(r"(?:(?:tests/)?(?:\w+/)?(test_\w+\.py))?(?:::(test_\w+)(?:\[.*\])?)?", code.text)

@@ -23,29 +23,29 @@ def results(*findings: Finding) -> dict[int, list[Result]]:
 
 def test_a_row_is_the_worst_of_all_ranks():
     (found,) = report.rows(["disk"], results(ok("fine"), failure("full", "free some"), ok("fine")), 3)
-    assert (found.status, found.found, found.fix) == (Status.FAILURE, "rank 1: full", "free some")
+    assert (found.status, found.details, found.fix) == (Status.FAILURE, "rank 1: full", "free some")
     assert found.ranks == {0: "ok", 1: "failure", 2: "ok"}
     (found,) = report.rows(["disk"], results(failure("full", "a"), failure("full", "a")), 2)
-    assert found.found == "full"
+    assert found.details == "full"
     (found,) = report.rows(["disk"], results(failure("full", "a"), failure("gone", "b")), 2)
-    assert found.found == "rank 0: full; rank 1: gone"
+    assert found.details == "rank 0: full; rank 1: gone"
 
 
 def test_a_row_names_no_more_than_some_ranks():
     (found,) = report.rows(["disk"], results(*(failure(f"full {rank}", "") for rank in range(20))), 20)
-    assert found.found.endswith("rank 3: full 3; and 16 more")
+    assert found.details.endswith("rank 3: full 3; and 16 more")
 
 
 def test_what_no_rank_has_reached_is_no_success_and_no_failure():
     found = report.rows(["disk", "network"], results(ok("fine")), 1)
     assert found[1].status is Status.SKIPPED
-    assert found[1].found == "not reached"
+    assert found[1].details == "not reached"
     assert not report.has_failed(found)
 
 
 def test_skipped_on_most_ranks_is_ok_where_one_is():
     (found,) = report.rows(["disk"], results(skipped("no"), ok("fine")), 2)
-    assert (found.status, found.found) == (Status.OK, "fine")
+    assert (found.status, found.details) == (Status.OK, "fine")
 
 
 def test_the_last_line_can_be_pasted(tmp_path: Path):
@@ -53,7 +53,7 @@ def test_the_last_line_can_be_pasted(tmp_path: Path):
     measured = {"tokens_per_second": 300_000, "peak_memory_gb": 6.25, "largest_batch": 512}
     suggestion = report.overrides(config, "bf16", measured)
     assert report.last_lines(measured, suggestion) == [
-        "language model: 300,000 tokens/s, peak memory 6.25 GB a rank, largest batch that fits: 512",
+        "language model: 300,000 tokens/s, peak memory 6.25 GB per rank, largest batch that fits: 512",
         "lm.global_batch_size=512 runtime.precision=bf16",
     ]
     assert load_config(None, ["data.path=.", *suggestion.split()]).lm.global_batch_size == 512
@@ -65,7 +65,7 @@ def test_an_exception_in_a_check_is_a_row(tmp_path: Path):
 
     (result,) = run_checks([Check("disk", broken)], context_of(tmp_path))
     assert result.finding.status is Status.FAILURE
-    assert result.finding.found == "OSError: the disk is on fire"
+    assert result.finding.details == "OSError: the disk is on fire"
     assert result.finding.fix
 
 
@@ -89,13 +89,13 @@ def test_gpus_that_this_torch_cannot_use_are_no_reason_to_train_on_the_cpu(tmp_p
 def test_auto_gives_its_reason(tmp_path: Path):
     found = hardware.check_precision(context_of(tmp_path, "runtime.precision=auto"))
     assert found.status is Status.OK
-    assert auto_precision(has_gpu=False)[1] in found.found
+    assert auto_precision(has_gpu=False)[1] in found.details
 
 
 def test_a_precision_that_the_machine_cannot_do_is_a_row(tmp_path: Path):
     (result,) = run_checks([Check("precision", hardware.check_precision)], context_of(tmp_path, "runtime.precision=fp16"))
     assert result.finding.status is Status.FAILURE
-    assert "runtime.precision=fp16 needs a GPU" in result.finding.found
+    assert "runtime.precision=fp16 needs a GPU" in result.finding.details
 
 
 # Storage
@@ -105,7 +105,7 @@ def test_a_folder_that_is_fine_is_left_as_it_was(tmp_path: Path):
     context = context_of(tmp_path)
     found = storage.writable("runs_dir")(context)
     assert found.status is Status.OK
-    assert "locked" in found.found
+    assert "locked" in found.details
     assert (tmp_path / "runs/run").is_dir()
     assert not list((tmp_path / "runs/run").iterdir())
     storage.remove_created(context)
@@ -116,14 +116,14 @@ def test_locks_that_exclude_nobody_are_found(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr("fcntl.flock", lambda *args: None)
     found = storage.writable("runs_dir")(context_of(tmp_path))
     assert found.status is Status.WARNING
-    assert "locks exclude nobody" in found.found
+    assert "file locks have no effect" in found.details
 
 
 def test_a_file_in_the_place_of_a_folder_is_found(tmp_path: Path):
     (tmp_path / "cache").write_text("")
-    found = storage.writable("data.cache")(context_of(tmp_path))
+    found = storage.writable("data.cache_dir")(context_of(tmp_path))
     assert found.status is Status.FAILURE
-    assert "data.cache" in found.fix
+    assert "data.cache_dir" in found.fix
 
 
 def test_a_disk_with_no_room_for_the_checkpoints_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -143,12 +143,12 @@ def test_slurm_nodes_without_ranks_are_found(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
     found = services.check_slurm(context_of(tmp_path))
     assert found.status is Status.WARNING
-    assert "fewer than nodes" in found.found
+    assert "fewer than nodes" in found.details
 
 
 def test_wandb_online_without_a_login_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(services, "quiet_wandb", lambda: type("wandb", (), {"login": lambda **how: False}))
-    found = services.check_wandb(context_of(tmp_path, "tracking.wandb=online"))
+    found = services.check_wandb(context_of(tmp_path, "tracking.wandb_mode=online"))
     assert found.status is Status.FAILURE
     assert "wandb login" in found.fix
 
@@ -162,14 +162,14 @@ def test_numbers_that_are_right_are_ok(tmp_path: Path):
     for check in (numerics.check_philox, numerics.check_lstm, numerics.check_loss):
         found = check(context)
         assert found.status is Status.OK, found
-    assert "bf16" in numerics.check_lstm(context).found
+    assert "bf16" in numerics.check_lstm(context).details
 
 
 def test_a_cpu_without_bf16_is_not_asked_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(numerics, "has_bf16_lstms", lambda: False)
     found = numerics.check_lstm(context_of(tmp_path))
     assert found.status is Status.SKIPPED
-    assert "fp32 alone" in found.found
+    assert "fp32 only" in found.details
 
 
 def test_a_generator_that_differs_from_numpys_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -177,7 +177,7 @@ def test_a_generator_that_differs_from_numpys_is_found(tmp_path: Path, monkeypat
     monkeypatch.setattr(philox, "philox", lambda counter, key: right(counter, key + 1))
     found = numerics.check_philox(context_of(tmp_path))
     assert found.status is Status.FAILURE
-    assert "differ from numpy's" in found.found
+    assert "differ from numpy's" in found.details
 
 
 def test_a_loss_that_differs_from_autograd_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -185,7 +185,7 @@ def test_a_loss_that_differs_from_autograd_is_found(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(numerics.DecoderLoss, "__call__", lambda self, x, y: 1.01 * right(self, x, y))
     found = numerics.check_loss(context_of(tmp_path))
     assert found.status is Status.FAILURE
-    assert "expected in fp32" in found.found
+    assert "expected in fp32" in found.details
 
 
 @pytest.mark.usefixtures("bf16_lstms")
@@ -199,7 +199,7 @@ def test_an_lstm_that_reads_other_weights_in_bf16_is_found(tmp_path: Path, monke
     monkeypatch.setattr(numerics.WeightDropout, "forward", wrong)
     found = numerics.check_lstm(context_of(tmp_path))
     assert found.status is Status.FAILURE
-    assert "expected in bf16" in found.found
+    assert "expected in bf16" in found.details
 
 
 @pytest.mark.parametrize("stage", ["lm", "classifier"])
@@ -218,5 +218,5 @@ def test_a_step_in_bf16_is_compared_with_fp32(stage: str, tmp_path: Path, monkey
 
 def test_on_a_cpu_nothing_is_said_of_gpus(tmp_path: Path):
     context = context_of(tmp_path)
-    for check in (hardware.check_cuda, hardware.check_kernels, performance.check_waits, performance.check_largest_batch):
+    for check in (hardware.check_cuda, hardware.check_kernels, performance.check_syncs, performance.check_largest_batch):
         assert check(context).status is Status.SKIPPED

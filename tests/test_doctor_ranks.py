@@ -51,7 +51,7 @@ def test_a_port_that_is_refused_is_named():
 
 def test_a_rank_that_does_not_come_is_named():
     port = free_port()
-    with pytest.raises(JoinError, match=f"rank 1 of 2 has not come to 127.0.0.1:{port}"):
+    with pytest.raises(JoinError, match=f"rank 1 of 2 has not joined at 127.0.0.1:{port}"):
         join(launch_of(0, port), seconds=0.5)
 
 
@@ -80,15 +80,15 @@ def test_a_folder_that_the_ranks_do_not_share_is_named(tmp_path: Path):
     here, there = on_two_ranks(tmp_path, check, (f"runs_dir={tmp_path}/a",), (f"runs_dir={tmp_path}/b",))
     assert here.status is Status.OK
     assert there.status is Status.FAILURE
-    assert "a file of rank 0 is not there on rank" in there.found
+    assert "a file of rank 0 is not visible on rank" in there.details
     assert {found.status for found in on_two_ranks(tmp_path, check, (), ())} == {Status.OK}
 
 
 def test_ranks_with_other_configs_are_named(tmp_path: Path):
-    found = on_two_ranks(tmp_path, ranks.check_same, (), ("seed=7",))
+    found = on_two_ranks(tmp_path, ranks.check_agreement, (), ("seed=7",))
     assert {one.status for one in found} == {Status.FAILURE}
-    assert "rank 1 has config" in found[0].found
-    assert {one.status for one in on_two_ranks(tmp_path, ranks.check_same, (), ())} == {Status.OK}
+    assert "rank 1 has config" in found[0].details
+    assert {one.status for one in on_two_ranks(tmp_path, ranks.check_agreement, (), ())} == {Status.OK}
 
 
 def test_ranks_that_share_a_gpu_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -96,14 +96,14 @@ def test_ranks_that_share_a_gpu_are_named(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
     found = on_two_ranks(tmp_path, ranks.check_devices, (), ())
     assert {one.status for one in found} == {Status.FAILURE}
-    assert "3 is the GPU of several ranks" in found[0].found
+    assert "several ranks use GPU 3" in found[0].details
 
 
 def test_batches_that_the_ranks_cannot_share_are_named(tmp_path: Path):
     context = context_of(tmp_path)
     context.world_size = 3
     (result,) = run_checks([Check("batch sizes", ranks.check_batches)], context)
-    assert "lm.global_batch_size=64 cannot be shared evenly by 3 ranks" in result.finding.found
+    assert "lm.global_batch_size=64 cannot be shared evenly by 3 ranks" in result.finding.details
     assert result.finding.fix == "make it 63 or 66"
 
 
@@ -115,10 +115,10 @@ def test_one_process_is_checked_from_the_launch_to_the_speed(tmp_path: Path):
     assert done.returncode == 0, done.stdout + done.stderr
     content = json.loads(done.stdout)
     assert content["ok"]
-    assert not [found for found in content["checks"] if found["found"] == "not reached"]
-    assert "equal bits" in row(done.stdout, "classifier: the same steps twice")["found"]
+    assert not [found for found in content["checks"] if found["details"] == "not reached"]
+    assert "bitwise equal" in row(done.stdout, "classifier: the same steps twice")["details"]
     assert content["measured"]["tokens_per_second"] > 0
-    assert content["overrides"] == "runtime.precision=no"
+    assert content["overrides"] == "runtime.precision=fp32"
     assert not list(tmp_path.iterdir())
 
 
@@ -144,9 +144,9 @@ def test_a_full_disk_and_a_read_only_cache_are_named(tmp_path: Path):
     assert "failure" in done.stdout
     run, cache, disk = (row(as_json.stdout, name) for name in ("run directory", "cache", "free disk"))
     assert (run["status"], cache["status"], disk["status"]) == ("failure", "failure", "failure")
-    assert "No space left on device" in run["found"]
-    assert "Read-only file system" in cache["found"]
-    assert "data.cache" in cache["fix"]
+    assert "No space left on device" in run["details"]
+    assert "Read-only file system" in cache["details"]
+    assert "data.cache_dir" in cache["fix"]
     assert "run directory, cache, free disk" in as_json.stderr
 
 
@@ -159,11 +159,11 @@ def test_two_ranks_are_checked_together(tmp_path: Path):
     for name, said in (
         ("all-reduce", "GB/s inside the node"),
         ("object collectives", "ms"),
-        ("rank watch", "connected"),
+        ("heartbeat", "connected"),
         ("run directory, shared", "2 of 2"),
         ("lm: the same steps twice", "on all ranks"),
     ):
-        assert said in row(done.stdout, name)["found"]
+        assert said in row(done.stdout, name)["details"]
 
 
 def test_a_missing_rank_and_a_refused_port_are_named_within_a_minute(tmp_path: Path):
@@ -174,9 +174,9 @@ def test_a_missing_rank_and_a_refused_port_are_named_within_a_minute(tmp_path: P
     said = {rank: process.communicate(timeout=120) for rank, process in alone.items()}
     assert time.monotonic() - started < MINUTE
     assert [process.returncode for process in alone.values()] == [2, 2]
-    assert f"rank 1 of 2 has not come to 127.0.0.1:{first}" in row(said[0][0], "rendezvous")["found"]
-    assert f"rank 1 cannot reach rank 0 at 127.0.0.1:{second}" in row(said[1][0], "rendezvous")["found"]
-    assert "Connection refused" in row(said[1][0], "rendezvous")["found"]
+    assert f"rank 1 of 2 has not joined at 127.0.0.1:{first}" in row(said[0][0], "rendezvous")["details"]
+    assert f"rank 1 cannot reach rank 0 at 127.0.0.1:{second}" in row(said[1][0], "rendezvous")["details"]
+    assert "Connection refused" in row(said[1][0], "rendezvous")["details"]
     assert row(said[1][0], "run directory")["status"] == "ok"  # what needs no other rank is checked all the same
     assert "rendezvous" in said[0][1]
     assert "rendezvous" in said[1][1]
@@ -204,4 +204,4 @@ def test_a_rank_that_hangs_is_named_within_a_minute(stopped: int, number: signal
     assert both[1 - stopped].returncode == 2, out + err
     failed = [found for found in json.loads(out)["checks"] if found["status"] == "failure"]
     assert len(failed) == 1
-    assert f"rank {stopped} (" in failed[0]["found"]
+    assert f"rank {stopped} (" in failed[0]["details"]

@@ -6,7 +6,7 @@ from fastai.text.models import awdlstm
 from torch import nn
 
 from ulmfit_dist.config.schema import ClassifierConfig, LMConfig, ModelConfig
-from ulmfit_dist.models.dropout import EmbeddingDropout, Position, RowDropout, WeightDropout, lstm_from_flat_weights
+from ulmfit_dist.models.dropout import DropoutContext, EmbeddingDropout, RowDropout, WeightDropout, lstm_from_flat_weights
 from ulmfit_dist.models.networks import build_classifier, build_language_model, encoder_of
 
 B, T, H = 64, 5, 1150
@@ -18,8 +18,8 @@ def _fastai_draws_the_same_each_time():
     torch.manual_seed(0)
 
 
-def position(rows: range = range(B), step: int = 3) -> Position:
-    return Position(seed=42, stage="lm", step=step, rows=rows)
+def position(rows: range = range(B), step: int = 3) -> DropoutContext:
+    return DropoutContext(seed=42, stage="lm", step=step, rows=rows)
 
 
 def rows_dropped(rows: range, p: float = 0.5, step: int = 3, site: str = "input") -> torch.Tensor:

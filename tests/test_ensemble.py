@@ -17,18 +17,19 @@ from ulmfit_dist.cli.main import main
 from ulmfit_dist.config.schema import Config, RuntimeConfig
 from ulmfit_dist.data.classifier_loader import pad_chunks
 from ulmfit_dist.data.splits import split_documents
-from ulmfit_dist.data.token_store import TokenStore, write_json
+from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.inference.answers import compute_answers
 from ulmfit_dist.inference.temperature import BOUNDS, fit_temperature, scale_answers
-from ulmfit_dist.models.bundle import read_exported
+from ulmfit_dist.models.bundle import read_bundle
 from ulmfit_dist.stages import evaluate as evaluate_module
 from ulmfit_dist.stages import evaluate_ensemble as ensemble_module
 from ulmfit_dist.stages import evaluate_texts as evaluate_data_module
 from ulmfit_dist.stages.baseline import baseline_answers, compute_baseline
 from ulmfit_dist.stages.evaluate import evaluate
 from ulmfit_dist.stages.evaluate_ensemble import describe_ensemble, evaluate_ensemble
+from ulmfit_dist.utils.files import write_json
 
 BACKWARDS = replace(CONFIG, model=replace(CONFIG.model, backwards=True))
 
@@ -36,7 +37,7 @@ BACKWARDS = replace(CONFIG, model=replace(CONFIG.model, backwards=True))
 @pytest.fixture
 def runtime() -> Iterator[Runtime]:
     AcceleratorState._reset_state(reset_partial_state=True)
-    yield Runtime(RuntimeConfig(precision="no"))
+    yield Runtime(RuntimeConfig(precision="fp32"))
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
@@ -92,7 +93,7 @@ def test_several_classes_and_numbers_are_measured_by_their_mean(
     target: str, tmp_path: Path, store: TokenStore, runtime: Runtime
 ):
     store.label_names = ["a;b", "b", "c;a"] if target == "multicategory" else ["1", "2.5", "4"]
-    settings, data = replace(CONFIG.classifier, max_len=60, target=target), replace(CONFIG.data, no_label=None)
+    settings, data = replace(CONFIG.classifier, max_len=60, target=target), replace(CONFIG.data, missing_label=None)
     whole = replace(CONFIG, classifier=settings, data=data)
     configs = [whole, replace(whole, model=BACKWARDS.model)]
     runs = [make_classifier(tmp_path / f"run{seed}", store, seed, config) for seed, config in enumerate(configs)]
@@ -158,7 +159,7 @@ def test_labels_must_be_the_same(runs: list[Path], runtime: Runtime):
 
 def test_one_classifier_is_no_ensemble(runs: list[Path], capsys: pytest.CaptureFixture[str]):
     assert main(["ensemble", str(runs[0]), "--text", "a b"]) == 2
-    assert "an ensemble of 1: name two runs or more" in capsys.readouterr().err
+    assert "an ensemble of 1: name at least two runs" in capsys.readouterr().err
     assert main(["ensemble", *map(str, runs), "--output", "labels.jsonl"]) == 2
     assert "--output is for labels: give texts, too" in capsys.readouterr().err
 
@@ -187,7 +188,7 @@ def at_temperature(p_NC: np.ndarray, temperature: float) -> np.ndarray:
 
 
 def answers_of_run(run: Path, store: TokenStore, documents_N: np.ndarray, runtime: Runtime) -> np.ndarray:
-    return compute_answers(read_exported(run / "classifier"), store, documents_N, runtime).numpy()
+    return compute_answers(read_bundle(run / "classifier"), store, documents_N, runtime).numpy()
 
 
 def test_the_baseline_is_a_member_at_temperatures_fitted_to_valid(
@@ -198,7 +199,7 @@ def test_the_baseline_is_a_member_at_temperatures_fitted_to_valid(
     store.labels[:] = np.where(
         np.arange(80) % 3 == 0, said_2N[0], np.where(np.arange(80) % 3 == 1, said_2N[1], store.labels)
     )
-    documents, config = by_split(store), read_exported(runs[0] / "classifier").config
+    documents, config = by_split(store), read_bundle(runs[0] / "classifier").config
     _, facts, linear, _ = baseline_answers(config, runtime, store)
     answers = [{side: answers_of_run(run, store, part, runtime) for side, part in documents.items()} for run in runs[:2]]
     answers.append(linear)
@@ -254,7 +255,7 @@ def test_numbers_are_averaged_with_the_baseline_as_they_are(tmp_path: Path, stor
     split_in_three(store)
     store.label_names = ["1", "2.5", "4"]
     settings = replace(CONFIG.classifier, target="regression")
-    config = replace(CONFIG, classifier=settings, data=replace(CONFIG.data, no_label=None))
+    config = replace(CONFIG, classifier=settings, data=replace(CONFIG.data, missing_label=None))
     run = make_classifier(tmp_path / "run", store, 0, config)
     documents = by_split(store, config)
     _, _, linear, _ = baseline_answers(config, runtime, store)
@@ -264,12 +265,12 @@ def test_numbers_are_averaged_with_the_baseline_as_they_are(tmp_path: Path, stor
         mean_N1 = (answers_of_run(run, store, documents[side], runtime) + linear[side]) / 2
         errors_N = mean_N1[:, 0] - np.array([1, 2.5, 4])[store.labels[documents[side]]]
         assert figures["rmse"] == pytest.approx(np.sqrt((errors_N**2).mean()), rel=1e-5)
-    assert list(describe_ensemble(found))[-1] == ("numbers are averaged as they are: a temperature is for probabilities")
+    assert list(describe_ensemble(found))[-1] == ("numbers are averaged unscaled: a temperature applies to probabilities")
 
 
 def test_the_command_prints_a_table_or_json(runs: list[Path], store: TokenStore, capsys: pytest.CaptureFixture[str]):
     split_in_three(store)
-    words = ["ensemble", str(runs[0]), "--with-baseline", "--precision", "no"]
+    words = ["ensemble", str(runs[0]), "--with-baseline", "--precision", "fp32"]
     assert main([*words, "--json"]) == 0
     out = capsys.readouterr().out
     found = json.loads(out[out.index("{") :])
@@ -285,7 +286,7 @@ def test_the_command_prints_a_table_or_json(runs: list[Path], store: TokenStore,
     assert any(f"{found['members'][0]['temperature']:.3f}" in line for line in lines)
     assert main([*words, "--text", "a b"]) == 2
     assert "--with-baseline measures, it does not label" in capsys.readouterr().err
-    assert main(["ensemble", *map(str, runs), "--precision", "no"]) == 0
+    assert main(["ensemble", *map(str, runs), "--precision", "fp32"]) == 0
     assert "temperature" not in capsys.readouterr().out
 
 
@@ -304,12 +305,12 @@ def test_the_command_labels_texts(runs: list[Path], tmp_path: Path, capsys: pyte
 
 def test_forward_and_backward_are_measured_on_any_number_of_ranks(run_dirs: dict[str, Path], corpus: Path, recipe: Path):
     folder = run_dirs["caches"]
-    words = ["run", recipe, f"data.path={corpus}", *TINY, *LEARNING, f"data.cache={folder}/cache1", f"runs_dir={folder}"]
+    words = ["run", recipe, f"data.path={corpus}", *TINY, *LEARNING, f"data.cache_dir={folder}/cache1", f"runs_dir={folder}"]
     succeed([*words, "name=backwards", "model.backwards=true"])
     runs = [run_dirs["one"], folder / "backwards"]
     found = []
     for processes in (1, 2):
-        text = succeed(["ensemble", *runs, "--precision", "no", "--with-baseline", "--json"], processes)
+        text = succeed(["ensemble", *runs, "--precision", "fp32", "--with-baseline", "--json"], processes)
         found.append(json.loads(text[text.index("{") :]))
     assert found[0]["baseline"].keys() == found[1]["baseline"].keys()
     for name, value in found[0]["baseline"].items():

@@ -66,7 +66,7 @@ def assert_same_predictions(run: Path, found: dict) -> None:
 def test_fastai_says_the_same_of_several_classes_and_numbers(
     settings: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    data = dataclasses.replace(CONFIG.data, no_label=None)
+    data = dataclasses.replace(CONFIG.data, missing_label=None)
     make_models(
         tmp_path / "run",
         dataclasses.replace(CONFIG, data=data, classifier=dataclasses.replace(CONFIG.classifier, **settings)),
@@ -90,7 +90,7 @@ def test_fastai_says_the_same_of_several_classes_and_numbers(
 def test_fastai_reads_pieces_of_words_as_we_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("sentencepiece")
     texts = [*make_table().text]
-    settings = TokenizerConfig(kind="sentencepiece", pieces=60)
+    settings = TokenizerConfig(type="sentencepiece", sp_vocab_size=60)
     model = make_model(settings, texts)
     pieces = SentencePieceTokenizer(model).tokenize(texts)
     vocab = list(dict.fromkeys([*VOCAB[:9], *(piece for document in pieces for piece in document)]))
@@ -132,7 +132,7 @@ def test_what_differs_from_fastais_defaults_is_in_the_lines(tmp_path: Path):
         CONFIG,
         model=dataclasses.replace(CONFIG.model, backwards=True),
         tokenizer=dataclasses.replace(CONFIG.tokenizer, lang="de"),
-        classifier=dataclasses.replace(CONFIG.classifier, truncate_to=100),
+        classifier=dataclasses.replace(CONFIG.classifier, max_doc_tokens=100),
     )
     make_models(tmp_path / "run", config)
     lines = export_to_fastai(tmp_path / "run").read_text()
@@ -152,5 +152,5 @@ def test_a_folder_without_models_is_refused(tmp_path: Path, run: Path, capsys: p
     assert main(["export", str(tmp_path), "--to", "fastai"]) == 2
     assert "no exported model here" in capsys.readouterr().err
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="set --output to a folder of yours"):
+    with pytest.raises(UserError, match="set --output to a writable folder"):
         export_to_fastai(run, tmp_path / "file")

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from ulmfit_dist.config.loading import load_config
 from ulmfit_dist.config.schema import ClassifierConfig, Config, DataConfig, LMConfig, ModelConfig, Phase, RuntimeConfig
-from ulmfit_dist.data.batches import Batches
+from ulmfit_dist.data.batches import RankLoader
 from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.metrics.accumulators import ClassifierMetrics
@@ -26,7 +26,7 @@ from ulmfit_dist.models.networks import build_classifier
 from ulmfit_dist.rng.counter_based import seed_torch
 from ulmfit_dist.stages.classifier import classifier_loaders
 from ulmfit_dist.stages.lm import lm_learner
-from ulmfit_dist.training.learner import build_learner
+from ulmfit_dist.training.learner import LearnerParts, build_learner
 from ulmfit_dist.training.schedule import learning_rate, run_phases
 from ulmfit_dist.training.train_steps import ClassifierLearner
 
@@ -66,7 +66,7 @@ class StepLosses(Callback):
 class Replay:
     """Our batches as fastai's loaders give them: `(x, y)`, another order each epoch."""
 
-    def __init__(self, batches: Batches):
+    def __init__(self, batches: RankLoader):
         self.batches, self.epoch = batches, 0
 
     def __len__(self) -> int:
@@ -124,7 +124,7 @@ def losses(learner: Learner, phases: list[Phase], ours: bool) -> list[float]:
     return recorded.found
 
 
-@pytest.mark.parametrize(("runtime", "tolerance"), [("fp64", 1e-8), ("no", 1e-5)], indirect=["runtime"])
+@pytest.mark.parametrize(("runtime", "tolerance"), [("fp64", 1e-8), ("fp32", 1e-5)], indirect=["runtime"])
 def test_fifty_steps_of_the_language_model_are_fastais(store: TokenStore, runtime: Runtime, tolerance: float):
     ours = lm_learner(CONFIG, runtime, store)
     fastais = theirs(language_model_learner, ours, awd_lstm_lm_config)
@@ -139,20 +139,8 @@ def classifier_of_ours(settings: ClassifierConfig, runtime: Runtime, store: Toke
     train, valid = classifier_loaders(CONFIG, runtime, store)
     seed_torch(1)
     model = build_classifier(V, CLASSES, CONFIG.model, settings)
-    metrics = ClassifierMetrics(CLASSES)
-    return build_learner(
-        ClassifierLearner,
-        "classifier",
-        settings,
-        model,
-        awd_lstm_clas_split,
-        F.cross_entropy,
-        metrics,
-        train,
-        valid,
-        runtime,
-        seed=1,
-    )
+    parts = LearnerParts(model, awd_lstm_clas_split, F.cross_entropy, ClassifierMetrics(CLASSES), train, valid)
+    return build_learner(ClassifierLearner, "classifier", parts, settings, runtime, seed=1)
 
 
 @pytest.mark.parametrize("runtime", ["fp64"], indirect=True)  # batch norm over an untrained encoder makes much of rounding
@@ -179,7 +167,7 @@ class HyperParameters(Callback):
             self.found.append([(hyper["lr"], hyper["mom"], hyper["wd"]) for hyper in trained])
 
 
-@pytest.mark.parametrize("runtime", ["no"], indirect=True)
+@pytest.mark.parametrize("runtime", ["fp32"], indirect=True)
 def test_the_recipe_of_five_epochs_has_the_schedule_of_fine_tune(store: TokenStore, runtime: Runtime):
     recipe = replace(load_config(ROOT / "configs/imdb_fine_tune.yaml").classifier, seq_len=T)  # as the test's loaders
     ours = classifier_of_ours(recipe, runtime, store)

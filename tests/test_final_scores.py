@@ -23,7 +23,7 @@ SHORT = [*TINY, "data.source=csv", "lm.phases=[{epochs: 1, lr: 1e-2}]", "classif
 KINDS: dict[str, tuple[list[str], Callable[[int], str], str]] = {
     "category": ([], lambda i: "ab"[i % 2], "accuracy"),
     "multicategory": (["classifier.target=multicategory"], lambda i: ("a", "a;b", "b")[i % 3], "f1_micro"),
-    "regression": (["classifier.target=regression", "data.no_label=null"], lambda i: str(i % 3), "mae"),
+    "regression": (["classifier.target=regression", "data.missing_label=null"], lambda i: str(i % 3), "mae"),
 }
 
 
@@ -39,7 +39,7 @@ def words_of(folder: Path, recipe: Path, kind: str = "category", labelled: bool 
         splits["valid"] = texts(12, "lake", label)
     for name, rows in splits.items():
         WRITERS["csv"][1](str(folder / "texts" / name), rows)
-    place = [f"data.path={folder / 'texts'}", f"data.cache={folder / 'cache'}", f"runs_dir={folder}", "name=run"]
+    place = [f"data.path={folder / 'texts'}", f"data.cache_dir={folder / 'cache'}", f"runs_dir={folder}", "name=run"]
     return [recipe, *SHORT, *place, *words, "data.label_delim=;"]
 
 

@@ -13,7 +13,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from ulmfit_dist.config.loading import load_config
 from ulmfit_dist.data.sources import open_source
-from ulmfit_dist.data.sources.in_memory import Frame, kept_as
+from ulmfit_dist.data.sources.in_memory import InMemorySource, with_cached_texts
 from ulmfit_dist.errors import UserError
 
 TEXTS, LABELS = ["one, two", 'says "three"', "vier ü", None], ["b", "a", None, "b"]
@@ -22,9 +22,9 @@ FRAME = pandas.DataFrame({"text": TEXTS, "label": LABELS, "other": range(4)})
 
 def opened(texts, cache: Path, *overrides: str):
     """The source that texts become."""
-    config = load_config(None, ["data.source=frame", f"data.cache={cache}", *overrides])
-    frame = Frame(texts, config.data)
-    kept = kept_as(config, frame.digest())
+    config = load_config(None, ["data.source=frame", f"data.cache_dir={cache}", *overrides])
+    frame = InMemorySource(texts, config.data)
+    kept = with_cached_texts(config, frame.digest())
     frame.write(Path(kept.data.path))
     return open_source(kept.data)
 
@@ -108,19 +108,19 @@ def test_what_is_wrong_is_one_line(tmp_path: Path):
     several = DatasetDict({"dev": Dataset.from_dict({"text": ["a"]})})
     flagged = FRAME.assign(is_valid=["yes", "no", "no", "no"])
     for texts, overrides, said in [
-        (["a", "b"], [], "a list is neither a pandas DataFrame nor a Dataset"),
+        (["a", "b"], [], "expected a pandas DataFrame, or a Hugging Face Dataset or DatasetDict, not a list"),
         (FRAME["text"], [], "a Series is neither"),
-        (FRAME, ["data.text=[body]"], "no column 'body' in the train split; its columns are: text, label, other"),
-        (FRAME, ["data.label=class"], "no column 'class'"),
+        (FRAME, ["data.text_col=[body]"], "no column 'body' in the train split; its columns are: text, label, other"),
+        (FRAME, ["data.label_col=class"], "no column 'class'"),
         (FRAME, ["data.valid_col=is_valid"], "no column 'is_valid'"),
-        (flagged, ["data.valid_col=is_valid"], "row 1: 'yes' in data.valid_col=is_valid is neither true nor false"),
+        (flagged, ["data.valid_col=is_valid"], "row 1: 'yes' in data.valid_col=is_valid: expected true or false"),
         (FRAME.iloc[:0], [], "the train split has no documents"),
         (
             FRAME.assign(text=pandas.Series(["half \ud83d"] * 4, dtype=object)),
             [],
             "texts: row 0: column 'text' has half of a surrogate pair",
         ),
-        (several, [], "which split is train? It has dev: set data.splits"),
+        (several, [], "no split is named train; it has dev: set data.splits"),
     ]:
         with pytest.raises(UserError) as error:
             opened(texts, tmp_path, *overrides)
@@ -166,7 +166,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def words(place: Path, *overrides: str) -> list[object]:
-    return [place / "script.py", place / "rows.jsonl", *TINY, *LEARNING, "tracking.wandb=disabled", *overrides]
+    return [place / "script.py", place / "rows.jsonl", *TINY, *LEARNING, "tracking.wandb_mode=disabled", *overrides]
 
 
 def test_a_script_trains_from_a_frame_on_two_ranks_as_on_one_and_its_run_stands_alone(place: Path):
@@ -178,7 +178,7 @@ def test_a_script_trains_from_a_frame_on_two_ranks_as_on_one_and_its_run_stands_
     weights = [(place / "runs" / name / "classifier" / "model.safetensors").read_bytes() for name in runs]
     assert weights[0] == weights[1]
     summary = json.loads((place / "runs" / "two" / "summary.json").read_text())
-    text = succeed_here(["evaluate", "--json", "runs/two", "--precision", "no"], cwd=place)
+    text = succeed_here(["evaluate", "--json", "runs/two", "--precision", "fp32"], cwd=place)
     assert json.loads(text[text.index("{") :])["classifier"]["accuracy"] == summary["classifier"]["accuracy"]
 
 
@@ -191,6 +191,6 @@ def test_ranks_that_give_other_texts_are_told_so(place: Path):
 def test_the_config_is_not_changed():
     config = load_config(None, ["data.source=bbc_news", "data.splits={train: x}"])
     before = replace(config)
-    kept = kept_as(config, "abc")
+    kept = with_cached_texts(config, "abc")
     assert (kept.data.source, kept.data.path, kept.data.splits) == ("frame", "cache/frames/abc", {})
     assert config == before

@@ -55,7 +55,14 @@ def test_somebody_elses_folder_is_not_taken(variables: pytest.MonkeyPatch, tmp_p
 def test_a_run_without_a_home_works_and_names_folder_and_variable(
     corpus: Path, recipe: Path, run_dirs: dict[str, Path], tmp_path: Path
 ):
-    words = ["run", recipe, *TINY, f"data.path={corpus}", f"data.cache={run_dirs['caches']}/cache1", f"runs_dir={tmp_path}"]
+    words = [
+        "run",
+        recipe,
+        *TINY,
+        f"data.path={corpus}",
+        f"data.cache_dir={run_dirs['caches']}/cache1",
+        f"runs_dir={tmp_path}",
+    ]
     words += ["lm.phases=[{epochs: 1}]", "classifier.phases=[{epochs: 1}]"]
     (tmp_path / "tmp").mkdir()
     usual = {"HF_HOME": "~/.cache/huggingface", "FASTAI_HOME": "~/.fastai", "MPLCONFIGDIR": ""}
@@ -65,8 +72,8 @@ def test_a_run_without_a_home_works_and_names_folder_and_variable(
     first, *others = result.stderr.splitlines()
     place = f"{tmp_path}/tmp/ulmfit-dist-{os.getuid()}"
     assert first == (
-        "ulmfit-dist: warning: /dev/null/.cache, /dev/null/.config, /dev/null/.local/share cannot be written: caches go to "
-        f"{place}; set HOME, or XDG_CACHE_HOME, XDG_CONFIG_HOME, XDG_DATA_HOME, to keep them"
+        "warning: /dev/null/.cache, /dev/null/.config, /dev/null/.local/share not writable: caches go to "
+        f"{place}; to keep them set HOME, or XDG_CACHE_HOME, XDG_CONFIG_HOME, XDG_DATA_HOME"
     )
     assert [line for line in others if "/dev/null" in line or "W&B" in line or "rror" in line or "INFO" in line] == []
     assert "W&B is offline: send it with: " in result.stdout

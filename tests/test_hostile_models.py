@@ -43,6 +43,11 @@ def let_yaml_call(folder: Path) -> None:
         file.write("a: !!python/object/apply:os.mkdir [trace]\n")
 
 
+def inherit_from_a_file(folder: Path) -> None:
+    with (folder / "config.yaml").open("a") as file:
+        file.write("base: /etc/passwd\n")
+
+
 def gigabytes_of_vocabulary(folder: Path) -> None:
     os.truncate(folder / "vocab.json", 5 << 30)
 
@@ -52,10 +57,11 @@ def gigabytes_of_config(folder: Path) -> None:
 
 
 ATTACKS = [
-    (call_a_function, r"its tokenizer\.rules would call os\.mkdir: if you trust .* --trust-rules"),
+    (call_a_function, r"its tokenizer\.rules would call os\.mkdir: if you trust .* --trust-remote-code"),
     (pickle_the_weights, r"model\.safetensors: damaged or unreadable"),
     (let_yaml_grow, r"it has YAML aliases"),
     (let_yaml_call, r"config\.yaml"),
+    (inherit_from_a_file, r"config\.yaml: base='/etc/passwd': a model's config must be complete"),
     (gigabytes_of_vocabulary, r"vocab\.json: .*5,368,709,120 bytes"),
     (gigabytes_of_config, r"config\.yaml: .*5,368,709,120 bytes"),
 ]
@@ -77,7 +83,7 @@ def test_a_model_that_was_tampered_with_is_refused_and_runs_nothing(model: Path,
     uses = [
         lambda: load_classifier(model).predict(["trace"]),
         lambda: load_language_model(model).generate("trace"),
-        lambda: evaluate(model, Runtime(RuntimeConfig(precision="no"))),
+        lambda: evaluate(model, Runtime(RuntimeConfig(precision="fp32"))),
     ]
     for use in uses:
         with pytest.raises(UserError, match=said):
@@ -88,5 +94,5 @@ def test_a_model_that_was_tampered_with_is_refused_and_runs_nothing(model: Path,
 def test_rules_are_called_where_they_are_trusted(model: Path):
     call_a_function(model / "classifier")
     with pytest.raises(TypeError):  # os.mkdir was called, and gives no text back
-        load_classifier(model, trust_rules=True).predict(["trace"])
+        load_classifier(model, trust_remote_code=True).predict(["trace"])
     assert [path.name.strip() for path in Path().iterdir()] == ["xxbos trace"]

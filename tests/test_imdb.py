@@ -36,7 +36,13 @@ def slices(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_slice_of_imdb_trains_from_parquet_and_a_folder_gives_the_same_store(slices: Path, recipe: Path):
     stores = {}
     for source, path in (("parquet", "parquet"), ("folder", "text")):
-        words = [recipe, f"data.source={source}", f"data.path={slices / path}", SPLITS, f"data.cache={slices / path}-cache"]
+        words = [
+            recipe,
+            f"data.source={source}",
+            f"data.path={slices / path}",
+            SPLITS,
+            f"data.cache_dir={slices / path}-cache",
+        ]
         succeed(["prepare", *words], processes=2)
         stores[source] = TokenStore(store_in(slices / f"{path}-cache"))
     assert stores["parquet"].vocab == stores["folder"].vocab
@@ -48,7 +54,7 @@ def test_a_slice_of_imdb_trains_from_parquet_and_a_folder_gives_the_same_store(s
 
     training = [
         *TINY,
-        "data.limit=400",
+        "data.max_documents=400",
         "tokenizer.max_vocab=4000",
         "lm.global_batch_size=64",
         "lm.seq_len=72",
@@ -68,7 +74,7 @@ def test_a_slice_of_imdb_trains_from_parquet_and_a_folder_gives_the_same_store(s
         SPLITS,
         f"runs_dir={slices / 'runs'}",
     ]
-    succeed(["run", *words, f"data.cache={slices / 'cache'}", "tracking.wandb=disabled"], processes=2)
+    succeed(["run", *words, f"data.cache_dir={slices / 'cache'}", "tracking.wandb_mode=disabled"], processes=2)
     summary = json.loads((slices / "runs" / "run" / "summary.json").read_text())
     assert summary["world_size"] == 2
     assert summary["lm"]["perplexity"] < 2000

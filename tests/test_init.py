@@ -101,10 +101,9 @@ def test_labels_in_words_train_a_classifier(tmp_path: Path):
     succeed_here(["run", "news.yaml"], cwd=tmp_path)
     summary = json.loads((tmp_path / "runs/news/summary.json").read_text())
     assert summary["classifier"]["accuracy"] > 0.6
-    assert "there already" in command_here(["init", "news.csv"], cwd=tmp_path).stderr
+    assert "exists already" in command_here(["init", "news.csv"], cwd=tmp_path).stderr
     assert (
-        "a run of this name is there already"
-        in command_here(["init", "news.csv", "--output", "b.yaml"], cwd=tmp_path).stderr
+        "a run of this name exists already" in command_here(["init", "news.csv", "--output", "b.yaml"], cwd=tmp_path).stderr
     )
 
 
@@ -114,7 +113,7 @@ def test_labels_in_numbers(values, target: str, missing: str | None, tmp_path: P
     write_csv(tmp_path / "n.csv", ["text", "label"], rows)
     card = init(tmp_path, "n.csv")
     assert card["target"] == target
-    assert load_config(tmp_path / "n.yaml").data.no_label == missing
+    assert load_config(tmp_path / "n.yaml").data.missing_label == missing
     assert classes_of(prepared(tmp_path, card, monkeypatch)) == {values[0]: 40, values[1]: 40}
 
 
@@ -123,7 +122,7 @@ def test_numbers_with_a_fraction_are_a_regression(tmp_path: Path, monkeypatch: p
     write_csv(tmp_path / "prices.csv", ["text", "price"], rows)
     card = init(tmp_path, "prices.csv")
     config = load_config(tmp_path / "prices.yaml")
-    assert (card["target"], config.classifier.target, config.data.no_label) == ("regression", "regression", None)
+    assert (card["target"], config.classifier.target, config.data.missing_label) == ("regression", "regression", None)
     low, high = config.classifier.y_range or (0, 0)
     assert low < 0 < 79 / 8 < high
     prepared(tmp_path, card, monkeypatch)
@@ -218,7 +217,7 @@ def test_thai_is_learned_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     write_csv(tmp_path / "t.csv", ["text", "label"], rows)
     card = init(tmp_path, "t.csv")
     config = load_config(tmp_path / "t.yaml")
-    assert (card["language"]["code"], config.tokenizer.kind, config.tokenizer.lang) == ("th", "sentencepiece", "th")
+    assert (card["language"]["code"], config.tokenizer.type, config.tokenizer.lang) == ("th", "sentencepiece", "th")
     prepared(tmp_path, card, monkeypatch)
 
 
@@ -251,7 +250,7 @@ def test_texts_without_labels_give_a_language_model_alone(tmp_path: Path, monkey
     card = init(tmp_path, "a.csv")
     assert card["label"] is None
     assert card["command"] == "ulmfit-dist pretrain a.yaml"
-    assert load_config(tmp_path / "a.yaml").data.label is None
+    assert load_config(tmp_path / "a.yaml").data.label_col is None
     assert prepared(tmp_path, card, monkeypatch).label_names == []
 
 
@@ -273,7 +272,7 @@ def test_a_table_of_file_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         (tmp_path / "set" / "texts" / f"{i}.txt").write_text(text)
     write_csv(tmp_path / "set" / "labels.csv", ["file", "label"], [(f"texts/{i}.txt", y) for i, (_, y) in enumerate(rows)])
     card = init(tmp_path, "set/labels.csv")
-    assert load_config(tmp_path / "labels.yaml").data.text_file == "file"
+    assert load_config(tmp_path / "labels.yaml").data.file_col == "file"
     assert classes_of(prepared(tmp_path, card, monkeypatch)) == card["classes"]
 
 
@@ -286,7 +285,7 @@ def test_a_table_of_file_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         (["a.csv", "--text", "a", "--name", "x/y"], "--name 'x/y': give a plain name"),
         (["a.csv", "--text", "a", "data.sauce=1"], "did you mean"),
         (["a.csv", "--text", "a", "--target", "regression"], "in column y is not a number"),
-        (["few.csv"], "few.csv: 6 documents with words, too few to learn from"),
+        (["few.csv"], "few.csv: 6 non-empty documents are too few"),
         (["pipe.csv"], "a single column, 'text|label': if '|' separates the columns"),
         (["a.docx"], "expected a folder of .txt files, or a .csv"),
     ],
@@ -303,7 +302,7 @@ def test_questions_are_one_line(words: list[str], said: str, tmp_path: Path):
 def test_overrides_are_in_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     write_csv(tmp_path / "a.csv", ["text", "label"], documents(60))
     write_csv(tmp_path / "two.csv", ["a", "b", "y"], [(text, text + " again", y) for text, y in documents(60)])
-    two = init(tmp_path, "two.csv", "data.text=[b]", "data.label=y", "classifier.target=multicategory")
+    two = init(tmp_path, "two.csv", "data.text_col=[b]", "data.label_col=y", "classifier.target=multicategory")
     assert (two["text"], two["label"], two["target"]) == (["b"], "y", "multicategory")
     keys = ["seed=7", "model.emb_sz=24", "lm.phases=[{epochs: 1, lr: 1e-2}]", "data.valid_pct=0.3"]
     card = init(tmp_path, "a.csv", *keys)

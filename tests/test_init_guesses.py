@@ -90,8 +90,8 @@ def test_text_and_label_are_found(table: dict[str, list], text: list[str], label
             "columns a and b look like texts: give --text a, --text b or both",
         ),
         ({"a": PROSE, "k": CLASSES, "z": CLASSES[::-1]}, {}, "which column is the label? (candidates: k, z)"),
-        ({"text": PROSE, "author": [f"A. Name{i}" for i in range(N)]}, {}, "or --label none for a language model alone"),
-        ({"y": CLASSES, "n": IDS}, {}, "no column looks like texts (columns: y, n): give it by --text COL"),
+        ({"text": PROSE, "author": [f"A. Name{i}" for i in range(N)]}, {}, "or --label none to train only a language model"),
+        ({"y": CLASSES, "n": IDS}, {}, "no column looks like texts (columns: y, n): give --text COL"),
         ({"a": PROSE, "y": CLASSES}, {"label": "z"}, "--label z: texts.csv has no such column; its columns are: a, y"),
         ({"a": PROSE, "y": CLASSES}, {"text": ["z"]}, "--text z: texts.csv has no such column"),
     ],
@@ -114,7 +114,7 @@ def test_columns_of_splits_and_of_files_are_no_labels():
     assert choose(table).label == "y"
     assert "split names the split of each row" in choose(table).notices[0]
     files = choose({"file": [f"texts/{i}.txt" for i in range(N)], "y": CLASSES}, file_columns=["file"])
-    assert (files.text_file, files.label) == ("file", "y")
+    assert (files.file_col, files.label) == ("file", "y")
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_labels_are_understood(labels: dict[str, int], column: str, target: str,
             "classes or a quantity? Give --target category or --target regression",
         ),
         ({str(i): 1 for i in range(900, 1000)}, "year", "classes or a quantity?"),
-        ({f"name {i}": 1 for i in range(100)}, "y", "which are no classes"),
+        ({f"name {i}": 1 for i in range(100)}, "y", "too many for classes"),
         ({"['a', 'b']": 3, "['a']": 3}, "y", "holds lists as text"),
     ],
 )
@@ -215,9 +215,9 @@ def test_a_seed_is_found_that_trains_on_each_class_that_is_validated_on():
 
 
 def test_a_class_that_can_only_be_tested_is_refused():
-    with pytest.raises(UserError, match="class 'c' is in the test split and not in train"):
+    with pytest.raises(UserError, match="class 'c' is in the test split but not in train"):
         choose_seed(survey_of(["a", "b"], test=["a", "c"]), LabelMeaning("category", ""), 0.2, False, 42, "t")
-    with pytest.raises(UserError, match="classes of so few documents"):
+    with pytest.raises(UserError, match="too few documents to be in train and in valid"):
         choose_seed(survey_of([f"c{i}" for i in range(100)]), LabelMeaning("category", ""), 0.2, False, 42, "t")
 
 
@@ -268,7 +268,7 @@ def test_what_does_not_fit_is_shortened_then_cut_and_said():
     slow = Speed(lm=1e-2, frozen=1e-2, full=1e-2)
     plan, speed, fits = choose_plan(CORPUS, lambda plan: slow, 1800, 8000, False)
     assert fits
-    assert plan.truncate_to == SHORTENED
+    assert plan.max_doc_tokens == SHORTENED
     assert plan.limit is not None
     assert plan.limit < 2225
     assert durations(plan, CORPUS, speed).total <= 1800
@@ -291,15 +291,17 @@ def test_an_epoch_has_enough_steps_of_each_stage():
 
 
 def test_a_recipe_reads_back_as_its_config(tmp_path):
-    config = load_config(None, ["data.path=a: b#c", "data.source=csv", "data.text=['- x', 'null']", "data.label='007'"])
+    config = load_config(
+        None, ["data.path=a: b#c", "data.source=csv", "data.text_col=['- x', 'null']", "data.label_col='007'"]
+    )
     config = replace(config, lm=replace(config.lm, phases=[Phase(2, [1e-3, 1e-2], -1)]), name="n")
-    config = replace(config, data=replace(config.data, no_label=None, label_delim="|"))
+    config = replace(config, data=replace(config.data, missing_label=None, label_delim="|"))
     config = replace(config, classifier=replace(config.classifier, phases=[Phase(3, [1.5e-3, 1e-2])]))
-    text = recipe_yaml(config, {"data.label": "because\nof it", "lm": "about a minute"}, ["above"])
+    text = recipe_yaml(config, {"data.label_col": "because\nof it", "lm": "about a minute"}, ["above"])
     (tmp_path / "r.yaml").write_text(text)
     assert load_config(tmp_path / "r.yaml") == config
     assert "# because of it" in text
-    assert yaml.safe_load(text)["data"]["label"] == "007"
+    assert yaml.safe_load(text)["data"]["label_col"] == "007"
     assert "seq_len" not in text  # what has its default is not written
     assert recipe_yaml(Config(), {}, [], ["classifier"]).count("classifier") == 0
 

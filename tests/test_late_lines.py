@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from ulmfit_dist.checkpointing.callback import CheckpointCallback
-from ulmfit_dist.distributed.step_timer import PARTS, Laps
+from ulmfit_dist.distributed.step_timer import PARTS, StepTimer
 from ulmfit_dist.training.callbacks.tracking import TrackingCallback
+from ulmfit_dist.training.train_state import TrainState
 from ulmfit_dist.utils import host_copy
 from ulmfit_dist.utils.host_copy import HostCopy
 
@@ -26,16 +27,19 @@ class Fit:
     def __init__(self, is_late: bool):
         self.lines: list[dict[str, Any]] = []
         runtime = SimpleNamespace(
-            device=CPU, world_size=1, rank=0, is_main=True, bytes_given=0, micro_batch_size=None, laps=Laps(CPU)
+            device=CPU, world_size=1, rank=0, is_main=True, bytes_given=0, micro_batch_size=None, step_timer=StepTimer(CPU)
         )
-        runtime.gather, runtime.from_main, runtime.sum = (lambda item: [item]), (lambda item: item), (lambda values: values)
-        config = SimpleNamespace(tracking=SimpleNamespace(log_every=LOG_EVERY, log_text=True))
+        runtime.all_gather_object, runtime.broadcast_object, runtime.all_reduce_sum = (
+            (lambda item: [item]),
+            (lambda item: item),
+            (lambda values: values),
+        )
+        config = SimpleNamespace(tracking=SimpleNamespace(log_interval=LOG_EVERY, log_text=True))
         tracker = SimpleNamespace(config=config, runtime=runtime, log=self._log)
         self.weight = torch.nn.Parameter(torch.zeros(2))
         self.learn = SimpleNamespace(
             stage="lm",
-            phase=0,
-            stage_epoch=0,
+            train_state=TrainState("lm"),
             stage_step=0,
             valid_metrics={"valid_loss": 1.0},
             opt=SimpleNamespace(hypers=[{"lr": 0.0, "mom": 0.8}]),
@@ -46,7 +50,7 @@ class Fit:
         self.tracking = TrackingCallback(tracker, "tokens", lambda before: before)  # type: ignore[arg-type]
         self.tracking.learn, self.tracking.is_late = self.learn, is_late
         self.tracking.progress = SimpleNamespace(advance=lambda: None, __exit__=lambda *args: None)  # type: ignore[assignment]
-        runtime.laps.start()
+        runtime.step_timer.start()
 
     def _log(self, stage: str, position: dict, metrics: dict, tables: dict | None = None) -> None:
         self.lines.append({"stage": stage, **position, **metrics})
@@ -57,7 +61,8 @@ class Fit:
         self.learn.opt.hypers[0]["lr"] = 0.1 * (number + 1)
         self.weight.grad = torch.tensor([3.0, 4.0]) * (number + 1)
         self.tracking.before_step()
-        self.learn.stage_step += 1
+        self.learn.train_state.stage_step += 1
+        self.learn.stage_step = self.learn.train_state.stage_step
         self.tracking.runtime.bytes_given += 1000
         self.tracking.after_batch()
         self.weight.grad = None
@@ -65,7 +70,7 @@ class Fit:
     def end(self) -> list[dict[str, Any]]:
         """End the epoch; returns all lines without what is measured by a clock."""
         self.tracking.after_train()
-        self.tracking.runtime.laps.stop()
+        self.tracking.runtime.step_timer.stop()
         self.tracking.after_epoch()
         return without_times(self.lines)
 
@@ -108,7 +113,7 @@ def test_a_checkpoint_holds_the_lines_of_all_its_steps_and_a_resumed_run_logs_wh
     assert [line["step"] for line in killed.lines] == [2, 4]
     assert state["epoch_seconds"] > 0
     resumed.tracking.load_state_dict(state)
-    resumed.learn.stage_step = 4
+    resumed.learn.train_state.stage_step = resumed.learn.stage_step = 4
     for number in range(4, len(LOSSES)):
         resumed.step(number)
     assert without_times(killed.lines) + resumed.end() == whole.end()
@@ -121,7 +126,7 @@ def test_an_epoch_has_the_time_of_all_its_steps_whoever_reads_it_when(monkeypatc
     for number in range(5):
         now[0] += 1.0
         fit.step(number)
-        fit.tracking.runtime.laps.end("optimizer")
+        fit.tracking.runtime.step_timer.end("optimizer")
         if number == 2:
             fit.tracking.state_dict()
     fit.end()
@@ -150,30 +155,30 @@ def test_a_copy_from_a_gpu_is_launched_and_waited_for_only_when_it_is_read(monke
 
 
 @pytest.mark.parametrize(("device", "found"), [("cpu", [2, None, 4]), ("cuda", [None, 2, None])])
-def test_a_vote_reads_on_a_gpu_what_the_last_vote_has_launched(device: str, found: list[int | None]):
+def test_a_status_exchange_reads_on_a_gpu_the_copies_that_the_last_one_launched(device: str, found: list[int | None]):
     callback = CheckpointCallback.__new__(CheckpointCallback)
-    callback.runtime, callback.losses, callback.sent = SimpleNamespace(device=torch.device(device)), [], []  # type: ignore
+    callback.runtime, callback.losses, callback.copied = SimpleNamespace(device=torch.device(device)), [], []  # type: ignore
     seen = []
     for losses in ([(1, 1.0), (2, torch.nan)], [(3, 2.0)], [(4, torch.inf)]):
         callback.losses += [(step, torch.tensor(loss)) for step, loss in losses]
         seen.append(callback._bad_step())
     assert seen == found
-    callback._send_losses()
+    callback._copy_losses()
     assert callback._bad_step() == (4 if device == "cuda" else None)
 
 
 def test_laps_are_read_later_and_a_lap_whose_purpose_is_open_is_left_to_the_next(monkeypatch: pytest.MonkeyPatch):
     now = [0.0]
     monkeypatch.setattr("ulmfit_dist.distributed.step_timer.time.perf_counter", lambda: now[0])
-    laps = Laps(CPU)
-    laps.start()
+    timer = StepTimer(CPU)
+    timer.start()
     for seconds, part in ((1, "data"), (2, None), (4, "communication")):
         now[0] += seconds
-        laps.end(part)
-    first = laps.take()
+        timer.end(part)
+    first = timer.take()
     now[0] += 8
-    laps.end("forward")
-    second = laps.take()
+    timer.end("forward")
+    second = timer.take()
     assert second.read().parts == dict.fromkeys(PARTS, 0.0) | {"communication": 4.0, "forward": 10.0}
     assert first.read().parts == dict.fromkeys(PARTS, 0.0) | {"data": 1.0}
     assert (first.read().training, second.read().training) == (1.0, 14.0)

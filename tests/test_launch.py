@@ -1,4 +1,4 @@
-"""The launch scripts, as far as they can be run without making an environment."""
+"""The launch scripts, without the creation of an environment."""
 
 import json
 import os
@@ -16,9 +16,9 @@ SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the project that is set up already: its .venv is the environment that runs the tests."""
-    folder = tmp_path_factory.mktemp("a house with spaces")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project that counts as set up: it uses the environment that runs the tests."""
+    folder = tmp_path_factory.mktemp("a project with spaces")
     return copy_project(folder)
 
 
@@ -29,11 +29,11 @@ def copy_project(folder: Path) -> Path:
     return folder
 
 
-def start(house: Path, script: str, *words: str, **env: str) -> subprocess.Popen[str]:
+def start(project: Path, script: str, *words: str, **env: str) -> subprocess.Popen[str]:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PATH": path, **env}
     return subprocess.Popen(
-        ["bash", str(house / "launch" / script), *words],
+        ["bash", str(project / "launch" / script), *words],
         env=environment,
         cwd="/",
         stdout=subprocess.PIPE,
@@ -48,14 +48,14 @@ def test_scripts_parse_and_say_what_they_are_for(script: Path):
     assert any(line.startswith("# ") for line in script.read_text().splitlines()[:3])
 
 
-def test_two_nodes_train_together(house: Path, corpus: Path, recipe: Path, tmp_path: Path):
+def test_two_nodes_train_together(project: Path, corpus: Path, recipe: Path, tmp_path: Path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    words = [str(recipe), f"data.path={corpus}", *TINY, f"runs_dir={tmp_path}", f"data.cache={tmp_path}/cache"]
-    words += ["tracking.wandb=disabled", "lm.phases=[{epochs: 1}]", "classifier.phases=[{epochs: 1}]"]
+    words = [str(recipe), f"data.path={corpus}", *TINY, f"runs_dir={tmp_path}", f"data.cache_dir={tmp_path}/cache"]
+    words += ["tracking.wandb_mode=disabled", "lm.phases=[{epochs: 1}]", "classifier.phases=[{epochs: 1}]"]
     shared = {"NUM_NODES": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GPUS_PER_NODE": "1"}
-    nodes = [start(house, "multi_node.sh", *words, NODE_RANK=str(rank), **shared) for rank in range(2)]
+    nodes = [start(project, "multi_node.sh", *words, NODE_RANK=str(rank), **shared) for rank in range(2)]
     outputs = [node.communicate(timeout=240) for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], outputs
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["world_size"] == 2
@@ -63,29 +63,29 @@ def test_two_nodes_train_together(house: Path, corpus: Path, recipe: Path, tmp_p
     assert outputs[1][0] == ""
 
 
-def test_scripts_refuse_a_misspelt_key_before_they_launch(house: Path):
-    node = start(house, "quickstart.sh", "lm.bathc=3", "--fresh")
+def test_scripts_refuse_a_misspelt_key_before_they_launch(project: Path):
+    node = start(project, "quickstart.sh", "lm.bathc=3", "--fresh")
     output, errors = node.communicate(timeout=60)
     assert node.returncode == 2
     assert output == ""
     assert errors.splitlines() == [line for line in errors.splitlines() if "unknown key lm.bathc" in line]
-    node = start(house, "multi_node.sh", "configs/quickstart.yaml", NUM_NODES="2")
+    node = start(project, "multi_node.sh", "configs/quickstart.yaml", NUM_NODES="2")
     assert "NODE_RANK is not set" in node.communicate(timeout=60)[1]
     assert node.returncode == 2
 
 
 def test_gpus_that_cannot_share_a_batch_are_left_idle_by_the_quick_start_and_refused_elsewhere(tmp_path: Path):
-    house = copy_project(tmp_path / "house")
-    with (house / "launch" / "functions.sh").open("a") as functions:
+    project = copy_project(tmp_path / "project")
+    with (project / "launch" / "functions.sh").open("a") as functions:
         functions.write("visible_gpus() { echo 6; }\n")
-    with (house / "launch" / "common.sh").open("a") as common:  # in place of the launcher
-        common.write('python() { [[ $2 != *launcher ]] || { echo "$@"; exit; }; command python "$@"; }\n')
+    with (project / "launch" / "common.sh").open("a") as common:  # in place of the launcher
+        common.write('python() { [[ $2 != *.launch ]] || { echo "$@"; exit; }; command python "$@"; }\n')
     scripts = [("quickstart.sh",), ("multi_gpu.sh", "configs/quickstart.yaml"), ("multi_gpu.sh", "configs/quickstart.yaml")]
     variables: list[dict[str, str]] = [{}, {}, {"NUM_PROCESSES": "2"}]
-    runs = [start(house, *words, **env) for words, env in zip(scripts, variables, strict=True)]
+    runs = [start(project, *words, **env) for words, env in zip(scripts, variables, strict=True)]
     (chosen, refused, two) = [(*run.communicate(timeout=120), run.returncode) for run in runs]
     assert "--num_processes 4 " in chosen[0]
-    assert chosen[1].startswith("ulmfit-dist: using 4 of 6 GPUs, 2 are idle: lm.global_batch_size=16 cannot be shared")
+    assert chosen[1].startswith("warning: using 4 of 6 GPUs, 2 are idle: lm.global_batch_size=16 cannot be shared")
     assert chosen[2] == 0
     (line,) = refused[1].splitlines()
     assert line.startswith(
@@ -97,7 +97,7 @@ def test_gpus_that_cannot_share_a_batch_are_left_idle_by_the_quick_start_and_ref
 
 
 PYTHON = """#!/usr/bin/env bash
-# An interpreter that writes down what pip is to do, and makes an environment of itself.
+# An interpreter that logs the arguments of pip, and copies itself into an environment.
 case "$1 $2" in
     "-m venv") mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
     "-m pip") echo "${@:4}" >> "$(dirname "$0")/../../pip.log" ;;
@@ -120,16 +120,16 @@ def test_torch_comes_from_the_index_that_is_named_until_another_is(tmp_path: Pat
         subprocess.run(["bash", tmp_path / "launch/setup.sh"], env=environment, check=True, capture_output=True)
         return log.read_text().splitlines()
 
-    project = "--quiet --disable-pip-version-check --constraint constraints.txt --editable .[demo,sentencepiece,dev]"
+    package = "--quiet --disable-pip-version-check --constraint constraints.txt --editable .[demo,sentencepiece,dev]"
     plain = "--quiet --disable-pip-version-check --constraint constraints.txt torch torchvision"
-    assert installed() == [plain, project]
+    assert installed() == [plain, package]
     assert installed() == []
     torch, rest = installed(TORCH_INDEX="file:///cu1")
     assert re.fullmatch(
         r"--quiet --disable-pip-version-check --force-reinstall --index-url file:///cu1 torch==\S+ torchvision==\S+", torch
     )
-    assert rest == project
+    assert rest == package
     assert installed(TORCH_INDEX="file:///cu1") == []
     assert installed() == []  # as the launch scripts call it
     assert "--force-reinstall --index-url file:///cu2 torch==" in installed(TORCH_INDEX="file:///cu2")[0]
-    assert installed(TORCH_INDEX="") == [plain.replace("check ", "check --force-reinstall "), project]
+    assert installed(TORCH_INDEX="") == [plain.replace("check ", "check --force-reinstall "), package]

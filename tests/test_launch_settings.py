@@ -1,4 +1,4 @@
-"""Settings that `accelerate launch` names: found, applied where the recipe leaves them open, refused where it does not."""
+"""Settings of `accelerate launch`: read, applied if the config leaves them open, refused if they contradict it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from stores import make_store
 
 from ulmfit_dist.config.schema import ClassifierConfig, Config, DataConfig, LMConfig, RuntimeConfig
-from ulmfit_dist.data.batches import Share, share_of_rank
+from ulmfit_dist.data.batches import BatchShard, make_batch_shard
 from ulmfit_dist.distributed.launch_settings import (
     Launcher,
     LaunchSettings,
@@ -90,7 +90,7 @@ def test_a_recipe_with_another_precision_is_refused(flag: str, recipe: str):
 
 
 def test_fp16_without_a_gpu_is_refused_by_the_name_that_it_was_given():
-    with pytest.raises(UserError, match=r"--mixed_precision fp16: fp16 needs a GPU, and none is visible"):
+    with pytest.raises(UserError, match=r"--mixed_precision fp16: fp16 needs a GPU, but none is visible"):
         precision_of("--mixed_precision", "fp16", has_gpu=False)
 
 
@@ -152,7 +152,7 @@ def test_accumulation_steps_come_from_the_flag_that_accelerate_passes_on_to_deep
     settings = read("--gradient_accumulation_steps", "4", ACCELERATE_GRADIENT_ACCUMULATION_STEPS="2")
     flag = "accelerate launch --gradient_accumulation_steps 4"
     assert settings.accumulation_steps == Named(4, flag)
-    assert settings.describe() == [f"micro-batches of a rank in a step: 4 ({flag})"]
+    assert settings.describe() == [f"micro-batches per rank and step: 4 ({flag})"]
     assert settings.applied_to(RuntimeConfig(), has_gpu=False) == RuntimeConfig()
     with pytest.raises(UserError, match=r"_steps 4 and runtime\.micro_batch_size=8 both set the size of a micro-batch"):
         settings.applied_to(RuntimeConfig(micro_batch_size=8), has_gpu=False)
@@ -164,14 +164,14 @@ def test_steps_that_are_no_number_are_refused(steps: str):
         read(ACCELERATE_GRADIENT_ACCUMULATION_STEPS=steps)
 
 
-def micro_batches(steps: int, batch: int, world_size: int = 1, virtual_ranks: int | None = None) -> list[list[int]]:
+def micro_batches(steps: int, batch: int, world_size: int = 1, canonical_ranks: int | None = None) -> list[list[int]]:
     """Sizes of the micro-batches of each rank."""
     found = []
     for rank in range(world_size):
-        share = share_of_rank(rank, world_size, RuntimeConfig(virtual_ranks=virtual_ranks))
+        share = make_batch_shard(rank, world_size, RuntimeConfig(canonical_ranks=canonical_ranks))
         share = share.in_steps(Named(steps, f"--gradient_accumulation_steps {steps}"), batch, "lm.global_batch_size")
-        rows = batch // share.num_virtual_ranks
-        found.append([len(piece) for _ in share.virtual_ranks for piece in share.cut(range(rows), batch)])
+        rows = batch // share.num_canonical_ranks
+        found.append([len(piece) for _ in share.canonical_ranks for piece in share.cut(range(rows), batch)])
     return found
 
 
@@ -182,11 +182,11 @@ def test_a_rank_computes_its_rows_in_as_many_micro_batches_as_named(steps: int):
 
 
 def test_virtual_ranks_are_micro_batches_too():
-    assert micro_batches(4, 16, virtual_ranks=2) == [[4] * 4]
-    assert micro_batches(2, 16, virtual_ranks=2) == [[8] * 2]
-    assert micro_batches(2, 16, world_size=2, virtual_ranks=2) == [[4] * 2] * 2  # the pieces of one rank in four steps
-    with pytest.raises(UserError, match=r"as 2 virtual ranks .* cut into 3 equal micro-batches: use one of 2, 4, 8, 16$"):
-        micro_batches(3, 16, virtual_ranks=2)
+    assert micro_batches(4, 16, canonical_ranks=2) == [[4] * 4]
+    assert micro_batches(2, 16, canonical_ranks=2) == [[8] * 2]
+    assert micro_batches(2, 16, world_size=2, canonical_ranks=2) == [[4] * 2] * 2  # the pieces of one rank in four steps
+    with pytest.raises(UserError, match=r"as 2 canonical ranks .* cut into 3 equal micro-batches: use one of 2, 4, 8, 16$"):
+        micro_batches(3, 16, canonical_ranks=2)
 
 
 def test_steps_that_do_not_divide_a_ranks_rows_are_refused():
@@ -198,11 +198,11 @@ def test_steps_that_do_not_divide_a_ranks_rows_are_refused():
 
 def test_a_smaller_micro_batch_size_stays():
     """One that the memory has room for, found in a step that ran out of it."""
-    assert Share(micro_batch_size=2).in_steps(Named(2, "steps"), 16, "lm.global_batch_size").micro_batch_size == 2
+    assert BatchShard(micro_batch_size=2).in_steps(Named(2, "steps"), 16, "lm.global_batch_size").micro_batch_size == 2
 
 
 def test_shares_without_named_steps_stay_as_they_are():
-    share = Share(micro_batch_size=3)
+    share = BatchShard(micro_batch_size=3)
     assert share.in_steps(None, 8, "lm.global_batch_size") is share
 
 
@@ -230,7 +230,7 @@ def test_ranks_that_were_launched_differently_are_refused():
     one, other = LaunchSettings(Named("bf16", "A=bf16")), LaunchSettings(Named("bf16", "--mixed_precision bf16"))
     one.check_agreement([one, other])
     for different in (LaunchSettings(), LaunchSettings(Named("bf16", "A=bf16"), Named(2, "B=2"))):
-        with pytest.raises(UserError, match=r"^rank 1 was launched with .*, and rank 0 with .*: launch all nodes"):
+        with pytest.raises(UserError, match=r"^rank 1 was launched with .*, but rank 0 with .*: launch all nodes"):
             one.check_agreement([one, different])
 
 
@@ -306,11 +306,11 @@ def test_named_steps_train_the_model_of_the_same_micro_batches_bit_by_bit(
     recipe: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     words = ["lm", recipe, f"data.path={corpus}", *TINY, "lm.phases=[{epochs: 1}]", f"runs_dir={tmp_path}"]
-    words += [f"data.cache={tmp_path}/cache", "tracking.wandb=disabled"]
+    words += [f"data.cache_dir={tmp_path}/cache", "tracking.wandb_mode=disabled"]
     succeed_here([*words, "name=size", "runtime.micro_batch_size=2"])
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
     printed = succeed_here([*words, "name=steps", "--verbose"])
-    assert "micro-batches of a rank in a step: 4 (ACCELERATE_GRADIENT_ACCUMULATION_STEPS=4)\n" in printed
+    assert "micro-batches per rank and step: 4 (ACCELERATE_GRADIENT_ACCUMULATION_STEPS=4)\n" in printed
     size, steps = [load_file(tmp_path / name / "lm" / WEIGHTS) for name in ("size", "steps")]
     assert [name for name in size if not np.array_equal(size[name], steps[name])] == []
     refused = command_here([*words, "name=both", "runtime.micro_batch_size=2"])
@@ -348,7 +348,7 @@ def test_every_rank_finds_what_its_launcher_names(module: str, tmp_path: Path):
 
 def test_two_ranks_refuse_what_the_recipe_contradicts_by_one_line(recipe: Path, corpus: Path, tmp_path: Path):
     flags = ["--multi_gpu", "--num_processes", 2, "--mixed_precision", "no"]
-    words = [recipe, f"data.path={corpus}", *TINY, f"runs_dir={tmp_path}", f"data.cache={tmp_path}/cache"]
+    words = [recipe, f"data.path={corpus}", *TINY, f"runs_dir={tmp_path}", f"data.cache_dir={tmp_path}/cache"]
     words += ["runtime.precision=bf16"]
     result = launch(["-m", "ulmfit_dist.launch", *flags, "-m", "ulmfit_dist", "run", *words], real=True)
     assert (result.returncode, result.stdout) == (2, "")
@@ -376,7 +376,7 @@ def test_nodes_that_were_launched_differently_end_together(tmp_path: Path):
             line = node.communicate(timeout=120)[1]
             assert node.returncode == 2, line
             assert line == (
-                "rank 1 was launched with ACCELERATE_MIXED_PRECISION=no, and rank 0 with ACCELERATE_MIXED_PRECISION=bf16: "
+                "rank 1 was launched with ACCELERATE_MIXED_PRECISION=no, but rank 0 with ACCELERATE_MIXED_PRECISION=bf16: "
                 "launch all nodes with the same flags and variables\n"
             )
     finally:

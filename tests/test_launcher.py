@@ -70,7 +70,7 @@ def test_a_rank_that_is_killed_is_named_and_other_exit_codes_win(tmp_path: Path)
     (refused, lost) = [launcher.communicate(timeout=60) for launcher in launchers]
     assert refused == ("", "")
     assert launchers[0].returncode == 2
-    assert "ulmfit-dist: rank 1 was ended by signal 9\n" in lost[1]
+    assert "ulmfit-dist: rank 1 was killed by signal 9\n" in lost[1]
     assert launchers[1].returncode in (1, 9)  # as the other rank was faster, or not
 
 
@@ -132,7 +132,7 @@ def test_accelerate_has_no_default_to_print_a_block_about(options: str, num_gpus
         ("--use_megatron_lm", "accelerate launch --use_megatron_lm requests Megatron-LM"),
         ("--use_fsdp --use_parallelism_config", "accelerate launch --use_fsdp requests FSDP"),
         ("--tpu", "accelerate launch --tpu requests a TPU, .*: use GPUs"),
-        ("--mixed_precision fp8", "--mixed_precision fp8: ulmfit-dist has no mixed precision fp8: use bf16"),
+        ("--mixed_precision fp8", "--mixed_precision fp8: ulmfit-dist does not support mixed precision fp8: use bf16"),
         ("--config_file nowhere.yaml", "nowhere.yaml: Accelerate's config file cannot be read"),
     ],
 )

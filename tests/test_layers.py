@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from conftest import ROOT
@@ -41,11 +41,17 @@ MAY_IMPORT = {
     "errors": set(),
 }
 """Each package with those that it may import: all of them stand below it."""
+TRAINS = {"training", "checkpointing", "stages", "doctor"}
+"""Packages that import fastai, the learner's library, as soon as they are imported."""
 
 
 def imported_modules(path: Path) -> Iterator[str]:
     """Yield the modules of ulmfit_dist that a file imports, inside of functions too."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    yield from imported_by(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
+def imported_by(nodes: Iterable[ast.AST]) -> Iterator[str]:
+    for node in nodes:
         if isinstance(node, ast.ImportFrom) and node.module is not None:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Import):
@@ -80,3 +86,12 @@ def test_each_package_imports_only_packages_below_it():
 def test_every_package_is_in_the_table():
     packages = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
     assert packages - MAY_IMPORT.keys() == set()
+
+
+def test_only_packages_that_train_import_fastai():
+    found = set()
+    for path in PACKAGE.rglob("*.py"):
+        at_import = imported_by(ast.parse(path.read_text(encoding="utf-8")).body)
+        if any(module.split(".")[0] in ("fastai", "fastcore") for module in at_import):
+            found.add(path.relative_to(PACKAGE).parts[0].removesuffix(".py"))
+    assert found == TRAINS

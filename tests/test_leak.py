@@ -42,7 +42,7 @@ def documents(number: int, begin: int) -> Rows:
 
 def config_of(kind: str, folder: Path, splits: dict[str, Rows], *words: str) -> Config:
     """A recipe whose texts these splits are, in a source of this kind."""
-    shared = [*TINY, f"data.cache={folder / 'cache'}", f"runs_dir={folder / 'runs'}", *words]
+    shared = [*TINY, f"data.cache_dir={folder / 'cache'}", f"runs_dir={folder / 'runs'}", *words]
     if kind == "frame":
         parts = {
             name: Dataset.from_dict({"text": [text for text, _ in rows], "label": [label for _, label in rows]})
@@ -124,11 +124,12 @@ def test_a_test_split_that_is_cut_is_read_by_no_step_and_by_no_vocabulary(kind: 
     other_seed = prepare(replace(config, seed=7), runtime)
     assert other_seed.fingerprint == store.fingerprint
     with pytest.raises(UserError, match=r"was made with 0\.2: set it to null"):
-        prepare(replace(config, data=replace(config.data, store=str(store.path), test_pct=0.1)), runtime)
+        prepare(replace(config, data=replace(config.data, token_store=str(store.path), test_pct=0.1)), runtime)
 
 
 @pytest.mark.parametrize(
-    ("share", "message"), [("0.5", "there is one of 14 documents"), ("0.01", "30 training documents is none")]
+    ("share", "message"),
+    [("0.5", "the source has a test split of 14 documents"), ("0.01", "30 training documents is less than one document")],
 )
 def test_a_test_split_that_cannot_be_cut_is_refused(share: str, message: str, tmp_path: Path):
     splits = {"train": documents(30, 0), **({"test": TEST} if share == "0.5" else {})}

@@ -24,7 +24,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def config(texts: Path, tmp_path: Path) -> Config:
-    place = [f"data.path={texts}", f"data.cache={texts.parent}/cache", f"runs_dir={tmp_path}"]
+    place = [f"data.path={texts}", f"data.cache_dir={texts.parent}/cache", f"runs_dir={tmp_path}"]
     return load_config(None, [*TINY, *LEARNING, *place])
 
 
@@ -66,7 +66,7 @@ def test_a_notebook_trains_as_with_fastai_and_the_rest_reads_its_export(config: 
     classifier.export()
     prediction = load_classifier(config.run_dir).predict(["goal match team score"])[0]
     assert prediction.label in prediction.probabilities
-    found = evaluate(config.run_dir, Runtime(RuntimeConfig(precision="no")))
+    found = evaluate(config.run_dir, Runtime(RuntimeConfig(precision="fp32")))
     assert found["classifier"]["accuracy"] == classifier.valid_metrics["accuracy"]
     assert found["lm"]["valid_loss"] == pytest.approx(learn.valid_metrics["valid_loss"], rel=1e-6)
 
@@ -83,7 +83,7 @@ def test_save_and_load_bring_weights_and_optimizer_back(build, config: Config):
     other = build(config)
     other.load("one")
     assert_equal(weights(other), saved)
-    other.stage_epoch, other.stage_step = 1, len(other.dls.train)  # where the first one stood
+    other.train_state.stage_epoch, other.train_state.stage_step = 1, len(other.dls.train)  # as the first one
     other.fit_one_cycle(1, 1e-2)
     assert_equal(weights(other), trained)
 
@@ -93,7 +93,7 @@ def test_an_encoder_goes_from_one_learner_to_the_next(config: Config, capsys: py
     learn.fit_one_cycle(1, 1e-2)
     learn.save_encoder("encoder")
     classifier = classifier_learner(config)
-    assert "the encoder is a fresh one; load_encoder" in capsys.readouterr().out
+    assert "the encoder has random weights; load_encoder" in capsys.readouterr().err
     assert classifier.load_encoder("encoder") is classifier
     assert_equal(encoder_of(classifier.model).state_dict(), encoder_of(learn.model).state_dict())
 
@@ -165,8 +165,8 @@ if __name__ == "__main__":
 
 def test_a_notebook_starts_ranks_after_it_has_trained_by_itself(texts: Path, tmp_path: Path):
     (tmp_path / "cells.py").write_text(NOTEBOOK)
-    words = [tmp_path / "cells.py", *TINY, *LEARNING, f"data.path={texts}", f"data.cache={texts.parent}/cache"]
-    result = launch([*words, "tracking.wandb=disabled", "name=two"], cwd=tmp_path, OMP_NUM_THREADS="2")
+    words = [tmp_path / "cells.py", *TINY, *LEARNING, f"data.path={texts}", f"data.cache_dir={texts.parent}/cache"]
+    result = launch([*words, "tracking.wandb_mode=disabled", "name=two"], cwd=tmp_path, OMP_NUM_THREADS="2")
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.splitlines()[-1] == "2 ranks"
     alone, two = (load_language_model(tmp_path / "runs" / name).model.state_dict() for name in ("alone", "two"))
@@ -202,7 +202,7 @@ if __name__ == "__main__":
 
 def test_learners_train_on_two_ranks_as_on_one_and_a_rank_may_end_before_the_others(texts: Path, tmp_path: Path):
     (tmp_path / "script.py").write_text(SCRIPT)
-    words = [tmp_path / "script.py", *TINY, *LEARNING, f"data.path={texts}", f"data.cache={texts.parent}/cache"]
+    words = [tmp_path / "script.py", *TINY, *LEARNING, f"data.path={texts}", f"data.cache_dir={texts.parent}/cache"]
     found = [launch(words, ranks, cwd=tmp_path) for ranks in (1, 2)]
     for result in found:
         assert result.returncode == 0, result.stdout + result.stderr

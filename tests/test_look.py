@@ -13,7 +13,7 @@ from ulmfit_dist import load_config, prepare, show_batch, show_results
 from ulmfit_dist.config.schema import Config
 from ulmfit_dist.data.tokenizers.spec_tokens import readable
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.models.bundle import save_exported
+from ulmfit_dist.models.bundle import save_bundle
 from ulmfit_dist.models.networks import build_classifier, build_language_model
 from ulmfit_dist.utils.text_table import TextTable
 
@@ -24,8 +24,8 @@ pytestmark = pytest.mark.usefixtures("no_process_group")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     folder = tmp_path_factory.mktemp("look")
     make_folder(folder / "texts", per_class=20)
-    place = [f"data.path={folder}/texts", f"data.cache={folder}/cache", f"runs_dir={folder}/runs"]
-    return load_config(None, [*TINY, *place, "tracking.wandb=disabled"])
+    place = [f"data.path={folder}/texts", f"data.cache_dir={folder}/cache", f"runs_dir={folder}/runs"]
+    return load_config(None, [*TINY, *place, "tracking.wandb_mode=disabled"])
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +35,9 @@ def run(config: Config) -> Path:
     store = prepare(config)
     training = {"data_fingerprint": store.fingerprint}
     model = build_language_model(len(store.vocab), config.model, config.lm)
-    save_exported(config.run_dir / "lm", model, config, store, None, training)
+    save_bundle(config.run_dir / "lm", model, config, store, None, training)
     model = build_classifier(len(store.vocab), len(store.label_names), config.model, config.classifier)
-    save_exported(config.run_dir / "classifier", model, config, store, store.label_names, training)
+    save_bundle(config.run_dir / "classifier", model, config, store, store.label_names, training)
     return config.run_dir
 
 
@@ -120,7 +120,7 @@ def test_the_predicted_tokens_are_those_that_the_model_holds_likeliest(config: C
 
 def test_the_command_prints_the_tables_of_python(config: Config, run: Path, recipe: Path):
     words = [f"{key}={getattr(config.data, key)}" for key in ("path", "cache")]
-    shown = succeed(["show", recipe, *TINY, *(f"data.{word}" for word in words)], COLUMNS="100")
+    shown = succeed(["show-batch", recipe, *TINY, *(f"data.{word}" for word in words)], COLUMNS="100")
     lm, classifier = shown.split("classifier: the first training batch")
     assert "language model: the first training batch" in lm
     documents = documents_of(config)
@@ -128,7 +128,7 @@ def test_the_command_prints_the_tables_of_python(config: Config, run: Path, reci
     assert len(rows) == 4
     for text, label in rows:
         assert documents[letters(text)] == label.strip()
-    results = succeed_here(["show", run, "--results", "--stage", "classifier", "--rows", "2"])
+    results = succeed_here(["show-results", run, "--stage", "classifier", "--rows", "2"])
     assert "predicted" in results
     assert "language model" not in results
 
@@ -141,9 +141,9 @@ def test_what_is_wrong_is_one_line(config: Config, tmp_path: Path):
     ]:
         with pytest.raises(UserError, match=said):
             ask()
-    result = command_here(["show", tmp_path, "--results", "a=1"])
+    result = command_here(["show-results", tmp_path, "a=1"])
     assert result.returncode == 2
-    assert result.stderr == "ulmfit-dist: error: a=1: a run has its config: give no keys with --results\n"
+    assert result.stderr == "ulmfit-dist: error: unrecognized arguments: a=1 (see ulmfit-dist --help)\n"
 
 
 def test_a_cell_is_data_in_terminal_and_notebook():

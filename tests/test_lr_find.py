@@ -19,7 +19,7 @@ from ulmfit_dist.config.schema import Config, DataConfig, LMConfig, ModelConfig,
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.stages.lm import lm_learner
-from ulmfit_dist.training.callbacks.lr_finder import RateRange, range_test
+from ulmfit_dist.training.callbacks.lr_finder import LRFinderResult, range_test
 from ulmfit_dist.training.train_steps import LMLearner
 
 V = 60
@@ -36,7 +36,7 @@ def learner(tmp_path: Path) -> LMLearner:
         model=ModelConfig(emb_sz=12, n_hid=16, n_layers=2),
         lm=LMConfig(global_batch_size=4, seq_len=8, phases=[Phase(1, 1e-2, 0)]),
     )
-    learner = lm_learner(config, Runtime(RuntimeConfig(precision="no")), store)
+    learner = lm_learner(config, Runtime(RuntimeConfig(precision="fp32")), store)
     learner.freeze_to(0)
     return learner
 
@@ -107,8 +107,8 @@ def test_a_loss_that_diverges_ends_the_test(learner: LMLearner):
 
 
 def test_a_notebook_calls_it_on_a_config(corpus: Path, tmp_path: Path):
-    place = [f"data.path={corpus}", f"data.cache={tmp_path}/cache", f"runs_dir={tmp_path}"]
-    config = load_config(None, [*TINY, *place, "runtime.num_workers=1"])
+    place = [f"data.path={corpus}", f"data.cache_dir={tmp_path}/cache", f"runs_dir={tmp_path}"]
+    config = load_config(None, [*TINY, *place, "data.num_proc=1"])
     found = find_learning_rate(config, "lm", num_steps=20)
     assert len(found.rates) == 20
     assert found.suggestions().keys() == {"valley", "steep", "minimum"}
@@ -117,13 +117,13 @@ def test_a_notebook_calls_it_on_a_config(corpus: Path, tmp_path: Path):
 
 
 def test_too_few_steps_are_told():
-    found = RateRange([1e-7] * 12, [1.0] * 12, [1.0] * 12, num_steps=100)
+    found = LRFinderResult([1e-7] * 12, [1.0] * 12, [1.0] * 12, num_steps=100)
     with pytest.raises(UserError, match="begin with a lower rate"):
         found.suggestions()
 
 
 def test_two_ranks_find_what_one_does_and_leave_no_model(corpus: Path, recipe: Path, tmp_path: Path):
-    words = [recipe, f"data.path={corpus}", *TINY, f"data.cache={tmp_path}/cache", f"runs_dir={tmp_path}"]
+    words = [recipe, f"data.path={corpus}", *TINY, f"data.cache_dir={tmp_path}/cache", f"runs_dir={tmp_path}"]
     words += ["runtime.precision=fp64", "lm.global_batch_size=16", "lm.callbacks=[examples.my_callback.LowerRates]"]
     said = {name: succeed(["lr-find", *words, f"name={name}", *WORDS], n) for name, n in (("one", 1), ("two", 2))}
     for name in said:
@@ -141,7 +141,7 @@ def test_two_ranks_find_what_one_does_and_leave_no_model(corpus: Path, recipe: P
 
 
 def test_a_classifier_needs_its_language_model(corpus: Path, recipe: Path, tmp_path: Path):
-    words = [recipe, f"data.path={corpus}", *TINY, f"data.cache={tmp_path}/cache", f"runs_dir={tmp_path}"]
+    words = [recipe, f"data.path={corpus}", *TINY, f"data.cache_dir={tmp_path}/cache", f"runs_dir={tmp_path}"]
     refused = command_here(["lr-find", *words, "--stage", "classifier"])
     assert refused.returncode == 2
     assert "lm: no exported model here" in refused.stderr

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ulmfit_dist.cuda.compile import CompilationError
 from ulmfit_dist.models import masks as masks_module
-from ulmfit_dist.models.dropout import Position
+from ulmfit_dist.models.dropout import DropoutContext
 from ulmfit_dist.models.masks import Mask, StepMasks, Use, compute_masks
 from ulmfit_dist.rng import philox
 
@@ -88,7 +88,7 @@ def test_masks_of_a_step_are_computed_at_its_first_request_once_they_are_known()
 
 
 def test_a_positions_masks_are_the_same_alone_and_in_advance_and_kept_by_nobody():
-    position = Position(seed=42, stage="lm", rows=range(1, 9, 2))
+    position = DropoutContext(seed=42, stage="lm", rows=range(1, 9, 2))
     uses = [Use("words", 50, 0.1, torch.float32, False), Use("hidden", 30, 0.3, torch.bfloat16, True)]
     for position.step in range(3):
         for use in uses:

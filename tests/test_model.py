@@ -41,6 +41,27 @@ def test_states_are_interchangeable_with_fastais():
         assert list(ours.state_dict()) == list(theirs.state_dict())
 
 
+@pytest.mark.parametrize("n_layers", [1, 2, 4])
+def test_a_seed_gives_fastais_initial_weights(n_layers: int):
+    sizes = {**FASTAI_SIZES, "n_layers": n_layers}
+    model, lm_config = ModelConfig(**sizes), {**awdlstm.awd_lstm_lm_config, **sizes}
+    head = {"lin_ftrs": [7, 5], "y_range": (0.0, 4.0)}
+    settings = ClassifierConfig(lin_ftrs=[7, 5], y_range=[0.0, 4.0], head_dropout=0.1)
+    builders = [
+        lambda: build_language_model(V, model, LMConfig()),
+        lambda: core.get_language_model(awdlstm.AWD_LSTM, V, lm_config),
+        lambda: build_classifier(V, 1, model, settings),
+        lambda: core.get_text_classifier(awdlstm.AWD_LSTM, V, 1, config=sizes, **head),
+    ]
+    results = []
+    for build in builders:
+        torch.manual_seed(3)
+        results.append([*build().state_dict().items(), ("drawn next", torch.rand(1))])
+    for ours, theirs in (results[:2], results[2:]):
+        assert [name for name, _ in ours] == [name for name, _ in theirs]
+        assert all(torch.equal(value, expected) for (_, value), (_, expected) in zip(ours, theirs, strict=True))
+
+
 def test_language_model_computes_what_fastais_does_step_after_step():
     ours, theirs = (model.eval() for model in language_models())
     for _ in range(3):
@@ -156,7 +177,7 @@ def test_classifier_metrics_are_sklearns():
     for rows in (range(0, 30), range(30, 50)):
         part = slice(rows.start, rows.stop)
         metrics.update(logits[part], MicroBatch(torch.empty(0), y[part], rows, 50, 0))
-    found = metrics.compute(Runtime(RuntimeConfig(precision="no")))
+    found = metrics.compute(Runtime(RuntimeConfig(precision="fp32")))
     guessed = logits.argmax(1)
     assert found["accuracy"] == pytest.approx(accuracy_score(y, guessed))
     assert found["f1_macro"] == pytest.approx(f1_score(y, guessed, average="macro"))

@@ -28,7 +28,7 @@ def place(tmp_path: Path) -> Path:
 
 
 def opened(path: Path, *overrides: str):
-    return open_source(load_config(None, ["data.source=csv", f"data.path={path}", "data.text_file=file", *overrides]).data)
+    return open_source(load_config(None, ["data.source=csv", f"data.path={path}", "data.file_col=file", *overrides]).data)
 
 
 def test_files_are_read_in_the_order_of_the_table_with_its_labels(place: Path):
@@ -56,7 +56,7 @@ def test_a_changed_text_changes_the_identity(place: Path):
 def test_a_row_that_is_skipped_has_no_text(place: Path):
     with (place / "labels.csv").open("a") as file:
         file.write("texte/a.txt\n")
-    with pytest.raises(UserError, match="line 6 has 1 fields, the header has 2"):
+    with pytest.raises(UserError, match="line 6 has 1 fields, but the header has 2"):
         opened(place / "labels.csv")
     documents = opened(place / "labels.csv", "data.on_error=skip").splits["train"]
     assert documents.read(3, 5) == ([TEXTS["d.txt"], None], [None, None])
@@ -66,11 +66,11 @@ def test_a_row_that_is_skipped_has_no_text(place: Path):
 def test_a_file_that_is_not_there_is_named_before_any_is_read(place: Path, name: str):
     with (place / "labels.csv").open("a") as file:
         file.write(f'"{name}",Sport\n')
-    with pytest.raises(UserError, match=f"labels.csv: column 'file' names '{name[:40]}.*no such file in {place}") as error:
+    with pytest.raises(UserError, match=f"labels.csv: column 'file' names '{name[:40]}.*: no such file in {place}") as error:
         opened(place / "labels.csv")
     assert "\n" not in str(error.value)
-    assert "in row 5 of train, " in str(error.value)
-    assert "; 1 of 5 are missing: data.on_error=skip leaves such rows out" in str(error.value)
+    assert "in row 5 of train: " in str(error.value)
+    assert "; 1 of 5 are missing: set data.on_error=skip to leave such rows out" in str(error.value)
     documents = opened(place / "labels.csv", "data.on_error=skip").splits["train"]
     assert documents.read(3, 5) == ([TEXTS["d.txt"], None], [None, "Sport"])
 
@@ -78,9 +78,9 @@ def test_a_file_that_is_not_there_is_named_before_any_is_read(place: Path, name:
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["data.text_file=datei"], "no column 'datei' for data.text_file; its columns are: file, label"),
-        (["data.source=folder"], "data.text_file: data.source=folder has no column: it is for csv, json and parquet"),
-        (["data.source=hub"], "data.text_file: data.source=hub has no column"),
+        (["data.file_col=datei"], "no column 'datei' for data.file_col; its columns are: file, label"),
+        (["data.source=folder"], "data.file_col: data.source=folder has no column: it is for csv, json and parquet"),
+        (["data.source=hub"], "data.file_col: data.source=hub has no column"),
     ],
 )
 def test_what_cannot_name_files_is_refused(place: Path, overrides: list[str], said: str):

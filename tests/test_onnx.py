@@ -19,7 +19,7 @@ from ulmfit_dist.data.tokenizers.word import Tokenizer
 from ulmfit_dist.data.vocab import build_vocab
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.export import onnx_graph
-from ulmfit_dist.export.onnx import export_to_onnx, padded_behind
+from ulmfit_dist.export.onnx import export_to_onnx, pad_right
 from ulmfit_dist.inference.predictor import TextClassifier
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra onnx: pip install 'ulmfit-dist[onnx]'")
@@ -28,14 +28,14 @@ pytest.importorskip("onnx", reason="needs the extra onnx: pip install 'ulmfit-di
 BACKWARDS = replace(CONFIG, model=replace(CONFIG.model, backwards=True, n_layers=3))
 SEVERAL = replace(CONFIG, classifier=replace(CONFIG.classifier, target="multicategory"))
 NUMBER = replace(
-    CONFIG, classifier=replace(CONFIG.classifier, target="regression"), data=replace(CONFIG.data, no_label=None)
+    CONFIG, classifier=replace(CONFIG.classifier, target="regression"), data=replace(CONFIG.data, missing_label=None)
 )
 BOUNDED = replace(NUMBER, classifier=replace(NUMBER.classifier, y_range=[-1.0, 6.0]))
 
 
 def answers(graph: Path, documents: list[np.ndarray], output: str = "probabilities") -> np.ndarray:
     session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
-    return session.run([output], {"ids": padded_behind(documents)})[0]
+    return session.run([output], {"ids": pad_right(documents)})[0]
 
 
 @pytest.fixture(scope="module", params=[CONFIG, BACKWARDS], ids=["forwards", "backwards"])

@@ -10,7 +10,7 @@ from conftest import TINY, command_here, launch
 from fastai.callback.core import Callback, CancelBatchException
 from out_of_memory import MESSAGE, OutOfMemory, config_of, difference, make_texts, trained
 
-from ulmfit_dist.data.batches import Share
+from ulmfit_dist.data.batches import BatchShard
 from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
@@ -160,15 +160,15 @@ def test_a_step_that_was_prepared_before_the_size_changed_is_cut_again(runtime: 
     learner.micro_batches = learner.dl.step(3)
     whole = learner.micro_batches[0].x
     learner.limit_micro_batches(3)
-    learner.cut_again()
+    learner.recut_micro_batches()
     assert [batch.rows for batch in learner.micro_batches] == [range(2), range(2, 5), range(5, 8)]
     assert torch.equal(torch.cat([batch.x for batch in learner.micro_batches]), whole)
-    assert learner.dls.valid.share.micro_batch_size == runtime.micro_batch_size == 3
+    assert learner.dls.valid.shard.micro_batch_size == runtime.micro_batch_size == 3
 
 
 def test_a_run_keeps_the_smaller_size(corpus: Path, recipe: Path, tmp_path: Path):
-    words = ["run", recipe, *TINY, f"data.path={corpus}", f"data.cache={tmp_path}/cache", f"runs_dir={tmp_path}"]
-    words += ["name=run", "tracking.log_every=1", "tracking.wandb=disabled", "lm.phases=[{epochs: 1, lr: 1e-2}]"]
+    words = ["run", recipe, *TINY, f"data.path={corpus}", f"data.cache_dir={tmp_path}/cache", f"runs_dir={tmp_path}"]
+    words += ["name=run", "tracking.log_interval=1", "tracking.wandb_mode=disabled", "lm.phases=[{epochs: 1, lr: 1e-2}]"]
     words += ["classifier.phases=[{epochs: 1, lr: 1e-2}]"]
     result = command_here([*words, "lm.callbacks=[{path: out_of_memory.OutOfMemory, place: forward, step: 3}]"])
     assert result.returncode == 0, result.stderr
@@ -182,7 +182,7 @@ def test_a_run_keeps_the_smaller_size(corpus: Path, recipe: Path, tmp_path: Path
     assert [summary[stage]["micro_batch_size"] for stage in STAGES] == [4, 4]
     for stage in STAGES:
         states = [json.loads(file.read_text()) for file in (tmp_path / "run/checkpoints" / stage).glob("*/state.json")]
-        assert max(states, key=lambda state: state["position"]["stage_step"])["micro_batch_size"] == 4
+        assert max(states, key=lambda state: state["train_state"]["stage_step"])["micro_batch_size"] == 4
 
 
 @pytest.mark.parametrize(
@@ -190,11 +190,11 @@ def test_a_run_keeps_the_smaller_size(corpus: Path, recipe: Path, tmp_path: Path
     [(None, 8, 4), (4, 8, 2), (None, 9, 5), (3, 10, 2), (2, 8, 1), (1, 8, None), (None, 1, None)],
 )
 def test_a_micro_batch_is_halved(size: int | None, rows: int, expected: int | None):
-    assert Share(micro_batch_size=size).halved(rows) == expected
+    assert BatchShard(micro_batch_size=size).halved(rows) == expected
 
 
 def test_what_is_the_smallest_share_of_an_uneven_batch_is_not_halved():
-    share = Share(range(1), 2)
+    share = BatchShard(range(1), 2)
     assert share.rows_at_once(3) == 2  # one rank has two of the three rows, the other one
     assert share.halved(3) is None
 

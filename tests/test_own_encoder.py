@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from examples.my_encoder import GRUEncoder
 from ulmfit_dist import classifier_learner, evaluate, lm_learner, load_classifier, load_config, load_language_model
-from ulmfit_dist.checkpointing.learner_state import LearnerState
+from ulmfit_dist.checkpointing.learner_state import LearnerStateDict
 from ulmfit_dist.config.schema import ClassifierConfig, Config, LMConfig, ModelConfig, RuntimeConfig
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
@@ -28,7 +28,7 @@ from ulmfit_dist.models.networks import (
     lm_groups,
 )
 from ulmfit_dist.models.sampling import Sampling, continue_tokens
-from ulmfit_dist.training.train_state import RecipePosition
+from ulmfit_dist.training.train_state import TrainState
 from ulmfit_dist.training.train_steps import LMLearner
 
 pytestmark = pytest.mark.usefixtures("no_process_group")
@@ -75,7 +75,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def words(texts: Path, tmp_path: Path) -> list[str]:
-    return [*TINY, *LEARNING, f"data.path={texts}", f"data.cache={texts.parent}/cache", f"runs_dir={tmp_path}", GRU]
+    return [*TINY, *LEARNING, f"data.path={texts}", f"data.cache_dir={texts.parent}/cache", f"runs_dir={tmp_path}", GRU]
 
 
 def identities(groups) -> list[list[int]]:
@@ -109,9 +109,13 @@ def test_both_stages_and_what_is_done_with_their_models(words: list[str], tmp_pa
     classifier.fit_one_cycle(3, 5e-2)
     classifier.export()
 
-    assert load_language_model(tmp_path / "run", trust_rules=True).generate("the match", words=5)[0].startswith("the match ")
-    assert load_classifier(tmp_path / "run", trust_rules=True).predict(["goal match team score"])[0].label
-    found = evaluate(tmp_path / "run", Runtime(RuntimeConfig(precision="no")), trust_rules=True)
+    assert (
+        load_language_model(tmp_path / "run", trust_remote_code=True)
+        .generate("the match", words=5)[0]
+        .startswith("the match ")
+    )
+    assert load_classifier(tmp_path / "run", trust_remote_code=True).predict(["goal match team score"])[0].label
+    found = evaluate(tmp_path / "run", Runtime(RuntimeConfig(precision="fp32")), trust_remote_code=True)
     assert found["classifier"]["accuracy"] == classifier.valid_metrics["accuracy"]
     assert found["lm"]["valid_loss"] == pytest.approx(learn.valid_metrics["valid_loss"], rel=1e-6)
     for refused in (
@@ -156,13 +160,13 @@ def test_its_state_is_part_of_a_checkpoint(arch: str, names: set[str], words: li
     learn.pct_train = 0.1
     for step in range(2):
         for batch in learn.dls.train.step(step):
-            learn.move_to(batch.rows)
+            learn.set_dropout_context(batch.rows)
             learn.model.eval()(batch.x)
     runtime = Runtime(config.runtime)
-    position = RecipePosition(phase=0, epoch=0, step=2, stage_step=2)
-    tensors, state = LearnerState(learn, runtime).capture(position)
+    train_state = TrainState("lm", num_phases=1, first_step=2, stage_step=2)
+    tensors, state = LearnerStateDict(learn, runtime).capture(train_state)
     assert tensors["hidden_states"].keys() == names
-    LearnerState(other, runtime).restore(tensors, json.loads(json.dumps(state)))
+    LearnerStateDict(other, runtime).restore(tensors, json.loads(json.dumps(state)))
     encoder_of(other.model).reset()
     other.resume_epoch.before_train()
     assert as_lists(other) == as_lists(learn)
@@ -179,7 +183,7 @@ def as_lists(learn: LMLearner) -> dict[int, list]:
         ("examples.my_encoder.LSTMEncoder", {}, "cannot be imported"),
         ("torch.nn.LSTM", {}, "is no class of ulmfit_dist.models.encoder.Encoder: derive it from that"),
         ("ulmfit_dist.models.encoder.Encoder", {}, "cannot be made .*abstract"),
-        ("examples.my_encoder.GRUEncoder", {"arch_options": {"depth": 2}}, "cannot be made .*depth.*model.arch_options"),
+        ("examples.my_encoder.GRUEncoder", {"arch_kwargs": {"depth": 2}}, "cannot be made .*depth.*model.arch_kwargs"),
         ("test_own_encoder.Narrow", {}, r"\(40, 5\), not of vocabulary and model.emb_sz, \(40, 6\)"),
         ("test_own_encoder.Bag", {}, r"layer_groups\(\) gives 1, model.n_layers is 3"),
     ],

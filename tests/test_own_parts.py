@@ -37,7 +37,7 @@ IN_THE_CONFIG = (
 )
 
 
-class Selection(Callback):
+class ModelSelectionCallback(Callback):
     """Has the name of one of ours."""
 
 
@@ -65,7 +65,7 @@ def test_metrics_are_of_all_documents_at_once_and_in_the_order_of_the_store():
     for rows in (np.arange(0, 30, 2)[::-1], np.arange(1, 30, 2)):
         batch = SimpleNamespace(documents=rows.copy(), y=torch.from_numpy(y[rows]))
         metrics.update(torch.from_numpy(logits[rows]), batch)
-    found = metrics.compute(Runtime(RuntimeConfig(precision="no")))
+    found = metrics.compute(Runtime(RuntimeConfig(precision="fp32")))
     shares = torch.from_numpy(logits).softmax(1).numpy()
     second = np.sort(logits, axis=1)[:, 1]
     assert found == pytest.approx(
@@ -79,7 +79,7 @@ def test_metrics_are_of_all_documents_at_once_and_in_the_order_of_the_store():
 
 
 def test_an_evaluation_forgets_the_one_before():
-    metrics, runtime = build_metrics(["fastai.metrics.error_rate"], *answers(2)), Runtime(RuntimeConfig(precision="no"))
+    metrics, runtime = build_metrics(["fastai.metrics.error_rate"], *answers(2)), Runtime(RuntimeConfig(precision="fp32"))
     for y in (0, 1):
         metrics.reset()
         metrics.update(torch.tensor([[1.0, 0.0]]), SimpleNamespace(documents=np.array([0]), y=torch.tensor([y])))
@@ -106,12 +106,12 @@ def test_metrics_that_would_fail_are_refused_before_training(entries: list, said
 @pytest.mark.parametrize(
     ("entries", "said"),
     [
-        (["fastai.callback.tracker.EarlyStoppingCallback"], "needs fastai's own training loop: use early_stopping"),
-        (["fastai.callback.core.event"], "is no class of fastai's Callback"),
+        (["fastai.callback.tracker.EarlyStoppingCallback"], "needs fastai's own training loop: use early_stopping_patience"),
+        (["fastai.callback.core.event"], "is not a subclass of fastai's Callback"),
         (["examples.my_callback.Missing"], "cannot be imported"),
-        ([{"path": "examples.my_callback.LowerRates", "speed": 3}], "cannot be made .*speed"),
-        (["test_own_parts.Selection"], "the learner has a 'selection' already"),
-        (["examples.my_callback.LowerRates"] * 2, "the learner has a 'lower_rates' already"),
+        ([{"path": "examples.my_callback.LowerRates", "speed": 3}], "cannot be created .*speed"),
+        (["test_own_parts.ModelSelectionCallback"], "the learner already has a 'model_selection'"),
+        (["examples.my_callback.LowerRates"] * 2, "the learner already has a 'lower_rates'"),
     ],
 )
 def test_callbacks_that_cannot_work_are_refused(entries: list, said: str):
@@ -124,7 +124,7 @@ def test_callbacks_that_cannot_work_are_refused(entries: list, said: str):
 def test_names_are_columns_of_the_terminal():
     names = metric_names(METRICS)
     assert names == ["among_two", "f1_weighted", "RocAuc", "first_label"]
-    table = EpochTable("classifier", [], own=names)
+    table = EpochTable("classifier", [], user_metrics=names)
     line = {"phase": 0, "epoch": 1, "classifier/f1_weighted": 0.25, "classifier/epoch_seconds": 1}
     columns = (
         "stage phase epoch train_loss valid_loss accuracy f1_macro among_two f1_weighted RocAuc first_label examples/s time"
@@ -146,8 +146,15 @@ def lines_of(run: Path) -> list[dict]:
 
 
 def test_own_parts_do_the_same_on_one_rank_on_two_and_in_a_run_that_was_stopped(corpus: Path, recipe: Path, tmp_path: Path):
-    words = [recipe, f"data.path={corpus}", *TINY, *IN_THE_CONFIG, f"data.cache={tmp_path}/cache", f"runs_dir={tmp_path}"]
-    words += ["runtime.precision=fp64", "tracking.wandb=disabled", "lm.phases=[{lr: 5e-2}]"]
+    words = [
+        recipe,
+        f"data.path={corpus}",
+        *TINY,
+        *IN_THE_CONFIG,
+        f"data.cache_dir={tmp_path}/cache",
+        f"runs_dir={tmp_path}",
+    ]
+    words += ["runtime.precision=fp64", "tracking.wandb_mode=disabled", "lm.phases=[{lr: 5e-2}]"]
     words += ["classifier.phases=[{epochs: 6, lr: 5e-2}]", "classifier.global_batch_size=16"]
     here = {"PYTHONPATH": f"{Path(__file__).parents[1]}:{Path(__file__).parent}"}
     said = succeed(["run", *words, "name=one"], **here)
@@ -171,7 +178,9 @@ def test_own_parts_do_the_same_on_one_rank_on_two_and_in_a_run_that_was_stopped(
     assert any(now <= max(accuracies[:i]) for i, now in enumerate(accuracies[:-1]) if i), accuracies
 
     evaluated = command_here(["evaluate", "--json", tmp_path / "one", "--precision", "fp64"])
-    assert "classifier.metrics are left out: say --trust-rules" in evaluated.stderr
+    assert "classifier.metrics are not computed: give --trust-remote-code" in evaluated.stderr
     assert "f1_weighted" not in json.loads(evaluated.stdout)["classifier"]
-    trusted = json.loads(succeed_here(["evaluate", "--json", tmp_path / "one", "--precision", "fp64", "--trust-rules"]))
+    trusted = json.loads(
+        succeed_here(["evaluate", "--json", tmp_path / "one", "--precision", "fp64", "--trust-remote-code"])
+    )
     assert trusted["classifier"]["f1_weighted"] == pytest.approx(epochs["one"][-1]["classifier/f1_weighted"], rel=1e-6)

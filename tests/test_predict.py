@@ -21,7 +21,7 @@ from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.inference import predictor as predict_module
 from ulmfit_dist.inference.predictor import TextClassifier, token_batches
-from ulmfit_dist.models.bundle import save_exported
+from ulmfit_dist.models.bundle import save_bundle
 from ulmfit_dist.stages import evaluate as evaluate_module
 from ulmfit_dist.stages.classifier import classifier_learner
 from ulmfit_dist.stages.evaluate import evaluate
@@ -68,7 +68,7 @@ def test_a_long_list_is_read_in_parts(classifier: TextClassifier, monkeypatch: p
 @pytest.mark.parametrize("backwards", [False, True])
 def test_a_text_is_read_as_far_as_in_training(classifier: TextClassifier, monkeypatch: pytest.MonkeyPatch, backwards: bool):
     whole, beginning = texts_of([30])[0], texts_of([30])[0][: 2 * 6 - 1]  # xxbos and six letters
-    settings = replace(CONFIG.classifier, truncate_to=7)
+    settings = replace(CONFIG.classifier, max_doc_tokens=7)
     config = replace(CONFIG, classifier=settings, model=replace(CONFIG.model, backwards=backwards))
     expected = classifier._encode([beginning])[0]
     assert len(expected) == 7
@@ -193,7 +193,7 @@ def test_evaluate_computes_what_validation_does_in_bf16(runtime: Runtime, tmp_pa
     for stage, build, labels in (("lm", lm_learner, None), ("classifier", classifier_learner, store.label_names)):
         learner = build(config, runtime, store)
         run_phases(learner, (config.lm if stage == "lm" else config.classifier).phases)
-        save_exported(config.run_dir / stage, learner.model, config, store, labels, {"data_fingerprint": "x"})
+        save_bundle(config.run_dir / stage, learner.model, config, store, labels, {"data_fingerprint": "x"})
         expected[stage] = learner.valid_metrics
     monkeypatch.setattr(evaluate_module, "prepare", lambda config, runtime: store)
     found = evaluate(config.run_dir, runtime)

@@ -19,7 +19,7 @@ from conftest import ROOT, command, launch, make_folder, mounted, store_in, succ
 from ulmfit_dist.config.schema import DataConfig, TokenizerConfig
 from ulmfit_dist.data import store_builder as builder_module
 from ulmfit_dist.data.sources import open_source
-from ulmfit_dist.data.store_builder import StoreBuilder, _sorted_labels
+from ulmfit_dist.data.store_builder import TokenStoreBuilder, _sorted_labels
 from ulmfit_dist.data.token_store import TokenStore, shard_stem
 from ulmfit_dist.data.worker_pool import run_in_workers
 from ulmfit_dist.errors import UserError
@@ -34,7 +34,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def words(recipe: Path, large: Path, cache: Path) -> list[str]:
-    return ["prepare", str(recipe), f"data.path={large}", f"data.cache={cache}", "data.shard_documents=100"]
+    return ["prepare", str(recipe), f"data.path={large}", f"data.cache_dir={cache}", "data.documents_per_shard=100"]
 
 
 def contents(store: Path) -> dict[str, bytes]:
@@ -143,8 +143,8 @@ def test_documents_without_a_word_or_unreadable_are_left_out_and_told(recipe: Pa
         file = tmp_path / "texts" / "ab"[i % 2] / f"{i}.txt"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(text)
-    words = ["prepare", recipe, f"data.path={tmp_path / 'texts'}", f"data.cache={tmp_path}", "data.on_error=skip"]
-    text = succeed([*words, "data.shard_documents=2", "tokenizer.min_freq=1"], processes=2)
+    words = ["prepare", recipe, f"data.path={tmp_path / 'texts'}", f"data.cache_dir={tmp_path}", "data.on_error=skip"]
+    text = succeed([*words, "data.documents_per_shard=2", "tokenizer.min_freq=1"], processes=2)
     assert "texts: 3 documents (2 empty left out) (1 unreadable left out), 7 tokens" in text
     store = TokenStore(store_in(tmp_path))
     assert [" ".join(store.vocab[i] for i in store.document(n)) for n in range(3)] == [
@@ -195,7 +195,7 @@ def test_worker_processes_make_the_same_shards(large: Path, tmp_path: Path, monk
     for num_workers in (1, 2):
         folder = tmp_path / str(num_workers)
         folder.mkdir()
-        builder = StoreBuilder(folder, open_source(DataConfig(path=str(large))), TokenizerConfig(), 500)
+        builder = TokenStoreBuilder(folder, open_source(DataConfig(path=str(large))), TokenizerConfig(), 500)
         builder.tokenize(range(6), num_workers, shown=False)
         builder.merge()
         builder.map(range(6), num_workers)
@@ -207,7 +207,7 @@ def test_worker_processes_make_the_same_shards(large: Path, tmp_path: Path, monk
 def test_a_workers_error_is_the_users(large: Path, tmp_path: Path):
     source = open_source(DataConfig(path=str(large)))
     source.splits["train"].paths[123] = tmp_path / "gone.txt"
-    builder = StoreBuilder(tmp_path, source, TokenizerConfig(), 500)
+    builder = TokenStoreBuilder(tmp_path, source, TokenizerConfig(), 500)
     with pytest.raises(UserError, match=r"gone\.txt: cannot be read"):
         list(run_in_workers(builder.open_tokenizer, builder.tokenize_shard, range(6), 2))
 
@@ -219,7 +219,7 @@ def die_in_a_worker(i: int, main: int) -> int:
 
 
 def test_a_killed_worker_is_told():
-    with pytest.raises(UserError, match="a worker process ended before its work was done"):
+    with pytest.raises(UserError, match="a worker process exited before it finished"):
         list(run_in_workers(partial(int, os.getpid()), die_in_a_worker, range(6), 2))
 
 
@@ -229,7 +229,7 @@ def test_a_script_that_prepares_without_a_main_guard_is_told_so(large: Path, tmp
         "from ulmfit_dist import load_config, prepare\n"
         "from ulmfit_dist.data import builder\n"
         "builder.DOCUMENTS_PER_WORKER = 100\n"
-        f"prepare(load_config(None, ['data.path={large}', 'data.cache={tmp_path}']))\n"
+        f"prepare(load_config(None, ['data.path={large}', 'data.cache_dir={tmp_path}']))\n"
     )
     result = launch([script])
     assert result.returncode == 1

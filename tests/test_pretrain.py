@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from ulmfit_dist import load_classifier, load_language_model
 
-PLACE = ("tracking.wandb=disabled", "runs_dir=.", "data.cache=cache")
+PLACE = ("tracking.wandb_mode=disabled", "runs_dir=.", "data.cache_dir=cache")
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +35,11 @@ def test_a_pretrained_language_model_is_a_run_of_its_own(place: Path, recipe: Pa
     assert json.loads((place / "wiki/summary.json").read_text()).keys() >= {"lm", "seconds"}
     assert not (place / "wiki/classifier").exists()
     words = ["pretrain", recipe, *TINY, *PLACE, "data.source=json", "data.path=wiki.jsonl", "name=wiki", "--verbose"]
-    assert "lm: done already" in succeed_here(words, cwd=place)
+    assert "lm: already trained" in succeed_here(words, cwd=place)
 
 
 def test_a_classifier_straight_from_a_pretrained_model(place: Path, recipe: Path):
-    shared = ["run", recipe, *TINY, *PLACE, "data.path=texts", "runtime.virtual_ranks=2"]
+    shared = ["run", recipe, *TINY, *PLACE, "data.path=texts", "runtime.canonical_ranks=2"]
     straight = [*shared, "model.pretrained=wiki", "classifier.encoder=pretrained", "name=straight"]
     said = succeed(straight, processes=2, cwd=place)
     assert "pretrained wiki: " in said
@@ -51,7 +51,7 @@ def test_a_classifier_straight_from_a_pretrained_model(place: Path, recipe: Path
     succeed([*shared, "classifier.encoder=wiki/lm", "name=named"], cwd=place)  # the same by its place, on one rank
     mine, theirs = (load_file(place / name / "classifier/model.safetensors") for name in ("straight", "named"))
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
-    assert "classifier: done already" in succeed_here([*straight, "lm.wd=0.3", "--verbose"], cwd=place)
+    assert "classifier: already trained" in succeed_here([*straight, "lm.wd=0.3", "--verbose"], cwd=place)
 
 
 def test_a_classifier_on_an_encoder_from_elsewhere_goes_on_where_it_was_stopped(place: Path, recipe: Path, tmp_path: Path):
@@ -62,10 +62,10 @@ def test_a_classifier_on_an_encoder_from_elsewhere_goes_on_where_it_was_stopped(
         *TINY,
         f"classifier.phases=[{phases}]",
         f"data.path={place}/texts",
-        f"data.cache={place}/cache",
+        f"data.cache_dir={place}/cache",
         f"runs_dir={tmp_path}",
     ]
-    words += [f"classifier.encoder={place}/wiki", "tracking.wandb=disabled"]
+    words += [f"classifier.encoder={place}/wiki", "tracking.wandb_mode=disabled"]
     finish(start([*words, "name=whole"], 1, tmp_path / "whole-notes"))
     process = start([*words, "name=stopped"], 1, tmp_path / "notes")
     while steps_noted(tmp_path / "notes") < 150 and process.poll() is None:  # a line per document: in the second phase
@@ -73,7 +73,7 @@ def test_a_classifier_on_an_encoder_from_elsewhere_goes_on_where_it_was_stopped(
     process.send_signal(signal.SIGTERM)
     process.communicate()
     assert process.returncode == 85
-    assert "classifier: goes on from" in finish(start([*words, "name=stopped"], 1, tmp_path / "notes"))
+    assert "classifier: resumes from" in finish(start([*words, "name=stopped"], 1, tmp_path / "notes"))
     mine, theirs = (load_file(tmp_path / name / "classifier/model.safetensors") for name in ("stopped", "whole"))
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
 

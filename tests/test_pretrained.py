@@ -245,7 +245,7 @@ def test_the_first_rank_of_a_node_fetches_weights_and_no_other(monkeypatch: pyte
     )
     for is_first in (True, False):
         for name in ("wt103_fwd", "runs/wiki-de", None):
-            fetch(name, SimpleNamespace(together=nullcontext, is_local_main=is_first))
+            fetch(name, SimpleNamespace(fail_together=nullcontext, is_local_main=is_first))
     assert fetched == [(external.URLs.WT103_FWD, PATIENCE)]
     assert socket.getdefaulttimeout() is None
 

@@ -20,7 +20,7 @@ def test_the_quick_start_uses_as_many_gpus_as_share_its_batches(num_gpus: int, u
 def test_idle_gpus_are_named_with_the_batch_sizes_that_would_use_them(capsys: pytest.CaptureFixture[str]):
     assert choose_processes(load_config(QUICKSTART), 5) == 4
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("ulmfit-dist: using 4 of 5 GPUs, 1 is idle: lm.global_batch_size=16 cannot be shared evenly by 5")
+    assert line.startswith("warning: using 4 of 5 GPUs, 1 is idle: lm.global_batch_size=16 cannot be shared evenly by 5")
     assert "make it 15 or 20; classifier.global_batch_size=16" in line
     assert choose_processes(load_config(QUICKSTART), 4) == 4
     assert capsys.readouterr().err == ""
@@ -36,14 +36,14 @@ def test_a_batch_that_no_number_of_processes_can_share_is_refused():
     config = load_config(QUICKSTART, ["lm.global_batch_size=15"])
     assert largest_fitting(config, 2) == 0
     for call in (check_processes, choose_processes):
-        with pytest.raises(UserError, match=r"=15 cannot be shared evenly by 2 (virtual )?ranks: make it 14 or 16$"):
+        with pytest.raises(UserError, match=r"=15 cannot be shared evenly by 2 (canonical )?ranks: make it 14 or 16$"):
             call(config, 2)
 
 
 def test_virtual_ranks_share_the_batch_where_there_are_more_of_them():
-    assert largest_fitting(load_config(QUICKSTART, ["runtime.virtual_ranks=8"]), 3) == 2
-    with pytest.raises(UserError, match=r"lm\.global_batch_size=12 cannot be shared evenly by 8 virtual ranks"):
-        check_processes(load_config(QUICKSTART, ["runtime.virtual_ranks=8", "lm.global_batch_size=12"]), 2)
+    assert largest_fitting(load_config(QUICKSTART, ["runtime.canonical_ranks=8"]), 3) == 2
+    with pytest.raises(UserError, match=r"lm\.global_batch_size=12 cannot be shared evenly by 8 canonical ranks"):
+        check_processes(load_config(QUICKSTART, ["runtime.canonical_ranks=8", "lm.global_batch_size=12"]), 2)
 
 
 def test_a_number_of_processes_that_cannot_share_a_batch_is_one_line(capsys: pytest.CaptureFixture[str]):

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.stages import estimate
-from ulmfit_dist.stages.estimate import StageEstimate, estimate_stage
+from ulmfit_dist.stages.estimate import CorpusSize, StageEstimate, TimingLimits, estimate_stage
 from ulmfit_dist.stages.plan import RunPlan
 from ulmfit_dist.training.callbacks.progress import StageClock
 from ulmfit_dist.utils import progress
@@ -114,8 +114,9 @@ def test_an_estimate_counts_the_steps_of_all_epochs_and_grows_with_the_corpus(
     assert (small.steps, small.total_seconds) == ((7, 7), 0.0)  # too little work to be measured
     monkeypatch.setattr(estimate, "MIN_WORK", 0)
     for stage in ("lm", "classifier"):
-        once = estimate_stage(CONFIG, runtime, store, stage, budget_seconds=0.2)
-        thrice = estimate_stage(CONFIG, runtime, store, stage, scale=3.0, vocab_size=5000, budget_seconds=0.2)
+        limits = TimingLimits(budget_seconds=0.2)
+        once = estimate_stage(CONFIG, runtime, store, stage, limits=limits)
+        thrice = estimate_stage(CONFIG, runtime, store, stage, CorpusSize(scale=3.0, vocab_size=5000), limits)
         assert once.total_seconds > 0
         assert all(3 * step - 2 <= more <= 3 * step + 2 for step, more in zip(once.steps, thrice.steps, strict=True))
         assert thrice.num_parameters - once.num_parameters == (5000 - len(store.vocab)) * (12 + (stage == "lm"))
@@ -123,7 +124,7 @@ def test_an_estimate_counts_the_steps_of_all_epochs_and_grows_with_the_corpus(
 
 def test_a_plan_that_measures_changes_nothing(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     short = ("lm.phases=[{epochs: 1, lr: 1e-2}]", "classifier.phases=[{epochs: 2, lr: 1e-2}]", f"runs_dir={tmp_path}")
-    place = [f"data.path={make_folder(tmp_path / 'texts', 20)}", f"data.cache={tmp_path / 'cache'}"]
+    place = [f"data.path={make_folder(tmp_path / 'texts', 20)}", f"data.cache_dir={tmp_path / 'cache'}"]
     weights = []
     for name, min_work in (("planned", 0.0), ("unplanned", 1e30)):
         monkeypatch.setattr(estimate, "MIN_WORK", min_work)

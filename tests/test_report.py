@@ -314,7 +314,7 @@ def test_what_cannot_be_reported_on_is_said_in_one_line(tmp_path: Path):
         ([tmp_path / "missing"], None, "missing: no such folder: name a run directory"),
         ([tmp_path / "file"], None, "file: no such folder: name a run directory"),
         ([run, tmp_path / "empty"], None, "empty: no run directory .no metrics.jsonl in it.: name one"),
-        ([tmp_path / "folder"], None, "metrics.jsonl: cannot be read .not a plain file."),
+        ([tmp_path / "folder"], None, "metrics.jsonl: cannot be read .not a regular file."),
         ([run], tmp_path, "cannot be written .Is a directory.: name another file"),
         ([run], tmp_path / "missing" / "report.html", "missing is no folder.: name another file"),
         ([run], tmp_path / "file" / "report.html", "file is no folder.: name another file"),

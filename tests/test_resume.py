@@ -24,7 +24,7 @@ Start = Callable[..., subprocess.Popen[str]]
 def begin(tmp_path: Path, corpus: Path, recipe: Path, run_dirs: dict[str, Path]) -> Iterator[Start]:
     """Starts `run` in a folder of the test's; whatever still runs at its end is killed."""
     started = []
-    shared = [recipe, f"data.path={corpus}", f"data.cache={run_dirs['caches']}/cache1", f"runs_dir={tmp_path}"]
+    shared = [recipe, f"data.path={corpus}", f"data.cache_dir={run_dirs['caches']}/cache1", f"runs_dir={tmp_path}"]
 
     def begin(
         *words: str, processes: int = 2, options: tuple[str, ...] = (), command: str = "run", real: bool = False
@@ -80,14 +80,14 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_left_alone(begin: Star
     wait_for_step(process, notes, "classifier", 10)
     os.kill(process.pid, signal.SIGTERM)
     errors = process.communicate()[1]
-    assert re.search(r"stopped by SIGTERM after step \d+: classifier is saved in \S+; start again to go on", errors)
+    assert re.search(r"stopped by SIGTERM after step \d+: classifier is saved in \S+; start again to resume", errors)
 
     process = begin(*RECIPE, "name=run")
     wait_for_step(process, notes, "classifier", 80)
     kill_all(process)
     said = finish(begin(*RECIPE, "name=run"))
-    assert "lm: done already" in said
-    assert "classifier: goes on from" in said
+    assert "lm: already trained" in said
+    assert "classifier: resumes from" in said
 
     assert same_bits(run, alone / "run")
     for mine, theirs in zip(metrics(run), metrics(alone / "run"), strict=True):
@@ -102,15 +102,15 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_left_alone(begin: Star
 
 
 def test_a_run_goes_on_to_the_same_bits_on_another_number_of_ranks(begin: Start, run_dirs: dict[str, Path], tmp_path: Path):
-    words = [*TINY, *LEARNING, "checkpoint.every_steps=7", "tracking.wandb=disabled", "name=run"]
+    words = [*TINY, *LEARNING, "checkpoint.interval_steps=7", "tracking.wandb_mode=disabled", "name=run"]
     notes = tmp_path / "notes"
     for processes, stage, step in ((2, "lm", 70), (1, "classifier", 25), (4, "classifier", 60)):
         process = begin(*words, processes=processes)
         wait_for_step(process, notes, stage, step)
         kill_all(process)
     said = finish(begin(*words, processes=2))
-    assert "classifier: goes on from" in said
-    assert "made on 4 rank(s)" in said
+    assert "classifier: resumes from" in said
+    assert "written on 4 rank(s)" in said
     assert same_bits(tmp_path / "run", run_dirs["one"])
 
 
@@ -124,18 +124,18 @@ def test_when_a_rank_dies_the_others_name_it_and_end_and_a_restart_goes_on(begin
     errors = process.communicate(timeout=30)[1]
     assert time.monotonic() - began < 30
     assert process.returncode != 0
-    assert re.search(rf"error: rank 1 \(\S+ process {killed}\) ended without a word: it was killed", errors)
+    assert re.search(rf"error: rank 1 \(\S+ process {killed}\) exited without an error: it was killed", errors)
 
     process = begin(*RECIPE, "name=run", options=("--max_restarts", "1"), real=True)
     wait_for_step(process, notes, "lm", 70)
     os.kill(ranks_of(process)[0], signal.SIGKILL)
     said = finish(process)
-    assert re.search(r"error: rank 0 \(\S+ process \d+\) ended without a word", said)
+    assert re.search(r"error: rank 0 \(\S+ process \d+\) exited without an error", said)
     assert same_bits(tmp_path / "run", alone / "run")
 
 
 def test_signals_end_a_run_with_85_and_what_no_longer_fits_is_refused(begin: Start, tmp_path: Path, recipe: Path):
-    words = [*RECIPE, "name=run", "tracking.wandb=disabled", "lm.phases=[{epochs: 200, lr: 1e-3}]"]
+    words = [*RECIPE, "name=run", "tracking.wandb_mode=disabled", "lm.phases=[{epochs: 200, lr: 1e-3}]"]
     notes = tmp_path / "notes"
     process = begin(*words, processes=1)
     wait_for_training(process, notes)
@@ -144,14 +144,14 @@ def test_signals_end_a_run_with_85_and_what_no_longer_fits_is_refused(begin: Sta
     assert process.returncode == 85
     assert "ulmfit-dist: stopped by SIGUSR1 after step" in said
     (saved,) = re.findall(r"lm is saved in (\S+);", said)
-    assert json.loads(Path(saved, "state.json").read_text())["position"]["step"] > 0
+    assert json.loads(Path(saved, "state.json").read_text())["train_state"]["first_step"] > 0
 
-    process = begin(*words, "lm.wd=0.3", "checkpoint.keep=5", processes=1)
+    process = begin(*words, "lm.wd=0.3", "checkpoint.keep_latest=5", processes=1)
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 2
     assert f"{saved} was made with another lm.wd (now 0.3, then 0.1): start over with --fresh" in said
 
-    process = begin(*words, "checkpoint.keep=5", "tracking.log_every=3", processes=1)  # harmless
+    process = begin(*words, "checkpoint.keep_latest=5", "tracking.log_interval=3", processes=1)  # harmless
     wait_for_training(process, notes)
     os.kill(process.pid, signal.SIGINT)
     while catches(process.pid, signal.SIGINT):
@@ -159,11 +159,11 @@ def test_signals_end_a_run_with_85_and_what_no_longer_fits_is_refused(begin: Sta
     os.kill(process.pid, signal.SIGINT)
     output = process.communicate(timeout=30)[0]
     assert process.returncode == -signal.SIGINT
-    assert f"lm: goes on from {saved}" in output
+    assert f"lm: resumes from {saved}" in output
 
 
 def test_a_command_is_stopped_before_it_trains_with_85(recipe: Path, corpus: Path, tmp_path: Path):
-    words = ["run", recipe, f"data.path={corpus}", f"data.cache={tmp_path}", f"runs_dir={tmp_path}"]
+    words = ["run", recipe, f"data.path={corpus}", f"data.cache_dir={tmp_path}", f"runs_dir={tmp_path}"]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
     process = subprocess.Popen(
         [sys.executable, "-m", "ulmfit_dist", *map(str, words)], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
@@ -171,7 +171,7 @@ def test_a_command_is_stopped_before_it_trains_with_85(recipe: Path, corpus: Pat
     while not catches(process.pid, signal.SIGTERM):
         time.sleep(0.001)
     os.kill(process.pid, signal.SIGTERM)
-    assert process.communicate(timeout=30)[1] == "ulmfit-dist: stopped by SIGTERM: the same command goes on from there\n"
+    assert process.communicate(timeout=30)[1] == "ulmfit-dist: stopped by SIGTERM: run the same command again to resume\n"
     assert process.returncode == 85
 
 
@@ -179,7 +179,7 @@ def test_a_fresh_start_that_is_killed_goes_on_and_leaves_the_models_before_aside
     begin: Start, run_dirs: dict[str, Path], tmp_path: Path
 ):
     shutil.copytree(run_dirs["one"], tmp_path / "run")
-    words = [*TINY, *LEARNING, "name=run", "tracking.wandb=disabled", "lm.wd=0.2"]
+    words = [*TINY, *LEARNING, "name=run", "tracking.wandb_mode=disabled", "lm.wd=0.2"]
     process = begin(*words, "--fresh", processes=1)
     wait_for_step(process, tmp_path / "notes", "lm", 40)  # there is no checkpoint yet but that before the first step
     kill_all(process)
@@ -188,24 +188,24 @@ def test_a_fresh_start_that_is_killed_goes_on_and_leaves_the_models_before_aside
     os.kill(process.pid, signal.SIGTERM)
     output = process.communicate()[0]
     assert process.returncode == 85
-    assert re.search(r"lm: goes on from \S+/step-00000000, made on 1 rank", output)
+    assert re.search(r"lm: resumes from \S+/step-00000000, written on 1 rank", output)
     said = finish(begin(*words, processes=1))
-    assert "lm: goes on from" in said
-    assert "done already" not in said
+    assert "lm: resumes from" in said
+    assert "already trained" not in said
     exported = [json.loads((tmp_path / "run" / stage / "training.json").read_text()) for stage in STAGES]
     assert len({training["training_id"] for training in exported}) == 2
     said = finish(begin(*words, processes=1))
-    assert [line.split(",")[0] for line in said.splitlines() if ": done" in line][:2] == [
-        f"{s}: done already" for s in STAGES
+    assert [line.rsplit(":", 1)[0] for line in said.splitlines() if ": already" in line][:2] == [
+        f"{stage}: already trained" for stage in STAGES
     ]
 
 
 def test_a_full_disk_does_not_stop_a_run(begin: Start, tmp_path: Path):
     run, notes = tmp_path / "small" / "run", tmp_path / "notes"
     with mounted(tmp_path / "small", "3m"):
-        by_the_clock = ["checkpoint.every_steps=null", "checkpoint.every_minutes=0.002"]
+        by_the_clock = ["checkpoint.interval_steps=null", "checkpoint.interval_minutes=0.002"]
         words = [*RECIPE, *by_the_clock, "name=run", f"runs_dir={tmp_path}/small", "lm.phases=[{epochs: 8}]"]
-        words += ["tracking.wandb=disabled"]
+        words += ["tracking.wandb_mode=disabled"]
         process = begin(*words, processes=1, command="lm")
         wait_for_step(process, notes, "lm", 25)
         filler = tmp_path / "small" / "filler"
@@ -231,12 +231,12 @@ def test_a_full_disk_does_not_stop_a_run(begin: Start, tmp_path: Path):
 def test_a_loss_that_is_no_number_stops_with_the_step_and_keeps_the_last_good_checkpoint(
     run_dirs: dict[str, Path], corpus: Path, recipe: Path, tmp_path: Path
 ):
-    place = [f"data.path={corpus}", f"data.cache={run_dirs['caches']}/cache1", f"runs_dir={tmp_path}", "name=run"]
-    words = [*TINY, "lm.phases=[{epochs: 1, lr: 1e30}]", "checkpoint.every_steps=1", "tracking.wandb=disabled"]
+    place = [f"data.path={corpus}", f"data.cache_dir={run_dirs['caches']}/cache1", f"runs_dir={tmp_path}", "name=run"]
+    words = [*TINY, "lm.phases=[{epochs: 1, lr: 1e30}]", "checkpoint.interval_steps=1", "tracking.wandb_mode=disabled"]
     result = command(["lm", recipe, *place, *words])
     assert result.returncode == 2
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("ulmfit-dist: error:")]
-    found = re.search(r"lm phase 1 epoch 1: .* is no finite number at step (\d+); the last good checkpoint, (\S+), is", line)
+    found = re.search(r"lm phase 1 epoch 1: .* is NaN or inf at step (\d+); the last good checkpoint is (\S+)\. Lower", line)
     assert found is not None, line
     assert "Lower the phase's lr" in line
     assert Path(found[2]).is_dir()

@@ -15,11 +15,11 @@ from conftest import launch
 from torch import nn
 
 from ulmfit_dist.config.schema import RuntimeConfig
-from ulmfit_dist.data.batches import Share
+from ulmfit_dist.data.batches import BatchShard
 from ulmfit_dist.distributed import process_group, signals
 from ulmfit_dist.distributed.process_group import CONTROL_TIMEOUT, join_process_group
 from ulmfit_dist.distributed.runtime import Runtime
-from ulmfit_dist.errors import Interrupted, RankLostError, UserError
+from ulmfit_dist.errors import RankLostError, ResumableInterrupt, UserError
 from ulmfit_dist.training.callbacks.accelerate import AccelerateCallback
 
 LEAVE = """
@@ -58,22 +58,23 @@ for name in ("all_gather_object", "broadcast_object_list", "barrier"):
     setattr(dist, name, noted)
 
 found = []
-for precision in ("bf16", "no"):
+for precision in ("bf16", "fp32"):
     with Runtime(RuntimeConfig(precision=precision), keeps_group=True) as runtime:
         runtime.barrier()
         model = runtime.accelerator.prepare_model(torch.nn.Linear(64, 64))
         x = torch.arange(64.0)
         same = torch.equal(model(x), torch.nn.functional.linear(x, model.module.weight, model.module.bias))
-        found.append([runtime.precision, same, runtime.gather(runtime.rank), runtime.from_main(runtime.rank)])
-        assert (runtime.highest(-runtime.rank), runtime.highest(runtime.rank)) == (0, 1)
+        rank = runtime.rank
+        found.append([runtime.precision, same, runtime.all_gather_object(rank), runtime.broadcast_object(rank)])
+        assert (runtime.highest(-rank), runtime.highest(rank)) == (0, 1)
         control = runtime._control
         try:
-            with runtime.together():
-                if runtime.rank == 1:
+            with runtime.fail_together():
+                if rank == 1:
                     raise UserError("one rank fails")
         except UserError as error:
             found.append(str(error))
-with Runtime(RuntimeConfig(precision="no")) as runtime:
+with Runtime(RuntimeConfig(precision="fp32")) as runtime:
     found.append(runtime._control is control and control is not dist.group.WORLD)
     found.append(all(group is control for group in used) and len(used) > 10)
     found.append(dist.get_backend(control))
@@ -104,7 +105,7 @@ def test_ranks_stay_together_in_another_precision_and_control_goes_over_gloo(tmp
             (tmp_path / f"rank-{rank}.json").read_text()
         )
         assert first == ["bf16", False, [0, 1], 0]
-        assert second == ["no", True, [0, 1], 0]
+        assert second == ["fp32", True, [0, 1], 0]
         assert error == same_error == "one rank fails"
         assert (is_kept, all_on_it, backend, timeout) == (True, True, "gloo", CONTROL_TIMEOUT.total_seconds())
         assert threads == []
@@ -123,7 +124,7 @@ def test_gradients_have_nccls_own_timeout(has_gpu: bool, expected: dict, monkeyp
 def test_ranks_cannot_change_their_kind_of_device(has_gpu: bool, backend: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(process_group.dist, "is_initialized", lambda: True)
     monkeypatch.setattr(process_group.dist, "get_backend", lambda: backend)
-    with pytest.raises(UserError, match=f"process group of {backend}.*set ACCELERATE_USE_CPU before the ranks start"):
+    with pytest.raises(UserError, match=f"process group uses {backend}.*set ACCELERATE_USE_CPU before the ranks start"):
         join_process_group(has_gpu)
 
 
@@ -137,7 +138,7 @@ def fitted(runtime: Runtime, x: torch.Tensor) -> torch.Tensor:
     torch.manual_seed(0)
     learner = SimpleNamespace(model=nn.Linear(64, 64, dtype=torch.get_default_dtype()))
     learner.replace_modules = lambda replace: setattr(learner, "model", replace(learner.model))
-    callback = AccelerateCallback(runtime, Share())
+    callback = AccelerateCallback(runtime, BatchShard())
     callback.learn = learner
     callback.before_fit()
     assert AcceleratorState._shared_state["_mixed_precision"] == runtime.accelerator.mixed_precision  # autocast's dtype
@@ -149,8 +150,8 @@ def fitted(runtime: Runtime, x: torch.Tensor) -> torch.Tensor:
 def test_runtimes_of_different_precision_are_used_in_turn():
     """As in a notebook: a learner in bf16, another one in fp32, and the first one again."""
     x = torch.randn(5, 64)
-    half, full = Runtime(RuntimeConfig(precision="bf16")), Runtime(RuntimeConfig(precision="no"))
-    assert (half.precision, full.precision) == ("bf16", "no")
+    half, full = Runtime(RuntimeConfig(precision="bf16")), Runtime(RuntimeConfig(precision="fp32"))
+    assert (half.precision, full.precision) == ("bf16", "fp32")
     assert (half.accelerator.mixed_precision, full.accelerator.mixed_precision) == ("bf16", "no")
     first, second, third = fitted(half, x), fitted(full, x), fitted(half, x)
     assert torch.equal(first, third)
@@ -186,7 +187,7 @@ def test_the_accelerator_of_a_script_keeps_its_precision():
     from accelerate import Accelerator
 
     own = Accelerator(cpu=True, mixed_precision="bf16")
-    with Runtime(RuntimeConfig(precision="no"), keeps_group=True) as runtime:
+    with Runtime(RuntimeConfig(precision="fp32"), keeps_group=True) as runtime:
         assert runtime.accelerator.mixed_precision == "no"
     assert own.mixed_precision == "bf16"
     assert own.prepare_model(nn.Linear(64, 64))(torch.ones(1, 64)).dtype == torch.float32
@@ -196,7 +197,7 @@ def test_the_accelerator_of_a_script_keeps_its_precision():
 def test_a_signal_does_not_interrupt_the_end_of_a_run_that_is_done(no_process_group: None, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     before = signal.getsignal(signal.SIGTERM)
-    with signals.at_once(), Runtime(RuntimeConfig(precision="no")) as runtime:
+    with signals.at_once(), Runtime(RuntimeConfig(precision="fp32")) as runtime:
         monkeypatch.setattr(runtime.accelerator, "end_training", lambda: signal.raise_signal(signal.SIGTERM))
     assert signal.getsignal(signal.SIGTERM) is before
 
@@ -204,10 +205,10 @@ def test_a_signal_does_not_interrupt_the_end_of_a_run_that_is_done(no_process_gr
 @pytest.mark.usefixtures("on_cpus")
 def test_a_signal_does_not_hide_that_another_rank_was_lost():
     """The launcher sends one to the others at once: they are then on their way out after a failed collective."""
-    for cause, expected in ((RuntimeError("connection closed"), RankLostError), (None, Interrupted)):
-        runtime = Runtime(RuntimeConfig(precision="no"), keeps_group=True)
-        runtime._watch = SimpleNamespace(loss=lambda patience: "rank 1 was lost", leave=lambda message: None)
-        stop = Interrupted("stopped by SIGTERM")
+    for cause, expected in ((RuntimeError("connection closed"), RankLostError), (None, ResumableInterrupt)):
+        runtime = Runtime(RuntimeConfig(precision="fp32"), keeps_group=True)
+        runtime.heartbeat = SimpleNamespace(loss=lambda patience: "rank 1 was lost", close=lambda message: None)
+        stop = ResumableInterrupt("stopped by SIGTERM")
         stop.__context__ = cause
         with pytest.raises(expected), runtime:
             raise stop

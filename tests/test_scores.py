@@ -20,7 +20,7 @@ def measured(probability_NC: torch.Tensor, label_N: torch.Tensor) -> ClassifierM
     metrics.reset(torch.device("cpu"))
     for part in (slice(None, 7), slice(7, None)):
         metrics.add(probability_NC[part].log(), label_N[part])
-    metrics.compute(Runtime(RuntimeConfig(precision="no")))
+    metrics.compute(Runtime(RuntimeConfig(precision="fp32")))
     return metrics
 
 

@@ -10,25 +10,25 @@ from killing import same_bits
 from safetensors.torch import load_file
 
 from ulmfit_dist.config.loading import load_config
-from ulmfit_dist.config.schema import ClassifierConfig
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.training.callbacks.model_selection import Selection
+from ulmfit_dist.training.callbacks.model_selection import ModelSelectionCallback
+from ulmfit_dist.training.train_state import TrainState
 
 
-def after(scores: list[float], patience: int | None = None, halfway: bool = False) -> Selection:
+def after(scores: list[float], patience: int | None = None, halfway: bool = False) -> ModelSelectionCallback:
     """A selection that has seen these scores; where it is to be halfway, by way of a checkpoint."""
-    selection = Selection(ClassifierConfig(early_stopping=patience), lambda: {"of": len(scores)})
+    selection = ModelSelectionCallback(patience, lambda: {"of": len(scores)})
     for number, score in enumerate(scores, 1):
         if halfway and number == len(scores) // 2:
             state = json.loads(json.dumps(selection.state_dict()))
-            selection = Selection(ClassifierConfig(early_stopping=patience), selection.tables)
+            selection = ModelSelectionCallback(patience, selection.tables)
             selection.load_state_dict(state)
-        place = {"stage": "lm", "stage_epoch": number, "stage_step": 10 * number}
-        runtime = SimpleNamespace(from_main=lambda value: value, print=lambda words: None)
-        selection.learn = SimpleNamespace(score=score, valid_metrics={}, is_stopped=False, **place)
+        progress = {"stage": "lm", "stage_epoch": number, "stage_step": 10 * number}
+        runtime = SimpleNamespace(broadcast_object=lambda value: value, print=lambda words: None)
+        selection.learn = SimpleNamespace(score=score, valid_metrics={}, train_state=TrainState(**progress), **progress)
         selection.learn.accelerate = SimpleNamespace(runtime=runtime)
         selection.after_epoch()
-        if selection.learn.is_stopped:
+        if selection.learn.train_state.is_stopped:
             break
     return selection
 
@@ -42,23 +42,31 @@ def test_the_last_of_the_best_epochs_is_kept_in_mind(halfway: bool):
 @pytest.mark.parametrize("halfway", [False, True])
 def test_a_stage_ends_after_epochs_that_were_no_better(halfway: bool):
     stopped = after([0.1, 0.5, 0.5, 0.4, 0.9], patience=2, halfway=halfway)
-    assert stopped.learn.is_stopped
+    assert stopped.learn.train_state.is_stopped
     assert stopped.learn.stage_epoch == 4
     assert stopped.best.number == 3
-    assert not after([0.1, 0.5, 0.5, 0.6, 0.4], patience=2, halfway=halfway).learn.is_stopped
+    assert not after([0.1, 0.5, 0.5, 0.6, 0.4], patience=2, halfway=halfway).learn.train_state.is_stopped
 
 
 def test_wrong_values_are_named():
-    for override, said in (("lm.select=first", "did you mean .last.?"), ("classifier.early_stopping=0", "at least 1")):
+    for override, said in (
+        ("lm.export_epoch=first", "did you mean .last.?"),
+        ("classifier.early_stopping_patience=0", "at least 1"),
+    ):
         with pytest.raises(UserError, match=said):
             load_config(None, ["data.path=x", override])
 
 
 def test_the_best_epochs_model_is_exported_also_after_a_stop(corpus: Path, recipe: Path, tmp_path: Path):
-    words = [recipe, f"data.path={corpus}", *TINY, f"data.cache={tmp_path}/cache", f"runs_dir={tmp_path}"]
-    words += ["tracking.wandb=disabled", "lm.phases=[{lr: 5e-2}]", "classifier.select=best", "classifier.early_stopping=2"]
-    words += ["classifier.phases=[{epochs: 3, lr: 2e-2},{epochs: 9, lr: 1.0}]", "runtime.virtual_ranks=2"]
-    words += ["checkpoint.keep=1", "classifier.callbacks=[test_own_parts.StopsItself]"]
+    words = [recipe, f"data.path={corpus}", *TINY, f"data.cache_dir={tmp_path}/cache", f"runs_dir={tmp_path}"]
+    words += [
+        "tracking.wandb_mode=disabled",
+        "lm.phases=[{lr: 5e-2}]",
+        "classifier.export_epoch=best",
+        "classifier.early_stopping_patience=2",
+    ]
+    words += ["classifier.phases=[{epochs: 3, lr: 2e-2},{epochs: 9, lr: 1.0}]", "runtime.canonical_ranks=2"]
+    words += ["checkpoint.keep_latest=1", "classifier.callbacks=[test_own_parts.StopsItself]"]
     here = {"PYTHONPATH": f"{Path(__file__).parents[1]}:{Path(__file__).parent}"}
     said = succeed(["run", *words, "name=alone"], **here)
     run = tmp_path / "alone"
@@ -67,14 +75,14 @@ def test_the_best_epochs_model_is_exported_also_after_a_stop(corpus: Path, recip
     accuracies = [line["classifier/accuracy"] for line in epochs]
     best = max(range(len(epochs)), key=lambda i: (accuracies[i], i))
     assert best < len(epochs) - 1 < 11
-    assert "classifier: ends here: " in said
-    assert f"classifier: exported is the model of epoch {best + 1} of {len(epochs)}, the best: valid_loss" in said
+    assert "classifier: stopped early: no improvement in " in said
+    assert f"classifier: exporting epoch {best + 1} of {len(epochs)}, the best: valid_loss" in said
     summary = json.loads((run / "summary.json").read_text())["classifier"]
     for metric in ("valid_loss", "accuracy", "f1_macro"):
         assert summary[metric] == epochs[best][f"classifier/{metric}"]
     matrix = json.loads((run / "tables.json").read_text())["classifier"]["confusion_matrix"]
     assert sum(matrix[i][i] for i in range(3)) == pytest.approx(accuracies[best] * sum(map(sum, matrix)))
-    evaluated = json.loads(succeed_here(["evaluate", "--json", run, "--precision", "no"]))["classifier"]
+    evaluated = json.loads(succeed_here(["evaluate", "--json", run, "--precision", "fp32"]))["classifier"]
     assert evaluated["accuracy"] == pytest.approx(summary["accuracy"], abs=1e-6)
     saved = load_file(run / "checkpoints/classifier" / f"step-{epochs[best]['step']:08d}" / "model.safetensors")
     exported = load_file(run / "classifier" / "model.safetensors")
@@ -83,5 +91,5 @@ def test_the_best_epochs_model_is_exported_also_after_a_stop(corpus: Path, recip
     stopped = command(["run", *words, "name=stopped"], 2, STOP_AFTER=str(epochs[best]["step"] + 5), **here)
     assert "stopped by SIGTERM after step" in stopped.stderr
     said = succeed(["run", *words, "name=stopped"], **here)
-    assert f"exported is the model of epoch {best + 1} of {len(epochs)}, the best" in said
+    assert f"exporting epoch {best + 1} of {len(epochs)}, the best" in said
     assert same_bits(tmp_path / "stopped", run)

@@ -22,7 +22,7 @@ TEXTS += ["\u4eca\u65e5\u306f\u3068\u3066\u3082\u826f\u3044\u5929\u6c17\u3067\u3
 
 
 def config(**settings) -> TokenizerConfig:
-    return TokenizerConfig(kind="sentencepiece", **settings)
+    return TokenizerConfig(type="sentencepiece", **settings)
 
 
 @pytest.mark.parametrize("model_type", ["unigram", "bpe"])
@@ -72,9 +72,9 @@ def test_what_is_wrong_with_a_model_is_told(tmp_path: Path):
 
 
 def test_a_run_with_pieces_from_text_to_prediction_is_the_same_on_two_ranks(corpus: Path, recipe: Path, tmp_path: Path):
-    shared = [recipe, f"data.path={corpus}", *TINY, "tokenizer.kind=sentencepiece", "tokenizer.pieces=80"]
-    succeed(["run", *shared, f"data.cache={tmp_path}/one", f"runs_dir={tmp_path}", "name=run"])
-    succeed(["prepare", *shared, f"data.cache={tmp_path}/two"], processes=2)
+    shared = [recipe, f"data.path={corpus}", *TINY, "tokenizer.type=sentencepiece", "tokenizer.sp_vocab_size=80"]
+    succeed(["run", *shared, f"data.cache_dir={tmp_path}/one", f"runs_dir={tmp_path}", "name=run"])
+    succeed(["prepare", *shared, f"data.cache_dir={tmp_path}/two"], processes=2)
     one, two = store_in(tmp_path / "one"), store_in(tmp_path / "two")
     assert {file.name: file.read_bytes() for file in one.iterdir()} == {
         file.name: file.read_bytes() for file in two.iterdir()
@@ -84,6 +84,6 @@ def test_a_run_with_pieces_from_text_to_prediction_is_the_same_on_two_ranks(corp
     assert any(token.startswith("▁") for token in vocab)
     assert "▁" not in succeed_here(["generate", tmp_path / "run", "the ball", "--words", "5"])
     assert succeed_here(["predict", tmp_path / "run", "the ball"])
-    result = command_here(["prepare", *shared, f"tokenizer.model={tmp_path}/none", f"data.cache={tmp_path}/three"])
+    result = command_here(["prepare", *shared, f"tokenizer.sp_model={tmp_path}/none", f"data.cache_dir={tmp_path}/three"])
     assert result.returncode == 2
-    assert "tokenizer.model" in result.stderr
+    assert "tokenizer.sp_model" in result.stderr

@@ -88,7 +88,7 @@ def test_several_text_columns_are_marked_as_fastai_does(tmp_path: Path):
     frame.to_csv(tmp_path / "all.csv", index=False)
     for kind in ("parquet", "csv"):
         path = f"data.path={tmp_path / 'all'}.{kind}"
-        source = opened(f"data.source={kind}", path, "data.text=[title, body]", "data.label=null")
+        source = opened(f"data.source={kind}", path, "data.text_col=[title, body]", "data.label_col=null")
         assert contents(source)["train"][0] == list(_join_texts(frame, mark_fields=True))
 
 
@@ -129,7 +129,7 @@ def test_bad_bytes_are_refused_with_file_and_place_or_replaced(tmp_path: Path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "1.txt").write_bytes(b"good \xff bad")
     source = opened(f"data.path={tmp_path}")
-    with pytest.raises(UserError, match=r"1\.txt: byte 5 is not UTF-8"):
+    with pytest.raises(UserError, match=r"1\.txt: byte 6 is not UTF-8"):
         source.splits["train"].read(0, 1)
     replaced = opened(f"data.path={tmp_path}", "data.on_error=replace")
     assert contents(replaced)["train"][0] == ["good \ufffd bad"]
@@ -145,10 +145,10 @@ GOOD = {
 @pytest.mark.parametrize(
     ("kind", "line", "said", "replaced"),
     [
-        ("csv", b"bad \xff\xfe,a", "line 3: byte 5 of it is not UTF-8", "bad \ufffd\ufffd"),
-        ("csv", b"one,two,three", "line 3 has 3 fields, the header has 2", None),
+        ("csv", b"bad \xff\xfe,a", "line 3: byte 5 of the line is not UTF-8", "bad \ufffd\ufffd"),
+        ("csv", b"one,two,three", "line 3 has 3 fields, but the header has 2", None),
         ("csv", b'"a"b,c', "line 3: ',' expected after '\"'", None),
-        ("json", b'{"text": "\xff", "label": "a"}', "line 2: byte 11 of it is not UTF-8", "\ufffd"),
+        ("json", b'{"text": "\xff", "label": "a"}', "line 2: byte 11 of the line is not UTF-8", "\ufffd"),
         ("json", b'{"text": "half', "line 2 is not JSON", None),
         ("json", b'{"body": "x"}', "line 2 has no 'text'", None),
         ("json", b'["x"]', "line 2 is not a JSON object", None),
@@ -214,8 +214,8 @@ def test_what_is_missing_is_named(tmp_path: Path):
         (["data.source=csv", f"data.path={tmp_path / 'empty'}"], "no .csv or .tsv or .tab file"),
         (["data.source=csv", f"data.path={tmp_path / 'nothing.csv'}"], "no documents"),
         (["data.source=csv", f"data.path={tmp_path / 'broken.csv'}"], "line 2: a quote that opens here is never closed"),
-        (["data.source=csv", f"data.path={tmp_path}", "data.text=[body]"], "its columns are: text, label"),
-        (["data.source=csv", f"data.path={tmp_path}", "data.label=class"], "its columns are: text, label"),
+        (["data.source=csv", f"data.path={tmp_path}", "data.text_col=[body]"], "its columns are: text, label"),
+        (["data.source=csv", f"data.path={tmp_path}", "data.label_col=class"], "its columns are: text, label"),
         (["data.source=hub", "data.path=nobody/nothing"], "no network to reach it"),
     ]:
         with pytest.raises(UserError) as error:

@@ -12,12 +12,13 @@ from stores import make_store
 from ulmfit_dist.config.loading import load_config
 from ulmfit_dist.config.schema import ClassifierConfig, Config, DataConfig, LMConfig, RuntimeConfig
 from ulmfit_dist.data.splits import describe_duplicates, num_dropped, split_documents, valid_is_test
-from ulmfit_dist.data.token_store import NO_LABEL, TokenStore, write_json
+from ulmfit_dist.data.token_store import NO_LABEL, TokenStore
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.stages.classifier import classifier_loaders
 from ulmfit_dist.stages.lm import lm_loaders
 from ulmfit_dist.stages.prepare import prepare
+from ulmfit_dist.utils.files import write_json
 
 SIZES = {"train": 60, "valid": 20, "unlabelled": 20, "test": 30}
 TEST_TOKENS = np.arange(100, 130)
@@ -45,7 +46,7 @@ CONFIG = Config(
     data=DataConfig(valid_pct=0.2),
     lm=LMConfig(global_batch_size=4, seq_len=5),
     classifier=ClassifierConfig(global_batch_size=8, seq_len=5),
-    runtime=RuntimeConfig(precision="no"),
+    runtime=RuntimeConfig(precision="fp32"),
 )
 
 
@@ -130,7 +131,7 @@ def test_equal_texts_on_two_sides_are_counted_dropped_or_refused(tmp_path: Path)
     assert dropped.test.tolist() == warned.test.tolist()
     assert describe_duplicates(store, dropped, config) == ""
     assert num_dropped(store, config) == 4
-    with pytest.raises(UserError, match=r"equal texts on two sides.*set data\.on_duplicates=drop"):
+    with pytest.raises(UserError, match=r"equal texts in two splits.*set data\.on_duplicates=drop"):
         split_documents(store, replace(CONFIG, data=replace(CONFIG.data, on_duplicates="error")))
 
 
@@ -156,8 +157,8 @@ def sentences(number: int, word: str) -> list[tuple[str, str]]:
 @pytest.mark.usefixtures("no_process_group")
 def test_the_vocabulary_knows_nothing_of_the_test_split_and_labels_do(tmp_path: Path):
     write_tables(tmp_path / "texts", train=sentences(40, "lamp"), valid=sentences(10, "soup"), test=sentences(30, "violin"))
-    words = ["data.source=csv", f"data.path={tmp_path / 'texts'}", f"data.cache={tmp_path}", "tokenizer.min_freq=1"]
-    config = load_config(None, [*words, "data.shard_documents=16"])
+    words = ["data.source=csv", f"data.path={tmp_path / 'texts'}", f"data.cache_dir={tmp_path}", "tokenizer.min_freq=1"]
+    config = load_config(None, [*words, "data.documents_per_shard=16"])
     store = prepare(config, Runtime(config.runtime))
     assert {"lamp", "soup"} <= set(store.vocab)
     assert "violin" not in store.vocab
@@ -168,7 +169,7 @@ def test_the_vocabulary_knows_nothing_of_the_test_split_and_labels_do(tmp_path: 
     assert store.meta["unknown"]["test"] > 0
 
 
-RECIPE = [*TINY, "data.source=csv", "tracking.wandb=disabled", "classifier.phases=[{epochs: 2, lr: 1e-2}]"]
+RECIPE = [*TINY, "data.source=csv", "tracking.wandb_mode=disabled", "classifier.phases=[{epochs: 2, lr: 1e-2}]"]
 
 
 def test_a_run_scores_its_test_split_once_and_every_rank_count_finds_the_same(recipe: Path, tmp_path: Path):
@@ -176,7 +177,13 @@ def test_a_run_scores_its_test_split_once_and_every_rank_count_finds_the_same(re
 
     train, test = sentences(40, "lamp"), sentences(21, "violin")
     write_tables(tmp_path / "texts", train=train, valid=sentences(10, "soup"), test=test)
-    shared = [recipe, *RECIPE, f"data.path={tmp_path / 'texts'}", f"data.cache={tmp_path / 'cache'}", f"runs_dir={tmp_path}"]
+    shared = [
+        recipe,
+        *RECIPE,
+        f"data.path={tmp_path / 'texts'}",
+        f"data.cache_dir={tmp_path / 'cache'}",
+        f"runs_dir={tmp_path}",
+    ]
     shared += ["runtime.precision=fp64"]
     first = succeed_here(["run", *shared, "name=one"])
     assert "test, 21 documents, 95 % intervals: accuracy" in first

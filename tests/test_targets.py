@@ -25,7 +25,7 @@ from ulmfit_dist.data.batches import MicroBatch
 from ulmfit_dist.data.targets import Targets, check_targets, read_targets
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.metrics.objective import binary_cross_entropy, make_loss, make_metrics, squared_error
+from ulmfit_dist.metrics.objective import binary_cross_entropy, build_objective_loss, build_objective_metrics, squared_error
 
 MULTI, NUMBER = ClassifierConfig(target="multicategory"), ClassifierConfig(target="regression")
 B, C = 37, 4
@@ -48,9 +48,9 @@ def test_numbers_are_read_and_what_is_none_is_named(tmp_path: Path):
     targets = targets_of(["-1", "2.5", "1e3"], NUMBER, tmp_path)
     assert (targets.num_outputs, targets.of(np.array([1, 0, 2])).tolist()) == (1, [2.5, -1, 1000])
     for label in ("good", "nan", "inf"):
-        with pytest.raises(UserError, match=f"label '{label}' is no number"):
+        with pytest.raises(UserError, match=f"label '{label}' is not a number"):
             targets_of([label], NUMBER, tmp_path)
-    with pytest.raises(UserError, match=r"label 7 lies outside of classifier.y_range=\[0, 5\]"):
+    with pytest.raises(UserError, match=r"label 7 is outside classifier.y_range=\[0, 5\]"):
         targets_of(["1", "7"], ClassifierConfig(target="regression", y_range=[0, 5]), tmp_path)
 
 
@@ -68,14 +68,17 @@ def test_a_class_that_only_validation_has_is_named(tmp_path: Path):
     [
         (["classifier.target=many"], "classifier.target='many' is not known"),
         (["classifier.target=regression"], "-1 is a number, too"),
-        (["classifier.target=regression", "data.no_label=null", "classifier.y_range=[5, 0]"], "the lowest and the highest"),
+        (
+            ["classifier.target=regression", "data.missing_label=null", "classifier.y_range=[5, 0]"],
+            "the lowest and the highest",
+        ),
         (["classifier.y_range=[0, 5]"], "is for classifier.target=regression"),
         (
             ["classifier.target=multicategory", "classifier.class_weights=balanced"],
             "leave out label_smoothing and class_weights",
         ),
         (["classifier.threshold=1"], "classifier.threshold=1.0"),
-        (["data.label_delim=''"], "data.label_delim is empty"),
+        (["data.label_delim=''"], "data.label_delim='': give the text between"),
     ],
 )
 def test_settings_that_cannot_be_meant_are_named(words: list[str], message: str):
@@ -85,12 +88,12 @@ def test_settings_that_cannot_be_meant_are_named(words: list[str], message: str)
 
 def measured(targets: Targets, settings: ClassifierConfig, outputs: torch.Tensor, y: torch.Tensor) -> dict[str, float]:
     """The metrics of documents in two uneven batches."""
-    metrics = make_metrics(targets, settings)
+    metrics = build_objective_metrics(targets, settings)
     metrics.reset(torch.device("cpu"))
     for rows in (range(30), range(30, B)):
         part = slice(rows.start, rows.stop)
         metrics.update(outputs[part], MicroBatch(torch.ones(len(rows), 1), y[part], rows, B, B))
-    return metrics.compute(Runtime(RuntimeConfig(precision="no")))
+    return metrics.compute(Runtime(RuntimeConfig(precision="fp32")))
 
 
 def fastais(metric: Metric, outputs: torch.Tensor, y: torch.Tensor) -> float:
@@ -124,9 +127,9 @@ def test_metrics_of_numbers_are_fastais():
 def test_the_losses_are_fastais():
     outputs, y = torch.randn(B, C), (torch.rand(B, C) > 0.6).float()
     several, number = Targets("multicategory", [*"abcd"], torch.zeros(1, C)), Targets("regression", [], torch.zeros(1))
-    found = make_loss(MULTI, several, np.zeros(1))(outputs, y)
+    found = build_objective_loss(MULTI, several, np.zeros(1))(outputs, y)
     torch.testing.assert_close(found, BCEWithLogitsLossFlat()(outputs, y))
-    found = make_loss(NUMBER, number, np.zeros(1))(outputs[:, :1], y[:, 0])
+    found = build_objective_loss(NUMBER, number, np.zeros(1))(outputs[:, :1], y[:, 0])
     torch.testing.assert_close(found, MSELossFlat()(outputs[:, :1], y[:, 0]))
 
 
@@ -156,8 +159,8 @@ LONGER = "classifier.phases=[{epochs: 1, lr: 2e-2, freeze_to: -1}, {epochs: 12, 
 def test_several_classes_are_learned_alike_by_one_rank_and_two(tmp_path: Path, recipe: Path):
     table = make_table(tmp_path / "texts.csv", lambda topics: "|".join(topics))
     words = [recipe, "data.source=csv", f"data.path={table}", "data.label_delim='|'", "classifier.target=multicategory"]
-    words += [*TINY, LONGER, "runtime.virtual_ranks=2", "lm.drop_mult=0.2", "classifier.drop_mult=0.2"]
-    words += [f"runs_dir={tmp_path}", f"data.cache={tmp_path / 'cache'}"]
+    words += [*TINY, LONGER, "runtime.canonical_ranks=2", "lm.drop_mult=0.2", "classifier.drop_mult=0.2"]
+    words += [f"runs_dir={tmp_path}", f"data.cache_dir={tmp_path / 'cache'}"]
     said = succeed(["run", *words, "name=one"])
     succeed(["run", *words, "name=two"], processes=2)
     weights = [safetensors.torch.load_file(tmp_path / name / "classifier" / "model.safetensors") for name in ("one", "two")]
@@ -177,9 +180,9 @@ def test_several_classes_are_learned_alike_by_one_rank_and_two(tmp_path: Path, r
 
 def test_numbers_are_learned_within_their_range(tmp_path: Path, recipe: Path):
     table = make_table(tmp_path / "texts.csv", lambda topics: 3 * ("sport" in topics) - 1)
-    words = [recipe, "data.source=csv", f"data.path={table}", "data.no_label=null", "classifier.target=regression"]
+    words = [recipe, "data.source=csv", f"data.path={table}", "data.missing_label=null", "classifier.target=regression"]
     words += [*TINY, LONGER, "classifier.y_range=[-4, 4]", "lm.drop_mult=0.2", "classifier.drop_mult=0.2"]
-    words += [f"runs_dir={tmp_path}", f"data.cache={tmp_path / 'cache'}", "name=run"]
+    words += [f"runs_dir={tmp_path}", f"data.cache_dir={tmp_path / 'cache'}", "name=run"]
     said = succeed(["run", *words])
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())["classifier"]
     assert summary["r2"] > 0.5

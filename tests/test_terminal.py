@@ -52,7 +52,7 @@ def test_two_ranks_say_the_tables_and_where_to_look_and_nothing_else(run_dirs: d
     (path,) = (run / "wandb").glob(f"offline-run-*-{run_id}")
     expected += [*final_table(json.loads((run / "summary.json").read_text())), "", f"report: {run}/report.html"]
     expected += [f"W&B is offline: send it with: wandb sync {run}/wandb/offline-run-*-{run_id}"]
-    expected += [f"look at the run here: wandb beta leet {path}"]
+    expected += [f"view the run in the terminal: wandb beta leet {path}"]
     assert printed[5:] == expected
     progress = re.compile(r"(lm|classifier|tokenizing|evaluating)[^:]*: [\d,]+ of [\d,]+, .* elapsed, .* left.*")
     assert [line for line in (folder / "two.err").read_text().splitlines() if not progress.fullmatch(line)] == []
@@ -65,7 +65,7 @@ def test_an_older_line_has_empty_cells():
 def test_the_final_table_is_what_summary_json_says():
     figures = {"valid_loss": 0.13453, "accuracy": 0.9618, "f1_macro": 0.95991, "examples_per_second": 57.2}
     seconds = {"prepare": 5.0, "lm": 3725.2, "classifier": 137.0}
-    summary = {"name": "a", "world_size": 2, "device": "cpu", "precision": "no", "seconds": seconds, "classifier": figures}
+    summary = {"name": "a", "world_size": 2, "device": "cpu", "precision": "fp32", "seconds": seconds, "classifier": figures}
     first, header, *rows = final_table(summary)
     assert first == "a: 2 processes, cpu, fp32"
     assert [row.split() for row in rows] == [

@@ -1,4 +1,4 @@
-"""Texts that a caller hands over: what is taken for texts, and what is named by its position."""
+"""Texts that a caller passes: accepted types, and errors with positions."""
 
 from typing import Any
 
@@ -37,7 +37,7 @@ DATASET = datasets.Dataset.from_pandas(TABLE)
     ],
     ids=lambda texts: type(texts).__name__,
 )
-def test_what_yields_strings_is_texts(texts: Any):
+def test_iterables_of_strings_are_texts(texts: Any):
     assert list(iter_texts(texts)) == TEXTS
 
 
@@ -66,15 +66,15 @@ def test_what_yields_strings_is_texts(texts: Any):
         ([b"a"], r"texts\[0\] is bytes b'a'"),
     ],
 )
-def test_what_is_no_text_is_a_type_error_of_one_line(texts: Any, message: str):
+def test_other_types_are_a_type_error_of_one_line(texts: Any, message: str):
     with pytest.raises(TypeError, match=f"^{message}[^\n]*$") as caught:
         iter_texts(texts)
     assert isinstance(caught.value, UserError)
 
 
-@pytest.mark.parametrize(("text", "place"), [("\ud83d", 0), ("ab\udcff", 2), ("\ude00\ud83d", 0)])
-def test_half_of_a_surrogate_pair_is_a_value_error_that_names_its_place(text: str, place: int):
-    with pytest.raises(ValueError, match=rf"^texts\[1\] holds U\+D[^\n]* at character {place}, [^\n]*$") as caught:
+@pytest.mark.parametrize(("text", "position"), [("\ud83d", 0), ("ab\udcff", 2), ("\ude00\ud83d", 0)])
+def test_a_lone_surrogate_is_a_value_error_that_names_its_position(text: str, position: int):
+    with pytest.raises(ValueError, match=rf"^texts\[1\] has U\+D[^\n]* at character {position}, [^\n]*$") as caught:
         iter_texts(["a", text])
     assert isinstance(caught.value, UserError)
     str(caught.value).encode()

@@ -27,7 +27,7 @@ from ulmfit_dist.data.tokenizers.fast.chunk_cache import ChunkTokenizer
 from ulmfit_dist.data.tokenizers.sentencepiece import SentencePieceTokenizer, make_model
 from ulmfit_dist.data.tokenizers.word import Tokenizer
 from ulmfit_dist.inference.per_call import for_one_call
-from ulmfit_dist.models.bundle import save_exported
+from ulmfit_dist.models.bundle import save_bundle
 from ulmfit_dist.models.networks import build_language_model, encoder_of
 from ulmfit_dist.rng.counter_based import seed_torch
 
@@ -60,7 +60,7 @@ def frequent_switches() -> Iterator[None]:
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run directory with a classifier and a language model that nobody has trained."""
     folder = tmp_path_factory.mktemp(request.param)
-    config = replace(CONFIG, tokenizer=TokenizerConfig(kind=request.param))
+    config = replace(CONFIG, tokenizer=TokenizerConfig(type=request.param))
     store = lettered_store(folder / "store") if request.param == "word" else pieced_store(folder / "store", config)
     make_classifier(folder / "run", store, config=config)
     seed_torch(2)
@@ -68,14 +68,14 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(3)
-    save_exported(folder / "run" / "lm", model, config, store, None, {"data_fingerprint": "x"})
+    save_bundle(folder / "run" / "lm", model, config, store, None, {"data_fingerprint": "x"})
     return folder / "run"
 
 
 def pieced_store(folder: Path, config: Config) -> TokenStore:
     pytest.importorskip("sentencepiece")
     sample = [text for texts in BATCHES for text in texts]
-    model = make_model(replace(config.tokenizer, pieces=64), sample)
+    model = make_model(replace(config.tokenizer, sp_vocab_size=64), sample)
     pieces = {piece for tokens in SentencePieceTokenizer(model).tokenize(sample) for piece in tokens}
     vocab = [*VOCAB[:5], *sorted(pieces - set(VOCAB[:5]))]
     store = make_store(folder, [np.arange(9) + i for i in range(12)], np.arange(12) % 3, vocab)
@@ -157,7 +157,7 @@ def test_threads_get_the_tokens_of_one_while_words_are_learned(monkeypatch: pyte
 def test_threads_get_the_pieces_of_one_while_the_tokenizer_starts_anew(monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("sentencepiece")
     sample = [text for texts in BATCHES for text in texts]
-    tokenizer = SentencePieceTokenizer(make_model(TokenizerConfig(kind="sentencepiece", pieces=64), sample))
+    tokenizer = SentencePieceTokenizer(make_model(TokenizerConfig(type="sentencepiece", sp_vocab_size=64), sample))
     expected = [tokenizer.tokenize(texts) for texts in BATCHES]
     monkeypatch.setattr(sentencepiece, "TOKENS_KEPT", 0)
     assert in_threads(tokenizer.tokenize, BATCHES) == [[pieces] * ROUNDS for pieces in expected]

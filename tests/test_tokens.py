@@ -149,5 +149,5 @@ def test_local_ids_map_to_the_vocabulary():
     ("lang", "library"), [("th", "pythainlp"), ("zh", "jieba"), ("ja", "sudachipy"), ("ko", "natto-py"), ("vi", "pyvi")]
 )
 def test_a_language_that_spacy_splits_by_another_library_is_one_for_sentencepiece(lang: str, library: str):
-    with pytest.raises(UserError, match=f"^tokenizer.lang='{lang}': [^\n]*{library}[^\n]*tokenizer.kind: sentencepiece"):
+    with pytest.raises(UserError, match=f"^tokenizer.lang='{lang}': [^\n]*{library}[^\n]*tokenizer.type: sentencepiece"):
         Tokenizer(lang)

@@ -140,7 +140,9 @@ def test_texts_of_an_earlier_start_go_where_texts_are_not_wanted():
 
 def started(folder: Path, *words: str, fresh: bool = False, stage: str = "lm", **found: str) -> str | None:
     """W&B's run id of a start of a stage that logs a line."""
-    config = load_config(overrides=["data.source=bbc_news", "runtime.precision=no", f"runs_dir={folder}", "name=a", *words])
+    config = load_config(
+        overrides=["data.source=bbc_news", "runtime.precision=fp32", f"runs_dir={folder}", "name=a", *words]
+    )
     tracker = Tracker(config, Runtime(config.runtime))
     tracker.fresh = fresh
     tracker.start_stage(stage, **found)
@@ -150,7 +152,7 @@ def started(folder: Path, *words: str, fresh: bool = False, stage: str = "lm", *
 
 
 def test_wandbs_run_stays_the_same_until_the_training_is_another(tmp_path: Path):
-    offline, disabled = "tracking.wandb=offline", "tracking.wandb=disabled"
+    offline, disabled = "tracking.wandb_mode=offline", "tracking.wandb_mode=disabled"
     first = started(tmp_path, offline)
     assert first is not None
     assert started(tmp_path, disabled, lines="", run_id=first) == first
@@ -166,7 +168,7 @@ def test_wandbs_run_stays_the_same_until_the_training_is_another(tmp_path: Path)
 
 
 def test_a_classifier_on_an_encoder_from_elsewhere_goes_on_with_its_wandb_run(tmp_path: Path):
-    words = ["tracking.wandb=offline", "classifier.encoder=runs/wiki"]
+    words = ["tracking.wandb_mode=offline", "classifier.encoder=runs/wiki"]
     first = started(tmp_path, *words, stage="classifier")
     line = (tmp_path / "a/metrics.jsonl").read_text()
     assert started(tmp_path, *words, stage="classifier", lines=line, run_id=first) == first
@@ -182,7 +184,13 @@ def test_a_line_that_is_none_of_ours_is_passed_over(tmp_path: Path):
 
 
 def two_trackers(folder: Path) -> list[Tracker]:
-    words = ["data.source=bbc_news", "runtime.precision=no", f"runs_dir={folder}", "name=a", "tracking.wandb=disabled"]
+    words = [
+        "data.source=bbc_news",
+        "runtime.precision=fp32",
+        f"runs_dir={folder}",
+        "name=a",
+        "tracking.wandb_mode=disabled",
+    ]
     config = load_config(overrides=words)
     return [Tracker(config, Runtime(config.runtime)) for _ in range(2)]
 
@@ -203,7 +211,7 @@ def test_without_locks_in_the_file_system_a_killed_run_keeps_nobody_out(
 def test_two_do_not_train_in_one_run_directory(tmp_path: Path):
     first, second = two_trackers(tmp_path)
     first.start_stage("lm")
-    with pytest.raises(UserError, match=r"another process trains in it: .* such as name=a-2"):
+    with pytest.raises(UserError, match=r"locked by another training process: .* such as name=a-2"):
         second.start_stage("lm")
     first.close()
     second.start_stage("lm")

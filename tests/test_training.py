@@ -8,8 +8,8 @@ from accelerate.state import AcceleratorState
 from fastai.optimizer import Adam
 from torch import nn
 
-from ulmfit_dist.config.schema import LMConfig, Phase, RuntimeConfig
-from ulmfit_dist.data.batches import Share
+from ulmfit_dist.config.schema import Phase, RuntimeConfig
+from ulmfit_dist.data.batches import BatchShard
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.distributed.tree_reduce import PairwiseGradients, PairwiseSum
 from ulmfit_dist.errors import UserError
@@ -29,7 +29,7 @@ def stepped(
     weight = nn.Parameter(torch.zeros(len(gradient)))
     weight.grad = torch.tensor(gradient) * (scale or 1)
     callback = AccelerateCallback(
-        SimpleNamespace(accelerator=SimpleNamespace(scaler=scaler), world_size=1, bytes_given=0), Share(), grad_clip
+        SimpleNamespace(accelerator=SimpleNamespace(scaler=scaler), world_size=1, bytes_given=0), BatchShard(), grad_clip
     )
     callback.learn = SimpleNamespace(model=nn.ParameterList([weight]))
     callback.step(Adam([weight], lr=0.1, eps=1.0))
@@ -65,7 +65,7 @@ def test_activation_regularization_is_fastais_and_finite_on_one_token(steps: int
 def test_each_phase_runs_in_mixed_precision_and_leaves_the_module_bare():
     """A phase's preparation must not make Accelerate skip the next one's."""
     AcceleratorState._reset_state(reset_partial_state=True)
-    callback = AccelerateCallback(Runtime(RuntimeConfig(precision="bf16")), Share())
+    callback = AccelerateCallback(Runtime(RuntimeConfig(precision="bf16")), BatchShard())
     learner = SimpleNamespace(model=nn.Linear(64, 64))
     learner.replace_modules = lambda replace: setattr(learner, "model", replace(learner.model))
     callback.learn = learner
@@ -88,17 +88,16 @@ def test_learning_rates_are_fastais_values():
 
 
 def test_a_batch_that_leaves_an_epoch_hardly_a_step_is_warned_of(capsys: pytest.CaptureFixture[str]):
-    runtime = Runtime(RuntimeConfig(precision="no"))
     for num_steps in (4, 5):
-        learner = SimpleNamespace(stage="lm", dls=SimpleNamespace(train=range(num_steps)))
-        warn_of_few_steps(learner, LMConfig(global_batch_size=900), runtime)
-    assert capsys.readouterr().out == (
-        "warning: lm.global_batch_size=900: an epoch has 4 step(s), which teach little: lower it, or add epochs\n"
+        warn_of_few_steps("lm", range(num_steps), 900)  # type: ignore[arg-type]
+    assert capsys.readouterr().err == (
+        "warning: lm.global_batch_size=900: an epoch has 4 optimizer step(s), too few to learn from: lower it, or add "
+        "epochs\n"
     )
 
 
 def test_an_error_leaves_together_as_it_is_on_one_process():
-    with pytest.raises(UserError, match="this"), Runtime(RuntimeConfig(precision="no")).together():
+    with pytest.raises(UserError, match="this"), Runtime(RuntimeConfig(precision="fp32")).fail_together():
         raise UserError("this")
 
 

@@ -26,7 +26,7 @@ from ulmfit_dist.config.schema import Config, TrackingConfig
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.tracking.wandb_files import files_of, last_row, records
 from ulmfit_dist.tracking.wandb_process import wandb_mode
-from ulmfit_dist.tracking.wandb_run import Row, WandbRun, where_offline
+from ulmfit_dist.tracking.wandb_run import WandbRow, WandbRun, where_offline
 
 pytestmark = pytest.mark.distributed  # W&B has a process of its own
 KEY = "a" * 40
@@ -46,7 +46,7 @@ def no_login(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[pytest
 
 @pytest.fixture
 def server(no_login: pytest.MonkeyPatch) -> Iterator[Server]:
-    no_login.setattr("ulmfit_dist.tracking.wandb_run.SECONDS_TO_LEAVE", 120)  # on a busy machine W&B's service takes long
+    no_login.setattr("ulmfit_dist.tracking.wandb_run.SHUTDOWN_SECONDS", 120)  # on a busy machine W&B's service takes long
     with wandb_server() as server:
         no_login.setenv("WANDB_BASE_URL", server.url)
         no_login.setenv("WANDB_API_KEY", KEY)
@@ -61,8 +61,8 @@ def config(folder: Path, **tracking: Any) -> Config:
     return composed
 
 
-def rows(numbers: range, factor: float = 1.0) -> list[Row]:
-    return [Row(number, {"lm/loss": number * factor}) for number in numbers]
+def rows(numbers: range, factor: float = 1.0) -> list[WandbRow]:
+    return [WandbRow(number, {"lm/loss": number * factor}) for number in numbers]
 
 
 def files(folder: Path, run_id: str) -> list[Path]:
@@ -91,14 +91,21 @@ def test_auto_is_offline_unless_logged_in(no_login: pytest.MonkeyPatch, capsys: 
         wandb_mode(TrackingConfig())
     no_login.setenv("WANDB_MODE", "disabled")
     assert wandb_mode(TrackingConfig()) == "disabled"
-    assert wandb_mode(TrackingConfig(wandb="offline")) == "offline"
+    assert wandb_mode(TrackingConfig(wandb_mode="offline")) == "offline"
 
 
 def test_an_online_run_sends_its_history_its_texts_and_its_model(
     corpus: Path, recipe: Path, run_dirs: dict[str, Path], tmp_path: Path
 ):
-    words = ["lm", recipe, *TINY, f"data.path={corpus}", f"data.cache={run_dirs['caches']}/cache1", f"runs_dir={tmp_path}"]
-    words += ["tracking.log_text=true", "tracking.log_model=true", "tracking.samples=2", "tracking.tags=[short]"]
+    words = [
+        "lm",
+        recipe,
+        *TINY,
+        f"data.path={corpus}",
+        f"data.cache_dir={run_dirs['caches']}/cache1",
+        f"runs_dir={tmp_path}",
+    ]
+    words += ["tracking.log_text=true", "tracking.log_model=true", "tracking.num_samples=2", "tracking.tags=[short]"]
     with wandb_server() as server:
         said = succeed(words, WANDB_MODE="online", WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY)
     ((run_id, run),) = server.runs.items()
@@ -195,7 +202,7 @@ def test_a_run_that_the_environment_names_appends_to_what_the_server_has(server:
 def test_a_process_of_wandbs_that_hangs_is_not_waited_for(
     no_login: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ):
-    no_login.setattr("ulmfit_dist.tracking.wandb_run.SECONDS_TO_LEAVE", 1)
+    no_login.setattr("ulmfit_dist.tracking.wandb_run.SHUTDOWN_SECONDS", 1)
     run = WandbRun(config(tmp_path, patience=0.5), "offline", {})
     run.log(rows(range(1))[0])
     run._thread.submit(lambda: None).result()
@@ -204,7 +211,9 @@ def test_a_process_of_wandbs_that_hangs_is_not_waited_for(
     began = time.monotonic()
     assert run.finish(0) == []
     assert time.monotonic() - began < 60  # it waits for 1.5 seconds, and a suspended process would hang for good
-    assert capsys.readouterr().err.startswith("warning: W&B did not take all in 0.5 seconds: send it with: wandb sync ")
+    assert capsys.readouterr().err.startswith(
+        "warning: W&B did not receive all data within 0.5 seconds: send it with: wandb sync "
+    )
 
 
 def test_where_no_server_answers_the_run_goes_on_offline(
@@ -215,17 +224,17 @@ def test_where_no_server_answers_the_run_goes_on_offline(
     run = WandbRun(config(tmp_path), "online", {})
     run.log(rows(range(1))[0])
     send, look = run.finish(0)
-    warning = "warning: W&B cannot be reached (http://127.0.0.1:9: ConnectionError): the run goes on offline\n"
+    warning = "warning: W&B cannot be reached (http://127.0.0.1:9: ConnectionError): the run continues offline\n"
     assert capsys.readouterr().err == warning
     assert send == f"W&B is offline: send it with: wandb sync {tmp_path}/a/wandb/offline-run-*-{run.id}"
-    assert look.startswith("look at the run here: wandb beta leet ")
+    assert look.startswith("view the run in the terminal: wandb beta leet ")
     assert [row["_step"] for row in written(tmp_path / "a/wandb", run.id)] == [0]
 
 
 def test_a_server_that_never_answers_counts_as_none(
     no_login: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ):
-    no_login.setattr("ulmfit_dist.tracking.wandb_run.SECONDS_TO_ANSWER", 0.5)
+    no_login.setattr("ulmfit_dist.tracking.wandb_run.ANSWER_SECONDS", 0.5)
     no_login.setenv("WANDB_API_KEY", KEY)
     with socket.create_server(("127.0.0.1", 0)) as door:
         no_login.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{door.getsockname()[1]}")
@@ -250,7 +259,7 @@ def test_a_server_that_is_none_of_wandbs_counts_as_none(
         said = run.finish(0)
         other.shutdown()
     assert said[0].startswith("W&B is offline: ")
-    assert re.fullmatch(r"warning: W&B could not start \(.*\): the run goes on offline\n", capsys.readouterr().err)
+    assert re.fullmatch(r"warning: W&B could not start \(.*\): the run continues offline\n", capsys.readouterr().err)
     assert [row["_step"] for row in written(tmp_path / "a/wandb", run.id)] == [0]
 
 
@@ -269,6 +278,6 @@ def test_a_server_that_dies_costs_no_more_than_the_patience_and_nothing_is_lost(
         run.log(row)
     run.finish(0)
     errors = capsys.readouterr().err
-    assert "warning: W&B did not take all in tracking.patience=1 seconds: send it with: wandb sync " in errors
+    assert "W&B did not receive all data within tracking.wandb_timeout=1 seconds: send it with: wandb sync " in errors
     assert errors.endswith(f"/run-*-{run.id} --include-online\n")
     assert [row["_step"] for row in written(tmp_path / "a/wandb", run.id)] == list(range(200))

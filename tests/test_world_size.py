@@ -25,8 +25,8 @@ RECIPE = (
     "classifier.phases=[{epochs: 4, lr: 2e-2, freeze_to: -1}, {epochs: 3, lr: [2.188e-4, 1e-2], freeze_to: -2},"
     " {epochs: 2, lr: [1.094e-4, 5e-3], freeze_to: -3}, {epochs: 2, lr: [2.188e-5, 1e-3], freeze_to: 0}]",
     "classifier.grad_clip=0.1",
-    "tracking.log_every=1",
-    "tracking.wandb=disabled",
+    "tracking.log_interval=1",
+    "tracking.wandb_mode=disabled",
 )
 CUTS = {"one": (1, []), "two": (2, []), "four": (4, []), "accumulated": (1, ["runtime.micro_batch_size=2"])}
 OTHERS = ["two", "four", "accumulated"]
@@ -43,13 +43,13 @@ def fp64_runs(tmp_path_factory: pytest.TempPathFactory, corpus: Path, recipe: Pa
 def fp32_runs(tmp_path_factory: pytest.TempPathFactory, corpus: Path, recipe: Path) -> Path:
     """The same in fp32, each computed as four ranks would: there equal bits are promised."""
     names = ("one", "two", "four")
-    overrides = ["runtime.precision=no", "runtime.virtual_ranks=4"]
+    overrides = ["runtime.precision=fp32", "runtime.canonical_ranks=4"]
     return train_cuts(tmp_path_factory.mktemp("fp32"), corpus, recipe, names, overrides)
 
 
 def train_cuts(folder: Path, corpus: Path, recipe: Path, names: Iterable[str], overrides: list[str]) -> Path:
     """Train the cuts of one rank side by side, then the others."""
-    shared = [recipe, *RECIPE, f"data.path={corpus}", f"data.cache={folder}", f"runs_dir={folder}", *overrides]
+    shared = [recipe, *RECIPE, f"data.path={corpus}", f"data.cache_dir={folder}", f"runs_dir={folder}", *overrides]
     succeed(["prepare", *shared])
 
     def train(name: str) -> None:
@@ -161,8 +161,8 @@ def classifier_alone(
     """The classifier trained anew on the encoder of a run."""
     (folder / "run").mkdir()
     (folder / "run" / "lm").symlink_to(run_dirs["one"] / "lm")
-    place = [f"data.path={corpus}", f"data.cache={run_dirs['caches']}/cache1", f"runs_dir={folder}"]
-    succeed(["classifier", recipe, *TINY, *LEARNING, *place, "tracking.wandb=disabled", *words], **kwargs)
+    place = [f"data.path={corpus}", f"data.cache_dir={run_dirs['caches']}/cache1", f"runs_dir={folder}"]
+    succeed(["classifier", recipe, *TINY, *LEARNING, *place, "tracking.wandb_mode=disabled", *words], **kwargs)
     return folder / "run"
 
 
@@ -181,7 +181,7 @@ def test_two_ranks_accumulate_micro_batches_of_an_uneven_batch_and_exchange_half
     run_dirs: dict[str, Path], corpus: Path, recipe: Path, tmp_path: Path
 ):
     words = ["runtime.micro_batch_size=4", "runtime.precision=bf16", "classifier.phases=[{epochs: 1, lr: 1e-2}]"]
-    words += ["runtime.virtual_ranks=null", "runtime.compress_gradients=fp16", "tracking.log_every=1"]
+    words += ["runtime.canonical_ranks=null", "runtime.gradient_compression=fp16", "tracking.log_interval=1"]
     run = classifier_alone(run_dirs, corpus, recipe, tmp_path, words, processes=2)
     assert summary(run)["precision"] == "bf16"
     assert math.isfinite(summary(run)["classifier"]["valid_loss"])

@@ -1,6 +1,6 @@
 """ULMFiT, distributed: fastai's language models and text classifiers, trained by Hugging Face Accelerate.
 
-The names below are for notebooks; each is imported when it is first used, so `import ulmfit_dist` is fast.
+The public names below are imported at their first use, so that `import ulmfit_dist` is fast.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "Runtime": "ulmfit_dist.distributed.runtime",
+    "TextOptions": "ulmfit_dist.recipes.dataset_profile",
     "Tokenizer": "ulmfit_dist.data.tokenizers.word",
     "TokenStore": "ulmfit_dist.data.token_store",
     "Tracker": "ulmfit_dist.tracking.tracker",
@@ -27,10 +28,10 @@ _PUBLIC = {
     "find_learning_rate": "ulmfit_dist.api",
     "init": "ulmfit_dist.api",
     "lm_learner": "ulmfit_dist.api",
-    "load_classifier": "ulmfit_dist.api",
+    "load_classifier": "ulmfit_dist.inference.loading",
     "load_config": "ulmfit_dist.config.loading",
     "load_ensemble": "ulmfit_dist.api",
-    "load_language_model": "ulmfit_dist.api",
+    "load_language_model": "ulmfit_dist.inference.loading",
     "prepare": "ulmfit_dist.api",
     "show_batch": "ulmfit_dist.api",
     "show_results": "ulmfit_dist.api",

@@ -1,4 +1,4 @@
-"""`python -m ulmfit_dist`, and so `accelerate launch -m ulmfit_dist`; and the command `ulmfit-dist`."""
+"""Entry point of `python -m ulmfit_dist`, `accelerate launch -m ulmfit_dist` and the command `ulmfit-dist`."""
 
 from functools import partial
 from typing import NoReturn

@@ -1,13 +1,14 @@
-"""The stages as a notebook or a script of yours calls them: a config in, an object out.
+"""Python API for notebooks and scripts: a config in, an object out.
 
-A call that is done leaves nothing behind that would keep the next from its way: ranks of one script go from call to call in
-the same process group, and a notebook may start ranks of its own (Accelerate's `notebook_launcher`) after it. A learner is
-what stays: it holds the processes that it was made in.
+Calls share a process group: each call of a script reuses the group of the one before, and a notebook can start ranks
+(Accelerate's `notebook_launcher`) after any of them. The trade-off: a learner keeps its process group, so it can be used
+only in the processes that created it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,112 +16,120 @@ import torch
 
 from ulmfit_dist.config.loading import load_config
 from ulmfit_dist.config.schema import Config, RuntimeConfig
-from ulmfit_dist.data.sources.in_memory import Frame, kept_as
+from ulmfit_dist.data.sources.in_memory import InMemorySource, with_cached_texts
 from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
+from ulmfit_dist.inference.ensemble import Ensemble
 from ulmfit_dist.inference.generator import LanguageModel
+from ulmfit_dist.inference.loading import load_classifier as load_classifier
+from ulmfit_dist.inference.loading import load_language_model as load_language_model
 from ulmfit_dist.inference.predictor import TextClassifier
 from ulmfit_dist.models.pretrained import fetch
 from ulmfit_dist.recipes.dataset_profile import TextOptions
-from ulmfit_dist.recipes.init import InitResult
+from ulmfit_dist.recipes.init import InitResult, RecipeOptions
 from ulmfit_dist.recipes.init import init as init_stage
 from ulmfit_dist.stages.classifier import classifier_learner as stage_classifier_learner
 from ulmfit_dist.stages.compare import Runs
 from ulmfit_dist.stages.compare import compare as compare_runs
 from ulmfit_dist.stages.cross_validate import Figures, configs_of_folds
 from ulmfit_dist.stages.cross_validate import cross_validate as cross_validate_folds
-from ulmfit_dist.stages.evaluate_ensemble import Ensemble
 from ulmfit_dist.stages.lm import lm_learner as stage_lm_learner
 from ulmfit_dist.stages.lr_find import find_learning_rate as find_learning_rate_of
-from ulmfit_dist.stages.notebook import by_hand
+from ulmfit_dist.stages.notebook import prepare_for_notebook
 from ulmfit_dist.stages.prepare import prepare as prepare_stage
 from ulmfit_dist.stages.run import run_stage
 from ulmfit_dist.stages.show_results import batch_tables, result_tables
-from ulmfit_dist.training.callbacks.lr_finder import RateRange
+from ulmfit_dist.training.callbacks.lr_finder import LRFinderResult
 from ulmfit_dist.training.train_steps import ClassifierLearner, LMLearner
+from ulmfit_dist.utils.log import get_logger
 from ulmfit_dist.utils.text_table import Shown
+
+logger = get_logger(__name__)
 
 
 def init(
     path: str | Path,
     *overrides: str,
-    text: Sequence[str] = (),
-    label: str | None = None,
-    target: str | None = None,
-    lang: str | None = None,
+    options: TextOptions | None = None,
     minutes: float = 15,
     name: str | None = None,
     output: str | Path | None = None,
 ) -> InitResult:
-    """Look at texts, and write a recipe that trains on them in so many minutes: `ulmfit-dist init`.
+    """Inspect texts and write a config that trains on them in a given time, as `ulmfit-dist init` does.
 
     Args:
         path: a folder, a CSV, TSV, JSON or Parquet file, a folder of such files, or `hub:NAME`.
         overrides: keys of the config to set, such as "data.quoting=false".
-        text, label, target, lang: columns ("none": no label), kind of label and language, where they are not to be found.
-        name: of the run; None: that of the path.
-        output: the recipe's file; None: NAME.yaml in the current folder.
+        options: columns, kind of label and language, such as `TextOptions(label="stars")`; None: detect all of them.
+        minutes: time limit of a run on this machine.
+        name: name of the run; None: that of the path.
+        output: path of the config file; None: NAME.yaml in the current folder.
 
     Returns:
-        The data card as `card`, the file as `recipe`, for `load_config`, and the expected `minutes` of each stage.
+        The data card as `card`, the path of the config as `recipe`, for `load_config`, and the expected `minutes` of each
+        stage.
 
     Raises:
-        UserError: texts that cannot be read, a question that the arguments must answer, a file that is there already.
+        UserError: texts that cannot be read, an ambiguity that the arguments must resolve, a file that exists already.
     """
-    options = TextOptions(tuple(text), label, target, lang, tuple(overrides))
-    with Runtime(load_config(None, ["data.path=.", *overrides]).runtime, keeps_group=True) as runtime:
-        return init_stage(str(path), runtime, options, minutes, name, Path(output) if output is not None else None)
+    options = options or TextOptions()
+    options = replace(options, overrides=(*options.overrides, *overrides))
+    with Runtime(load_config(None, ["data.path=.", *options.overrides]).runtime, keeps_group=True) as runtime:
+        recipe = RecipeOptions(minutes, name, Path(output) if output is not None else None)
+        return init_stage(str(path), runtime, options, recipe)
 
 
 def prepare(config: Config, texts: Any = None) -> TokenStore:
-    """The token store of the config's texts, made if it is not there.
+    """Return the token store of the config's texts; create it if it does not exist.
 
-    A script must call this below `if __name__ == "__main__":`, for worker processes import the script.
+    A script must call this below `if __name__ == "__main__":`, because worker processes import the script.
 
     Args:
-        texts: a pandas `DataFrame`, or a `Dataset` or `DatasetDict` of Hugging Face, in place of the config's source; the
-            config names its columns (data.text, data.label, data.valid_col). Every rank gives the same.
+        texts: a pandas `DataFrame`, or a Hugging Face `Dataset` or `DatasetDict`, instead of the config's source; the
+            config names its columns (data.text_col, data.label_col, data.valid_col). The same on every rank.
 
     Raises:
-        UserError: on every rank, for whatever is wrong with config or texts.
+        UserError: on every rank, if config or texts are invalid.
     """
-    with _call(config) as runtime:
-        return prepare_stage(_given(config, texts, runtime), runtime)
+    with _runtime(config) as runtime:
+        return prepare_stage(_with_source(config, texts, runtime), runtime)
 
 
 def with_texts(config: Config, texts: Any) -> Config:
-    """The config with texts given in Python as its source: then no other call needs them. They are kept in data.cache.
+    """Return the config with texts given in Python as its source, so that other calls need only the config.
+
+    The texts are written to data.cache_dir.
 
     Args:
-        texts: as those of `prepare`.
+        texts: as in `prepare`.
     """
-    with _call(config) as runtime:
-        return _given(config, texts, runtime)
+    with _runtime(config) as runtime:
+        return _with_source(config, texts, runtime)
 
 
 def train_lm(config: Config, fresh: bool = False, texts: Any = None) -> LanguageModel:
-    """Train the language model; it is in `runs/<name>/lm` afterwards. What was interrupted goes on, unless `fresh`.
+    """Train the language model and export it to `runs/<name>/lm`. An interrupted training resumes, unless `fresh`.
 
     Args:
-        texts: as those of `prepare`.
+        texts: as in `prepare`.
     """
-    with _call(config, None if fresh else config.run_dir) as runtime:
-        run_stage(_given(config, texts, runtime), runtime, "lm", fresh)
-    return LanguageModel(config.run_dir, trust_rules=True)
+    with _runtime(config, None if fresh else config.run_dir) as runtime:
+        run_stage(_with_source(config, texts, runtime), runtime, "lm", fresh)
+    return LanguageModel(config.run_dir, trust_remote_code=True)
 
 
 def train_classifier(config: Config, fresh: bool = False, texts: Any = None) -> TextClassifier:
-    """As `train_lm`, for the classifier on the run's language model; it is in `runs/<name>/classifier` afterwards."""
-    with _call(config, None if fresh else config.run_dir) as runtime:
-        run_stage(_given(config, texts, runtime), runtime, "classifier", fresh)
-    return TextClassifier(config.run_dir, trust_rules=True)
+    """Train the classifier on the run's language model, as `train_lm`, and export it to `runs/<name>/classifier`."""
+    with _runtime(config, None if fresh else config.run_dir) as runtime:
+        run_stage(_with_source(config, texts, runtime), runtime, "classifier", fresh)
+    return TextClassifier(config.run_dir, trust_remote_code=True)
 
 
 def cross_validate(config: Config, fresh: bool = False) -> Figures:
-    """Train a run for each of `data.folds`; mean, std and the values of the folds by stage and metric."""
+    """Train a run for each of `data.folds`; return mean, std and the values of the folds by stage and metric."""
     first = configs_of_folds(config)[0]
-    with _call(first, None if fresh else first.run_dir) as runtime:
+    with _runtime(first, None if fresh else first.run_dir) as runtime:
         return cross_validate_folds(config, runtime, fresh)
 
 
@@ -128,123 +137,116 @@ def baseline(config: Config, texts: Any = None) -> Figures:
     """Return the figures of a TF-IDF baseline on the config's documents, as `ulmfit-dist baseline --json` prints them.
 
     Args:
-        texts: as those of `prepare`.
+        texts: as in `prepare`.
     """
-    from ulmfit_dist.stages.baseline import baseline as baseline_of  # scikit-learn takes a second, which predict must not
+    from ulmfit_dist.stages.baseline import baseline as baseline_of  # importing scikit-learn takes a second
 
-    with _call(config) as runtime:
-        return baseline_of(_given(config, texts, runtime), runtime)
+    with _runtime(config) as runtime:
+        return baseline_of(_with_source(config, texts, runtime), runtime)
 
 
 def compare(first: Runs, second: Runs) -> dict[str, Any]:
     """Return the comparison of two runs on the same documents, as `ulmfit-dist compare --json` prints it.
 
     Args:
-        first, second: run directories; or two lists of them, which are compared by mean and spread over their runs.
+        first, second: run directories; or two lists of them, compared by their means and the spread over their runs.
     """
     return compare_runs(first, second)
 
 
-def find_learning_rate(config: Config, stage: str = "lm", **range: float) -> RateRange:
-    """A learning rate range test of a stage: `.suggestions()` gives rates, `.draw(axes)` the plot.
+def find_learning_rate(config: Config, stage: str = "lm", **range: float) -> LRFinderResult:
+    """Run a learning rate range test of a stage: `.suggestions()` returns rates, `.draw(axes)` draws the plot.
 
     Args:
-        range: `start`, `end` and `num_steps`, where they are not to be 1e-7, 10 and 100.
+        range: `start`, `end` and `num_steps` (defaults: 1e-7, 10 and 100).
     """
-    with _call(config) as runtime:
+    with _runtime(config) as runtime:
         return find_learning_rate_of(config, runtime, stage, **range)  # type: ignore[arg-type]
 
 
 def lm_learner(config: Config, texts: Any = None) -> LMLearner:
-    """fastai's learner of the language model, untrained: `fit_one_cycle`, `freeze_to`, `validate`, callbacks are yours.
+    """Return fastai's learner of the language model, untrained, for `fit_one_cycle`, `freeze_to`, `validate` and callbacks.
 
-    It trains on all ranks as `train_lm` does, without its checkpoints; `save` and `save_encoder` write to
-    `runs/<name>/models`, `export` a model for the rest of the package.
+    It trains on all ranks as `train_lm` does, but without checkpoints; `save` and `save_encoder` write to
+    `runs/<name>/models`, `export` writes a model for the rest of the package.
 
     Args:
-        texts: as those of `prepare`.
+        texts: as in `prepare`.
     """
-    runtime, config, store = _lasting(config, texts)
+    runtime, config, store = _prepare_for_learner(config, texts)
     fetch(config.model.pretrained, runtime)
-    with runtime.together():
+    with runtime.fail_together():
         learner = stage_lm_learner(config, runtime, store)
-    return by_hand(learner, config, store, runtime)
+    return prepare_for_notebook(learner, config, store, runtime)
 
 
 def classifier_learner(config: Config, texts: Any = None) -> ClassifierLearner:
-    """As `lm_learner`, for the classifier. Its encoder is the run's language model; where there is none, `load_encoder`."""
-    runtime, config, store = _lasting(config, texts)
+    """Return the classifier's learner, as `lm_learner`. It starts from the run's language model, or use `load_encoder`."""
+    runtime, config, store = _prepare_for_learner(config, texts)
     fetch(config.encoder_source, runtime)
-    with runtime.together():
+    with runtime.fail_together():
         learner = stage_classifier_learner(config, runtime, store, needs_encoder=False)
     if config.encoder_source is None and not (config.run_dir / "lm").is_dir():
-        runtime.print(
-            f"no language model in {config.run_dir / 'lm'}: the encoder is a fresh one; load_encoder gives it another"
+        logger.warning(
+            f"no language model in {config.run_dir / 'lm'}: the encoder has random weights; load_encoder loads trained ones"
         )
-    return by_hand(learner, config, store, runtime)
+    return prepare_for_notebook(learner, config, store, runtime)
 
 
-def load_classifier(folder: str | Path, device: torch.device | str = "cpu", trust_rules: bool = False) -> TextClassifier:
-    """An exported classifier: `.predict(list_of_str)` gives labels and probabilities; `.predict_one(str)` for one text."""
-    return TextClassifier(folder, device, trust_rules)
-
-
-def load_ensemble(folders: Sequence[str | Path], device: torch.device | str = "cpu", trust_rules: bool = False) -> Ensemble:
-    """Exported classifiers with the same labels, as one that gives the mean of their probabilities."""
-    return Ensemble(folders, device, trust_rules)
-
-
-def load_language_model(folder: str | Path, device: torch.device | str = "cpu", trust_rules: bool = False) -> LanguageModel:
-    """An exported language model: `.generate(prompt)` gives texts."""
-    return LanguageModel(folder, device, trust_rules)
+def load_ensemble(
+    folders: Sequence[str | Path], device: torch.device | str = "cpu", trust_remote_code: bool = False
+) -> Ensemble:
+    """Load exported classifiers with the same labels as one that returns the mean of their probabilities."""
+    return Ensemble(folders, device, trust_remote_code)
 
 
 def show_batch(config: Config, stage: str | None = None, rows: int = 4, tokens: bool = False, texts: Any = None) -> Shown:
-    """The beginning of the first training batch, as a notebook shows it, and as `print` does.
+    """Return the first rows of the first training batch, as tables for a notebook or `print`.
 
     Args:
-        stage: "lm" or "classifier"; None for both, where any text is labelled.
-        tokens: tokens as the model reads them, in place of readable text.
-        texts: as those of `prepare`.
+        stage: "lm" or "classifier"; None: both if any text is labelled, else "lm".
+        tokens: show the tokens that the model reads, not readable text.
+        texts: as in `prepare`.
     """
-    with _call(config) as runtime:
-        return Shown(batch_tables(_given(config, texts, runtime), runtime, stage, rows, tokens))
+    with _runtime(config) as runtime:
+        return Shown(batch_tables(_with_source(config, texts, runtime), runtime, stage, rows, tokens))
 
 
 def show_results(
-    run: str | Path, stage: str | None = None, rows: int = 4, tokens: bool = False, trust_rules: bool = False
+    run: str | Path, stage: str | None = None, rows: int = 4, tokens: bool = False, trust_remote_code: bool = False
 ) -> Shown:
-    """What the models of a run say of some validation texts, as `show_batch` shows it."""
+    """Return predictions of a run's models for some validation texts, as tables like those of `show_batch`."""
     with Runtime(RuntimeConfig(), keeps_group=True) as runtime:
-        return Shown(result_tables(Path(run), runtime, stage, rows, tokens, trust_rules))
+        return Shown(result_tables(Path(run), runtime, stage, rows, tokens, trust_remote_code))
 
 
-def _call(config: Config, run_dir: Path | None = None) -> Runtime:
+def _runtime(config: Config, run_dir: Path | None = None) -> Runtime:
     return Runtime(config.runtime, run_dir=run_dir, keeps_group=True)
 
 
-def _lasting(config: Config, texts: Any) -> tuple[Runtime, Config, TokenStore]:
-    """What a learner holds on to until the process ends."""
+def _prepare_for_learner(config: Config, texts: Any) -> tuple[Runtime, Config, TokenStore]:
+    """Return runtime, config and store of a learner; the runtime lasts until the process ends."""
     runtime = Runtime(config.runtime)
-    runtime.leave_at_end()
-    config = _given(config, texts, runtime)
+    runtime.register_shutdown()
+    config = _with_source(config, texts, runtime)
     return runtime, config, prepare_stage(config, runtime)
 
 
-def _given(config: Config, texts: Any, runtime: Runtime) -> Config:
-    """The config with the texts as its source, kept by rank 0. Collective."""
+def _with_source(config: Config, texts: Any, runtime: Runtime) -> Config:
+    """Return the config with the texts as its source, written by rank 0. Collective."""
     if texts is None:
         return config
-    name = ""
-    with runtime.together():
-        frame = Frame(texts, config.data)
-        name = frame.digest()
-    names = runtime.gather(name)
-    kept = kept_as(config, name)
-    with runtime.together():
-        for rank, other in enumerate(names):
-            if other != names[0]:
+    digest = ""
+    with runtime.fail_together():
+        source = InMemorySource(texts, config.data)
+        digest = source.digest()
+    digests = runtime.all_gather_object(digest)
+    config = with_cached_texts(config, digest)
+    folder = Path(config.data.path or "")
+    with runtime.fail_together():
+        for rank, other in enumerate(digests):
+            if other != digests[0]:
                 raise UserError(f"texts: rank {rank} has other texts than rank 0: give the same on every rank")
-        if runtime.is_main and not Path(kept.data.path or "").is_dir():
-            frame.write(Path(kept.data.path or ""))
-    return kept
+        if runtime.is_main and not folder.is_dir():
+            source.write(folder)
+    return config

@@ -23,9 +23,9 @@ from stores import make_store
 
 from ulmfit_dist.config.loading import load_config
 from ulmfit_dist.config.schema import Config, TokenizerConfig
-from ulmfit_dist.data.token_store import write_json
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.stages.run import run_stage
+from ulmfit_dist.utils.files import write_json
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for runtime.deterministic: too late once cuBLAS has begun
 
@@ -53,8 +53,8 @@ SMALL = (
     "lm.phases=[{epochs: 1, lr: 1e-2, freeze_to: -1}, {epochs: 2, lr: 2e-2}]",
     "classifier={global_batch_size: 16, seq_len: 12, max_len: 24, drop_mult: 0.3, baseline: false}",
     "classifier.phases=[{epochs: 1, lr: 2e-2, freeze_to: -1}, {epochs: 3, lr: [8e-3, 1e-2]}]",
-    "checkpoint.every_steps=7",
-    "tracking={wandb: disabled, log_every: 1}",
+    "checkpoint.interval_steps=7",
+    "tracking={wandb_mode: disabled, log_interval: 1}",
 )
 """Overrides that make a recipe run in seconds."""
 
@@ -81,7 +81,7 @@ def make_texts(folder: Path, documents: int = 120) -> Path:
 
 def small_words(texts: Path, runs: Path, *overrides: str) -> list[str]:
     """The config of a run over a token store, as the command line takes it."""
-    return [*SMALL, f"data.store={texts}", f"runs_dir={runs}", *overrides]
+    return [*SMALL, f"data.token_store={texts}", f"runs_dir={runs}", *overrides]
 
 
 def small_config(texts: Path, runs: Path, *overrides: str) -> Config:

@@ -31,13 +31,13 @@ def _gpu_is_used(monkeypatch: pytest.MonkeyPatch):
 
 
 def examined(folder: Path, capsys: pytest.CaptureFixture[str], *more: str) -> dict:
-    words = [*SIZES, "classifier={global_batch_size: 16, seq_len: 12, max_len: 24}", "tracking.wandb=disabled", *more]
-    config = load_config(None, ["data.path=.", f"runs_dir={folder}/runs", f"data.cache={folder}/cache", *words])
+    words = [*SIZES, "classifier={global_batch_size: 16, seq_len: 12, max_len: 24}", "tracking.wandb_mode=disabled", *more]
+    config = load_config(None, ["data.path=.", f"runs_dir={folder}/runs", f"data.cache_dir={folder}/cache", *words])
     doctor(config, as_json=True)
     return json.loads(capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("precision", ["no", *PRECISIONS])
+@pytest.mark.parametrize("precision", ["fp32", *PRECISIONS])
 def test_every_check_of_a_gpu_is_made(precision: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     content = examined(tmp_path, capsys, f"runtime.precision={precision}")
     checks = {found["check"]: found for found in content["checks"]}
@@ -52,13 +52,13 @@ def test_every_check_of_a_gpu_is_made(precision: str, tmp_path: Path, capsys: py
         "lm: a step against the CPU",
         "classifier: a step against the CPU",
         "lm: the same steps twice",
-        "no waits",
+        "no GPU syncs",
         "speed",
         "largest batch",
     ):
         assert checks[name]["status"] in ("ok", "warning"), checks[name]
-    assert str(DEVICE.type) in checks["device"]["found"]
-    assert "fp32" in checks["lm: a step against the CPU"]["found"]
+    assert str(DEVICE.type) in checks["device"]["details"]
+    assert "fp32" in checks["lm: a step against the CPU"]["details"]
     assert f"runtime.precision={precision}" in content["overrides"]
     assert content["measured"]["largest_batch"] >= 8
 
@@ -69,17 +69,17 @@ def test_two_ranks_have_a_gpu_each(tmp_path: Path):
         "doctor",
         *SIZES,
         f"runs_dir={tmp_path}/runs",
-        f"data.cache={tmp_path}/cache",
-        "tracking.wandb=disabled",
+        f"data.cache_dir={tmp_path}/cache",
+        "tracking.wandb_mode=disabled",
         "--json",
     ]
     path = os.environ.get("PYTHONPATH", str(ROOT))  # also makes the processes simulate, where this one does
     done = command(words, processes=2, ACCELERATE_USE_CPU="false", PYTHONPATH=path)
     assert done.returncode == 0, done.stdout + done.stderr
     checks = {found["check"]: found for found in json.loads(done.stdout)["checks"]}
-    assert "one GPU each" in checks["one device each"]["found"]
-    assert "GB/s inside the node" in checks["all-reduce"]["found"]
-    for name in ("rank watch", "object collectives", "lm: the same steps twice", "largest batch"):
+    assert "one GPU each" in checks["one device each"]["details"]
+    assert "GB/s inside the node" in checks["all-reduce"]["details"]
+    for name in ("heartbeat", "object collectives", "lm: the same steps twice", "largest batch"):
         assert checks[name]["ranks"] == {"0": "ok", "1": "ok"}
 
 
@@ -92,7 +92,7 @@ def test_the_largest_batch_is_the_last_one_that_fits(tmp_path: Path, capsys: pyt
         return backward(self)
 
     monkeypatch.setattr(LocalStep, "backward", limited)
-    content = examined(tmp_path, capsys, "runtime.precision=no")
+    content = examined(tmp_path, capsys, "runtime.precision=fp32")
     assert content["measured"]["largest_batch"] == 32
     assert "lm.global_batch_size=32" in content["overrides"]
 
@@ -113,7 +113,7 @@ def largest_batch(folder: Path, monkeypatch: pytest.MonkeyPatch, most_rows: int)
 def test_a_config_whose_batch_does_not_fit_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     found = largest_batch(tmp_path, monkeypatch, 7)
     assert found.status is Status.FAILURE
-    assert "lm.global_batch_size=8 does not fit the memory" in found.found
+    assert "lm.global_batch_size=8 does not fit the memory" in found.details
     assert "runtime.micro_batch_size" in found.fix
 
 
@@ -121,7 +121,7 @@ def test_the_search_for_the_largest_batch_ends_in_time(tmp_path: Path, monkeypat
     monkeypatch.setattr(performance, "SECONDS", 0.0)
     found = largest_batch(tmp_path, monkeypatch, 32)
     assert found.status is Status.OK
-    assert "lm.global_batch_size=8, 8 rows a rank; more was not tried for lack of time" in found.found
+    assert "lm.global_batch_size=8, 8 rows per rank; search ended at its time limit" in found.details
 
 
 def test_gpus_of_a_slurm_node_without_ranks_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -130,8 +130,8 @@ def test_gpus_of_a_slurm_node_without_ranks_are_found(tmp_path: Path, monkeypatc
         monkeypatch.setenv(name, value)
     found = services.check_slurm(context_of(tmp_path))
     assert found.status is Status.WARNING
-    assert "4 GPU(s) on this node" in found.found
-    assert "2 rank(s) here" in found.found
+    assert "4 GPU(s) on this node" in found.details
+    assert "2 rank(s) on this node" in found.details
     assert "start 4 ranks per node" in found.fix
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert services.check_slurm(context_of(tmp_path)).status is Status.OK
@@ -149,7 +149,7 @@ def test_a_step_that_waits_is_named(tmp_path: Path, capsys: pytest.CaptureFixtur
         train_steps(learner, steps, wait)
 
     monkeypatch.setattr(performance, "train_steps", waiting)
-    content = examined(tmp_path, capsys, "runtime.precision=no")
-    (found,) = [found for found in content["checks"] if found["check"] == "no waits"]
+    content = examined(tmp_path, capsys, "runtime.precision=fp32")
+    (found,) = [found for found in content["checks"] if found["check"] == "no GPU syncs"]
     assert found["status"] == "warning"
-    assert "wait for the GPU" in found["found"]
+    assert "synchronize with the GPU" in found["details"]

@@ -29,11 +29,11 @@ def test_a_recipe_is_sized_for_a_gpu(kind: str, tmp_path: Path, monkeypatch: pyt
             topic = rng.choice([*TOPICS])
             table.writerow([make_text(topic, rng.randint(8, 30), rng), topic])
     monkeypatch.chdir(tmp_path)
-    options = TextOptions(lang="en", overrides=[f"tokenizer.kind={kind}"])
+    options = TextOptions(lang="en", overrides=[f"tokenizer.type={kind}"])
     with Runtime(RuntimeConfig()) as runtime:
         result = init("news.csv", runtime, options)
     assert min(result.minutes["lm"], result.minutes["classifier"]) > 0
     content = result.recipe.read_text()
     assert "(one GPU)" in content
     tokenizer = yaml.safe_load(content)["tokenizer"]
-    assert tokenizer["max_vocab"] == 20_000 if kind == "word" else tokenizer["pieces"] > 0
+    assert tokenizer["max_vocab"] == 20_000 if kind == "word" else tokenizer["sp_vocab_size"] > 0

@@ -8,12 +8,12 @@ import torch
 from fastai.callback.core import Callback
 from small_runs import DEVICE, PRECISIONS, make_texts, needs_cuda, needs_gpu, running, small_config
 
-from ulmfit_dist.checkpointing.learner_state import LearnerState
+from ulmfit_dist.checkpointing.learner_state import LearnerStateDict
 from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.stages.lm import lm_learner
 from ulmfit_dist.training.schedule import run_phases
-from ulmfit_dist.training.train_state import RecipePosition
+from ulmfit_dist.training.train_state import TrainState
 
 pytestmark = needs_gpu
 
@@ -50,7 +50,7 @@ def give_scaler(runtime: Runtime) -> torch.amp.GradScaler:
 
 
 @needs_cuda
-@pytest.mark.parametrize("precision", ["no", *PRECISIONS])
+@pytest.mark.parametrize("precision", ["fp32", *PRECISIONS])
 def test_the_loss_is_scaled_in_fp16_alone(precision: str, texts: Path, tmp_path: Path):
     with running(small_config(texts, tmp_path, f"runtime.precision={precision}")) as runtime:
         assert (runtime.accelerator.scaler is not None) is (precision == "fp16")
@@ -75,17 +75,19 @@ def test_the_scaler_is_part_of_a_checkpoint_and_comes_back(texts: Path, tmp_path
     config = small_config(texts, tmp_path, f"runtime.precision={PRECISION}", "lm.phases=[{epochs: 1, lr: 1e-2}]")
     with running(config) as runtime:
         scaler, learner = give_scaler(runtime), lm_learner(config, runtime, TokenStore(texts))
-        state, num_steps = LearnerState(learner, runtime), len(learner.dls.train)
+        state, num_steps = LearnerStateDict(learner, runtime), len(learner.dls.train)
         learner.add_cb(OneBadStep())
         run_phases(learner, config.lm.phases)
-        tensors, saved = state.capture(RecipePosition(phase=1, stage_step=num_steps))
+        tensors, saved = state.capture(TrainState("lm", num_phases=1, phase=1, stage_step=num_steps))
         expected = scaler.state_dict()
     assert expected["scale"] == 512
     assert expected["_growth_tracker"] == num_steps - BAD_STEP - 1
     with running(config) as runtime:
         scaler = give_scaler(runtime)
         assert scaler.state_dict() != expected
-        LearnerState(lm_learner(config, runtime, TokenStore(texts)), runtime).restore(tensors, json.loads(json.dumps(saved)))
+        LearnerStateDict(lm_learner(config, runtime, TokenStore(texts)), runtime).restore(
+            tensors, json.loads(json.dumps(saved))
+        )
         assert scaler.state_dict() == expected
         scaler.scale(torch.zeros(1, device=DEVICE))  # a scaler makes its scale at its first use
         assert scaler.state_dict() == expected

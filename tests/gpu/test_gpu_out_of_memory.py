@@ -34,7 +34,7 @@ def test_a_run_out_of_memory_in_its_first_steps_is_one_of_smaller_micro_batches(
 @pytest.mark.skipif(not HAS_TWO_GPUS, reason="two GPUs are needed")
 def test_two_gpus_repeat_a_step_in_which_one_fails(tmp_path: Path, recipe: Path):
     texts = make_texts(tmp_path / "texts", 48)
-    words = ["name=run", "runtime.precision=bf16", "checkpoint.every_steps=null", "lm.phases=[{epochs: 1, lr: 1e-2}]"]
+    words = ["name=run", "runtime.precision=bf16", "checkpoint.interval_steps=null", "lm.phases=[{epochs: 1, lr: 1e-2}]"]
     words += ["lm.callbacks=[{path: out_of_memory.OutOfMemory, place: backward, step: 2, rank: 1}]"]
     words += ["classifier.phases=[{epochs: 1, lr: [8e-3, 1e-2]}]"]
     words += ["classifier.callbacks=[{path: out_of_memory.OutOfMemory, place: pooled, step: 1, rank: 0}]"]

@@ -23,7 +23,7 @@ pytestmark = needs_gpu
 SHORT = (
     "lm.phases=[{epochs: 1, lr: 1e-2}]",
     "classifier.phases=[{epochs: 1, lr: 1e-2, freeze_to: -1}, {epochs: 1, lr: [8e-3, 1e-2]}]",
-    "checkpoint.every_steps=null",
+    "checkpoint.interval_steps=null",
 )
 DOCUMENTS = 48
 TEXTS = ["w3 w4 w5", "w40 w41 w42 w43", "w80"]
@@ -34,10 +34,10 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_texts(tmp_path_factory.mktemp("texts"), DOCUMENTS)
 
 
-@pytest.fixture(scope="module", params=["no", *PRECISIONS])
+@pytest.fixture(scope="module", params=["fp32", *PRECISIONS])
 def base(request: pytest.FixtureRequest, texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
     """The config of a run of both stages that is complete."""
-    words = f"runtime.precision={request.param}", "tracking.log_text=true", "tracking.samples=2"
+    words = f"runtime.precision={request.param}", "tracking.log_text=true", "tracking.num_samples=2"
     config = small_config(texts, tmp_path_factory.mktemp("runs"), *SHORT, *words)
     with flat_lstm_weights():
         train(config, *STAGES)
@@ -51,7 +51,7 @@ def other(base: Config, texts: Path, folder: Path, *overrides: str) -> Config:
 
 def tolerance(config: Config) -> float:
     """The relative error of a number that was computed twice, in different ways."""
-    return 1e-4 if config.runtime.precision == "no" else 3e-2
+    return 1e-4 if config.runtime.precision == "fp32" else 3e-2
 
 
 def losses(run: Path, stage: str) -> list[float]:
@@ -109,7 +109,7 @@ def test_micro_batches_train_as_whole_batches_do(base: Config, texts: Path, tmp_
 
 
 def test_virtual_ranks_train_as_one_does(base: Config, texts: Path, tmp_path: Path):
-    config = other(base, texts, tmp_path, "runtime.virtual_ranks=2")
+    config = other(base, texts, tmp_path, "runtime.canonical_ranks=2")
     with flat_lstm_weights():
         train(config, *STAGES)
     for stage in STAGES:
@@ -118,7 +118,9 @@ def test_virtual_ranks_train_as_one_does(base: Config, texts: Path, tmp_path: Pa
 
 def test_class_weights_smoothing_clipping_and_the_best_epoch(base: Config, texts: Path, tmp_path: Path):
     of_classifier = "classifier.class_weights=balanced", "classifier.label_smoothing=0.1", "classifier.grad_clip=0.1"
-    config = other(base, texts, tmp_path, *of_classifier, "classifier.select=best", "lm.select=best", "lm.grad_clip=0.3")
+    config = other(
+        base, texts, tmp_path, *of_classifier, "classifier.export_epoch=best", "lm.export_epoch=best", "lm.grad_clip=0.3"
+    )
     with flat_lstm_weights():
         train(config, *STAGES)
     summary = json.loads((config.run_dir / "summary.json").read_text())

@@ -45,7 +45,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def exact(tmp_path_factory: pytest.TempPathFactory, texts: Path) -> Path:
     """A run in fp32."""
-    return train(small_config(texts, tmp_path_factory.mktemp("exact"), "runtime.precision=no"), *STAGES)
+    return train(small_config(texts, tmp_path_factory.mktemp("exact"), "runtime.precision=fp32"), *STAGES)
 
 
 @pytest.fixture(scope="module", params=PRECISIONS)
@@ -92,7 +92,7 @@ def test_weights_and_moments_are_kept_and_exported_in_fp32(mixed: Runs, precisio
         assert json.loads(file.read_text())["precision"] == precision
 
 
-@pytest.mark.parametrize("wanted", ["no", *PRECISIONS])
+@pytest.mark.parametrize("wanted", ["fp32", *PRECISIONS])
 def test_lstms_compute_in_the_precision_that_was_asked_for(wanted: str, texts: Path, tmp_path: Path):
     """autocast gives cuDNN's LSTMs fp16 even for bf16: small gradients get lost there, as nothing scales the loss."""
     config = small_config(texts, tmp_path, f"runtime.precision={wanted}", "lm.phases=[{epochs: 1}]")
@@ -105,7 +105,7 @@ def test_lstms_compute_in_the_precision_that_was_asked_for(wanted: str, texts: P
     assert dtypes == {PRODUCT_DTYPES[wanted]}
 
 
-@pytest.mark.parametrize("wanted", ["no", *PRECISIONS])
+@pytest.mark.parametrize("wanted", ["fp32", *PRECISIONS])
 def test_the_weights_of_an_lstm_lie_in_one_piece(wanted: str, texts: Path, tmp_path: Path):
     config = small_config(texts, tmp_path, f"runtime.precision={wanted}")
     with running(config) as runtime, flat_lstm_weights():

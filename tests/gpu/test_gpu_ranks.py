@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(not HAS_TWO_GPUS, reason="two GPUs are needed")
 SHORT = (
     "lm.phases=[{epochs: 1, lr: 1e-2, freeze_to: -1}, {epochs: 1, lr: 1e-2}]",
     "classifier.phases=[{epochs: 1, lr: 1e-2, freeze_to: -1}, {epochs: 1, lr: [8e-3, 1e-2]}]",
-    "checkpoint.every_steps=null",
+    "checkpoint.interval_steps=null",
 )
 Notes = dict[int, list[dict]]
 
@@ -28,7 +28,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_texts(tmp_path_factory.mktemp("texts"), 48)
 
 
-@pytest.fixture(scope="module", params=["no", *PRECISIONS])
+@pytest.fixture(scope="module", params=["fp32", *PRECISIONS])
 def precision(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -78,7 +78,7 @@ def test_two_ranks_train_as_one_does(stage: str, folder: Path, precision: str):
         for run in ("two", "one")
     )
     assert len(found) > 4
-    assert found == pytest.approx(expected, rel=1e-3 if precision == "no" else 3e-2)
+    assert found == pytest.approx(expected, rel=1e-3 if precision == "fp32" else 3e-2)
 
 
 @pytest.mark.skipif(not IS_SIMULATED, reason="counted on the simulated GPU; on a real one torch's warning says it")
@@ -95,7 +95,7 @@ def test_no_rank_waits_for_its_gpu_in_a_step(notes: Notes):
 
 
 def test_gradients_in_bf16_leave_both_ranks_with_the_same_weights(texts: Path, recipe: Path, tmp_path: Path):
-    words = *SHORT, "runtime.precision=no", "runtime.compress_gradients=bf16", "name=run"
+    words = *SHORT, "runtime.precision=fp32", "runtime.gradient_compression=bf16", "name=run"
     launch(tmp_path, ["lm", str(recipe), *small_words(texts, tmp_path, *words)])
     first, second = ((tmp_path / f"rank{rank}.jsonl").read_text().splitlines() for rank in (0, 1))
     assert [json.loads(line)["weights"] for line in first] == [json.loads(line)["weights"] for line in second]

@@ -38,8 +38,8 @@ def test_fp64_is_refused(tmp_path: Path):
 
 
 def test_scaled_gradients_are_not_compressed_to_fp16(tmp_path: Path):
-    config = small_config(tmp_path, tmp_path, "runtime.precision=fp16", "runtime.compress_gradients=fp16")
-    with pytest.raises(UserError, match=r"set runtime\.compress_gradients=bf16, or null"), running(config):
+    config = small_config(tmp_path, tmp_path, "runtime.precision=fp16", "runtime.gradient_compression=fp16")
+    with pytest.raises(UserError, match=r"set runtime\.gradient_compression=bf16, or null"), running(config):
         pass
 
 
@@ -48,7 +48,7 @@ def test_a_process_group_of_cpus_is_refused(tmp_path: Path):
     try:
         with (
             pytest.raises(UserError, match="process group of gloo, and GPUs need nccl: set ACCELERATE_USE_CPU before"),
-            running(small_config(tmp_path, tmp_path, "runtime.precision=no")),
+            running(small_config(tmp_path, tmp_path, "runtime.precision=fp32")),
         ):
             pass
     finally:

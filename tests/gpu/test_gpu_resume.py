@@ -49,7 +49,7 @@ def breaking_off(kind: type, step: int) -> Iterator[None]:
                 thread.join()
 
 
-@pytest.mark.parametrize("precision", ["no", *PRECISIONS])
+@pytest.mark.parametrize("precision", ["fp32", *PRECISIONS])
 def test_a_run_that_breaks_off_ends_with_the_bits_of_one_left_alone(precision: str, texts: Path, tmp_path: Path):
     words = f"runtime.precision={precision}", "runtime.deterministic=true"
     alone = train(small_config(texts, tmp_path, *words, "name=alone"), *STAGES)
@@ -74,7 +74,7 @@ def start(words: list[str], notes: Path) -> subprocess.Popen[str]:
 
 
 def test_a_command_that_is_killed_goes_on_to_the_bits_of_one_left_alone(texts: Path, recipe: Path, tmp_path: Path):
-    words = ["lm", str(recipe), *small_words(texts, tmp_path, "runtime.precision=no", "runtime.deterministic=true")]
+    words = ["lm", str(recipe), *small_words(texts, tmp_path, "runtime.precision=fp32", "runtime.deterministic=true")]
     finish(start([*words, "name=alone"], tmp_path / "notes of one left alone"))
     notes = tmp_path / "notes"
     process = start([*words, "name=killed"], notes)
@@ -84,7 +84,7 @@ def test_a_command_that_is_killed_goes_on_to_the_bits_of_one_left_alone(texts: P
     kill_all(process)
     assert not (tmp_path / "killed" / "lm").exists()
     said = finish(start([*words, "name=killed"], notes))
-    assert "lm: goes on from" in said
+    assert "lm: resumes from" in said
     assert "step-00000000" not in said
     found, expected = (weights(tmp_path / name, "lm") for name in ("killed", "alone"))
     assert all(torch.equal(found[name], expected[name]) for name in expected)

@@ -21,7 +21,7 @@ ONE_STEP = (
     "lm.phases=[{epochs: 1, lr: 0.25}]",
     "classifier={global_batch_size: 128, drop_mult: 1.0}",
     "classifier.phases=[{epochs: 1, lr: 0.25}]",
-    "runtime.precision=no",
+    "runtime.precision=fp32",
 )
 """An epoch of a single step, at a twenty-fifth of that rate, with fastai's dropouts in full."""
 FIRST_STEP, LAST_STEP = 12, 22
@@ -52,12 +52,12 @@ def test_an_optimizer_step_is_that_of_a_cpu(texts: Path, tmp_path: Path):
 
 
 @needs_cuda
-@pytest.mark.parametrize("precision", ["no", PRECISIONS[0]])
+@pytest.mark.parametrize("precision", ["fp32", PRECISIONS[0]])
 def test_nothing_waits_for_the_gpu_in_a_step(precision: str, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """From one step to a later one all of training goes on, but no line is logged, and the ranks do not vote."""
+    """From one step to a later one all of training goes on, but no line is logged, and the ranks exchange no status."""
     words = (
-        "checkpoint={every_steps: null, every_minutes: null}",
-        "tracking.log_every=1000",
+        "checkpoint={interval_steps: null, interval_minutes: null}",
+        "tracking.log_interval=1000",
         f"runtime.precision={precision}",
     )
     train_step, steps = LMLearner._train_step, []
@@ -69,8 +69,8 @@ def test_nothing_waits_for_the_gpu_in_a_step(precision: str, texts: Path, tmp_pa
         train_step(self)
 
     monkeypatch.setattr(LMLearner, "_train_step", watched)
-    monkeypatch.setattr(callback, "SECONDS_BETWEEN_VOTES", 1e9)
-    monkeypatch.setattr(callback, "MOST_STEPS_BETWEEN_VOTES", 1000)
+    monkeypatch.setattr(callback, "SECONDS_BETWEEN_EXCHANGES", 1e9)
+    monkeypatch.setattr(callback, "MAX_STEPS_BETWEEN_EXCHANGES", 1000)
     try:
         train(small_config(texts, tmp_path, *words, "lm.phases=[{epochs: 1}]", "runtime.micro_batch_size=4"), "lm")
     finally:

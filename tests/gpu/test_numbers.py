@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from ulmfit_dist.models import masks, softmax_gradient
-from ulmfit_dist.models.dropout import Position, row_mask, shared_mask
+from ulmfit_dist.models.dropout import DropoutContext, row_mask, shared_mask
 from ulmfit_dist.models.masks import Mask, compute_masks
 from ulmfit_dist.rng.philox import philox, random_words
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is visible")
 
-KEY = Position(seed=42, stage="lm", step=3).key("input")
+KEY = DropoutContext(seed=42, stage="lm", step=3).key("input")
 
 
 @pytest.mark.parametrize(("first", "count"), [(0, 1), (5, 1000), (2**40, 331_776)])

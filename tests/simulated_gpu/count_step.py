@@ -4,7 +4,7 @@
     python tests/simulated_gpu/count_step.py --loss [no|bf16|fp16 ...] [--details]     # decoder and loss at full size
 
 The language model reads 64 x 72 tokens, the classifier 64 documents. Layers are narrow and the vocabulary is small, so that
-a step takes seconds: the numbers of kernels and waits do not depend on them, bytes do (override model and data.store).
+a step takes seconds: the numbers of kernels and waits do not depend on them, bytes do (override model and data.token_store).
 Counted is the third step, from its beginning to that of the fourth, in a run whose log lines and checkpoints come later.
 """
 
@@ -32,8 +32,8 @@ RUN = (
     "classifier={global_batch_size: 64, seq_len: 72, max_len: 144, drop_mult: 1.0}",
     "lm.phases=[{epochs: 1, lr: 1e-2}]",
     "classifier.phases=[{epochs: 1, lr: 1e-2}]",
-    "checkpoint={every_steps: null, every_minutes: null}",
-    "tracking={wandb: disabled, log_every: 1000}",
+    "checkpoint={interval_steps: null, interval_minutes: null}",
+    "tracking={wandb_mode: disabled, log_interval: 1000}",
 )
 DOCUMENTS = 480
 NUM_TOKENS, NUM_WORDS, WIDTH = 64 * 72, 60_000, 400
@@ -119,7 +119,7 @@ def main() -> int:
         return subprocess.run([sys.executable, __file__, *sys.argv[1:]], env=environment, check=False).returncode
     import torch  # noqa: F401  first, because its import installs the simulated GPU
 
-    precisions = [word for word in arguments.words if "=" not in word] or ["no", "bf16", "fp16"]
+    precisions = [word for word in arguments.words if "=" not in word] or ["fp32", "bf16", "fp16"]
     overrides = [word for word in arguments.words if "=" in word]
     for precision in precisions:
         if arguments.loss:

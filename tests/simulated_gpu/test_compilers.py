@@ -15,7 +15,7 @@ from ulmfit_dist.models import masks, softmax_gradient
 from ulmfit_dist.models.masks import Mask, compute_masks
 from ulmfit_dist.rng import philox
 
-SHORT = "lm.phases=[{epochs: 1, lr: 1e-2}]", "checkpoint={every_steps: null, every_minutes: null}"
+SHORT = "lm.phases=[{epochs: 1, lr: 1e-2}]", "checkpoint={interval_steps: null, interval_minutes: null}"
 SLOW = "are slow on this machine"
 
 
@@ -55,7 +55,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_texts(tmp_path_factory.mktemp("texts"), 40)
 
 
-@pytest.fixture(scope="module", params=["no", "bf16"])
+@pytest.fixture(scope="module", params=["fp32", "bf16"])
 def precision(request: pytest.FixtureRequest) -> str:
     return request.param
 

@@ -11,7 +11,7 @@ MOST_KERNELS_OF_A_SCALER = 15
 """Kernels that fp16 adds."""
 
 
-@pytest.fixture(scope="module", params=["no", "bf16", "fp16"])
+@pytest.fixture(scope="module", params=["fp32", "bf16", "fp16"])
 def counted(request: pytest.FixtureRequest):
     return request.param, count(request.param, [])
 

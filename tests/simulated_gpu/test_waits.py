@@ -1,4 +1,4 @@
-"""A step that logs a line, has the ranks vote, and computes micro-batches, class weights and clipping, waits for nothing."""
+"""A step with a logged line, a status exchange, micro-batches, class weights and clipping does not wait for the device."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from simulated_gpu.count_step import count
 from ulmfit_dist.checkpointing import callback
 
 EVERYTHING = [
-    "tracking.log_every=1",
+    "tracking.log_interval=1",
     "runtime.micro_batch_size=16",
     "lm.grad_clip=0.3",
     "classifier.grad_clip=0.1",
@@ -15,13 +15,15 @@ EVERYTHING = [
 ]
 
 
-@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
-def test_log_lines_and_votes_wait_for_nothing(precision: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(callback, "MOST_STEPS_BETWEEN_VOTES", 1)  # a vote each step
-    votes = []
-    vote = callback.CheckpointCallback._vote
-    monkeypatch.setattr(callback.CheckpointCallback, "_vote", lambda self: votes.append(self.learn.stage_step) or vote(self))
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_log_lines_and_status_exchanges_do_not_wait(precision: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(callback, "MAX_STEPS_BETWEEN_EXCHANGES", 1)  # one per step
+    exchanges = []
+    status = callback.CheckpointCallback._status
+    monkeypatch.setattr(
+        callback.CheckpointCallback, "_status", lambda self: exchanges.append(self.learn.stage_step) or status(self)
+    )
     for stage, (counters, _) in count(precision, EVERYTHING).items():
         assert not counters.waits, stage
         assert counters.kernels.total() > 0
-    assert votes.count(2) == votes.count(3) == 2  # in both stages
+    assert exchanges.count(2) == exchanges.count(3) == 2  # in both stages

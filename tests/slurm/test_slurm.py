@@ -84,8 +84,8 @@ def wait_for_step(job: Job, run: Path, stage: str, step: int = 1) -> None:
 def test_two_nodes_train_the_quick_starts_language_model_to_the_weights_of_one_process(
     cluster: Cluster, house: Path, tmp_path: Path
 ):
-    words = ["data.limit=60", "tokenizer.max_vocab=2000", "lm.phases=[{epochs: 1, lr: 1e-2}]", SHORT[1]]
-    words += ["runtime.precision=no"]  # auto measures the machine, which may be busy with one and not with the other
+    words = ["data.max_documents=60", "tokenizer.max_vocab=2000", "lm.phases=[{epochs: 1, lr: 1e-2}]", SHORT[1]]
+    words += ["runtime.precision=fp32"]  # auto measures the machine, which may be busy with one and not with the other
     work = cluster.folder / "of another user"
     work.mkdir()
     user = "nobody" if os.geteuid() == 0 else None
@@ -96,7 +96,7 @@ def test_two_nodes_train_the_quick_starts_language_model_to_the_weights_of_one_p
     job = cluster.submit(
         script, "../a house with spaces/configs/quickstart.yaml", *words, cwd=work, user=user, **environment
     )
-    succeed(["run", house / "configs/quickstart.yaml", *words, f"runs_dir={tmp_path}", f"data.cache={tmp_path}/cache"])
+    succeed(["run", house / "configs/quickstart.yaml", *words, f"runs_dir={tmp_path}", f"data.cache_dir={tmp_path}/cache"])
     job.wait_for("COMPLETED", "FAILED")
     assert job.state == "COMPLETED", job.log()
     assert same_bits(work / "runs/quickstart", tmp_path / "quickstart")
@@ -113,7 +113,7 @@ def test_a_job_that_is_stopped_in_every_way_ends_as_one_left_alone(
     cluster: Cluster, submit: Submit, alone: Path, run_dirs: dict[str, Path], tmp_path: Path
 ):
     run = tmp_path / "runs/run"
-    words = [*RECIPE, "name=run", f"data.cache={run_dirs['caches']}/cache1", "--fresh"]
+    words = [*RECIPE, "name=run", f"data.cache_dir={run_dirs['caches']}/cache1", "--fresh"]
     inside_another = {"SLURM_ARRAY_JOB_ID": "999", "SLURM_ARRAY_TASK_ID": "0", "SLURM_RESTART_COUNT": "7"}
     job = submit("multi_node.sbatch", *words, options=("--time=5", "--signal=USR1@30"), **inside_another)
     wait_for_step(job, run, "lm", 20)
@@ -138,7 +138,7 @@ def test_a_job_that_is_stopped_in_every_way_ends_as_one_left_alone(
     cluster.kill_node("node2")
     began = time.monotonic()
     wait_until(lambda: "ended with exit code" in job.log(), "the job's failure", 60, job.log)
-    assert "ended without a word: it was killed" in job.log()
+    assert "exited without an error: it was killed" in job.log()
     cluster.start_node("node2")
     job.wait_for("FAILED", seconds=60 - (time.monotonic() - began))
     cluster.ask("scontrol", "requeue", job.number)
@@ -149,7 +149,7 @@ def test_a_job_that_is_stopped_in_every_way_ends_as_one_left_alone(
     assert job.state == "COMPLETED", log
     assert len(re.findall(r"stopped by SIG\w+ after step \d+: lm is saved", log)) == 4  # twice, on both nodes
     assert len(re.findall(r"stopped by SIG\w+ after step \d+: classifier is saved", log)) == 4
-    assert log.count(": goes on from ") == 5
+    assert log.count(": resumes from ") == 5
     assert "Traceback" not in log
     assert same_bits(run, alone / "run")
     assert not list(tmp_path.glob(".*"))
@@ -179,7 +179,7 @@ def run_records(path: Path) -> list[Any]:
 
 
 def test_an_array_of_three_seeds_is_three_runs_in_one_group(submit: Submit, tmp_path: Path):
-    job = submit("array.sbatch", *SHORT, "name=reviews", f"data.cache={tmp_path}/cache", options=("--cpus-per-task=5",))
+    job = submit("array.sbatch", *SHORT, "name=reviews", f"data.cache_dir={tmp_path}/cache", options=("--cpus-per-task=5",))
     runs = [tmp_path / f"runs/reviews-seed{seed}" for seed in (42, 43, 44)]
     wait_until(lambda: all((run / "classifier").is_dir() for run in runs), "three runs", 120, job.log)
     for task in range(3):
@@ -199,7 +199,7 @@ def test_an_array_of_three_seeds_is_three_runs_in_one_group(submit: Submit, tmp_
 
 
 def test_two_nodes_prepare_the_bytes_of_one(submit: Submit, run_dirs: dict[str, Path], tmp_path: Path):
-    job = submit("prepare.sbatch", f"data.cache={tmp_path}/cache", NETWORK_INTERFACE="lo")
+    job = submit("prepare.sbatch", f"data.cache_dir={tmp_path}/cache", NETWORK_INTERFACE="lo")
     job.wait_for("COMPLETED", "FAILED")
     assert job.state == "COMPLETED", job.log()
     mine, theirs = store_in(tmp_path / "cache"), store_in(run_dirs["caches"] / "cache1")
@@ -213,7 +213,7 @@ def test_submit_runs_a_job_that_reads_its_nodes_own_copy_of_the_tokens(
     cluster: Cluster, house: Path, corpus: Path, recipe: Path, tmp_path: Path
 ):
     words = [str(recipe), f"data.path={corpus}", *TINY, *SHORT, "name=sent", "runs_dir=my runs"]
-    words += [f"data.cache={tmp_path}/cache", "data.local_cache=${oc.env:SLURM_TMPDIR,local disk}", "--time", "5"]
+    words += [f"data.cache_dir={tmp_path}/cache", "data.node_cache_dir=${oc.env:SLURM_TMPDIR,local disk}", "--time", "5"]
     environment = {**cluster.environment, **surroundings(), "PYTHONPATH": str(house)}
     command = [sys.executable, "-m", "ulmfit_dist", "submit", *words]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
@@ -235,14 +235,14 @@ def test_a_job_that_gets_nowhere_leaves_the_queue(cluster: Cluster, submit: Subm
         if restart == 1:
             job.wait_for_requeue(restart)
     job.wait_for("FAILED", seconds=30)
-    assert "back in the queue 1 time(s) without a step of progress" in job.log()
+    assert "requeued 1 time(s) without a step of progress" in job.log()
 
 
 def test_a_job_that_is_cancelled_is_saved_and_stays_out_of_the_queue(cluster: Cluster, submit: Submit, tmp_path: Path):
-    job = submit("single_node.sbatch", "lm.phases=[{epochs: 900}]", "checkpoint.every_steps=7", PROCESSES_PER_NODE="2")
+    job = submit("single_node.sbatch", "lm.phases=[{epochs: 900}]", "checkpoint.interval_steps=7", PROCESSES_PER_NODE="2")
     wait_for_step(job, tmp_path / "runs/run", "lm")
     cluster.ask("scancel", job.number)
-    wait_until(lambda: "SLURM has ended it" in job.log(), "the end", 40, job.log)
+    wait_until(lambda: "ended by SLURM" in job.log(), "the end", 40, job.log)
     assert re.search(r"stopped by SIG\w+ after step \d+: lm is saved", job.log())
     job.wait_for("CANCELLED", seconds=20)
     assert "2 rank(s) each" in job.log()
@@ -253,7 +253,7 @@ def test_wrong_words_end_the_job_before_anything_is_started(submit: Submit, tmp_
     jobs = {
         submit("multi_node.sbatch", "lm.bathc=3"): "unknown key lm.bathc",
         submit("array.sbatch", SWEEP="sweep.txt", options=("--array=1",)): "sweep.txt, task 1: No closing quotation",
-        submit("array.sbatch", SWEEP="sweep.txt", options=("--array=2",)): "sweep.txt has 2 line(s) of words",
+        submit("array.sbatch", SWEEP="sweep.txt", options=("--array=2",)): "sweep.txt has 2 line(s) of arguments",
     }
     for job, said in jobs.items():
         job.wait_for("FAILED", seconds=30)

@@ -1,7 +1,7 @@
-"""A config put together: defaults, a YAML recipe, words of the command line, each winning over the one before.
+"""Composition of a config: defaults, base recipes, a recipe, command-line overrides, each layer over the one before.
 
-OmegaConf merges and checks types; what it would say in its own terms, an unknown key or a word that sets none, is said here
-in the user's.
+OmegaConf merges the layers and checks types; unknown keys, invalid overrides and base recipes are checked here, because its
+error messages name neither the file nor the nearest key. The trade-off: this module reads OmegaConf's raw nodes.
 """
 
 from __future__ import annotations
@@ -11,77 +11,96 @@ import dataclasses
 import inspect
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from ulmfit_dist.config.fields import members, type_hints
 from ulmfit_dist.config.schema import Config, Phase
 from ulmfit_dist.config.validation import check_config
 from ulmfit_dist.errors import UserError, did_you_mean
 
 
-def load_config(recipe: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
-    """Compose the configuration.
+class Layer(NamedTuple):
+    """A part of a config.
+
+    Attributes:
+        content: its keys and values, interpolations not resolved.
+        origin: file or override, for messages.
+        key: dotted key of an override; empty for a file.
+    """
+
+    content: DictConfig
+    origin: str
+    key: str = ""
+
+
+def load_config(recipe: str | Path | None = None, overrides: Sequence[str] = (), *, allow_base: bool = True) -> Config:
+    """Compose and check a config.
 
     Args:
-        recipe: a YAML file, or None for the defaults alone.
-        overrides: words as `lm.global_batch_size=32`, later ones winning.
+        recipe: a YAML file; None: the defaults only.
+        overrides: `key=value`, such as `lm.global_batch_size=32`; later ones win.
+        allow_base: whether the recipe may inherit; False for an exported model, whose config must not name other files.
 
     Raises:
         UserError: an unreadable file, an unknown key, a value of the wrong type or out of range.
     """
-    layers = [(*_read_yaml(Path(recipe)), "")] if recipe is not None else []
-    layers += [(*_read_override(word), word.partition("=")[0]) for word in overrides]
+    layers = _read_recipe(Path(recipe), allow_base) if recipe is not None else []
+    layers += map(_read_override, overrides)
     merged = OmegaConf.structured(Config)
-    origin = "config"
-    try:
-        for layer, origin, key in layers:
-            _refuse_unknown_keys(layer, Config, origin)
-            for name in _maps_in(layer, Config):
-                if not key.startswith(f"{name}."):
+    for layer in layers:
+        try:
+            _check_keys(layer.content, Config, layer.origin)
+            for name in _maps_in(layer.content, Config):
+                if not layer.key.startswith(f"{name}."):
                     OmegaConf.update(merged, name, {}, merge=False)
-            merged = OmegaConf.merge(merged, layer)
+            merged = OmegaConf.merge(merged, layer.content)
+        except (OmegaConfBaseException, TypeError, ValueError) as error:
+            raise _explain(error, layer.origin) from None
+    try:
         config = cast(Config, OmegaConf.to_object(merged))
     except (OmegaConfBaseException, TypeError, ValueError) as error:
-        raise UserError(f"{origin}: {getattr(error, 'full_key', None) or 'config'}: {_first_line(error)}") from None
-    if config.runtime.precision == "False":
-        config.runtime.precision = "no"  # a bare no is YAML's word for false
+        raise _explain(error, layers[-1].origin if layers else "config") from None
+    if config.runtime.precision in ("no", "False"):  # Accelerate's name of fp32; a bare no is false in YAML
+        config.runtime.precision = "fp32"
     check_config(config)
     return config
 
 
 def to_yaml(config: Config) -> str:
-    """The resolved configuration as YAML, for `config.yaml` in a run directory."""
+    """Return the resolved config as YAML, for `config.yaml` in a run directory."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """The resolved configuration as plain dictionaries and lists."""
+    """Return the resolved config as plain dictionaries and lists."""
     return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(config)))
 
 
 def describe(config: Config | Phase) -> Iterator[tuple[str, str, str]]:
-    """(dotted key, value as YAML, one-line meaning) of every key, in the order of this file."""
+    """Yield (dotted key, value as YAML, meaning in one line) of every key, in the order of `schema.py`."""
     yield from _describe(config, "")
 
 
 def field_docs(cls: type) -> dict[str, str]:
-    """The string under each field of a dataclass of this file, by the field's name."""
-    body = ast.parse(inspect.cleandoc(inspect.getsource(cls))).body[0]
-    assert isinstance(body, ast.ClassDef)
+    """Return the string under each field of a dataclass and its bases, by name; a subclass overrides its bases."""
     docs = {}
-    for statement, below in zip(body.body, body.body[1:], strict=False):
-        if isinstance(statement, ast.AnnAssign) and isinstance(below, ast.Expr):
-            docs[cast(ast.Name, statement.target).id] = cast(str, cast(ast.Constant, below.value).value)
+    for owner in reversed(cls.__mro__[:-1]):
+        body = ast.parse(inspect.cleandoc(inspect.getsource(owner))).body[0]
+        assert isinstance(body, ast.ClassDef)
+        for statement, below in zip(body.body, body.body[1:], strict=False):
+            if isinstance(statement, ast.AnnAssign) and isinstance(below, ast.Expr):
+                docs[cast(ast.Name, statement.target).id] = cast(str, cast(ast.Constant, below.value).value)
     return docs
 
 
-def _describe(node: Any, prefix: str) -> Iterator[tuple[str, str, str]]:
-    docs = field_docs(type(node))
-    for item in dataclasses.fields(node):
-        value = getattr(node, item.name)
+def _describe(section: Any, prefix: str) -> Iterator[tuple[str, str, str]]:
+    docs = field_docs(type(section))
+    for item in dataclasses.fields(section):
+        value = getattr(section, item.name)
         if dataclasses.is_dataclass(value):
             yield from _describe(value, f"{prefix}{item.name}.")
         else:
@@ -102,80 +121,125 @@ def _inline_yaml(value: Any) -> str:
     return str(value)
 
 
-def _read_yaml(path: Path) -> tuple[DictConfig, str]:
-    if not path.is_file():
-        raise UserError(f"{path}: no such config file; recipes lie in configs/")
+def _read_recipe(path: Path, allow_base: bool) -> list[Layer]:
+    """Return the layers of a recipe: its bases, the outermost first, then its own."""
+    layers: list[Layer] = []
+    seen: list[Path] = []
+    while True:
+        content = _read_yaml(path)
+        seen.append(path.resolve())
+        base = _pop_base(content, path)
+        layers.insert(0, Layer(content, str(path)))
+        if base is None:
+            return layers
+        if not allow_base:
+            raise UserError(f"{path}: base={base!r}: a model's config must be complete: export the model again")
+        inherited = path.parent / base
+        if not inherited.is_file():
+            raise UserError(f"{path}: base={base!r}: no such recipe in {path.parent}: give a path relative to that folder")
+        if inherited.resolve() in seen:
+            raise UserError(f"{path}: base={base!r}: the recipe inherits from itself: remove one base")
+        path = inherited
+
+
+def _pop_base(content: DictConfig, path: Path) -> str | None:
+    """Remove and return `base` from raw content: the path of the recipe that it inherits from."""
+    if "base" not in content:
+        return None
     try:
-        layer = OmegaConf.load(path)
+        base = content.pop("base")
+    except OmegaConfBaseException as error:
+        raise UserError(f"{path}: base: {_first_line(error)}") from None
+    if not isinstance(base, str) or not base.strip():
+        raise UserError(f"{path}: base={base!r}: give the path of one recipe, relative to this one, such as imdb.yaml")
+    return base
+
+
+def _read_yaml(path: Path) -> DictConfig:
+    if not path.is_file():
+        raise UserError(f"{path}: no such config file; recipes are in configs/")
+    try:
+        content = OmegaConf.load(path)
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(layer, DictConfig):
+    if not isinstance(content, DictConfig):
         raise UserError(f"{path}: expected keys and values at the top level, as in configs/quickstart.yaml")
-    return layer, str(path)
+    return content
 
 
-def _read_override(word: str) -> tuple[DictConfig, str]:
-    key, equals, text = word.partition("=")
+def _read_override(override: str) -> Layer:
+    key, equals, text = override.partition("=")
+    origin = f"command line, {override}"
     if not equals or not key:
-        raise UserError(f"{word!r}: expected key=value, such as lm.global_batch_size=32")
+        raise UserError(f"{override!r}: expected key=value, such as lm.global_batch_size=32")
+    if key == "base":
+        raise UserError(f"command line, {override}: only a recipe sets base: write one with it, and give that as CONFIG")
     if _is_text(key) and text.strip().lower() not in ("", "~", "null") and text.lstrip()[0] not in "\"'":
-        return OmegaConf.create(_nested(key.split("."), text.strip())), f"command line, {word}"
+        return Layer(OmegaConf.create(_nested(key.split("."), text.strip())), origin, key)
     try:
-        return OmegaConf.from_dotlist([word]), f"command line, {word}"
+        return Layer(OmegaConf.from_dotlist([override]), origin, key)
     except (YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"command line, {word}: {_first_line(error)}") from None
+        raise UserError(f"command line, {override}: {_first_line(error)}") from None
+
+
+def _type_of(key: str) -> Any:
+    """Return the type of a dotted key; None for an unknown one, a list entry or a map entry."""
+    section: Any = Config
+    for name in key.split("."):
+        if not dataclasses.is_dataclass(section):
+            return None
+        section = type_hints(cast(type, section)).get(name)
+    return section
 
 
 def _is_text(key: str) -> bool:
-    """Return whether the value of a dotted key is text, which is taken as it is: 01 is no number, and # no comment."""
-    section: type = Config
-    *sections, name = key.split(".")
-    for part in sections:
-        factory = next((item.default_factory for item in dataclasses.fields(section) if item.name == part), None)
-        if not (isinstance(factory, type) and dataclasses.is_dataclass(factory)):
-            return False
-        section = factory
-    return any(item.name == name and item.type in ("str", "str | None") for item in dataclasses.fields(section))
+    """Return whether a key takes text, which an override gives verbatim: 01 is not a number, and # not a comment."""
+    return str in members(_type_of(key))
 
 
 def _nested(keys: Sequence[str], value: str) -> dict[str, Any]:
     return {keys[0]: value if len(keys) == 1 else _nested(keys[1:], value)}
 
 
-def _refuse_unknown_keys(layer: Any, cls: type, origin: str, prefix: str = "") -> None:
-    """Walk a raw layer beside the dataclass that describes it."""
+def _check_keys(content: Any, cls: type, origin: str, prefix: str = "") -> None:
+    """Raise UserError for a key of raw content that the dataclass does not have."""
     known = {item.name: item for item in dataclasses.fields(cls)}
-    for key in layer:
+    for key in content:
         if key not in known:
             raise UserError(f"{origin}: unknown key {prefix}{key}; {did_you_mean(str(key), known)}")
-        value = layer._get_node(key)
+        value = content._get_node(key)
         default = known[key].default_factory
         if isinstance(default, type) and dataclasses.is_dataclass(default):
             if not isinstance(value, DictConfig):
                 raise UserError(f"{origin}: {prefix}{key} is a section: set a key in it, such as {prefix}{key}.KEY=...")
-            _refuse_unknown_keys(value, default, origin, f"{prefix}{key}.")
+            _check_keys(value, default, origin, f"{prefix}{key}.")
         elif key == "phases":
-            _refuse_unknown_phase_keys(layer[key], origin, f"{prefix}{key}")
+            _check_phase_keys(content[key], origin, f"{prefix}{key}")
 
 
-def _maps_in(layer: Any, cls: type, prefix: str = "") -> Iterator[str]:
-    """Dotted keys of the maps in a raw layer, such as data.splits: one that is given whole replaces the one before."""
-    factories = {item.name: item.default_factory for item in dataclasses.fields(cls)}
-    for key in layer:
-        factory = factories[key]
-        if factory is dict:
-            yield f"{prefix}{key}"
-        elif isinstance(factory, type) and dataclasses.is_dataclass(factory):
-            yield from _maps_in(layer._get_node(key), factory, f"{prefix}{key}.")
-
-
-def _refuse_unknown_phase_keys(phases: Any, origin: str, key: str) -> None:
+def _check_phase_keys(phases: Any, origin: str, key: str) -> None:
     if not OmegaConf.is_list(phases):
         raise UserError(f"{origin}: {key} is a list: [{{freeze_to: -1, epochs: 1, lr: 1e-2}}, ...]")
     for number, phase in enumerate(phases):
         if not isinstance(phase, DictConfig):
-            raise UserError(f"{origin}: {key}[{number}] must say epochs, lr and freeze_to, not {phase!r}")
-        _refuse_unknown_keys(phase, Phase, origin, f"{key}[{number}].")
+            raise UserError(f"{origin}: {key}[{number}]={phase!r}: expected a mapping with epochs, lr and freeze_to")
+        _check_keys(phase, Phase, origin, f"{key}[{number}].")
+
+
+def _maps_in(content: Any, cls: type, prefix: str = "") -> Iterator[str]:
+    """Yield dotted keys of the maps in raw content, such as data.splits: one given whole replaces the one before."""
+    factories = {item.name: item.default_factory for item in dataclasses.fields(cls)}
+    for key in content:
+        factory = factories[key]
+        if factory is dict:
+            yield f"{prefix}{key}"
+        elif isinstance(factory, type) and dataclasses.is_dataclass(factory):
+            yield from _maps_in(content._get_node(key), factory, f"{prefix}{key}.")
+
+
+def _explain(error: Exception, origin: str) -> UserError:
+    """Return an error of OmegaConf as one line with the file or override and the key."""
+    return UserError(f"{origin}: {getattr(error, 'full_key', None) or 'config'}: {_first_line(error)}")
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,45 +1,49 @@
-"""docs/configuration.md, made from `schema.py`, so that the page cannot say anything else:
+"""Generator of docs/configuration.md: the page is a function of `schema.py`, so the two cannot disagree.
 
-python -m ulmfit_dist.config.reference > docs/configuration.md
+    python -m ulmfit_dist.config.reference > docs/configuration.md
+
+The trade-off: the page is regenerated after each change of a key; a test compares the two.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
+from ulmfit_dist.config.fields import is_optional, members, rule_of, type_hints
 from ulmfit_dist.config.loading import describe
 from ulmfit_dist.config.schema import Config, Phase
 
 TYPES = {
-    "str": "text",
-    "int": "whole number",
-    "float": "number",
-    "bool": "true or false",
-    "None": "null",
-    "list[str]": "list of texts",
-    "list[int]": "list of whole numbers",
-    "list[float]": "list of numbers",
-    "dict[str, str]": "texts by name",
-    "dict[str, Any]": "values by name",
-    "list[Any]": "list",
-    "list[Phase]": "list of [phases](#a-phase)",
-    "Any": "number, or two in a list",
+    str: "text",
+    int: "whole number",
+    float: "number",
+    bool: "`true` or `false`",
+    list[str]: "list of texts",
+    list[Any]: "list",
+    dict[str, str]: "texts by name",
+    dict[str, Any]: "values by name",
 }
-"""What the types of keys are called, by their annotations."""
+"""Names of types, for fields without a rule or choices."""
 
 HEAD = """\
 # Configuration
 
-Every key, as `ulmfit_dist/config/schema.py` has it: this page is made from there. A recipe is a YAML file with the keys that
-differ from their defaults; a word on the command line, such as `lm.global_batch_size=32`, wins over the recipe. A list
-or a map that is given whole, such as `'data.splits={train: a}'`, replaces the recipe's; `data.splits.valid=b` sets one key.
-`ulmfit-dist config CONFIG` prints the same keys with the values of a recipe. An unknown key or a value out of range is
-refused before anything starts."""
+All keys of `ulmfit_dist/config/schema.py`, which this page is generated from.
+
+A config is composed of layers, each over the one before: the defaults below, the recipe's bases, the recipe, and the
+overrides on the command line. A recipe is a YAML file with the keys that differ from their defaults. `base: imdb.yaml` at
+its top inherits the keys of another recipe, whose path is relative to the recipe's folder; that one may have a base, too.
+An override is `key=value`, such as `lm.global_batch_size=32`. A list or map given whole, such as
+`'data.splits={train: a}'`, replaces the one before; `data.splits.valid=b` sets one entry of a map.
+
+`ulmfit-dist config CONFIG` prints all keys with the values of a recipe, its bases included. `config.yaml` in a run directory
+has all keys, too, and no `base`. An unknown key or an invalid value ends the command before anything starts."""
 
 
 def page() -> str:
-    """The page in Markdown: a table for each section, with key, type, default and meaning of its keys."""
+    """Return the page in Markdown: a table per section with key, valid values, default and meaning."""
     config = Config()
     parts = [HEAD, *_table("The run", config, "")]
     for item in dataclasses.fields(config):
@@ -49,20 +53,28 @@ def page() -> str:
 
 
 def _table(title: str, section: Config | Phase, prefix: str) -> Iterator[str]:
-    types = {item.name: str(item.type) for item in dataclasses.fields(section)}
+    fields = {item.name: item for item in dataclasses.fields(section)}
     yield f"## {title}"
     yield " ".join((section.__doc__ or "").split())
-    rows = [("key", "type", "default", "meaning"), ("---",) * 4]
+    rows = [("key", "values", "default", "meaning"), ("---",) * 4]
     for key, default, meaning in describe(section):
-        if key in types:  # those of Config's sections have a table of their own
-            rows.append(
-                (f"`{prefix}{key}`", _type(types[key]), f"`{default}`" if default else "", meaning.replace("|", r"\|"))
-            )
+        if key in fields:  # the sections of Config have their own tables
+            values = _values(fields[key], type_hints(type(section))[key])
+            rows.append((f"`{prefix}{key}`", values, f"`{default}`" if default else "", meaning.replace("|", r"\|")))
     yield "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
 
 
-def _type(annotation: str) -> str:
-    return " or ".join(TYPES.get(part, f"`{part}`") for part in annotation.split(" | "))
+def _values(item: dataclasses.Field[Any], hint: Any) -> str:
+    """Return the valid values of a field: those of its choices or its rule, else its type."""
+    null = ["`null`"] if is_optional(hint) else []
+    rule = rule_of(item)
+    if rule is not None and rule.choices:
+        return ", ".join([f"`{choice}`" for choice in rule.choices] + null)
+    if item.name == "phases":
+        return "list of [phases](#a-phase), at least one"
+    if rule is None:
+        return " or ".join([TYPES[member] for member in members(hint) if member in TYPES] + null)
+    return ", or ".join([rule.expected.removeprefix("a ").replace("|", r"\|"), *null])
 
 
 if __name__ == "__main__":

@@ -1,335 +1,385 @@
-"""The whole configuration: each key with its type, its default and, in the line below it, its meaning.
+"""Schema of the configuration: every key with its type, valid values, default and meaning.
 
-This file is the manual. The string under a field is what `ulmfit-dist config` prints beside the key, so it is written
-once. Batch sizes are global: what one rank does follows from the number of ranks. `loading.py` puts a config together.
+This file is the manual: `ulmfit-dist config` and docs/configuration.md print the string under a field as the key's meaning.
+The trade-off: the file is long, and the meaning of a key must fit one line. Batch sizes are global: what a rank computes
+follows from the world size. `loading.py` composes a config.
 """
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-SOURCES = ("folder", "csv", "json", "parquet", "hub", "bbc_news", "frame")
-PRECISIONS = ("auto", "no", "bf16", "fp16", "fp64")
-HIGHEST_DROPOUT = {"lm": 0.25, "classifier": 0.5}
-"""The largest dropout in fastai's configurations of the two stages, which drop_mult scales."""
+from ulmfit_dist.config.fields import checked, choice, count, is_positive, number, share
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16", "fp64")
+"""Precisions; a recipe may also use `no`, Accelerate's name of fp32."""
 TARGETS = ("category", "multicategory", "regression")
+"""Kinds of label."""
 SPLITS = ("train", "valid", "unlabelled", "test")
+"""Names of splits."""
+FORBIDDEN_IN_PROJECT = "/\\#?%:"
+"""Characters that W&B rejects in a project name."""
+
+
+def _is_encoding(name: str) -> bool:
+    try:
+        return "a".encode(name).decode(name) == "a"
+    except (LookupError, UnicodeError):
+        return False
+
+
+def _is_project(name: str) -> bool:
+    return 1 <= len(name) <= 128 and not set(name) & set(FORBIDDEN_IN_PROJECT)
+
+
+def _is_learning_rate(lr: Any) -> bool:
+    rates = lr if isinstance(lr, list) else [lr]
+    return len(rates) in (1, 2) and all(map(is_positive, rates))
+
+
+def _is_class_weights(weights: Any) -> bool:
+    return weights in (None, "balanced") or (isinstance(weights, list) and all(map(is_positive, weights)))
+
+
+def _is_interval(bounds: list[float]) -> bool:
+    return len(bounds) == 2 and all(map(math.isfinite, bounds)) and bounds[0] < bounds[1]
 
 
 @dataclass
 class DataConfig:
-    """Where the texts come from, and which of them are for what."""
+    """Source of the texts, splits, labels and token store."""
 
-    source: str = "folder"
-    """folder (a sub-folder per class), csv (TSV too), json (JSON lines), parquet, hub, bbc_news, or frame: from Python."""
+    source: str = choice("folder", "csv", "json", "parquet", "hub", "bbc_news", "frame")
+    """Source: folder (a sub-folder per class), csv (or TSV), json (lines), parquet, hub, bbc_news, or frame (Python)."""
     path: str | None = None
-    """Folder or file of the source; for hub, the data set's name. bbc_news needs none, nor does frame."""
+    """Folder or file of the source; hub: name of the data set; bbc_news and frame: not used."""
     splits: dict[str, str] = field(default_factory=dict)
-    """Which part of the source is train, valid, test and unlabelled: sub-folders, files (globs too) or hub splits."""
-    text: list[str] = field(default_factory=lambda: ["text"])
-    """Columns that hold the text; several are joined as fastai does, each marked with xxfld."""
-    text_file: str | None = None
-    """Column that names a file with the text, by its path from the table's folder, in place of text. csv, json, parquet."""
-    label: str | None = "label"
-    """Column that holds the label. Rows with none (empty, or no_label) train the language model only. null: no labels."""
-    no_label: str | None = "-1"
-    """Label that means none, beside an empty one. null: no other."""
-    label_delim: str = ";"
-    """What separates a document's labels (classifier.target: multicategory), and alone means a document of no class."""
-    valid_pct: float = 0.1
-    """Share of the training documents cut off to validate on, by seed, where no valid split is named."""
-    test_pct: float | None = None
-    """Share of the training documents cut off as the test split, where there is none: the same for every seed. null: 0."""
+    """Sub-folder, file (or glob) or hub split by name of the split: train, valid, unlabelled, test."""
+    text_col: list[str] = checked(["text"], bool, "at least one column")
+    """Text columns; several are joined as in fastai, each marked with xxfld."""
+    file_col: str | None = None
+    """Column of text file names relative to the table's folder, read in place of text_col; csv, json and parquet only."""
+    label_col: str | None = "label"
+    """Label column. Rows without a label (empty or missing_label) train the language model only. null: no labels."""
+    missing_label: str | None = "-1"
+    """Label that marks a row as unlabelled, in addition to an empty one. null: none."""
+    label_delim: str = checked(";", bool, "the text between a document's labels, such as ';' (YAML needs quotes around '|')")
+    """Delimiter of a document's labels if classifier.target=multicategory; alone, it means a document of no class."""
+    valid_pct: float = share(0.1)
+    """Share of the training documents, between 0 and 1, that is held out by seed if the source has no valid split."""
+    test_pct: float | None = share(None)
+    """Share of the training documents, between 0 and 1, held out as test split, independent of the seed. null: none."""
     valid_col: str | None = None
-    """Column that is true for the rows to validate on and false for all others. null: a valid split, or valid_pct."""
-    folds: int | None = None
-    """For cross-validation: cut the training documents by seed into so many parts, each with its share of every class."""
+    """Column that is true in validation rows and false in all others. null: the valid split, or valid_pct."""
+    folds: int | None = count(None, at_least=2)
+    """Number of stratified folds for cross-validation, cut by seed: at least 2. null: no folds."""
     fold: int = 0
-    """The part, from 0 on, to validate on, where there are folds; the others are trained on."""
+    """Fold to validate on, from 0 to below folds; the other folds are trained on."""
     splitter: str | None = None
-    """A function of yours, as module.function, from a document's path or row to its split's name, or to None: left out."""
-    get_label: str | None = None
-    """A function of yours, as module.function, from a document's path or row to its label, or None. null: data.label."""
-    limit: int | None = None
-    """Use this many documents of each split at most, drawn by seed: for a first try."""
-    on_error: str = "strict"
-    """Bytes that are no UTF-8, lines that are no row: strict stops and says where, replace reads U+FFFD, skip leaves out."""
-    encoding: str | None = None
-    """Encoding of files without a byte-order mark, such as cp1252 or utf-16-le. null: UTF-8. Not for Parquet and the hub."""
-    on_duplicates: str = "warn"
-    """Equal texts to learn from and to measure on: warn, drop (leave them out of training) or error."""
+    """User-defined function, as module.function: a document's path or row to the name of its split, or None to drop it."""
+    get_y: str | None = None
+    """User-defined function, as module.function: a document's path or row to its label, or None. null: label_col."""
+    max_documents: int | None = count(None)
+    """Maximum number of documents per split, drawn by seed. null: all."""
+    on_error: str = choice("strict", "replace", "skip")
+    """Undecodable bytes and malformed rows: strict stops with an error, replace decodes to U+FFFD, skip drops the row."""
+    encoding: str | None = checked(None, _is_encoding, "the name of an encoding, such as utf-8, cp1252 or utf-16-le")
+    """Encoding of files without a byte-order mark, such as cp1252; not for parquet and hub. null: UTF-8."""
+    on_duplicates: str = choice("warn", "drop", "error")
+    """Texts that are both trained on and evaluated on: warn, drop them from training, or stop with an error."""
     quoting: bool | None = None
-    """Whether fields of a CSV or TSV file may stand in quotes, within which delimiters count for nothing. null: CSV only."""
+    """Whether quoted fields of a CSV or TSV file may contain delimiters. null: true for CSV, false for TSV."""
     subset: str | None = None
-    """Name of the hub data set's configuration, where it has several."""
-    shard_documents: int = 2000
-    """Documents in a shard of the token store: the unit of work that is dealt to ranks."""
-    cache: str = "cache"
-    """Folder of the token stores. One store serves all runs with the same texts and tokenizer."""
-    store: str | None = None
-    """A prepared token store to train from as it is: then neither the texts nor spaCy are needed."""
-    local_cache: str | None = None
-    """Folder on each node's own disk, such as ${oc.env:TMPDIR}/tokens, to read a copy of the store from. null: no copy."""
+    """Configuration name of the hub data set."""
+    num_proc: int = count(2)
+    """Tokenizer processes per rank; small data sets use fewer."""
+    documents_per_shard: int = count(2000)
+    """Documents per shard of the token store; ranks tokenize whole shards."""
+    cache_dir: str = "cache"
+    """Folder of the token stores; runs with the same texts and tokenizer share one."""
+    token_store: str | None = None
+    """Existing token store to train from; needs neither the texts nor spaCy. null: prepare one in cache_dir."""
+    node_cache_dir: str | None = None
+    """Folder on each node's local disk for a copy of the store, such as ${oc.env:TMPDIR}/tokens. null: no copy."""
 
 
 @dataclass
 class TokenizerConfig:
-    """fastai's rules, then spaCy's word tokenizer or SentencePiece."""
+    """fastai's rules, followed by spaCy's word tokenizer or SentencePiece."""
 
-    kind: str = "word"
-    """word: spaCy's tokenizer, as fastai uses it; sentencepiece: pieces of words, where words are no unit."""
+    type: str = choice("word", "sentencepiece")
+    """word: spaCy's tokenizer, as in fastai; sentencepiece: subwords, for languages without spaces between words."""
     lang: str = "en"
-    """spaCy's code of the language: en, de, fr, es, ..."""
+    """spaCy's language code, such as en, de, fr or es."""
     rules: list[str] = field(default_factory=list)
-    """Functions of yours from text to text, as module.function, called after fastai's rules. They take the slow way."""
-    min_freq: int = 3
-    """A token that occurs less often becomes xxunk."""
-    max_vocab: int = 60000
-    """Tokens in the vocabulary at most, the special ones included."""
-    model: str | None = None
-    """A SentencePiece model file to use. null: one is trained on a sample of the texts, and kept in the token store."""
-    model_type: str = "unigram"
-    """Of the SentencePiece model to train: unigram or bpe."""
-    pieces: int | None = None
-    """Pieces of the SentencePiece model to train. null: a quarter of the distinct words, 30000 at most, as in fastai."""
-    sample_documents: int = 20000
-    """Documents that a SentencePiece model is trained on at most, evenly from all, and 20 million characters of them."""
+    """User-defined functions from text to text, as module.function, applied after fastai's rules on the reference path."""
+    min_freq: int = count(3)
+    """Minimum number of occurrences of a token in the vocabulary; rarer tokens become xxunk."""
+    max_vocab: int = count(60000)
+    """Maximum size of the vocabulary, special tokens included."""
+    sp_model: str | None = None
+    """SentencePiece model file. null: train one on a sample of the texts and keep it in the token store."""
+    sp_model_type: str = choice("unigram", "bpe")
+    """Algorithm of a SentencePiece model trained here."""
+    sp_vocab_size: int | None = count(None)
+    """Vocabulary size of a SentencePiece model trained here. null: distinct words / 4, at most 30000, as in fastai."""
+    sp_sample_documents: int = count(20000)
+    """Maximum number of documents, evenly spaced, that SentencePiece trains on; at most 20 million characters."""
 
 
 @dataclass
 class ModelConfig:
-    """AWD-LSTM (Merity et al., 2017), as fastai builds it, or your own. Language model and classifier share the encoder."""
+    """AWD-LSTM (Merity et al., 2017) as in fastai, or a user-defined encoder, shared by language model and classifier."""
 
-    emb_sz: int = 400
-    """Width of the word embedding, and of the last LSTM layer."""
-    n_hid: int = 1152
+    emb_sz: int = count(400)
+    """Width of the embedding and of the last LSTM layer."""
+    n_hid: int = count(1152)
     """Width of the other LSTM layers."""
-    n_layers: int = 3
+    n_layers: int = count(3)
     """Number of LSTM layers."""
     pretrained: str | None = None
-    """What to start from: wt103_fwd, wt103_bwd, another run or exported model, fastai's .pth (with its .pkl). null: none."""
+    """Initial weights: wt103_fwd, wt103_bwd, a run, an exported model, or fastai's .pth with its .pkl. null: random."""
     backwards: bool = False
     """Read each text from its end to its beginning."""
     arch: str | None = None
-    """An encoder of yours in place of AWD-LSTM, as module.Class; the sizes above are then given to it. null: AWD-LSTM."""
-    arch_options: dict[str, Any] = field(default_factory=dict)
-    """Arguments of model.arch by name, beside the sizes."""
+    """User-defined encoder, as module.Class; receives emb_sz, n_hid and n_layers. null: AWD-LSTM."""
+    arch_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Further keyword arguments of arch."""
 
 
 @dataclass
 class RuntimeConfig:
-    """How the machine is used. What is computed changes by rounding alone."""
+    """Use of the machine: results differ by rounding only."""
 
-    precision: str = "auto"
-    """no (fp32), bf16, fp16 (GPUs only), fp64 (CPU only, to compare runs), auto: the fastest safe one of this machine."""
-    micro_batch_size: int | None = None
-    """Rows or documents that a (virtual) rank computes at once; more are accumulated. null: all, or by the launch flags."""
-    num_workers: int = 2
-    """Processes of each rank that tokenize, where there are texts enough for them."""
-    virtual_ranks: int | None = None
-    """Compute as this power of two of ranks would: any number of ranks that divides it gives equal bits. null: one each."""
-    compress_gradients: str | None = None
-    """Exchange gradients as fp16 (not with precision fp16), or bf16 (GPUs only): half the bytes. Not with virtual_ranks."""
-    join_timeout: float = 5.0
-    """Minutes that a rank waits for the others to start. It says for whom it waits, every half minute."""
+    precision: str = choice(*PRECISIONS)
+    """auto: the fastest safe one of this machine; fp32 (in Accelerate: no); bf16; fp16 (GPU only); fp64 (CPU only)."""
+    micro_batch_size: int | None = count(None)
+    """Maximum rows or documents of a (canonical) rank per forward pass. null: all, or as set by accelerate launch."""
+    canonical_ranks: int | None = checked(
+        None, lambda ranks: ranks >= 1 and ranks & (ranks - 1) == 0, "a power of two, such as 2, 4 or 8"
+    )
+    """Fix the reduction order to N canonical ranks: bitwise-equal weights on every world size that divides N."""
+    gradient_compression: str | None = choice(None, "fp16", "bf16")
+    """Type for the exchange of gradients: fp16 (not if precision=fp16), bf16 (GPU only). null: not compressed."""
+    join_timeout: float = number(5.0, "number of minutes", above=0, example=5)
+    """Minutes that a rank waits for the others at start-up; it prints the missing ranks every 30 seconds."""
     deterministic: bool = False
-    """Only deterministic algorithms, in torch and cuDNN: the same run twice gives equal bits on a GPU as well. Slower."""
+    """Use deterministic torch and cuDNN algorithms only: repeated runs on a GPU give equal bits, at lower speed."""
     detect_anomaly: bool = False
-    """torch's anomaly detection: names the operation that made a NaN. Slow."""
+    """Enable torch's anomaly detection, which names the operation that produced a NaN; slow."""
     show_first_batch: bool = False
-    """Print the shapes and the decoded text of each stage's first batch."""
+    """Print shapes and decoded text of each stage's first batch."""
 
 
 @dataclass
 class Phase:
     """One call of fit_one_cycle."""
 
-    epochs: int = 1
+    epochs: int = count(1)
     """Epochs of the phase."""
-    lr: Any = 1e-3
-    """Highest learning rate of the one-cycle schedule; [low, high] spreads it over the layer groups, geometrically."""
+    lr: Any = checked(1e-3, _is_learning_rate, "one rate, such as 1e-2, or [low, high]")
+    """Maximum learning rate of the one-cycle schedule; [low, high] spaces it geometrically over the layer groups."""
     freeze_to: int = 0
-    """First layer group that is trained: -1 only the last one, -2 the last two, 0 all."""
-    pct_start: float | None = None
-    """Share of the phase in which the learning rate rises. null: fastai's default, 0.25."""
-    div: float | None = None
-    """What the highest learning rate is divided by to begin with. null: fastai's default, 25."""
+    """First layer group that is trained: -1 the last one only, -2 the last two, 0 all."""
+    pct_start: float | None = share(None, example=0.3)
+    """Share of the phase, between 0 and 1, in which the learning rate rises. null: 0.25, as in fastai."""
+    div: float | None = number(None, at_least=1, example=5)
+    """Ratio of the maximum to the initial learning rate: at least 1. null: 25, as in fastai."""
+
+
+def schedule(*phases: Phase) -> Any:
+    """Return a field for the phases of a stage."""
+    return checked(list(phases), bool, "at least one phase, such as [{epochs: 1, lr: 1e-2}]")
 
 
 @dataclass
-class LMConfig:
-    """Fine-tuning, or training, of the language model. Values are fastai's unless a recipe says otherwise."""
+class StageConfig:
+    """Training of one stage. Defaults are fastai's."""
 
-    global_batch_size: int = 64
-    """Rows that the corpus is cut into, over all ranks."""
-    seq_len: int = 72
-    """Tokens of a row per step: the length of back-propagation through time."""
-    drop_mult: float = 1.0
-    """Factor on all dropouts of fastai's awd_lstm_lm_config."""
-    valid_pct: float | None = None
-    """Share of all documents, labelled or not, held out to validate the language model, by seed. null: the valid split."""
-    use_test_texts: bool = False
-    """Whether the language model reads the texts of the test split, labels left out: the paper's transductive way."""
-    wd: float = 0.1
-    """Decoupled weight decay; biases and norms are spared."""
-    alpha: float = 2.0
-    """Activation regularization (AR) on the last layer's dropped-out output."""
-    beta: float = 1.0
-    """Temporal activation regularization (TAR) on the last layer's raw output."""
-    moms: list[float] = field(default_factory=lambda: [0.8, 0.7, 0.8])
-    """Adam's first beta at the start, the top and the end of a cycle."""
-    grad_clip: float | None = None
-    """Norm that the gradient is clipped to. null: no clipping."""
-    select: str = "last"
-    """Whose model is exported: last, or best: that of the epoch with the lowest valid_loss."""
-    early_stopping: int | None = None
-    """End the stage after so many epochs in a row that were no better than the best before. null: never."""
-    callbacks: list[Any] = field(default_factory=list)
-    """fastai callbacks of yours on every rank: module.Class, or {path: module.Class, argument: value}."""
-    phases: list[Phase] = field(default_factory=lambda: [Phase(1, 1e-2, -1), Phase(10, 1e-3, 0)])
-    """The recipe: what is trained, how long, at which learning rate."""
-
-
-@dataclass
-class ClassifierConfig:
-    """The classifier on the language model's encoder. Values are fastai's unless a recipe says otherwise."""
-
-    target: str = "category"
-    """What a label is: category (one class), multicategory (several, cut at data.label_delim) or regression (a number)."""
-    threshold: float = 0.5
-    """Probability from which on a document is said to have a class, where it may have several."""
-    y_range: list[float] | None = None
-    """[low, high] that a regression's numbers are kept between by a sigmoid, as in fastai. null: any number."""
-    encoder: str | None = None
-    """Whose to take. null: the run's own language model's; pretrained: that of model.pretrained; or a run, model or .pth."""
-    global_batch_size: int = 64
-    """Documents of a step, over all ranks."""
-    seq_len: int = 72
-    """Tokens that the encoder reads at a time."""
-    max_len: int = 1440
-    """Tokens that are pooled and learned from, from the end of a batch's longest document; others are read only."""
-    truncate_to: int | None = None
-    """Tokens of a document that are read at all, from its beginning; the rest is left out. null: all, as in fastai."""
-    drop_mult: float = 0.5
-    """Factor on all dropouts of fastai's awd_lstm_clas_config."""
-    lin_ftrs: list[int] = field(default_factory=lambda: [50])
-    """Widths of the head's hidden layers."""
-    head_dropout: float = 0.1
-    """Dropout after each hidden layer of the head; drop_mult does not scale it, as in fastai."""
-    label_smoothing: float = 0.0
-    """Share of a target's probability that the training loss spreads over all classes, such as 0.1."""
-    class_weights: Any = None
-    """Weights in the training loss: a list in the order of labels.json; balanced: all classes count alike. null: equal."""
-    wd: float = 0.01
-    """Decoupled weight decay; biases and norms are spared."""
-    alpha: float = 2.0
-    """Activation regularization (AR), as in the language model."""
-    beta: float = 1.0
-    """Temporal activation regularization (TAR), as in the language model."""
-    moms: list[float] = field(default_factory=lambda: [0.8, 0.7, 0.8])
-    """Adam's first beta at the start, the top and the end of a cycle."""
-    grad_clip: float | None = None
-    """Norm that the gradient is clipped to. null: no clipping."""
-    select: str = "last"
-    """Whose model is exported: last, or best: that of the epoch with the highest accuracy."""
-    early_stopping: int | None = None
-    """End the stage after so many epochs in a row that were no better than the best before. null: never."""
-    baseline: bool = True
-    """Measure TF-IDF with a linear model on the same documents, before the first epoch of run."""
-    callbacks: list[Any] = field(default_factory=list)
-    """fastai callbacks of yours on every rank: module.Class, or {path: module.Class, argument: value}."""
-    metrics: list[Any] = field(default_factory=list)
-    """Metrics over all validation documents: module.name, such as fastai.metrics.F1Score, or {path: ..., average: macro}."""
-    phases: list[Phase] = field(
-        default_factory=lambda: [
-            Phase(1, 2e-2, -1),
-            Phase(1, [1e-2 / 2.6**4, 1e-2], -2),
-            Phase(1, [5e-3 / 2.6**4, 5e-3], -3),
-            Phase(2, [1e-3 / 2.6**4, 1e-3], 0),
-        ]
+    global_batch_size: int = count(64)
+    """Rows per optimizer step over all ranks."""
+    seq_len: int = count(72)
+    """Tokens per row and forward pass of the encoder."""
+    drop_mult: float = number(1.0, "factor", at_least=0, below=4)
+    """Factor on all dropout probabilities of fastai's configuration."""
+    wd: float = number(0.1, at_least=0)
+    """Decoupled weight decay; not applied to biases and norms."""
+    alpha: float = number(2.0, at_least=0)
+    """Weight of activation regularization (AR): on the last layer's output after dropout."""
+    beta: float = number(1.0, at_least=0)
+    """Weight of temporal activation regularization (TAR): on the last layer's output before dropout."""
+    moms: list[float] = checked(
+        [0.8, 0.7, 0.8],
+        lambda moms: len(moms) == 3 and all(0 <= mom < 1 for mom in moms),
+        "three values from 0 to below 1, such as [0.8, 0.7, 0.8]",
     )
-    """The recipe: gradual unfreezing with discriminative learning rates."""
+    """Adam's beta1 at the start, the peak and the end of the one-cycle schedule."""
+    grad_clip: float | None = checked(None, lambda norm: norm > 0, "a norm above 0")
+    """Maximum norm of the gradient. null: no clipping."""
+    phases: list[Phase] = schedule(Phase())
+    """Training schedule: epochs, learning rates and frozen layers of each phase."""
+    export_epoch: str = choice("last", "best")
+    """Epoch whose model is exported: last, or best by the validation metric."""
+    early_stopping_patience: int | None = count(None)
+    """End the stage after this many consecutive epochs without improvement. null: never."""
+    callbacks: list[Any] = field(default_factory=list)
+    """User-defined fastai callbacks, on every rank: module.Class, or {path: module.Class, argument: value}."""
+
+
+@dataclass
+class LMConfig(StageConfig):
+    """Training or fine-tuning of the language model. Defaults are fastai's."""
+
+    global_batch_size: int = count(64)
+    """Rows that the token stream is cut into, over all ranks."""
+    seq_len: int = count(72)
+    """Tokens per row and step: the length of truncated back-propagation through time."""
+    drop_mult: float = number(1.0, "factor", at_least=0, below=4)  # keeps the largest dropout, 0.25, below 1
+    """Factor on all dropout probabilities of fastai's awd_lstm_lm_config: from 0 to below 4."""
+    phases: list[Phase] = schedule(Phase(1, 1e-2, -1), Phase(10, 1e-3, 0))
+    """Training schedule: epochs, learning rates and frozen layers of each phase."""
+    export_epoch: str = choice("last", "best")
+    """Epoch whose model is exported: last, or best by valid_loss (lowest)."""
+    valid_pct: float | None = share(None)
+    """Share of all documents, labelled or not, between 0 and 1, held out for validation by seed. null: the valid split."""
+    use_test_texts: bool = False
+    """Train on the texts of the test split too, without labels: the transductive setting of the paper."""
+
+
+@dataclass
+class ClassifierConfig(StageConfig):
+    """Training of the classifier on the language model's encoder. Defaults are fastai's."""
+
+    global_batch_size: int = count(64)
+    """Documents per optimizer step over all ranks."""
+    seq_len: int = count(72)
+    """Tokens per document and forward pass of the encoder."""
+    drop_mult: float = number(0.5, "factor", at_least=0, below=2)  # keeps the largest dropout, 0.5, below 1
+    """Factor on all dropout probabilities of fastai's awd_lstm_clas_config: from 0 to below 2."""
+    wd: float = number(0.01, at_least=0)
+    """Decoupled weight decay; not applied to biases and norms."""
+    phases: list[Phase] = schedule(
+        Phase(1, 2e-2, -1),
+        Phase(1, [1e-2 / 2.6**4, 1e-2], -2),
+        Phase(1, [5e-3 / 2.6**4, 5e-3], -3),
+        Phase(2, [1e-3 / 2.6**4, 1e-3], 0),
+    )
+    """Training schedule: gradual unfreezing with discriminative learning rates."""
+    export_epoch: str = choice("last", "best")
+    """Epoch whose model is exported: last, or best by accuracy, f1_macro (multicategory) or valid_loss (regression)."""
+    target: str = choice(*TARGETS)
+    """Kind of label: category (one class), multicategory (several, joined by data.label_delim) or regression (a number)."""
+    threshold: float = number(0.5, "probability", above=0, below=1)
+    """Probability, between 0 and 1, from which a multicategory document is assigned a class."""
+    y_range: list[float] | None = checked(None, _is_interval, "the lowest and the highest number, such as [0, 5]")
+    """[low, high] of a regression's predictions, through a scaled sigmoid as in fastai. null: unbounded."""
+    encoder: str | None = None
+    """Initial encoder weights: null (this run's LM), `pretrained` (model.pretrained), or a path."""
+    max_len: int = count(1440)
+    """Tokens that the head pools and back-propagates through, counted from the end of a batch's longest document."""
+    max_doc_tokens: int | None = count(None)
+    """Tokens read per document, counted from its beginning; the rest is dropped. null: all, as in fastai."""
+    lin_ftrs: list[int] = checked([50], lambda widths: all(width >= 1 for width in widths), "widths of at least 1")
+    """Widths of the head's hidden layers."""
+    head_dropout: float = number(0.1, "probability", at_least=0, below=1)
+    """Dropout probability after each hidden layer of the head, from 0 to below 1; not scaled by drop_mult, as in fastai."""
+    label_smoothing: float = number(0.0, "share", at_least=0, below=1, example=0.1)
+    """Share of the target probability, from 0 to below 1, that the training loss spreads over all classes."""
+    class_weights: Any = checked(None, _is_class_weights, "balanced, null, or a list of numbers above 0")
+    """Class weights in the training loss: a list in the order of labels.json, or balanced. null: equal."""
+    baseline: bool = True
+    """Evaluate a linear model on TF-IDF features of the same documents before the first epoch of `run`."""
+    metrics: list[Any] = field(default_factory=list)
+    """Further validation metrics: module.name, such as fastai.metrics.F1Score, or {path: module.name, argument: value}."""
 
 
 @dataclass
 class CheckpointConfig:
-    """What a killed run goes on from. One is also saved at the end of each epoch, and when a signal asks to stop."""
+    """Checkpoints that a run resumes from; one is also saved after each epoch and when a signal stops the run."""
 
-    every_minutes: float | None = 5
-    """Minutes of training from one checkpoint to the next; null: none by the clock."""
-    every_steps: int | None = None
-    """Optimizer steps of the stage from one checkpoint to the next, beside every_minutes; null: none by steps."""
-    keep: int = 2
-    """Newest checkpoints of each stage that are kept, beside the best one by the validation metric."""
+    interval_minutes: float | None = number(5, above=0)
+    """Minutes of training between checkpoints. null: no interval in minutes."""
+    interval_steps: int | None = count(None)
+    """Optimizer steps between checkpoints, in addition to interval_minutes. null: no interval in steps."""
+    keep_latest: int = count(2)
+    """Number of latest checkpoints to keep per stage, in addition to the best one by the validation metric."""
 
 
 @dataclass
 class TrackingConfig:
-    """Weights & Biases, on rank 0 alone."""
+    """Weights & Biases and metrics.jsonl, on rank 0 only."""
 
-    wandb: str = "auto"
-    """online, offline, disabled, or auto: online for who is logged in, else offline. WANDB_MODE wins over auto."""
-    project: str = "ulmfit"
-    """Project of the run. WANDB_PROJECT replaces the default."""
+    wandb_mode: str = choice("auto", "online", "offline", "disabled")
+    """auto: online if logged in, otherwise offline; WANDB_MODE overrides auto."""
+    project: str = checked("ulmfit", _is_project, f"at most 128 characters, none of {' '.join(FORBIDDEN_IN_PROJECT)}")
+    """W&B project; WANDB_PROJECT overrides the default."""
     group: str | None = None
-    """Group of the run: for several seeds of one recipe. WANDB_RUN_GROUP replaces the default."""
+    """W&B group, such as the seeds of one recipe; WANDB_RUN_GROUP overrides the default."""
     tags: list[str] = field(default_factory=list)
-    """Tags of the run. WANDB_TAGS replaces the default."""
-    log_every: int = 20
-    """Steps from one line of metrics.jsonl to the next; its loss is their mean."""
+    """W&B tags; WANDB_TAGS overrides the default."""
+    log_interval: int = count(20)
+    """Steps per line of metrics.jsonl, whose loss is their mean."""
     log_text: bool = False
-    """Whether texts leave the token store: generated samples and wrongly labelled documents, in W&B and in the report."""
-    samples: int = 3
-    """Texts that the language model makes up after each epoch, where log_text allows them."""
+    """Log texts to W&B and the report: generated samples and misclassified documents."""
+    num_samples: int = count(3)
+    """Texts that the language model generates after each epoch if log_text is true."""
     log_model: bool = False
-    """Upload the exported models as artifacts. Where W&B is online only."""
-    patience: float = 30
-    """Seconds that W&B may keep the end of a run waiting. What it has not sent by then `wandb sync` sends."""
+    """Upload exported models as W&B artifacts; online only."""
+    wandb_timeout: float = number(30, "number of seconds", above=0)
+    """Maximum seconds that the end of a run waits for W&B; `wandb sync` uploads the rest."""
 
 
 @dataclass
 class Config:
-    """All of it: the name, seed and folder of a run, and the sections."""
+    """Name, seed and folder of a run, and the sections."""
 
-    name: str = "run"
-    """Name of the run, and of its folder in runs_dir."""
+    name: str = checked(
+        "run",
+        lambda name: re.fullmatch(r"\w[\w.+-]*", name) is not None,
+        "a plain folder name of letters, digits, '.', '+', '-' and '_'",
+    )
+    """Name of the run and of its folder in runs_dir."""
     seed: int = 42
-    """Decides the cut of the data, the order of documents, the initial weights and the dropout."""
+    """Seed of the splits, the order of documents, the initial weights and dropout."""
     runs_dir: str = "runs"
-    """Folder that holds the run folders."""
+    """Parent folder of the run directories."""
     data: DataConfig = field(default_factory=DataConfig)
-    """Where the texts come from."""
+    """Source of the texts."""
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
-    """How texts become tokens."""
+    """Tokenizer and vocabulary."""
     model: ModelConfig = field(default_factory=ModelConfig)
-    """The network."""
+    """Encoder."""
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
-    """How the machine is used."""
+    """Use of the machine."""
     lm: LMConfig = field(default_factory=LMConfig)
-    """The language model's training."""
+    """Language model training."""
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
-    """The classifier's training."""
+    """Classifier training."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    """What is saved while training."""
+    """Checkpoints."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    """What is logged, and where."""
+    """Logging."""
 
     @property
     def encoder_source(self) -> str | None:
-        """What the classifier's encoder comes from, as `model.pretrained` would name it; None: the run's language model."""
+        """Source of the classifier's encoder weights, as in `model.pretrained`; None: the run's language model."""
         return self.model.pretrained if self.classifier.encoder == "pretrained" else self.classifier.encoder
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """Those that `run` trains: a classifier on an encoder from elsewhere needs no language model of the run's."""
+        """Stages that `run` trains: the language model is skipped if the encoder comes from elsewhere."""
         return ("lm", "classifier") if self.classifier.encoder is None else ("classifier",)
 
     @property
     def run_dir(self) -> Path:
+        """Run directory."""
         return Path(self.runs_dir) / self.name
 
     @property
     def checkpoints_dir(self) -> Path:
+        """Folder of the run's checkpoints."""
         return self.run_dir / "checkpoints"

@@ -1,1 +1,1 @@
-"""CUDA kernels of this package (`*.cu`), and how they are compiled at run time (`compile.py`)."""
+"""CUDA kernels (`*.cu`) and their compilation at run time (`compile.py`)."""

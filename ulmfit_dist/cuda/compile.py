@@ -1,11 +1,11 @@
-"""Compile a kernel at run time: CUDA source by NVRTC, or a function by `torch.compile`.
+"""Run-time compilation of kernels: CUDA source with NVRTC, or a function with `torch.compile`.
 
 NVRTC is a library that torch's CUDA wheels install. It needs no compiler, no headers and no worker processes, and takes a
-fraction of a second. `torch.compile` needs gcc and Python's headers, and many seconds; it is the second choice, and a loop
-over torch's operations the last, which is never taken without a warning.
+fraction of a second. `torch.compile` needs gcc, Python's headers and many seconds; it is the first fallback. Eager torch
+operations are the second one, and always emit a warning.
 
-The trade-off: the sources are written for NVIDIA GPUs, and loaded by functions of torch that are not public
-(`torch.cuda._utils`). Where one of them is missing, the second choice is taken.
+The trade-off: the sources are written for NVIDIA GPUs, and loaded by private functions of torch (`torch.cuda._utils`). If
+one of them is missing, the first fallback applies.
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ import torch
 Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 
 THREADS = 512
-"""Threads of a block, in all kernels."""
+"""Threads per block, in all kernels."""
 
 NEEDED = "Install gcc and Python's headers: python3-dev (Debian, Ubuntu) or python3-devel (Fedora, RHEL)"
-"""Advice where a kernel is computed by torch's operations, one after the other."""
+"""Advice if a kernel runs as eager torch operations."""
 
 messages: list[str] = []
-"""Compiler and seconds of each kernel, or the reason for another choice: lines for `--verbose`."""
+"""Compiler and seconds of each kernel, or the reason for a fallback: lines for `--verbose`."""
 
 
 class CompilationError(Exception):
-    """A kernel cannot be compiled here."""
+    """A kernel cannot be compiled on this machine."""
 
 
 def try_compilers(name: str, *choices: tuple[str, Callable[[], Kernel]]) -> Kernel | None:
-    """Return the first kernel that can be compiled, or None; `messages` records how, or why not.
+    """Return the first kernel that can be compiled, or None; `messages` records the compiler and the failures.
 
     Args:
-        name: the kernel's purpose, in plural.
-        choices: a compiler's name, and a function that compiles and tries the kernel; any exception rules it out.
+        name: purpose of the kernel, in plural, for messages.
+        choices: name of a compiler, and a function that compiles and tries the kernel; an exception selects the next one.
     """
-    for compiler, compiled in choices:
+    for compiler, compile_kernel in choices:
         started = time.perf_counter()
         try:
-            kernel = compiled()
-        except Exception as error:  # compilers fail in many ways, each of which leaves the next choice
+            kernel = compile_kernel()
+        except Exception as error:  # compilers fail in many ways
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             messages.append(f"{name}: {compiler} failed: {reason}")
             continue
@@ -57,7 +57,7 @@ def try_compilers(name: str, *choices: tuple[str, Callable[[], Kernel]]) -> Kern
 
 
 def warn_of_slow(name: str) -> None:
-    """Warn that nothing compiles a kernel, and name what to install."""
+    """Warn that a kernel could not be compiled, with the reasons and the packages to install."""
     reasons = [message for message in messages if message.startswith(f"{name}: ")]
     warnings.warn(f"{name} are slow on this machine. {'; '.join(reasons)}. {NEEDED}", stacklevel=3)
 
@@ -66,7 +66,7 @@ def compile_source(name: str, *options: str) -> Callable[[int, list[Any]], None]
     """Compile `<name>.cu`, which defines a kernel of this name, for the current GPU.
 
     Returns:
-        A function that launches it: the number of blocks, of `THREADS` threads each, and the kernel's arguments. An int is
+        A function that launches it, given the number of blocks of `THREADS` threads and the kernel's arguments. An int is
         passed as a C int, a float as a double, a tensor as its address.
     """
     from torch.cuda import _utils
@@ -84,7 +84,7 @@ def compile_source(name: str, *options: str) -> Callable[[int, list[Any]], None]
 
 
 def to_cubin(nvrtc: ctypes.CDLL, source: bytes, options: Sequence[str]) -> bytes:
-    """Compile CUDA source to machine code by NVRTC's C functions; a compiler's message becomes a `CompilationError`."""
+    """Compile CUDA source to machine code with NVRTC's C functions. Raises CompilationError with the compiler's log."""
     program, size = ctypes.c_void_p(), ctypes.c_size_t()
     status = nvrtc.nvrtcCreateProgram(ctypes.byref(program), source, b"kernel.cu", 0, None, None)
     if status:
@@ -99,18 +99,18 @@ def to_cubin(nvrtc: ctypes.CDLL, source: bytes, options: Sequence[str]) -> bytes
         status = nvrtc.nvrtcGetCUBINSize(program, ctypes.byref(size))
         cubin = ctypes.create_string_buffer(size.value)
         if status or nvrtc.nvrtcGetCUBIN(program, cubin):
-            raise CompilationError("NVRTC made no machine code for this GPU")
+            raise CompilationError("NVRTC returned no machine code for this GPU")
         return cubin.raw
     finally:
         nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
 
 
 def _load_nvrtc() -> ctypes.CDLL:
-    """Load the NVRTC that torch was built with: its own library knows where it lies, a search path may not."""
+    """Load the NVRTC that torch was built with. Torch's own library links to it, even if it is not on a search path."""
     from torch.cuda import _utils
 
     wrapper = Path(torch.__file__).parent / "lib" / "libcaffe2_nvrtc.so"
-    with suppress(OSError):  # not there, or without NVRTC: the search path is left
+    with suppress(OSError):  # missing, or built without NVRTC: fall back to the search path
         ctypes.CDLL(str(wrapper))
     try:
         return _utils._get_nvrtc_library()
@@ -119,15 +119,15 @@ def _load_nvrtc() -> ctypes.CDLL:
 
 
 def compile_function(function: Kernel, arguments: Sequence[Any]) -> Kernel:
-    """Compile a function of tensors for all sizes by `torch.compile`, and call it once.
+    """Compile a function of tensors for all sizes with `torch.compile`, and call it once.
 
     Args:
-        arguments: example arguments. Sizes that differ in use must differ here, and be neither 0 nor 1, because sizes that
-            are equal in the first call are compiled as equal, and the next call would compile again.
+        arguments: example arguments. Sizes that may differ in use must differ here, and be neither 0 nor 1: sizes that are
+            equal in the first call are specialized as equal, and another call would compile again.
     """
     import torch._inductor.config as inductor
 
-    inductor.compile_threads = 1  # else up to 32 worker processes start on each rank, for one small kernel
+    inductor.compile_threads = 1  # else each rank starts up to 32 worker processes for one small kernel
     compiled = cast(Kernel, torch.compile(function, dynamic=True))
     compiled(*arguments)
     return compiled

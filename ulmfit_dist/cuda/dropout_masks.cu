@@ -1,7 +1,7 @@
-// All dropout masks of a step in one launch: Philox4x64-10 (Salmon et al., 2011), threshold, scale and type together.
+// All dropout masks of a step in one launch: Philox4x64-10 (Salmon et al., 2011), threshold, scale and dtype conversion.
 //
-// `table` has a row per mask, its columns as in model/masks.py. A thread computes one counter of Philox: 256 random bits,
-// which decide on 16 elements of a mask. Element types differ between masks, so a kept element is given by its bit pattern.
+// `table` has one row per mask, with the columns of models/masks.py. A thread computes one Philox counter: 256 random bits,
+// which determine 16 elements of a mask. Dtypes differ between masks, so a kept element is passed as its bit pattern.
 
 typedef unsigned long long u64;
 
@@ -31,7 +31,7 @@ extern "C" __global__ void dropout_masks(const u64* table, u64* out, int num_blo
 
     u64 words[4] = {c0, c1, c2, c3};
     int threshold = (int)(long long)mask[THRESHOLD], bits = 8 * (int)mask[BYTES];
-    u64* to = out + mask[OFFSET] + block * 2 * mask[BYTES];
+    u64* target = out + mask[OFFSET] + block * 2 * mask[BYTES];
     u64 packed = 0;
     int filled = 0;
     for (int i = 0; i < 16; i++) {
@@ -39,7 +39,7 @@ extern "C" __global__ void dropout_masks(const u64* table, u64* out, int num_blo
         if (number >= threshold) packed |= mask[KEPT] << filled;
         filled += bits;
         if (filled == 64) {
-            *to++ = packed;
+            *target++ = packed;
             packed = 0;
             filled = 0;
         }

@@ -1,8 +1,8 @@
-// Cross-entropy of rows of logits, and its gradient in their place: `(softmax - onehot) * scale`.
+// Cross-entropy of rows of logits, which are overwritten by its gradient: `(softmax - onehot) * scale`.
 //
 // A thread block reads a row twice: first for its maximum and the sum of exponentials, then to write the gradient. Sums are
-// in fp32 and in one order, so results are the same in each run. LOGITS_FP32, LOGITS_FP16 or LOGITS_BF16 is defined by the
-// host; conversions are written out because NVRTC has no CUDA headers where only torch's wheels are installed.
+// in fp32 and in a fixed order, so results are deterministic. The host defines LOGITS_FP32, LOGITS_FP16 or LOGITS_BF16.
+// Conversions are implemented here because NVRTC has no CUDA headers if only torch's wheels are installed.
 
 #if defined(LOGITS_FP32)
 typedef float Logit;
@@ -18,7 +18,7 @@ static __device__ Logit from_float(float x) {  // round to nearest, ties to even
 }
 #elif defined(LOGITS_FP16)
 typedef unsigned short Logit;
-#ifdef __CUDA_ARCH__  // tests compile this file for a CPU, and bring these two functions
+#ifdef __CUDA_ARCH__  // tests compile this file for a CPU, with their own versions of these two functions
 static __device__ float fp16_to_float(Logit x) {
     float wide;
     asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(x));
@@ -61,7 +61,7 @@ extern "C" __global__ void softmax_gradient(Logit* logits, const long long* targ
     __shared__ float mosts[THREADS], sums[THREADS];
     Logit* row = logits + (long long)blockIdx.x * num_words;
     int thread = threadIdx.x, target = (int)targets[blockIdx.x];
-    int num_packs = num_words % PACK ? 0 : num_words / PACK;  // rows of other widths do not begin at a multiple of 16 bytes
+    int num_packs = num_words % PACK ? 0 : num_words / PACK;  // rows of other widths are not aligned to 16 bytes
     Pack* packs = (Pack*)row;
 
     float most = LOWEST, sum = 0;
@@ -81,7 +81,7 @@ extern "C" __global__ void softmax_gradient(Logit* logits, const long long* targ
     most = mosts[0];
     sum = sums[0];
     if (thread == 0) {
-        bool is_word = target >= 0 && target < num_words;  // else the loss is NaN, and nothing is read out of bounds
+        bool is_word = target >= 0 && target < num_words;  // else the loss is NaN, without a read out of bounds
         losses[blockIdx.x] = is_word ? logf(sum) + (most - to_float(row[target])) : logf(-1.0f);
     }
     __syncthreads();

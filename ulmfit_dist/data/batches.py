@@ -1,12 +1,13 @@
-"""What a loader yields: one step's share of one rank, as micro-batches.
+"""Batches of a loader: one step's rows of one rank, as micro-batches.
 
-An item of a loader is a list: the micro-batches that this rank computes in one step, one after the other. Each knows the
-size of the global batch, and so its weight in it: the weighted sum of mean losses over micro-batches and ranks is the mean
-loss of the global batch, whatever the cut.
+A loader yields a list per step: the micro-batches that this rank computes, in order. Each holds the size of the global batch
+and so its weight in it. The weighted sum of the mean losses over micro-batches and ranks is the mean loss of the global
+batch, however it is divided.
 
-The cut follows the virtual ranks (`Share`): as many as there are ranks, or more, of which each rank then computes several.
-Sums that are cut differently round differently, and training makes much of little; the same virtual ranks on other numbers
-of real ones compute the same numbers from the same rows, and add them up in the same order (`distributed/tree_reduce.py`).
+Rows are divided by canonical ranks (`BatchShard`): as many as there are ranks, or more, of which each rank then computes
+several. Floating-point sums depend on how they are divided, and training amplifies the difference. With the same canonical
+ranks, other world sizes compute the same numbers from the same rows and add them in the same order
+(`distributed/tree_reduce.py`). Trade-off: a rank runs at least one micro-batch per canonical rank.
 """
 
 from __future__ import annotations
@@ -23,21 +24,21 @@ from ulmfit_dist.distributed.launch_settings import Named
 from ulmfit_dist.errors import UserError
 
 IGNORED = -100
-"""Target of a position that is not to be predicted (torch's `ignore_index`)."""
+"""Target of a position that has no loss (torch's `ignore_index`)."""
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Rows of a global batch that are computed at once.
+    """Rows of a global batch that are computed in one forward and backward pass.
 
     Attributes:
         x: token ids, int64 [rows, time].
-        y: what to predict: next token ids, int64 [rows, time], or a classifier's targets, [rows] or [rows, classes].
-        rows: their numbers in the global batch.
+        y: targets: next token ids, int64 [rows, time], or a classifier's targets, [rows] or [rows, classes].
+        rows: indices of the rows in the global batch.
         global_rows: rows of the global batch.
         global_tokens: tokens of the global batch, without padding.
-        documents: which documents of the store the rows are, int64 [rows]; None where a row is no document.
-        chunk_rows: by how many rows each chunk of a batch of documents is read; None where rows are a stream.
+        documents: index of each row's document in the store, int64 [rows]; None where rows are a token stream.
+        chunk_rows: rows that have tokens in each chunk of a batch of documents; None where rows are a token stream.
     """
 
     x: torch.Tensor
@@ -50,132 +51,152 @@ class MicroBatch:
 
     @property
     def weight(self) -> float:
-        """The share of these rows in the global batch."""
+        """Fraction of the global batch's rows."""
         return len(self.rows) / self.global_rows
 
     def to(self, device: torch.device) -> MicroBatch:
-        """The same on a device; to a GPU by way of pinned memory, so that nothing waits for the copy."""
-        return replace(self, x=_moved(self.x, device), y=_moved(self.y, device))
+        """Return a copy on a device; a copy to a GPU goes through pinned memory and does not block."""
+        return replace(self, x=_copy_to(self.x, device), y=_copy_to(self.y, device))
 
 
-def _moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+def _copy_to(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     if device.type == "cuda" and not tensor.is_cuda:
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
 
 
-class Batches(Protocol):
-    """A loader as fastai's `DataLoaders` takes it: the same number of steps on every rank.
+class RankLoader(Protocol):
+    """Loader of one rank, as fastai's `DataLoaders` takes it: the same number of steps on every rank.
 
     Attributes:
-        share: what of every global batch is this rank's.
+        shard: this rank's part of every global batch.
     """
 
-    share: Share
+    shard: BatchShard
 
     def __len__(self) -> int: ...
 
     def __iter__(self) -> Iterator[list[MicroBatch]]: ...
 
     def from_step(self, first: int) -> Iterator[list[MicroBatch]]:
-        """The steps of the epoch from one on: nothing before it is read."""
+        """Yield the steps of the epoch from step `first` on, without reading the steps before it."""
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order of the epoch: counted over all phases of the stage."""
+        """Set the epoch, which determines the order of documents; counted over all phases of the stage."""
 
-    def set_share(self, share: Share) -> None:
-        """Cut the steps from here on into other micro-batches of the same rows."""
+    def set_shard(self, shard: BatchShard) -> None:
+        """Divide the following steps into other micro-batches of the same rows."""
 
     def to(self, device: torch.device) -> None:
-        """fastai announces the device here; micro-batches are moved one step ahead (`data/prefetch.py`)."""
+        """Do nothing: fastai calls this with the device, but micro-batches are moved by `data/prefetch.py`."""
 
 
 @dataclass(frozen=True)
-class Share:
-    """What a rank computes of every global batch.
+class BatchShard:
+    """Part of every global batch that one rank computes.
 
     Attributes:
-        virtual_ranks: numbers of the virtual ranks that this rank stands for.
-        num_virtual_ranks: of how many.
-        micro_batch_size: rows that are computed at once, at most; None for all of a virtual rank's.
-        exact: whether gradients are to be added up in an order that does not depend on the number of ranks.
+        canonical_ranks: indices of the canonical ranks that this rank computes.
+        num_canonical_ranks: canonical ranks of all ranks together.
+        micro_batch_size: maximum rows per forward pass; None for all rows of a canonical rank.
+        exact: add gradients in an order that does not depend on the world size.
     """
 
-    virtual_ranks: range = range(1)
-    num_virtual_ranks: int = 1
+    canonical_ranks: range = range(1)
+    num_canonical_ranks: int = 1
     micro_batch_size: int | None = None
     exact: bool = False
 
     def check(self, global_batch_size: int, key: str) -> None:
-        """Raise UserError, naming the key, where a global batch cannot be shared evenly."""
-        num = self.num_virtual_ranks
+        """Check that a global batch divides evenly. Raises UserError, naming the config key."""
+        num = self.num_canonical_ranks
         if global_batch_size % num:
             below = global_batch_size // num * num
             near = " or ".join(str(n) for n in (below, below + num) if n)
-            ranks = "ranks" if len(self.virtual_ranks) == 1 else "virtual ranks"
+            ranks = "ranks" if len(self.canonical_ranks) == 1 else "canonical ranks"
             raise UserError(f"{key}={global_batch_size} cannot be shared evenly by {num} {ranks}: make it {near}")
 
-    def in_steps(self, steps: Named[int] | None, global_batch_size: int, key: str) -> Share:
-        """This share with the micro-batch size at which a rank computes its rows of a global batch in so many micro-batches.
+    def in_steps(self, steps: Named[int] | None, global_batch_size: int, key: str) -> BatchShard:
+        """Return this shard with the micro-batch size that gives the launcher's number of accumulation steps.
 
         Args:
-            steps: accumulation steps that the launcher names; None leaves the share as it is.
+            steps: accumulation steps set by the launcher; None leaves the shard unchanged.
             key: config key of the global batch size, for messages.
 
         Raises:
-            UserError: the rows of a rank, or its virtual ranks, cannot be divided by the steps.
+            UserError: the rows of a rank, or its canonical ranks, are not divisible by the steps.
         """
-        if steps is None or global_batch_size % self.num_virtual_ranks:  # which `check` refuses
+        if steps is None or global_batch_size % self.num_canonical_ranks:  # `check` raises for the latter
             return self
-        each, rows = len(self.virtual_ranks), global_batch_size // self.num_virtual_ranks
-        if steps.value == each:
+        num_local = len(self.canonical_ranks)
+        rows = global_batch_size // self.num_canonical_ranks
+        if steps.value == num_local:
             return self
-        if steps.value % each or rows % (steps.value // each):
-            possible = ", ".join(str(each * count) for count in range(1, rows + 1) if rows % count == 0)
-            ranks = f" as {each} virtual ranks (runtime.virtual_ranks)" if each > 1 else ""
+        if steps.value % num_local or rows % (steps.value // num_local):
+            possible = ", ".join(str(num_local * count) for count in range(1, rows + 1) if rows % count == 0)
+            ranks = f" as {num_local} canonical ranks (runtime.canonical_ranks)" if num_local > 1 else ""
             raise UserError(
-                f"{steps.source}: a rank computes {rows * each} rows of {key}={global_batch_size}{ranks}, which cannot be "
-                f"cut into {steps.value} equal micro-batches: use one of {possible}"
+                f"{steps.source}: a rank computes {rows * num_local} rows of {key}={global_batch_size}{ranks}, which cannot "
+                f"be cut into {steps.value} equal micro-batches: use one of {possible}"
             )
-        size = rows * each // steps.value
+        size = rows * num_local // steps.value
         return replace(self, micro_batch_size=min(size, self.micro_batch_size or size))
 
     def cut(self, rows: range, global_rows: int) -> list[range]:
-        """A virtual rank's rows as micro-batches of like size, in order: as many on each, none of them empty.
+        """Return a canonical rank's rows as micro-batches of similar size, in order, none empty.
 
-        So where ranks own unlike numbers of rows, a micro-batch may have one more than was asked for.
+        All ranks get the same number of micro-batches. Where ranks have different numbers of rows, a micro-batch may have
+        one row more than `micro_batch_size`.
         """
         num_pieces = self.num_pieces(global_rows)
         return [rows[i * len(rows) // num_pieces : (i + 1) * len(rows) // num_pieces] for i in range(num_pieces)]
 
     def num_pieces(self, global_rows: int) -> int:
-        """Micro-batches of each virtual rank in a step."""
-        fewest, most = global_rows // self.num_virtual_ranks, self._most_rows(global_rows)
+        """Return the micro-batches of each canonical rank in a step."""
+        fewest, most = global_rows // self.num_canonical_ranks, self._max_rows(global_rows)
         return max(1, min(fewest, -(-most // (self.micro_batch_size or most))))
 
     def rows_at_once(self, global_rows: int) -> int:
-        """Rows of the largest micro-batch in a step."""
-        return -(-self._most_rows(global_rows) // self.num_pieces(global_rows))
+        """Return the rows of the largest micro-batch in a step."""
+        return -(-self._max_rows(global_rows) // self.num_pieces(global_rows))
 
     def halved(self, global_rows: int) -> int | None:
-        """A micro-batch size of half the rows at once; None where they cannot be made fewer."""
+        """Return the micro-batch size that halves the largest micro-batch; None if it cannot be smaller."""
         smaller = -(-self.rows_at_once(global_rows) // 2)
         is_smaller = replace(self, micro_batch_size=smaller).num_pieces(global_rows) > self.num_pieces(global_rows)
         return smaller if is_smaller else None
 
-    def _most_rows(self, global_rows: int) -> int:
-        return -(-global_rows // self.num_virtual_ranks)
+    def _max_rows(self, global_rows: int) -> int:
+        return -(-global_rows // self.num_canonical_ranks)
 
 
-def share_of_rank(rank: int, world_size: int, settings: RuntimeConfig, at_most: int | None = None) -> Share:
-    """A rank's share: it stands for itself alone, or for as many virtual ranks as come out even.
+@dataclass(frozen=True)
+class BatchLayout:
+    """Layout of a loader's batches.
+
+    Attributes:
+        global_batch_size: rows (language model) or documents (classifier) of a step, over all ranks.
+        seq_len: tokens of a row per step (language model), or per chunk of padding (classifier).
+        shard: this rank's part of every global batch.
+        backwards: read each document from its end.
+    """
+
+    global_batch_size: int
+    seq_len: int
+    shard: BatchShard
+    backwards: bool = False
+
+
+def make_batch_shard(rank: int, world_size: int, settings: RuntimeConfig, at_most: int | None = None) -> BatchShard:
+    """Return a rank's shard: one canonical rank, or `runtime.canonical_ranks` divided by the world size if that is even.
 
     Args:
-        at_most: micro-batch size that the memory has room for; None where there is no such limit.
+        at_most: largest micro-batch size that fits in memory; None for no limit.
     """
-    wanted = settings.virtual_ranks or 0
-    exact = wanted > 0 and wanted % world_size == 0
-    num_virtual_ranks = wanted if exact else world_size
-    each = num_virtual_ranks // world_size
+    canonical = settings.canonical_ranks or 0
+    exact = canonical > 0 and canonical % world_size == 0
+    num_canonical_ranks = canonical if exact else world_size
+    num_local = num_canonical_ranks // world_size
     micro_batch_size = min((size for size in (settings.micro_batch_size, at_most) if size is not None), default=None)
-    return Share(range(rank * each, (rank + 1) * each), num_virtual_ranks, micro_batch_size, exact)
+    local = range(rank * num_local, (rank + 1) * num_local)
+    return BatchShard(local, num_canonical_ranks, micro_batch_size, exact)

@@ -1,12 +1,13 @@
-"""Batches for the classifier: documents of like length together, dealt evenly to the ranks.
+"""Classifier loader: batches of documents of similar length, strided over the ranks.
 
-An epoch shuffles the documents, sorts each run of fifty batches by length, cuts it into batches and shuffles those, as
-fastai's `SortedDL` does; here all of it follows from `(seed, epoch)`. A batch, longest document first, is dealt like cards,
-so all ranks get the same lengths within a card. The documents that do not fill a last batch are spread over the others: no
-document is left out, and no batch is too small for the ranks or for batch norm. What ranks are here are virtual ranks.
+An epoch shuffles the documents, sorts each run of fifty batches by length, divides it into batches and shuffles those, as
+fastai's `SortedDL` does; here everything is a function of `(seed, epoch)`. A batch is sorted from longest to shortest and
+strided over the canonical ranks, so their lengths are nearly equal. Documents that do not fill a last batch are spread over
+the others: no document is left out, and no batch is too small for the ranks or for batch norm.
 
-Every micro-batch is padded to the longest document of the global batch, so a row's padding, and with it AR and TAR, do not
-depend on the cut. Padding stands in front in whole chunks of `seq_len`, which the encoder skips, as fastai's `Pad_Chunk`.
+Every micro-batch is padded to the longest document of the global batch, so a row's padding, and with it AR and TAR, does not
+depend on the world size. Trade-off: a few more padding tokens. Padding comes first, in whole chunks of `seq_len`, which the
+encoder skips, as in fastai's `Pad_Chunk`.
 
 b: documents of a micro-batch, T: tokens of the longest document.
 """
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 
 from ulmfit_dist.config.schema import Config
-from ulmfit_dist.data.batches import MicroBatch, Share, share_of_rank
+from ulmfit_dist.data.batches import BatchLayout, BatchShard, MicroBatch, make_batch_shard
 from ulmfit_dist.data.targets import Targets, one_class_each, read_targets
 from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.data.vocab import PAD_ID
@@ -28,57 +29,53 @@ from ulmfit_dist.errors import UserError
 from ulmfit_dist.rng.counter_based import permutation
 
 BATCHES_SORTED_TOGETHER = 50
+"""Batches of a run of documents that is sorted by length."""
 
 
-class ClassifierBatches:
-    """A rank's documents of each global batch.
+class ClassifierLoader:
+    """Loader of a rank's documents of each global batch.
 
     Args:
-        store: the corpus.
+        store: the token store.
         documents: indices of labelled documents in the store.
-        global_batch_size: documents of a step, over all ranks.
-        seq_len: chunk that padding is counted in.
-        share: which of the documents of a batch are this rank's.
-        seed: shuffles each epoch; None goes from the longest to the shortest, for validation.
-        backwards: read each document from its end.
-        truncate_to: tokens of a document that are read, from its beginning; None for all.
-        targets: what the store's labels stand for; None for a class each.
+        layout: batch size, chunk length, shard and direction.
+        seed: shuffles each epoch; None sorts from longest to shortest, for validation.
+        max_doc_tokens: maximum tokens of a document, from its beginning; None for all.
+        targets: targets of the store's labels; None makes each label a class.
 
     Raises:
-        UserError: fewer documents to train on than ranks, or batches that cannot be shared evenly.
+        UserError: fewer training documents than ranks, or batches that do not divide evenly.
     """
 
     def __init__(
         self,
         store: TokenStore,
         documents: np.ndarray,
-        global_batch_size: int,
-        seq_len: int,
-        share: Share,
+        layout: BatchLayout,
         seed: int | None = None,
-        backwards: bool = False,
-        truncate_to: int | None = None,
+        max_doc_tokens: int | None = None,
         targets: Targets | None = None,
     ):
-        share.check(global_batch_size, "classifier.global_batch_size")
-        if seed is not None and len(documents) < share.num_virtual_ranks:
-            raise UserError(f"{len(documents)} labelled documents for {share.num_virtual_ranks} ranks: start fewer ranks")
-        self.store, self.documents, self.share, self.seed = store, documents, share, seed
+        shard = layout.shard
+        shard.check(layout.global_batch_size, "classifier.global_batch_size")
+        if seed is not None and len(documents) < shard.num_canonical_ranks:
+            raise UserError(f"{len(documents)} labelled documents for {shard.num_canonical_ranks} ranks: start fewer ranks")
+        self.store, self.documents, self.shard, self.seed = store, documents, shard, seed
         self.targets = targets or one_class_each(store.label_names)
-        self.global_batch_size, self.seq_len = global_batch_size, seq_len
-        self.direction = -1 if backwards else 1
-        self.lengths = store.lengths if truncate_to is None else np.minimum(store.lengths, truncate_to)
+        self.global_batch_size, self.seq_len = layout.global_batch_size, layout.seq_len
+        self.direction = -1 if layout.backwards else 1
+        self.lengths = store.lengths if max_doc_tokens is None else np.minimum(store.lengths, max_doc_tokens)
         self.set_epoch(0)
 
     def __len__(self) -> int:
         return len(self._batches)
 
     def to(self, device: torch.device) -> None:
-        """Nothing to move: micro-batches go to the device one step ahead (`data/prefetch.py`)."""
+        """Do nothing: micro-batches are moved one step ahead by `data/prefetch.py`."""
 
-    def set_share(self, share: Share) -> None:
-        """Cut the steps from here on into other micro-batches of the same documents."""
-        self.share = share
+    def set_shard(self, shard: BatchShard) -> None:
+        """Divide the following steps into other micro-batches of the same documents."""
+        self.shard = shard
 
     def set_epoch(self, epoch: int) -> None:
         """Form the global batches of the epoch."""
@@ -88,15 +85,15 @@ class ClassifierBatches:
         return self.from_step(0)
 
     def from_step(self, first: int) -> Iterator[list[MicroBatch]]:
-        """The steps of the epoch from one on: nothing before it is read."""
+        """Yield the steps of the epoch from step `first` on, without reading the steps before it."""
         return map(self.step, range(first, len(self)))
 
     def step(self, step: int) -> list[MicroBatch]:
-        """The micro-batches of one step; none where the batch has fewer documents than there are ranks."""
+        """Return the micro-batches of a step; empty if the batch has no document for this rank."""
         batch = self._batches[step]
-        dealt = [range(rank, len(batch), self.share.num_virtual_ranks) for rank in self.share.virtual_ranks]
-        pieces = [rows for part in dealt if part for rows in self.share.cut(part, len(batch))]
-        return [self._micro_batch(batch, rows) for rows in pieces]
+        strided = [range(rank, len(batch), self.shard.num_canonical_ranks) for rank in self.shard.canonical_ranks]
+        micro_batches = [rows for part in strided if part for rows in self.shard.cut(part, len(batch))]
+        return [self._micro_batch(batch, rows) for rows in micro_batches]
 
     def _sorted(self) -> list[np.ndarray]:
         by_length = self._longest_first(self.documents)
@@ -110,7 +107,7 @@ class ClassifierBatches:
         batches = np.array_split(np.concatenate(sorted_runs), num_batches)
         batches = [self._longest_first(batches[i]) for i in permutation(num_batches, seed, "classifier", "batches", epoch)]
         longest = max(range(num_batches), key=lambda i: self.lengths[batches[i][0]])
-        batches.insert(0, batches.pop(longest))  # so that a batch too large for the memory fails at once
+        batches.insert(0, batches.pop(longest))  # a batch that does not fit in memory fails in the first step
         return batches
 
     def _longest_first(self, documents: np.ndarray) -> np.ndarray:
@@ -127,14 +124,14 @@ class ClassifierBatches:
 
 
 def rows_by_chunk(lengths_b: np.ndarray, width: int, seq_len: int) -> list[int]:
-    """Numbers of documents that have begun by each chunk of the output of `pad_chunks`; the last chunk is read by all."""
+    """Return, for each chunk of the output of `pad_chunks`, the documents that have begun; all read the last chunk."""
     begun_b = (width - lengths_b) // seq_len
     num_chunks = -(-width // seq_len)
     return [*(int((begun_b <= chunk).sum()) for chunk in range(num_chunks - 1)), len(lengths_b)]
 
 
 def pad_chunks(documents: list[np.ndarray], width: int, seq_len: int) -> torch.Tensor:
-    """Documents as one tensor, int64 [b, width]: padding in front in whole chunks of `seq_len`, the rest behind."""
+    """Return documents as one tensor, int64 [b, width]: whole chunks of `seq_len` are padded first, the rest last."""
     x_bT = np.full((len(documents), width), PAD_ID, dtype=np.int64)
     for x_T, tokens in zip(x_bT, documents, strict=True):
         begin = (width - len(tokens)) // seq_len * seq_len
@@ -144,11 +141,11 @@ def pad_chunks(documents: list[np.ndarray], width: int, seq_len: int) -> torch.T
 
 def classifier_batches(
     config: Config, runtime: Runtime, store: TokenStore, documents: np.ndarray, seed: int | None = None
-) -> ClassifierBatches:
-    """Batches of this rank, of documents by index in the store; without a seed in an order by length."""
+) -> ClassifierLoader:
+    """Return this rank's loader of documents, by index in the store; sorted by length if there is no seed."""
     settings = config.classifier
-    share = share_of_rank(runtime.rank, runtime.world_size, config.runtime, runtime.micro_batch_size)
-    share = share.in_steps(runtime.launch.accumulation_steps, settings.global_batch_size, "classifier.global_batch_size")
+    shard = make_batch_shard(runtime.rank, runtime.world_size, config.runtime, runtime.micro_batch_size)
+    shard = shard.in_steps(runtime.launch.accumulation_steps, settings.global_batch_size, "classifier.global_batch_size")
     targets = read_targets(store, settings, config.data.label_delim)
-    shape = (settings.global_batch_size, settings.seq_len, share)
-    return ClassifierBatches(store, documents, *shape, seed, config.model.backwards, settings.truncate_to, targets)
+    layout = BatchLayout(settings.global_batch_size, settings.seq_len, shard, config.model.backwards)
+    return ClassifierLoader(store, documents, layout, seed, settings.max_doc_tokens, targets)

@@ -1,7 +1,7 @@
-"""A copy of a token store on a node's own disk, for clusters whose shared file system is slow, or busy.
+"""Copy of a token store on a node's local disk, for clusters with a slow shared file system.
 
-It is whole or not there: copied beside its place, compared with the checksums of `meta.json`, and renamed. A copy that lies
-there already is compared in the same way, and made again where it differs.
+The copy is atomic: written to a temporary folder, compared with the checksums of `meta.json`, and renamed. An existing copy
+is compared in the same way, and replaced if it differs. Trade-off: every start reads the whole copy once.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from ulmfit_dist.errors import UserError
 
 
 def copy_store(store: Path, cache: Path) -> Path:
-    """Copy a finished token store into a folder of this node, unless it is there; processes that meet here wait in turn.
+    """Copy a finished token store to a local folder, unless a valid copy exists; a file lock serializes processes.
 
     Returns:
-        The copy's folder, named by the store's fingerprint.
+        Folder of the copy, named by the store's fingerprint.
 
     Raises:
-        UserError: the folder cannot be written, has no room, or does not keep what is written there.
+        UserError: the folder cannot be written, is full, or does not return what was written.
     """
     copy = cache / str(read_meta(store)["fingerprint"])
     try:
@@ -32,21 +32,21 @@ def copy_store(store: Path, cache: Path) -> Path:
                 _replace(copy, store)
     except OSError as error:
         raise UserError(
-            f"data.local_cache={cache}: cannot hold a copy of {store}, {_megabytes(store)} MB ({error.strerror or error}): "
-            "name another folder of this node, or null to read it from where it is"
+            f"data.node_cache_dir={cache}: cannot hold a copy of {store}, {_megabytes(store)} MB "
+            f"({error.strerror or error}): set it to another folder of this node, or to null to read the store directly"
         ) from None
     return copy
 
 
 def _replace(copy: Path, store: Path) -> None:
     temporary = copy.with_name(f".{copy.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
+    shutil.rmtree(temporary, ignore_errors=True)  # left by a killed process
     try:
         temporary.mkdir()
         for path in store.iterdir():
             shutil.copyfile(path, temporary / path.name)
         if not _is_copy(temporary, store):
-            raise OSError("what was written is not what is read back")
+            raise OSError("the copy does not match its checksums")
         shutil.rmtree(copy, ignore_errors=True)
         temporary.rename(copy)
     finally:
@@ -54,7 +54,7 @@ def _replace(copy: Path, store: Path) -> None:
 
 
 def _is_copy(copy: Path, store: Path) -> bool:
-    """Whether a folder holds all of a store, shards as their checksums say."""
+    """Return whether a folder holds all files of a store, with shards that match their checksums."""
     names = [path.name for path in store.iterdir() if not path.name.startswith("shard-")]
     try:
         if any((copy / name).read_bytes() != (store / name).read_bytes() for name in names):

@@ -1,12 +1,12 @@
-"""`predictions.parquet` of a run directory: what its classifier answers to each labelled document of valid and test.
+"""`predictions.parquet` of a run directory: the classifier's prediction for each labelled document of valid and test.
 
-Columns: `document` (its index in the token store), `split`, `label`, `predicted` and `probabilities` in the order of the
-labels; of a regression `number` instead. The schema's metadata has `labels`, `target`, `threshold`, `label_delim` and
-`texts`: for each split a digest of its texts in order. Two runs of equal digests were measured on the same texts, whatever
-their tokenizers and training texts were. It holds no text, and no hash of a single text, from which a short one could be
-guessed; the trade-off: texts in another order count as others.
+Columns: `document` (index in the token store), `split`, `label`, `predicted` and `probabilities` in the order of the
+labels; `number` instead for a regression. The schema's metadata has `labels`, `target`, `threshold`, `label_delim` and
+`texts`: a digest of each split's texts in order. Two runs with equal digests were measured on the same texts, whatever
+their tokenizers and training texts. The file has no text and no hash of a single text, from which a short text could be
+guessed. Trade-off: the same texts in another order have another digest.
 
-A run directory is data that somebody else may have written: sizes are checked before reading, and every value after it.
+A run directory is untrusted input: sizes are checked before reading, and every value after it.
 
 N: documents, C: classes, or 1 for a regression.
 """
@@ -33,8 +33,9 @@ PREDICTIONS = "predictions.parquet"
 METADATA = ("labels", "target", "threshold", "label_delim", "texts")
 TARGETS = ("category", "multicategory", "regression")
 MOST_BYTES = 2**30
+"""Maximum file size, in bytes."""
 MOST_VALUES = 2**28
-"""Probabilities, or rows of a regression, that a file may have."""
+"""Maximum number of probabilities, or of rows of a regression."""
 DAMAGE = (
     ValueError,
     TypeError,
@@ -45,17 +46,17 @@ DAMAGE = (
     NotImplementedError,
     pa.ArrowException,
 )
-"""Exceptions that pyarrow, or a check, raises for a damaged file."""
+"""Exceptions of pyarrow and of `_check` for a damaged file."""
 
 
 @dataclass(frozen=True)
 class SplitAnswers:
-    """Answers to the labelled documents of a split, in the order of the token store.
+    """Predictions for the labelled documents of a split, in the order of the token store.
 
     Attributes:
         texts: digest of the texts.
-        y: true classes, int64 [N]; or whether each class is true, bool [N, C]; or true numbers, float64 [N].
-        answers: probabilities of the classes, or numbers, float64 [N, C].
+        y: targets: classes, int64 [N]; membership of each class, bool [N, C]; or numbers, float64 [N].
+        answers: predicted probabilities of the classes, or predicted numbers, float64 [N, C].
     """
 
     texts: str
@@ -65,14 +66,14 @@ class SplitAnswers:
 
 @dataclass(frozen=True)
 class Predictions:
-    """A run's predictions.
+    """Predictions of a run.
 
     Attributes:
         run: the run directory.
         target: category, multicategory or regression.
-        labels: the classes; none for a regression.
-        threshold: the probability from which on a document has a class, where it may have several.
-        splits: valid and test, those that there are.
+        labels: class names; empty for a regression.
+        threshold: minimum probability of a class, for multicategory.
+        splits: predictions of valid and test, if present.
     """
 
     run: Path
@@ -83,12 +84,12 @@ class Predictions:
 
 
 def digest_of_texts(hashes_N: np.ndarray) -> str:
-    """Return a digest of texts in order, from their hashes, uint64 [N]."""
+    """Return a digest of texts in order, given their hashes, uint64 [N]."""
     return hashlib.blake2b(hashes_N.astype("<u8").tobytes(), digest_size=16).hexdigest()
 
 
 def encode_metadata(metadata: Mapping[str, Any]) -> dict[str, str]:
-    """Return the schema's metadata: values as JSON."""
+    """Return the schema's metadata, with values encoded as JSON."""
     return {key: json.dumps(value, ensure_ascii=False) for key, value in metadata.items()}
 
 
@@ -96,7 +97,7 @@ def read_predictions(run: Path) -> Predictions:
     """Read the predictions of a run directory.
 
     Raises:
-        UserError: it is none, it has none yet, or they are damaged.
+        UserError: not a run directory, no predictions yet, or a damaged file.
     """
     path = run / PREDICTIONS
     try:
@@ -118,20 +119,20 @@ def _no_predictions(run: Path) -> UserError:
         return UserError(f"{run}: an exported model, which has no {PREDICTIONS}: name the run directory, {run.parent}")
     if (run / "config.yaml").is_file():
         return UserError(f"{run}: no {PREDICTIONS} in it: finish the run with 'ulmfit-dist run {run / 'config.yaml'}'")
-    return UserError(f"{run}: no run directory (no {PREDICTIONS} in it): name one, such as runs/quickstart")
+    return UserError(f"{run}: not a run directory (no {PREDICTIONS} in it): name one, such as runs/quickstart")
 
 
 def _parse(run: Path, content: bytes) -> Predictions:
-    """Raises one of `DAMAGE`, or OSError, for what is not as `write_predictions` writes it."""
+    """Return the predictions of a file. Raises OSError or one of `DAMAGE` for a damaged file."""
     file = pa.parquet.ParquetFile(pa.BufferReader(content))
     metadata = file.schema_arrow.metadata or {}
     missing = [key for key in METADATA if key.encode() not in metadata]
-    _check(not missing, f"no {', '.join(missing)} in its metadata")
+    _check(not missing, f"metadata without {', '.join(missing)}")
     labels, target, threshold, delimiter, texts = (json.loads(metadata[key.encode()]) for key in METADATA)
-    _check(target in TARGETS, "an unknown target")
-    _check(isinstance(threshold, (int, float)) and 0 <= threshold <= 1, "a threshold that is no probability")
-    _check(isinstance(labels, list) and all(isinstance(label, str) for label in labels), "labels that are no texts")
-    _check(len(set(labels)) == len(labels) and bool(labels) == (target != "regression"), "labels that do not fit its target")
+    _check(target in TARGETS, "unknown target")
+    _check(isinstance(threshold, (int, float)) and 0 <= threshold <= 1, "threshold is not a probability")
+    _check(isinstance(labels, list) and all(isinstance(label, str) for label in labels), "labels are not strings")
+    _check(len(set(labels)) == len(labels) and bool(labels) == (target != "regression"), "labels do not match the target")
     _check_size(file, max(len(labels), 1))
     answers = "number" if target == "regression" else "probabilities"
     table = file.read(columns=["split", "label", answers])
@@ -139,14 +140,14 @@ def _parse(run: Path, content: bytes) -> Predictions:
     answers_NC = _answers(table.column(answers), len(labels))
     y = _targets(table.column("label"), target, labels, delimiter)
     split_N = np.array(table.column("split").cast(pa.string()).to_pylist(), dtype=object)
-    _check(isinstance(texts, dict), "texts that are no digests by split")
+    _check(isinstance(texts, dict), "texts are not digests by split")
     splits = {}
     for split, digest in texts.items():
-        _check(split in ("valid", "test") and isinstance(digest, str), "an unknown split")
+        _check(split in ("valid", "test") and isinstance(digest, str), "unknown split")
         rows = split_N == split
         _check(bool(rows.any()), f"no documents of the split {split}")
         splits[split] = SplitAnswers(digest, y[rows], answers_NC[rows])
-    _check(sum(len(side.y) for side in splits.values()) == len(split_N) > 0, "documents of unknown splits, or none")
+    _check(sum(len(side.y) for side in splits.values()) == len(split_N) > 0, "no documents, or documents of unknown splits")
     return Predictions(run, target, labels, float(threshold), splits)
 
 
@@ -156,50 +157,50 @@ def _check(is_sound: bool, problem: str) -> None:
 
 
 def _check_size(file: pa.parquet.ParquetFile, width: int) -> None:
-    """Refuse a file that would take gigabytes once it is read, however small it is.
+    """Reject a file that would take gigabytes of memory, however small it is on disk.
 
-    Metadata of columns would say more, but damaged ones abort the process in Arrow 26 (`RowGroupMetaData.column`).
+    Column metadata would be more precise, but damaged metadata aborts the process in Arrow 26 (`RowGroupMetaData.column`).
     """
     groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
     num_rows = max(file.metadata.num_rows, sum(group.num_rows for group in groups))
-    _check(0 <= num_rows * width <= MOST_VALUES, "more rows than it could have")
-    _check(all(0 <= group.total_byte_size <= 8 * MOST_VALUES for group in groups), "more bytes than it could have")
+    _check(0 <= num_rows * width <= MOST_VALUES, "too many rows")
+    _check(all(0 <= group.total_byte_size <= 8 * MOST_VALUES for group in groups), "too many bytes")
 
 
 def _answers(column: pa.ChunkedArray, num_labels: int) -> np.ndarray:
     """Return probabilities [N, C], or numbers [N, 1], float64."""
     if not num_labels:
         answers_NC = column.cast(pa.float64()).to_numpy()[:, np.newaxis]
-        _check(bool(np.isfinite(answers_NC).all()), "numbers that are NaN or infinite")
+        _check(bool(np.isfinite(answers_NC).all()), "NaN or infinite numbers")
         return answers_NC
     lists = column.cast(pa.list_(pa.float64())).combine_chunks()
     lengths = lists.value_lengths().to_numpy(zero_copy_only=False)
-    _check(bool((lengths == num_labels).all()), f"rows that have not {num_labels} probabilities")
+    _check(bool((lengths == num_labels).all()), f"rows without {num_labels} probabilities")
     flat = lists.flatten()
     _check(flat.null_count == 0, "missing probabilities")
     answers_NC = flat.to_numpy(zero_copy_only=False).reshape(-1, num_labels)
-    _check(bool(((answers_NC >= 0) & (answers_NC <= 1)).all()), "probabilities that are none")
+    _check(bool(((answers_NC >= 0) & (answers_NC <= 1)).all()), "probabilities outside 0 to 1")
     return answers_NC
 
 
 def _targets(column: pa.ChunkedArray, target: str, labels: list[str], delimiter: Any) -> np.ndarray:
-    """Return what each label stands for, as `SplitAnswers.y`; each different label is read once."""
+    """Return the target of each label, as `SplitAnswers.y`; each distinct label is parsed once."""
     encoded = column.cast(pa.string()).combine_chunks().dictionary_encode()
-    names, place_N = encoded.dictionary.to_pylist(), encoded.indices.to_numpy(zero_copy_only=False)
+    names, index_N = encoded.dictionary.to_pylist(), encoded.indices.to_numpy(zero_copy_only=False)
     if target == "regression":
-        values = np.array([float(name) for name in names], dtype=np.float32).astype(np.float64)  # as it was trained on
-        _check(all(map(math.isfinite, values.tolist())), "labels that are no numbers")
-        return values[place_N]
+        values = np.array([float(name) for name in names], dtype=np.float32).astype(np.float64)  # as in training
+        _check(all(map(math.isfinite, values.tolist())), "labels are not numbers")
+        return values[index_N]
     number = {label: i for i, label in enumerate(labels)}
     if target == "category":
-        _check(number.keys() >= set(names), "labels that are none of its classes")
-        return np.array([number[name] for name in names], dtype=np.int64)[place_N]
-    from ulmfit_dist.data.targets import classes_of_label  # it loads torch, which the others need not wait for
+        _check(number.keys() >= set(names), "labels outside the classes")
+        return np.array([number[name] for name in names], dtype=np.int64)[index_N]
+    from ulmfit_dist.data.targets import classes_of_label  # imports torch, which only multicategory needs
 
-    _check(isinstance(delimiter, str) and delimiter != "", "no label_delim")
+    _check(isinstance(delimiter, str) and delimiter != "", "label_delim is missing")
     is_true = np.zeros((len(names), len(labels)), dtype=bool)
     for i, name in enumerate(names):
         classes = classes_of_label(name, delimiter)
-        _check(number.keys() >= set(classes), "labels that are none of its classes")
+        _check(number.keys() >= set(classes), "labels outside the classes")
         is_true[i, [number[part] for part in classes]] = True
-    return is_true[place_N]
+    return is_true[index_N]

@@ -1,8 +1,7 @@
-"""The next step's micro-batches, on their way to the GPU while this step computes.
+"""Prefetching: copies the next step's micro-batches to the GPU while this step computes.
 
-They are copied from pinned memory, which a GPU fetches by itself: nothing waits, neither the GPU for a loader nor the
-loader for a GPU. No thread is needed, since a GPU's work is only queued: by the time that the next step is asked for, this
-one has hardly begun. The price: one step more is held in memory. On a CPU there is nothing to gain, and nothing is done.
+Copies are asynchronous, from pinned memory, so neither the GPU nor the loader waits. A thread is not needed: CUDA work is
+queued, and the loader runs ahead of the GPU. Trade-off: one more step is held in GPU memory. On a CPU this does nothing.
 """
 
 from __future__ import annotations
@@ -14,14 +13,14 @@ import torch
 from ulmfit_dist.data.batches import MicroBatch
 
 
-def moved_ahead(steps: Iterable[list[MicroBatch]], device: torch.device) -> Iterator[list[MicroBatch]]:
-    """The same steps on the device, each yielded when the one after it has been sent there too."""
+def prefetch_to_device(steps: Iterable[list[MicroBatch]], device: torch.device) -> Iterator[list[MicroBatch]]:
+    """Yield the steps on a device, each after the copy of the next one has been queued."""
     if device.type == "cpu":
         yield from steps
         return
-    sent: list[list[MicroBatch]] = []
+    queued: list[list[MicroBatch]] = []
     for step in steps:
-        sent.append([batch.to(device) for batch in step])
-        if len(sent) == 2:
-            yield sent.pop(0)
-    yield from sent
+        queued.append([batch.to(device) for batch in step])
+        if len(queued) == 2:
+            yield queued.pop(0)
+    yield from queued

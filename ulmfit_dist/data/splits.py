@@ -1,9 +1,10 @@
-"""Documents of each stage: to train on, to select by, and to report figures of.
+"""Document splits: training, validation and test documents of each stage.
 
-The cut depends on the store, the seed and the shares in the config alone. A document of the test split is never trained on,
-validated on or selected by, and the language model does not read it unless `lm.use_test_texts` says so (the paper's
-transductive way: without labels). Nor does the language model read a document that the classifier is validated on, unless
-`lm.valid_pct` asks for the tutorial's way: all texts, labels left out.
+The splits depend only on the store, the seed and the fractions in the config. A document of the test split is never used
+for training, validation or model selection, and the language model reads it only with `lm.use_test_texts` (transductive, as
+in the paper: without labels). The language model does not train on documents that the classifier is validated on, unless
+`lm.valid_pct` is set (fastai's tutorial: all texts, without labels). Trade-off: fewer texts for the language model than in
+the tutorial.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class DocumentSplits:
     """Indices of documents in the store, int64, ascending.
 
     Attributes:
-        lm_train, lm_valid: of the language model, labelled or not.
+        lm_train, lm_valid: documents of the language model, labelled or not.
         classifier_train, classifier_valid, test: labelled documents.
         test_texts: all documents of the test split.
     """
@@ -39,10 +40,10 @@ class DocumentSplits:
     test_texts: np.ndarray
 
     def sides(self, reads_test: bool) -> Iterator[tuple[str, np.ndarray, str, np.ndarray]]:
-        """Return pairs of sides that must not share a text: the one to learn from first, each with its name.
+        """Yield pairs of splits that must not share a text: the one to learn from first, each with its name.
 
         Args:
-            reads_test: whether the language model reads the texts of the test split.
+            reads_test: the language model reads the texts of the test split.
         """
         yield "the training split", self.classifier_train, "the valid split", self.classifier_valid
         yield "the training split", self.classifier_train, "the test split", self.test_texts
@@ -54,11 +55,11 @@ class DocumentSplits:
 
 
 def split_documents(store: TokenStore, config: Config) -> DocumentSplits:
-    """Cut the store by the config.
+    """Return the splits of a store.
 
     Raises:
-        UserError: a side would be empty; equal texts on two sides, where `data.on_duplicates` is error.
-        RuntimeError: a document is on two sides, which is a bug.
+        UserError: a split is empty; two splits have equal texts, with `data.on_duplicates=error`.
+        RuntimeError: a document is in two splits, which is a bug.
     """
     splits = _cut_store(store, config)
     _check_disjoint(splits, config)
@@ -72,17 +73,17 @@ def split_documents(store: TokenStore, config: Config) -> DocumentSplits:
 
 
 def describe_duplicates(store: TokenStore, splits: DocumentSplits, config: Config) -> str:
-    """Return how many documents have their text on another side, too, as a phrase; empty if none has."""
+    """Return a phrase with the number of documents whose text is in another split; empty if there are none."""
     counts = [
         f"{number:,} of {learned} in {other}"
         for learned, documents, other, others in splits.sides(config.lm.use_test_texts)
         if (number := int(_shared(store, documents, others).sum()))
     ]
-    return f"equal texts on two sides, which make figures too good: {', '.join(counts)}" if counts else ""
+    return f"equal texts in two splits, which make metrics too optimistic: {', '.join(counts)}" if counts else ""
 
 
 def num_dropped(store: TokenStore, config: Config) -> int:
-    """Return how many documents `data.on_duplicates` leaves out of the language model's and the classifier's training."""
+    """Return the number of documents that `data.on_duplicates=drop` removes from training and validation."""
     if config.data.on_duplicates != "drop":
         return 0
     before, after = _cut_store(store, config), split_documents(store, config)
@@ -90,7 +91,7 @@ def num_dropped(store: TokenStore, config: Config) -> int:
 
 
 def _read(splits: DocumentSplits) -> np.ndarray:
-    """All documents that are learned from or selected by."""
+    """Return all documents that are used for training or validation."""
     read = (splits.lm_train, splits.lm_valid, splits.classifier_train, splits.classifier_valid)
     return np.unique(np.concatenate(read))
 
@@ -100,12 +101,12 @@ def _cut_store(store: TokenStore, config: Config) -> DocumentSplits:
     if config.data.folds is not None:
         if len(valid) > 0:
             raise UserError(
-                f"data.folds={config.data.folds} cuts the training documents, and {len(valid)} are of a valid split: set it "
-                f"to null, or have data.splits name the training documents alone"
+                f"data.folds={config.data.folds} cuts the training documents, but {len(valid)} documents are in a valid "
+                f"split: set data.folds=null, or name only the train split in data.splits"
             )
         train, valid = _cut_folds(train, store.labels[train], config.data.folds, config.data.fold, config.seed)
     elif len(valid) == 0:
-        train, valid = cut_by_chance(train, config.data.valid_pct, config.seed, "valid")
+        train, valid = random_split(train, config.data.valid_pct, config.seed, "valid")
     if len(train) == 0 or len(valid) == 0:
         raise UserError(
             f"{len(train)} documents to train on and {len(valid)} to validate on: name a valid split in data.splits, "
@@ -116,7 +117,7 @@ def _cut_store(store: TokenStore, config: Config) -> DocumentSplits:
     if config.lm.valid_pct is not None:
         everything = np.arange(len(store))
         readable = everything if config.lm.use_test_texts else np.setdiff1d(everything, test)
-        lm_train, lm_valid = cut_by_chance(readable, config.lm.valid_pct, config.seed, "lm_valid")
+        lm_train, lm_valid = random_split(readable, config.lm.valid_pct, config.seed, "lm_valid")
     return DocumentSplits(
         lm_train=lm_train,
         lm_valid=lm_valid,
@@ -130,21 +131,21 @@ def _cut_store(store: TokenStore, config: Config) -> DocumentSplits:
 def _check_disjoint(splits: DocumentSplits, config: Config) -> None:
     for learned, documents, other, others in splits.sides(config.lm.use_test_texts):
         if number := len(np.intersect1d(documents, others)):
-            raise RuntimeError(f"{number} documents are of {learned} and of {other}: a bug in the cut")
+            raise RuntimeError(f"{number} documents are in {learned} and in {other}: this is a bug")
 
 
 def _shared(store: TokenStore, documents: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Which documents have a text that one of the others has, bool [documents]."""
+    """Return a mask of the documents whose text is also among the others, bool [documents]."""
     return np.isin(store.text_hashes[documents], store.text_hashes[others])
 
 
 def _without_duplicates(store: TokenStore, splits: DocumentSplits, config: Config) -> DocumentSplits:
-    """The splits without documents to learn from, or select by, whose text is on the side that they are measured on."""
+    """Return the splits without training and validation documents whose text is in a split that measures them."""
 
     def keep(documents: np.ndarray, *measured: np.ndarray) -> np.ndarray:
         kept = documents[~_shared(store, documents, np.concatenate(measured))]
         if len(documents) and not len(kept):
-            raise UserError("data.on_duplicates=drop leaves no document to learn from: all texts are equal to others")
+            raise UserError("data.on_duplicates=drop leaves no training document: every text is also in another split")
         return kept
 
     unread = splits.test_texts[:0] if config.lm.use_test_texts else splits.test_texts
@@ -158,23 +159,25 @@ def _without_duplicates(store: TokenStore, splits: DocumentSplits, config: Confi
 
 
 def valid_is_test(config: Config) -> bool:
-    """Return whether `data.splits` validates on a split that is named as a test split is."""
+    """Return whether `data.splits` names a test split as the valid split."""
     known = split_of_name(Path(config.data.splits.get("valid", "")).name.partition(".")[0])
     return known is not None and known[0] == "test"
 
 
 def missing_labels(store: TokenStore, config: Config) -> str:
-    """Return how many documents that could have a label have none, and what counts as none; empty if all have one."""
+    """Return a message with the number of documents without a label, and what counts as none; empty if all have one."""
     with_labels = np.concatenate([store.split(split) for split in ("train", "valid", "test")])
     number = int((store.labels[with_labels] == NO_LABEL).sum())
-    if number == 0 or config.data.no_label is None:
+    if number == 0 or config.data.missing_label is None:
         return ""
-    name = config.data.no_label
-    return f"{number:,} documents have no label: an empty one, or {name} (data.no_label={name}; null if {name} is a class)"
+    name = config.data.missing_label
+    return (
+        f"{number:,} documents have no label: an empty one, or {name} (data.missing_label={name}; null if {name} is a class)"
+    )
 
 
 def _cut_folds(documents: np.ndarray, labels: np.ndarray, folds: int, fold: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Documents to train on, and those of one fold: each class, in an order by chance, is dealt to the folds like cards."""
+    """Return the training documents and those of one fold; each class is shuffled and strided over the folds."""
     order = permutation(len(documents), seed, "folds")
     by_class = order[np.argsort(labels[order], kind="stable")]
     is_valid = np.zeros(len(documents), dtype=bool)
@@ -182,12 +185,12 @@ def _cut_folds(documents: np.ndarray, labels: np.ndarray, folds: int, fold: int,
     return documents[~is_valid], documents[is_valid]
 
 
-def cut_by_chance(documents: np.ndarray, share: float, seed: int, purpose: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return documents to train on and, by chance, a share of them to validate on.
+def random_split(documents: np.ndarray, fraction: float, seed: int, purpose: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return documents to train on, and a random fraction of them to validate on.
 
     Args:
-        purpose: of the cut; each has an order of its own.
+        purpose: name of the split; each name gives another permutation.
     """
     order = permutation(len(documents), seed, purpose)
-    num_valid = int(len(documents) * share)
+    num_valid = int(len(documents) * fraction)
     return np.sort(documents[order[num_valid:]]), np.sort(documents[order[:num_valid]])

@@ -1,8 +1,9 @@
-"""The making of a token store: shards with ids of their own, one vocabulary, shards with its ids.
+"""Token store builder: tokenize shards with local ids, merge the vocabulary, map shards to its ids.
 
-A shard is first tokenized into ids by order of occurrence, with counts of its own, in files named `local-*`. When all are
-there, their counts merge into the vocabulary, and each shard is mapped to its ids in one vectorized look-up. A shard whose
-files are there is not made again. Nothing here knows of ranks: `stages/prepare.py` says who makes which shard, and when.
+A shard is first tokenized into local ids, in order of occurrence, with local counts, in files named `local-*`. When all
+shards exist, their counts are merged into the vocabulary, and each shard is mapped to its ids in one vectorized look-up. A
+shard whose files exist is not tokenized again. Trade-off: tokens are written twice. The builder does not know about ranks:
+`stages/prepare.py` decides which rank builds which shard, and when.
 """
 
 from __future__ import annotations
@@ -23,61 +24,59 @@ import xxhash
 
 from ulmfit_dist.config.schema import TokenizerConfig
 from ulmfit_dist.data.sources.base import Source
-from ulmfit_dist.data.token_store import (
-    MODEL_FILE,
-    NO_LABEL,
-    shard_checksum,
-    shard_stem,
-    token_dtype,
-    write_bytes,
-    write_json,
-    write_shard,
-    write_table,
-)
+from ulmfit_dist.data.token_store import MODEL_FILE, NO_LABEL, shard_checksum, shard_stem, token_dtype, write_shard
 from ulmfit_dist.data.vocab import UNK_ID, build_vocab, frequent_tokens, id_map, known_tokens, load_vocab, localize
 from ulmfit_dist.data.worker_pool import run_in_workers
 from ulmfit_dist.errors import UserError
+from ulmfit_dist.utils.files import write_bytes, write_json, write_table
 from ulmfit_dist.utils.progress import Progress
 
 if TYPE_CHECKING:
     from ulmfit_dist.data.tokenizers.base import TextTokenizer
 
 DOCUMENTS_PER_WORKER = 20_000
-"""Fewer are not worth the seconds that a process takes to start."""
+"""Minimum number of documents per worker: with fewer, starting a process takes longer than it saves."""
 EMPTY = 1
-"""Tokens of a document without a word: xxbos. Such documents are left out."""
+"""Tokens of a document without a word: only xxbos. Such documents are left out."""
 
 
 class Indices(NamedTuple):
-    """Tokens by id and the dtype of ids, and numbers by label."""
+    """Vocabulary and labels of a store, for mapping local ids.
+
+    Attributes:
+        tokens: tokens by id.
+        dtype: dtype of the ids.
+        labels: index by label; `NO_LABEL` for None.
+    """
 
     tokens: pa.Array
     dtype: np.dtype
     labels: dict[str | None, int]
 
 
-class StoreBuilder:
-    """Makes a token store, step by step. Each step needs the one before, for all shards.
+class TokenStoreBuilder:
+    """Builder of a token store. Each step needs the previous one, for all shards.
 
     Args:
-        folder: where the store is to be; it exists.
-        source: the documents.
-        tokenizer: how they become tokens.
-        shard_documents: documents in a shard.
+        folder: folder of the store, which must exist.
+        source: source of the documents.
+        tokenizer: config of the tokenizer.
+        documents_per_shard: documents in a shard.
     """
 
-    def __init__(self, folder: Path, source: Source, tokenizer: TokenizerConfig, shard_documents: int):
+    def __init__(self, folder: Path, source: Source, tokenizer: TokenizerConfig, documents_per_shard: int):
         self.folder, self.source, self.tokenizer = folder, source, tokenizer
-        self.shards = list(_cut(source, shard_documents))
+        self.shards = list(_cut(source, documents_per_shard))
 
     def tokenize(self, which: Iterable[int], num_workers: int, shown: bool) -> None:
-        """Tokenize the shards of these numbers that are missing, with a progress bar if `shown`.
+        """Tokenize those of the shards `which` that are missing.
 
         Args:
-            num_workers: processes at most; a small corpus is tokenized in this one.
+            num_workers: maximum number of processes; a small corpus is tokenized in this one.
+            shown: show a progress bar.
 
         Raises:
-            UserError: a document cannot be read, or a file not written.
+            UserError: a document cannot be read, or a file cannot be written.
         """
         missing = [i for i in which if not self._local(i).exists()]
         if not missing:
@@ -89,30 +88,32 @@ class StoreBuilder:
                 progress.advance(num_done, counted=num_tokens)
 
     def train_tokenizer(self) -> None:
-        """Put the model of SentencePiece into the folder, trained on a sample of the texts or copied, if it is to be one.
+        """Write the SentencePiece model to the folder, trained on a sample of the texts or copied, if the config needs one.
 
         Raises:
-            UserError: it cannot be trained, read or written.
+            UserError: the model cannot be trained, read or written.
         """
-        if self.tokenizer.kind == "sentencepiece" and not (self.folder / MODEL_FILE).exists():
+        if self.tokenizer.type == "sentencepiece" and not (self.folder / MODEL_FILE).exists():
             from ulmfit_dist.data.tokenizers.sentencepiece import make_model
 
-            write_bytes(self.folder / MODEL_FILE, make_model(self.tokenizer, self._sample(self.tokenizer.sample_documents)))
+            write_bytes(
+                self.folder / MODEL_FILE, make_model(self.tokenizer, self._sample(self.tokenizer.sp_sample_documents))
+            )
 
     def open_tokenizer(self) -> TextTokenizer:
-        """The tokenizer, imported only where there is something to do: it needs spaCy."""
+        """Return the tokenizer; imported here because it needs spaCy, which reading a store does not."""
         from ulmfit_dist.data.tokenizers.word import open_tokenizer
 
         tokenizer = open_tokenizer(self.tokenizer, self.folder)
-        gc.freeze()  # the modules loaded by now stay: the garbage collector need not go through them again and again
+        gc.freeze()  # modules loaded so far stay loaded: exclude them from garbage collection
         return tokenizer
 
     def num_documents(self, i: int) -> int:
-        """Documents of a shard."""
+        """Return the number of documents of a shard, empty ones included."""
         return sum(stop - start for _, start, stop in self.shards[i])
 
     def tokenize_shard(self, i: int, tokenizer: TextTokenizer) -> tuple[int, int]:
-        """Write one shard with ids of its own; returns its documents and tokens."""
+        """Write one shard with local ids; return its numbers of documents and tokens."""
         texts, labels, splits = self._read_shard(i)
         hashes = np.array([text_hash(text) for text in texts if text is not None], dtype=np.uint64)
         ids, lengths = tokenizer.encode([text for text in texts if text is not None])
@@ -121,7 +122,7 @@ class StoreBuilder:
         offsets = np.concatenate([[0], np.cumsum(lengths[kept], dtype=np.int64)])
         readable = np.array([n for n, text in enumerate(texts) if text is not None], dtype=np.int64)
         documents = readable[kept].tolist()
-        facts = {
+        metadata = {
             "labels": [labels[n] for n in documents],
             "documents": Counter(splits[n] for n in documents),
             "num_empty": len(readable) - len(documents),
@@ -131,51 +132,51 @@ class StoreBuilder:
         write_bytes(self._local(i, ".tokens"), local.ids.tobytes())
         write_bytes(self._local(i, ".offsets"), offsets.tobytes())
         write_bytes(self._local(i, ".hashes"), hashes[kept].tobytes())
-        write_json(self._local(i), facts, indent=None)
+        write_json(self._local(i), metadata, indent=None)
         return len(texts), len(ids)
 
     def merge(self) -> None:
-        """Write `vocab.json` from the counts of all shards but those of the test split, and the list of labels."""
+        """Write `vocab.json` from the counts of all shards except those of the test split, and the list of labels."""
         shards = range(len(self.shards))
         counted = (self._read_counts(i) for i in shards if not self._is_test(i))
         counts = frequent_tokens(counted, self.tokenizer.min_freq)
-        labels = {label for i in shards for label in self._read_facts(i)["labels"] if label is not None}
+        labels = {label for i in shards for label in self._read_metadata(i)["labels"] if label is not None}
         write_json(self.folder / "vocab.json", build_vocab(counts, self.tokenizer.min_freq, self.tokenizer.max_vocab))
         write_json(self._labels_file, _sorted_labels(labels))
 
     def map(self, which: Iterable[int], num_workers: int) -> None:
-        """Write the shards of these numbers with the ids of the vocabulary, in threads: it is numpy's and Arrow's work."""
+        """Write the shards `which` with the ids of the vocabulary, in threads: numpy and Arrow release the GIL."""
         indices = self.open_indices()
         with ThreadPoolExecutor(max(num_workers, 1)) as pool:
             for _ in pool.map(lambda i: self.map_shard(i, indices), which):
                 pass
 
     def open_indices(self) -> Indices:
-        """What maps a shard's own ids and labels to those of the store."""
+        """Return the vocabulary and labels that shards are mapped to."""
         vocab = load_vocab(self.folder / "vocab.json")
         labels: dict[str | None, int] = {name: i for i, name in enumerate(self._labels())}
         return Indices(known_tokens(vocab), token_dtype(vocab), {**labels, None: NO_LABEL})
 
     def map_shard(self, i: int, indices: Indices) -> None:
-        """Write one shard with the ids of the vocabulary, and what is to be told of it."""
-        local = self._read_facts(i)
+        """Write one shard with the ids of the vocabulary, and its statistics."""
+        local = self._read_metadata(i)
         ids = np.fromfile(self._local(i, ".tokens"), dtype=np.uint32)
         offsets = np.fromfile(self._local(i, ".offsets"), dtype=np.int64)
         labels = np.array([indices.labels[label] for label in local["labels"]], dtype=np.int32)
         tokens = id_map(self._read_counts(i)["token"], indices.tokens).astype(indices.dtype)[ids]
         stem = self.folder / shard_stem(i, len(self.shards))
         write_shard(stem, tokens, offsets, labels, np.fromfile(self._local(i, ".hashes"), dtype=np.uint64))
-        facts = {key: local[key] for key in ("documents", "num_empty", "num_skipped")}
-        facts |= {"checksum": shard_checksum(stem), **_count(local["documents"], tokens, offsets)}
-        write_json(self._local(i, ".facts.json"), facts)
+        stats = {key: local[key] for key in ("documents", "num_empty", "num_skipped")}
+        stats |= {"checksum": shard_checksum(stem), **_count(local["documents"], tokens, offsets)}
+        write_json(self._local(i, ".stats.json"), stats)
 
     def finish(self, identity: dict[str, Any]) -> None:
-        """Write `meta.json`, with which the store is finished, and remove what was needed on the way."""
+        """Write `meta.json`, which completes the store, and remove local files."""
         vocab = load_vocab(self.folder / "vocab.json")
-        facts = [json.loads(self._local(i, ".facts.json").read_text("utf-8")) for i in range(len(self.shards))]
+        stats = [json.loads(self._local(i, ".stats.json").read_text("utf-8")) for i in range(len(self.shards))]
         splits, start = {}, 0
         for split in self.source.splits:
-            stop = start + _sum_of(facts, "documents", split)
+            stop = start + _sum_of(stats, "documents", split)
             if stop == start:
                 raise UserError(f"the {split} split has no document with a word in it")
             splits[split] = (start, stop)
@@ -184,28 +185,28 @@ class StoreBuilder:
             **identity,
             "fingerprint": self.folder.name,
             "num_documents": start,
-            "num_tokens": sum(sum(fact["tokens"].values()) for fact in facts),
-            "tokens": {split: _sum_of(facts, "tokens", split) for split in splits},
-            "unknown": {split: _sum_of(facts, "unknown", split) for split in splits},
-            "num_empty": sum(fact["num_empty"] for fact in facts),
-            "num_skipped": sum(fact["num_skipped"] for fact in facts),
-            "longest": max(fact["longest"] for fact in facts),
+            "num_tokens": sum(sum(shard["tokens"].values()) for shard in stats),
+            "tokens": {split: _sum_of(stats, "tokens", split) for split in splits},
+            "unknown": {split: _sum_of(stats, "unknown", split) for split in splits},
+            "num_empty": sum(shard["num_empty"] for shard in stats),
+            "num_skipped": sum(shard["num_skipped"] for shard in stats),
+            "longest": max(shard["longest"] for shard in stats),
             "num_shards": len(self.shards),
             "dtype": str(token_dtype(vocab)),
             "vocab_size": len(vocab),
             "splits": splits,
             "labels": self._labels(),
-            "checksums": [fact["checksum"] for fact in facts],
+            "checksums": [shard["checksum"] for shard in stats],
         }
         write_json(self.folder / "meta.json", meta)
         for leftover in self.folder.glob("local-*"):
             leftover.unlink()
 
     def remake(self, which: Iterable[int], meta: dict[str, Any]) -> None:
-        """Write damaged shards of a finished store anew.
+        """Build damaged shards of a finished store again.
 
         Raises:
-            UserError: they come out otherwise than they were.
+            UserError: the result differs from the checksums, so the texts have changed.
         """
         which = list(which)
         write_json(self._labels_file, meta["labels"])
@@ -213,7 +214,9 @@ class StoreBuilder:
         self.map(which, num_workers=1)
         for i in which:
             if shard_checksum(self.folder / shard_stem(i, len(self.shards))) != meta["checksums"][i]:
-                raise UserError(f"{self.folder}: damaged, and the texts have changed since: delete it and prepare again")
+                raise UserError(
+                    f"{self.folder}: damaged, and the texts have changed since: delete the folder and prepare it again"
+                )
         for leftover in self.folder.glob("local-*"):
             leftover.unlink()
 
@@ -221,7 +224,7 @@ class StoreBuilder:
         return json.loads(self._labels_file.read_text("utf-8"))
 
     def _sample(self, num_documents: int) -> Iterator[str]:
-        """The texts of so many documents, an equal number from each shard but those of the test split."""
+        """Yield the texts of about `num_documents` documents, equally many per shard, without the test split."""
         sampled = [pieces for i, pieces in enumerate(self.shards) if not self._is_test(i)]
         for pieces in sampled:
             left = math.ceil(num_documents / len(sampled))
@@ -231,7 +234,7 @@ class StoreBuilder:
                 yield from (text for text in texts if text is not None)
 
     def _read_shard(self, i: int) -> tuple[list[str | None], list[str | None], list[str]]:
-        """Text, label and split of each document."""
+        """Return text, label and split of each document."""
         texts: list[str | None] = []
         labels: list[str | None] = []
         splits: list[str] = []
@@ -250,33 +253,33 @@ class StoreBuilder:
         return self.folder / "local-labels.json"
 
     def _local(self, i: int, ending: str = ".json") -> Path:
-        """A file of a shard with ids of its own; the JSON file is written last."""
+        """Return the path of a file with local ids; the JSON file of a shard is written last."""
         return self.folder / f"local-{i:05d}{ending}"
 
     def _read_counts(self, i: int) -> pa.Table:
         return pa.ipc.open_file(self._local(i, ".counts").read_bytes()).read_all()
 
-    def _read_facts(self, i: int) -> dict[str, Any]:
+    def _read_metadata(self, i: int) -> dict[str, Any]:
         return json.loads(self._local(i).read_text(encoding="utf-8"))
 
 
 def text_hash(text: str) -> int:
-    """Return the xxh3 of a text without white space at its ends."""
+    """Return the xxh3 of a text, stripped of white space at its ends."""
     return int(xxhash.xxh3_64_intdigest(text.strip().encode("utf-8", "surrogatepass")))
 
 
-def _cut(source: Source, shard_documents: int) -> Iterator[list[tuple[str, int, int]]]:
-    """The shards: each a list of (split, start, stop). They count documents through all splits, so one may span two.
+def _cut(source: Source, documents_per_shard: int) -> Iterator[list[tuple[str, int, int]]]:
+    """Yield the shards, each a list of (split, start, stop). A shard may span two splits.
 
-    Only the test split, of which the vocabulary must know nothing, has shards of its own.
+    Only the test split, which must not affect the vocabulary, has separate shards.
     """
     pieces: list[tuple[str, int, int]] = []
-    room = shard_documents
+    room = documents_per_shard
     for split, documents in source.splits.items():
         start = 0
         if split == "test" and pieces:
             yield pieces
-            pieces, room = [], shard_documents
+            pieces, room = [], documents_per_shard
         while start < len(documents):
             stop = min(start + room, len(documents))
             pieces.append((split, start, stop))
@@ -284,13 +287,17 @@ def _cut(source: Source, shard_documents: int) -> Iterator[list[tuple[str, int, 
             start = stop
             if room == 0:
                 yield pieces
-                pieces, room = [], shard_documents
+                pieces, room = [], documents_per_shard
     if pieces:
         yield pieces
 
 
 def _count(documents: dict[str, int], tokens: np.ndarray, offsets: np.ndarray) -> dict[str, Any]:
-    """What is told of a shard with so many documents by split: tokens and unknown ones by split, the longest document."""
+    """Return statistics of a shard: tokens and unknown tokens by split, and the longest document.
+
+    Args:
+        documents: number of documents by split, in order.
+    """
     counted: dict[str, dict[str, int]] = {"tokens": {}, "unknown": {}}
     first = 0
     for split, number in documents.items():
@@ -301,13 +308,13 @@ def _count(documents: dict[str, int], tokens: np.ndarray, offsets: np.ndarray) -
     return {**counted, "longest": int(np.diff(offsets).max(initial=0))}
 
 
-def _sum_of(facts: list[dict[str, Any]], key: str, split: str) -> int:
-    """A figure of a split, over all shards."""
-    return sum(fact[key].get(split, 0) for fact in facts)
+def _sum_of(stats: list[dict[str, Any]], key: str, split: str) -> int:
+    """Return the sum of a split's statistic over all shards."""
+    return sum(shard[key].get(split, 0) for shard in stats)
 
 
 def _sorted_labels(labels: set[str]) -> list[str]:
-    """Labels in order: as numbers where all are numbers."""
+    """Return labels in order, numerically if all are integers."""
     if all(re.fullmatch(r"-?[0-9]+", label) for label in labels):
         return sorted(labels, key=lambda label: (int(label), label))
     return sorted(labels)

@@ -1,10 +1,10 @@
-"""What a classifier is asked of a document: one of several classes, any of them, or a number.
+"""Classifier targets: one of several classes, any number of them, or a number.
 
-A token store keeps labels as the texts have them, each different one once. What they mean is read from them here, when a
-classifier is trained, so one store serves every `classifier.target`. These are fastai's `CategoryBlock`,
-`MultiCategoryBlock` and `RegressionBlock`.
+They correspond to fastai's `CategoryBlock`, `MultiCategoryBlock` and `RegressionBlock`. A token store keeps labels as
+strings, each distinct one once, and they are parsed here when a classifier is trained. So one store serves every
+`classifier.target`; the trade-off is that a bad label is found at training, not at preparation.
 
-L: different labels in the store, C: classes, b: documents.
+L: distinct labels in the store, C: classes, b: documents.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from ulmfit_dist.errors import UserError
 
 @dataclass(frozen=True)
 class Targets:
-    """The labels of a store as numbers to learn.
+    """Targets of a store's labels.
 
     Attributes:
         kind: category, multicategory or regression.
-        names: classes by output; none for a regression.
-        values: what each label of the store stands for: int64 [L], uint8 [L, C] of zeros and ones, or float32 [L].
+        names: class names by output; empty for a regression.
+        values: target of each label of the store: int64 [L], uint8 [L, C] of zeros and ones, or float32 [L].
     """
 
     kind: str
@@ -38,33 +38,33 @@ class Targets:
 
     @property
     def num_outputs(self) -> int:
-        """Numbers that the network gives for a document."""
+        """Outputs of the network per document."""
         return num_outputs(self.kind, self.names)
 
     def of(self, labels_b: np.ndarray) -> Tensor:
-        """Targets of documents with these labels: int64 [b], float32 [b, C] or float32 [b]."""
+        """Return the targets of documents, given their labels: int64 [b], float32 [b, C] or float32 [b]."""
         values_b = self.values[torch.from_numpy(labels_b.astype(np.int64))]
         return values_b.float() if self.kind == "multicategory" else values_b
 
     def documents_of_classes(self, labels_b: np.ndarray) -> np.ndarray:
-        """How many of the documents have each class, int64 [C]."""
+        """Return the number of documents of each class, int64 [C]."""
         documents_L = np.bincount(labels_b, minlength=len(self.values))
         return documents_L if self.kind == "category" else documents_L @ self.values.numpy()
 
 
 def num_outputs(kind: str, names: Sequence[str]) -> int:
-    """Numbers that a classifier gives for a document: one per class, or the one."""
+    """Return the outputs of a classifier per document: one per class, or 1 for a regression."""
     return 1 if kind == "regression" else len(names)
 
 
 def read_targets(store: TokenStore, settings: ClassifierConfig, delimiter: str) -> Targets:
-    """The store's labels, read as `classifier.target` says.
+    """Return the targets of a store's labels for `classifier.target`.
 
     Args:
-        delimiter: what separates the classes of a document, where it may have several.
+        delimiter: separator of a document's classes, for multicategory.
 
     Raises:
-        UserError: a label that is no number, or out of `classifier.y_range`, where numbers are asked for.
+        UserError: regression with a label that is not a number, or outside `classifier.y_range`.
     """
     labels = store.label_names
     if settings.target == "category":
@@ -75,25 +75,25 @@ def read_targets(store: TokenStore, settings: ClassifierConfig, delimiter: str) 
 
 
 def one_class_each(labels: list[str]) -> Targets:
-    """Each label as a class."""
+    """Return targets in which each label is a class."""
     return Targets("category", labels, torch.arange(len(labels)))
 
 
 def check_targets(
     targets: Targets, train_b: np.ndarray, valid_b: np.ndarray, test_b: np.ndarray | None = None, advice: str = ""
 ) -> None:
-    """Refuse labels that no classifier can be trained on.
+    """Check that a classifier can be trained on these labels.
 
     Args:
-        train_b, valid_b, test_b: labels of the documents to train on, to validate on and to test on, by index in the
-            store; None: no test split.
-        advice: what else may be wrong where there is a single class.
+        train_b, valid_b, test_b: labels of the training, validation and test documents, by index in the store; None: no
+            test split.
+        advice: further advice for the message about a single class.
 
     Raises:
-        UserError: no document with a label, a class that only validation has, fewer classes than it takes.
+        UserError: no labelled document, a class without training documents, or fewer than two classes.
     """
     if not (train_b != NO_LABEL).any():
-        raise UserError("no labelled document to train the classifier on: set data.label, or run 'lm' or 'pretrain'")
+        raise UserError("no labelled document to train the classifier on: set data.label_col, or run 'lm' or 'pretrain'")
     if not (valid_b != NO_LABEL).any():
         raise UserError("no labelled document to validate the classifier on: check the labels of the valid split")
     if targets.kind == "regression":
@@ -103,20 +103,22 @@ def check_targets(
         if in_valid > 0 and in_train == 0:
             raise UserError(
                 f"label {name!r} is in validation only ({in_valid} documents): add training documents of that class, "
-                f"take it out of validation, or change seed or data.valid_pct where the cut is by chance"
+                f"remove it from validation, or change seed or data.valid_pct if the split is random"
             )
     test_C = targets.documents_of_classes(test_b) if test_b is not None else np.zeros_like(train_C)
     for name, in_train, in_test in zip(targets.names, train_C, test_C, strict=True):
         if in_test > 0 and in_train == 0:
             raise UserError(
                 f"label {name!r} is in the test split only ({in_test} documents): add training documents of that class, "
-                f"or take it out of the test split"
+                f"or remove it from the test split"
             )
     if targets.kind == "category" and np.count_nonzero(train_C) < 2:
         only = targets.names[int(np.argmax(train_C))]
-        raise UserError(f"a single class, {only!r}: a classifier needs two; check data.label and the class folders{advice}")
+        raise UserError(
+            f"a single class, {only!r}: a classifier needs at least two: check data.label_col and the class folders{advice}"
+        )
     if not targets.names:
-        raise UserError("no document has a class: check data.label and data.label_delim")
+        raise UserError("no document has a class: check data.label_col and data.label_delim")
 
 
 def _multicategory(classes_L: list[list[str]]) -> Targets:
@@ -129,7 +131,7 @@ def _multicategory(classes_L: list[list[str]]) -> Targets:
 
 
 def classes_of_label(label: str, delimiter: str) -> list[str]:
-    """Return the classes that a label of several names."""
+    """Return the class names of a multicategory label."""
     return [name for part in label.split(delimiter) if (name := part.strip())]
 
 
@@ -139,10 +141,8 @@ def _number(label: str, settings: ClassifierConfig) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise UserError(f"label {label!r} is no number, but classifier.target=regression: check data.label")
+        raise UserError(f"label {label!r} is not a number, but classifier.target=regression: check data.label_col")
     low, high = settings.y_range or (value, value)
     if not low <= value <= high:
-        raise UserError(
-            f"label {label} lies outside of classifier.y_range=[{low:g}, {high:g}]: widen the range, or leave it out"
-        )
+        raise UserError(f"label {label} is outside classifier.y_range=[{low:g}, {high:g}]: widen the range, or remove it")
     return value

@@ -1,4 +1,8 @@
-"""Texts that a caller hands over: any iterable of strings, checked by position."""
+"""Text arguments of the Python API: any iterable of strings, with messages that name the position of a bad element.
+
+Elements are checked one by one instead of by a conversion to a list: a generator of any length keeps memory bounded, but its
+bad element is found only when it is reached.
+"""
 
 from __future__ import annotations
 
@@ -9,24 +13,24 @@ from ulmfit_dist.errors import UserError
 
 
 class TextTypeError(UserError, TypeError):
-    """Something else than texts."""
+    """Argument that is not a string, or not an iterable of strings."""
 
 
 class TextValueError(UserError, ValueError):
-    """A string that is no text."""
+    """String with half of a surrogate pair."""
 
 
 def iter_texts(texts: Any, name: str = "texts") -> Iterator[str]:
-    """Iterate over texts that are checked: all before the first one, or one by one if they can be read only once.
+    """Return an iterator over texts; all are checked first, or one by one if they can be iterated only once.
 
     Args:
-        texts: a list, tuple, array, Series, column of a `datasets.Dataset`, an iterator: anything that yields strings.
-        name: what messages call it.
+        texts: iterable of strings: a list, tuple, array, Series, column of a `datasets.Dataset`, or an iterator.
+        name: name of the argument, for messages.
 
     Raises:
         TextTypeError: one string, a table, or another object that is not an iterable of strings; an element that is not a
             string, such as None or NaN.
-        TextValueError: an element that holds half of a surrogate pair.
+        TextValueError: an element with half of a surrogate pair.
     """
     iterator = iter(_iterable(texts, name))
     if iterator is texts:
@@ -37,7 +41,7 @@ def iter_texts(texts: Any, name: str = "texts") -> Iterator[str]:
 
 
 def check_text(text: Any, name: str) -> str:
-    """Return the text. Raises TextTypeError or TextValueError, with the name in the message, for what is none."""
+    """Return a text. Raises TextTypeError or TextValueError, naming the argument."""
     if not isinstance(text, str):
         raise TextTypeError(f"{name} is {_described(text)}: give a string, or leave it out")
     if not text.isascii():
@@ -46,20 +50,20 @@ def check_text(text: Any, name: str) -> str:
         except UnicodeEncodeError as error:
             half = f"U+{ord(text[error.start]):04X}"
             raise TextValueError(
-                f"{name} holds {half} at character {error.start}, half of a surrogate pair, which is no character: decode "
+                f"{name} has {half} at character {error.start}, half of a surrogate pair, which is not a character: decode "
                 f'it again from its bytes, or replace it: text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")'
             ) from None
     return text
 
 
 def _iterable(texts: Any, name: str) -> Iterable[Any]:
-    kind = type(texts).__name__
+    type_name = type(texts).__name__
     if isinstance(texts, str):
         raise TextTypeError(f"{name} is one string, whose letters would be read as texts: give a list, {name}=[text]")
     if isinstance(texts, Mapping) or hasattr(texts, "columns") or hasattr(texts, "column_names"):
-        raise TextTypeError(f'{name} is a {kind}: give the column of texts alone, such as {name}=table["text"]')
+        raise TextTypeError(f'{name} is a {type_name}: give the column of texts, such as {name}=table["text"]')
     if isinstance(texts, (set, frozenset)):
-        raise TextTypeError(f"{name} is a {kind}, which has no order: give a list, {name}=sorted(...)")
+        raise TextTypeError(f"{name} is a {type_name}, which has no order: give a list, {name}=sorted(...)")
     if isinstance(texts, (bytes, bytearray)) or not _is_iterable(texts):
         raise TextTypeError(f"{name} is {_described(texts)}: give a list of strings, {name}=[text]")
     return texts  # type: ignore[no-any-return]
@@ -68,7 +72,7 @@ def _iterable(texts: Any, name: str) -> Iterable[Any]:
 def _is_iterable(value: Any) -> bool:
     try:
         iter(value)
-    except TypeError:  # also an array of no dimension, which has an __iter__
+    except TypeError:  # also for a 0-d array, which has an __iter__
         return False
     return True
 
@@ -76,6 +80,5 @@ def _is_iterable(value: Any) -> bool:
 def _described(value: Any) -> str:
     if value is None or (isinstance(value, float) and value != value):
         return "None" if value is None else "NaN"
-    kind = type(value).__name__
     shown = repr(value) if isinstance(value, (int, float, bytes)) else ""
-    return f"{kind} {shown[:40]}".rstrip()
+    return f"{type(value).__name__} {shown[:40]}".rstrip()

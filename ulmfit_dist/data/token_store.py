@@ -1,57 +1,58 @@
-"""The token store: a corpus as ids on disk, read through memory maps.
+"""Token store: a corpus as token ids on disk, read through memory maps.
 
-A store is one folder, named by a fingerprint of what made it, and read-only once `meta.json` is there. Documents keep
-the order of the source, train before valid before unlabelled before test, and are cut into shards of equal numbers of
-documents (of which empty ones are then left out), so the bytes depend on the data and the config alone. Documents of the
-test split have shards of their own. Offsets, lengths, labels and hashes (28 bytes a document) are held in memory; ids stay
-on disk, and the pages in use are the operating system's to keep.
+A store is one folder, named by a fingerprint of its source and tokenizer, and read-only once `meta.json` exists. Documents
+keep the order of the source, train before valid before unlabelled before test, and are divided into shards of equal numbers
+of documents (empty ones are then left out), so the bytes depend only on data and config. Documents of the test split have
+separate shards. Offsets, lengths, labels and hashes (28 bytes per document) are held in memory; ids stay on disk, in the
+operating system's page cache. Trade-off: memory grows with the number of documents, not with their length.
 
-    meta.json                         what made it, counts, splits, labels
+    meta.json                         source, tokenizer, counts, splits, labels
     vocab.json                        tokens by id
-    sentencepiece.model               what made the tokens, if it was SentencePiece
-    shard-00003-of-00016.tokens       ids, flat: uint16 where the vocabulary fits, else uint32
-    shard-00003-of-00016.offsets      int64 [documents + 1]: where each document begins
+    sentencepiece.model               SentencePiece model, if that is the tokenizer
+    shard-00003-of-00016.tokens       ids, flat: uint16 if the vocabulary fits, else uint32
+    shard-00003-of-00016.offsets      int64 [documents + 1]: begin of each document
     shard-00003-of-00016.labels       int32 [documents]: index in the labels, -1 for none
-    shard-00003-of-00016.hashes       uint64 [documents]: of the text, without white space at its ends
+    shard-00003-of-00016.hashes       uint64 [documents]: hash of the text, stripped
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import xxhash
 
 from ulmfit_dist.data.vocab import load_vocab
 from ulmfit_dist.errors import UserError
+from ulmfit_dist.utils.files import write_bytes
 
-FORMAT = 4
+FORMAT = 5
+"""Version of the format, in `meta.json`."""
 ENDINGS = (".tokens", ".offsets", ".labels", ".hashes")
-"""Files of a shard."""
+"""Endings of a shard's files."""
 NO_LABEL = -1
+"""Label index of a document without a label."""
 MODEL_FILE = "sentencepiece.model"
-"""The model of SentencePiece, if that made the tokens: in a token store and in an exported model."""
+"""File name of the SentencePiece model, in a token store and in an exported model."""
 
 
 class TokenStore:
-    """A finished store, open for reading.
+    """Finished token store, open for reading.
 
     Attributes:
-        path: its folder.
-        meta: the content of `meta.json`.
+        path: folder of the store.
+        meta: content of `meta.json`.
         vocab: tokens by id.
-        label_names: class names by index; empty where nothing is labelled.
+        label_names: labels by index; empty if no document is labelled.
         lengths: tokens of each document, int64 [documents].
         labels: label of each document, int32 [documents], `NO_LABEL` for none.
-        text_hashes: equal for documents of equal text, uint64 [documents].
+        text_hashes: hash of each document's text, uint64 [documents].
 
     Raises:
-        UserError: not a store, or one whose files are not as long as `meta.json` says.
+        UserError: not a token store, or the files do not have the lengths of `meta.json`.
     """
 
     def __init__(self, path: Path):
@@ -65,12 +66,13 @@ class TokenStore:
         self.lengths = np.concatenate([np.diff(o) for o in offsets])
         self.labels = np.concatenate([_read(stem, ".labels", np.dtype(np.int32)) for stem in stems])
         self.text_hashes = np.concatenate([_read(stem, ".hashes", np.dtype(np.uint64)) for stem in stems])
-        self._begins = np.concatenate([o[:-1] for o in offsets])  # where in its shard each document begins
-        self._first_documents = np.cumsum([0, *(len(o) - 1 for o in offsets[:-1])])  # of each shard
+        self._begins = np.concatenate([o[:-1] for o in offsets])  # begin of each document in its shard
+        self._first_documents = np.cumsum([0, *(len(o) - 1 for o in offsets[:-1])])  # first document of each shard
         self._tokens = [_map(stem, np.dtype(self.meta["dtype"]), int(o[-1])) for stem, o in zip(stems, offsets, strict=True)]
         if not len(self.lengths) == len(self.labels) == len(self.text_hashes) == self.meta["num_documents"]:
             raise UserError(
-                f"{path}: holds {len(self.lengths)} documents, not the {self.meta['num_documents']} of meta.json"
+                f"{path}: has {len(self.lengths)} documents, but meta.json names {self.meta['num_documents']}: delete the "
+                f"store and prepare it again"
             )
 
     def __len__(self) -> int:
@@ -81,24 +83,24 @@ class TokenStore:
         return str(self.meta["fingerprint"])
 
     def document(self, i: int) -> np.ndarray:
-        """Ids of a document: a view into the memory map."""
+        """Return the ids of a document: a view into the memory map."""
         return self.pieces(np.array([i]), np.array([0]), self.lengths[[i]])[0]
 
     def pieces(self, documents: np.ndarray, begins: np.ndarray, ends: np.ndarray) -> list[np.ndarray]:
-        """Ids of parts of documents, each from one of its tokens up to another: views into the memory map."""
+        """Return the ids of pieces of documents, from token `begins` to token `ends`: views into the memory map."""
         shards = np.searchsorted(self._first_documents, documents, side="right") - 1
         offsets = self._begins[documents]
-        where = zip(shards.tolist(), (offsets + begins).tolist(), (offsets + ends).tolist(), strict=True)
-        return [self._tokens[shard][begin:end] for shard, begin, end in where]
+        slices = zip(shards.tolist(), (offsets + begins).tolist(), (offsets + ends).tolist(), strict=True)
+        return [self._tokens[shard][begin:end] for shard, begin, end in slices]
 
     def split(self, name: str) -> np.ndarray:
-        """Indices of the documents of a split (int64); empty where the store has no such split."""
+        """Return the indices of a split's documents, int64; empty if the store has no such split."""
         start, stop = self.meta["splits"].get(name, (0, 0))
         return np.arange(start, stop)
 
 
 def read_meta(path: Path) -> dict[str, Any]:
-    """`meta.json` of a finished store. Raises UserError where there is none."""
+    """Return the content of a store's `meta.json`. Raises UserError if it is missing or of another format."""
     try:
         meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -106,22 +108,24 @@ def read_meta(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"{path / 'meta.json'}: cannot be read ({error})") from None
     if meta.get("format") != FORMAT:
-        raise UserError(f"{path}: a store of format {meta.get('format')}, this version reads {FORMAT}: prepare it again")
+        raise UserError(
+            f"{path}: token store of format {meta.get('format')}, but this version reads {FORMAT}: prepare it again"
+        )
     return meta
 
 
 def shard_stem(i: int, num_shards: int) -> str:
-    """File name of a shard, without its ending."""
+    """Return the file name of a shard, without its ending."""
     return f"shard-{i:05d}-of-{num_shards:05d}"
 
 
 def token_dtype(vocab: Sequence[str]) -> np.dtype:
-    """The smallest type that holds the ids of a vocabulary."""
+    """Return the smallest dtype for the ids of a vocabulary: uint16 or uint32."""
     return np.dtype(np.uint16 if len(vocab) <= 2**16 else np.uint32)
 
 
 def write_shard(stem: Path, tokens: np.ndarray, offsets: np.ndarray, labels: np.ndarray, hashes: np.ndarray) -> None:
-    """Write the files of a shard; each appears whole or not at all."""
+    """Write the files of a shard, each atomically."""
     write_bytes(stem.with_name(stem.name + ".hashes"), hashes.astype(np.uint64).tobytes())
     write_bytes(stem.with_name(stem.name + ".labels"), labels.astype(np.int32).tobytes())
     write_bytes(stem.with_name(stem.name + ".offsets"), offsets.astype(np.int64).tobytes())
@@ -129,7 +133,7 @@ def write_shard(stem: Path, tokens: np.ndarray, offsets: np.ndarray, labels: np.
 
 
 def shard_checksum(stem: Path) -> str:
-    """xxh3 of a shard's files; empty where one is missing or cannot be read."""
+    """Return the xxh3 of a shard's files, hexadecimal; empty if one is missing or cannot be read."""
     digest = xxhash.xxh3_64()
     try:
         for ending in ENDINGS:
@@ -140,41 +144,9 @@ def shard_checksum(stem: Path) -> str:
 
 
 def damaged_shards(path: Path, meta: dict[str, Any], which: Iterable[int]) -> list[int]:
-    """Those of the shards of these numbers that are not as `meta.json` says."""
+    """Return those of the shards `which` that do not match the checksums of `meta.json`."""
     stems = {i: path / shard_stem(i, meta["num_shards"]) for i in which}
     return [i for i, stem in stems.items() if shard_checksum(stem) != meta["checksums"][i]]
-
-
-def make_folder(path: Path, key: str) -> None:
-    """Make a folder whose place a key of the config decides. Raises UserError."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be made ({error.strerror}): set {key} to a folder of yours") from None
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file beside its place and rename it there."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
-
-
-def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
-    """As `write_bytes`, for JSON. Without an indent it is written many times faster."""
-    write_bytes(path, json.dumps(content, ensure_ascii=False, indent=indent).encode("utf-8"))
-
-
-def write_table(path: Path, table: pa.Table) -> None:
-    """As `write_bytes`, for a table, in Arrow's file format."""
-    buffer = pa.BufferOutputStream()
-    with pa.ipc.new_file(buffer, table.schema) as writer:
-        writer.write_table(table)
-    write_bytes(path, buffer.getvalue().to_pybytes())
 
 
 def _read(stem: Path, ending: str, dtype: np.dtype) -> np.ndarray:
@@ -190,5 +162,5 @@ def _map(stem: Path, dtype: np.dtype, num_tokens: int) -> np.ndarray:
     expected = num_tokens * dtype.itemsize
     if not path.is_file() or path.stat().st_size != expected:
         raise UserError(f"{path}: missing, or not {expected} bytes long: delete the store and prepare it again")
-    # A plain array over the memory map: to slice one of class memmap takes many times as long.
+    # A plain array over the memory map: slicing a `np.memmap` takes many times as long.
     return np.asarray(np.memmap(path, dtype=dtype, mode="r")) if num_tokens else np.zeros(0, dtype)

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ulmfit_dist.data.tokenizers.rules import SPECIAL_TOKENS
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.utils.files import read_bounded
 
@@ -30,7 +31,7 @@ COUNTS_AT_ONCE = 1_000_000
 """Counts of shards that are added up at once: some 30 MB."""
 
 
-class Numbers(defaultdict[str, int]):
+class StringIndexer(defaultdict[str, int]):
     """Numbers from 0 by order of first occurrence, given out while strings are looked up."""
 
     def __init__(self) -> None:
@@ -95,9 +96,9 @@ def _added_up(tables: Sequence[pa.Table]) -> pa.Table:
 
 def build_vocab(counts: Counter[str], min_freq: int, max_vocab: int) -> list[str]:
     """fastai's `make_vocab` over the counts; tokens that occur less than `min_freq` times may be missing from them."""
-    from fastai.text.data import make_vocab
-
-    return make_vocab(counts, min_freq=min_freq, max_vocab=max_vocab)
+    frequent = [token for token, count in counts.most_common(max_vocab) if count >= min_freq]
+    vocab = [*SPECIAL_TOKENS, *(token for token in frequent if token not in SPECIAL_TOKENS)][:max_vocab]
+    return vocab + [FILLER] * (8 - len(vocab) % 8)
 
 
 def known_tokens(vocab: Sequence[str]) -> pa.Array:

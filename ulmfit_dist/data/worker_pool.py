@@ -1,7 +1,8 @@
-"""Processes that work on shards: this one, and workers that it starts.
+"""Worker pool: processes that work on shards, this one and the workers that it starts.
 
-Workers are spawned, not forked: a fork of a process that has threads (torch, gloo, pyarrow) may hang. What they make lies
-on disk when they say so; nothing but counts comes back. A worker whose parent is gone ends by itself.
+Workers are spawned, not forked, because a fork of a process with threads (torch, gloo, pyarrow) may hang. The trade-off: a
+worker imports everything again, which takes seconds. Results are written to disk; only counts are returned. A worker exits
+when its parent is gone.
 """
 
 from __future__ import annotations
@@ -24,51 +25,51 @@ from ulmfit_dist.distributed import signals
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.utils.spawn_guard import spawning_workers
 
-Tools = TypeVar("Tools")
+Resource = TypeVar("Resource")
 Result = TypeVar("Result")
 
 _work: Callable[[int, Any], Any]
-_tools: Any
+_resource: Any
 
 
 def run_in_workers(
-    open_tools: Callable[[], Tools], work: Callable[[int, Tools], Result], shards: Sequence[int], num_workers: int
+    open_resource: Callable[[], Resource], work: Callable[[int, Resource], Result], shards: Sequence[int], num_workers: int
 ) -> Iterator[Result]:
-    """Do a piece of work for each of the shards of these numbers; yields what each comes to as it is done.
+    """Call `work(shard, resource)` for each shard, and yield the results in order of completion.
 
     Args:
-        open_tools: what a process needs for the work, made once in each. Picklable, as is `work`.
-        work: what to do for one shard.
-        num_workers: how many processes work, this one among them.
+        open_resource: called once in each process, such as to load a tokenizer. Picklable, as is `work`.
+        work: function of one shard.
+        num_workers: number of processes, this one included.
 
     Raises:
-        UserError: what a worker raised, or one was killed.
+        UserError: raised in a worker, or a worker was killed.
     """
     if num_workers < 2:
-        tools = open_tools()
+        resource = open_resource()
         for i in shards:
-            yield work(i, tools)
+            yield work(i, resource)
         return
     context = multiprocessing.get_context("spawn")
-    # By a file: were a worker to end before it reads arguments that fill a pipe, this process would write for ever.
+    # Passed in a file: if a worker exits before it reads arguments larger than a pipe's buffer, this process would block.
     with spawning_workers(), tempfile.NamedTemporaryFile(prefix="ulmfit-dist-") as file:
-        pickle.dump((open_tools, work), file)
+        pickle.dump((open_resource, work), file)
         file.flush()
         with ProcessPoolExecutor(num_workers - 1, context, initializer=_start, initargs=(file.name, os.getpid())) as pool:
-            yield from _share({i: pool.submit(_do, i) for i in shards}, open_tools, work)
+            yield from _run_with_pool({i: pool.submit(_run_task, i) for i in shards}, open_resource, work)
 
 
-def _share(
-    tasks: dict[int, Future[Result]], open_tools: Callable[[], Tools], work: Callable[[int, Tools], Result]
+def _run_with_pool(
+    tasks: dict[int, Future[Result]], open_resource: Callable[[], Resource], work: Callable[[int, Resource], Result]
 ) -> Iterator[Result]:
-    """What tasks come to: a pool does them from the first on, this process from the last, until they meet."""
+    """Yield the results of tasks; the pool runs them from the first on, this process from the last, until they meet."""
     try:
-        tools = open_tools()
+        resource = open_resource()
         begun = set(tasks.values())
         for i, task in reversed(tasks.items()):
             if task.cancel():
                 begun.remove(task)
-                yield work(i, tools)
+                yield work(i, resource)
             done = {task for task in begun if task.done()}
             yield from (task.result() for task in done)
             begun -= done
@@ -76,8 +77,8 @@ def _share(
             yield task.result()
     except BrokenProcessPool:
         raise UserError(
-            "a worker process ended before its work was done. If it said nothing, it was killed, perhaps for memory: "
-            "lower data.shard_documents or runtime.num_workers"
+            "a worker process exited before it finished. If it printed no error, it was killed, most likely out of memory: "
+            "lower data.documents_per_shard or data.num_proc"
         ) from None
     finally:
         for task in tasks.values():
@@ -85,20 +86,20 @@ def _share(
 
 
 def _start(file: str, parent: int) -> None:
-    global _work, _tools
-    for number in set(signals.SIGNALS) - {signal.SIGTERM}:  # by which the pool itself ends a worker
-        signal.signal(number, signal.SIG_IGN)  # they may reach the whole group: the parent decides
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    atexit.register(os._exit, 0)  # at once: to free millions of strings one by one takes a while
-    open_tools, _work = pickle.loads(Path(file).read_bytes())
-    _tools = open_tools()
+    global _work, _resource
+    for number in set(signals.SIGNALS) - {signal.SIGTERM}:  # the pool terminates workers by SIGTERM
+        signal.signal(number, signal.SIG_IGN)  # sent to the whole process group: the parent handles them
+    threading.Thread(target=_exit_with_parent, args=(parent,), daemon=True).start()
+    atexit.register(os._exit, 0)  # skip freeing millions of strings one by one
+    open_resource, _work = pickle.loads(Path(file).read_bytes())
+    _resource = open_resource()
 
 
-def _do(i: int) -> Any:
-    return _work(i, _tools)
+def _run_task(i: int) -> Any:
+    return _work(i, _resource)
 
 
-def _end_with(parent: int) -> None:
+def _exit_with_parent(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)

@@ -1,7 +1,7 @@
 """Collectives over all ranks: sums, copies, objects, and errors that all ranks raise together.
 
-Tensors on the device use the default process group; objects, votes and barriers the control group (`process_group.py`). On
-one process each of them returns at once, with what it was given.
+Tensors on the device use the default process group; objects, votes and barriers use the control group (`process_group.py`).
+With one process, each collective returns its input at once.
 """
 
 from __future__ import annotations
@@ -10,54 +10,54 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ulmfit_dist.errors import UserError, shared
+from ulmfit_dist.errors import UserError, mark_collective
 
 if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
     from torch.distributed import ProcessGroup
 
-    from ulmfit_dist.distributed.step_timer import Laps
+    from ulmfit_dist.distributed.step_timer import StepTimer
 
 Value = TypeVar("Value")
 
 
 class Collectives:
-    """The collectives of one rank; `Runtime` gives them the attributes.
+    """Collectives of one rank; `Runtime` sets the attributes.
 
     Attributes:
-        rank, world_size: this process and how many there are.
+        rank, world_size: index of this process, and number of processes.
         device: the device of this rank.
         accelerator: reduces tensors.
-        laps: the time that exchanges take is theirs.
-        bytes_given: what this rank has given to sums over all ranks.
+        step_timer: counts the time of exchanges as communication.
+        bytes_given: bytes that this rank has contributed to sums over all ranks.
     """
 
     rank: int
     world_size: int
     device: torch.device
     accelerator: Accelerator
-    laps: Laps
+    step_timer: StepTimer
     bytes_given: int
     _control: ProcessGroup | None
 
     def barrier(self) -> None:
-        """Wait until every rank is here."""
+        """Wait until every rank reaches this call."""
         if self.world_size > 1:
             import torch.distributed
 
             torch.distributed.barrier(self._control)
 
-    def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Sum of a tensor over all ranks, on every rank."""
+    def all_reduce_sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the sum of a tensor over all ranks, on every rank."""
         if self.world_size == 1:
             return values
         self.bytes_given += values.nbytes
-        with self.laps.exchange():
+        with self.step_timer.exchange():
             return self.accelerator.reduce(values, reduction="sum")
 
     def highest(self, value: int) -> int:
-        """The highest of all ranks' values, exchanged over the CPU: no device is waited for."""
+        """Return the highest value of all ranks. It is exchanged between CPUs, without waiting for a device."""
         if self.world_size == 1:
             return value
         import torch
@@ -66,36 +66,36 @@ class Collectives:
         highest, options = torch.tensor(value), dist.AllreduceOptions()
         options.reduceOp = dist.ReduceOp(dist.ReduceOp.MAX)
         group: Any = self._control or dist.group.WORLD
-        with self.laps.exchange():  # every step votes: gloo itself, without the dispatcher and logging of `all_reduce`
+        with self.step_timer.exchange():  # every step votes: gloo itself, without the dispatcher and logging of `all_reduce`
             group._get_backend(highest.device).allreduce([highest], options).wait()
         return int(highest)
 
-    def sum_by_pairs(self, values: torch.Tensor) -> torch.Tensor:
-        """As `sum`, over a power of two of ranks, with the same bits as if fewer ranks had added up neighbours' values."""
+    def tree_all_reduce(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the sum over a power of two of ranks, bitwise equal to the sum in which fewer ranks add pairs locally."""
         import torch.distributed as dist
 
         distance = 1
         while distance < self.world_size:
-            partner, theirs = self.rank ^ distance, values.new_empty(values.shape)
+            partner, remote = self.rank ^ distance, values.new_empty(values.shape)
             self.bytes_given += values.nbytes
-            exchange = [dist.P2POp(dist.isend, values, partner), dist.P2POp(dist.irecv, theirs, partner)]
-            with self.laps.exchange():
+            exchange = [dist.P2POp(dist.isend, values, partner), dist.P2POp(dist.irecv, remote, partner)]
+            with self.step_timer.exchange():
                 for request in dist.batch_isend_irecv(exchange):
                     request.wait()
-            values = values + theirs
+            values = values + remote
             distance *= 2
         return values
 
-    def copy_from_main(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Give tensors rank 0's values, in place, on every rank."""
+    def broadcast_in_place(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Overwrite tensors with rank 0's values, on every rank."""
         if self.world_size > 1:
             import torch.distributed
 
             for tensor in tensors:
                 torch.distributed.broadcast(tensor.data, src=0)
 
-    def from_main(self, value: Value) -> Value:
-        """Rank 0's value, on every rank: for what each might see differently, such as a file that comes and goes."""
+    def broadcast_object(self, value: Value) -> Value:
+        """Return rank 0's value on every rank: for state that ranks may see differently, such as the files of a folder."""
         items = [value]
         if self.world_size > 1:
             import torch.distributed
@@ -104,10 +104,10 @@ class Collectives:
         return items[0]
 
     @contextmanager
-    def together(self) -> Iterator[None]:
-        """Run a block on every rank, and leave it together: if one rank fails, all raise its error.
+    def fail_together(self) -> Iterator[None]:
+        """Run a block on every rank; if it fails on one rank, all ranks raise that rank's error.
 
-        Collective: every rank must pass through it, and the block itself must hold no other collective.
+        Collective: every rank must enter it, and the block itself must contain no other collective.
         """
         error: Exception | None = None
         try:
@@ -118,33 +118,39 @@ class Collectives:
             if error is not None:
                 raise error
             return
-        found = self.gather((type(error) is UserError, f"{error}", f"{type(error).__name__}: {error}") if error else None)
-        for rank, report in enumerate(found):
+        reports = self.all_gather_object(
+            (type(error) is UserError, f"{error}", f"{type(error).__name__}: {error}") if error else None
+        )
+        for rank, report in enumerate(reports):
             if report is not None:
                 if error is not None and rank == self.rank:
-                    raise shared(error)
-                is_users, message, full = report
-                raise shared(UserError(message) if is_users else RuntimeError(f"rank {rank} failed with {full}"))
+                    raise mark_collective(error)
+                is_user_error, message, full = report
+                raise mark_collective(
+                    UserError(message) if is_user_error else RuntimeError(f"rank {rank} failed with {full}")
+                )
 
-    def gather(self, item: Value) -> list[Value]:
-        """Every rank's value by rank, on every rank."""
+    def all_gather_object(self, item: Value) -> list[Value]:
+        """Return the values of all ranks in rank order, on every rank."""
         if self.world_size == 1:
             return [item]
         import torch.distributed
 
         items: list[Any] = [None] * self.world_size
-        with self.laps.exchange():
+        with self.step_timer.exchange():
             torch.distributed.all_gather_object(items, item, group=self._control)
         return items
 
-    def tensors_from_main(self, tensors: dict[str, torch.Tensor] | None) -> dict[str, torch.Tensor]:
-        """Rank 0's tensors, on every rank's own device; other ranks give None."""
+    def broadcast_tensors(self, tensors: dict[str, torch.Tensor] | None) -> dict[str, torch.Tensor]:
+        """Return rank 0's tensors on the device of every rank; the other ranks pass None."""
         import torch
 
-        spec = self.from_main({name: (t.shape, t.dtype) for name, t in tensors.items()} if tensors is not None else {})
-        found = {}
+        spec = self.broadcast_object(
+            {name: (t.shape, t.dtype) for name, t in tensors.items()} if tensors is not None else {}
+        )
+        received = {}
         for name, (shape, dtype) in spec.items():
-            given = None if tensors is None else tensors[name].to(self.device)
-            found[name] = torch.empty(shape, dtype=dtype, device=self.device) if given is None else given
-        self.copy_from_main(found.values())
-        return found
+            local = None if tensors is None else tensors[name].to(self.device)
+            received[name] = torch.empty(shape, dtype=dtype, device=self.device) if local is None else local
+        self.broadcast_in_place(received.values())
+        return received

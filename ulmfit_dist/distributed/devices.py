@@ -1,8 +1,8 @@
-"""Choice of a device: the GPUs that torch can use, or CPUs.
+"""Device selection: the GPUs that torch can use, or CPUs.
 
-GPUs that are there but cannot be used are an error, never a silent run on CPUs: a driver too old for this torch, a GPU
-for which it has no kernels, a torch that was built without CUDA. `python -m ulmfit_dist.distributed.devices` prints the
-number of GPUs for the launch scripts.
+GPUs that exist but cannot be used are an error, never a silent fallback to CPUs: a driver too old for this torch, a GPU
+without kernels in it, a torch built without CUDA. `python -m ulmfit_dist.distributed.devices` prints the number of GPUs
+for the launch scripts.
 """
 
 from __future__ import annotations
@@ -18,21 +18,24 @@ import torch
 
 from ulmfit_dist.distributed.env import report_error, wants_cpu
 from ulmfit_dist.distributed.launch_settings import find_launcher
-from ulmfit_dist.errors import EXIT_CODE, UserError
+from ulmfit_dist.errors import USER_ERROR, UserError
 
 DRIVER = Path("/proc/driver/nvidia")
+"""Folder of files in which NVIDIA's driver describes itself and its GPUs."""
 DEVICES = Path("/dev")
+"""Folder of device files."""
 FIX = (
-    "install a torch that fits by `TORCH_INDEX=... bash launch/setup.sh` (the 'Get started' page of pytorch.org lists an "
-    "index for each CUDA), or set ACCELERATE_USE_CPU=1 to train on CPUs"
+    "install a matching torch with `TORCH_INDEX=... bash launch/setup.sh` (the 'Get started' page of pytorch.org lists an "
+    "index per CUDA version), or set ACCELERATE_USE_CPU=1 to train on CPUs"
 )
+"""Fix for a GPU that torch cannot use."""
 
 
 def uses_gpu() -> bool:
-    """Return whether this process computes on a GPU: not if none is visible, or if ACCELERATE_USE_CPU is true.
+    """Return whether this process computes on a GPU: False if none is visible, or if ACCELERATE_USE_CPU is true.
 
     Raises:
-        UserError: a GPU that this torch cannot use; a value of ACCELERATE_USE_CPU that is neither true nor false.
+        UserError: if this torch cannot use a visible GPU, or ACCELERATE_USE_CPU is neither true nor false.
     """
     if wants_cpu() or _launcher_wants_cpu():
         return False
@@ -42,7 +45,7 @@ def uses_gpu() -> bool:
     if torch.cuda.device_count() > 0 and not _is_refused():
         raise UserError(
             f"{torch.cuda.device_count()} GPU(s) ({_model()}) cannot be used: driver {driver_version()} ({_driver_cuda()}), "
-            f"torch {torch.__version__} is built for CUDA {torch.version.cuda}: update the driver, or {FIX}"
+            f"torch {torch.__version__} built for CUDA {torch.version.cuda}: update the driver, or {FIX}"
         )
     if torch.version.cuda is None and torch.version.hip is None and _has_nvidia_gpu():
         raise UserError(
@@ -53,7 +56,7 @@ def uses_gpu() -> bool:
 
 
 def _launcher_wants_cpu() -> bool:
-    """Return whether ACCELERATE_USE_CPU was true for a launcher that gave its one process `False`, Accelerate's default."""
+    """Return whether ACCELERATE_USE_CPU is true for the launcher, which may pass Accelerate's default `False` to a rank."""
     if os.environ.get("ACCELERATE_USE_CPU") != "False":
         return False
     launcher = find_launcher()
@@ -61,18 +64,18 @@ def _launcher_wants_cpu() -> bool:
 
 
 def has_kernels(capability: tuple[int, int], architectures: Iterable[str]) -> bool:
-    """Return whether a torch that was built for these architectures runs on a GPU of this compute capability.
+    """Return whether a torch built for these architectures runs on a GPU of this compute capability.
 
-    A binary (`sm_80`) runs on GPUs of the same major version and at least its minor one, PTX (`compute_90`) on all later
-    GPUs; with an `a` behind it (`sm_90a`), either runs on that version only.
+    A binary (`sm_80`) runs on GPUs of the same major version and at least its minor version, PTX (`compute_90`) on all
+    later GPUs; with the suffix `a` (`sm_90a`), both run on that version only.
     """
     device = 10 * capability[0] + capability[1]
     for architecture in architectures:
-        kind, version, suffix = re.fullmatch(r"([a-z]+)_(\d+)([a-z]?)", architecture).groups()  # type: ignore[union-attr]
+        code, version, suffix = re.fullmatch(r"([a-z]+)_(\d+)([a-z]?)", architecture).groups()  # type: ignore[union-attr]
         is_later = device >= int(version)
         if is_later and device // 10 == int(version) // 10 and (suffix != "a" or device == int(version)):
             return True
-        if is_later and kind == "compute" and not suffix:
+        if is_later and code == "compute" and not suffix:
             return True
     return False
 
@@ -89,13 +92,13 @@ def main() -> int:
         print(torch.cuda.device_count() if uses_gpu() else 0)
     except UserError as error:
         report_error(error)
-        return EXIT_CODE
+        return USER_ERROR
     return 0
 
 
 def _is_available() -> bool:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about an old driver: our error says it
+        warnings.simplefilter("ignore")  # about an old driver, which our error reports
         return torch.cuda.is_available()
 
 
@@ -114,13 +117,13 @@ def _check_kernels() -> None:
 
 
 def _has_nvidia_gpu() -> bool:
-    """Return whether a torch with CUDA would have a GPU here: the driver is loaded, and a device file can be opened."""
+    """Return whether a torch with CUDA would find a GPU: the driver is loaded, and a device file can be opened."""
     is_hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1")
     return not is_hidden and (DRIVER / "version").exists() and any(map(_can_open, _device_files()))
 
 
 def _is_refused() -> bool:
-    """Return whether this process may open no GPU, as in a SLURM job without one: the driver counts them even then."""
+    """Return whether this process may open no GPU, as in a SLURM job without GPUs, where the driver still counts them."""
     files = _device_files()
     return bool(files) and not any(map(_can_open, files))
 
@@ -138,13 +141,13 @@ def _can_open(path: Path) -> bool:
 
 
 def _driver_cuda() -> str:
-    """Return the newest CUDA that the driver supports, as a phrase."""
+    """Return the newest CUDA version that the driver supports, as a phrase."""
     version = getattr(torch._C, "_cuda_getDriverVersion", lambda: 0)()
     return f"supports CUDA {version // 1000}.{version % 1000 // 10} at most" if version else "CUDA unknown"
 
 
 def _model() -> str:
-    """Return the model of the first GPU, as the driver gives it."""
+    """Return the model of the first GPU, as reported by the driver."""
     files = sorted(DRIVER.glob("gpus/*/information"))
     match = re.search(r"^Model:\s*(.+)$", _read(files[0]) if files else "", re.MULTILINE)
     return match[1].strip() if match else "model unknown"

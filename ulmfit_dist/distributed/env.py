@@ -1,6 +1,7 @@
-"""What a process knows of itself, and says, before torch is imported: which rank it is, and what keeps it quiet.
+"""Launch variables, warnings filter and messages of a process, available before torch is imported.
 
-With `runtime.py`, which needs torch, this is the one place that reads launch variables.
+`distributed/` is the only package that reads launch variables. This module imports no torch, so that a command that needs
+none starts quickly.
 """
 
 from __future__ import annotations
@@ -13,18 +14,19 @@ import warnings
 from collections.abc import Mapping
 
 from ulmfit_dist.errors import UserError
+from ulmfit_dist.utils import log
 
 TRUE, FALSE = ("1", "y", "yes", "t", "true", "on"), ("0", "n", "no", "f", "false", "off")
-"""Values of a launch variable that is a flag, as Accelerate reads them, in lower case."""
+"""Values of boolean launch variables, as parsed by Accelerate, in lower case."""
 
 
 def is_main_process() -> bool:
-    """Whether this process is rank 0."""
-    return os.environ.get("RANK", "0") == "0"
+    """Return whether this process is rank 0."""
+    return log.is_main_process()
 
 
-def quieten() -> None:
-    """Keep other libraries' harmless warnings from the user, and all that ranks other than the first would repeat."""
+def silence_warnings() -> None:
+    """Hide harmless warnings of other libraries, and all warnings on ranks other than 0, which would repeat them."""
     if not is_main_process():
         warnings.simplefilter("ignore")
     logging.getLogger("torch.distributed").setLevel(logging.ERROR)
@@ -33,13 +35,13 @@ def quieten() -> None:
 
 
 def wants_cpu(environ: Mapping[str, str] | None = None) -> bool:
-    """Return whether ACCELERATE_USE_CPU is true: compute on CPUs, even where there are GPUs.
+    """Return whether ACCELERATE_USE_CPU is true: compute on CPUs, even if GPUs are visible.
 
     Args:
-        environ: an environment; None: that of this process.
+        environ: an environment; None: the environment of this process.
 
     Raises:
-        UserError: a value that is neither true nor false.
+        UserError: if the value is neither true nor false.
     """
     value = (os.environ if environ is None else environ).get("ACCELERATE_USE_CPU", "false")
     if value.lower() not in (*TRUE, *FALSE):
@@ -48,26 +50,26 @@ def wants_cpu(environ: Mapping[str, str] | None = None) -> bool:
 
 
 def rank_name() -> str:
-    """What messages call this process."""
+    """Return the name of this process in messages: rank, host and process id."""
     return f"rank {os.environ.get('RANK', '0')} ({socket.gethostname()}, process {os.getpid()})"
 
 
 def attempt() -> str:
-    """How often torchrun, and so `accelerate launch`, has started the ranks of this node again."""
+    """Return the number of restarts of this node's ranks by torchrun, and so by `accelerate launch`."""
     return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
 
 
 def is_restart() -> bool:
-    """Whether all ranks were started again: by the launcher after one had failed, or by SLURM as a requeued job."""
+    """Return whether all ranks were restarted: by the launcher after a failure, or by SLURM as a requeued job."""
     return attempt() != "0" or os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
 
 
 def report(message: object) -> None:
-    """One line on standard error, on the first rank of each node."""
+    """Print one line to standard error, on the first rank of each node."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"ulmfit-dist: {message}", file=sys.stderr, flush=True)
 
 
 def report_error(error: BaseException) -> None:
-    """As `report`, for an error."""
+    """Print an error in the format of `report`."""
     report(f"error: {error}")

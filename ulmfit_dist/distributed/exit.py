@@ -1,12 +1,11 @@
-"""Exit of a process that is ours, without the interpreter's finalization.
+"""Process exit without interpreter finalization, for the package's own entry points.
 
-A thread of C++ that takes the GIL while the interpreter finalizes is ended inside a destructor, and so the process aborts:
-"terminate called without an active exception", signal 6 in place of the exit code. Gloo's worker threads do that when they
-release the tensors of a collective late, on a busy machine (see pytorch issue 190489). So the process joins its threads,
-calls the functions of `atexit` and flushes files, as the interpreter does before it finalizes, and then ends.
+A C++ thread that takes the GIL while the interpreter finalizes is unwound inside a destructor, and the process aborts:
+"terminate called without an active exception", signal 6 instead of the exit code. Gloo's worker threads do this on a busy
+machine, when they release the tensors of a collective late (pytorch issue 190489). So the process joins its threads, runs
+the `atexit` functions and flushes files, as the interpreter does before it finalizes, and then calls `os._exit`.
 
-The trade-off: `__del__` of objects that are alive at the end is not called. Only the process's own entry points exit like
-this; `cli.main` returns to its caller.
+The trade-off: `__del__` of objects that are still alive is not called. `cli.main` returns to its caller instead.
 """
 
 from __future__ import annotations
@@ -28,10 +27,11 @@ from ulmfit_dist.distributed import signals
 from ulmfit_dist.errors import FAILED
 
 KILLED_BY_SIGINT = -int(signal.SIGINT)
+"""Exit code of a process killed by SIGINT, in the convention of `subprocess`."""
 
 
 def exit_process(main: Callable[[], int]) -> NoReturn:
-    """Call `main` and exit with the code that it returns, or that of the exception that it raises, as Python has it."""
+    """Call `main` and exit with the code that it returns, or with Python's exit code for the exception that it raises."""
     code = _run(main)
     signals.ignore_requests()
     for finish in (threading._shutdown, atexit._run_exitfuncs):  # type: ignore[attr-defined]
@@ -42,14 +42,14 @@ def exit_process(main: Callable[[], int]) -> NoReturn:
     code = _flush_standard_streams(code)
     _flush_open_files()
     if code == KILLED_BY_SIGINT:
-        signal.raise_signal(signal.SIGINT)  # its handler is the system's by now
+        signal.raise_signal(signal.SIGINT)  # its handler is SIG_DFL by now
     os._exit(code)
 
 
 def _run(main: Callable[[], int]) -> int:
-    """Exit code of `main`; an exception that ends it is printed, and kept as `sys.last_value`, as the interpreter does."""
+    """Return the exit code of `main`; an exception is printed and stored as `sys.last_value`, as in the interpreter."""
     try:
-        sys.exit(main())  # W&B replaces sys.exit, to know the code
+        sys.exit(main())  # W&B replaces sys.exit to record the code
     except SystemExit as stop:
         return _code(stop)
     except BaseException as error:
@@ -75,7 +75,7 @@ def _print_exception() -> None:
 
 
 def _flush_standard_streams(code: int) -> int:
-    """The exit code: `FAILED` in place of 0 if output could not be written. A reader that has left is no error."""
+    """Return the exit code: `FAILED` instead of 0 if output could not be written. A closed pipe is not an error."""
     try:
         if sys.stdout is not None and not sys.stdout.closed:
             sys.stdout.flush()
@@ -92,10 +92,10 @@ def _flush_standard_streams(code: int) -> int:
 
 
 def _flush_open_files() -> None:
-    """Flush files that are still open, of Python and of C: without finalization nobody else does."""
-    kinds = (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom)
-    files = [item for item in gc.get_objects() if issubclass(type(item), kinds)]  # isinstance makes torch's objects warn
-    for file in sorted(files, key=lambda file: not isinstance(file, io.TextIOWrapper)):  # text goes to its buffer first
+    """Flush the open files of Python and C, which finalization would otherwise flush."""
+    types = (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom)
+    files = [item for item in gc.get_objects() if issubclass(type(item), types)]  # isinstance makes torch's objects warn
+    for file in sorted(files, key=lambda file: not isinstance(file, io.TextIOWrapper)):  # text before its buffer
         with suppress(OSError, ValueError):
             if not file.closed:
                 file.flush()

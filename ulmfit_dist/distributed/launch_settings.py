@@ -1,12 +1,12 @@
-"""Settings that the launcher names: flags of `accelerate launch`, its config file, Accelerate's environment variables.
+"""Explicit settings of the launcher: flags of `accelerate launch`, its config file, Accelerate's environment variables.
 
-Accelerate gives every rank `ACCELERATE_MIXED_PRECISION=no` where nothing is named, and passes the number of accumulation
-steps on for DeepSpeed only. So the variables of a rank do not tell a request from a default. This module therefore reads the
-command line, the config file and the environment of the launcher, which is the nearest ancestor process that is one. A value
-that is named there counts, `no` included; a default of Accelerate's does not.
+Accelerate sets `ACCELERATE_MIXED_PRECISION=no` on every rank by default, and passes the number of accumulation steps on for
+DeepSpeed only. So the variables of a rank do not distinguish a request from a default. This module therefore reads the
+command line, the config file and the environment of the launcher: the nearest ancestor process that is one. An explicit
+value counts, `no` included; a default of Accelerate's does not. The trade-off: it depends on the process tree (`psutil`).
 
-A named value takes effect where the recipe leaves it open (`runtime.precision: auto`, `runtime.micro_batch_size: null`), and
-is an error where the recipe has another one.
+An explicit value replaces `runtime.precision: auto` or `runtime.micro_batch_size: null` of the config, and is an error if it
+contradicts any other value there.
 """
 
 from __future__ import annotations
@@ -25,18 +25,22 @@ from ulmfit_dist.distributed.env import TRUE
 from ulmfit_dist.errors import UserError
 
 PRECISION_VARIABLE = "ACCELERATE_MIXED_PRECISION"
+"""Accelerate's variable for the mixed precision."""
 NOTEBOOK_VARIABLE = "MIXED_PRECISION"
-"""The variable that notebook_launcher sets in the processes that it forks, `no` by default."""
+"""Variable that notebook_launcher sets in the processes that it forks, `no` by default."""
 STEPS_VARIABLE = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
+"""Accelerate's variable for the number of accumulation steps."""
 MIXED_PRECISIONS = ("no", "bf16", "fp16")
+"""Supported values of Accelerate's `mixed_precision`."""
 
 WITHOUT_ANCESTOR = (
     "ACCELERATE_DYNAMO_BACKEND", "ACCELERATE_DEBUG_RDV_FILE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE",
 )  # fmt: skip
-"""Variables of launchers that may not be found among the ancestors of their ranks: Accelerate's own, its debug_launcher, and
-mpirun on another node."""
+"""Variables of launchers that are not always ancestors of their ranks: Accelerate's own, its debug_launcher, and mpirun on
+another node."""
 
 DATA_PARALLEL = "use data parallel training (accelerate launch --multi_gpu), and runtime.micro_batch_size to save memory"
+"""Alternative to sharded training."""
 UNSUPPORTED = {
     "FSDP": DATA_PARALLEL,
     "DeepSpeed": DATA_PARALLEL,
@@ -44,9 +48,9 @@ UNSUPPORTED = {
     "tensor, context or sequence parallelism": DATA_PARALLEL,
     "a TPU": "use GPUs (accelerate launch --multi_gpu) or CPUs",
     "Amazon SageMaker's launcher": "start accelerate launch --multi_gpu on the machines themselves",
-    "torch.compile of the model": "leave the dynamo backend at `no`; the functions that gain by it are compiled already",
+    "torch.compile of the model": "leave the dynamo backend at `no`; the functions that benefit are already compiled",
 }
-"""Ways of training that Accelerate has and this package does not, and what to use instead."""
+"""Features of Accelerate that this package does not support, and the alternative."""
 
 UNSUPPORTED_VARIABLES = {
     "ACCELERATE_USE_FSDP": "FSDP",
@@ -56,7 +60,7 @@ UNSUPPORTED_VARIABLES = {
     "ACCELERATE_IN_TPU_POD": "a TPU",
     "ACCELERATE_USE_SAGEMAKER": "Amazon SageMaker's launcher",
 }
-"""Variables that Accelerate's launchers set to true, or to 1."""
+"""Boolean variables of Accelerate's launchers, by the feature that they enable."""
 
 UNSUPPORTED_TYPES = {
     "FSDP": "FSDP",
@@ -64,14 +68,14 @@ UNSUPPORTED_TYPES = {
     "MEGATRON_LM": "Megatron-LM",
     "XLA": "a TPU",
 }
-"""Values of distributed_type in a config file of Accelerate's."""
+"""Values of distributed_type in Accelerate's config file, by the feature that they enable."""
 
 Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
 class Named(Generic[Value]):
-    """A value, and the words with which the user has named it, for messages."""
+    """An explicit value, and its source in messages, such as the command-line flag."""
 
     value: Value
     source: str
@@ -79,12 +83,12 @@ class Named(Generic[Value]):
 
 @dataclass(frozen=True)
 class Launcher:
-    """The command line of `accelerate launch`, or of `ulmfit_dist.launch`.
+    """Command line and environment of `accelerate launch`, or of `ulmfit_dist.launch`.
 
     Attributes:
-        argv: its own options, without the script and the script's arguments.
-        environ: the environment that it was started in.
-        folder: its working directory, for relative paths.
+        argv: the launcher's own options, without the script and the script's arguments.
+        environ: the launcher's environment.
+        folder: the launcher's working directory, to resolve relative paths.
     """
 
     argv: Sequence[str]
@@ -92,7 +96,7 @@ class Launcher:
     folder: Path = Path()
 
     def mixed_precision(self) -> Named[str] | None:
-        """The mixed precision that the command line, the config file or the environment names, in this order."""
+        """Return the mixed precision of the command line, the config file or the environment, in this order."""
         options = _parse(self.argv)
         if options.mixed_precision is not None:
             return Named(options.mixed_precision, f"accelerate launch --mixed_precision {options.mixed_precision}")
@@ -102,7 +106,7 @@ class Launcher:
         return _variable(self.environ, PRECISION_VARIABLE)
 
     def accumulation_steps(self) -> Named[str] | None:
-        """Accumulation steps that the command line or the environment names; config files have them for DeepSpeed only."""
+        """Return the accumulation steps of the command line or the environment; config files hold DeepSpeed's only."""
         steps = _parse(self.argv).gradient_accumulation_steps
         if steps is not None:
             return Named(steps, f"accelerate launch --gradient_accumulation_steps {steps}")
@@ -119,17 +123,17 @@ class Launcher:
 
 @dataclass(frozen=True)
 class LaunchSettings:
-    """Settings that the launcher names; None for those that it does not."""
+    """Explicit settings of the launcher; None for settings left at their default."""
 
     mixed_precision: Named[str] | None = None
     accumulation_steps: Named[int] | None = None
 
     def applied_to(self, settings: RuntimeConfig, has_gpu: bool) -> RuntimeConfig:
-        """The runtime section of the recipe, with the named precision where it says `auto`.
+        """Return the runtime section of the config, with the launcher's precision in place of `auto`.
 
         Raises:
-            UserError: the recipe has another precision, or a micro-batch size beside named accumulation steps; fp16 is
-                named and there is no GPU.
+            UserError: if the config has a different precision, or a micro-batch size in addition to accumulation steps; or
+                if the launcher sets fp16 and no GPU is visible.
         """
         steps, precision = self.accumulation_steps, self.mixed_precision
         if steps is not None and settings.micro_batch_size is not None:
@@ -139,42 +143,42 @@ class LaunchSettings:
             )
         if precision is None:
             return settings
-        is_same = precision.value == settings.precision or (precision.value == "no" and settings.precision == "fp64")
-        if settings.precision != "auto" and not is_same:
+        same = ("fp32", "fp64", "no") if precision.value == "no" else (precision.value,)
+        if settings.precision not in ("auto", *same):
             raise UserError(
                 f"{precision.source} and runtime.precision={settings.precision} differ: leave one of them out, or give "
                 "both the same value"
             )
         if precision.value == "fp16" and not has_gpu:
-            raise UserError(f"{precision.source}: fp16 needs a GPU, and none is visible: use bf16, or leave it out")
-        return replace(settings, precision=precision.value) if settings.precision == "auto" else settings
+            raise UserError(f"{precision.source}: fp16 needs a GPU, but none is visible: use bf16, or leave it out")
+        return replace(settings, precision=same[0]) if settings.precision == "auto" else settings
 
     def check_agreement(self, all_ranks: Sequence[LaunchSettings]) -> None:
-        """Raise UserError where ranks were launched with different settings, as two nodes may be."""
+        """Raise UserError if ranks were launched with different settings, as can happen on several nodes."""
         for rank, other in enumerate(all_ranks):
             for name in ("mixed_precision", "accumulation_steps"):
                 first, named = getattr(all_ranks[0], name), getattr(other, name)
                 if (first and first.value) != (named and named.value):
                     raise UserError(
-                        f"rank {rank} was launched with {named.source if named else f'no {name}'}, and rank 0 with "
+                        f"rank {rank} was launched with {named.source if named else f'no {name}'}, but rank 0 with "
                         f"{first.source if first else f'no {name}'}: launch all nodes with the same flags and variables"
                     )
 
     def describe(self) -> list[str]:
-        """A line for each named setting, for --verbose."""
+        """Return a line per explicit setting, for --verbose."""
         steps = self.accumulation_steps
-        return [] if steps is None else [f"micro-batches of a rank in a step: {steps.value} ({steps.source})"]
+        return [] if steps is None else [f"micro-batches per rank and step: {steps.value} ({steps.source})"]
 
 
 def read_launch_settings(environ: Mapping[str, str] | None = None, launcher: Launcher | None = None) -> LaunchSettings:
-    """The settings of this process's launcher.
+    """Return the explicit settings of this process's launcher.
 
     Args:
-        environ: the environment of this process.
-        launcher: the launcher to read, for tests; None: the one that `find_launcher` finds.
+        environ: environment of this process.
+        launcher: launcher to read, for tests; None: the result of `find_launcher`.
 
     Raises:
-        UserError: a way of training, a mixed precision or a number of steps that there is none of.
+        UserError: if a feature, a mixed precision or a number of steps is not supported.
     """
     environ = os.environ if environ is None else environ
     launcher = launcher or find_launcher()
@@ -183,7 +187,7 @@ def read_launch_settings(environ: Mapping[str, str] | None = None, launcher: Lau
 
 
 def refuse_unsupported(environ: Mapping[str, str]) -> None:
-    """Raise UserError where Accelerate's variables ask for a way of training that this package does not have."""
+    """Raise UserError if Accelerate's variables request a feature that this package does not support."""
     for variable, name in UNSUPPORTED_VARIABLES.items():
         if environ.get(variable, "").lower() in TRUE:
             raise unsupported(f"{variable}={environ[variable]}", name)
@@ -195,17 +199,17 @@ def refuse_unsupported(environ: Mapping[str, str]) -> None:
 
 
 def unsupported(source: str, name: str) -> UserError:
-    """The error for a way of training in `UNSUPPORTED`."""
+    """Return the error for a feature in `UNSUPPORTED`."""
     return UserError(f"{source} requests {name}, which ulmfit-dist does not support: {UNSUPPORTED[name]}")
 
 
 def no_precision(source: str, value: str) -> UserError:
-    """The error for a mixed precision that is not in `MIXED_PRECISIONS`."""
-    return UserError(f"{source}: ulmfit-dist has no mixed precision {value}: use bf16, fp16 or no")
+    """Return the error for a mixed precision that is not in `MIXED_PRECISIONS`."""
+    return UserError(f"{source}: ulmfit-dist does not support mixed precision {value}: use bf16, fp16 or no")
 
 
 def read_config_file(path: str | Path) -> Any:
-    """A config file of Accelerate's, as its `ClusterConfig` or `SageMakerConfig`. Raises UserError if it cannot be read."""
+    """Read Accelerate's config file, as `ClusterConfig` or `SageMakerConfig`. Raises UserError if it cannot be read."""
     from accelerate.commands.config.config_args import load_config_from_file
 
     try:
@@ -215,7 +219,7 @@ def read_config_file(path: str | Path) -> Any:
 
 
 def find_launcher() -> Launcher | None:
-    """The nearest ancestor of this process that is `accelerate launch` or `ulmfit_dist.launch`; None if there is none."""
+    """Return the nearest ancestor process that is `accelerate launch` or `ulmfit_dist.launch`; None if there is none."""
     import psutil
 
     child = psutil.Process()
@@ -223,20 +227,20 @@ def find_launcher() -> Launcher | None:
         for parent in child.parents():
             argv = launcher_argv(parent.cmdline())
             if argv is not None:
-                own = without_script(argv, child.cmdline())
-                return Launcher(own, parent.environ(), Path(parent.cwd()))
+                options = without_script(argv, child.cmdline())
+                return Launcher(options, parent.environ(), Path(parent.cwd()))
             child = parent
     except psutil.Error:
-        return None  # another user's process: this user's launcher is not above it
+        return None  # a process of another user, which is no descendant of this user's launcher
     return None
 
 
 def launcher_argv(cmdline: Sequence[str]) -> Sequence[str] | None:
-    """The arguments of `accelerate launch` in a command line; None if it is another command.
+    """Return the arguments of `accelerate launch` in a command line; None if it is another command.
 
-    It may be a script, with or without an interpreter in front, or a module.
+    It may be a script, with or without an interpreter before it, or a module.
     """
-    names = [Path(word).name.removesuffix(".exe") for word in cmdline]
+    names = [Path(argument).name.removesuffix(".exe") for argument in cmdline]
     for i, name in enumerate(names[:8]):
         if name == "accelerate-launch" or cmdline[i].endswith("accelerate/commands/launch.py"):
             return cmdline[i + 1 :]
@@ -248,7 +252,7 @@ def launcher_argv(cmdline: Sequence[str]) -> Sequence[str] | None:
 
 
 def without_script(argv: Sequence[str], started: Sequence[str]) -> Sequence[str]:
-    """A launcher's own options: its arguments without those that the command line of the process it started ends with."""
+    """Return a launcher's own options: its arguments without the suffix that it shares with its child's command line."""
     count = 0
     while count < min(len(argv), len(started)) and argv[-1 - count] == started[-1 - count]:
         count += 1
@@ -256,19 +260,19 @@ def without_script(argv: Sequence[str], started: Sequence[str]) -> Sequence[str]
 
 
 def _mixed_precision(environ: Mapping[str, str], launcher: Launcher | None) -> Named[str] | None:
-    named, own = launcher.mixed_precision() if launcher else None, _variable(environ, PRECISION_VARIABLE)
+    setting, local = launcher.mixed_precision() if launcher else None, _variable(environ, PRECISION_VARIABLE)
     if environ.get("FORK_LAUNCHED") == "1" and environ.get(NOTEBOOK_VARIABLE, "no") != "no":
-        own = _variable(environ, NOTEBOOK_VARIABLE)
-    if own is not None and own.value.lower() == "no" and (launcher or any(name in environ for name in WITHOUT_ANCESTOR)):
-        own = None  # Accelerate's default, or named as well
-    if own is not None and (named is None or own.value.lower() != named.value.lower()):
-        named = own  # set between the launcher and this process
-    if named is None:
+        local = _variable(environ, NOTEBOOK_VARIABLE)
+    if local is not None and local.value.lower() == "no" and (launcher or any(name in environ for name in WITHOUT_ANCESTOR)):
+        local = None  # Accelerate's default, or the launcher's explicit value
+    if local is not None and (setting is None or local.value.lower() != setting.value.lower()):
+        setting = local  # set between the launcher and this process
+    if setting is None:
         return None
-    value = named.value.lower()
+    value = setting.value.lower()
     if value not in MIXED_PRECISIONS:
-        raise no_precision(named.source, value)
-    return Named(value, named.source)
+        raise no_precision(setting.source, value)
+    return Named(value, setting.source)
 
 
 def _accumulation_steps(environ: Mapping[str, str], launcher: Launcher | None) -> Named[int] | None:

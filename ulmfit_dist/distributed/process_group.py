@@ -1,9 +1,10 @@
 """Process groups: gradients over NCCL, control traffic over gloo.
 
-On GPUs, tensors on the device (gradients, sums) use the default group, NCCL's. Objects, votes and barriers use a second
-group, gloo's, as CPU tensors: no pickle is copied to a GPU, and a rank that waits for `prepare` sleeps in the network, where
-NCCL would spin in a kernel. Each group has one timeout: NCCL's own of ten minutes for gradients, three hours for control. On
-CPUs the default group does both. The trade-off: between nodes, gloo must find the network as well (GLOO_SOCKET_IFNAME).
+On GPUs, tensors on the device (gradients, sums) use the default group, NCCL. Objects, votes and barriers use a second
+group, gloo, as CPU tensors: no pickle is copied to a GPU, and a rank that waits for `prepare` sleeps in a system call,
+while NCCL would spin in a kernel. Each group has its own timeout: NCCL's ten minutes for gradients, three hours for
+control. On CPUs the default group serves both. The trade-off: between nodes, gloo must find the network as well
+(GLOO_SOCKET_IFNAME).
 """
 
 from __future__ import annotations
@@ -26,45 +27,46 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 States: TypeAlias = "tuple[dict[str, Any], dict[str, Any]]"
-"""Accelerate's state of a process: device and ranks, and on top of them the precision."""
+"""Accelerate's shared states of a process: device and ranks, and the precision."""
 
 CONTROL_TIMEOUT = timedelta(hours=3)
-"""Longest wait of a rank for the others: one of them may download, or tokenize a larger shard."""
+"""Timeout of control traffic: one rank may download, or tokenize a larger shard, while the others wait."""
 GRADIENT_TIMEOUT = timedelta(minutes=10)
-"""NCCL's own timeout."""
+"""NCCL's default timeout."""
 
 _opened: tuple[ProcessGroup, ProcessGroup] | None = None
-"""The default group, and the control group that was opened beside it."""
+"""The default group, and the control group opened with it."""
 
 _abandoned = False
+"""True after an error of this rank alone: the groups stay open until the process ends."""
 
 
 def accelerate_states() -> States:
-    """Return the states that Accelerate shares between all its objects in this process."""
+    """Return the states that Accelerate shares between all of its objects in this process."""
     return PartialState._shared_state, AcceleratorState._shared_state
 
 
 def set_accelerate_states(states: States) -> None:
-    """Make these the states that Accelerate shares; objects that exist already keep those that they were made with."""
+    """Set the states that Accelerate shares; existing objects keep theirs."""
     PartialState._shared_state, AcceleratorState._shared_state = states
 
 
 def join_process_group(has_gpu: bool, join_timeout: float = 5.0) -> PartialState:
-    """Join the process group that the launcher describes; on one process there is none. At the latest it ends at exit.
+    """Join the process group that the launcher describes, if there is more than one process. It is destroyed at exit.
 
     Args:
-        join_timeout: minutes to wait for the other ranks.
+        join_timeout: time limit of the wait for the other ranks, in minutes.
 
     Raises:
-        UserError: this process has joined a group for the other kind of device; launch variables that make no sense; ranks
-            that do not come.
+        UserError: if this process has joined a group for the other device type, launch variables are invalid, or ranks do
+            not join in time.
     """
     backend, other = ("nccl", "gloo") if has_gpu else ("gloo", "nccl")
     timeout = {} if has_gpu else {"timeout": CONTROL_TIMEOUT}
     if dist.is_initialized() and dist.get_backend() == other:
         raise UserError(
-            f"the ranks have joined a process group of {other}, and {'GPUs' if has_gpu else 'CPUs'} need {backend}: "
-            "set ACCELERATE_USE_CPU before the ranks start, and start them again"
+            f"the process group uses {other}, but {'GPUs' if has_gpu else 'CPUs'} need {backend}: "
+            "set ACCELERATE_USE_CPU before the ranks start, and restart them"
         )
     is_first = not dist.is_initialized()
     if is_first:
@@ -76,10 +78,10 @@ def join_process_group(has_gpu: bool, join_timeout: float = 5.0) -> PartialState
 
 
 def control_group(device: torch.device) -> ProcessGroup | None:
-    """Return the group for objects and barriers; None stands for the default group. Collective where it is opened.
+    """Return the group for objects and barriers; None stands for the default group. The first call is collective.
 
     Args:
-        device: the device of this rank.
+        device: device of this rank.
     """
     global _opened
     if device.type == "cpu" or not dist.is_initialized() or dist.get_world_size() == 1:
@@ -92,36 +94,36 @@ def control_group(device: torch.device) -> ProcessGroup | None:
 
 
 def forget_control_group() -> None:
-    """Drop the reference to the control group, whose threads end with the last one."""
+    """Drop the reference to the control group, whose threads end with its last reference."""
     global _opened
     _opened = None
 
 
 def abandon_process_group() -> None:
-    """Leave the groups to the end of the process, because this rank ends without the others."""
+    """Keep the groups open until the process ends, because this rank exits without the others."""
     global _abandoned
     _abandoned = True
 
 
 def destroy_process_group() -> None:
-    """End the groups' threads before the interpreter finalizes: one that takes the GIL then aborts the process.
+    """End the groups' threads before the interpreter finalizes, where one that takes the GIL would abort the process.
 
-    For scripts, whose exit cannot be that of `exit.py`. After an error of this rank alone the groups stay, because their
-    end would wait for other ranks in a collective that has begun.
+    For scripts, which do not exit through `exit.py`. After an error of this rank alone the groups stay open, because
+    destroying them would wait for the other ranks in a pending collective.
     """
     if _abandoned or getattr(sys, "last_value", None) is not None:
         return
     forget_control_group()
     if dist.is_initialized():
         dist.destroy_process_group()
-    gc.collect()  # what is left of a fit holds the group, also one that a `Runtime` has left before
+    gc.collect()  # objects of an earlier fit hold the group, even one that a `Runtime` has already left
 
 
 def _join(backend: str, timeout: dict[str, Any], join_timeout: float) -> None:
-    """Wait for the other ranks, and open the process group on the store that they have met at.
+    """Wait for the other ranks, and open the process group on their store.
 
-    A launcher that starts all ranks again (`--max_restarts`) keeps its store, in which the last attempt's addresses could be
-    found (pytorch issue 135712): each attempt keeps its own under a name of its own.
+    A launcher that restarts all ranks (`--max_restarts`) keeps its store, which still holds the addresses of the last
+    attempt (pytorch issue 135712). Each attempt therefore uses its own prefix.
     """
     meeting = read_meeting()
     if meeting is None:

@@ -1,8 +1,8 @@
-"""The wait for the other ranks, before the process group that would wait for them in silence.
+"""Rendezvous of all ranks at a key-value store, before the process group opens on it.
 
-torch waits for a missing rank inside C++, for hours and deaf to signals. Here the ranks first meet at the same key-value
-store (rank 0's, or the launcher's) in steps of a second at most: a rank says for whom it waits, a signal ends the wait, and
-so does `runtime.join_timeout`. The process group then opens on that store.
+torch waits for a missing rank inside C++, for hours, without a message and without handling signals. Here the ranks poll the
+store (rank 0's, or the launcher's) at intervals of at most a second: a rank logs which ranks are missing, and a signal or
+`runtime.join_timeout` ends the wait. The trade-off: one more round trip to the store per rank before training.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from ulmfit_dist.errors import UserError
 if TYPE_CHECKING:
     from torch.distributed import Store
 
-EVERY = 30.0
-"""Seconds between two lines that say for whom a rank waits."""
-STEP = 1.0
-"""Longest time, in seconds, in which a signal is not heard."""
-STORE_SECONDS = 10.0
-"""Time limit of an operation of the store, in seconds."""
-ADVICE = "start the ranks by `accelerate launch`; for one process unset RANK and WORLD_SIZE"
+LOG_INTERVAL = 30.0
+"""Interval between two messages about missing ranks, in seconds."""
+CONNECT_TIMEOUT = 1.0
+"""Longest time without handling a signal, in seconds."""
+STORE_TIMEOUT = 10.0
+"""Timeout of a store operation, in seconds."""
+ADVICE = "start the ranks with `accelerate launch`; for one process unset RANK and WORLD_SIZE"
 
-_joins = 0
-"""How many groups this process has joined: a store that outlives a group still has its keys."""
+_num_joins = 0
+"""Number of groups that this process has joined: a store that outlives a group still holds its keys."""
 
 
 @dataclass(frozen=True)
 class Meeting:
-    """Address at which this rank meets the others.
+    """Address of the store, and the rank that joins there.
 
     Attributes:
-        is_held_by_launcher: the store is the launcher's, not rank 0's.
+        is_held_by_launcher: whether the launcher hosts the store, not rank 0.
     """
 
     rank: int
@@ -54,35 +54,38 @@ class Meeting:
 
 
 def read_meeting() -> Meeting | None:
-    """Read the launch variables; None where they name one process, or are another launcher's (MPI's).
+    """Read the launch variables; None if they describe one process, or were set by MPI.
 
     Raises:
-        UserError: half of the variables, or values that make no sense.
+        UserError: if some of the variables are missing or invalid.
     """
     world_size = _whole_number("WORLD_SIZE", 1)
     if "RANK" not in os.environ and any(f"{mpi}_RANK" in os.environ for mpi in ("PMI", "OMPI_COMM_WORLD", "MV2_COMM_WORLD")):
         return None
     rank = _whole_number("RANK", 0)
     if rank >= world_size:
-        raise UserError(f"RANK={rank} with WORLD_SIZE={world_size}: ranks go from 0 to WORLD_SIZE - 1; {ADVICE}")
+        raise UserError(f"RANK={rank} with WORLD_SIZE={world_size}: give a rank from 0 to WORLD_SIZE - 1; {ADVICE}")
     if world_size == 1:
         return None
     for name in ("RANK", "MASTER_ADDR"):
         if not os.environ.get(name):
-            raise UserError(f"WORLD_SIZE={world_size} is set, and {name} is not: set it, or {ADVICE}")
+            raise UserError(f"WORLD_SIZE={world_size} is set, but {name} is not: set it, or {ADVICE}")
     held = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     return Meeting(rank, world_size, os.environ["MASTER_ADDR"], _whole_number("MASTER_PORT", 29500), held)
 
 
 def meet(meeting: Meeting, minutes: float) -> Store:
-    """Wait until all ranks have come, and return the store that they have met at.
+    """Wait until all ranks have joined, and return the store.
+
+    Args:
+        minutes: time limit of the wait, in minutes.
 
     Raises:
-        UserError: ranks that do not come in time, or a port in use.
+        UserError: if ranks do not join in time, or the port is in use.
     """
-    global _joins
-    _joins += 1
-    prefix = f"attempt {attempt()} group {_joins}"
+    global _num_joins
+    _num_joins += 1
+    prefix = f"attempt {attempt()} group {_num_joins}"
     wait = _Wait(meeting, minutes)
     while True:
         _wait_for_port(wait)
@@ -93,77 +96,77 @@ def meet(meeting: Meeting, minutes: float) -> Store:
 
 
 class _Wait:
-    """How long a rank has waited, and when it says so next."""
+    """Elapsed time of the wait, its messages and its time limit."""
 
     def __init__(self, meeting: Meeting, minutes: float):
         self.meeting, self.minutes = meeting, minutes
         self.since, self.start = time.strftime("%H:%M:%S"), time.monotonic()
-        self.next_line = self.start + EVERY
+        self.next_line = self.start + LOG_INTERVAL
 
     def step(self, missing: list[int], reason: str = "") -> None:
-        """Sleep for a moment; before that say which ranks are missing, where it is time to."""
-        here, now = self.meeting, time.monotonic()
-        why = f" ({reason})" if reason else ""
+        """Log the missing ranks if a message is due, and sleep. Raises UserError after the time limit."""
+        local, now = self.meeting, time.monotonic()
+        cause = f" ({reason})" if reason else ""
         if now - self.start > self.minutes * 60:
             raise UserError(
-                f"rank {here.rank} has waited {self.minutes:g} minutes (runtime.join_timeout) at {here.address}{why}, and "
-                f"{_names(missing)} of {here.world_size} did not come: check MASTER_ADDR, MASTER_PORT, WORLD_SIZE and RANK "
-                f"of all ranks, or {ADVICE}"
+                f"rank {local.rank} has waited {self.minutes:g} minutes (runtime.join_timeout) at {local.address}{cause}, "
+                f"but {_names(missing)} of {local.world_size} did not join: check MASTER_ADDR, MASTER_PORT, WORLD_SIZE and "
+                f"RANK of all ranks, or {ADVICE}"
             )
         if now >= self.next_line:
-            self.next_line = now + EVERY
-            line = f"rank {here.rank} waits for {len(missing)} of {here.world_size} ranks ({_names(missing)})"
-            print(f"{line} at {here.address} since {self.since}{why}", file=sys.stderr, flush=True)
-        time.sleep(min(STEP, 0.1))
+            self.next_line = now + LOG_INTERVAL
+            line = f"rank {local.rank} waits for {len(missing)} of {local.world_size} ranks ({_names(missing)})"
+            print(f"{line} at {local.address} since {self.since}{cause}", file=sys.stderr, flush=True)
+        time.sleep(min(CONNECT_TIMEOUT, 0.1))
 
 
 def _wait_for_port(wait: _Wait) -> None:
-    here = wait.meeting
-    if here.rank == 0 and not here.is_held_by_launcher:
+    local = wait.meeting
+    if local.rank == 0 and not local.is_held_by_launcher:
         return
     while True:
         try:
-            socket.create_connection((here.host, here.port), timeout=STEP).close()
+            socket.create_connection((local.host, local.port), timeout=CONNECT_TIMEOUT).close()
             return
         except OSError as error:
             reason = error.strerror or f"{error}"
         wait.step([0], reason)
 
 
-def _connect(here: Meeting, prefix: str) -> Store | None:
-    """Connect to the store, or open it on rank 0; None where the other end has gone again."""
+def _connect(meeting: Meeting, prefix: str) -> Store | None:
+    """Connect to the store, or open it on rank 0; None if the remote end has closed again."""
     import torch.distributed as dist
 
-    is_master = here.rank == 0 and not here.is_held_by_launcher
-    limit = timedelta(seconds=STORE_SECONDS)
+    is_master = meeting.rank == 0 and not meeting.is_held_by_launcher
+    timeout = timedelta(seconds=STORE_TIMEOUT)
     try:
         store = dist.TCPStore(
-            here.host, here.port, here.world_size, is_master, limit, wait_for_workers=False, multi_tenant=True
+            meeting.host, meeting.port, meeting.world_size, is_master, timeout, wait_for_workers=False, multi_tenant=True
         )
-    except RuntimeError as error:  # of which torch's DistNetworkError is one
+    except RuntimeError as error:  # the base class of torch's DistNetworkError
         if not is_master:
             return None
         message = " ".join(f"{error}".split())[:200]
         raise UserError(
-            f"rank 0 cannot listen at {here.address} (MASTER_ADDR, MASTER_PORT): {message}: "
+            f"rank 0 cannot listen at {meeting.address} (MASTER_ADDR, MASTER_PORT): {message}: "
             "set MASTER_PORT to a free port, the same for all ranks"
         ) from None
     return dist.PrefixStore(prefix, store)
 
 
 def _wait_for_ranks(wait: _Wait, store: Store) -> bool:
-    """Wait for all ranks' keys; return False where the store is gone."""
-    here = wait.meeting
-    keys = [f"here/{rank}" for rank in range(here.world_size)]
+    """Wait for the keys of all ranks; return False if the connection to the store is lost."""
+    rank_keys = [f"joined/{rank}" for rank in range(wait.meeting.world_size)]
+    own_key = rank_keys[wait.meeting.rank]
     try:
-        store.set(keys[here.rank], "")
-        while not store.check(keys):
-            wait.step([rank for rank, key in enumerate(keys) if not store.check([key])])
+        store.set(own_key, "")
+        while not store.check(rank_keys):
+            wait.step([rank for rank, key in enumerate(rank_keys) if not store.check([key])])
     except RuntimeError:
         return False
     except BaseException:
         with suppress(RuntimeError):
-            store.delete_key(keys[here.rank])  # so that nobody counts on a rank that has given up
+            store.delete_key(own_key)  # so that the other ranks do not count a rank that has timed out
         raise
     return True
 

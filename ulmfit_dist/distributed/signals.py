@@ -1,7 +1,8 @@
-"""Signals that ask a run to stop: SIGTERM and SIGUSR1, as schedulers send them, and SIGINT from a keyboard.
+"""Signals that stop a run: SIGTERM and SIGUSR1 from a scheduler, and SIGINT from a keyboard.
 
-While there is nothing to lose the run stops at once. During training it first finishes its step and saves, so there a signal
-is only noted (`when_ready`). Who sends SIGINT and then SIGINT or SIGTERM is in a hurry: that ends the process at once.
+Outside of training the run stops at once (`at_once`). During training it first finishes its step and saves, so a signal is
+only recorded (`when_ready`). The trade-off: a long step delays the exit. SIGINT followed by SIGINT or SIGTERM therefore
+terminates the process immediately, without saving.
 """
 
 from __future__ import annotations
@@ -14,56 +15,57 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-from ulmfit_dist.errors import Interrupted
+from ulmfit_dist.errors import ResumableInterrupt
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name))
+"""Handled signals that this platform has."""
 
 
 @dataclass
-class StopRequest:
-    """Whether this process was asked to stop, and by which signal."""
+class ShutdownRequest:
+    """First stop signal that this process has received; None if there was none."""
 
     signal: signal.Signals | None = None
 
 
 @contextmanager
 def at_once(ends_process: bool = False) -> Iterator[None]:
-    """A signal raises `Interrupted` where the process is; a scheduler's repetition of it is ignored.
+    """Raise `ResumableInterrupt` on a signal, and ignore repeated signals of a scheduler.
 
     Args:
-        ends_process: whether the process exits after this block: then requests are ignored from there on.
+        ends_process: whether the process exits after this block: signals of a scheduler are then ignored from its end.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
         for later in SIGNALS:
-            is_hasty = later == signal.SIGINT or (later == signal.SIGTERM and number == signal.SIGINT)
-            signal.signal(later, signal.SIG_DFL if is_hasty else signal.SIG_IGN)
-        raise Interrupted(_message(number))
+            terminates = later == signal.SIGINT or (later == signal.SIGTERM and number == signal.SIGINT)
+            signal.signal(later, signal.SIG_DFL if terminates else signal.SIG_IGN)
+        raise ResumableInterrupt(_message(number))
 
     with _handling(stop, ends_process):
         yield
 
 
 @contextmanager
-def when_ready() -> Iterator[StopRequest]:
-    """A signal is noted in the `StopRequest`, for whoever trains to look at."""
-    request = StopRequest()
+def when_ready() -> Iterator[ShutdownRequest]:
+    """Record a signal in the `ShutdownRequest`, which the training loop polls."""
+    request = ShutdownRequest()
 
-    def note(number: int, frame: FrameType | None) -> None:
+    def record(number: int, frame: FrameType | None) -> None:
         request.signal = request.signal or signal.Signals(number)
         if number == signal.SIGINT:
-            for hasty in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(hasty, signal.SIG_DFL)
+            for later in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(later, signal.SIG_DFL)
 
-    with _handling(note):
+    with _handling(record):
         yield request
-    if request.signal is not None:  # too late for whoever trained to see it
-        raise Interrupted(_message(request.signal))
+    if request.signal is not None:  # it arrived after the last poll
+        raise ResumableInterrupt(_message(request.signal))
 
 
 @contextmanager
 def saved() -> Iterator[None]:
-    """All is saved, and the run takes its leave: a scheduler need not ask again, and a keyboard ends the process at once."""
+    """Ignore signals of a scheduler while the run exits, with its progress saved; SIGINT terminates the process."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -77,19 +79,19 @@ def saved() -> Iterator[None]:
 
 
 def ignore_requests() -> None:
-    """Ignore a scheduler's signals from here on, while SIGINT ends the process at once; only in the main thread."""
+    """Ignore signals of a scheduler from now on; SIGINT terminates the process. No effect outside the main thread."""
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
             signal.signal(number, signal.SIG_DFL if number == signal.SIGINT else signal.SIG_IGN)
 
 
 def _message(number: int) -> str:
-    return f"stopped by {signal.Signals(number).name}: the same command goes on from there"
+    return f"stopped by {signal.Signals(number).name}: run the same command again to resume"
 
 
 @contextmanager
 def _handling(handler: Callable[[int, FrameType | None], Any], ends_process: bool = False) -> Iterator[None]:
-    """Handle the signals so for a while; outside the main thread, which alone may, they are left as they are."""
+    """Install a handler for all signals in a block; outside the main thread, where Python forbids it, do nothing."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

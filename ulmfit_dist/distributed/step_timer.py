@@ -1,8 +1,9 @@
-"""Time of training by laps.
+"""Time of training steps, by intervals.
 
-The end of a lap names what it was spent on. On a GPU laps are read from CUDA events: `take` returns the events so far, and
-reading them later, when the device has passed them, waits for nothing. Exchanges between ranks lie within other work, so
-they are laps of their own, and what came before them counts for whatever ends next.
+The end of an interval names the part of the step that it belongs to. On a GPU intervals lie between CUDA events: `take`
+returns the events so far, and reading them later, after the device has passed them, does not block. Exchanges between ranks
+happen inside of other parts, so they are intervals of their own, and an interval before an exchange counts for the part that
+ends next. The trade-off: times on a GPU are known a step late.
 """
 
 from __future__ import annotations
@@ -17,22 +18,22 @@ from typing import Any
 import torch
 
 PARTS = ("data", "forward", "backward", "communication", "optimizer", "checkpoint")
-"""What a step of training spends its time on. Nothing is counted twice."""
+"""Parts of a training step. No time is counted twice."""
 
-MOST_MARKS = 10_000
-"""Laps that are kept until they are added up, where nobody asks for the times."""
+MAX_MARKS = 10_000
+"""Number of marks after which intervals are added up, if `take` is not called before."""
 
 Mark = tuple[str | None, Any]
-"""The end of a lap: what it was spent on (None: the same as the next one), and its time or CUDA event."""
+"""End of an interval: its part (None: the same part as the next interval), and its time or CUDA event."""
 
 
 @dataclass
 class Spent:
-    """Seconds of laps.
+    """Sums over intervals, in seconds.
 
     Attributes:
-        parts: by what they were spent on.
-        training: of those between `Laps.start` and `Laps.stop`: without checkpoints after an epoch.
+        parts: seconds by part.
+        training: seconds between `StepTimer.start` and `StepTimer.stop`, without checkpoints after an epoch.
     """
 
     parts: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
@@ -43,30 +44,30 @@ class Spent:
 
 
 @dataclass(frozen=True)
-class TakenLaps:
-    """Laps whose seconds are read later.
+class TimedIntervals:
+    """Intervals whose durations are read later.
 
     Attributes:
-        before: what is read already.
-        segments: marks without a gap between them, and whether that is training.
+        before: sums that are read already.
+        segments: for each run of adjacent marks, whether it is training, and the marks.
     """
 
     before: Spent
     segments: Sequence[tuple[bool, list[Mark]]]
 
     def read(self) -> Spent:
-        """The seconds; on a GPU this waits for the last lap, unless the device has passed it."""
+        """Return the sums. On a GPU this blocks until the device has passed the last mark."""
         spent = self.before
         for is_training, marks in self.segments:
-            spent += _spent_between(marks, is_training)
+            spent += _sum_intervals(marks, is_training)
         return spent
 
 
-class Laps:
-    """A stopwatch of one rank.
+class StepTimer:
+    """Stopwatch of one rank.
 
     Args:
-        device: the device whose time is taken.
+        device: device whose time is measured.
     """
 
     def __init__(self, device: torch.device):
@@ -76,19 +77,19 @@ class Laps:
         self._training, self._saving = False, False
 
     def start(self, is_training: bool = True) -> None:
-        """Count time from here on, until `stop`."""
+        """Start to count time, until `stop`."""
         self._marks, self._training = [(None, self._now())], is_training
 
     def end(self, part: str | None) -> None:
-        """End a lap here; None: what it was spent on is what the next one is."""
+        """End an interval; None: it belongs to the same part as the next one."""
         if self._marks:
             self._marks.append((part, self._now()))
-        if len(self._marks) > MOST_MARKS:
+        if len(self._marks) > MAX_MARKS:
             self._add_up()
 
     @contextmanager
     def exchange(self) -> Iterator[None]:
-        """Around what waits for other ranks; within a checkpoint that is the checkpoint's time."""
+        """Count a block as communication; inside of `checkpoint` it counts as checkpoint."""
         if not self._saving:
             self.end(None)
         yield
@@ -97,7 +98,7 @@ class Laps:
 
     @contextmanager
     def checkpoint(self) -> Iterator[None]:
-        """Around the saving of a checkpoint, in an epoch or after it."""
+        """Count a block as checkpoint, in an epoch or after it."""
         is_on = bool(self._marks)
         if is_on:
             self.end("optimizer")
@@ -111,27 +112,27 @@ class Laps:
             self.stop()
 
     def stop(self) -> None:
-        """Count no time from here on, as in a validation."""
+        """Stop to count time, as during validation."""
         self._close(len(self._marks) - 1)
         self._marks = []
 
-    def take(self) -> TakenLaps:
-        """The laps since the last call. A lap whose purpose is not known yet is left to the next call."""
+    def take(self) -> TimedIntervals:
+        """Return the intervals since the last call. An interval whose part is still unknown is left for the next call."""
         self._close(_last_known(self._marks))
-        taken = TakenLaps(self._before, self._segments)
+        taken = TimedIntervals(self._before, self._segments)
         self._before, self._segments = Spent(), []
         return taken
 
     def _close(self, last: int) -> None:
-        """Cut a segment off the marks, up to the mark of this number; what follows begins there."""
+        """Move the marks up to this index into a segment; the mark at the index begins the next one."""
         if last > 0:
             self._segments.append((self._training, self._marks[: last + 1]))
             self._marks = self._marks[last:]
 
     def _add_up(self) -> None:
-        """Read all marks but the younger half, which the device may not have passed."""
+        """Read all marks but the newer half, which the device may not have passed."""
         self._close(_last_known(self._marks[: len(self._marks) // 2 + 1]))
-        self._before = TakenLaps(self._before, self._segments).read()
+        self._before = TimedIntervals(self._before, self._segments).read()
         self._segments = []
 
     def _now(self) -> Any:
@@ -143,28 +144,28 @@ class Laps:
 
 
 def _last_known(marks: Sequence[Mark]) -> int:
-    """The number of the last mark whose lap, and all before it, have a known purpose."""
+    """Return the index of the last mark up to which the part of every interval is known."""
     last, is_known = 0, True
-    for number, (part, _) in enumerate(marks[1:], 1):
+    for i, (part, _) in enumerate(marks[1:], 1):
         is_known = part is not None and (is_known or part != "communication")
-        last = number if is_known else last
+        last = i if is_known else last
     return last
 
 
-def _spent_between(marks: Sequence[Mark], is_training: bool) -> Spent:
-    """The seconds of the laps between these marks."""
-    spent, waiting = Spent(), 0.0
+def _sum_intervals(marks: Sequence[Mark], is_training: bool) -> Spent:
+    """Return the seconds between these marks, by part."""
+    spent, pending = Spent(), 0.0
     end = marks[-1][1]
     if not isinstance(end, float):
         end.synchronize()  # returns at once if the device has passed it
     for (_, begin), (part, end) in pairwise(marks):
         seconds = end - begin if isinstance(end, float) else begin.elapsed_time(end) / 1000
         if part is None:
-            waiting += seconds
+            pending += seconds
         elif part == "communication":
             spent.parts[part] += seconds
         else:
-            spent.parts[part] += seconds + waiting
-            waiting = 0.0
+            spent.parts[part] += seconds + pending
+            pending = 0.0
         spent.training += seconds if is_training else 0.0
     return spent

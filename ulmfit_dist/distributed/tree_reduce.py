@@ -1,9 +1,10 @@
-"""Gradients of virtual ranks, added up in the same order on any number of ranks.
+"""Tree reduction of the gradients of canonical ranks, in an order that does not depend on the number of ranks.
 
-Sums in floating point depend on the order of their terms, and DDP's order on the number of ranks. Here the terms are the
-virtual ranks', and they are added by pairs, the pairs by pairs, and so on: (0 + 1) + (2 + 3). A rank adds those that it
-computed; then ranks exchange their sums with a neighbour, with the neighbouring pair, ... So 1, 2 and 4 ranks get equal
-bits. The price: a copy of the gradients per level of the tree, and no exchange behind the backward pass.
+Floating-point sums depend on the order of their terms, and DDP's order depends on the number of ranks. Here the terms are
+the gradients of the canonical ranks, added in pairs, then in pairs of pairs: (0 + 1) + (2 + 3). A rank adds the gradients
+that it computed; then it exchanges sums with its neighbor, then with the neighboring pair, and so on. So 1, 2 and 4 ranks
+get bitwise-equal sums. The trade-off: one copy of the gradients per level of the tree, and no overlap with the backward
+pass.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from ulmfit_dist.distributed.runtime import Runtime
 
 
 class PairwiseSum:
-    """Adds lists of tensors by pairs as they come: a binary counter whose digits are partial sums."""
+    """Pairwise sum of lists of tensors, one list at a time: a binary counter whose digits are partial sums."""
 
     def __init__(self) -> None:
         self._partial: list[tuple[int, list[Tensor]]] = []
 
     def add(self, tensors: list[Tensor]) -> None:
-        """Take one more term; its tensors may be changed."""
+        """Add one term. Its tensors may be modified in place."""
         level = 0
         while self._partial and self._partial[-1][0] == level:
             earlier = self._partial.pop()[1]
@@ -32,18 +33,18 @@ class PairwiseSum:
         self._partial.append((level, tensors))
 
     def take(self) -> list[Tensor]:
-        """The sum of the terms, as many as a power of two; then begin anew."""
+        """Return the sum of the terms, whose number must be a power of two, and reset it."""
         ((_, total),) = self._partial
         self._partial = []
         return total
 
 
 class PairwiseGradients:
-    """What the parameters' gradients of one step come to over all virtual ranks. What they held before is added at the end.
+    """Gradients of one step, summed over all canonical ranks. Existing gradients of the parameters are added at the end.
 
     Args:
-        parameters: frozen ones among them are left out.
-        runtime: a power of two of ranks, each with as many virtual ranks.
+        parameters: parameters to sum the gradients of; frozen ones are skipped.
+        runtime: runtime of a power of two of ranks, each with the same number of canonical ranks.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], runtime: Runtime):
@@ -52,14 +53,14 @@ class PairwiseGradients:
         self._before = self._take()
 
     def add(self) -> None:
-        """Take the gradients that a virtual rank has left in the parameters."""
+        """Move the gradients of a canonical rank out of the parameters."""
         self._sum.add(self._take())
 
     def finish(self) -> None:
-        """Put the sum over all ranks into the parameters. Collective."""
+        """Write the sum over all ranks into the parameters' gradients. Collective."""
         gradients = self._sum.take()
         if self.runtime.world_size > 1:
-            flat = self.runtime.sum_by_pairs(torch.cat([gradient.flatten() for gradient in gradients]))
+            flat = self.runtime.tree_all_reduce(torch.cat([gradient.flatten() for gradient in gradients]))
             for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
                 gradient.copy_(part.view_as(gradient))
         torch._foreach_add_(gradients, self._before)

@@ -1,7 +1,7 @@
-"""Checks and their results: the vocabulary that all modules of this package share.
+"""Checks and their results: the types shared by all modules of this package.
 
-A check is a small function from a `Context` to a `Finding`. It runs on every rank, and an exception in it is a finding as
-well: its class and message, never a traceback. The modules of this package hold the checks by subject.
+A check is a small function from a `Context` to a `Finding`. It runs on every rank. An exception in it becomes a finding with
+its class and message, so that one broken check does not hide the results of the others. The trade-off: no traceback.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from ulmfit_dist.doctor.monitor import Monitor
 
 LIMIT, COLLECTIVE_LIMIT, QUICK = 50.0, 30.0, 20.0
-"""Time limits of a check, in seconds: one that computes; one that all ranks run together, counted from the arrival of the
-last of them; one that computes nothing."""
+"""Time limits of a check that computes, of a collective one (counted from the arrival of the last rank), and of one that
+computes nothing, in seconds."""
 
 
 class Status(str, Enum):
-    """Outcomes, from the best to the worst."""
+    """Outcomes of a check, from best to worst."""
 
     SKIPPED = "skipped"
     OK = "ok"
@@ -42,22 +42,22 @@ class Status(str, Enum):
 
 @dataclass(frozen=True)
 class Finding:
-    """The outcome of a check on one rank.
+    """Outcome of a check on one rank.
 
     Attributes:
         status: ok, warning, failure or skipped.
-        found: values that were seen; the reason where the check is skipped.
-        fix: instruction for the user, where something is wrong.
+        details: measured values, or the reason for skipping the check.
+        fix: instruction for the user after a warning or a failure.
     """
 
     status: Status
-    found: str
+    details: str
     fix: str = ""
 
 
 @dataclass(frozen=True)
 class Result:
-    """A check's finding on one rank, with its time in seconds."""
+    """Finding of a check on one rank, with its duration in seconds."""
 
     check: str
     finding: Finding
@@ -66,17 +66,17 @@ class Result:
 
 @dataclass
 class Context:
-    """Everything that checks read, and the little that they leave for later ones.
+    """Inputs of the checks, and results that later checks read.
 
     Attributes:
-        config: of the run that is to be checked.
-        rank, world_size, local_rank: this process among all, from the launch environment.
+        config: config of the run.
+        rank, world_size, local_rank: ranks from the launch environment.
         monitor: exchange between ranks through the rendezvous store.
-        learners: builders of the stages' learners by stage, from a config, a runtime and a token store.
-        runtime: None until the ranks have joined.
-        resolved: precision that the config comes to; None until it is known.
-        measured: values for the last lines, such as tokens per second.
-        created: folders that the checks have made, to be removed.
+        learners: builders of learners by stage, from a config, a runtime and a token store.
+        runtime: runtime of this rank; None until the ranks have joined.
+        resolved: resolved precision; None until it is known.
+        measured: values for the last lines of the report, such as tokens per second.
+        created: folders created by the checks, which are removed at the end.
     """
 
     config: Config
@@ -92,7 +92,7 @@ class Context:
 
     @property
     def device(self) -> torch.device:
-        """The device of this rank: that of the runtime, or the one that it would choose."""
+        """Device of this rank: that of the runtime, or the one that a runtime would select."""
         import torch
 
         if self.runtime is not None:
@@ -102,14 +102,14 @@ class Context:
 
 @dataclass(frozen=True)
 class Check:
-    """A named check.
+    """Named check.
 
     Attributes:
-        name: as the table shows it.
+        name: name in the table.
         function: the check itself.
-        collective: all ranks run it together, after they have met; skipped once a collective check has raised on a rank.
-        needs_runtime: skipped where the ranks could not join.
-        limit: time limit in seconds.
+        collective: whether all ranks run it together; such checks are skipped after one of them has raised on a rank.
+        needs_runtime: whether it is skipped if the ranks could not join.
+        limit: time limit, in seconds.
     """
 
     name: str
@@ -120,20 +120,20 @@ class Check:
 
     @property
     def is_quick(self) -> bool:
-        """It computes nothing, and needs no other rank."""
+        """True if it computes nothing, and needs no other rank."""
         return self.limit <= QUICK and not self.collective and not self.needs_runtime
 
 
-def ok(found: str) -> Finding:
-    return Finding(Status.OK, found)
+def ok(details: str) -> Finding:
+    return Finding(Status.OK, details)
 
 
-def warning(found: str, fix: str) -> Finding:
-    return Finding(Status.WARNING, found, fix)
+def warning(details: str, fix: str) -> Finding:
+    return Finding(Status.WARNING, details, fix)
 
 
-def failure(found: str, fix: str) -> Finding:
-    return Finding(Status.FAILURE, found, fix)
+def failure(details: str, fix: str) -> Finding:
+    return Finding(Status.FAILURE, details, fix)
 
 
 def skipped(reason: str) -> Finding:
@@ -141,7 +141,7 @@ def skipped(reason: str) -> Finding:
 
 
 def has_gpu() -> bool:
-    """True where a run would compute on a GPU; False also where there is one that it would refuse."""
+    """Return whether a run would compute on a GPU; False also for a GPU that torch cannot use."""
     from ulmfit_dist.distributed.devices import uses_gpu
 
     try:
@@ -151,7 +151,7 @@ def has_gpu() -> bool:
 
 
 def run_checks(checks: list[Check], context: Context) -> list[Result]:
-    """Run checks in order on this rank, collective ones with all others; each result is published as it comes."""
+    """Run checks in order on this rank, collective ones with all other ranks, and publish each result."""
     results = []
     for check in checks:
         result = _run(check, context)
@@ -164,9 +164,9 @@ def _run(check: Check, context: Context) -> Result:
     monitor, started = context.monitor, time.monotonic()
     with monitor.running(check.name, check.limit):
         if check.collective and (broken := monitor.meet(check.name)) is not None:
-            return Result(check.name, skipped(f"not tried: {broken}"))
+            return Result(check.name, skipped(f"not run: {broken}"))
         if check.needs_runtime and context.runtime is None:
-            return Result(check.name, skipped("not tried: the ranks have not joined"))
+            return Result(check.name, skipped("not run: the ranks have not joined"))
         monitor.restart_clock()
         try:
             finding = check.function(context)
@@ -178,9 +178,9 @@ def _run(check: Check, context: Context) -> Result:
 
 
 def _finding_of(error: Exception) -> Finding:
-    """A failure; a UserError has its fix behind its last colon."""
+    """Return the failure for an exception. The fix of a UserError follows its last colon."""
     message = " ".join(f"{error}".split())[:600]
     if isinstance(error, UserError):
-        found, _, fix = message.rpartition(": ")
-        return failure(found or message, fix)
+        details, _, fix = message.rpartition(": ")
+        return failure(details or message, fix)
     return failure(f"{type(error).__name__}: {message}", "search for the message in docs/troubleshooting.md, or report it")

@@ -1,4 +1,4 @@
-"""Checks of what a rank computes on: packages, driver, CUDA, cuDNN, the GPU's kernels, and the precision of `auto`."""
+"""Checks of the hardware and its software: packages, driver, CUDA, cuDNN, kernels for the GPU, and precision."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from ulmfit_dist.distributed.env import wants_cpu
 from ulmfit_dist.distributed.precision import auto_precision, resolve_precision
 from ulmfit_dist.doctor.checks import Context, Finding, failure, has_gpu, ok, skipped
 from ulmfit_dist.utils.environment import versions
-from ulmfit_dist.utils.formatting import PRECISION_NAMES
 
 NO_GPU = "no GPU is visible"
-FIX = "install a torch that fits this GPU and its driver: TORCH_INDEX=... bash launch/setup.sh"
+"""Reason for skipping a check of GPUs."""
+FIX = "install a torch that supports this GPU and its driver: TORCH_INDEX=... bash launch/setup.sh"
+"""Fix for a torch that does not match the GPU."""
 
 
 def check_versions(context: Context) -> Finding:
-    """Versions of Python, torch and the packages that numbers depend on."""
+    """Report the versions of Python, torch and the packages that results depend on."""
     return ok(", ".join(f"{name} {version}" for name, version in versions().items()))
 
 
 def check_device(context: Context) -> Finding:
-    """The device of this rank. Raises UserError for GPUs that are there but cannot be used."""
+    """Check the device of this rank. Raises UserError for GPUs that torch cannot use."""
     if not uses_gpu():
         threads = f"CPU, {torch.get_num_threads()} thread(s) of {os.cpu_count()} cores"
         return ok(f"{threads}, because ACCELERATE_USE_CPU={os.environ['ACCELERATE_USE_CPU']}" if wants_cpu() else threads)
@@ -37,31 +38,31 @@ def check_device(context: Context) -> Finding:
 
 
 def check_cuda(context: Context) -> Finding:
-    """Driver, CUDA and cuDNN."""
+    """Report driver, CUDA and cuDNN, and fail without cuDNN."""
     if not has_gpu():
         return skipped(NO_GPU)
     cudnn = torch.backends.cudnn.version()
-    found = f"driver {driver_version()}, CUDA {torch.version.cuda}, cuDNN {cudnn or 'missing'}"
-    return ok(found) if cudnn else failure(found, FIX)
+    details = f"driver {driver_version()}, CUDA {torch.version.cuda}, cuDNN {cudnn or 'missing'}"
+    return ok(details) if cudnn else failure(details, FIX)
 
 
 def check_kernels(context: Context) -> Finding:
-    """Kernels in this torch for this GPU's capability."""
+    """Check that this torch has kernels for the GPU's compute capability."""
     if not has_gpu():
         return skipped(NO_GPU)
     capability, known = torch.cuda.get_device_capability(context.local_rank), torch.cuda.get_arch_list()
     if not has_kernels(capability, known):
-        found = f"no kernels for capability {_dotted(capability)} in torch {torch.__version__}: it has {' '.join(known)}"
-        return failure(found, FIX)
+        details = f"no kernels for capability {_dotted(capability)} in torch {torch.__version__}: it has {' '.join(known)}"
+        return failure(details, FIX)
     return ok(f"capability {_dotted(capability)} among {' '.join(known)}")
 
 
 def check_precision(context: Context) -> Finding:
-    """Return the precision that runtime.precision resolves to, and the reason. Raises UserError if there is none."""
+    """Report the resolved precision and the reason. Raises UserError if the device does not support it."""
     wanted = context.config.runtime.precision
     context.resolved = resolve_precision(wanted, has_gpu())
-    name = PRECISION_NAMES.get(context.resolved, context.resolved)
-    return ok(f"runtime.precision={wanted} is {name}: {auto_precision(has_gpu())[1]}" if wanted == "auto" else name)
+    name = context.resolved
+    return ok(f"runtime.precision={wanted} resolves to {name}: {auto_precision(has_gpu())[1]}" if wanted == "auto" else name)
 
 
 def _dotted(capability: tuple[int, int]) -> str:

@@ -1,4 +1,4 @@
-"""Checks over ranks: devices, versions and config, the process group, the speed of its collectives, and the rank watch."""
+"""Checks over all ranks: devices, versions and config, the process group and its collectives, and heartbeats."""
 
 from __future__ import annotations
 
@@ -12,104 +12,108 @@ import torch
 import xxhash
 
 from ulmfit_dist.config.loading import to_dict
-from ulmfit_dist.data.batches import share_of_rank
+from ulmfit_dist.data.batches import make_batch_shard
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.doctor.checks import Context, Finding, failure, has_gpu, ok, skipped
 from ulmfit_dist.utils.environment import versions
-from ulmfit_dist.utils.formatting import PRECISION_NAMES
 
 ONE_PROCESS = "one process"
+"""Reason for skipping a check of several ranks."""
 SMALL_TENSOR = 1 << 20
-"""Elements of the first all-reduce, from whose time the size of the second one follows."""
+"""Number of elements in the first all-reduce, whose duration determines the size of the second one."""
 SECONDS = 3.0
-"""Seconds that the second all-reduce may take."""
+"""Time limit of the second all-reduce, in seconds."""
 REPEATS = 3
+"""Number of measured all-reduces."""
 OBJECTS = 10
+"""Number of measured object collectives."""
 
 
 def check_devices(context: Context) -> Finding:
-    """One device per rank, all of the same kind."""
-    own = [socket.gethostname(), _gpu_of(context) if has_gpu() else "", "cuda" if has_gpu() else "cpu"]
-    everyone = context.monitor.exchange("devices", own)
+    """Check that each rank has its own device, and that all devices have the same type."""
+    local = [socket.gethostname(), _gpu_of(context) if has_gpu() else "", "cuda" if has_gpu() else "cpu"]
+    devices = context.monitor.exchange("devices", local)
     if context.world_size == 1:
         return skipped(ONE_PROCESS)
-    hosts = len({host for host, _, _ in everyone})
-    if len({kind for _, _, kind in everyone}) > 1:
-        cpus = [rank for rank, (_, _, kind) in enumerate(everyone) if kind == "cpu"]
+    hosts = len({host for host, _, _ in devices})
+    if len({device_type for _, _, device_type in devices}) > 1:
+        cpus = [rank for rank, (_, _, device_type) in enumerate(devices) if device_type == "cpu"]
         context.monitor.broken = "ranks on GPUs and on CPUs"
-        return failure(f"ranks {cpus} see no GPU, others do", "check CUDA_VISIBLE_DEVICES and the driver on their nodes")
-    twice = [gpu for (_, gpu), count in Counter((host, gpu) for host, gpu, _ in everyone).items() if gpu and count > 1]
-    if twice:
+        return failure(
+            f"no GPU is visible on ranks {cpus}, but on the others",
+            "check CUDA_VISIBLE_DEVICES and the driver on their nodes",
+        )
+    shared = [gpu for (_, gpu), count in Counter((host, gpu) for host, gpu, _ in devices).items() if gpu and count > 1]
+    if shared:
         context.monitor.broken = "ranks share a GPU"
         return failure(
-            f"{twice[0]} is the GPU of several ranks", "start one rank per GPU: `accelerate launch --num_processes`"
+            f"several ranks use GPU {shared[0].removeprefix('GPU ')}",
+            "start one rank per GPU: `accelerate launch --num_processes`",
         )
-    kind = "GPU each" if has_gpu() else "on CPUs"
-    return ok(f"{context.world_size} ranks on {hosts} node(s), {f'one {kind}' if has_gpu() else kind}")
+    return ok(f"{context.world_size} ranks on {hosts} node(s), {'one GPU each' if has_gpu() else 'on CPUs'}")
 
 
 def _gpu_of(context: Context) -> str:
-    """Return an identity of the GPU, unique on its node."""
+    """Return an identifier of this rank's GPU, unique on its node."""
     visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     return visible[context.local_rank] if context.local_rank < len(visible) else f"GPU {context.local_rank}"
 
 
-def check_same(context: Context) -> Finding:
-    """Equal versions and equal configs on all ranks."""
+def check_agreement(context: Context) -> Finding:
+    """Check that all ranks have equal versions and an equal config."""
     digest = xxhash.xxh3_64_hexdigest(json.dumps(to_dict(context.config), sort_keys=True, default=str).encode())
-    everyone = context.monitor.exchange("versions", {**versions(), "config": digest})
+    by_rank = context.monitor.exchange("versions", {**versions(), "config": digest})
     if context.world_size == 1:
         return skipped(ONE_PROCESS)
-    for rank, other in enumerate(everyone):
-        differing = [name for name, value in other.items() if value != everyone[0].get(name)]
+    for rank, remote in enumerate(by_rank):
+        differing = [name for name, value in remote.items() if value != by_rank[0].get(name)]
         if differing:
             name = differing[0]
             return failure(
-                f"rank {rank} has {name} {other[name]}, rank 0 has {everyone[0].get(name)}",
+                f"rank {rank} has {name} {remote[name]}, rank 0 has {by_rank[0].get(name)}",
                 "install the same versions on all nodes, and give all ranks the same config",
             )
     return ok("versions and config are equal on all ranks")
 
 
 def check_batches(context: Context) -> Finding:
-    """Global batch sizes that the ranks can share evenly. Raises UserError."""
+    """Check that the ranks can share the global batches evenly. Raises UserError if they cannot."""
     config = context.config
-    share = share_of_rank(context.rank, context.world_size, config.runtime)
+    shard = make_batch_shard(context.rank, context.world_size, config.runtime)
     sizes = {f"{stage}.global_batch_size": getattr(config, stage).global_batch_size for stage in config.stages}
     for key, size in sizes.items():
-        share.check(size, key)
+        shard.check(size, key)
     return ok(", ".join(f"{key}={size}" for key, size in sizes.items()) + f", shared by {context.world_size} rank(s)")
 
 
-def check_joining(context: Context) -> Finding:
-    """The runtime of a run: process group, device, precision that all ranks agree on, rank watch."""
+def check_process_group(context: Context) -> Finding:
+    """Create the runtime of a run: process group, device, common precision, heartbeat connections."""
     runtime = Runtime(context.config.runtime)
     context.runtime, context.resolved = runtime, runtime.precision
-    watch = runtime._watch
-    if watch is not None:
-        context.monitor.lost = watch.loss
-    precision = PRECISION_NAMES.get(runtime.precision, runtime.precision)
+    if runtime.heartbeat is not None:
+        context.monitor.lost = runtime.heartbeat.loss
+    precision = runtime.precision
     backend = torch.distributed.get_backend() if torch.distributed.is_initialized() else "no process group"
     return ok(f"{backend}, {runtime.device.type}, all ranks in {precision}")
 
 
-def check_watch(context: Context) -> Finding:
-    """The rank watch: connected, and all ranks alive."""
+def check_heartbeat(context: Context) -> Finding:
+    """Check that the heartbeat is connected, and all ranks are alive."""
     if context.world_size == 1:
         return skipped(ONE_PROCESS)
-    watch = context.runtime._watch if context.runtime is not None else None
-    if watch is None:
+    heartbeat = context.runtime.heartbeat if context.runtime is not None else None
+    if heartbeat is None:
         return failure(
-            "not connected: a rank that dies would not be noticed",
-            "let the nodes connect to any port of rank 0's host, or set MASTER_ADDR to a name that all nodes resolve",
+            "not connected: a rank that dies may go unnoticed",
+            "allow connections to any port of rank 0's host, or set MASTER_ADDR to a name that all nodes resolve",
         )
-    if (loss := watch.loss()) is not None:
-        return failure(loss, "look at the output of this rank")
-    return ok(f"connected to {len(watch.peers)} peer(s)")
+    if (loss := heartbeat.loss()) is not None:
+        return failure(loss, "check the output of this rank")
+    return ok(f"connected to {len(heartbeat.peers)} peer(s)")
 
 
 def check_all_reduce(context: Context) -> Finding:
-    """An all-reduce of a gradient's size, in GB/s: over all ranks, and inside and between nodes where there are several."""
+    """Measure an all-reduce of a gradient's size in GB/s, over all ranks, and inside and between several nodes."""
     from ulmfit_dist.doctor.synthetic import num_parameters
 
     if context.world_size == 1:
@@ -120,12 +124,12 @@ def check_all_reduce(context: Context) -> Finding:
         if is_member:
             speeds[name], size = _speed(context, group, elements)
     reduced = "" if size == elements else f" (a gradient has {elements * 4 / 1e6:.1f} MB)"
-    found = ", ".join(f"{speed:.2f} GB/s {name}" for name, speed in speeds.items())
-    return ok(f"{size * 4 / 1e6:.1f} MB{reduced}: {found}")
+    measured = ", ".join(f"{speed:.2f} GB/s {name}" for name, speed in speeds.items())
+    return ok(f"{size * 4 / 1e6:.1f} MB{reduced}: {measured}")
 
 
 def _groups(context: Context) -> list[tuple[str, torch.distributed.ProcessGroup | None, bool]]:
-    """Groups to measure, with whether this rank is in them: made on all ranks in the same order."""
+    """Return the groups to measure as name, group, and whether this rank is a member. Collective."""
     import torch.distributed as dist
 
     hosts = context.monitor.exchange("hosts", socket.gethostname())
@@ -141,7 +145,7 @@ def _groups(context: Context) -> list[tuple[str, torch.distributed.ProcessGroup 
 
 
 def _speed(context: Context, group: torch.distributed.ProcessGroup | None, elements: int) -> tuple[float, int]:
-    """Bus bandwidth in GB/s, of the 2 (n - 1) / n of a tensor that a link carries, and the elements of the tensor."""
+    """Return the bus bandwidth in GB/s, where a link carries 2 (n - 1) / n of the tensor, and the number of elements."""
     import torch.distributed as dist
 
     ranks = dist.get_world_size(group)
@@ -155,7 +159,7 @@ def _speed(context: Context, group: torch.distributed.ProcessGroup | None, eleme
 
 
 def _seconds_of_all_reduce(context: Context, group: torch.distributed.ProcessGroup | None, elements: int) -> float:
-    """Seconds of one all-reduce. Raises RuntimeError where its sum is wrong."""
+    """Return the shortest duration of an all-reduce, in seconds. Raises RuntimeError if its sum is wrong."""
     import torch.distributed as dist
 
     ranks, best = dist.get_world_size(group), float("inf")
@@ -167,24 +171,24 @@ def _seconds_of_all_reduce(context: Context, group: torch.distributed.ProcessGro
         synchronize(context.device)
         best = min(best, time.perf_counter() - started)
         if float(tensor.min()) != ranks or float(tensor.max()) != ranks:
-            raise RuntimeError(f"an all-reduce of ones over {ranks} ranks is not {ranks} everywhere")
+            raise RuntimeError(f"an all-reduce of ones over {ranks} ranks did not return {ranks} everywhere")
     return best
 
 
 def check_objects(context: Context) -> Finding:
-    """Object collectives, by which ranks agree on errors and checkpoints, in milliseconds."""
+    """Measure object collectives, which exchange errors and checkpoints, in milliseconds."""
     if context.world_size == 1 or context.runtime is None:
         return skipped(ONE_PROCESS)
     started = time.perf_counter()
-    for number in range(OBJECTS):
-        found = context.runtime.gather((number, context.rank))
-        if found != [(number, rank) for rank in range(context.world_size)]:
-            raise RuntimeError(f"gathered {found}")
+    for i in range(OBJECTS):
+        gathered = context.runtime.all_gather_object((i, context.rank))
+        if gathered != [(i, rank) for rank in range(context.world_size)]:
+            raise RuntimeError(f"an all-gather of ranks returned {gathered}")
     milliseconds = (time.perf_counter() - started) / OBJECTS * 1000
-    return ok(f"{milliseconds:.1f} ms for a value of each rank on all ranks")
+    return ok(f"{milliseconds:.1f} ms per all-gather")
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for a GPU; on a CPU nothing is under way."""
+    """Wait for a GPU; on a CPU do nothing."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,8 +1,9 @@
-"""The rendezvous of all ranks, checked before anything can block in it.
+"""Rendezvous of all ranks, checked before any other collective can block.
 
-Ranks find each other through a key-value store at MASTER_ADDR:MASTER_PORT, which rank 0 holds, or the launcher
-(`accelerate launch`, torchrun). `torch.distributed` waits minutes to hours for a rank that never comes, and then says that a
-connection timed out. Here every step has a time limit of its own, and a failure names the address and the missing ranks.
+Ranks find each other through a key-value store at MASTER_ADDR:MASTER_PORT, which rank 0 or the launcher (`accelerate
+launch`, torchrun) hosts. `torch.distributed` waits minutes to hours for a missing rank, and then reports a timed-out
+connection. Here each step has its own time limit, and a failure names the address and the missing ranks. The trade-off:
+ranks must start within `SECONDS` of each other.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ STORE_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Launch:
-    """The launch variables of this process; one process where there are none.
+    """Launch variables of this process; those of a single process if they are not set.
 
     Attributes:
-        is_held_by_launcher: the store is the launcher's, not rank 0's.
+        is_held_by_launcher: whether the launcher hosts the store, not rank 0.
     """
 
     rank: int
@@ -47,45 +48,48 @@ class Launch:
 
 
 class JoinError(Exception):
-    """The ranks cannot find each other."""
+    """Failed rendezvous, with its finding."""
 
     def __init__(self, finding: Finding):
-        super().__init__(finding.found)
+        super().__init__(finding.details)
         self.finding = finding
 
 
 def read_launch() -> Launch:
-    """Read RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. Raises JoinError where they make no sense."""
-    read = {}
+    """Read RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. Raises JoinError if they are invalid."""
+    variables = {}
     for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0), ("MASTER_PORT", 29500)):
         value = os.environ.get(name, str(default))
         if not value.isdecimal():
-            raise JoinError(failure(f"{name}={value} is not a whole number", "start the ranks by `accelerate launch`"))
-        read[name] = int(value)
-    rank, world_size = read["RANK"], read["WORLD_SIZE"]
+            raise JoinError(failure(f"{name}={value} is not a whole number", "start the ranks with `accelerate launch`"))
+        variables[name] = int(value)
+    rank, world_size = variables["RANK"], variables["WORLD_SIZE"]
     if rank >= world_size:
         raise JoinError(
             failure(
-                f"RANK={rank} with WORLD_SIZE={world_size}: ranks go from 0 to {world_size - 1}",
-                "set both, or start the ranks by `accelerate launch`",
+                f"RANK={rank} with WORLD_SIZE={world_size}: expected a rank from 0 to {world_size - 1}",
+                "set both, or start the ranks with `accelerate launch`",
             )
         )
     host = os.environ.get("MASTER_ADDR", "127.0.0.1")
     held = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    return Launch(rank, world_size, read["LOCAL_RANK"], host, read["MASTER_PORT"], held)
+    return Launch(rank, world_size, variables["LOCAL_RANK"], host, variables["MASTER_PORT"], held)
 
 
 def join(launch: Launch, seconds: float = SECONDS) -> tuple[list[Store], list[str], Finding]:
-    """Connect to the store, twice, and wait for the other ranks.
+    """Connect to the store twice, and wait for the other ranks.
+
+    Args:
+        seconds: time limit, in seconds.
 
     Returns:
-        Two connections, so that two threads can use one each; the names of all ranks; the finding.
+        Two connections, one for each of two threads; the names of all ranks; the finding.
 
     Raises:
-        JoinError: an address that does not answer, a port in use, ranks that do not come.
+        JoinError: if the address does not respond, the port is in use, or ranks are missing.
     """
     deadline = time.monotonic() + seconds
-    stores = [_connect(launch, deadline, is_first=number == 0) for number in range(2)]
+    stores = [_connect(launch, deadline, is_first=i == 0) for i in range(2)]
     keys = [f"joined/{rank}" for rank in range(launch.world_size)]
     stores[0].set(keys[launch.rank], rank_name())
     stores[0].set(f"beat/{launch.rank}", "")
@@ -94,7 +98,7 @@ def join(launch: Launch, seconds: float = SECONDS) -> tuple[list[Store], list[st
             raise JoinError(_absent(launch, missing, seconds))
         time.sleep(0.1)
     names = [value.decode() for value in stores[0].multi_get(keys)]
-    return stores, names, ok(f"{launch.world_size} ranks have met at {launch.address}")
+    return stores, names, ok(f"{launch.world_size} ranks have joined at {launch.address}")
 
 
 def _connect(launch: Launch, deadline: float, is_first: bool) -> Store:
@@ -113,7 +117,7 @@ def _connect(launch: Launch, deadline: float, is_first: bool) -> Store:
             wait_for_workers=False,
             multi_tenant=True,
         )
-    except RuntimeError as error:  # of which torch's DistNetworkError is one
+    except RuntimeError as error:  # the base class of torch's DistNetworkError
         raise JoinError(_refused(launch, error)) from None
     return dist.PrefixStore(f"doctor/{attempt()}", store)
 
@@ -131,7 +135,7 @@ def _wait_for_port(launch: Launch, deadline: float) -> None:
                 failure(
                     f"rank {launch.rank} cannot reach rank 0 at {launch.address} (MASTER_ADDR, MASTER_PORT) "
                     f"for {seconds:.0f} s: {reason}",
-                    "start rank 0 there; or set MASTER_ADDR to its host; or open the port between the nodes",
+                    "start rank 0 there, set MASTER_ADDR to its host, or open the port between the nodes",
                 )
             )
         time.sleep(0.2)
@@ -145,7 +149,7 @@ def _refused(launch: Launch, error: Exception) -> Finding:
             "set MASTER_PORT (`accelerate launch --main_process_port`) to a free port, the same for all ranks",
         )
     return failure(
-        f"{launch.address} (MASTER_ADDR, MASTER_PORT) does not work as a rendezvous: {message}",
+        f"rendezvous at {launch.address} (MASTER_ADDR, MASTER_PORT) failed: {message}",
         "set MASTER_ADDR to the host of rank 0 and MASTER_PORT to a free port there",
     )
 
@@ -154,7 +158,7 @@ def _absent(launch: Launch, missing: list[int], seconds: float) -> Finding:
     ranks = ", ".join(map(str, missing[:8])) + (f" and {len(missing) - 8} more" if len(missing) > 8 else "")
     is_one = len(missing) == 1
     return failure(
-        f"rank{'' if is_one else 's'} {ranks} of {launch.world_size} {'has' if is_one else 'have'} not come to "
+        f"rank{'' if is_one else 's'} {ranks} of {launch.world_size} {'has' if is_one else 'have'} not joined at "
         f"{launch.address} (MASTER_ADDR, MASTER_PORT) within {seconds:.0f} s",
-        "start the missing ranks with this address; without others, unset RANK and WORLD_SIZE",
+        "start the missing ranks with this address; for one process unset RANK and WORLD_SIZE",
     )

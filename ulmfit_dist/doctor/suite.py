@@ -1,8 +1,8 @@
-"""All checks of the machine, in order, over all ranks, and their report.
+"""All checks of `doctor`, in order, over all ranks, and their report.
 
-The order goes from what cannot hang to what can: launch variables and rendezvous, then devices and folders, then the process
-group, then training steps. Everything that ranks exchange about the checks goes through the rendezvous store, so a report
-comes out also where the process group is what fails (`doctor/monitor.py`).
+Checks that cannot hang come first: launch variables and rendezvous, then devices and folders, then the process group, then
+training steps. Ranks exchange results through the rendezvous store, so there is a report even if the process group fails
+(`doctor/monitor.py`). The trade-off: every collective check begins with a barrier through that store.
 """
 
 from __future__ import annotations
@@ -14,22 +14,23 @@ from typing import Any, NoReturn
 
 from ulmfit_dist.config.schema import Config
 from ulmfit_dist.data.token_store import TokenStore
-from ulmfit_dist.distributed.env import quieten, rank_name
+from ulmfit_dist.distributed.env import rank_name, silence_warnings
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.doctor import hardware, numerics, performance, ranks, report, services, storage
 from ulmfit_dist.doctor.checks import COLLECTIVE_LIMIT, QUICK, Check, Context, Finding, Result, ok, run_checks
 from ulmfit_dist.doctor.monitor import Monitor
 from ulmfit_dist.doctor.rendezvous import JoinError, Launch, join, read_launch
-from ulmfit_dist.errors import EXIT_CODE, UserError
+from ulmfit_dist.errors import USER_ERROR, UserError
 from ulmfit_dist.stages.classifier import classifier_learner
 from ulmfit_dist.stages.lm import lm_learner
 from ulmfit_dist.training.train_steps import ClassifierLearner
 
 RENDEZVOUS = "rendezvous"
+"""Name of the check that runs before all others."""
 
 
 def checks_of(config: Config) -> list[Check]:
-    """The checks in their order."""
+    """Return the checks of a config in order."""
 
     def quick(name: str, function: object) -> Check:
         return Check(name, function, limit=QUICK)  # type: ignore[arg-type]
@@ -50,7 +51,7 @@ def checks_of(config: Config) -> list[Check]:
     ]
     folders = [
         check
-        for key, name in (("runs_dir", "run directory"), ("data.cache", "cache"))
+        for key, name in (("runs_dir", "run directory"), ("data.cache_dir", "cache"))
         for check in (quick(name, storage.writable(key)), exchanging(f"{name}, shared", storage.shared(key)))
     ]
     return [
@@ -60,9 +61,9 @@ def checks_of(config: Config) -> list[Check]:
         quick("W&B", services.check_wandb),
         quick("SLURM", services.check_slurm),
         exchanging("one device each", ranks.check_devices),
-        exchanging("same versions", ranks.check_same),
-        Check("process group", ranks.check_joining, collective=True, limit=COLLECTIVE_LIMIT + 10),
-        Check("rank watch", ranks.check_watch, needs_runtime=True, limit=QUICK),
+        exchanging("same versions", ranks.check_agreement),
+        Check("process group", ranks.check_process_group, collective=True, limit=COLLECTIVE_LIMIT + 10),
+        Check("heartbeat", ranks.check_heartbeat, needs_runtime=True, limit=QUICK),
         Check("all-reduce", ranks.check_all_reduce, collective=True, needs_runtime=True, limit=COLLECTIVE_LIMIT),
         Check("object collectives", ranks.check_objects, collective=True, needs_runtime=True, limit=COLLECTIVE_LIMIT),
         Check("Philox", numerics.check_philox),
@@ -70,14 +71,14 @@ def checks_of(config: Config) -> list[Check]:
         Check("fused loss", numerics.check_loss),
         *(Check(f"{stage}: a step against the CPU", numerics.step_against_cpu(stage)) for stage in config.stages),
         *(training(f"{stage}: the same steps twice", numerics.same_steps_twice(stage)) for stage in config.stages),
-        training("no waits", performance.check_waits),
+        training("no GPU syncs", performance.check_syncs),
         training("speed", performance.check_speed),
         training("largest batch", performance.check_largest_batch),
     ]
 
 
 class _Reporter:
-    """Prints the report, once: at the end, or early from the monitor's thread."""
+    """Printer of the report, used once: at the end, or early by the monitor's thread."""
 
     def __init__(self, config: Config, as_json: bool, launch: Launch | None):
         self.names = [RENDEZVOUS, *(check.name for check in checks_of(config))]
@@ -89,14 +90,14 @@ class _Reporter:
         return report.rows(self.names, results, self.world_size)
 
     def print(self, results: dict[int, list[Result]]) -> None:
-        found = self.rows(results)
+        rows = self.rows(results)
         measured = {} if self.context is None else self.context.measured
         suggestion = report.overrides(self.config, None if self.context is None else self.context.resolved, measured)
         if self.as_json:
-            print(report.as_json(found, self.world_size, measured, suggestion), flush=True)
+            print(report.as_json(rows, self.world_size, measured, suggestion), flush=True)
             return
         processes = "1 process" if self.world_size == 1 else f"{self.world_size} ranks"
-        print(report.as_table(f"doctor: {self.config.name}, {processes}", found))
+        print(report.as_table(f"doctor: {self.config.name}, {processes}", rows))
         print(*report.last_lines(measured, suggestion), sep="\n", flush=True)
 
 
@@ -104,13 +105,13 @@ def doctor(config: Config, as_json: bool = False) -> None:
     """Run all checks on every rank, and print the report on rank 0.
 
     Raises:
-        UserError: a check has failed; on every rank.
+        UserError: if a check has failed; on every rank.
     """
-    quieten()
+    silence_warnings()
     launch = None
     try:
         launch = read_launch()
-        stores, names, joined = _met(launch)
+        stores, names, joined = _join(launch)
     except JoinError as error:
         _end_without_ranks(config, as_json, launch, error.finding)
     reporter = _Reporter(config, as_json, launch)
@@ -134,29 +135,29 @@ def doctor(config: Config, as_json: bool = False) -> None:
         raise _error(failed)
 
 
-def _met(launch: Launch) -> tuple[list, list[str], Finding]:
+def _join(launch: Launch) -> tuple[list, list[str], Finding]:
     if launch.world_size == 1:
-        return [], [rank_name()], ok("one process: nobody to meet")
+        return [], [rank_name()], ok("one process")
     return join(launch)
 
 
 def _fresh_classifier(config: Config, runtime: Runtime, store: TokenStore) -> ClassifierLearner:
-    """The classifier's learner on an encoder with fresh weights."""
+    """Return the classifier's learner on an encoder with random weights."""
     return classifier_learner(config, runtime, store, needs_encoder=False)
 
 
 def _leave(context: Context, failed: Sequence[str]) -> None:
-    """Leave the process group; where a collective has failed nobody waits for it again."""
+    """Leave the process group; after a failed collective, exit without waiting for the other ranks."""
     if context.runtime is None:
         return
     if context.monitor.broken is not None:
         print(f"ulmfit-dist: error: {_error(failed)}", file=sys.stderr, flush=True)
-        os._exit(EXIT_CODE)
+        os._exit(USER_ERROR)
     context.runtime.__exit__(None, None, None)
 
 
 def _end_without_ranks(config: Config, as_json: bool, launch: Launch | None, finding: Finding) -> NoReturn:
-    """Report, on the first rank of each node, that the ranks cannot meet, and the checks of one rank; raise UserError."""
+    """Report the failed rendezvous and the checks of one rank, on the first rank of each node, and raise UserError."""
     reporter, failed = _Reporter(config, as_json, launch), [RENDEZVOUS]
     if launch is None:
         reporter.print({0: [Result(RENDEZVOUS, finding)]})

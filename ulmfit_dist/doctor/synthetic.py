@@ -1,9 +1,7 @@
-"""Training steps on random tokens, for checks: the stages' own learners, and single steps without other ranks.
+"""Training steps on random tokens: the learners of the stages, and single steps on one rank.
 
-Sizes are those of the config. On a CPU, where a step of them takes minutes, a step has fewer rows and tokens; the network
-and the vocabulary stay as they are. No text, token store or pretrained weights are needed.
-
-b: rows of a step, T: tokens of a row, V: vocabulary.
+Random tokens need no text, token store or pretrained weights. Sizes are those of the config. The trade-off: on a CPU, where
+a full step takes minutes, steps have fewer rows and tokens, with the network and vocabulary of the config.
 """
 
 from __future__ import annotations
@@ -21,32 +19,36 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ulmfit_dist.config.schema import Config
-from ulmfit_dist.data.batches import share_of_rank
+from ulmfit_dist.data.batches import make_batch_shard
 from ulmfit_dist.data.token_store import TokenStore, read_meta, token_dtype
 from ulmfit_dist.doctor.checks import Context
 from ulmfit_dist.models.fused_cross_entropy import ActivationRegularization, DecoderLoss
 from ulmfit_dist.models.networks import build_classifier, build_language_model, encoder_of
 from ulmfit_dist.rng.counter_based import seed_torch
+from ulmfit_dist.training.callbacks.order import CallbackOrder
 from ulmfit_dist.training.learner import DistributedLearner
 from ulmfit_dist.training.optimizer import FusedAdam
 
-DTYPES = {"no": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""Types of matrix products by precision."""
+DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Dtypes of matrix products by precision."""
 ROWS_ON_CPU, TOKENS_ON_CPU = 2, 32
-"""Rows of a (virtual) rank and tokens of a row, at most, on a CPU."""
+"""Largest numbers of rows per canonical rank and tokens per row on a CPU."""
 LABELS = ["0", "1"]
+"""Labels of the classifier."""
 FIRST_ID = 10
-"""The first id that is no special token."""
+"""First id that is not a special token."""
 LOSS_SCALE = 1024.0
 """Factor on the loss of a single step in fp16, so that small gradients are not lost."""
 
 
 class RandomStore(TokenStore):
-    """A token store of random ids, in memory.
+    """Token store of random ids, in memory.
 
     Args:
-        documents: how many, of which the last fifth validates.
-        length: tokens of each.
+        vocab_size: number of tokens in the vocabulary.
+        documents: number of training documents; a fifth as many are added for validation.
+        length: tokens per document.
+        seed: seed of the ids.
     """
 
     def __init__(self, vocab_size: int, documents: int, length: int, seed: int):
@@ -74,9 +76,9 @@ class Sizes:
     """Sizes of probe steps.
 
     Attributes:
-        rows, tokens: of a language model's step, over all ranks.
-        documents: of a classifier's step, over all ranks.
-        is_reduced: less than the config's, because a CPU computes them.
+        rows, tokens: rows over all ranks, and tokens per row, in a step of the language model.
+        documents: documents over all ranks in a step of the classifier.
+        is_reduced: whether they are smaller than the config's, for a CPU.
     """
 
     rows: int
@@ -87,44 +89,44 @@ class Sizes:
     def describe(self, config: Config) -> str:
         step = f"{self.rows} x {self.tokens} tokens"
         full = f"{config.lm.global_batch_size} x {config.lm.seq_len}"
-        return f"{step} instead of {full}, because this is a CPU" if self.is_reduced else step
+        return f"{step} instead of {full} on a CPU" if self.is_reduced else step
 
 
 def sizes_of(context: Context) -> Sizes:
-    """The sizes of the config, reduced on a CPU."""
+    """Return the sizes of the config, reduced on a CPU."""
     config = context.config
     rows, tokens, documents = config.lm.global_batch_size, config.lm.seq_len, config.classifier.global_batch_size
     if context.device.type == "cuda":
         return Sizes(rows, tokens, documents, False)
-    ranks = share_of_rank(context.rank, context.world_size, config.runtime).num_virtual_ranks
-    named = None if context.runtime is None else context.runtime.launch.accumulation_steps
-    few = ROWS_ON_CPU * ranks * (1 if named is None else named.value)
-    fewer = (min(rows, few), min(tokens, TOKENS_ON_CPU), min(documents, few))
-    return Sizes(*fewer, is_reduced=fewer != (rows, tokens, documents))
+    ranks = make_batch_shard(context.rank, context.world_size, config.runtime).num_canonical_ranks
+    steps = None if context.runtime is None else context.runtime.launch.accumulation_steps
+    max_rows = ROWS_ON_CPU * ranks * (1 if steps is None else steps.value)
+    reduced = (min(rows, max_rows), min(tokens, TOKENS_ON_CPU), min(documents, max_rows))
+    return Sizes(*reduced, is_reduced=reduced != (rows, tokens, documents))
 
 
 def vocab_size(config: Config) -> int:
-    """Tokens of the store that the config names, else the most that its tokenizer would have."""
-    if config.data.store is not None:
-        return int(read_meta(Path(config.data.store))["vocab_size"])
-    if config.tokenizer.kind == "sentencepiece":
-        return config.tokenizer.pieces or 30000
+    """Return the vocabulary size of the config's token store, else the largest one of its tokenizer."""
+    if config.data.token_store is not None:
+        return int(read_meta(Path(config.data.token_store))["vocab_size"])
+    if config.tokenizer.type == "sentencepiece":
+        return config.tokenizer.sp_vocab_size or 30000
     return config.tokenizer.max_vocab
 
 
 def num_parameters(config: Config) -> int:
-    """Parameters of the language model, at the largest vocabulary."""
+    """Return the number of parameters of the language model, at the largest vocabulary."""
     with torch.device("meta"):
         model = build_language_model(vocab_size(config), config.model, config.lm)
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def probe_learner(context: Context, stage: str, steps: int) -> DistributedLearner:
-    """The stage's learner on random tokens enough for some steps, from the same weights in each call. Collective."""
+    """Return the stage's learner on random tokens for some steps, with the same initial weights in each call. Collective."""
     assert context.runtime is not None
     config, sizes = context.config, sizes_of(context)
     runtime = context.runtime
-    runtime.renew_scaler()
+    runtime.reset_grad_scaler()
     lm = replace(config.lm, callbacks=[], valid_pct=None, global_batch_size=sizes.rows, seq_len=sizes.tokens)
     classifier = replace(
         config.classifier,
@@ -137,7 +139,7 @@ def probe_learner(context: Context, stage: str, steps: int) -> DistributedLearne
     )
     config = replace(
         config,
-        runs_dir=str(Path(config.runs_dir) / ".doctor"),  # holds no language model to start from
+        runs_dir=str(Path(config.runs_dir) / ".doctor"),  # contains no language model to start from
         data=replace(config.data, folds=None),
         model=replace(config.model, pretrained=None),
         lm=lm,
@@ -152,54 +154,57 @@ def probe_learner(context: Context, stage: str, steps: int) -> DistributedLearne
 
 
 class _Steps(Callback):
-    """Ends a fit after some steps.
+    """Callback that ends a fit after some steps.
 
     Args:
-        watch: called after each step with the number of steps so far.
+        on_step: called after each step with the number of steps so far.
     """
 
-    order = 100
+    order = CallbackOrder.STEP_LIMIT
 
-    def __init__(self, steps: int, watch: Callable[[int], None]):
-        self.steps, self.done, self.watch = steps, 0, watch
+    def __init__(self, steps: int, on_step: Callable[[int], None]):
+        self.steps, self.done, self.on_step = steps, 0, on_step
 
     def after_batch(self) -> None:
         self.done += 1
-        self.watch(self.done)
+        self.on_step(self.done)
         if self.done == self.steps:
             raise CancelFitException
 
 
-def train_steps(learner: DistributedLearner, steps: int, watch: Callable[[int], None] = lambda step: None) -> None:
+def train_steps(learner: DistributedLearner, steps: int, on_step: Callable[[int], None] = lambda step: None) -> None:
     """Train all layers for some steps, without a validation. Collective."""
     learner.freeze_to(0)
-    learner.fit(1, 1e-3, cbs=[_Steps(steps, watch)])
+    learner.fit(1, 1e-3, cbs=[_Steps(steps, on_step)])
     if learner.stage_step != steps:
-        raise RuntimeError(f"{learner.stage_step} steps were made, not {steps}")
+        raise RuntimeError(f"the fit made {learner.stage_step} steps instead of {steps}")
+
+
+@dataclass(frozen=True)
+class StepSpec:
+    """Device, precision and sizes of a `LocalStep`.
+
+    Attributes:
+        precision: "fp32", "bf16", "fp16" or "fp64".
+        rows, tokens: rows of the step, and tokens per row.
+        fixed_norms: whether batch norms divide by their running variance, which is 1. With few documents and fresh weights
+            the variance of a batch is so small that a batch norm amplifies the rounding of bf16 a hundredfold.
+    """
+
+    device: torch.device
+    precision: str
+    rows: int
+    tokens: int
+    fixed_norms: bool = False
 
 
 class LocalStep:
-    """One training step of a stage on one device, without other ranks and without Accelerate.
+    """One training step of a stage on one device, without other ranks and without Accelerate."""
 
-    Args:
-        precision: "no", "bf16", "fp16" or "fp64".
-        rows, tokens: of the step.
-        fixed_norms: batch norms divide by their running variance, which is 1. With few documents and fresh weights the
-            variance of a batch is so small that a batch norm enlarges the rounding of bf16 a hundred times.
-    """
-
-    def __init__(
-        self,
-        config: Config,
-        stage: str,
-        device: torch.device,
-        precision: str,
-        rows: int,
-        tokens: int,
-        fixed_norms: bool = False,
-    ):
-        self.stage, self.device, self.dtype = stage, device, DTYPES[precision]
-        self.scale = LOSS_SCALE if precision == "fp16" else 1.0
+    def __init__(self, config: Config, stage: str, spec: StepSpec):
+        device, rows, tokens = spec.device, spec.rows, spec.tokens
+        self.stage, self.device, self.dtype = stage, device, DTYPES[spec.precision]
+        self.scale = LOSS_SCALE if spec.precision == "fp16" else 1.0
         num_tokens = vocab_size(config)
         seed_torch(config.seed, "doctor", stage)
         self.model: Any
@@ -210,7 +215,7 @@ class LocalStep:
         self.model.to(device).train()
         for module in self.model.modules():
             if isinstance(module, nn.BatchNorm1d):
-                module.train(not fixed_norms)
+                module.train(not spec.fixed_norms)
         position = encoder_of(self.model).position
         position.seed, position.stage, position.step, position.rows = config.seed, stage, 0, range(rows)
         settings = config.lm if stage == "lm" else config.classifier
@@ -222,7 +227,7 @@ class LocalStep:
         self.optimizer = FusedAdam(list(self.model.parameters()), lr=1e-3)
 
     def backward(self) -> Tensor:
-        """Compute loss and gradients; returns the loss."""
+        """Compute the gradients, and return the loss, a scalar."""
         low = self.dtype in (torch.bfloat16, torch.float16)
         self.model.reset()
         with torch.autocast(self.device.type, self.dtype) if low else nullcontext():
@@ -237,20 +242,20 @@ class LocalStep:
         return loss.detach()
 
     def gradients(self) -> Tensor:
-        """All gradients as one vector, fp64 on the CPU."""
-        found = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
-        return torch.cat([gradient.detach().flatten().cpu().double() for gradient in found]) / self.scale
+        """Return all gradients as one vector, fp64 on the CPU."""
+        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        return torch.cat([gradient.detach().flatten().cpu().double() for gradient in gradients]) / self.scale
 
     def step(self) -> None:
-        """One optimizer step from the gradients."""
+        """Make one optimizer step from the gradients."""
         self.optimizer.step()
         self.optimizer.zero_grad()
 
     def weights(self) -> Tensor:
-        """All weights as one vector, fp64 on the CPU."""
+        """Return all weights as one vector, fp64 on the CPU."""
         return flat_weights(self.model).double()
 
 
 def flat_weights(model: nn.Module) -> Tensor:
-    """All parameters as one vector on the CPU."""
+    """Return all parameters as one vector on the CPU."""
     return torch.cat([parameter.detach().flatten().cpu() for parameter in model.parameters()])

@@ -1,13 +1,14 @@
-"""Exported models as files that plain fastai reads, and the lines of Python that read them.
+"""Export to files that plain fastai reads, with a script that loads them.
 
-    lm.pth  lm.pkl                    language model and its tokens
-    lm_encoder.pth                    its encoder alone
-    classifier.pth  classifier.pkl    classifier and its tokens
+    lm.pth  lm.pkl                    language model and its vocabulary
+    lm_encoder.pth                    its encoder
+    classifier.pth  classifier.pkl    classifier and its vocabulary
     classifier_labels.pkl             its class names, if it has classes
-    sentencepiece.model               what makes the tokens, if that is SentencePiece
-    load.py                           the lines
+    sentencepiece.model               the tokenizer's model, if it is SentencePiece
+    load.py                           the script
 
-Weights are as `Learner.save(with_opt=False)` writes them: our networks have fastai's keys, so nothing is converted.
+Weights are as `Learner.save(with_opt=False)` writes them: the networks have fastai's keys, so nothing is converted. The
+trade-off: only AWD-LSTMs can be exported.
 """
 
 from __future__ import annotations
@@ -18,15 +19,16 @@ from pathlib import Path
 
 from ulmfit_dist import __version__
 from ulmfit_dist.config.schema import Config, ModelConfig
-from ulmfit_dist.data.token_store import MODEL_FILE, make_folder, write_bytes
+from ulmfit_dist.data.token_store import MODEL_FILE
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.models.bundle import Exported, find_model, load_model, read_exported
+from ulmfit_dist.models.bundle import ModelBundle, find_model, load_model, read_bundle
 from ulmfit_dist.models.fastai_weights import write_weights
 from ulmfit_dist.models.networks import encoder_of
+from ulmfit_dist.utils.files import make_folder, write_bytes
 
-LINES = "load.py"
+SCRIPT = "load.py"
 HEAD = """\
-# Models of ulmfit-dist {version} in fastai. Yours is `df`: a table with the columns text and label.
+# Models of ulmfit-dist {version} in fastai. `df` is your own table with the columns text and label.
 from fastai.text.all import *
 
 folder = Path({folder!r})
@@ -38,7 +40,7 @@ from sentencepiece import SentencePieceProcessor
 
 
 class Pieces:
-    "Pieces of words, as the model reads them: fastai's special tokens stay whole."
+    "Subwords as the model reads them; fastai's special tokens are not split."
     special = re.compile(rf"(?<!\\S)({'|'.join(defaults.text_spec_tok)})(?!\\S)")
     model = SentencePieceProcessor(model_file=str(folder / "sentencepiece.model"))
 
@@ -47,7 +49,7 @@ class Pieces:
             yield [piece for i, part in enumerate(parts) for piece in ([part] if i % 2 else self.model.EncodeAsPieces(part))]
 
 """
-"""fastai's own tokenizer wants special tokens that its own training has put into the model."""
+"""Tokenizer of the script: fastai's own requires special tokens that only its own training adds to the model."""
 
 
 def export_to_fastai(run: str | Path, output: str | Path | None = None) -> Path:
@@ -55,16 +57,17 @@ def export_to_fastai(run: str | Path, output: str | Path | None = None) -> Path:
 
     Args:
         run: a run directory, or an exported model's folder.
-        output: where to; None: `fastai/` in `run`.
+        output: folder of the files; None: `fastai/` in `run`.
 
     Returns:
-        The file with the lines of Python that read the others; it lies beside them.
+        The path of the script that loads the other files of the folder.
 
     Raises:
-        UserError: no exported model there, a damaged one, one of a model.arch, or a folder that cannot be written.
+        UserError: no exported model, a damaged model, a model of a user-defined `model.arch`, or a folder that cannot be
+            written.
     """
     run = Path(run)
-    models = [read_exported(folder) for stage in ("lm", "classifier") if (folder := find_model(run, stage)) is not None]
+    models = [read_bundle(folder) for stage in ("lm", "classifier") if (folder := find_model(run, stage)) is not None]
     if not models:
         raise UserError(f"{run}: no exported model here: give a run directory, or an exported model's folder")
     for exported in models:
@@ -77,12 +80,12 @@ def export_to_fastai(run: str | Path, output: str | Path | None = None) -> Path:
     for exported in models:
         for name, content in _files(exported):
             write_bytes(folder / name, content)
-    write_bytes(folder / LINES, _lines(models, folder).encode())
-    return folder / LINES
+    write_bytes(folder / SCRIPT, _script(models, folder).encode())
+    return folder / SCRIPT
 
 
-def _files(exported: Exported) -> Iterator[tuple[str, bytes]]:
-    """Name and content of each file of a model."""
+def _files(exported: ModelBundle) -> Iterator[tuple[str, bytes]]:
+    """Yield name and content of each file of a model."""
     model = load_model(exported)
     name = "lm" if exported.labels is None else "classifier"
     yield f"{name}.pth", write_weights(dict(model.state_dict()))
@@ -91,16 +94,16 @@ def _files(exported: Exported) -> Iterator[tuple[str, bytes]]:
         yield "lm_encoder.pth", write_weights(dict(encoder_of(model).state_dict()))
     elif exported.labels:
         yield "classifier_labels.pkl", pickle.dumps(exported.labels)
-    if exported.config.tokenizer.kind == "sentencepiece":
+    if exported.config.tokenizer.type == "sentencepiece":
         try:
             yield MODEL_FILE, (exported.folder / MODEL_FILE).read_bytes()
         except OSError as error:
             raise UserError(f"{exported.folder / MODEL_FILE}: cannot be read ({error.strerror})") from None
 
 
-def _lines(models: list[Exported], folder: Path) -> str:
+def _script(models: list[ModelBundle], folder: Path) -> str:
     parts = [_lm_lines(model.config) if model.labels is None else _classifier_lines(model.config) for model in models]
-    has_pieces = any(model.config.tokenizer.kind == "sentencepiece" for model in models)
+    has_pieces = any(model.config.tokenizer.type == "sentencepiece" for model in models)
     head = HEAD.format(version=__version__, folder=str(folder.absolute())) + (PIECES if has_pieces else "")
     return "\n".join([head, *parts])
 
@@ -109,16 +112,16 @@ def _lm_lines(config: Config) -> str:
     return f"""\
 # The language model with its own vocabulary
 vocab = load_pickle(folder / "lm.pkl")
-dls_lm = TextDataLoaders.from_df(df, is_lm=True, text_col="text", text_vocab=vocab, {_reading(config, config.lm.seq_len)})
+dls_lm = TextDataLoaders.from_df(df, is_lm=True, text_col="text", text_vocab=vocab, {_dls_args(config, config.lm.seq_len)})
 config = {_config(config.model, "lm")}
 lm = language_model_learner(dls_lm, AWD_LSTM, config=config, drop_mult={config.lm.drop_mult}, pretrained=False)
 lm.load(folder / "lm", with_opt=False)
 
-# ... or with any other: words that it lacks get the mean embedding
+# ... or with another one: words that it lacks get the mean embedding
 lm.load_pretrained(folder / "lm.pth", folder / "lm.pkl")
 
 # Its encoder in a classifier with its vocabulary
-dls = TextDataLoaders.from_df(df, text_col="text", label_col="label", text_vocab=vocab, {_reading(config, 72)})
+dls = TextDataLoaders.from_df(df, text_col="text", label_col="label", text_vocab=vocab, {_dls_args(config, 72)})
 config = {_config(config.model, "clas")}
 learn = text_classifier_learner(dls, AWD_LSTM, config=config, pretrained=False)
 learn.load_encoder(folder / "lm_encoder")
@@ -130,13 +133,13 @@ def _classifier_lines(config: Config) -> str:
     labels, block, outputs = _target_lines(config)
     sizes = f"seq_len={settings.seq_len}, max_len={settings.max_len}, lin_ftrs={settings.lin_ftrs}, {outputs}"
     dropouts = f"drop_mult={settings.drop_mult}, ps={[settings.head_dropout] * len(settings.lin_ftrs)}"
-    truncated = f"# It has learned from the first {settings.truncate_to} tokens of each text; fastai reads all of them.\n"
+    truncated = f"# It was trained on the first {settings.max_doc_tokens} tokens of each text; fastai reads all of them.\n"
     return f"""\
 # The classifier
 vocab = load_pickle(folder / "classifier.pkl")
 {labels}dls = TextDataLoaders.from_df(
     df, text_col="text", label_col="label", {block},
-    text_vocab=vocab, {_reading(config, settings.seq_len)},
+    text_vocab=vocab, {_dls_args(config, settings.seq_len)},
 )
 config = {_config(config.model, "clas")}
 learn = text_classifier_learner(
@@ -145,11 +148,11 @@ learn = text_classifier_learner(
     {dropouts},
 )
 learn.load(folder / "classifier", with_opt=False)
-{"" if settings.truncate_to is None else truncated}"""
+{"" if settings.max_doc_tokens is None else truncated}"""
 
 
 def _target_lines(config: Config) -> tuple[str, str, str]:
-    """By what the classifier is trained for: the line that reads its class names, what makes targets, the outputs."""
+    """Return, for the classifier's target, the line that loads class names, the target block, and the outputs."""
     settings = config.classifier
     if settings.target == "regression":
         y_range = "" if settings.y_range is None else f", y_range={tuple(settings.y_range)}"
@@ -164,17 +167,17 @@ def _target_lines(config: Config) -> tuple[str, str, str]:
     return labels, "y_block=CategoryBlock(vocab=labels)", "n_out=len(labels)"
 
 
-def _reading(config: Config, seq_len: int) -> str:
-    """What fastai's loaders need to read a text as the model does; what they do anyway is left out."""
+def _dls_args(config: Config, seq_len: int) -> str:
+    """Return the arguments with which fastai's loaders read a text as the model does, without those that are defaults."""
     parts = [f"seq_len={seq_len}"]
     if config.model.backwards:
         parts.append("backwards=True")
-    if config.tokenizer.kind == "sentencepiece":
+    if config.tokenizer.type == "sentencepiece":
         parts.append("tok_tfm=Pieces()")
     elif config.tokenizer.lang != "en":
         parts.append(f"tok_tfm=WordTokenizer({config.tokenizer.lang!r})")
     return ", ".join(parts)
 
 
-def _config(model: ModelConfig, kind: str) -> str:
-    return f'{{**awd_lstm_{kind}_config, "emb_sz": {model.emb_sz}, "n_hid": {model.n_hid}, "n_layers": {model.n_layers}}}'
+def _config(model: ModelConfig, suffix: str) -> str:
+    return f'{{**awd_lstm_{suffix}_config, "emb_sz": {model.emb_sz}, "n_hid": {model.n_hid}, "n_layers": {model.n_layers}}}'

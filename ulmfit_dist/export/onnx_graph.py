@@ -1,11 +1,11 @@
-"""The classifier as an ONNX graph, put together node by node.
+"""ONNX graph of the classifier, built node by node.
 
-The graph reads a document in each row, from the first column on and padded behind. The network pads in front instead, in
-chunks that it skips; but an LSTM does not see what comes after a document, and the pooling leaves it out, so the answers are
-the same, and whoever calls the graph need not know of chunks. It is not made by torch's exporter, which fixes the number of
-tokens of the second LSTM to that of its example. The price: what the network does is said twice, so exports are compared.
+The graph takes one document per row, padded on the right. The network pads on the left, in chunks that it skips; the outputs
+are equal, because an LSTM's output does not depend on later tokens and the pooling masks the padding. So a caller needs no
+chunks. torch's exporter is not used: it fixes the number of tokens of the second LSTM to that of the example input. The
+trade-off: the network is implemented twice, so each export is compared with the model.
 
-b: documents, T: tokens of the longest, E: width of the embedding.
+b: documents, T: tokens of the longest, E: width of the embedding, H: hidden size, F: features, C: outputs.
 """
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from fastai.layers import SigmoidRange
 from torch import Tensor, nn
 
 from ulmfit_dist import __version__
 from ulmfit_dist.config.schema import ClassifierConfig
 from ulmfit_dist.data.vocab import PAD_ID
 from ulmfit_dist.models.dropout import RowDropout, WeightDropout
+from ulmfit_dist.models.layers import SigmoidRange
 from ulmfit_dist.models.networks import awd_lstm_of
 
 if TYPE_CHECKING:
     import onnx
 
 OPSET, IR_VERSION = 18, 10
-"""Of operators and of the file: those that runtimes since 2024 read."""
+"""Versions of the operators and of the file format, which runtimes since 2024 support."""
 
 
 class Graph:
-    """Nodes and constants of a graph in the making; what gives a value gives its name."""
+    """Nodes and constants of a graph under construction. Values are referred to by name."""
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
 
     def constant(self, value: Any) -> str:
-        """A tensor, or numbers, that the graph knows by heart."""
+        """Add a constant, from a tensor or numbers; return its name."""
         from onnx import numpy_helper
 
         array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
@@ -47,7 +47,7 @@ class Graph:
         return self.constants[-1].name
 
     def add(self, operator: str, *inputs: str, num_outputs: int = 1, **attributes: Any) -> Any:
-        """A node; gives the name of its output, or those of several."""
+        """Add a node; return the name of its output, or a list of names."""
         from onnx import helper
 
         names = [f"{operator.lower()}_{len(self.nodes)}_{i}" for i in range(num_outputs)]
@@ -56,13 +56,13 @@ class Graph:
 
 
 def classifier_graph(model: nn.Module, settings: ClassifierConfig) -> onnx.ModelProto:
-    """The graph of a classifier: `ids`, int64 [documents, tokens], to what it says, float32 [documents, outputs].
+    """Return the graph of a classifier: `ids`, int64 [documents, tokens], to its output, float32 [documents, outputs].
 
-    That is called `probabilities`, or `values` where it was trained for numbers.
+    The output is named `probabilities`, or `values` for a regression.
 
     Args:
-        model: the classifier, as `load_model` gives it.
-        settings: its section of the config.
+        model: the classifier, as `load_model` returns it.
+        settings: the classifier section of the config.
     """
     from onnx import TensorProto, helper
 
@@ -85,7 +85,7 @@ def classifier_graph(model: nn.Module, settings: ClassifierConfig) -> onnx.Model
 
 
 def output_name(target: str) -> str:
-    """What the graph's output is called."""
+    """Return the name of the graph's output."""
     return "values" if target == "regression" else "probabilities"
 
 
@@ -96,7 +96,7 @@ def _answers(graph: Graph, outputs_bC: str, target: str) -> str:
 
 
 def _encoder(graph: Graph, model: nn.Module, settings: ClassifierConfig, ids_Tb: str) -> str:
-    """What the head reads of each document, [b, 3E]: `concat_pool` of the LSTMs' output."""
+    """Return the input of the head, [b, 3E]: `concat_pool` of the LSTMs' output."""
     from onnx import TensorProto
 
     encoder = awd_lstm_of(model)
@@ -111,47 +111,45 @@ def _encoder(graph: Graph, model: nn.Module, settings: ClassifierConfig, ids_Tb:
         output_TbE, last_1bE = _lstm(graph, rnn, output_TbE, length_b)
 
     chunk_b = graph.add("Div", last_b, graph.constant(settings.seq_len))
-    chunks_left_out_b = graph.add("Sub", chunk_b, graph.constant(settings.max_len // settings.seq_len - 1))
-    begin_b = graph.add("Mul", chunks_left_out_b, graph.constant(settings.seq_len))
-    pooled_Tb = graph.add("And", text_Tb, graph.add("GreaterOrEqual", position_T1, begin_b))
+    num_skipped_chunks_b = graph.add("Sub", chunk_b, graph.constant(settings.max_len // settings.seq_len - 1))
+    start_b = graph.add("Mul", num_skipped_chunks_b, graph.constant(settings.seq_len))
+    pooled_Tb = graph.add("And", text_Tb, graph.add("GreaterOrEqual", position_T1, start_b))
     pooled_Tb1 = graph.add("Unsqueeze", pooled_Tb, graph.constant([2]))
-    highest_bE = _reduced(
-        graph, "ReduceMax", graph.add("Where", pooled_Tb1, output_TbE, graph.constant(np.float32(-np.inf)))
-    )
-    sum_bE = _reduced(graph, "ReduceSum", graph.add("Where", pooled_Tb1, output_TbE, graph.constant(np.float32(0))))
-    count_b1 = _reduced(graph, "ReduceSum", graph.add("Cast", pooled_Tb1, to=TensorProto.FLOAT))
+    max_bE = _reduce(graph, "ReduceMax", graph.add("Where", pooled_Tb1, output_TbE, graph.constant(np.float32(-np.inf))))
+    sum_bE = _reduce(graph, "ReduceSum", graph.add("Where", pooled_Tb1, output_TbE, graph.constant(np.float32(0))))
+    count_b1 = _reduce(graph, "ReduceSum", graph.add("Cast", pooled_Tb1, to=TensorProto.FLOAT))
     last_bE = graph.add("Squeeze", last_1bE, graph.constant([0]))
-    return graph.add("Concat", last_bE, highest_bE, graph.add("Div", sum_bE, count_b1), axis=1)
+    return graph.add("Concat", last_bE, max_bE, graph.add("Div", sum_bE, count_b1), axis=1)
 
 
 def _positions(graph: Graph, ids_Tb: str) -> str:
-    """0, 1, ... T - 1, as a column."""
+    """Return 0, 1, ... T - 1 as a column, [T, 1]."""
     num_tokens = graph.add("Gather", graph.add("Shape", ids_Tb), graph.constant(0))
     position_T = graph.add("Range", graph.constant(0), num_tokens, graph.constant(1))
     return graph.add("Unsqueeze", position_T, graph.constant([1]))
 
 
-def _reduced(graph: Graph, operator: str, values_TbE: str) -> str:
+def _reduce(graph: Graph, operator: str, values_TbE: str) -> str:
     return graph.add(operator, values_TbE, graph.constant([0]), keepdims=0)
 
 
 def _lstm(graph: Graph, rnn: WeightDropout, input_TbE: str, length_b: str) -> tuple[str, str]:
-    """An LSTM's output [T, b, H], and that of each document's last token, [1, b, H]."""
-    lstm = rnn.module
+    """Return an LSTM's output, [T, b, H], and its output at each document's last token, [1, b, H]."""
+    lstm: Any = rnn.module
     weights = [lstm.weight_ih_l0, rnn.weight_hh_l0_raw, torch.cat([lstm.bias_ih_l0, lstm.bias_hh_l0])]
-    constants = [graph.constant(_in_order_of_onnx(weight, lstm.hidden_size)[None]) for weight in weights]
+    constants = [graph.constant(_reorder_gates(weight, lstm.hidden_size)[None]) for weight in weights]
     output_T1bH, last_1bH = graph.add("LSTM", input_TbE, *constants, length_b, num_outputs=2, hidden_size=lstm.hidden_size)
     return graph.add("Squeeze", output_T1bH, graph.constant([1])), last_1bH
 
 
-def _in_order_of_onnx(weight: Tensor, hidden_size: int) -> Tensor:
-    """torch's gates (input, forget, cell, output), once or more, as input, output, forget, cell."""
+def _reorder_gates(weight: Tensor, hidden_size: int) -> Tensor:
+    """Reorder blocks of torch's gates (input, forget, cell, output) to ONNX's (input, output, forget, cell)."""
     gates = weight.split(hidden_size)
     return torch.cat([gates[i + gate] for i in range(0, len(gates), 4) for gate in (0, 3, 1, 2)])
 
 
 def _head(graph: Graph, model: nn.Module, x_bF: str) -> str:
-    """What the network gives, [b, outputs]."""
+    """Return the network's output, [b, C]."""
     blocks = (block if isinstance(block, nn.Sequential) else [block] for block in model[1].layers)  # type: ignore[index]
     for layer in chain.from_iterable(blocks):
         if isinstance(layer, nn.BatchNorm1d):

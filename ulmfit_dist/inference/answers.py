@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ulmfit_dist.config.schema import ClassifierConfig, Config
 from ulmfit_dist.data.batches import MicroBatch
-from ulmfit_dist.data.classifier_loader import ClassifierBatches, classifier_batches
+from ulmfit_dist.data.classifier_loader import ClassifierLoader, classifier_batches
 from ulmfit_dist.data.targets import Targets, num_outputs, read_targets
 from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.distributed.runtime import Runtime
@@ -21,12 +21,12 @@ from ulmfit_dist.inference.evaluation import classifier_figures, in_precision, r
 from ulmfit_dist.inference.outputs import answers_of, outputs_of
 from ulmfit_dist.metrics.accumulators import ClassifierMetrics
 from ulmfit_dist.metrics.intervals import metric_intervals
-from ulmfit_dist.metrics.objective import make_metrics
-from ulmfit_dist.models.bundle import Exported, load_model
+from ulmfit_dist.metrics.objective import build_objective_metrics
+from ulmfit_dist.models.bundle import ModelBundle, load_model
 
 
 def compute_answers(
-    exported: Exported, store: TokenStore, documents_N: np.ndarray, runtime: Runtime, trust: bool = False
+    exported: ModelBundle, store: TokenStore, documents_N: np.ndarray, runtime: Runtime, trust: bool = False
 ) -> Tensor:
     """Return probabilities of the classes, or numbers, float64 [N, C], on every rank. Collective.
 
@@ -42,11 +42,11 @@ def compute_answers(
         assert batch.documents is not None  # the classifier's batches are of documents
         answers_NC[np.searchsorted(documents_N, batch.documents)] = answers_of(prediction, target)
 
-    with runtime.together():
-        batches: ClassifierBatches = classifier_batches(exported.config, runtime, store, documents_N)
+    with runtime.fail_together():
+        batches: ClassifierLoader = classifier_batches(exported.config, runtime, store, documents_N)
         model = in_precision(load_model(exported, runtime.device, trust), "classifier", runtime)
         read_batches(model, batches, keep, runtime)
-    return runtime.sum(answers_NC)
+    return runtime.all_reduce_sum(answers_NC)
 
 
 def figures_of_answers(
@@ -54,7 +54,7 @@ def figures_of_answers(
 ) -> dict[str, Any]:
     """Return the metrics of answers that every rank has: each counts a share of the documents. Collective."""
     mine = slice(runtime.rank, None, runtime.world_size)
-    metrics = make_metrics(targets, settings, trust=False)
+    metrics = build_objective_metrics(targets, settings, trust=False)
     metrics.reset(runtime.device)
     metrics.add(outputs_of(answers_NC, targets.kind)[mine], y_N.to(runtime.device)[mine])
     if isinstance(metrics, ClassifierMetrics):
@@ -63,7 +63,7 @@ def figures_of_answers(
 
 
 def figures_of_documents(
-    exported: Exported, store: TokenStore, documents_N: np.ndarray, answers_NC: Tensor, runtime: Runtime
+    exported: ModelBundle, store: TokenStore, documents_N: np.ndarray, answers_NC: Tensor, runtime: Runtime
 ) -> dict[str, Any]:
     """Return the figures of documents of a store, as `with_intervals`. Collective."""
     config = exported.config

@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from fastai.text.models.core import SequentialRNN
 from torch import Tensor, nn
 
-from ulmfit_dist.data.batches import Batches, MicroBatch
+from ulmfit_dist.data.batches import MicroBatch, RankLoader
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.metrics.accumulators import ClassifierMetrics
 from ulmfit_dist.metrics.calibration import class_scores, expected_calibration_error, reliability
+from ulmfit_dist.models.layers import SequentialRNN
 from ulmfit_dist.models.networks import encoder_of
 from ulmfit_dist.utils.memory import explain_out_of_memory
 from ulmfit_dist.utils.progress import Progress
@@ -53,7 +53,9 @@ def in_precision(model: nn.Module, stage: str, runtime: Runtime) -> nn.Module:
 
 
 @torch.no_grad()
-def read_batches(model: nn.Module, valid: Batches, update: Callable[[Tensor, MicroBatch], None], runtime: Runtime) -> None:
+def read_batches(
+    model: nn.Module, valid: RankLoader, update: Callable[[Tensor, MicroBatch], None], runtime: Runtime
+) -> None:
     """Have a model read this rank's batches; each is given to `update` with what came out.
 
     Raises:

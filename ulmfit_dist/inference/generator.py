@@ -12,7 +12,7 @@ from ulmfit_dist.data.tokenizers.word import open_tokenizer
 from ulmfit_dist.data.vocab import UNK_ID, token_ids
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.inference.per_call import for_one_call
-from ulmfit_dist.models.bundle import load_model, model_folder, read_exported
+from ulmfit_dist.models.bundle import load_model, model_folder, read_bundle
 from ulmfit_dist.models.sampling import Sampling, continue_tokens, never_drawn
 from ulmfit_dist.utils.memory import explain_out_of_memory
 
@@ -23,20 +23,20 @@ class LanguageModel:
     Args:
         folder: a run directory, or its `lm/`.
         device: where to compute.
-        trust_rules: whether to call what the model's config names of yours (tokenizer.rules, model.arch).
+        trust_remote_code: whether to call what the model's config names of yours (tokenizer.rules, model.arch).
 
     Raises:
         UserError: no language model there, or a damaged one.
     """
 
-    def __init__(self, folder: str | Path, device: torch.device | str = "cpu", trust_rules: bool = False):
-        exported = read_exported(model_folder(Path(folder), "lm"))
+    def __init__(self, folder: str | Path, device: torch.device | str = "cpu", trust_remote_code: bool = False):
+        exported = read_bundle(model_folder(Path(folder), "lm"))
         if exported.config.model.backwards:
             raise UserError(f"{exported.folder} reads texts backwards: it cannot go on from a prompt")
         self.vocab, self.device, self.config = exported.vocab, torch.device(device), exported.config.tokenizer
-        self.tokenizer = open_tokenizer(exported.config.tokenizer, exported.folder, trust_rules)
+        self.tokenizer = open_tokenizer(exported.config.tokenizer, exported.folder, trust_remote_code)
         self.ids, self.never = token_ids(exported.vocab), never_drawn(exported.vocab)
-        self.model = load_model(exported, self.device, trust_rules)
+        self.model = load_model(exported, self.device, trust_remote_code)
 
     def generate(
         self,
@@ -72,4 +72,4 @@ class LanguageModel:
         with explain_out_of_memory(f"generate of {samples} sample(s)", "give fewer samples, or device='cpu'"):
             texts_bT = continue_tokens(for_one_call(self.model), tokens_bT, words, sampling, self.never, seed, "generate")
         shown = ([*tokens, *(self.vocab[i] for i in row[len(tokens) :])] for row in texts_bT.tolist())
-        return [detokenize(text, self.config.kind, self.config.lang, keep_lines) for text in shown]
+        return [detokenize(text, self.config.type, self.config.lang, keep_lines) for text in shown]

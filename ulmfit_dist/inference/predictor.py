@@ -26,7 +26,7 @@ from ulmfit_dist.data.vocab import UNK_ID, token_ids
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.inference.outputs import AnyPrediction, answers_of, prediction_of
 from ulmfit_dist.inference.per_call import for_one_call
-from ulmfit_dist.models.bundle import load_model, model_folder, read_exported
+from ulmfit_dist.models.bundle import load_model, model_folder, read_bundle
 from ulmfit_dist.utils.memory import explain_out_of_memory
 
 BATCH_TOKENS = 64 * 512
@@ -102,20 +102,20 @@ class TextClassifier(Classifier):
     Args:
         folder: a run directory, or its `classifier/`.
         device: where to compute.
-        trust_rules: whether to call what the model's config names of yours (tokenizer.rules, model.arch).
+        trust_remote_code: whether to call what the model's config names of yours (tokenizer.rules, model.arch).
 
     Raises:
         UserError: no classifier there, or a damaged one.
     """
 
-    def __init__(self, folder: str | Path, device: torch.device | str = "cpu", trust_rules: bool = False):
-        exported = read_exported(model_folder(Path(folder), "classifier"))
+    def __init__(self, folder: str | Path, device: torch.device | str = "cpu", trust_remote_code: bool = False):
+        exported = read_bundle(model_folder(Path(folder), "classifier"))
         assert exported.labels is not None  # model_folder has looked for them
         self.config, self.labels, self.device = exported.config, exported.labels, torch.device(device)
         self.settings = exported.config.classifier
-        self.tokenizer = open_tokenizer(exported.config.tokenizer, exported.folder, trust_rules)
+        self.tokenizer = open_tokenizer(exported.config.tokenizer, exported.folder, trust_remote_code)
         self.ids = token_ids(exported.vocab)
-        self.model = load_model(exported, self.device, trust_rules)
+        self.model = load_model(exported, self.device, trust_remote_code)
 
     def _predict_part(self, texts: Sequence[str], batch_tokens: int) -> np.ndarray:
         documents = self._encode(texts)
@@ -136,7 +136,7 @@ class TextClassifier(Classifier):
         known = np.array([self.ids.get(tokens[i], UNK_ID) for i in distinct.tolist()], dtype=np.int64)
         direction = -1 if self.config.model.backwards else 1
         documents = np.split(known[places], np.cumsum(lengths)[:-1])
-        return [document[: self.config.classifier.truncate_to][::direction] for document in documents]
+        return [document[: self.config.classifier.max_doc_tokens][::direction] for document in documents]
 
     @torch.no_grad()
     def _outputs(self, x_bT: torch.Tensor) -> np.ndarray:

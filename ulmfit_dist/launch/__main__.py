@@ -1,4 +1,4 @@
-"""`python -m ulmfit_dist.launch`, used in place of `accelerate launch`."""
+"""Entry point of `python -m ulmfit_dist.launch`: `accelerate launch` with the exit code of its ranks."""
 
 import sys
 

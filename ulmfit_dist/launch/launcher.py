@@ -1,11 +1,11 @@
-"""`accelerate launch`, which ends as its ranks do.
+"""`accelerate launch` with the exit code of its ranks.
 
-    python -m ulmfit_dist.launch [OPTION ...] -m ulmfit_dist run CONFIG     # the words of `accelerate launch`
+    python -m ulmfit_dist.launch [OPTION ...] -m ulmfit_dist run CONFIG     # the arguments of `accelerate launch`
 
-Accelerate's launcher exits with 1 whatever its ranks say, with a report of a screenful, and gives them thirty seconds after
-a SIGTERM. Here the exit code is that of the ranks (0, 2 for wrong input, 85 for a run that goes on later), what they print
-is all that is printed, and after a signal they have as long as whoever sent it allows. Ways of training that the package
-does not have are refused before anything is started.
+Accelerate's launcher exits with 1 whatever the exit codes of its ranks, prints a long report, and kills them thirty seconds
+after a SIGTERM. This one wraps it: the exit code is that of the ranks (0, 2 for wrong input, 85 for a run that can be
+resumed), it prints nothing that the ranks do not print, and a signal is forwarded without a time limit. Unsupported ways of
+training are refused before any rank starts. The trade-off: it depends on internals of Accelerate's and torch's launchers.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from types import FrameType
 
 from ulmfit_dist.distributed.env import report_error, wants_cpu
 from ulmfit_dist.distributed.launch_settings import UNSUPPORTED_TYPES, no_precision, read_config_file, unsupported
-from ulmfit_dist.errors import EXIT_CODE, FAILED, RESUMABLE, UserError
+from ulmfit_dist.errors import FAILED, RESUMABLE, USER_ERROR, UserError
 
-PASSED_ON = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-"""Signals that schedulers send, and a keyboard; that of a keyboard comes by itself to ranks in this process's group."""
+FORWARDED_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+"""Signals of schedulers and keyboards. A keyboard's SIGINT reaches ranks in this process group without being forwarded."""
 
 UNSUPPORTED_OPTIONS = {
     "use_deepspeed": "DeepSpeed",
@@ -34,57 +34,57 @@ UNSUPPORTED_OPTIONS = {
     "use_parallelism_config": "tensor, context or sequence parallelism",
     "tpu": "a TPU",
 }
-"""Options of `accelerate launch` for ways of training that this package does not have."""
+"""Unsupported options of `accelerate launch`, with the name of what they request."""
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Run `accelerate launch` with these words; returns the exit code of its ranks."""
-    import psutil  # here, since a signal may come at any time
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `accelerate launch` with these arguments; return the exit code of its ranks."""
+    import psutil  # before the signal handler that needs it
 
-    def pass_on(number: int, frame: FrameType | None) -> None:
+    def forward(number: int, frame: FrameType | None) -> None:
         ranks = psutil.Process().children()
         if not ranks:
-            os._exit(RESUMABLE)  # nothing was begun; an exception could be lost in whatever is being imported
+            os._exit(RESUMABLE)  # no rank has started; an exception could be caught by a module that is being imported
         for rank in ranks:
             with suppress(psutil.NoSuchProcess, ProcessLookupError):
                 if number != signal.SIGINT or os.getpgid(rank.pid) != os.getpgrp():
                     rank.send_signal(number)
 
-    for number in PASSED_ON:
-        signal.signal(number, pass_on)
-    os.environ["PET_SIGNALS_TO_HANDLE"] = "SIGQUIT"  # torchrun's option, which Accelerate does not have
+    for number in FORWARDED_SIGNALS:
+        signal.signal(number, forward)
+    os.environ["PET_SIGNALS_TO_HANDLE"] = "SIGQUIT"  # an option of torchrun that Accelerate lacks
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     from ulmfit_dist.launch.node_wait import join_timeout, read_nodes, watch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it would name the ranks' exit codes
-    args = launch_command_parser().parse_args(words)
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # logs the ranks' exit codes
+    args = launch_command_parser().parse_args(argv)
     try:
         config_file = find_config_file(args)
         refuse_unsupported_options(args, config_file)
         if config_file is None:
             name_defaults(args)
         if (nodes := read_nodes(args, config_file)) is not None:
-            watch(nodes, join_timeout(args), PASSED_ON)
+            watch(nodes, join_timeout(args), FORWARDED_SIGNALS)
         launch_command(args)
     except UserError as error:
         report_error(error)
-        return EXIT_CODE
+        return USER_ERROR
     except ChildFailedError as error:
         codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
         code = exit_code(list(codes.values()))
         for rank, rank_code in codes.items():
-            if code != RESUMABLE and rank_code < 0 and rank_code != -signal.SIGTERM:  # that is torchrun's, for the others
-                print(f"ulmfit-dist: rank {rank} was ended by signal {-rank_code}", file=sys.stderr, flush=True)
+            if code != RESUMABLE and rank_code < 0 and rank_code != -signal.SIGTERM:  # torchrun terminates the others
+                print(f"ulmfit-dist: rank {rank} was killed by signal {-rank_code}", file=sys.stderr, flush=True)
         return code
-    except subprocess.CalledProcessError as error:  # of a single process
+    except subprocess.CalledProcessError as error:  # a single process
         return exit_code([error.returncode])
     return 0
 
 
 def find_config_file(args: argparse.Namespace) -> str | None:
-    """The config file that Accelerate reads: the one named, else the one that `accelerate config` has written, if any."""
+    """Return the config file that Accelerate reads: `--config_file`, else the one written by `accelerate config`, if any."""
     from accelerate.commands.config import default_config_file
 
     if args.config_file is not None:
@@ -93,9 +93,9 @@ def find_config_file(args: argparse.Namespace) -> str | None:
 
 
 def refuse_unsupported_options(args: argparse.Namespace, config_file: str | None) -> None:
-    """Raise UserError for a way of training that there is not: Accelerate's launcher would fail at once, or its ranks would.
+    """Raise UserError for an unsupported way of training, with which Accelerate's launcher or its ranks would fail.
 
-    An option wins over the config file, as it does in Accelerate.
+    An option takes precedence over the config file, as in Accelerate.
     """
     for option, name in UNSUPPORTED_OPTIONS.items():
         if getattr(args, option):
@@ -115,11 +115,11 @@ def refuse_unsupported_options(args: argparse.Namespace, config_file: str | None
 
 
 def name_defaults(args: argparse.Namespace) -> None:
-    """Fill in what Accelerate would choose where nothing is configured, and print a block of lines about."""
+    """Set the options that Accelerate would otherwise choose with a long warning."""
     import psutil
     import torch
 
-    num_gpus = 0 if args.cpu or wants_cpu() else torch.cuda.device_count()  # --cpu starts a single process
+    num_gpus = 0 if args.cpu or wants_cpu() else torch.cuda.device_count()  # --cpu starts one process
     args.num_processes = max(1, num_gpus) if args.num_processes is None else args.num_processes
     args.multi_gpu = args.multi_gpu or min(num_gpus, args.num_processes) > 1
     args.num_machines = args.num_machines or 1
@@ -133,8 +133,8 @@ def name_defaults(args: argparse.Namespace) -> None:
 
 
 def exit_code(codes: Sequence[int]) -> int:
-    """What the launcher ends with, given those of its ranks that failed, negative ones being signals."""
-    by_signal = {-signal.SIGTERM, -signal.SIGUSR1}  # before the rank could handle it: nothing was begun
+    """Return the launcher's exit code, given those of the ranks that failed; negative ones are signals."""
+    by_signal = {-signal.SIGTERM, -signal.SIGUSR1}  # before the rank could handle it, so before it trained
     if all(code == RESUMABLE or code in by_signal for code in codes):
         return RESUMABLE
     return next((code for code in codes if code > 0 and code != RESUMABLE), FAILED)

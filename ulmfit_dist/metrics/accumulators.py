@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from ulmfit_dist.data.batches import MicroBatch
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.metrics.calibration import NUM_BINS
-from ulmfit_dist.metrics.user import OwnMetrics
+from ulmfit_dist.metrics.user import UserMetrics
 from ulmfit_dist.models.fused_cross_entropy import DecoderLoss
 
 NUM_WRONG = 20
@@ -54,12 +54,12 @@ class LMMetrics:
         self.sums += torch.stack(self.loss.score(prediction, batch.y))
 
     def compute(self, runtime: Runtime) -> dict[str, float]:
-        loss, correct, count = runtime.sum(self.sums).tolist()
+        loss, correct, count = runtime.all_reduce_sum(self.sums).tolist()
         return {"valid_loss": loss / count, "perplexity": perplexity(loss / count), "accuracy": correct / count}
 
 
 @dataclass(frozen=True)
-class WrongPrediction:
+class Misclassification:
     """A document whose class was not guessed.
 
     Attributes:
@@ -92,8 +92,8 @@ class ClassifierMetrics:
         most_wrong: wrong predictions of the highest loss, highest first, `NUM_WRONG` at most.
     """
 
-    def __init__(self, num_classes: int, own: OwnMetrics | None = None):
-        self.num_classes, self.own = num_classes, own or OwnMetrics()
+    def __init__(self, num_classes: int, own: UserMetrics | None = None):
+        self.num_classes, self.own = num_classes, own or UserMetrics()
 
     def score(self, found: dict[str, float]) -> float:
         return found["accuracy"]
@@ -134,12 +134,12 @@ class ClassifierMetrics:
 
     def compute(self, runtime: Runtime) -> dict[str, float]:
         mine = (self.losses, self.confusion_CC.flatten(), self.bins_K3.flatten())
-        losses, confusion, bins = runtime.sum(torch.cat(mine)).cpu().split([len(part) for part in mine])
+        losses, confusion, bins = runtime.all_reduce_sum(torch.cat(mine)).cpu().split([len(part) for part in mine])
         self.confusion_CC, self.bins_K3 = confusion.view(self.confusion_CC.shape), bins.view(self.bins_K3.shape)
         valid_loss, self.brier_score = (losses / self.confusion_CC.sum()).tolist()
-        rows = [row for rows in runtime.gather(self.wrong_W5.tolist()) for row in rows if row[1] != row[2]]
+        rows = [row for rows in runtime.all_gather_object(self.wrong_W5.tolist()) for row in rows if row[1] != row[2]]
         rows.sort(key=lambda row: (-row[4], row[0]))
-        self.most_wrong = [WrongPrediction(*map(int, row[:3]), *row[3:]) for row in rows[:NUM_WRONG]]
+        self.most_wrong = [Misclassification(*map(int, row[:3]), *row[3:]) for row in rows[:NUM_WRONG]]
         return {
             "valid_loss": valid_loss,
             "accuracy": (self.confusion_CC.diagonal().sum() / self.confusion_CC.sum()).item(),

@@ -24,7 +24,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 TargetMetrics = ClassifierMetrics | MulticategoryMetrics | RegressionMetrics
 
 
-def make_loss(settings: ClassifierConfig, targets: Targets, labels: np.ndarray) -> Loss:
+def build_objective_loss(settings: ClassifierConfig, targets: Targets, labels: np.ndarray) -> Loss:
     """Mean loss from what the network gives, [b, outputs], and the targets.
 
     Args:
@@ -38,7 +38,7 @@ def make_loss(settings: ClassifierConfig, targets: Targets, labels: np.ndarray) 
     return squared_error if targets.kind == "regression" else binary_cross_entropy
 
 
-def make_metrics(targets: Targets, settings: ClassifierConfig, trust: bool = True) -> TargetMetrics:
+def build_objective_metrics(targets: Targets, settings: ClassifierConfig, trust: bool = True) -> TargetMetrics:
     """What a validation adds up.
 
     Args:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ulmfit_dist.data.batches import MicroBatch
 from ulmfit_dist.distributed.runtime import Runtime
-from ulmfit_dist.metrics.user import OwnMetrics
+from ulmfit_dist.metrics.user import UserMetrics
 
 
 class MulticategoryMetrics:
@@ -28,8 +28,8 @@ class MulticategoryMetrics:
         hits_C, said_C, true_C: documents rightly said to have a class, said to, and that have it; after `compute`.
     """
 
-    def __init__(self, num_classes: int, threshold: float, own: OwnMetrics | None = None):
-        self.num_classes, self.threshold, self.own = num_classes, threshold, own or OwnMetrics()
+    def __init__(self, num_classes: int, threshold: float, own: UserMetrics | None = None):
+        self.num_classes, self.threshold, self.own = num_classes, threshold, own or UserMetrics()
 
     def score(self, found: dict[str, float]) -> float:
         return found["f1_macro"]
@@ -53,7 +53,7 @@ class MulticategoryMetrics:
         self.totals += torch.stack([loss, right, loss.new_full((), len(true_bC))])
 
     def compute(self, runtime: Runtime) -> dict[str, float]:
-        sums = runtime.sum(torch.cat([self.totals, self.sums_3C.flatten()])).cpu()
+        sums = runtime.all_reduce_sum(torch.cat([self.totals, self.sums_3C.flatten()])).cpu()
         loss, right, documents = sums[:3].tolist()
         self.hits_C, self.said_C, self.true_C = sums[3:].view(3, self.num_classes)
         decisions = documents * self.num_classes
@@ -73,8 +73,8 @@ class RegressionMetrics:
         own: metrics of the user's beside these.
     """
 
-    def __init__(self, own: OwnMetrics | None = None):
-        self.own = own or OwnMetrics()
+    def __init__(self, own: UserMetrics | None = None):
+        self.own = own or UserMetrics()
 
     def score(self, found: dict[str, float]) -> float:
         return -found["valid_loss"]
@@ -95,7 +95,7 @@ class RegressionMetrics:
         self.sums += torch.stack([column.sum() for column in columns])
 
     def compute(self, runtime: Runtime) -> dict[str, float]:
-        count, squared, absolute, total, total_squared = runtime.sum(self.sums).tolist()
+        count, squared, absolute, total, total_squared = runtime.all_reduce_sum(self.sums).tolist()
         spread = total_squared - total**2 / count
         mse = squared / count
         r2 = 1 - squared / spread if spread > 0 else math.nan

@@ -17,7 +17,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from fastai.learner import Metric
 from torch import Tensor
 
 from ulmfit_dist.data.batches import MicroBatch
@@ -56,7 +55,7 @@ class OwnMetric:
             ) from None
 
 
-class OwnMetrics:
+class UserMetrics:
     """Logits and targets of an evaluation, kept until it ends."""
 
     def __init__(self, metrics: Iterable[OwnMetric] = ()):
@@ -77,16 +76,16 @@ class OwnMetrics:
         if not self.metrics:
             return {}
         mine = [tuple(part.cpu().numpy() for part in kept) for kept in self._kept]
-        pieces = [piece for theirs in runtime.gather(mine) for piece in theirs]
+        pieces = [piece for theirs in runtime.all_gather_object(mine) for piece in theirs]
         self.reset()
         found: dict[str, float] = {}
-        with runtime.together():
+        with runtime.fail_together():
             if runtime.is_main:
                 columns = (torch.cat([torch.from_numpy(part) for part in parts]) for parts in zip(*pieces, strict=True))
                 documents_N, logits_NC, y_N = columns
                 order_N = documents_N.argsort()
                 found = {metric.name: metric(logits_NC[order_N], y_N[order_N]) for metric in self.metrics}
-        return runtime.from_main(found)
+        return runtime.broadcast_object(found)
 
 
 def metric_names(entries: Iterable[Any]) -> list[str]:
@@ -107,7 +106,7 @@ def metric_names(entries: Iterable[Any]) -> list[str]:
     return names
 
 
-def build_metrics(entries: list[Any], outputs: Tensor, y: Tensor) -> OwnMetrics:
+def build_metrics(entries: list[Any], outputs: Tensor, y: Tensor) -> UserMetrics:
     """The metrics of `classifier.metrics`, each tried on made-up answers, so that a wrong one fails before the training.
 
     Args:
@@ -125,7 +124,7 @@ def build_metrics(entries: list[Any], outputs: Tensor, y: Tensor) -> OwnMetrics:
         metrics.append(OwnMetric(name, path, _build(path, arguments)))
     for metric in metrics:
         metric(outputs, y)
-    return OwnMetrics(metrics)
+    return UserMetrics(metrics)
 
 
 def _build(path: str, arguments: dict[str, Any]) -> Callable[[Tensor, Tensor], Any]:
@@ -136,6 +135,8 @@ def _build(path: str, arguments: dict[str, Any]) -> Callable[[Tensor, Tensor], A
         metric = found(**arguments)
     except Exception as error:
         raise UserError(f"{KEY}: {path} cannot be made ({type(error).__name__}: {error}): check its arguments") from None
+    from fastai.learner import Metric  # two seconds, which inference need not wait
+
     if isinstance(metric, Metric):
         return lambda logits_NC, y_N: _value(metric, logits_NC, y_N)
     if not callable(metric):

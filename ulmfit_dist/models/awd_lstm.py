@@ -1,23 +1,28 @@
-"""fastai's AWD-LSTM: its state is kept by row (`encoder.py`), dropout masks are computed from their position (`dropout.py`).
+"""AWD-LSTM (Merity et al., 2017) as in fastai: same modules, keys, initial weights and sums.
+
+Its state is kept by row (`encoder.py`), and its dropout masks are computed from their position (`dropout.py`).
 
 b: rows of a micro-batch, T: tokens of a step, E: width of the embedding.
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
-from fastai.text.models import awdlstm
 from torch import Tensor, nn
 
 from ulmfit_dist.config.schema import ModelConfig
 from ulmfit_dist.data.vocab import PAD_ID
-from ulmfit_dist.models.dropout import EmbeddingDropout, Position, RowDropout, WeightDropout
+from ulmfit_dist.models.dropout import EmbeddingDropout, RowDropout, WeightDropout
 from ulmfit_dist.models.encoder import Encoder, Hidden
 
+INITIAL_RANGE = 0.1
+"""Largest initial weight of an embedding or a decoder, and the smallest, negative."""
 
-class AWDLSTM(Encoder, awdlstm.AWD_LSTM):
-    """fastai's encoder: same modules, same keys, same sums.
+
+class AWDLSTM(Encoder):
+    """fastai's encoder.
 
     Args:
         vocab_size: V.
@@ -25,16 +30,20 @@ class AWDLSTM(Encoder, awdlstm.AWD_LSTM):
         dropouts: `embed_p`, `input_p`, `hidden_p` and `weight_p`, probabilities.
     """
 
-    n_layers: int
     rnns: Any
     hidden_dps: Any
-    input_dp: RowDropout
-    encoder_dp: EmbeddingDropout
 
     def __init__(self, vocab_size: int, model: ModelConfig, dropouts: dict[str, float]):
-        self.position = Position()
-        awdlstm.AWD_LSTM.__init__(self, vocab_size, model.emb_sz, model.n_hid, model.n_layers, PAD_ID, **dropouts)
+        super().__init__()
+        self.n_layers = model.n_layers
+        self.encoder = nn.Embedding(vocab_size, model.emb_sz, padding_idx=PAD_ID)
         self.encoder_dp = EmbeddingDropout(self.encoder, dropouts["embed_p"], "embedding", self.position)
+        widths = [model.emb_sz, *[model.n_hid] * (model.n_layers - 1), model.emb_sz]
+        self.rnns = nn.ModuleList(
+            WeightDropout(nn.LSTM(n_in, n_out, batch_first=True), dropouts["weight_p"], f"weights {layer}", self.position)
+            for layer, (n_in, n_out) in enumerate(pairwise(widths))
+        )
+        nn.init.uniform_(self.encoder.weight, -INITIAL_RANGE, INITIAL_RANGE)  # after the LSTMs, as fastai draws it
         self.input_dp = RowDropout(dropouts["input_p"], "input", self.position)
         self.hidden_dps = nn.ModuleList(
             RowDropout(dropouts["hidden_p"], f"hidden {layer}", self.position) for layer in range(self.n_layers)
@@ -51,12 +60,10 @@ class AWDLSTM(Encoder, awdlstm.AWD_LSTM):
         return output, carried
 
     def zero_state(self, num_rows: int) -> Hidden:
-        self.bs = num_rows
-        return [self._one_hidden(layer) for layer in range(self.n_layers)]  # type: ignore[operator]
+        def zeros(width: int) -> Tensor:
+            return self.encoder.weight.new_zeros(1, num_rows, width)
+
+        return [(zeros(rnn.module.hidden_size), zeros(rnn.module.hidden_size)) for rnn in self.rnns]
 
     def layer_groups(self) -> list[nn.Module]:
         return list(self.rnns)
-
-    def _one_rnn(self, n_in: int, n_out: int, bidir: bool, weight_p: float, layer: int) -> WeightDropout:
-        lstm = nn.LSTM(n_in, n_out, batch_first=True, bidirectional=bidir)
-        return WeightDropout(lstm, weight_p, f"weights {layer}", self.position)

@@ -25,12 +25,12 @@ from torch import nn
 from ulmfit_dist.config.loading import load_config, to_yaml
 from ulmfit_dist.config.schema import Config, ModelConfig
 from ulmfit_dist.data.targets import num_outputs
-from ulmfit_dist.data.token_store import MODEL_FILE, TokenStore, write_bytes, write_json
+from ulmfit_dist.data.token_store import MODEL_FILE, TokenStore
 from ulmfit_dist.data.vocab import load_vocab
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.models.encoder import Encoder
 from ulmfit_dist.models.networks import build_classifier, build_language_model, encoder_of
-from ulmfit_dist.utils.files import read_bounded
+from ulmfit_dist.utils.files import read_bounded, write_bytes, write_json
 from ulmfit_dist.utils.imports import check_trust
 
 WEIGHTS = "model.safetensors"
@@ -39,7 +39,7 @@ LONGEST_TEXT = 1 << 20
 
 
 @dataclass
-class Exported:
+class ModelBundle:
     """What an exported folder says, weights aside."""
 
     folder: Path
@@ -49,7 +49,7 @@ class Exported:
     training: dict[str, Any]
 
 
-def save_exported(
+def save_bundle(
     folder: Path, model: nn.Module, config: Config, store: TokenStore, labels: list[str] | None, training: dict[str, Any]
 ) -> None:
     """Write an export beside its place and rename it there, so that it is whole or not there.
@@ -90,7 +90,7 @@ def find_model(run: Path, stage: str) -> Path | None:
     return None
 
 
-def read_exported(folder: Path) -> Exported:
+def read_bundle(folder: Path) -> ModelBundle:
     """Read all but the weights. Raises UserError where a file is missing or unreadable."""
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"{folder}: no exported model here (no {WEIGHTS})")
@@ -98,7 +98,7 @@ def read_exported(folder: Path) -> Exported:
     vocab = load_vocab(folder / "vocab.json")
     if not vocab:
         raise UserError(f"{folder / 'vocab.json'}: no tokens in it: export the model again")
-    return Exported(
+    return ModelBundle(
         folder=folder,
         config=_read_config(folder / "config.yaml"),
         vocab=vocab,
@@ -115,7 +115,7 @@ def _read_config(path: Path) -> Config:
             raise UserError(f"{path}: not written by this program (it has YAML aliases): export the model again")
     except (OSError, yaml.YAMLError) as error:
         raise UserError(f"{path}: missing or damaged ({' '.join(str(error).split())}): export the model again") from None
-    return load_config(path)
+    return load_config(path, allow_base=False)
 
 
 def _read_training(path: Path) -> dict[str, Any]:
@@ -126,7 +126,7 @@ def _read_training(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: missing or damaged ({type(error).__name__}: {error}): export the model again") from None
 
 
-def load_model(exported: Exported, device: torch.device | str = "cpu", trust: bool = False) -> nn.Module:
+def load_model(exported: ModelBundle, device: torch.device | str = "cpu", trust: bool = False) -> nn.Module:
     """The network of an export with its weights, ready to infer.
 
     Args:
@@ -147,7 +147,7 @@ def load_model(exported: Exported, device: torch.device | str = "cpu", trust: bo
     return model.eval().to(device)
 
 
-def load_encoder(encoder: Encoder, exported: Exported, vocab: list[str], model: ModelConfig) -> None:
+def load_encoder(encoder: Encoder, exported: ModelBundle, vocab: list[str], model: ModelConfig) -> None:
     """Give an encoder the weights of an exported language model.
 
     Args:

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from fastai.text.models import awdlstm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -22,9 +21,12 @@ from ulmfit_dist.models.masks import Mask, StepMasks, Use, compute_masks
 from ulmfit_dist.rng.counter_based import derive_key
 from ulmfit_dist.rng.philox import Key
 
+RECURRENT = "weight_hh_l0"
+"""Name of an LSTM's hidden-to-hidden weights."""
+
 
 @dataclass
-class Position:
+class DropoutContext:
     """Where a network is used: shared by its dropouts, and moved on by who trains it.
 
     Attributes:
@@ -80,7 +82,7 @@ class RowDropout(nn.Module):
         position: where the network is used.
     """
 
-    def __init__(self, p: float, site: str, position: Position):
+    def __init__(self, p: float, site: str, position: DropoutContext):
         super().__init__()
         self.p, self.site, self.position = p, site, position
 
@@ -98,12 +100,26 @@ class RowDropout(nn.Module):
         return f"p={self.p}, site={self.site!r}"
 
 
-class WeightDropout(awdlstm.WeightDropout):
-    """fastai's dropout of the hidden-to-hidden weights, one mask for all rows; a probability of zero is allowed."""
+class WeightDropout(nn.Module):
+    """fastai's dropout of the hidden-to-hidden weights, one mask for all rows; a probability of zero is allowed.
 
-    def __init__(self, module: nn.Module, weight_p: float, site: str, position: Position):
-        super().__init__(module, weight_p)
-        self.site, self.position = site, position
+    The parameter is `weight_hh_l0_raw` of this module; the LSTM's own `weight_hh_l0` is what is left of it in a step.
+
+    Args:
+        module: the LSTM, of one layer.
+        weight_p: probability of a weight to be dropped.
+        site: the place in the network.
+        position: where the network is used.
+    """
+
+    def __init__(self, module: nn.LSTM, weight_p: float, site: str, position: DropoutContext):
+        super().__init__()
+        self.module, self.weight_p, self.site, self.position = module, weight_p, site, position
+        weight: Tensor = getattr(module, RECURRENT)
+        delattr(module, RECURRENT)
+        self.weight_hh_l0_raw = nn.Parameter(weight.detach())
+        setattr(module, RECURRENT, weight.clone())
+        module.flatten_parameters = _keep_parameters  # type: ignore[assignment]
 
     def forward(self, x_bTE: Tensor, hidden: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Return the LSTM's output and state; on a GPU computed from flat weights, in the dtype of autocast."""
@@ -114,26 +130,31 @@ class WeightDropout(awdlstm.WeightDropout):
         return lstm_from_flat_weights(self.module, x_bTE, hidden, dtype)
 
     def _setweights(self) -> None:
-        for name in self.layer_names:
-            raw = getattr(self, f"{name}_raw")
-            setattr(self.module, name, self._dropped(raw, name))
+        setattr(self.module, RECURRENT, self._dropped(self.weight_hh_l0_raw))
 
-    def _dropped(self, raw: Tensor, name: str) -> Tensor:
+    def _dropped(self, raw: Tensor) -> Tensor:
         if not self.training or self.weight_p == 0:
             return raw.view_as(raw)  # not a parameter, for which torch keeps the name
-        mask = self.position.shared_mask(f"{self.site}.{name}", raw.numel(), self.weight_p, raw)
+        mask = self.position.shared_mask(f"{self.site}.{RECURRENT}", raw.numel(), self.weight_p, raw)
         return raw * mask.view_as(raw)
 
     def reset(self) -> None:
         """Nothing is kept between steps: the weights are set anew in each forward."""
 
 
-class EmbeddingDropout(awdlstm.EmbeddingDropout):
-    """fastai's dropout of whole words, one mask for all rows; only the words that are read are multiplied."""
+class EmbeddingDropout(nn.Module):
+    """fastai's dropout of whole words, one mask for all rows; only the words that are read are multiplied.
 
-    def __init__(self, emb: nn.Embedding, embed_p: float, site: str, position: Position):
-        super().__init__(emb, embed_p)
-        self.site, self.position = site, position
+    Args:
+        emb: the embedding.
+        embed_p: probability of a word to be dropped.
+        site: the place in the network.
+        position: where the network is used.
+    """
+
+    def __init__(self, emb: nn.Embedding, embed_p: float, site: str, position: DropoutContext):
+        super().__init__()
+        self.emb, self.embed_p, self.site, self.position = emb, embed_p, site, position
 
     def forward(self, words_bT: Tensor) -> Tensor:
         """[b, T, H] from token ids."""
@@ -142,6 +163,10 @@ class EmbeddingDropout(awdlstm.EmbeddingDropout):
             return embedded_bTH
         mask_V = self.position.shared_mask(self.site, len(self.emb.weight), self.embed_p, embedded_bTH)
         return embedded_bTH * mask_V[words_bT][..., None]
+
+
+def _keep_parameters() -> None:
+    """Take the place of `flatten_parameters` in an LSTM whose weights are replaced in each step."""
 
 
 def lstm_from_flat_weights(

@@ -8,24 +8,19 @@ b: rows of a micro-batch, T: tokens of a step, E: width of the embedding.
 
 from __future__ import annotations
 
-from abc import ABCMeta, abstractmethod
+from abc import ABC, abstractmethod
 
 import torch
-from fastai.torch_core import PrePostInitMeta
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ulmfit_dist.models.dropout import Position
+from ulmfit_dist.models.dropout import DropoutContext
 
 Hidden = list[tuple[Tensor, ...]]
 """State of each layer: one tensor or two, [1, b, width]; empty for a network that reads each step for itself."""
 
 
-class _Meta(ABCMeta, PrePostInitMeta):
-    """That of fastai's modules, with abstract methods."""
-
-
-class Encoder(nn.Module, metaclass=_Meta):
+class Encoder(nn.Module, ABC):
     """An encoder of texts.
 
     Attributes:
@@ -39,7 +34,7 @@ class Encoder(nn.Module, metaclass=_Meta):
 
     def __init__(self) -> None:
         super().__init__()
-        self.position = Position()
+        self.position = DropoutContext()
         self.reset()
 
     @abstractmethod

@@ -13,10 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from fastai.text.core import defaults
-from fastcore.foundation import L
 from torch import Tensor
 
+from ulmfit_dist.data.tokenizers.rules import SPECIAL_TOKENS
 from ulmfit_dist.data.vocab import LONGEST_VOCAB
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.utils.files import read_bounded
@@ -27,7 +26,7 @@ ENCODER_PREFIXES = ("0.module.", "0.", "")
 
 PIECE = "\u2581"
 """What SentencePiece marks the beginning of a word with."""
-SPECIAL_PIECES: dict[str, str] = {f"{PIECE}{token}": token for token in defaults.text_spec_tok}
+SPECIAL_PIECES: dict[str, str] = {f"{PIECE}{token}": token for token in SPECIAL_TOKENS}
 """fastai's SentencePiece makes pieces of the special tokens, and reads those: their own names come before, unused."""
 
 
@@ -108,6 +107,8 @@ def _only(folder: Path, ending: str, what: str) -> Path:
 
 def _parts_of_an_optimizer() -> list[Any]:
     """What fastai's optimizer state is made of beside tensors: its list, and numpy's numbers by old and new name."""
+    from fastcore.foundation import L
+
     scalar = np.float64(0).__reduce__()[0]
     names = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
     return [L, np.dtype, *names, *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8"))]

@@ -14,29 +14,45 @@ b: rows of a micro-batch, T: tokens of a step, E: width of the embedding.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from itertools import pairwise
 
 import torch
-from fastai.text.models import core
-from fastai.text.models.awdlstm import awd_lstm_clas_config, awd_lstm_lm_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from ulmfit_dist.config.schema import ClassifierConfig, LMConfig, ModelConfig
 from ulmfit_dist.data.vocab import PAD_ID
-from ulmfit_dist.models.awd_lstm import AWDLSTM
-from ulmfit_dist.models.dropout import Position, RowDropout
+from ulmfit_dist.models.awd_lstm import AWDLSTM, INITIAL_RANGE
+from ulmfit_dist.models.dropout import DropoutContext, RowDropout
 from ulmfit_dist.models.encoder import Encoder
+from ulmfit_dist.models.layers import SequentialRNN, SigmoidRange, head_block, reset_hidden_states
 from ulmfit_dist.models.registry import make_encoder
 
+LM_DROPOUTS = {"output_p": 0.1, "hidden_p": 0.15, "input_p": 0.25, "embed_p": 0.02, "weight_p": 0.2}
+CLASSIFIER_DROPOUTS = {"output_p": 0.4, "hidden_p": 0.3, "input_p": 0.4, "embed_p": 0.05, "weight_p": 0.5}
+"""fastai's dropout probabilities, before they are multiplied by `drop_mult`."""
 
-class SentenceEncoder(core.SentenceEncoder):
+
+class SentenceEncoder(nn.Module):
     """fastai's encoder of whole documents, longest first: in chunks, each read by the rows that have begun.
 
     The last chunk is read by all rows. fastai reads it by as many rows as have a token there, but takes the first ones,
     so in some batches it never reads the last words of a document.
+
+    Args:
+        bptt: tokens of a chunk.
+        module: the encoder of a chunk.
+        pad_idx: id of padding.
+        max_len: tokens at the end of a document whose output is pooled, at least; None: all.
     """
+
+    def __init__(self, bptt: int, module: Encoder, pad_idx: int, max_len: int | None):
+        super().__init__()
+        self.bptt, self.module, self.pad_idx, self.max_len = bptt, module, pad_idx, max_len
+
+    def reset(self) -> None:
+        reset_hidden_states(self.module)
 
     def forward(self, x_bT: Tensor, chunk_rows: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
         """The output [b, T, E] of what is pooled, and its padding mask [b, T].
@@ -67,26 +83,35 @@ class SentenceEncoder(core.SentenceEncoder):
         return _stack(outputs, num_rows, self.bptt), padding_bT[:, first_kept:]
 
 
-class PoolingLinearClassifier(core.PoolingLinearClassifier):
+class PoolingLinearClassifier(nn.Module):
     """fastai's head on the last, the highest and the mean output of a document.
 
     fastai looks for the last one by counting the padding in the last `bptt` positions; for a document shorter than that,
     among longer ones, it counts the padding in front too, and takes the output of a position before the document.
+
+    Args:
+        widths: features of the input, of the hidden layers and of the output.
+        dropouts: probability of a feature to be dropped before each layer.
+        position: where the network is used.
+        y_range: lowest and highest output; None: any.
     """
 
     def __init__(
         self,
         widths: list[int],
         dropouts: list[float],
-        bptt: int,
-        position: Position,
+        position: DropoutContext,
         y_range: tuple[float, float] | None = None,
     ):
-        super().__init__(widths, dropouts, bptt, y_range)
-        for number, block in enumerate(self.layers):
-            for name, layer in block.named_children():
-                if isinstance(layer, nn.Dropout):
-                    setattr(block, name, RowDropout(layer.p, f"head {number}", position))
+        super().__init__()
+        layers: list[nn.Module] = []
+        activations = [nn.ReLU(inplace=True)] * (len(dropouts) - 1)
+        for number, ((n_in, n_out), p) in enumerate(zip(pairwise(widths), dropouts, strict=True)):
+            dropout = RowDropout(p, f"head {number}", position) if p else None
+            layers.append(head_block(n_in, n_out, dropout, activations[number] if number < len(activations) else None))
+        if y_range is not None:
+            layers.append(SigmoidRange(*y_range))
+        self.layers = nn.Sequential(*layers)
 
     def forward(self, encoded: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """(logits [b, outputs], output, output) from the encoder's output [b, T, E] and its padding mask [b, T]."""
@@ -94,11 +119,16 @@ class PoolingLinearClassifier(core.PoolingLinearClassifier):
         return self.layers(concat_pool(output_bTE, padding_bT)), output_bTE, output_bTE
 
 
-class LinearDecoder(core.LinearDecoder):
+class LinearDecoder(nn.Module):
     """fastai's decoder, which leaves the product with the vocabulary to the loss."""
 
     def __init__(self, encoder: Encoder, output_p: float):
-        super().__init__(*encoder.encoder.weight.shape, output_p, tie_encoder=encoder.encoder)
+        super().__init__()
+        vocab_size, width = encoder.encoder.weight.shape
+        self.decoder = nn.Linear(width, vocab_size)
+        nn.init.uniform_(self.decoder.weight, -INITIAL_RANGE, INITIAL_RANGE)  # not kept, but drawn, as in fastai
+        nn.init.zeros_(self.decoder.bias)
+        self.decoder.weight = encoder.encoder.weight
         self.output_dp = RowDropout(output_p, "output", encoder.position)
 
     def forward(self, x_bTE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -107,26 +137,24 @@ class LinearDecoder(core.LinearDecoder):
         return dropped_bTE, x_bTE, dropped_bTE
 
 
-def build_language_model(vocab_size: int, model: ModelConfig, settings: LMConfig) -> core.SequentialRNN:
+def build_language_model(vocab_size: int, model: ModelConfig, settings: LMConfig) -> SequentialRNN:
     """Encoder and tied decoder with fresh weights; keys as in fastai's `get_language_model`."""
-    dropouts = _dropouts(awd_lstm_lm_config, settings.drop_mult)
+    dropouts = _dropouts(LM_DROPOUTS, settings.drop_mult)
     output_p = dropouts.pop("output_p")
     encoder = make_encoder(vocab_size, model, dropouts)
-    return core.SequentialRNN(encoder, LinearDecoder(encoder, output_p))
+    return SequentialRNN(encoder, LinearDecoder(encoder, output_p))
 
 
-def build_classifier(
-    vocab_size: int, num_outputs: int, model: ModelConfig, settings: ClassifierConfig
-) -> core.SequentialRNN:
+def build_classifier(vocab_size: int, num_outputs: int, model: ModelConfig, settings: ClassifierConfig) -> SequentialRNN:
     """Encoder and pooling head with fresh weights; keys as in fastai's `get_text_classifier`."""
-    dropouts = _dropouts(awd_lstm_clas_config, settings.drop_mult)
+    dropouts = _dropouts(CLASSIFIER_DROPOUTS, settings.drop_mult)
     output_p = dropouts.pop("output_p")
     encoder = make_encoder(vocab_size, model, dropouts)
     widths = [model.emb_sz * 3, *settings.lin_ftrs, num_outputs]
     head_dropouts = [output_p] + [settings.head_dropout] * len(settings.lin_ftrs)
     y_range = None if settings.y_range is None else (settings.y_range[0], settings.y_range[1])
-    head = PoolingLinearClassifier(widths, head_dropouts, settings.seq_len, encoder.position, y_range)
-    return core.SequentialRNN(SentenceEncoder(settings.seq_len, encoder, PAD_ID, settings.max_len), head)
+    head = PoolingLinearClassifier(widths, head_dropouts, encoder.position, y_range)
+    return SequentialRNN(SentenceEncoder(settings.seq_len, encoder, PAD_ID, settings.max_len), head)
 
 
 def lm_groups(model: nn.Module) -> list[list[nn.Parameter]]:
@@ -172,8 +200,8 @@ def _bare(module: nn.Module) -> nn.Module:
     return module.module if isinstance(module, DistributedDataParallel) else module
 
 
-def _dropouts(config: dict[str, Any], drop_mult: float) -> dict[str, float]:
-    return {key: value * drop_mult for key, value in config.items() if key.endswith("_p")}
+def _dropouts(probabilities: dict[str, float], drop_mult: float) -> dict[str, float]:
+    return {name: p * drop_mult for name, p in probabilities.items()}
 
 
 def concat_pool(output_bTE: Tensor, padding_bT: Tensor) -> Tensor:

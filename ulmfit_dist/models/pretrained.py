@@ -7,18 +7,18 @@ here. As in fastai, a word that they know keeps its embedding, and one that they
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastai.text.learner import clean_raw_keys, match_embeds
+import torch
 from torch import Tensor, nn
 
 from ulmfit_dist.config.schema import ModelConfig
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.models.bundle import find_model, load_model, read_exported
+from ulmfit_dist.models.bundle import find_model, load_model, read_bundle
 from ulmfit_dist.models.encoder import Encoder
 from ulmfit_dist.models.fastai_weights import PIECE, find_files, read_tokens, read_weights
 
@@ -45,12 +45,25 @@ class Pretrained:
 
     def fitted_to(self, vocab: Sequence[str]) -> dict[str, Tensor]:
         """The state for another vocabulary, as fastai's `load_pretrained` makes it."""
-        return clean_raw_keys(match_embeds(dict(self.state), self.tokens, list(vocab)))
+        embedding = "0.encoder.weight"
+        rows = self._rows(vocab)
+        weight = _rows_or_mean(self.state[embedding], rows)
+        state = {**self.state, embedding: weight, "1.decoder.weight": weight.clone()}
+        if "0.encoder_dp.emb.weight" in state:
+            state["0.encoder_dp.emb.weight"] = weight.clone()
+        if "1.decoder.bias" in state:
+            state["1.decoder.bias"] = _rows_or_mean(state["1.decoder.bias"], rows)
+        return {key: value for key, value in state.items() if not _is_dropped_out(key, state)}
 
     def known(self, vocab: Sequence[str]) -> int:
         """How many tokens of a vocabulary it knows."""
         known = set(self.tokens)
         return sum(token in known for token in vocab)
+
+    def _rows(self, vocab: Sequence[str]) -> Tensor:
+        """The row of each token of a vocabulary in this one's weights, int64 [V]; -1 for tokens that are missing."""
+        ids = {token: i for i, token in enumerate(self.tokens)}
+        return torch.tensor([ids.get(token, -1) for token in vocab])
 
 
 def load_pretrained(model: nn.Module, name: str, vocab: list[str], config: ModelConfig) -> int:
@@ -98,7 +111,7 @@ def open_pretrained(name: str, key: str, config: ModelConfig) -> Pretrained:
     place = _download(name) if name in WIKITEXT else Path(name).expanduser()
     folder = find_model(place, "lm")
     if folder is not None:
-        exported = read_exported(folder)
+        exported = read_bundle(folder)
         _check_arch(folder, exported.config.model.arch, config)
         state = load_model(exported, trust=True).state_dict()  # it is the config's own class
         return Pretrained(folder, state, exported.vocab, exported.config.model.backwards)
@@ -118,7 +131,7 @@ def fetch(name: str | None, runtime: Runtime) -> None:
     Raises:
         UserError: on every rank, where a node cannot fetch them.
     """
-    with runtime.together():
+    with runtime.fail_together():
         if name in WIKITEXT and runtime.is_local_main:
             _download(name)
 
@@ -160,6 +173,21 @@ def _download(name: str) -> Path:
         ) from None
 
 
+def _rows_or_mean(weights: Tensor, rows: Tensor) -> Tensor:
+    """Rows of weights, and the mean of all rows for -1."""
+    taken = weights[rows]
+    taken[rows < 0] = weights.mean(0)
+    return taken
+
+
+def _is_dropped_out(key: str, state: Mapping[str, Tensor]) -> bool:
+    """Return whether a tensor is what dropout left of another one: files of fastai's first releases hold both."""
+    parts = key.split(".")
+    if "module" in parts:
+        del parts[len(parts) - 1 - parts[::-1].index("module")]
+    return f"{'.'.join(parts)}_raw" in state
+
+
 @contextmanager
 def _patience(seconds: float) -> Iterator[None]:
     """Give up on a server that is silent for so long; fastai's downloader would wait for ever."""
@@ -192,7 +220,7 @@ def _check(found: Pretrained, vocab: Sequence[str], config: ModelConfig) -> None
         )
     if _has_pieces(found.tokens) != _has_pieces(vocab):
         theirs, ours = ("pieces", "words") if _has_pieces(found.tokens) else ("words", "pieces")
-        raise UserError(f"{path} reads {theirs}, the texts are {ours}: set tokenizer.kind as it was for {path}")
+        raise UserError(f"{path} reads {theirs}, the texts are {ours}: set tokenizer.type as it was for {path}")
 
 
 def _check_arch(path: Path, arch: str | None, config: ModelConfig) -> None:

@@ -18,7 +18,7 @@ def make_encoder(vocab_size: int, model: ModelConfig, dropouts: dict[str, float]
 
     Args:
         vocab_size: V.
-        model: the config's section; an own class gets it, too, and its `arch_options` by name.
+        model: the config's section; an own class gets it, too, and its `arch_kwargs` by name.
         dropouts: `embed_p`, `input_p`, `hidden_p` and `weight_p`: fastai's for the stage, times its `drop_mult`.
 
     Raises:
@@ -30,11 +30,11 @@ def make_encoder(vocab_size: int, model: ModelConfig, dropouts: dict[str, float]
     if not (isinstance(kind, type) and issubclass(kind, Encoder)):
         raise UserError(f"{KEY}: {model.arch} is no class of ulmfit_dist.models.encoder.Encoder: derive it from that")
     try:
-        encoder: Encoder = kind(vocab_size, model, dropouts, **model.arch_options)  # type: ignore[call-arg]
+        encoder: Encoder = kind(vocab_size, model, dropouts, **model.arch_kwargs)  # type: ignore[call-arg]
         _check(encoder, vocab_size, model)
     except Exception as error:
         what = f"{type(error).__name__}: {on_one_line(error)}"
-        raise UserError(f"{KEY}: {model.arch} cannot be made ({what}): mend the class, or model.arch_options") from None
+        raise UserError(f"{KEY}: {model.arch} cannot be made ({what}): mend the class, or model.arch_kwargs") from None
     return encoder
 
 

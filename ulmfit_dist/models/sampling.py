@@ -102,7 +102,7 @@ def continue_tokens(
     reader = (_Reader if type(encoder_of(model)) is AWDLSTM else _Rereader)(model, never)
     drawn: list[Tensor] = []
     for number_b in numbers:
-        logits_bV = reader.go_on(drawn[-1]) if drawn else reader.begin(tokens_bT)
+        logits_bV = reader.decode_step(drawn[-1]) if drawn else reader.prefill(tokens_bT)
         drawn.append(pick(sampling.probabilities(logits_bV), number_b))
     return torch.cat([tokens_bT, torch.stack(drawn, dim=1)], dim=1)
 
@@ -131,7 +131,7 @@ class _Reader:
             for rnn in self.encoder.rnns
         ]
 
-    def begin(self, tokens_bT: Tensor) -> Tensor:
+    def prefill(self, tokens_bT: Tensor) -> Tensor:
         """Logits of the words after these beginnings, [b, V]."""
         different_uT, number_b = tokens_bT.unique(dim=0, return_inverse=True)
         self.encoder.reset()
@@ -141,7 +141,7 @@ class _Reader:
         self.hidden = [tuple(state[0, number_b].to(self.bias_V.dtype) for state in layer) for layer in hidden]
         return self._logits(output_bE)
 
-    def go_on(self, token_b: Tensor) -> Tensor:
+    def decode_step(self, token_b: Tensor) -> Tensor:
         """Logits of the words after one more token of each text, [b, V]."""
         output_bE = F.embedding(token_b, self.encoder.encoder.weight)
         for layer, weights in enumerate(self.weights):
@@ -159,7 +159,7 @@ class _Rereader:
     def __init__(self, model: nn.Module, never: Sequence[int]):
         self.model, self.encoder, self.never = model, encoder_of(model), list(never)
 
-    def begin(self, tokens_bT: Tensor) -> Tensor:
+    def prefill(self, tokens_bT: Tensor) -> Tensor:
         self.tokens_bT = tokens_bT
         self.encoder.reset()
         logits_bV = self.model[1].decoder(self.model(tokens_bT)[0][:, -1])  # type: ignore[index, operator]
@@ -167,8 +167,8 @@ class _Rereader:
         logits_bV[:, self.never] = -torch.inf
         return logits_bV
 
-    def go_on(self, token_b: Tensor) -> Tensor:
-        return self.begin(torch.cat([self.tokens_bT, token_b[:, None]], dim=1))
+    def decode_step(self, token_b: Tensor) -> Tensor:
+        return self.prefill(torch.cat([self.tokens_bT, token_b[:, None]], dim=1))
 
 
 def _floor_of_nucleus(p_bV: Tensor, top_p: float) -> Tensor:

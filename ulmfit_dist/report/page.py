@@ -16,13 +16,13 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from ulmfit_dist.data.token_store import write_bytes
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.report.charts import HEIGHT, NUM_COLOURS, WIDTH, draw
 from ulmfit_dist.report.comparison import COLUMNS, SECONDS, differing_keys, duration, figure, figure_rows, time_rows
 from ulmfit_dist.report.figures import PARTS, stage_charts, step_parts
 from ulmfit_dist.report.runs import STAGES, Run, read_run
 from ulmfit_dist.tracking.console import MAIN_METRICS
+from ulmfit_dist.utils.files import write_bytes
 
 FOLDER = Path(__file__).parent
 HEADLINES = (("lm", "perplexity"), ("lm", "accuracy"), ("classifier", "accuracy"), ("classifier", "f1_macro"))

@@ -34,6 +34,9 @@ from ulmfit_dist.rng.counter_based import derive_seed
 from ulmfit_dist.stages.baseline_figures import main_metric
 from ulmfit_dist.stages.prepare import prepare
 from ulmfit_dist.tracking.tracker import Tracker
+from ulmfit_dist.utils.log import get_logger
+
+logger = get_logger(__name__)
 
 STRENGTHS = (1.0, 4.0, 16.0, 64.0)
 """Values of C, the inverse of the regularization, from which the validation documents choose."""
@@ -87,7 +90,7 @@ def baseline_answers(
     Raises:
         UserError: labels that no classifier can be trained on.
     """
-    with runtime.together():
+    with runtime.fail_together():
         splits = split_documents(store, config)
         targets = read_targets(store, config.classifier, config.data.label_delim)
         sides = {"valid": splits.classifier_valid}
@@ -96,17 +99,17 @@ def baseline_answers(
         test_b = store.labels[splits.test] if len(splits.test) else None
         check_targets(targets, store.labels[splits.classifier_train], store.labels[splits.classifier_valid], test_b)
     fitted: _Fitted | None = None
-    with runtime.together():
+    with runtime.fail_together():
         if runtime.is_main:
             fitted = _fit(config, store, targets, splits.classifier_train, sides)
-    return sides, *cast(_Fitted, runtime.from_main(fitted))
+    return sides, *cast(_Fitted, runtime.broadcast_object(fitted))
 
 
 def measure_baseline(config: Config, runtime: Runtime, store: TokenStore, tracker: Tracker) -> None:
     """Have the figures of the baseline in the run's summary, computed where an earlier start has not. Collective."""
     identity = _identity(config, store)
     known = tracker.summary.get("baseline", {}) if runtime.is_main else {}
-    if not runtime.from_main(known.get("identity") == identity):
+    if not runtime.broadcast_object(known.get("identity") == identity):
         known = {**compute_baseline(config, runtime, store), "identity": identity}
         tracker.set_baseline(known)
     if runtime.is_main:
@@ -114,7 +117,7 @@ def measure_baseline(config: Config, runtime: Runtime, store: TokenStore, tracke
         simplest = "mean" if config.classifier.target == "regression" else "most frequent class"
         found, other = known["valid"][name], known["majority"]["valid"][name]
         figures = f"{name} {found:.4f} on valid ({simplest}: {other:.4f})"
-        runtime.print(f"baseline: TF-IDF with a linear model, {known['seconds']:.1f} s: {figures}")
+        logger.info(f"baseline: TF-IDF with a linear model, {known['seconds']:.1f} s: {figures}")
 
 
 def _identity(config: Config, store: TokenStore) -> str:

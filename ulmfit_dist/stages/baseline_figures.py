@@ -60,10 +60,10 @@ def describe_standing(summary: Mapping[str, Any], config: Config) -> Iterator[st
 def _advice(config: Config) -> str:
     """Return what may bring a classifier past the baseline, given what the config does not do yet."""
     advice = []
-    if config.classifier.truncate_to is not None:
-        advice.append("read whole documents (classifier.truncate_to=null)")
+    if config.classifier.max_doc_tokens is not None:
+        advice.append("read whole documents (classifier.max_doc_tokens=null)")
     if config.model.pretrained is None and config.classifier.encoder is None:
-        is_english = config.tokenizer.lang == "en" and config.tokenizer.kind == "word"
+        is_english = config.tokenizer.lang == "en" and config.tokenizer.type == "word"
         pretrained = "model.pretrained=wt103_fwd" if is_english else "ulmfit-dist pretrain, on more texts"
         advice.append(f"start from a pretrained language model ({pretrained})")
     if config.classifier.encoder is None and sum(phase.epochs for phase in config.lm.phases) < FEW_LM_EPOCHS:

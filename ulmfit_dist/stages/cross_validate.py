@@ -17,12 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from ulmfit_dist.config.schema import Config
-from ulmfit_dist.data.token_store import write_json
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.stages.classifier import check_classifier
 from ulmfit_dist.stages.prepare import prepare
 from ulmfit_dist.stages.run import run
+from ulmfit_dist.utils.files import write_json
+from ulmfit_dist.utils.log import get_logger
+
+logger = get_logger(__name__)
 
 Figures = dict[str, dict[str, dict[str, Any]]]
 """By stage and metric: mean, std, and the value of each fold."""
@@ -43,19 +46,19 @@ def cross_validate(config: Config, runtime: Runtime, fresh: bool = False) -> Fig
     """
     configs = configs_of_folds(config)
     store = prepare(config, runtime)
-    with runtime.together():
+    with runtime.fail_together():
         for each in configs:
             check_classifier(each, runtime, store)
     is_shared = config.lm.valid_pct is not None
     for number, each in enumerate(configs):
         if is_shared and number:
-            with runtime.together():
+            with runtime.fail_together():
                 if runtime.is_main:
                     copy_language_model(configs[0].run_dir, each, fresh)
-        runtime.print(f"\n{each.name}: fold {number} of {len(configs)}")
+        logger.info(f"\n{each.name}: fold {number} of {len(configs)}")
         run(each, runtime, fresh and not (is_shared and number))
     found: Figures = {}
-    with runtime.together():
+    with runtime.fail_together():
         if runtime.is_main:
             found = average([_summary(each.run_dir) for each in configs])
             config.run_dir.mkdir(parents=True, exist_ok=True)

@@ -10,11 +10,11 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from fastai.text.core import BOS
 
 from ulmfit_dist.config.schema import Config, TokenizerConfig
 from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.data.tokenizers.detokenize import detokenize
+from ulmfit_dist.data.tokenizers.rules import BOS
 from ulmfit_dist.data.vocab import token_ids
 from ulmfit_dist.metrics.accumulators import ClassifierMetrics, LMMetrics
 from ulmfit_dist.metrics.calibration import reliability
@@ -26,7 +26,9 @@ TOKENS_OF_A_DOCUMENT = 200
 """How much of a wrongly labelled document is shown."""
 
 
-def tables_of(learner: DistributedLearner, store: TokenStore, config: Config, before: dict[str, Any]) -> dict[str, Any]:
+def compute_artifacts(
+    learner: DistributedLearner, store: TokenStore, config: Config, before: dict[str, Any]
+) -> dict[str, Any]:
     """What tables.json says of a stage after an epoch, from what it said before it.
 
     A language model's `samples`. Of a classifier that says one class its `labels`, its `confusion_matrix` (documents by true
@@ -44,7 +46,7 @@ def tables_of(learner: DistributedLearner, store: TokenStore, config: Config, be
 def _samples(learner: DistributedLearner, store: TokenStore, config: Config) -> list[dict[str, Any]]:
     """Texts from their beginning, or from their end: backwards xxbos comes before the last word of the next document."""
     model = learner.accelerate.accelerator.unwrap_model(learner.model)
-    beginning_bT = torch.full((config.tracking.samples, 1), token_ids(store.vocab)[BOS], device=learner.dls.device)
+    beginning_bT = torch.full((config.tracking.num_samples, 1), token_ids(store.vocab)[BOS], device=learner.dls.device)
     never = never_drawn(store.vocab)
     position = (config.seed, "samples", learner.stage_epoch)
     texts = continue_tokens(model, beginning_bT, WORDS_OF_A_SAMPLE, SAMPLING, never, *position).tolist()
@@ -74,4 +76,4 @@ def _text(store: TokenStore, document: int, tokenizer: TokenizerConfig) -> str:
 
 
 def _running_text(store: TokenStore, ids: Sequence[int], tokenizer: TokenizerConfig) -> str:
-    return detokenize((store.vocab[i] for i in ids), tokenizer.kind, tokenizer.lang)
+    return detokenize((store.vocab[i] for i in ids), tokenizer.type, tokenizer.lang)

@@ -2,34 +2,35 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ulmfit_dist.config.schema import PRECISIONS
-from ulmfit_dist.data.batches import Batches
+from ulmfit_dist.data.batches import RankLoader
 from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.distributed.devices import uses_gpu
-from ulmfit_dist.distributed.env import report
 from ulmfit_dist.distributed.launch_settings import read_launch_settings
 from ulmfit_dist.distributed.precision import resolve_precision
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.inference.evaluation import classifier_figures, in_precision, read_batches
 from ulmfit_dist.metrics.accumulators import ClassifierMetrics, LMMetrics, Metrics
-from ulmfit_dist.metrics.objective import make_metrics
-from ulmfit_dist.models.bundle import Exported, find_model, load_model, read_exported
+from ulmfit_dist.metrics.objective import build_objective_metrics
+from ulmfit_dist.models.bundle import ModelBundle, find_model, load_model, read_bundle
 from ulmfit_dist.models.fused_cross_entropy import PRODUCT_DTYPES, DecoderLoss
 from ulmfit_dist.stages.classifier import classifier_loaders
 from ulmfit_dist.stages.lm import lm_loaders
 from ulmfit_dist.stages.prepare import prepare
 from ulmfit_dist.utils.imports import check_trust
+from ulmfit_dist.utils.log import get_logger
 from ulmfit_dist.utils.text_table import TextTable
+
+logger = get_logger(__name__)
 
 
 def evaluate(
-    run: Path, runtime: Runtime, trust_rules: bool = False, split: str = "valid", data: Path | None = None
+    run: Path, runtime: Runtime, trust_remote_code: bool = False, split: str = "valid", data: Path | None = None
 ) -> dict[str, dict[str, Any]]:
     """Metrics by stage on the validation documents, for each model that the folder has. Collective.
 
@@ -39,8 +40,8 @@ def evaluate(
     Args:
         split: valid or test.
         data: new labelled texts to evaluate the classifier on instead.
-        trust_rules: whether to call what the model's config names: tokenizer.rules and classifier.metrics. Without, the
-            former are refused, and the latter left out.
+        trust_remote_code: whether to call what the model's config names: tokenizer.rules and classifier.metrics. If not, the
+            former are refused, and the latter not computed.
 
     Raises:
         UserError: no exported model, no store of its texts, or texts that have changed since.
@@ -49,19 +50,19 @@ def evaluate(
         from ulmfit_dist.stages.evaluate_texts import evaluate_test_split, evaluate_texts
 
         return {
-            "classifier": evaluate_test_split(run, runtime, trust_rules)
+            "classifier": evaluate_test_split(run, runtime, trust_remote_code)
             if data is None
-            else evaluate_texts(run, data, runtime, trust_rules)
+            else evaluate_texts(run, data, runtime, trust_remote_code)
         }
     folders = {stage: folder for stage in ("lm", "classifier") if (folder := find_model(run, stage)) is not None}
     if not folders:
         raise UserError(f"{run}: no exported model here: give a run directory, or an exported model's folder")
-    exports = {stage: read_exported(folder) for stage, folder in folders.items()}
+    exports = {stage: read_bundle(folder) for stage, folder in folders.items()}
     for exported in exports.values():
-        check_functions(exported, trust_rules)
-    if "classifier" in exports and exports["classifier"].config.classifier.metrics and not trust_rules and runtime.is_main:
-        print("warning: its classifier.metrics are left out: say --trust-rules to compute them", file=sys.stderr)
-    return {stage: _evaluate_stage(stage, exported, runtime, trust_rules) for stage, exported in exports.items()}
+        check_functions(exported, trust_remote_code)
+    if "classifier" in exports and exports["classifier"].config.classifier.metrics and not trust_remote_code:
+        logger.warning("classifier.metrics are not computed: give --trust-remote-code to compute them")
+    return {stage: _evaluate_stage(stage, exported, runtime, trust_remote_code) for stage, exported in exports.items()}
 
 
 def precision_of_models(runs: Sequence[Path]) -> str:
@@ -70,14 +71,14 @@ def precision_of_models(runs: Sequence[Path]) -> str:
     `auto` if they differ or do not name one, if the launcher names one, and, with a warning, if this machine has it not.
     """
     folders = {folder for run in runs for stage in ("lm", "classifier") if (folder := find_model(run, stage)) is not None}
-    precisions = {read_exported(folder).training.get("precision") for folder in folders}
+    precisions = {read_bundle(folder).training.get("precision") for folder in folders}
     precision = precisions.pop() if len(precisions) == 1 else None
     if precision not in PRECISIONS or read_launch_settings().mixed_precision is not None:
         return "auto"
     try:
         return resolve_precision(precision, uses_gpu())
     except UserError as error:
-        report(f"warning: the models were trained in another precision than this evaluation uses: {error}")
+        logger.warning(f"the models were trained in another precision than this evaluation uses: {error}")
         return "auto"
 
 
@@ -104,18 +105,18 @@ def _cell(value: Any) -> str:
     return "" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
-def _evaluate_stage(stage: str, exported: Exported, runtime: Runtime, trust: bool) -> dict[str, Any]:
+def _evaluate_stage(stage: str, exported: ModelBundle, runtime: Runtime, trust: bool) -> dict[str, Any]:
     store = prepare(exported.config, runtime)
-    with runtime.together():
+    with runtime.fail_together():
         check_store(exported, store)
         model = load_model(exported, runtime.device, trust)
         metrics: Metrics
         if stage == "lm":
             metrics = LMMetrics(DecoderLoss(model[1].decoder, PRODUCT_DTYPES[runtime.precision]))  # type: ignore[index]
-            valid: Batches = lm_loaders(exported.config, runtime, store)[1]
+            valid: RankLoader = lm_loaders(exported.config, runtime, store)[1]
         else:
             loader = classifier_loaders(exported.config, runtime, store)[1]
-            metrics, valid = make_metrics(loader.targets, exported.config.classifier, trust), loader
+            metrics, valid = build_objective_metrics(loader.targets, exported.config.classifier, trust), loader
         metrics.reset(runtime.device)
         read_batches(in_precision(model, stage, runtime), valid, metrics.update, runtime)
     if isinstance(metrics, ClassifierMetrics):
@@ -123,15 +124,15 @@ def _evaluate_stage(stage: str, exported: Exported, runtime: Runtime, trust: boo
     return dict(metrics.compute(runtime))
 
 
-def check_functions(exported: Exported, trust_rules: bool) -> None:
+def check_functions(exported: ModelBundle, trust_remote_code: bool) -> None:
     """Refuse to prepare the texts of a model by functions that nobody has said to trust. Raises UserError."""
     config = exported.config
-    paths = {"model.arch": config.model.arch, "data.splitter": config.data.splitter, "data.get_label": config.data.get_label}
+    paths = {"model.arch": config.model.arch, "data.splitter": config.data.splitter, "data.get_y": config.data.get_y}
     named = {key: [path] for key, path in paths.items() if path is not None}
-    check_trust({"tokenizer.rules": config.tokenizer.rules, **named}, exported.folder, trust_rules)
+    check_trust({"tokenizer.rules": config.tokenizer.rules, **named}, exported.folder, trust_remote_code)
 
 
-def check_store(exported: Exported, store: TokenStore) -> None:
+def check_store(exported: ModelBundle, store: TokenStore) -> None:
     """Refuse a store that is not the one that the model was trained on. Raises UserError."""
     if exported.training["data_fingerprint"] != store.fingerprint or exported.vocab != store.vocab:
         raise UserError(

@@ -19,14 +19,16 @@ from ulmfit_dist.data.sources import open_source
 from ulmfit_dist.data.sources.split_names import listed
 from ulmfit_dist.data.splits import split_documents
 from ulmfit_dist.data.targets import Targets, classes_of_label
-from ulmfit_dist.distributed.env import report
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.inference.answers import compute_answers, figures_of_answers, figures_of_documents, with_intervals
 from ulmfit_dist.inference.predictor import TextClassifier
-from ulmfit_dist.models.bundle import Exported, find_model, read_exported
+from ulmfit_dist.models.bundle import ModelBundle, find_model, read_bundle
 from ulmfit_dist.stages.evaluate import check_functions, check_store
 from ulmfit_dist.stages.prepare import prepare
+from ulmfit_dist.utils.log import get_logger
+
+logger = get_logger(__name__)
 
 KINDS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".ndjson": "json"}
 """Sources by ending of a file; all others are CSV."""
@@ -42,7 +44,7 @@ def evaluate_test_split(run: Path, runtime: Runtime, trust: bool = False) -> dic
     exported = _classifier(run)
     check_functions(exported, trust)
     store = prepare(exported.config, runtime)
-    with runtime.together():
+    with runtime.fail_together():
         check_store(exported, store)
         documents_N = split_documents(store, exported.config).test
         if not len(documents_N):
@@ -64,36 +66,36 @@ def evaluate_texts(run: Path, path: Path, runtime: Runtime, trust: bool = False)
     config, labels = exported.config, exported.labels or []
     texts: list[str] = []
     names: list[str] = []
-    with runtime.together():
+    with runtime.fail_together():
         num_left_out = 0
-        for text, label in _documents(_data_config(config, path), runtime):
+        for text, label in _documents(_data_config(config, path)):
             if text is None or label is None:
                 num_left_out += 1
             else:
                 texts.append(text)
                 names.append(label)
         if not texts:
-            raise UserError(f"{path}: no text has a label: name its column by data.label in the run's config")
+            raise UserError(f"{path}: no text has a label: name its column by data.label_col in the run's config")
         y_N = _targets(names, labels, config, path)
-        if num_left_out and runtime.is_main:
-            report(f"{path}: {num_left_out:,} documents have no label, or cannot be read, and are left out")
+        if num_left_out:
+            logger.warning(f"{path}: {num_left_out:,} documents have no label, or cannot be read, and are left out")
         mine = slice(runtime.rank, None, runtime.world_size)
         classifier = TextClassifier(exported.folder, runtime.device, trust)
         outputs = 1 if config.classifier.target == "regression" else len(labels)
         answers_NC = torch.zeros(len(texts), outputs, dtype=torch.float64, device=runtime.device)
         if texts[mine]:
             answers_NC[mine] = torch.from_numpy(classifier.predict_proba(texts[mine])).to(answers_NC)
-    answers_NC = runtime.sum(answers_NC)
+    answers_NC = runtime.all_reduce_sum(answers_NC)
     targets = Targets(config.classifier.target, labels, torch.arange(len(labels)))
     figures = figures_of_answers(answers_NC, y_N, targets, config.classifier, runtime)
     return with_intervals(figures, answers_NC, y_N, config)
 
 
-def _classifier(run: Path) -> Exported:
+def _classifier(run: Path) -> ModelBundle:
     folder = find_model(run, "classifier")
     if folder is None:
         raise UserError(f"{run}: no classifier model here: give a run directory that has one, or an exported model's folder")
-    return read_exported(folder)
+    return read_bundle(folder)
 
 
 def _data_config(config: Config, path: Path) -> DataConfig:
@@ -103,18 +105,24 @@ def _data_config(config: Config, path: Path) -> DataConfig:
     suffixes = [suffix.lower() for suffix in path.suffixes]
     kind = "folder" if path.is_dir() else next((KINDS[suffix] for suffix in suffixes if suffix in KINDS), "csv")
     return replace(
-        config.data, source=kind, path=str(path), splits={}, splitter=None, valid_col=None, limit=None, store=None
+        config.data,
+        source=kind,
+        path=str(path),
+        splits={},
+        splitter=None,
+        valid_col=None,
+        max_documents=None,
+        token_store=None,
     )
 
 
-def _documents(data: DataConfig, runtime: Runtime) -> Iterator[tuple[str | None, str | None]]:
+def _documents(data: DataConfig) -> Iterator[tuple[str | None, str | None]]:
     source = open_source(data)
     split = "test" if "test" in source.splits else "train"
     unused = [f"the {other} split" for other in source.splits if other != split]
     notices = [*source.notices, *([f"{data.path}: not used: {', '.join(unused)}"] if unused else [])]
-    if runtime.is_main:
-        for notice in notices:
-            report(notice)
+    for notice in notices:
+        logger.warning(notice)
     documents = source.splits[split]
     for start in range(0, len(documents), ROWS_AT_ONCE):
         yield from zip(*documents.read(start, min(start + ROWS_AT_ONCE, len(documents))), strict=True)

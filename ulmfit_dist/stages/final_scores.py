@@ -15,12 +15,16 @@ import pyarrow.parquet
 from ulmfit_dist.config.schema import Config
 from ulmfit_dist.data.prediction_table import PREDICTIONS, digest_of_texts, encode_metadata
 from ulmfit_dist.data.splits import split_documents
-from ulmfit_dist.data.token_store import TokenStore, write_bytes
+from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.inference.answers import compute_answers, figures_of_documents
 from ulmfit_dist.inference.outputs import prediction_of
-from ulmfit_dist.models.bundle import Exported, read_exported
+from ulmfit_dist.models.bundle import ModelBundle, read_bundle
 from ulmfit_dist.tracking.tracker import Tracker
+from ulmfit_dist.utils.files import write_bytes
+from ulmfit_dist.utils.log import get_logger
+
+logger = get_logger(__name__)
 
 
 def score_test_split(config: Config, runtime: Runtime, store: TokenStore, tracker: Tracker) -> None:
@@ -30,13 +34,13 @@ def score_test_split(config: Config, runtime: Runtime, store: TokenStore, tracke
     """
     splits = split_documents(store, config)
     if len(store.split("test")) and config.data.folds is not None:
-        runtime.print("the test split is not scored by a fold: train without data.folds to score it once")
+        logger.info("the test split is not scored by a fold: train without data.folds to score it once")
         return
     if len(store.split("test")) and not len(splits.test):
-        runtime.print("the test split has no labels: it is not scored")
-    if runtime.from_main(tracker.has_predictions(needs_test=len(splits.test) > 0)):
+        logger.info("the test split has no labels: it is not scored")
+    if runtime.broadcast_object(tracker.has_predictions(needs_test=len(splits.test) > 0)):
         return
-    exported = read_exported(config.run_dir / "classifier")
+    exported = read_bundle(config.run_dir / "classifier")
     answers = {}
     for split, documents_N in (("valid", splits.classifier_valid), ("test", splits.test)):
         if len(documents_N):
@@ -44,14 +48,14 @@ def score_test_split(config: Config, runtime: Runtime, store: TokenStore, tracke
     if "test" in answers:
         figures = figures_of_documents(exported, store, *answers["test"], runtime)
         tracker.finish_test({name: value for name, value in figures.items() if _is_short(name, value)})
-    with runtime.together():
+    with runtime.fail_together():
         if runtime.is_main:
             rows = {split: (documents, part.cpu().numpy()) for split, (documents, part) in answers.items()}
             write_predictions(config.run_dir / PREDICTIONS, exported, store, rows)
 
 
 def write_predictions(
-    path: Path, exported: Exported, store: TokenStore, answers: dict[str, tuple[np.ndarray, np.ndarray]]
+    path: Path, exported: ModelBundle, store: TokenStore, answers: dict[str, tuple[np.ndarray, np.ndarray]]
 ) -> None:
     """Write the predictions of documents.
 

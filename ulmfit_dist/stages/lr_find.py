@@ -10,20 +10,21 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from ulmfit_dist.config.schema import Config, Phase
-from ulmfit_dist.data.token_store import TokenStore, write_bytes
+from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.stages.classifier import classifier_learner
 from ulmfit_dist.stages.lm import lm_learner
 from ulmfit_dist.stages.prepare import prepare
-from ulmfit_dist.stages.run import has_export
-from ulmfit_dist.training.callbacks.lr_finder import RateRange, range_test
+from ulmfit_dist.stages.run import is_exported
+from ulmfit_dist.training.callbacks.lr_finder import LRFinderResult, range_test
 from ulmfit_dist.training.learner import DistributedLearner
+from ulmfit_dist.utils.files import write_bytes
 
 
 def find_learning_rate(
     config: Config, runtime: Runtime, stage: str, start: float = 1e-7, end: float = 10, num_steps: int = 100
-) -> RateRange:
+) -> LRFinderResult:
     """A range test at a stage's beginning, of what its first phase trains and as its rates are spread over the layers.
 
     Callbacks of the config are left out: they may count on a validation, and change rates themselves.
@@ -39,9 +40,9 @@ def find_learning_rate(
     if not 0 < start < end or num_steps < 20:
         raise UserError(f"--start {start} --end {end} --steps {num_steps}: give rates 0 < start < end and at least 20 steps")
     store = prepare(config, runtime)
-    with runtime.together():
+    with runtime.fail_together():
         if stage == "classifier":
-            has_export(config, "lm", store)
+            is_exported(config, "lm", store)
         make: Callable[[Config, Runtime, TokenStore], DistributedLearner]
         make = lm_learner if stage == "lm" else classifier_learner
         alone = replace(config, **{stage: replace(getattr(config, stage), callbacks=[])})
@@ -50,13 +51,13 @@ def find_learning_rate(
     learner.freeze_to(phase.freeze_to)
     found = range_test(learner, start, end, num_steps, _spread(phase))
     found.suggestions()  # refuses what has none, on every rank
-    with runtime.together():
+    with runtime.fail_together():
         if runtime.is_main:
             write_range(found, config.run_dir, stage)
     return found
 
 
-def describe_range(found: RateRange, config: Config, stage: str) -> str:
+def describe_range(found: LRFinderResult, config: Config, stage: str) -> str:
     """What the terminal says of a range test."""
     suggestions = found.suggestions()
     lowest = min(range(len(found.rates)), key=found.smoothed.__getitem__)
@@ -77,7 +78,7 @@ def plot_path(run_dir: Path, stage: str) -> Path:
     return run_dir / f"lr_find_{stage}.png"
 
 
-def write_range(found: RateRange, run_dir: Path, stage: str) -> None:
+def write_range(found: LRFinderResult, run_dir: Path, stage: str) -> None:
     """The values of each step as JSON lines, and the plot. Raises UserError where the folder cannot be written."""
     try:
         run_dir.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from ulmfit_dist.checkpointing.resume import Found
+from ulmfit_dist.checkpointing.resume import ResumePoint
 from ulmfit_dist.config.schema import Config
 from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.distributed.runtime import Runtime
@@ -13,8 +13,7 @@ from ulmfit_dist.stages.estimate import StageEstimate, estimate_stage
 from ulmfit_dist.tracking.console import plan_row
 from ulmfit_dist.tracking.tracker import device_name
 from ulmfit_dist.training.callbacks.progress import StageClock
-from ulmfit_dist.training.train_state import RecipePosition
-from ulmfit_dist.utils.formatting import PRECISION_NAMES, describe_processes, duration
+from ulmfit_dist.utils.formatting import describe_processes, duration
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class RunPlan:
 
 
 def make_plan(
-    config: Config, runtime: Runtime, store: TokenStore, found: Mapping[str, Found | None], done: Mapping[str, bool]
+    config: Config, runtime: Runtime, store: TokenStore, found: Mapping[str, ResumePoint | None], done: Mapping[str, bool]
 ) -> RunPlan:
     """Estimate the stages that are not done. Collective; takes some seconds where there is much to do.
 
@@ -50,16 +49,16 @@ def make_plan(
     left = {stage: estimate.total_seconds for stage, estimate in estimates.items()}
     for stage, estimate in estimates.items():
         if (checkpoint := found.get(stage)) is not None:
-            position = RecipePosition.from_json(checkpoint.state["position"])
-            epoch = position.stage_epoch(getattr(config, stage).phases)
-            begun = position.step / estimate.steps[epoch] if epoch < len(estimate.steps) else 0.0
+            state = checkpoint.train_state
+            epoch = len(estimate.steps) if state.is_finished else state.stage_epoch
+            begun = state.first_step / estimate.steps[epoch] if epoch < len(estimate.steps) else 0.0
             left[stage] = sum(estimate.seconds[epoch:]) - begun * sum(estimate.seconds[epoch : epoch + 1])
     return RunPlan(estimates, left)
 
 
 def describe_plan(plan: RunPlan, config: Config, runtime: Runtime, done: Mapping[str, bool]) -> Iterator[str]:
     """Yield the plan as a table, a line at a time."""
-    precision = PRECISION_NAMES.get(runtime.precision, runtime.precision)
+    precision = runtime.precision
     where = f"{describe_processes(runtime.world_size)}, {device_name(runtime.device)}, {precision}"
     yield f"plan of {config.name}: {where}"
     yield plan_row("stage", "epochs", "steps", "parameters", "expected")

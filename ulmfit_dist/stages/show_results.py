@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ulmfit_dist.config.schema import Config
-from ulmfit_dist.data.batches import IGNORED, MicroBatch, Share
-from ulmfit_dist.data.classifier_loader import ClassifierBatches
-from ulmfit_dist.data.lm_loader import LMBatches
+from ulmfit_dist.data.batches import IGNORED, BatchLayout, BatchShard, MicroBatch
+from ulmfit_dist.data.classifier_loader import ClassifierLoader
+from ulmfit_dist.data.lm_loader import LMLoader
 from ulmfit_dist.data.splits import split_documents
 from ulmfit_dist.data.targets import Targets, check_targets, read_targets
 from ulmfit_dist.data.token_store import NO_LABEL, TokenStore
@@ -24,7 +24,7 @@ from ulmfit_dist.data.tokenizers.spec_tokens import readable
 from ulmfit_dist.data.vocab import PAD_ID
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.models.bundle import Exported, find_model, load_model, read_exported
+from ulmfit_dist.models.bundle import ModelBundle, find_model, load_model, read_bundle
 from ulmfit_dist.models.networks import encoder_of
 from ulmfit_dist.rng.counter_based import permutation
 from ulmfit_dist.stages.classifier import classifier_loaders
@@ -38,7 +38,7 @@ TOKENS_SHOWN = 150
 """Of a document, from its beginning; as many as fastai shows."""
 
 
-class Words:
+class TokenDecoder:
     """Ids as the text that they stand for, or as the tokens that the model reads.
 
     Args:
@@ -46,7 +46,7 @@ class Words:
     """
 
     def __init__(self, store: TokenStore, config: Config, as_tokens: bool):
-        self.vocab, self.kind, self.as_tokens = store.vocab, config.tokenizer.kind, as_tokens
+        self.vocab, self.kind, self.as_tokens = store.vocab, config.tokenizer.type, as_tokens
         self.backwards = config.model.backwards
 
     def of(self, ids: Tensor, most: int | None = None) -> str:
@@ -73,20 +73,20 @@ def batch_tables(config: Config, runtime: Runtime, stage: str | None, rows: int,
     check_rows(rows)
     store = prepare(config, runtime)
     tables = []
-    with runtime.together():
-        words = Words(store, config, as_tokens)
+    with runtime.fail_together():
+        words = TokenDecoder(store, config, as_tokens)
         for each in [stage] if stage is not None else STAGES if (store.labels != NO_LABEL).any() else STAGES[:1]:
             tables.append((_lm_batch if each == "lm" else _classifier_batch)(config, runtime, store, words, rows))
     return tables
 
 
 def result_tables(
-    run: Path, runtime: Runtime, stage: str | None, rows: int, as_tokens: bool, trust_rules: bool = False
+    run: Path, runtime: Runtime, stage: str | None, rows: int, as_tokens: bool, trust_remote_code: bool = False
 ) -> list[TextTable]:
     """What the models of a run, or an exported model, say of some of the texts that they are validated on.
 
     Args:
-        trust_rules: whether to call the functions that the model's config names.
+        trust_remote_code: whether to call the functions that the model's config names.
 
     Returns:
         A table of `text`, `text_` and `pred` (the likeliest next tokens) for the language model, one of `text`, `category`
@@ -102,13 +102,13 @@ def result_tables(
         raise UserError(f"{run}: no {stage or 'exported'} model here: give a run directory, or an exported model's folder")
     tables = []
     for each, folder in folders.items():
-        exported = read_exported(folder)
-        check_functions(exported, trust_rules)
+        exported = read_bundle(folder)
+        check_functions(exported, trust_remote_code)
         store = prepare(exported.config, runtime)
-        with runtime.together():
+        with runtime.fail_together():
             check_store(exported, store)
-            words = Words(store, exported.config, as_tokens)
-            model = load_model(exported, runtime.device, trust_rules)
+            words = TokenDecoder(store, exported.config, as_tokens)
+            model = load_model(exported, runtime.device, trust_remote_code)
             tables.append((_lm_results if each == "lm" else _classifier_results)(exported, model, store, words, rows))
     return tables
 
@@ -118,13 +118,13 @@ def check_rows(rows: int) -> None:
         raise UserError(f"rows={rows}: give a whole number of at least 1")
 
 
-def _lm_batch(config: Config, runtime: Runtime, store: TokenStore, words: Words, rows: int) -> TextTable:
+def _lm_batch(config: Config, runtime: Runtime, store: TokenStore, words: TokenDecoder, rows: int) -> TextTable:
     train, _ = lm_loaders(config, runtime, store)
     shown = [(words.of(x), words.of(y)) for x, y in _first_rows(next(iter(train)), rows)]
     return TextTable("language model: the first training batch", ("text", "text_"), tuple(shown))
 
 
-def _classifier_batch(config: Config, runtime: Runtime, store: TokenStore, words: Words, rows: int) -> TextTable:
+def _classifier_batch(config: Config, runtime: Runtime, store: TokenStore, words: TokenDecoder, rows: int) -> TextTable:
     train, _ = classifier_loaders(config, runtime, store)
     batches = next(iter(train))
     read = [(x, label) for batch in batches for x, label in zip(batch.x, _labels(batch, store), strict=True)]
@@ -138,11 +138,12 @@ def _first_rows(batches: list[MicroBatch], rows: int) -> Iterator[tuple[Tensor, 
 
 
 @torch.no_grad()
-def _lm_results(exported: Exported, model: nn.Module, store: TokenStore, words: Words, rows: int) -> TextTable:
+def _lm_results(exported: ModelBundle, model: nn.Module, store: TokenStore, words: TokenDecoder, rows: int) -> TextTable:
     config = exported.config
     documents = split_documents(store, config).lm_valid
     rows = max(1, min(rows, int(store.lengths[documents].sum()) - 1))
-    (batch,) = LMBatches(store, documents, rows, config.lm.seq_len, Share(), backwards=config.model.backwards).step(0)
+    layout = BatchLayout(rows, config.lm.seq_len, BatchShard(), config.model.backwards)
+    (batch,) = LMLoader(store, documents, layout).step(0)
     x_bT = _to_model(model, batch)
     logits_bTV = model[1].decoder(model(x_bT)[0])  # type: ignore[index, operator]
     predicted_bT = logits_bTV.argmax(2).cpu()
@@ -152,16 +153,17 @@ def _lm_results(exported: Exported, model: nn.Module, store: TokenStore, words: 
 
 
 @torch.no_grad()
-def _classifier_results(exported: Exported, model: nn.Module, store: TokenStore, words: Words, rows: int) -> TextTable:
+def _classifier_results(
+    exported: ModelBundle, model: nn.Module, store: TokenStore, words: TokenDecoder, rows: int
+) -> TextTable:
     config, settings = exported.config, exported.config.classifier
     splits = split_documents(store, config)
     targets = read_targets(store, settings, config.data.label_delim)
     check_targets(targets, store.labels[splits.classifier_train], store.labels[splits.classifier_valid])
     drawn = permutation(len(splits.classifier_valid), config.seed, "show")[:rows]
     documents = splits.classifier_valid[np.sort(drawn)]
-    batches = ClassifierBatches(
-        store, documents, len(documents), settings.seq_len, Share(), None, config.model.backwards, settings.truncate_to
-    )
+    layout = BatchLayout(len(documents), settings.seq_len, BatchShard(), config.model.backwards)
+    batches = ClassifierLoader(store, documents, layout, max_doc_tokens=settings.max_doc_tokens)
     (batch,) = batches.step(0)
     predicted = _said(model(_to_model(model, batch))[0].cpu(), targets, config)
     rows_of_table = zip(batch.x, _labels(batch, store), predicted, strict=True)

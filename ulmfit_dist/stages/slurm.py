@@ -17,8 +17,8 @@ from pathlib import Path
 
 import ulmfit_dist
 from ulmfit_dist.config.schema import Config
-from ulmfit_dist.data.token_store import make_folder, write_bytes
 from ulmfit_dist.errors import UserError
+from ulmfit_dist.utils.files import make_folder, write_bytes
 
 OURS = ("array", "chdir", "job-name", "output")
 """Options of sbatch that follow from the config, and from where the job is submitted."""

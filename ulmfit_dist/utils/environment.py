@@ -1,4 +1,4 @@
-"""What a run was made with: so that it can be made again."""
+"""Environment of a run: command, versions, revision and host, so that the run can be reproduced."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from typing import Any
 from ulmfit_dist import __version__
 
 PACKAGES = ("torch", "fastai", "accelerate", "spacy", "wandb")
+"""Packages whose versions are recorded."""
 
 
 def versions() -> dict[str, str]:
-    """Of this package, of Python, and of what the numbers depend on."""
+    """Return the versions of this package, of Python, and of the packages that results depend on."""
     return {"ulmfit-dist": __version__, "python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
 
 
 def describe_environment() -> dict[str, Any]:
-    """The command, the code's git revision (None outside of a checkout), versions, host and SLURM job."""
+    """Return the command, the git revision of the code (None outside of a checkout), versions, host and SLURM job."""
     return {
         "command": shlex.join(["ulmfit-dist", *sys.argv[1:]]),
         "revision": git_revision(Path(__file__).parent),
@@ -34,13 +35,13 @@ def describe_environment() -> dict[str, Any]:
 
 
 def git_revision(folder: Path) -> str | None:
-    """The commit that is checked out there, with `-dirty` behind it where files differ from it."""
-    words = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    """Return the commit that is checked out in a folder, with the suffix `-dirty` if tracked files differ from it."""
+    argv = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=10, check=True)
+        result = subprocess.run(argv, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip() or None
+    return result.stdout.strip() or None
 
 
 def _version(name: str) -> str:

@@ -1,18 +1,15 @@
-"""Durations, numbers of processes and precisions as text."""
+"""Durations and numbers of processes as text."""
 
 from __future__ import annotations
 
-PRECISION_NAMES = {"no": "fp32"}
-"""Of precisions whose name in the config says little."""
-
 
 def describe_processes(number: int) -> str:
-    """Return a number of processes as text."""
+    """Return a number of processes as text, such as `2 processes`."""
     return "1 process" if number == 1 else f"{number} processes"
 
 
 def duration(seconds: float | None) -> str:
-    """As `1:02:03`, or `2:03` within the hour."""
+    """Return a duration as `1:02:03`, or `2:03` below an hour; empty for None."""
     if seconds is None:
         return ""
     minutes, rest = divmod(round(seconds), 60)

@@ -1,8 +1,8 @@
-"""Folders for other libraries' caches where the home folder cannot be written.
+"""Cache folders of other libraries if the home folder is not writable.
 
-matplotlib, W&B and Hugging Face keep caches below the home folder, which a container or a batch job may not have. They all
-take the XDG variables: those whose folder cannot be made get a temporary one of this user. The trade-off: what is downloaded
-there is lost with it.
+matplotlib, W&B and Hugging Face keep caches below the home folder, which a container or a batch job may lack. All of them
+read the XDG variables: those whose folder cannot be created are set to a temporary folder of this user. The trade-off:
+downloads in it are lost with it.
 """
 
 from __future__ import annotations
@@ -13,29 +13,29 @@ from collections.abc import Mapping
 from pathlib import Path
 
 FOLDERS = {"XDG_CACHE_HOME": ".cache", "XDG_CONFIG_HOME": ".config", "XDG_DATA_HOME": ".local/share"}
-"""Variables of the XDG base directory specification, and the folder in the home folder that each stands for."""
+"""Default of each variable of the XDG base directory specification, relative to the home folder."""
 
 
 def replace_unwritable_home() -> str | None:
-    """Set the variables, for this process and those that it starts; returns a message if there is one to print."""
+    """Set the variables for this process and its children. Returns a message to print, or None."""
     missing = unwritable_folders(os.environ)
     if not missing:
         return None
-    place = _temporary_folder()
-    os.environ.update({name: str(place / FOLDERS[name]) for name in missing})
+    folder = _temporary_folder()
+    os.environ.update({name: str(folder / FOLDERS[name]) for name in missing})
     listed = ", ".join(missing.values())
-    return f"warning: {listed} cannot be written: caches go to {place}; set HOME, or {', '.join(missing)}, to keep them"
+    return f"{listed} not writable: caches go to {folder}; to keep them set HOME, or {', '.join(missing)}"
 
 
 def unwritable_folders(environ: Mapping[str, str]) -> dict[str, str]:
-    """Folders that cannot be written, by variable. A folder that such a variable already names is left as it is."""
+    """Return the default folders that are not writable, by variable. Variables that are set are skipped."""
     home = environ.get("HOME") or os.path.expanduser("~")
-    defaults = {name: Path(home, below) for name, below in FOLDERS.items() if not environ.get(name)}
+    defaults = {name: Path(home, relative) for name, relative in FOLDERS.items() if not environ.get(name)}
     return {name: str(path) for name, path in defaults.items() if not _is_writable(path)}
 
 
 def _is_writable(folder: Path) -> bool:
-    """Return whether files can be made in a folder, or in one that is still to be made."""
+    """Return whether files can be created in a folder, which may not exist yet."""
     try:
         existing = next(path for path in (folder, *folder.parents) if path.exists())
         return existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
@@ -44,7 +44,7 @@ def _is_writable(folder: Path) -> bool:
 
 
 def _temporary_folder() -> Path:
-    """The same one for all processes of a user, so that they share the caches; a new one where somebody else has made it."""
+    """Return the temporary folder that all processes of this user share; a new one if another user owns it."""
     path = Path(tempfile.gettempdir(), f"ulmfit-dist-{os.getuid()}")
     try:
         path.mkdir(mode=0o700, exist_ok=True)

@@ -1,7 +1,8 @@
-"""Progress on rank 0: a bar on a terminal, and lines now and then in anything else, such as the log of a batch job.
+"""Progress on rank 0: a bar on a terminal, and log lines elsewhere, such as in the output of a batch job.
 
-Both go to standard error, so that standard output has the tables alone. A line comes at each tenth of the steps, but not
-within `MIN_LINE_SECONDS` of the last one, and after `LINE_SECONDS` in any case.
+Both go to standard error, so that standard output contains only the tables. A line is printed at each tenth of the steps, at
+least `MIN_LINE_SECONDS` and at most `LINE_SECONDS` after the last one. The trade-off: the log of a slow run has no fixed
+number of lines.
 """
 
 from __future__ import annotations
@@ -16,22 +17,23 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as RichProgress
 
 from ulmfit_dist.utils.formatting import duration
+from ulmfit_dist.utils.log import is_quiet
 
 LINE_SECONDS = 60.0
-"""Seconds after which a line comes in any case."""
+"""Longest interval between two lines, in seconds."""
 MIN_LINE_SECONDS = 5.0
-"""Seconds between two lines, at least."""
+"""Shortest interval between two lines, in seconds."""
 
 
 class Progress:
-    """The progress of a loop, as a context manager. A bar leaves nothing behind.
+    """Progress of a loop, as a context manager. The bar is erased at its end.
 
     Args:
-        label: what is being done.
-        total: steps until it is done.
-        shown: whether to show it at all, so that callers need not ask for the rank.
-        unit: what is counted beside the steps, and shown per second.
-        first: steps that are done already.
+        label: name of the work.
+        total: number of steps.
+        shown: whether to show it at all, such as on rank 0 only.
+        unit: unit that is counted in addition to steps, and shown per second.
+        first: number of steps that are already done.
     """
 
     def __init__(self, label: str, total: int, shown: bool = True, unit: str = "tokens", first: int = 0):
@@ -40,6 +42,7 @@ class Progress:
         self._done, self._first, self._counted = first, first, 0
         self._started = self._last_line = time.perf_counter()
         self._tenth = self._tenths()
+        shown = shown and not is_quiet()
         self._has_bar, self._has_lines = shown and console.is_terminal, shown and not console.is_terminal
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[details]}"))
         self._bar = RichProgress(*columns, console=console, transient=True, disable=not self._has_bar)
@@ -47,24 +50,26 @@ class Progress:
 
     @property
     def is_shown(self) -> bool:
-        """Return whether a bar or lines are shown here, for callers whose details cost something."""
+        """True if a bar or lines are shown, for callers with expensive details."""
         return self._has_bar or self._has_lines
 
     def __enter__(self) -> Progress:
         self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._bar.stop()
 
     def advance(self, steps: int = 1, counted: int = 0, loss: float | None = None, clock: str | None = None) -> None:
-        """Go some steps further.
+        """Advance by some steps.
 
         Args:
-            steps: how many.
-            counted: how many of what is counted beside them.
-            loss: the training loss, to be shown.
-            clock: elapsed and remaining time, as text; None: those of this loop.
+            steps: number of steps.
+            counted: number of units in them.
+            loss: training loss to show.
+            clock: elapsed and remaining time as text; None: those of this loop.
         """
         self._done += steps
         self._counted += counted
@@ -72,7 +77,7 @@ class Progress:
             self._bar.update(self._task, completed=self._done, details=", ".join(self._details(loss, clock)))
         elif self._has_lines and self._is_line_due():
             details = ", ".join([f"{self._label}: {self._done:,} of {self._total:,}", *self._details(loss, clock)])
-            with suppress(OSError):  # nobody reads standard error: nothing is to stop for that
+            with suppress(OSError):  # a closed standard error must not stop the run
                 print(details, file=sys.stderr, flush=True)
 
     def _details(self, loss: float | None, clock: str | None) -> list[str]:

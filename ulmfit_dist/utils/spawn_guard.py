@@ -1,4 +1,4 @@
-"""Worker processes import the script that started them, and must not begin its work anew."""
+"""Guard against scripts that start their work again in worker processes, which re-import them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from ulmfit_dist.errors import UserError
 
 _MARK = "ULMFIT_DIST_WORKER_OF"
+"""Environment variable with the process id of a worker's parent."""
 
 
 @contextmanager
 def spawning_workers() -> Iterator[None]:
-    """Let processes that are started in here know that they are workers of this one."""
+    """Mark the processes started in a block as workers of this process."""
     os.environ[_MARK] = str(os.getpid())
     try:
         yield
@@ -22,6 +23,6 @@ def spawning_workers() -> Iterator[None]:
 
 
 def refuse_in_worker() -> None:
-    """Raise UserError in a worker."""
+    """Raise UserError in a worker process."""
     if os.environ.get(_MARK) == str(os.getppid()):
-        raise UserError("a worker process imports this script anew: put what it does below: if __name__ == '__main__':")
+        raise UserError("worker processes re-import your script: guard its entry point with: if __name__ == '__main__':")

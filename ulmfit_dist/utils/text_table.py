@@ -1,7 +1,7 @@
-"""A table of texts that looks alike in a terminal and in a notebook: fastai's `show_batch`, without pandas.
+"""Tables of texts for terminals and notebooks: fastai's `show_batch`, without pandas.
 
-`print` draws it with `rich`; a notebook asks for HTML. A cell is data, never markup: what the texts say stays what they say,
-on one line, without the control characters that a terminal would obey.
+`print` renders them with `rich`, a notebook as HTML. A cell is data, never markup, and is shown on one line without control
+characters. The trade-off: line breaks of a text are not visible.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from rich.text import Text
 
 @dataclass(frozen=True)
 class TextTable:
-    """Columns by name and rows of cells.
+    """Named columns and rows of cells.
 
     Attributes:
-        title: what it shows.
-        columns: their names.
-        rows: as many cells each.
-        show_lines: draw a line between rows.
+        title: title of the table.
+        columns: names of the columns.
+        rows: one cell per column each.
+        show_lines: whether to draw a line between rows.
     """
 
     title: str
@@ -32,12 +32,12 @@ class TextTable:
     show_lines: bool = True
 
     def __str__(self) -> str:
-        """As a terminal shows it, as wide as that is."""
-        drawn = io.StringIO()
-        console = Console(file=drawn)
+        """Render the table at the width of the terminal."""
+        rendered = io.StringIO()
+        console = Console(file=rendered)
         width = Console().width
         console.print(self.__rich__(), width=width)
-        return "\n".join(line.rstrip() for line in drawn.getvalue().splitlines())
+        return "\n".join(line.rstrip() for line in rendered.getvalue().splitlines())
 
     __repr__ = __str__
 
@@ -60,12 +60,12 @@ class TextTable:
 
 
 def plain(cell: str) -> str:
-    """A cell on one line, of characters that can be seen."""
+    """Return the text of a cell on one line, without non-printable characters."""
     return " ".join("".join(character if character.isprintable() else " " for character in cell).split())
 
 
 class Shown(list[TextTable]):
-    """Tables below each other."""
+    """List of tables, rendered below each other."""
 
     def __str__(self) -> str:
         return "\n\n".join(map(str, self))

@@ -1,4 +1,7 @@
-"""The data card: what a source holds, what of it a recipe reads, and why."""
+"""Data card: content of a source, the columns and labels that the config uses, and the reasons.
+
+The card holds numbers and reasons, not only conclusions, so that a wrong guess is seen before training.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,32 @@ from ulmfit_dist.data.profile.survey import Survey
 from ulmfit_dist.data.profile.tokens import TokenSample
 
 CLASSES_SHOWN = 15
+"""Maximum number of classes in the printed card."""
 COLUMNS_SHOWN = 30
+"""Maximum number of columns in the printed card."""
 UNKNOWN_HIGH = 0.1
-"""Share of unknown tokens from which on they are worth a line."""
+"""Fraction of unknown tokens above which the card has a warning."""
+
+
+@dataclass
+class Findings:
+    """Results of profiling a source.
+
+    Attributes:
+        columns: columns of the table; empty for a folder of texts.
+        choice: text and label columns.
+        survey: counts of documents.
+        meaning: meaning of the labels; None if there are no labels.
+        language: language of the texts.
+        tokens: tokens of a sample.
+    """
+
+    columns: list[Column]
+    choice: Choice
+    survey: Survey
+    meaning: LabelMeaning | None
+    language: Language
+    tokens: TokenSample
 
 
 @dataclass
@@ -25,22 +51,22 @@ class DataCard:
     """Content of a source.
 
     Attributes:
-        path, source: where it lies, and `data.source`.
-        documents: number of documents; `splits` by split, and how they were found.
+        path, source: path of the source, and `data.source`.
+        documents: number of documents; `splits` by split, and the reason for the splits.
         counted: documents that were read for the counts below.
         columns: name, type and example of each.
-        text, label: what is read of them, with reasons; a label of None: there is none.
-        target: `classifier.target`, with its reason; None: there is no label.
-        classes: documents by class, largest first; none for a regression.
+        text, label: columns that are read, with reasons; a label of None: no labels.
+        target: `classifier.target`, with its reason; None: no labels.
+        classes: documents by class, largest first; empty for a regression.
         rare: classes with fewer than five documents.
         numbers: lowest, mean and highest label of a regression.
-        unlabelled, empty, unreadable: documents.
-        words: median, 95th percentile and longest of the documents, in words between spaces; in languages without spaces 1.
-        tokens: the same in tokens, of a sample, and the expected number of all documents together.
-        equal_texts: documents whose text is there before, within splits and across them.
-        language: code, share and how it was found.
-        unknown: expected share of unknown tokens.
-        notices: what else was seen.
+        unlabelled, empty, unreadable: numbers of documents.
+        words: median, 95th percentile and maximum length in words between spaces; 1 in languages without spaces.
+        tokens: the same in tokens, of a sample, and the expected number of tokens of all documents.
+        equal_texts: documents whose text occurs before, within splits and across splits.
+        language: code, fraction of the samples and method of detection.
+        unknown: expected fraction of unknown tokens.
+        notices: further messages.
     """
 
     path: str
@@ -77,19 +103,16 @@ class DataCard:
         return "\n".join(describe_card(self))
 
 
-def make_card(
-    path: str,
-    source: str,
-    columns: list[Column],
-    choice: Choice,
-    survey: Survey,
-    meaning: LabelMeaning | None,
-    language: Language,
-    tokens: TokenSample,
-    splits_reason: str,
-    notices: list[str],
-) -> DataCard:
-    """Return the card of a survey."""
+def make_card(path: str, source: str, findings: Findings, splits_reason: str, notices: list[str]) -> DataCard:
+    """Return the data card of a source.
+
+    Args:
+        path, source: path of the source, and `data.source`.
+        splits_reason: reason for the splits, as a phrase.
+        notices: further messages.
+    """
+    choice, survey, meaning = findings.choice, findings.survey, findings.meaning
+    language, tokens = findings.language, findings.tokens
     parts = survey.splits.values()
     classes = count_classes(survey.labels, meaning) if meaning is not None else {}
     words = np.concatenate([part.words for part in parts])
@@ -102,7 +125,7 @@ def make_card(
         splits={name: part.num_documents for name, part in survey.splits.items()},
         splits_reason=splits_reason,
         counted=sum(part.num_read for part in parts),
-        columns=[{"name": column.name, "type": _type(column), "example": column.example} for column in columns],
+        columns=[{"name": column.name, "type": _type(column), "example": column.example} for column in findings.columns],
         text=choice.text,
         text_reason=choice.text_reason,
         label=choice.label,
@@ -126,7 +149,7 @@ def make_card(
 
 def describe_card(card: DataCard) -> Iterator[str]:
     """Yield the lines of a card."""
-    counted = "" if card.counted == card.documents else f" (figures below are of {card.counted:,} of them, evenly drawn)"
+    counted = "" if card.counted == card.documents else f" (figures below are of {card.counted:,} of them, evenly spaced)"
     yield f"{card.path}: {card.documents:,} documents, data.source={card.source}{counted}"
     yield _row("splits", f"{', '.join(f'{name} {number:,}' for name, number in card.splits.items())}: {card.splits_reason}")
     for number, column in enumerate(card.columns[:COLUMNS_SHOWN]):
@@ -148,8 +171,8 @@ def describe_card(card: DataCard) -> Iterator[str]:
         yield _row("equal texts", ", ".join(f"{number:,} {where}" for where, number in card.equal_texts.items()))
     share = "" if card.language["share"] == 1 and "given" in card.language["how"] else f" ({card.language['share']:.0%})"
     yield _row("language", f"{card.language['code']}{share}, {card.language['how']}")
-    much = ": a wrong language or encoding, or too few texts" if card.unknown > UNKNOWN_HIGH else ""
-    yield _row("unknown", f"{card.unknown:.1%} of the tokens of half a sample are not among those of the other half{much}")
+    advice = ": a wrong language or encoding, or too few texts" if card.unknown > UNKNOWN_HIGH else ""
+    yield _row("unknown", f"{card.unknown:.1%} of the tokens in half of a sample are not in the other half{advice}")
     for notice in card.notices:
         yield _row("note", notice)
 
@@ -171,12 +194,12 @@ def _describe_labels(card: DataCard) -> Iterator[str]:
     if card.rare:
         shown = ", ".join(f"{shortened(name, 30)} {card.classes[name]}" for name in card.rare[:CLASSES_SHOWN])
         more = f", and {len(card.rare) - CLASSES_SHOWN:,} more" if len(card.rare) > CLASSES_SHOWN else ""
-        yield _row("rare", f"{shown}{more}: too few to learn them, or to measure them by")
+        yield _row("rare", f"{shown}{more}: too few documents to learn or to measure these classes")
     if card.numbers:
         low, mean, high = (card.numbers[key] for key in ("lowest", "mean", "highest"))
         yield _row("numbers", f"{low:g} to {high:g}, mean {mean:.4g}")
     if card.unlabelled:
-        yield _row("unlabelled", f"{card.unlabelled:,}: they train the language model alone")
+        yield _row("unlabelled", f"{card.unlabelled:,}: used only for the language model")
 
 
 def _numbers(survey: Survey, meaning: LabelMeaning | None) -> dict[str, float]:
@@ -193,7 +216,7 @@ def _numbers(survey: Survey, meaning: LabelMeaning | None) -> dict[str, float]:
 
 def _type(column: Column) -> str:
     names = {"whole": "whole numbers", "number": "numbers", "flag": "true and false", "list": "lists"}
-    return f"{column.type}, {names[column.kind]}" if column.type == "string" and column.kind in names else column.type
+    return f"{column.type}, {names[column.content]}" if column.type == "string" and column.content in names else column.type
 
 
 def _lengths(lengths: dict[str, int]) -> str:

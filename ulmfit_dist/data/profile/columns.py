@@ -1,7 +1,7 @@
-"""Columns of a table: what they hold, and which of them are text and label.
+"""Columns of a table: their content, and the choice of text and label columns.
 
-Everything here is a pure function of some rows, so that each rule has a test that takes no file. A rule decides only where
-one column fits; several that fit are a question, since a wrong label trains a model of nothing.
+All functions are pure functions of rows, so each rule is tested without files. A rule decides only if exactly one column
+fits. Several candidates are an error that asks the user: a wrong label column would train a useless model.
 """
 
 from __future__ import annotations
@@ -20,47 +20,48 @@ TEXT_NAMES = (
     "text texts review reviews body content contents comment sentence message tweet document article description question "
     "utterance abstract post"
 ).split()
-"""Names of columns of texts, in lower case; `text` comes before the others."""
+"""Names of text columns, in lower case; `text` has priority."""
 LABEL_NAMES = (
     "label labels class classes category categories target sentiment polarity topic topics stars rating score intent "
     "emotion tag tags genre y"
 ).split()
-"""Names of columns of labels, in lower case; `label` comes before the others."""
+"""Names of label columns, in lower case; `label` has priority."""
 VALID_NAMES = ("is_valid", "is_validation", "valid")
-"""Names of columns that are true for the rows to validate on, fastai's first."""
+"""Names of boolean columns that mark validation rows, fastai's first."""
 FEWEST_WORDS = 2.5
-"""Mean number of words from which on a column is prose."""
+"""Minimum mean number of words of a prose column."""
 FEWEST_LETTERS = 5
-"""Mean number of characters from which on a column of a script without spaces is prose."""
+"""Minimum mean number of characters of a prose column in a script without spaces."""
 DIGITS = 0.3
-"""Share of digits from which on a column is no prose but dates, codes or numbers."""
+"""Maximum fraction of digits of a prose column; above, it has dates, codes or numbers."""
 DISTINCT_TEXTS = 0.2
-"""Share of distinct values from which on a column may hold texts; below, labels."""
+"""Minimum fraction of distinct values of a prose column; below, it has labels."""
 MOST_CLASSES = 1000
+"""Maximum number of distinct values of a label column."""
 UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
-"""Characters of scripts that are written without spaces between words, or with few: Thai, Lao, Burmese, Khmer, CJK."""
+"""Characters of scripts with no or few spaces between words: Thai, Lao, Burmese, Khmer, CJK."""
 WIDEST = 60
-"""Characters of an example that are shown."""
+"""Maximum length of an example, in characters."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """Facts about one column, of the rows that were looked at.
+    """Statistics of one column over some rows.
 
     Attributes:
-        name: the column's.
-        kind: words, whole, number, flag, list, other, or empty.
-        type: the type in its file, such as `string`; CSV cells are strings.
-        example: the first value that is not empty, shortened.
-        num_values: values that are not empty.
-        num_missing: empty ones.
-        num_distinct: distinct values.
-        words, characters: means of a value.
-        digits, unspaced: shares of characters that are digits, and of a script without spaces.
+        name: name of the column.
+        content: words, whole, number, flag, list, other, or empty.
+        type: type in the file, such as `string`; CSV cells are strings.
+        example: first value that is not empty, shortened.
+        num_values: number of values that are not empty.
+        num_missing: number of empty values.
+        num_distinct: number of distinct values.
+        words, characters: mean numbers per value.
+        digits, unspaced: fractions of characters that are digits, and of scripts without spaces.
     """
 
     name: str
-    kind: str
+    content: str
     type: str
     example: str
     num_values: int
@@ -73,33 +74,33 @@ class Column:
 
     @property
     def is_prose(self) -> bool:
-        """Return whether it looks like texts: words, most of them different, few digits."""
-        if self.kind != "words" or self.digits > DIGITS or self.num_distinct < DISTINCT_TEXTS * self.num_values:
+        """Return whether the column looks like texts: words, mostly distinct, with few digits."""
+        if self.content != "words" or self.digits > DIGITS or self.num_distinct < DISTINCT_TEXTS * self.num_values:
             return False
         return self.words >= FEWEST_WORDS or (self.unspaced > 0.3 and self.characters >= FEWEST_LETTERS)
 
     @property
     def is_class_like(self) -> bool:
-        """Return whether its values repeat, as labels do."""
-        if self.kind == "list":
+        """Return whether values repeat as labels do."""
+        if self.content == "list":
             return True
         most = self.num_values / (3 if self.num_values < 50 else 5)
         few = 2 <= self.num_distinct <= min(max(most, 2), MOST_CLASSES)
-        return self.kind in ("words", "whole", "flag") and few and self.num_distinct < self.num_values
+        return self.content in ("words", "whole", "flag") and few and self.num_distinct < self.num_values
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The columns that a recipe reads.
+    """Choice of the columns to read.
 
     Attributes:
-        text: columns of text.
-        text_reason: why these.
-        label: column of labels; None: there are none.
-        label_reason: why this one.
-        valid_col: column that is true for the rows to validate on.
-        text_file: column that names files with the texts, in place of `text`.
-        notices: what was seen besides.
+        text: text columns.
+        text_reason: reason, as a phrase.
+        label: label column; None: no labels.
+        label_reason: reason, as a phrase.
+        valid_col: boolean column that marks validation rows.
+        file_col: column of file names, in place of `text`.
+        notices: further messages.
     """
 
     text: list[str]
@@ -107,19 +108,19 @@ class Choice:
     label: str | None
     label_reason: str
     valid_col: str | None = None
-    text_file: str | None = None
+    file_col: str | None = None
     notices: tuple[str, ...] = ()
 
 
 def profile_column(name: str, values: Sequence[Any], type_name: str = "string") -> Column:
-    """Return the facts about a column's values."""
+    """Return the statistics of a column's values."""
     present = [value for value in values if not _is_missing(value)]
     texts = [str(value) for value in present]
     letters = "".join(texts[:2000])
     total = max(len(texts), 1)
     return Column(
         name=name,
-        kind=_kind(present),
+        content=_content(present),
         type=type_name,
         example=shortened(texts[0]) if texts else "",
         num_values=len(present),
@@ -135,7 +136,7 @@ def profile_column(name: str, values: Sequence[Any], type_name: str = "string") 
 def choose_columns(
     columns: Sequence[Column],
     rows: Sequence[dict[str, Any]],
-    where: str,
+    table: str,
     text: Sequence[str] = (),
     label: str | None = None,
     file_columns: Collection[str] = (),
@@ -143,41 +144,41 @@ def choose_columns(
     """Return the columns to read.
 
     Args:
-        columns: all of them.
-        rows: the rows that they were looked at in.
-        where: what messages call the table.
-        text, label: what the user says; none and None: to be found; a label of `none`: there is no label.
-        file_columns: columns whose values are names of files that are there.
+        columns: statistics of all columns.
+        rows: rows of these statistics.
+        table: name of the table, for messages.
+        text, label: columns that the user has set; empty and None: choose; a label of `none`: no labels.
+        file_columns: columns whose values are names of existing files.
 
     Raises:
-        UserError: a column that is not there; several that fit, or none: the line says what to give.
+        UserError: no such column; several candidates, or none.
     """
     names = [column.name for column in columns]
     for option, given in [*(("--text", name) for name in text), ("--label", label)]:
         if given is not None and given not in names and not (option == "--label" and given == "none"):
-            raise UserError(f"{option} {given}: {where} has no such column; its columns are: {', '.join(names)}")
+            raise UserError(f"{option} {given}: {table} has no such column; its columns are: {', '.join(names)}")
     valid_col = next((c.name for c in columns if _is_valid_column(c, rows) and c.name not in (*text, label)), None)
     notices = [_split_notice(c.name) for c in columns if c.name not in (*text, label) and _names_splits(c, rows)]
     used = {valid_col, *(c.name for c in columns if _names_splits(c, rows))}
-    text_file = None
+    file_col = None
     if not text and len(file_columns) == 1 and not any(c.is_prose and c.name not in file_columns for c in columns):
-        (text_file,) = file_columns
-        chosen, text_reason = [text_file], "its values are names of files beside the table, which hold the texts"
+        (file_col,) = file_columns
+        chosen, text_reason = [file_col], "its values are names of text files beside the table"
     elif text:
-        chosen, text_reason = list(text), "as --text says"
+        chosen, text_reason = list(text), "set by --text"
     else:
-        chosen, text_reason = _choose_text([c for c in columns if c.name != label], where)
+        chosen, text_reason = _choose_text([c for c in columns if c.name != label], table)
     used |= set(chosen)
     if label == "none":
-        return Choice(chosen, text_reason, None, "as --label none says", valid_col, text_file, tuple(notices))
+        return Choice(chosen, text_reason, None, "set by --label none", valid_col, file_col, tuple(notices))
     if label is not None:
-        return Choice(chosen, text_reason, label, "as --label says", valid_col, text_file, tuple(notices))
-    name, reason = _choose_label([c for c in columns if c.name not in used], rows, where)
-    return Choice(chosen, text_reason, name, reason, valid_col, text_file, tuple(notices))
+        return Choice(chosen, text_reason, label, "set by --label", valid_col, file_col, tuple(notices))
+    name, reason = _choose_label([c for c in columns if c.name not in used], rows, table)
+    return Choice(chosen, text_reason, name, reason, valid_col, file_col, tuple(notices))
 
 
 def looks_headless(header: Sequence[str], rows: Sequence[dict[str, Any]]) -> str | None:
-    """Return why a header looks like a row of values, as a phrase; None where it looks like names."""
+    """Return the reason why a header looks like a row of values, as a phrase; None if it looks like column names."""
     for name in header:
         if re.fullmatch(r"[+-]?\d+([.,]\d+)?", name):
             return f"{name!r} is a number"
@@ -190,16 +191,16 @@ def looks_headless(header: Sequence[str], rows: Sequence[dict[str, Any]]) -> str
 
 
 def shortened(text: str, width: int = WIDEST) -> str:
-    """Return a text on one line, without control characters, and cut where it is longer than `width`."""
+    """Return a text on one line, without control characters, cut to `width` characters."""
     line = " ".join("".join(c if c.isprintable() else " " for c in text[: 4 * width]).split())
     return line if len(line) <= width else f"{line[: width - 3]}..."
 
 
-def _choose_text(columns: Sequence[Column], where: str) -> tuple[list[str], str]:
+def _choose_text(columns: Sequence[Column], table: str) -> tuple[list[str], str]:
     prose = [column for column in columns if column.is_prose]
     if not prose:
         shown = ", ".join(column.name for column in columns)
-        raise UserError(f"{where}: no column looks like texts (columns: {shown}): give it by --text COL")
+        raise UserError(f"{table}: no column looks like texts (columns: {shown}): give --text COL")
     if len(prose) == 1:
         return [prose[0].name], f"the only column of prose, {_size(prose[0])}"
     known = [column for name in TEXT_NAMES for column in prose if column.name.lower() == name]
@@ -209,35 +210,33 @@ def _choose_text(columns: Sequence[Column], where: str) -> tuple[list[str], str]
     a, b = prose[0].name, prose[1].name
     named = f"columns {', '.join(c.name for c in prose[:-1])} and {prose[-1].name}"
     both = "both" if len(prose) == 2 else "several"
-    raise UserError(f"{where}: {named} look like texts: give --text {a}, --text {b} or {both} (--text {a} --text {b})")
+    raise UserError(f"{table}: {named} look like texts: give --text {a}, --text {b} or {both} (--text {a} --text {b})")
 
 
-def _choose_label(columns: Sequence[Column], rows: Sequence[dict[str, Any]], where: str) -> tuple[str | None, str]:
-    if not [column for column in columns if column.kind != "empty"]:
-        return None, "no column is left for it: a language model alone"
-    likely = [
-        c for c in columns if c.is_class_like or (c.name.lower() in LABEL_NAMES and c.kind != "empty" and not c.is_prose)
-    ]
+def _choose_label(columns: Sequence[Column], rows: Sequence[dict[str, Any]], table: str) -> tuple[str | None, str]:
+    present = [column for column in columns if column.content != "empty"]
+    if not present:
+        return None, "no other column: only a language model"
+    likely = [c for c in present if c.is_class_like or (c.name.lower() in LABEL_NAMES and not c.is_prose)]
     candidates = _without_codes(likely, rows)
     if len(candidates) == 1:
         return candidates[0].name, _label_reason(candidates[0], len(likely) > 1)
     named = [column for name in LABEL_NAMES for column in candidates if column.name.lower() == name]
     if named and (len(named) == 1 or named[0].name.lower() in ("label", "labels")):
         return named[0].name, f"its name; {named[0].num_distinct:,} distinct values"
-    others = [column for column in columns if column.kind != "empty"]
-    if not candidates and len(others) == 1 and others[0].kind == "number":
-        return others[0].name, "the only other column, of numbers"
+    if not candidates and len(present) == 1 and present[0].content == "number":
+        return present[0].name, "the only other column, of numbers"
     shown = ", ".join(column.name for column in (candidates or columns))
-    hint = f"candidates: {shown}" if candidates else f"no other column repeats its values as labels do: {shown}"
+    hint = f"candidates: {shown}" if candidates else f"no other column has values that repeat as labels do: {shown}"
     raise UserError(
-        f"{where}: which column is the label? ({hint}): give --label COL, or --label none for a language model alone"
+        f"{table}: which column is the label? ({hint}): give --label COL, or --label none to train only a language model"
     )
 
 
 def _label_reason(column: Column, is_named: bool) -> str:
     if is_named:
-        return f"it names in words what another column gives as a number; {column.num_distinct:,} distinct values"
-    if column.kind == "list":
+        return f"the names of another column's numbers; {column.num_distinct:,} distinct values"
+    if column.content == "list":
         return "the only column of lists"
     if not column.is_class_like:
         return "its name"
@@ -245,11 +244,11 @@ def _label_reason(column: Column, is_named: bool) -> str:
 
 
 def _without_codes(columns: Sequence[Column], rows: Sequence[dict[str, Any]]) -> list[Column]:
-    """Leave out columns of numbers that stand for the words of another column, one for one."""
-    words = [column for column in columns if column.kind == "words"]
+    """Return the columns without those of numbers that map one-to-one to the words of another column."""
+    words = [column for column in columns if column.content == "words"]
 
     def is_code(column: Column) -> bool:
-        return column.kind == "whole" and any(_is_one_to_one(rows, column.name, other.name) for other in words)
+        return column.content == "whole" and any(_is_one_to_one(rows, column.name, other.name) for other in words)
 
     return [column for column in columns if not is_code(column)]
 
@@ -266,16 +265,16 @@ def _is_valid_column(column: Column, rows: Sequence[dict[str, Any]]) -> bool:
 
 def _names_splits(column: Column, rows: Sequence[dict[str, Any]]) -> bool:
     """Return whether a column names the split of each row."""
-    if column.kind != "words" or column.num_distinct > 6 or column.num_missing:
+    if column.content != "words" or column.num_distinct > 6 or column.num_missing:
         return False
-    found = {str(row.get(column.name)) for row in rows}
-    return any(split_of_name(name) for name in found) and all(split_of_name(name) for name in found)
+    names = {str(row.get(column.name)) for row in rows}
+    return len(names) > 0 and all(split_of_name(name) for name in names)
 
 
 def _split_notice(name: str) -> str:
     return (
-        f"column {name} names the split of each row, which is not used: write a file for each split, train.csv and test.csv "
-        f"in one folder, or give data.splitter=module.function"
+        f"column {name} names the split of each row, which is not used: write one file per split, train.csv and test.csv in "
+        f"one folder, or set data.splitter=module.function"
     )
 
 
@@ -291,7 +290,7 @@ def _is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, str) and not value.strip())
 
 
-def _kind(values: Sequence[Any]) -> str:
+def _content(values: Sequence[Any]) -> str:
     if not values:
         return "empty"
     if all(isinstance(value, bool) for value in values):
@@ -300,12 +299,12 @@ def _kind(values: Sequence[Any]) -> str:
         return "list"
     if not all(isinstance(value, (str, int, float)) for value in values):
         return "other"
-    return number_kind(map(str, values)) or "words"
+    return number_type(map(str, values)) or "words"
 
 
-def number_kind(values: Iterable[str]) -> str | None:
-    """Return whole, where all values are whole numbers, or number; None where one is neither."""
-    kind = "whole"
+def number_type(values: Iterable[str]) -> str | None:
+    """Return `whole` if all values are whole numbers, `number` if all are numbers, else None."""
+    result = "whole"
     for value in values:
         try:
             number = float(value)
@@ -314,5 +313,5 @@ def number_kind(values: Iterable[str]) -> str | None:
         if not math.isfinite(number):
             return None
         if not number.is_integer():
-            kind = "number"
-    return kind
+            result = "number"
+    return result

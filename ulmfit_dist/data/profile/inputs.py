@@ -1,6 +1,6 @@
-"""The source at a path, its encoding, and its first rows.
+"""Recognition of the source at a path: its type, encoding and first rows.
 
-The rows are read by the readers of `data/sources`, so what is seen here is what `prepare` reads.
+Rows are read by the readers of `data/sources`, not by a sniffer, so `init` sees exactly what `prepare` reads.
 """
 
 from __future__ import annotations
@@ -27,34 +27,36 @@ from ulmfit_dist.data.sources.table_files import find_table_files, is_table, tab
 from ulmfit_dist.errors import UserError
 
 HUB = "hub:"
+"""Prefix of a hub data set's name."""
 TABLES = ("csv", "json", "parquet")
+"""Values of `data.source` for tables."""
 ROWS = 20_000
-"""Rows that columns are looked at in, at most."""
+"""Maximum number of rows for the statistics of columns."""
 CHARACTERS = 50_000_000
-"""Characters of those rows, at most."""
+"""Maximum number of characters of those rows."""
 HEAD = 4_000_000
-"""Bytes of a file that its encoding is recognized from."""
+"""Number of bytes from which an encoding is recognized."""
 TEXTS_OF_A_FOLDER = 50
-"""Files of a folder that its encoding is recognized from."""
+"""Number of files from which the encoding of a folder is recognized."""
 ENCODINGS = (
     "cp1252 cp1250 cp1251 cp1253 cp1254 cp1255 cp1256 cp1257 cp874 cp932 euc_jp gb18030 big5 euc_kr koi8_r iso8859_2"
 ).split()
-"""Encodings that files without a byte-order mark may have, beside UTF-8."""
+"""Candidate encodings of files without a byte-order mark, besides UTF-8."""
 SEPARATORS = "|:~"
-"""Separators that the reader of CSV files does not know."""
+"""Common separators that the CSV reader does not support."""
 
 
 @dataclass
 class Input:
-    """A source that was recognized.
+    """Recognized source.
 
     Attributes:
-        data: source, path, and how it is read; its columns are not chosen yet.
-        reasons: by key of `data`, why it has its value.
-        notices: what was seen besides.
+        data: `data` section with source, path and encoding; columns are chosen later.
+        reasons: reasons for values, by key of `data`.
+        notices: further messages.
         columns: names of the columns; empty for a folder of texts.
         types: type of each column.
-        rows: the first rows, as mappings.
+        rows: first rows, as mappings.
     """
 
     data: DataConfig
@@ -66,113 +68,113 @@ class Input:
 
 
 def find_input(path: str, data: DataConfig, given: Sequence[str] = ()) -> Input:
-    """Recognize what lies at a path.
+    """Recognize the source at a path, and read its first rows.
 
     Args:
         path: a file, a folder, or `hub:NAME`.
-        data: the section, with the keys that the user has set.
+        data: `data` section with the keys that the user has set.
         given: names of these keys, such as `source`.
 
     Raises:
-        UserError: nothing there, or nothing that is known; a table without names of columns.
+        UserError: no such path, an unknown type of source, or a table without column names.
     """
     if path.startswith(HUB):
-        found = Input(replace(data, source="hub", path=path.removeprefix(HUB)))
-        _look_at_hub(found)
-        return found
-    place = Path(path).expanduser()
-    if not place.exists():
-        raise UserError(f"{path}: no such file or folder (a data set of the Hugging Face hub is hub:NAME)")
-    place, notice = _whole_folder(place, given)
-    source = data.source if "source" in given else _source_of(place)
-    found = Input(replace(data, source=source, path=str(place)), notices=[notice] if notice else [])
-    files = _first_files(place, found.data)
+        source_input = Input(replace(data, source="hub", path=path.removeprefix(HUB)))
+        _read_hub(source_input)
+        return source_input
+    location = Path(path).expanduser()
+    if not location.exists():
+        raise UserError(f"{path}: no such file or folder (for a Hugging Face data set, give hub:NAME)")
+    location, notice = _whole_folder(location, given)
+    source = data.source if "source" in given else _source_of(location)
+    source_input = Input(replace(data, source=source, path=str(location)), notices=[notice] if notice else [])
+    files = _first_files(location, source_input.data)
     if "encoding" not in given and source != "parquet" and (encoding := _encoding(files)):
-        found.data = replace(found.data, encoding=encoding)
-        found.reasons["encoding"] = "the files are not UTF-8; recognized from their bytes"
+        source_input.data = replace(source_input.data, encoding=encoding)
+        source_input.reasons["encoding"] = "the files are not UTF-8; recognized from their bytes"
     if source == "folder":
-        return found
+        return source_input
     if source == "parquet":
-        _look_at_rows(found, ParquetRows(files[0], "replace"))
+        _read_columns(source_input, ParquetRows(files[0], "replace"))
     else:
-        _look_at_lines(found, files[0])
-    return found
+        _read_lines(source_input, files[0])
+    return source_input
 
 
-def file_columns(found: Input) -> list[str]:
-    """Return the columns whose values are names of files that are there, from where the table lies."""
-    if found.data.source not in TABLES:
+def file_columns(source_input: Input) -> list[str]:
+    """Return the columns whose values are names of existing files, relative to the table's folder."""
+    if source_input.data.source not in TABLES:
         return []
-    place = Path(found.data.path or "")
-    folder = place.parent if place.is_file() else place
+    path = Path(source_input.data.path or "")
+    folder = path.parent if path.is_file() else path
 
     def is_file(value: Any) -> bool:
         return isinstance(value, str) and 0 < len(value) < 500 and "\0" not in value and os.path.isfile(folder / value)
 
-    rows = found.rows[:20]
-    return [column for column in found.columns if rows and all(is_file(row.get(column)) for row in rows)]
+    rows = source_input.rows[:20]
+    return [column for column in source_input.columns if rows and all(is_file(row.get(column)) for row in rows)]
 
 
-def _whole_folder(place: Path, given: Sequence[str]) -> tuple[Path, str]:
-    """Return the folder of a file named as the training split where other splits lie beside it, and a line about it."""
-    if not place.is_file() or "splits" in given:
-        return place, ""
-    source = next((source for source in TABLES if is_table(place, DataConfig(source=source))), None)
-    known = split_of_name(table_stem(place.name, DataConfig(source=source)) or "") if source else None
+def _whole_folder(path: Path, given: Sequence[str]) -> tuple[Path, str]:
+    """Return the folder of a file named as the training split, with a message, if it has other splits; else the path."""
+    if not path.is_file() or "splits" in given:
+        return path, ""
+    source = next((source for source in TABLES if is_table(path, DataConfig(source=source))), None)
+    known = split_of_name(table_stem(path.name, DataConfig(source=source)) or "") if source else None
     if source is None or known is None or known[0] != "train":
-        return place, ""
+        return path, ""
     beside = []
-    for entry in place.parent.iterdir():
+    for entry in path.parent.iterdir():
         other = split_of_name(table_stem(entry.name, DataConfig(source=source)) or "") if entry.is_file() else None
         if other is not None and other[0] != "train":
             beside.append(entry.name)
     if not beside:
-        return place, ""
-    return place.parent, f"{place}: taken with {listed(sorted(beside))} beside it, as splits of {place.parent}"
+        return path, ""
+    return path.parent, f"{path}: read together with {listed(sorted(beside))}, as splits of {path.parent}"
 
 
-def _source_of(place: Path) -> str:
-    """Return the source that a file's ending, or the endings in a folder, speak for."""
-    if place.is_file():
+def _source_of(path: Path) -> str:
+    """Return the `data.source` for the ending of a file, or for the endings in a folder."""
+    if path.is_file():
         for source in TABLES:
-            if is_table(place, DataConfig(source=source)):
+            if is_table(path, DataConfig(source=source)):
                 return source
         raise UserError(
-            f"{place}: expected a folder of .txt files, or a .csv, .tsv, .jsonl, .json or .parquet file: name it so, or "
-            f"give data.source=csv"
+            f"{path}: expected a folder of .txt files, or a .csv, .tsv, .jsonl, .json or .parquet file: rename it, or set "
+            f"data.source=csv"
         )
-    inside = walk(place)
-    kinds = Counter(source for file in inside.others for source in TABLES if is_table(file, DataConfig(source=source)))
-    if inside.texts and (not kinds or len(inside.texts) > 10 * sum(kinds.values())):
-        table = next((file for file in inside.others if file.parent == place and _tables(file)), None)
-        has_classes = any(file.parent.parent != place and file.parent != place for file in inside.texts)
+    inside = walk(path)
+    sources = Counter(source for file in inside.others for source in _table_sources(file))
+    if inside.texts and (not sources or len(inside.texts) > 10 * sum(sources.values())):
+        table = next((file for file in inside.others if file.parent == path and _table_sources(file)), None)
+        has_classes = any(file.parent.parent != path and file.parent != path for file in inside.texts)
         is_labels = table is not None and not has_classes and len({file.parent for file in inside.texts}) == 1
         if is_labels:
             raise UserError(
-                f"{place}: texts, and the table {table.name}: if the table names the texts, give it as PATH; else give "  # type: ignore[union-attr]
+                f"{path}: texts and the table {table.name}: if the table names the texts, give it as PATH; else set "  # type: ignore[union-attr]
                 f"data.source=folder"
             )
         return "folder"
-    if len(kinds) == 1:
-        return next(iter(kinds))
-    if not kinds:
-        raise UserError(f"{place}: no .txt, .csv, .tsv, .jsonl, .json or .parquet file in it or its sub-folders")
-    raise UserError(f"{place}: files of several kinds ({', '.join(kinds)}): give one of them by data.source, such as csv")
+    if len(sources) == 1:
+        return next(iter(sources))
+    if not sources:
+        raise UserError(f"{path}: no .txt, .csv, .tsv, .jsonl, .json or .parquet file in it or its sub-folders")
+    raise UserError(f"{path}: files of several types ({', '.join(sources)}): choose one by data.source, such as csv")
 
 
-def _tables(file: Path) -> list[str]:
+def _table_sources(file: Path) -> list[str]:
     return [source for source in TABLES if is_table(file, DataConfig(source=source))]
 
 
-def _first_files(place: Path, data: DataConfig) -> list[Path]:
+def _first_files(path: Path, data: DataConfig) -> list[Path]:
     if data.source == "folder":
-        return walk(place).texts[:TEXTS_OF_A_FOLDER] if place.is_dir() else []
-    files, _ = find_table_files(place, data)
+        return walk(path).texts[:TEXTS_OF_A_FOLDER] if path.is_dir() else []
+    files, _ = find_table_files(path, data)
     return files["train"]
 
 
 def _encoding(files: Sequence[Path]) -> str | None:
-    """Return the encoding of files that are not UTF-8; None where they are, or have a byte-order mark."""
+    """Return the encoding of files that are not UTF-8; None if they are, or have a byte-order mark."""
     head = b""
     for file in files:
         stream = LineStream(file, None, "replace")
@@ -184,7 +186,7 @@ def _encoding(files: Sequence[Path]) -> str | None:
         head.decode("utf-8")
         return None
     except UnicodeDecodeError as error:
-        if error.start > len(head) - 4:  # cut within a character
+        if error.start > len(head) - 4:  # the head ends within a character
             return None
         if error.end < len(head) and head.count(b"\xef\xbf\xbd") > 0:
             return None
@@ -194,16 +196,16 @@ def _encoding(files: Sequence[Path]) -> str | None:
     return None if best is None else str(best.encoding)
 
 
-def _look_at_hub(found: Input) -> None:
-    datasets, _ = open_datasets(found.data)
+def _read_hub(source_input: Input) -> None:
+    datasets, _ = open_datasets(source_input.data)
     name, dataset = next(iter(datasets["train"].items()))
-    _look_at_rows(found, DatasetRows(dataset, f"{found.data.path}, {name}", "replace"))
+    _read_columns(source_input, DatasetRows(dataset, f"{source_input.data.path}, {name}", "replace"))
 
 
-def _look_at_rows(found: Input, rows: ParquetRows | DatasetRows) -> None:
-    found.columns = list(rows.columns)
-    found.types = {column: _type_name(rows, column) for column in found.columns}
-    found.rows = list(_within(_spread(rows)))
+def _read_columns(source_input: Input, rows: ParquetRows | DatasetRows) -> None:
+    source_input.columns = list(rows.columns)
+    source_input.types = {column: _type_name(rows, column) for column in source_input.columns}
+    source_input.rows = list(_within_limits(_spread(rows)))
 
 
 def _type_name(rows: ParquetRows | DatasetRows, column: str) -> str:
@@ -213,7 +215,7 @@ def _type_name(rows: ParquetRows | DatasetRows, column: str) -> str:
 
 
 def _spread(rows: ParquetRows | DatasetRows) -> Iterator[Row | BadRow]:
-    """Return rows from several places, since files are often sorted by class; with the names of classes."""
+    """Yield rows from ten parts of a file, because files are often sorted by class; with class names."""
     length, part = len(rows), 2000
     starts = [0] if length <= ROWS else [i * (length - part) // 9 for i in range(10)]
     for start in starts:
@@ -224,27 +226,27 @@ def _spread(rows: ParquetRows | DatasetRows) -> Iterator[Row | BadRow]:
             yield row
 
 
-def _look_at_lines(found: Input, file: Path) -> None:
-    data = found.data
+def _read_lines(source_input: Input, file: Path) -> None:
+    data = source_input.data
     options = ReadOptions(data.source, "replace", data.encoding, data.quoting)
     if data.source == "csv":
         form = read_form(file, data)
-        found.columns = form.columns
-        if len(form.columns) == 1 and (sign := next((s for s in SEPARATORS if s in form.columns[0]), None)):
+        source_input.columns = form.columns
+        if len(form.columns) == 1 and (separator := next((s for s in SEPARATORS if s in form.columns[0]), None)):
             raise UserError(
-                f"{file}: a single column, {form.columns[0]!r}: if {sign!r} separates the columns, replace it: comma, "
-                f"semicolon and tab are read"
+                f"{file}: a single column, {form.columns[0]!r}: if {separator!r} separates the columns, replace it by a "
+                f"comma, semicolon or tab"
             )
-    found.rows = list(_within(first_rows(file, options, ROWS)))
+    source_input.rows = list(_within_limits(first_rows(file, options, ROWS)))
     if data.source == "csv":
-        _refuse_headless(file, found.columns, found.rows)
+        _check_header(file, source_input.columns, source_input.rows)
     else:
-        found.columns = list(dict.fromkeys(column for row in found.rows[:1000] for column in row))
-    found.types = dict.fromkeys(found.columns, "string") if data.source == "csv" else {}
+        source_input.columns = list(dict.fromkeys(column for row in source_input.rows[:1000] for column in row))
+    source_input.types = dict.fromkeys(source_input.columns, "string") if data.source == "csv" else {}
 
 
 def read_form(file: Path, data: DataConfig) -> CsvFormat:
-    """Return the form of a CSV file: delimiter, quoting and columns."""
+    """Return the format of a CSV file: delimiter, quoting and columns."""
     stream = LineStream(file, data.encoding, "replace")
     try:
         return read_csv_format(stream, data.quoting, ())[0]
@@ -252,17 +254,17 @@ def read_form(file: Path, data: DataConfig) -> CsvFormat:
         stream.close()
 
 
-def _refuse_headless(file: Path, columns: Sequence[str], rows: Sequence[Row]) -> None:
+def _check_header(file: Path, columns: Sequence[str], rows: Sequence[Row]) -> None:
     if reason := looks_headless(columns, rows):
         names = ",".join(["text", "label", *(f"column{i}" for i in range(3, len(columns) + 1))][: len(columns)])
         raise UserError(
-            f"{file}: its first line looks like a row, not like names of columns ({reason}): write a line of "
-            f"{len(columns)} names above it, such as {names}"
+            f"{file}: the first line looks like a row, not like column names ({reason}): add a line of {len(columns)} "
+            f"names before it, such as {names}"
         )
 
 
-def _within(rows: Iterator[Row | BadRow]) -> Iterator[Row]:
-    """Return the rows that can be read, up to the limits."""
+def _within_limits(rows: Iterator[Row | BadRow]) -> Iterator[Row]:
+    """Yield the readable rows, up to `ROWS` and `CHARACTERS`."""
     left = CHARACTERS
     for row in islice(rows, ROWS):
         if isinstance(row, BadRow):

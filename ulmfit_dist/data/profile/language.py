@@ -1,7 +1,8 @@
-"""The language of texts, by py3langid, and the tokenizer that it needs.
+"""Language detection with py3langid, and the tokenizer for a language.
 
-py3langid (the extra `language`) is 5 MB of Python with its model inside, gives the same answer each time, and knows 139
-languages. lingua knows 75 in 100 MB, langdetect 55, draws by chance and has not been kept since 2021.
+py3langid (the extra `language`) has 5 MB including its model, is deterministic, and supports 139 languages. lingua supports
+75 with 100 MB; langdetect supports 55, is random, and has not been maintained since 2021. Trade-off: py3langid needs longer
+texts, so short texts are joined.
 """
 
 from __future__ import annotations
@@ -16,23 +17,25 @@ from ulmfit_dist.data.tokenizers.word import LIBRARIES
 from ulmfit_dist.errors import UserError
 
 PIECE = 300
-"""Characters that a language is recognized from, at least, where texts are shorter."""
+"""Minimum length of a sample, in characters; shorter texts are joined."""
 LONGEST = 1000
+"""Maximum number of characters of a text in a sample."""
 MOST_PIECES = 200
+"""Maximum number of samples."""
 SPACY_CODES = {"no": "nb"}
 """Codes of spaCy that differ from those of py3langid."""
 SURE = 0.6
-"""Share of the pieces below which a language is a question."""
+"""Minimum fraction of the samples in one language."""
 
 
 @dataclass(frozen=True)
 class Language:
-    """A language and how it was found.
+    """Language of the texts.
 
     Attributes:
         code: spaCy's code.
-        share: share of the pieces that are of it; 1 where it was given.
-        how: how it was found, as a phrase.
+        share: fraction of the samples in this language; 1 if it was given.
+        how: method of detection, as a phrase.
     """
 
     code: str
@@ -40,32 +43,35 @@ class Language:
     how: str
 
 
-def detect_language(texts: Sequence[str], where: str) -> Language:
+def detect_language(texts: Sequence[str], origin: str) -> Language:
     """Return the language of most texts.
 
+    Args:
+        origin: name of the texts, for messages.
+
     Raises:
-        UserError: py3langid is not installed, or no language has most of the texts.
+        UserError: py3langid is not installed, or no language has 60 % of the samples.
     """
     try:
         from py3langid.langid import MODEL_FILE, LanguageIdentifier
     except ImportError:
         raise UserError(
-            "the language of the texts: give --lang XX (such as --lang en), or pip install 'ulmfit-dist[language]' to have "
-            "it recognized"
+            "the language of the texts is not set: give --lang XX (such as --lang en), or pip install "
+            "'ulmfit-dist[language]' to detect it"
         ) from None
     identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
     pieces = list(cut_pieces(texts))
-    found = Counter(identifier.classify(piece)[0] for piece in pieces)
-    ranked = found.most_common(3)
+    counts = Counter(identifier.classify(piece)[0] for piece in pieces)
+    ranked = counts.most_common(3)
     shares = ", ".join(f"{code} {number / len(pieces):.0%}" for code, number in ranked)
     if not ranked or ranked[0][1] < SURE * len(pieces):
-        raise UserError(f"{where}: which language is it? ({shares or 'no text to tell it from'}): give --lang XX")
+        raise UserError(f"{origin}: which language is it? ({shares or 'no text to detect it from'}): give --lang XX")
     code, number = ranked[0]
-    return Language(SPACY_CODES.get(code, code), number / len(pieces), f"recognized by py3langid in {len(pieces)} samples")
+    return Language(SPACY_CODES.get(code, code), number / len(pieces), f"detected by py3langid in {len(pieces)} samples")
 
 
 def cut_pieces(texts: Sequence[str]) -> Iterator[str]:
-    """Yield pieces of at least `PIECE` characters, of several short texts or of a long one, from all over the texts."""
+    """Yield samples of at least `PIECE` characters, from one long text or several short ones, evenly spaced."""
     step = max(math.floor(len(texts) / (MOST_PIECES * 4)), 1)
     piece, count = "", 0
     for text in texts[::step]:
@@ -80,10 +86,13 @@ def cut_pieces(texts: Sequence[str]) -> Iterator[str]:
 
 
 def tokenizer_for(lang: str, is_given: bool) -> tuple[TokenizerConfig, str]:
-    """Return how texts of a language are tokenized, and why.
+    """Return the config of the tokenizer for a language, and the reason.
+
+    Args:
+        is_given: the user has set the language.
 
     Raises:
-        UserError: spaCy has no such language; it takes SentencePiece, which is not installed.
+        UserError: spaCy does not support the language; SentencePiece is needed, but not installed.
     """
     import importlib.util
 
@@ -92,15 +101,15 @@ def tokenizer_for(lang: str, is_given: bool) -> tuple[TokenizerConfig, str]:
     if lang in LIBRARIES:
         if importlib.util.find_spec("sentencepiece") is None:
             raise UserError(
-                f"language {lang}: words are not separated by spaces: it takes SentencePiece: pip install "
+                f"language {lang} has no spaces between words and needs SentencePiece: pip install "
                 f"'ulmfit-dist[sentencepiece]'"
             )
-        reason = "words are no unit in this language: SentencePiece learns pieces of words from the texts"
-        return TokenizerConfig(kind="sentencepiece", lang=lang), reason
+        reason = "this language has no spaces between words: SentencePiece learns subwords from the texts"
+        return TokenizerConfig(type="sentencepiece", lang=lang), reason
     try:
         spacy.util.get_lang_class(lang)
     except ImportError:
         if is_given:
-            raise UserError(f"--lang {lang}: spaCy has no such language: give its code, such as en, de or th") from None
-        return TokenizerConfig(lang="xx"), f"spaCy has no rules for {lang}: xx splits at spaces and signs"
+            raise UserError(f"--lang {lang}: not a language of spaCy: give its code, such as en, de or th") from None
+        return TokenizerConfig(lang="xx"), f"spaCy has no rules for {lang}: xx splits at spaces and punctuation"
     return TokenizerConfig(lang=lang), ""

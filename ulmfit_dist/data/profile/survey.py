@@ -1,7 +1,7 @@
-"""Counts of a source's documents, in one pass that keeps no text but an even sample.
+"""Survey of a source: counts of documents, labels and equal texts, in one pass that keeps only a sample of the texts.
 
-Up to `ALL_DOCUMENTS` all documents are read, in pieces, so counts of classes and equal texts are exact; of more an even part
-is read. The trade-off: an exact count of 300,000 documents takes seconds, of ten million it would take minutes.
+Up to `ALL_DOCUMENTS`, all documents are read, so counts are exact; of larger sources, evenly spaced parts. Trade-off: an
+exact count of 300,000 documents takes seconds, of ten million it would take minutes.
 """
 
 from __future__ import annotations
@@ -12,18 +12,19 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ulmfit_dist.data.sources.base import Documents, Source
+from ulmfit_dist.data.sources.base import Source, TextDataset
 from ulmfit_dist.data.store_builder import text_hash
 
 ALL_DOCUMENTS = 300_000
-"""Documents of a source up to which all are read."""
+"""Maximum number of documents that are all read."""
 ALL_CHARACTERS = 400_000_000
-"""Characters of a source up to which all are read, by the length of the first documents."""
+"""Maximum number of characters that are all read, estimated from the first documents."""
 SAMPLE_DOCUMENTS = 20_000
+"""Maximum number of documents in the sample."""
 SAMPLE_CHARACTERS = 20_000_000
-"""Texts that are kept: an even part of the documents, within both limits."""
+"""Maximum number of characters in the sample."""
 AT_ONCE = 500
-"""Documents that are read at once."""
+"""Documents per read."""
 
 
 @dataclass
@@ -31,11 +32,11 @@ class SplitSurvey:
     """Counts of one split.
 
     Attributes:
-        num_documents: all of them.
-        labels: documents that were read, by label.
-        num_unlabelled, num_empty, num_unreadable: of the documents that were read.
-        label_of: label of each document that was read and has a text; None: none.
-        hashes: uint64 of the same documents, equal for equal texts.
+        num_documents: number of all documents.
+        labels: number of documents read, by label.
+        num_unlabelled, num_empty, num_unreadable: numbers of documents read.
+        label_of: label of each document read that has a text; None for no label.
+        hashes: text hashes of the same documents, uint64.
         words, characters: lengths of the same documents.
         sample: some of their texts, with their labels.
     """
@@ -53,12 +54,12 @@ class SplitSurvey:
 
     @property
     def num_read(self) -> int:
-        """Documents that were read."""
+        """Number of documents read."""
         return len(self.label_of) + self.num_empty + self.num_unreadable
 
     @property
     def scale(self) -> float:
-        """Documents of the split over those that were read."""
+        """Ratio of all documents to documents read."""
         return self.num_documents / max(self.num_read, 1)
 
 
@@ -67,8 +68,8 @@ class Survey:
     """Counts of all splits.
 
     Attributes:
-        splits: by name, in the order of `SPLITS`.
-        is_exact: whether all documents were read.
+        splits: counts by split, in the order of `SPLITS`.
+        is_exact: all documents were read.
     """
 
     splits: dict[str, SplitSurvey]
@@ -76,7 +77,7 @@ class Survey:
 
     @property
     def labels(self) -> Counter[str]:
-        """Documents of all splits by label."""
+        """Number of documents of all splits, by label."""
         return sum((split.labels for split in self.splits.values()), Counter())
 
     @property
@@ -85,17 +86,16 @@ class Survey:
 
     @property
     def characters(self) -> float:
-        """Characters of all documents, estimated where not all were read."""
+        """Number of characters of all documents, estimated if not all were read."""
         return sum(float(split.characters.sum()) * split.scale for split in self.splits.values())
 
     @property
     def sample(self) -> list[str]:
-        """The texts that were kept, of all splits."""
+        """Sampled texts of all splits."""
         return [text for split in self.splits.values() for text, _ in split.sample]
 
     def num_equal(self) -> dict[str, int]:
-        """Return documents whose text an earlier one of the same split has, and by pair of splits those of the first whose
-        text is in the second."""
+        """Return the number of repeated texts within each split, and of texts of one split that are also in another."""
         counts = {}
         names = list(self.splits)
         for i, name in enumerate(names):
@@ -107,7 +107,7 @@ class Survey:
 
 
 def survey_source(source: Source) -> Survey:
-    """Count a source's documents. Raises UserError for a document that cannot be read, unless they are skipped."""
+    """Return the counts of a source. Raises UserError for an unreadable document, unless `data.on_error` is skip."""
     total = sum(len(documents) for documents in source.splits.values())
     length = _first_length(source)
     is_exact = total <= ALL_DOCUMENTS and total * length <= ALL_CHARACTERS
@@ -128,36 +128,36 @@ def _first_length(source: Source) -> float:
     return sum(lengths) / max(len(lengths), 1)
 
 
-def _survey_split(documents: Documents, keep_every: int, read_every: float) -> SplitSurvey:
-    found = SplitSurvey(len(documents))
+def _survey_split(documents: TextDataset, keep_every: int, read_every: float) -> SplitSurvey:
+    survey = SplitSurvey(len(documents))
     hashes, words, characters = list[int](), list[int](), list[int]()
     for start in _starts(len(documents), read_every):
         texts, labels = documents.read(start, min(len(documents), start + AT_ONCE))
         for text, label in zip(texts, labels, strict=True):
-            number = found.num_read
+            number = survey.num_read
             if text is None:
-                found.num_unreadable += 1
+                survey.num_unreadable += 1
                 continue
             if label is None:
-                found.num_unlabelled += 1
+                survey.num_unlabelled += 1
             else:
-                found.labels[label] += 1
+                survey.labels[label] += 1
             if not text.strip():
-                found.num_empty += 1
+                survey.num_empty += 1
                 continue
-            found.label_of.append(label)
+            survey.label_of.append(label)
             hashes.append(text_hash(text))
             words.append(len(text.split()))
             characters.append(len(text))
             if number % keep_every == 0:
-                found.sample.append((text, label))
-    found.hashes = np.array(hashes, dtype=np.uint64)
-    found.words, found.characters = np.array(words, dtype=np.int64), np.array(characters, dtype=np.int64)
-    return found
+                survey.sample.append((text, label))
+    survey.hashes = np.array(hashes, dtype=np.uint64)
+    survey.words, survey.characters = np.array(words, dtype=np.int64), np.array(characters, dtype=np.int64)
+    return survey
 
 
 def _starts(length: int, read_every: float) -> Iterator[int]:
-    """Yield the first document of each piece that is read: one of `read_every` pieces, evenly."""
+    """Yield the first document of each read: one of every `read_every` blocks of `AT_ONCE` documents."""
     number = 0.0
     while int(number) * AT_ONCE < length:
         yield int(number) * AT_ONCE

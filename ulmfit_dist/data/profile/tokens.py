@@ -1,4 +1,8 @@
-"""Tokens of a sample: how long texts are in them, how many are unknown, and how fast they are made."""
+"""Tokens of a sample: lengths of texts, fraction of unknown tokens, and speed of the tokenizer.
+
+Tokenization stops after some seconds, so `init` takes as long for a large corpus as for a small one. Trade-off: counts are
+estimates.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +22,13 @@ from ulmfit_dist.data.tokenizers.word import open_tokenizer
 from ulmfit_dist.data.vocab import build_vocab
 
 MOST_SECONDS = 6.0
-"""Seconds that are spent on tokens."""
+"""Time limit of tokenization, in seconds."""
 AT_ONCE = 200
+"""Texts per call of the tokenizer."""
 PIECES_CHARACTERS = 2_000_000
-"""Characters that a model of SentencePiece for the sample is trained on, at most."""
+"""Maximum number of characters for training a SentencePiece model of the sample."""
 GROWTH = 0.6
-"""Exponent of Heaps' law: distinct tokens over the number of tokens."""
+"""Exponent of Heaps' law: growth of distinct tokens with the number of tokens."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +38,10 @@ class TokenSample:
     Attributes:
         lengths: tokens of each text, int64 [texts].
         per_character: tokens per character of text.
-        characters_per_second: speed of the tokenizer, once it knows the frequent words.
-        start_seconds: time that it took to start.
-        unknown: share of the tokens of every second text that are not in a vocabulary of the others.
-        num_frequent: distinct tokens that occur at least `min_freq` times in these texts.
+        characters_per_second: speed of the tokenizer with a warm cache.
+        start_seconds: start-up time of the tokenizer.
+        unknown: fraction of the tokens of every second text that are not in the vocabulary of the others.
+        num_frequent: number of distinct tokens that occur at least `min_freq` times.
     """
 
     lengths: np.ndarray
@@ -47,12 +52,12 @@ class TokenSample:
     num_frequent: int
 
     def vocab_size(self, growth: float, max_vocab: int) -> int:
-        """Return the expected size of the vocabulary of `growth` times as many texts."""
+        """Return the expected vocabulary size for `growth` times as many texts."""
         return min(int(self.num_frequent * max(growth, 1.0) ** GROWTH) + 9, max_vocab) // 8 * 8
 
 
 def sample_tokens(texts: Sequence[str], config: TokenizerConfig) -> TokenSample:
-    """Tokenize texts for some seconds, and count what comes out. Raises UserError where the tokenizer cannot be made."""
+    """Tokenize texts for up to `MOST_SECONDS`, and count tokens. Raises UserError if the tokenizer cannot be created."""
     started = time.perf_counter()
     tokenizer = _tokenizer(texts, config)
     tokenizer.encode(["A first text."])
@@ -88,7 +93,7 @@ def sample_tokens(texts: Sequence[str], config: TokenizerConfig) -> TokenSample:
 
 
 def _tokenizer(texts: Sequence[str], config: TokenizerConfig) -> TextTokenizer:
-    if config.kind == "word":
+    if config.type == "word":
         return open_tokenizer(config, Path())
     from ulmfit_dist.data.tokenizers.sentencepiece import make_model
 

@@ -1,4 +1,7 @@
-"""Types that all sources of texts share: a split's documents, a row of a file, a label."""
+"""Common types of all sources: documents of a split, rows of a file, and options for reading them.
+
+A source is a protocol (`TextDataset`), not a base class: each kind of file reads slices in its own way.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +23,10 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class BadRow:
-    """A row that cannot be read.
+    """Row that cannot be read.
 
     Attributes:
-        reason: place in its file and cause, as a phrase.
+        reason: line or row number and cause, as a phrase.
     """
 
     reason: str
@@ -31,19 +34,19 @@ class BadRow:
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How a file of rows is read.
+    """Options for reading a CSV or JSON file.
 
     Attributes:
-        kind: csv or json.
+        file_format: csv or json.
         on_error: `data.on_error`.
         encoding: `data.encoding`.
         quoting: `data.quoting`.
-        text: columns of text.
-        label: column of labels, which a JSON row may lack; None for no labels.
-        others: columns that a CSV file must have, too.
+        text: text columns.
+        label: label column, optional in a JSON row; None for no labels.
+        others: further columns that a CSV file must have.
     """
 
-    kind: str
+    file_format: str
     on_error: str = "strict"
     encoding: str | None = None
     quoting: bool | None = None
@@ -52,20 +55,20 @@ class ReadOptions:
     others: tuple[str, ...] = ()
 
     @property
-    def wanted(self) -> list[str]:
+    def required(self) -> list[str]:
         """Columns that a CSV file must have."""
         return list(dict.fromkeys([*self.text, *([self.label] if self.label is not None else []), *self.others]))
 
 
 @dataclass
 class ParsedRow:
-    """A row with its place.
+    """Row with its position in the file.
 
     Attributes:
-        row: values by column, or why there are none.
-        line: number of its first line, or of its item.
+        row: values by column, or the reason why the row cannot be read.
+        line: number of its first line, or of its list item, from 1.
         offset: offset of its first byte in the stream.
-        cell_lines: lines of a CSV row that has several; else empty.
+        cell_lines: lines of a CSV row that spans several; else empty.
     """
 
     row: Row | BadRow
@@ -74,34 +77,41 @@ class ParsedRow:
     cell_lines: Sequence[str] = ()
 
 
-class Documents(Protocol):
+class TextDataset(Protocol):
     """One split of a source."""
 
     def __len__(self) -> int: ...
 
     def read(self, start: int, stop: int) -> tuple[list[str | None], list[str | None]]:
-        """Texts and labels of documents `start` to `stop`. A text of None: it cannot be read, and `data.on_error` says to
-        skip it. A label of None: the document has none."""
+        """Return texts and labels of documents `start` to `stop`.
+
+        A text is None if it cannot be read and `data.on_error` is skip; a label is None if the document has none.
+        """
 
 
-class Items(Documents, Protocol):
-    """One split of a source as it lies on disk: what functions of the user's may be asked about."""
+class Items(TextDataset, Protocol):
+    """One split of a source with the items that user-defined functions take."""
 
     def items(self, start: int, stop: int) -> Iterator[tuple[str, Any]]:
-        """What messages call each document, and what the user's functions know it by: a path, or a row as a mapping.
+        """Yield a name for messages and the item of each document: a path, or a row as a mapping.
 
-        None stands for a document that cannot be read and is skipped.
+        The item is None for a document that cannot be read and is skipped.
         """
 
     def pick(self, numbers: np.ndarray, labelled: bool) -> Items:
-        """The documents of these numbers, in this order, with their labels or without any."""
+        """Return the documents with these indices, in this order, with or without their labels."""
 
 
 @dataclass
 class Subset:
-    """Some documents of another source, in their order."""
+    """Selection of documents of another dataset.
 
-    documents: Documents
+    Attributes:
+        documents: the other dataset.
+        indices: indices of the selected documents, int64, ascending.
+    """
+
+    documents: TextDataset
     indices: np.ndarray
 
     def __len__(self) -> int:
@@ -116,38 +126,39 @@ class Subset:
 
 @dataclass
 class Source:
-    """All splits of a source, and what tells this content from any other.
+    """All splits of a source, with the identity of its content.
 
     Attributes:
-        splits: documents by split, in the order of `SPLITS`; those that are there.
-        identity: JSON-able facts that change when the content, or how it is read, does; names and times of files are none.
-        notices: lines about what is not used, and what is odd.
+        splits: documents by split, in the order of `SPLITS`; missing splits have no entry.
+        identity: JSON-able values that change with the content and the way it is read, but not with names and times of
+            files.
+        notices: messages about unused files and suspicious content.
     """
 
-    splits: dict[str, Documents]
+    splits: dict[str, TextDataset]
     identity: dict[str, Any]
     notices: list[str] = field(default_factory=list)
 
 
 def as_flag(value: Any) -> bool | None:
-    """What a cell of a column of flags says: true and false, 1 and 0, however they are written; None for anything else."""
+    """Return a cell as bool: true or false, 1 or 0, in any case; None for anything else."""
     return {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}.get(str(value).strip().lower())
 
 
 def existing_path(config: DataConfig) -> Path:
-    """`data.path`. Raises UserError where there is nothing."""
+    """Return `data.path`. Raises UserError if it does not exist."""
     if config.source == "frame" and config.path is None:
         raise UserError("data.source=frame: its texts come from Python: prepare(config, texts=...)")
     path = Path(config.path or "").expanduser()
     if not path.exists():
         if config.source == "frame":
             raise UserError(
-                f"data.path={config.path}: texts that were given in Python are not there: give them again, as texts="
+                f"data.path={config.path}: no copy of the texts that were given in Python: give them again, as texts=..."
             )
         raise UserError(f"data.path={config.path}: no such file or folder")
     return path
 
 
 def digest(listing: Any) -> str:
-    """Return a short string that changes when a listing of any length does."""
+    """Return the xxh3 of a JSON-able value, hexadecimal."""
     return xxhash.xxh3_128_hexdigest(json.dumps(listing).encode())

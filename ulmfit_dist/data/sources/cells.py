@@ -1,4 +1,7 @@
-"""Texts and labels from the cells of a table, and what is neither."""
+"""Cells of a table as texts and labels.
+
+A cell that is neither raises `BadCell` instead of being converted by `str`: a list printed as text would train silently.
+"""
 
 from __future__ import annotations
 
@@ -9,44 +12,46 @@ from ulmfit_dist.data.sources.base import BadRow, ReadOptions, Row
 from ulmfit_dist.data.sources.line_stream import UNREADABLE
 
 FLD = "xxfld"
-NO_TEXT = (list, tuple, Mapping, bytes, bytearray, set)
-"""Types of cells that hold no text."""
+"""Token before each text column, as in fastai's `mark_fields`."""
+NOT_TEXT = (list, tuple, Mapping, bytes, bytearray, set)
+"""Types of cells that are not text."""
 TYPE_NAMES = {"dict": "an object", "list": "a list", "tuple": "a list", "bytes": "bytes", "bytearray": "bytes"}
+"""Names of types in messages."""
 
 
-class BadCell(Exception):  # noqa: N818  a phrase, of which the caller makes the error
-    """A cell that is no text or no label. The message begins where the row's number ends."""
+class BadCell(Exception):  # noqa: N818  a phrase that the caller completes to an error
+    """Cell that is not a text, or not a label. The message follows the position of the row."""
 
 
 def text_of_cell(value: Any, column: str, on_error: str) -> str:
-    """Return the text of a cell, without a byte-order mark; an empty one for a missing value.
+    """Return the text of a cell, without a byte-order mark; an empty text for a missing value.
 
     Raises:
-        BadCell: a list, an object, bytes; characters that no text has, unless `on_error` replaces them.
+        BadCell: a list, an object or bytes; invalid characters, unless `on_error` replaces them.
     """
-    if isinstance(value, NO_TEXT):
-        raise BadCell(f": column {column!r} holds {_type_name(value)}, which is no text")
+    if isinstance(value, NOT_TEXT):
+        raise BadCell(f": column {column!r} holds {_type_name(value)}, which is not text")
     text = "" if value is None or value != value else str(value)
     return clean_text(text, on_error, f": column {column!r}")
 
 
-def check_cells(row: Row, options: ReadOptions, where: str) -> Row | BadRow:
-    """Return a row whose cells hold texts and labels, else why they do not."""
+def check_cells(row: Row, options: ReadOptions, position: str) -> Row | BadRow:
+    """Return the row if its cells are texts and labels, else a `BadRow` at this position, such as `line 3`."""
     try:
         for column in options.text:
             text_of_cell(row[column], column, options.on_error)
         if options.label is not None:
             label_name(row.get(options.label), ";", None, column=options.label)
     except BadCell as error:
-        return BadRow(f"{where}{error}")
+        return BadRow(f"{position}{error}")
     return row
 
 
-def clean_text(text: str, on_error: str, where: str) -> str:
-    """Return a text without the byte-order mark that it begins with.
+def clean_text(text: str, on_error: str, position: str) -> str:
+    """Return a text without a leading byte-order mark.
 
     Raises:
-        BadCell: it has NUL characters, or halves of surrogate pairs, and `on_error` is not replace.
+        BadCell: the text has NUL characters or halves of surrogate pairs, and `on_error` is not replace.
     """
     text = text.removeprefix("\ufeff")
     has_nul, has_half = "\0" in text, not text.isascii() and _has_half_pair(text)
@@ -55,46 +60,46 @@ def clean_text(text: str, on_error: str, where: str) -> str:
     if on_error == "replace":
         return text.replace("\0", "\ufffd").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if has_half:
-        raise BadCell(f"{where} has half of a surrogate pair, which is no character")
+        raise BadCell(f"{position} has half of a surrogate pair, which is not a character")
     if has_nul:
-        raise BadCell(f"{where} has NUL characters")
-    raise BadCell(f"{where} has bytes that cannot be decoded")
+        raise BadCell(f"{position} has NUL characters")
+    raise BadCell(f"{position} has bytes that cannot be decoded")
 
 
 def label_name(
-    value: Any, delimiter: str, no_label: str | None, names: Sequence[str] | None = None, column: str = "label"
+    value: Any, delimiter: str, missing_label: str | None, names: Sequence[str] | None = None, column: str = "label"
 ) -> str | None:
-    """Return a label as it is stored, without spaces around it; None for no label: empty, NaN or what means none.
+    """Return a label as it is stored, stripped; None for an empty cell, NaN or the missing label.
 
-    An empty list is a label: of no class.
+    An empty list is a label with no class.
 
     Args:
-        delimiter: what joins a list of labels (`data.label_delim`).
-        no_label: the label that means none (`data.no_label`).
-        names: of the classes, where values are their numbers; then -1 means none.
-        column: what messages call it.
+        delimiter: separator that joins a list of labels (`data.label_delim`).
+        missing_label: label that means none (`data.missing_label`).
+        names: class names, if values are class indices; then -1 means none.
+        column: name of the column, for messages.
 
     Raises:
-        BadCell: an object, bytes, or a list of lists.
+        BadCell: an object, bytes, a list of lists, or an index without a class.
     """
     if hasattr(value, "tolist") and not isinstance(value, (str, bytes)):
-        value = value.tolist()  # numpy's
+        value = value.tolist()  # numpy
     if isinstance(value, (list, tuple)):
-        if any(isinstance(part, NO_TEXT) for part in value):
-            raise BadCell(f": column {column!r} holds a list of lists or objects, which is no label")
+        if any(isinstance(part, NOT_TEXT) for part in value):
+            raise BadCell(f": column {column!r} holds a list of lists or objects, which is not a label")
         return delimiter.join(_name(part, names) for part in value if part is not None) or delimiter
-    if isinstance(value, NO_TEXT):
-        raise BadCell(f": column {column!r} holds {_type_name(value)}, which is no label")
+    if isinstance(value, NOT_TEXT):
+        raise BadCell(f": column {column!r} holds {_type_name(value)}, which is not a label")
     if value is None or value != value:  # NaN
         return None
     if names is not None and not isinstance(value, str):
         return None if value == -1 else _name(value, names)
     name = clean_text(_name(value, None), "strict", f": column {column!r}")
-    return None if name in ("", no_label) else name
+    return None if name in ("", missing_label) else name
 
 
 def join_fields(texts: Sequence[str]) -> str:
-    """Return the texts of several columns as one, each marked by xxfld and its number, as fastai's `mark_fields` does."""
+    """Return the texts of several columns as one, each preceded by xxfld and its number, as fastai's `mark_fields` does."""
     if len(texts) == 1:
         return texts[0]
     return " ".join(f"{FLD} {i} {text}" for i, text in enumerate(texts, 1))
@@ -103,7 +108,7 @@ def join_fields(texts: Sequence[str]) -> str:
 def _name(value: Any, names: Sequence[str] | None) -> str:
     if names is not None and isinstance(value, int):
         if not 0 <= value < len(names):
-            raise BadCell(f": the label {value} is none of the {len(names)} classes")
+            raise BadCell(f": label {value} is out of range for {len(names)} classes")
         return str(names[value])
     if isinstance(value, float) and value.is_integer():
         return str(int(value))

@@ -1,8 +1,8 @@
-"""Content hashes of files, kept so that a file which has not changed is not read again.
+"""Cache of content hashes, so that an unchanged file is not read again.
 
-An entry is found by absolute path, inode, size, and the times of the last change of content and of status, in nanoseconds.
-It only skips hashing: the token store is named by the hash, never by these. A file that was changed with all of them kept
-is noticed by `prepare --verify`, which reads every file again.
+The key of an entry is absolute path, inode, size, mtime and ctime in nanoseconds. The cache only skips hashing: a token
+store is named by content hashes. Trade-off: a file that changes with all of these preserved goes unnoticed, until
+`prepare --verify` reads every file again.
 """
 
 from __future__ import annotations
@@ -20,52 +20,52 @@ import xxhash
 
 from ulmfit_dist.data.sources.base import ReadOptions
 from ulmfit_dist.data.sources.row_reader import VERSION, FileIndex, index_file
-from ulmfit_dist.data.token_store import make_folder, write_bytes
 from ulmfit_dist.errors import UserError
+from ulmfit_dist.utils.files import make_folder, write_bytes
 
 BLOCK = 1 << 22
-"""Bytes that are hashed at once."""
+"""Block size of hashing, in bytes."""
 READERS = 8
-"""Threads that read small files."""
+"""Number of threads that read small files."""
 
 
 @dataclass(frozen=True)
 class ContentCache:
-    """Results of reading files, by what the file system says of them.
+    """Cache of hashes and indices of files.
 
     Attributes:
-        folder: where they are kept: `sources` in `data.cache`.
-        verify: read every file again, whatever is kept.
+        folder: folder of the entries: `sources` in `data.cache_dir`.
+        verify: read every file again, ignoring the entries.
     """
 
     folder: Path
     verify: bool = False
 
     def index(self, file: Path, options: ReadOptions) -> FileIndex:
-        """Return the index of a file of rows. Raises UserError, as `index_file`."""
-        kept = self._entry([stamp(file), asdict(options), VERSION], lambda: asdict(index_file(file, options)))
-        return FileIndex(**kept)
+        """Return the index of a CSV or JSON file. Raises UserError, as `index_file`."""
+        entry = self._entry([file_status(file), asdict(options), VERSION], lambda: asdict(index_file(file, options)))
+        return FileIndex(**entry)
 
     def hash_file(self, file: Path) -> str:
         """Return the xxh3 of a file's bytes. Raises UserError if it cannot be read."""
-        return str(self._entry([stamp(file)], lambda: hash_file(file)))
+        return str(self._entry([file_status(file)], lambda: hash_file(file)))
 
     def hash_files(self, files: Sequence[Path]) -> list[str]:
-        """Return the xxh3 of each file's bytes; all are hashed again if one has changed. Raises UserError."""
+        """Return the xxh3 of each file's bytes; if one has changed, all are hashed again. Raises UserError."""
 
         def read() -> list[str]:
             with ThreadPoolExecutor(READERS) as pool:
                 return list(pool.map(hash_file, files, chunksize=64))
 
-        return list(self._entry([stamp(file) for file in files], read))
+        return list(self._entry([file_status(file) for file in files], read))
 
     def hash_once(self, files: Sequence[Path], key: Any, compute: Callable[[], str]) -> str:
-        """Return a hash of what is in these files, computed where they may have changed. Raises UserError.
+        """Return a hash of the content of files, computed if a file may have changed. Raises UserError.
 
         Args:
-            key: what else the hash depends on.
+            key: JSON-able value that the hash depends on, besides the files.
         """
-        return str(self._entry([[stamp(file) for file in files], key], compute))
+        return str(self._entry([[file_status(file) for file in files], key], compute))
 
     def _entry(self, key: Any, compute: Callable[[], Any]) -> Any:
         path = self.folder / f"{xxhash.xxh3_128_hexdigest(json.dumps(key).encode())}.json"
@@ -73,16 +73,16 @@ class ContentCache:
             try:
                 return json.loads(path.read_bytes())
             except (OSError, ValueError):
-                pass  # read the files
+                pass  # no entry: read the files
         content = compute()
-        with suppress(UserError):  # a cache that cannot be written may hold the token store, which is enough
-            make_folder(self.folder, "data.cache")
+        with suppress(UserError):  # a read-only cache folder may still hold the token store
+            make_folder(self.folder, "data.cache_dir")
             write_bytes(path, json.dumps(content).encode())
         return content
 
 
-def stamp(file: Path) -> list[Any]:
-    """Return what the file system says of a file, and what changes when its content does. Raises UserError."""
+def file_status(file: Path) -> list[Any]:
+    """Return path, inode, size, mtime and ctime of a file, which change with its content. Raises UserError."""
     try:
         status = file.stat()
     except OSError as error:

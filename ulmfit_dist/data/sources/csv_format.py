@@ -1,4 +1,8 @@
-"""What the first lines of a CSV or TSV file say of its form: delimiter, quoting and columns."""
+"""Format of a CSV or TSV file, from its first lines: delimiter, quoting and columns.
+
+The delimiter is the one by which the header has the required columns, not the one that a statistic of the rows suggests: a
+comma in a text cannot mislead it. Trade-off: a file without a header cannot be read.
+"""
 
 from __future__ import annotations
 
@@ -14,19 +18,20 @@ from ulmfit_dist.data.sources.line_stream import COMPRESSED_SUFFIXES, LineStream
 from ulmfit_dist.errors import UserError
 
 TAB_SUFFIXES = (".tsv", ".tab")
-EXCELS_FIRST_LINE = re.compile(r'^"?sep=(?P<delimiter>.)"?\s*$', re.IGNORECASE)
+SEP_LINE = re.compile(r'^"?sep=(?P<delimiter>.)"?\s*$', re.IGNORECASE)
+"""First line that Excel writes to name the delimiter."""
 MOST_LABELS = 1000
-"""Distinct labels that lines within a cell are compared with."""
+"""Maximum number of distinct labels that lines within a cell are compared with."""
 
 
 @dataclass(frozen=True)
 class CsvFormat:
-    """Form of a file of separated values.
+    """Format of a file of separated values.
 
     Attributes:
         delimiter: character between fields.
-        quoting: whether fields may stand in quotes.
-        columns: names of the columns, without spaces around them.
+        quoting: fields may be quoted.
+        columns: names of the columns, stripped.
     """
 
     delimiter: str
@@ -34,32 +39,32 @@ class CsvFormat:
     columns: list[str]
 
     def reader(self, lines: Iterable[str]) -> Iterator[list[str]]:
-        """Return the fields of each row."""
+        """Return an iterator over the fields of each row."""
         if self.quoting:
             return csv.reader(lines, delimiter=self.delimiter, strict=True)
         return ([] if not (row := line.rstrip("\r\n")) else row.split(self.delimiter) for line in lines)
 
     @property
     def advice(self) -> str:
-        """What to try where a row has another number of fields."""
-        return "" if self.quoting else " (data.quoting=true if fields stand in quotes)"
+        """Advice for a row with a wrong number of fields."""
+        return "" if self.quoting else " (set data.quoting=true if fields are quoted)"
 
 
-def read_csv_format(stream: LineStream, quoting: bool | None, wanted: Sequence[str]) -> tuple[CsvFormat, int]:
-    """Read the header of a file, and what comes before it, from a stream at its beginning.
+def read_csv_format(stream: LineStream, quoting: bool | None, required: Sequence[str]) -> tuple[CsvFormat, int]:
+    """Read a file up to its header, from a stream at its beginning.
 
-    Excel's line `sep=;` sets the delimiter; blank lines are left out. Else it is the first of comma, semicolon and tab by
-    which the header has all columns that are wanted; in a .tsv file it is the tab.
+    Excel's line `sep=;` sets the delimiter; blank lines are skipped. Otherwise the delimiter is the first of comma,
+    semicolon and tab by which the header has all required columns; in a .tsv file it is the tab.
 
     Args:
         quoting: `data.quoting`; None: quotes in CSV, none in TSV.
-        wanted: columns that must be there; none: the delimiter is the first one that gives several columns.
+        required: columns that the header must have; if empty, the delimiter is the first one that gives several columns.
 
     Returns:
-        The form, and the number of the line after the header.
+        The format, and the number of the line after the header.
 
     Raises:
-        UserError: a column that is wanted is missing or there twice.
+        UserError: a required column occurs twice, or only in quotes that are not read.
     """
     name = stream.file.name.lower()
     for suffix in COMPRESSED_SUFFIXES:
@@ -71,7 +76,7 @@ def read_csv_format(stream: LineStream, quoting: bool | None, wanted: Sequence[s
     for line in stream:
         number += 1
         text = line.decode("utf-8", "replace").lstrip("\ufeff")
-        if match := EXCELS_FIRST_LINE.match(text) if number == 1 else None:
+        if match := SEP_LINE.match(text) if number == 1 else None:
             delimiters = (match["delimiter"],)
         elif text.strip(" \t\r\n,;"):
             lines = [text]
@@ -87,24 +92,24 @@ def read_csv_format(stream: LineStream, quoting: bool | None, wanted: Sequence[s
         else:
             columns = _fields(form, lines[0])
         headers[delimiter] = [column.strip() for column in columns]
-        if wanted and set(wanted) <= set(headers[delimiter]):
+        if required and set(required) <= set(headers[delimiter]):
             break
     else:
         delimiter = max(headers, key=lambda delimiter: (len(headers[delimiter]) > 1, -delimiters.index(delimiter)))
     form = CsvFormat(delimiter, quoting, headers[delimiter])
-    _check_header(form, wanted, stream.file)
+    _check_header(form, required, stream.file)
     return form, number + 1
 
 
 def _fields(form: CsvFormat, line: str) -> list[str]:
     try:
         return next(iter(form.reader([line])), [])
-    except csv.Error:  # quotes that another delimiter ends
+    except csv.Error:  # quotes that are closed only with another delimiter
         return line.rstrip("\r\n").split(form.delimiter)
 
 
 def _long_header(form: CsvFormat, lines: list[str], rest: Iterator[str], number: int) -> tuple[list[str], int]:
-    """Fields of a header of several lines; `lines` grows by those that are read."""
+    """Return the fields of a header that spans lines, and its last line's number; `lines` grows by those that are read."""
     num_read = len(lines)
 
     def chained() -> Iterator[str]:
@@ -120,16 +125,16 @@ def _long_header(form: CsvFormat, lines: list[str], rest: Iterator[str], number:
     return columns, number + len(lines) - num_read
 
 
-def _check_header(form: CsvFormat, wanted: Sequence[str], file: Path) -> None:
-    for column in wanted:
+def _check_header(form: CsvFormat, required: Sequence[str], file: Path) -> None:
+    for column in required:
         if form.columns.count(column) > 1:
-            raise UserError(f"{file}: column {column!r} is there twice: rename one of the two")
+            raise UserError(f"{file}: the header has column {column!r} more than once: rename the others")
         if column not in form.columns and f'"{column}"' in form.columns:
-            raise UserError(f"{file}: its column names stand in quotes: set data.quoting=true")
+            raise UserError(f"{file}: the column names are quoted: set data.quoting=true")
 
 
 class QuotedCells:
-    """Cells of a file without quoting that look as if they stood in quotes: with signs at both ends, and doubled within."""
+    """Counter of cells that look quoted in a file read without quoting: quotes at both ends, doubled within."""
 
     def __init__(self, file: Path):
         self.file, self.first, self.count = file, 0, 0
@@ -142,42 +147,42 @@ class QuotedCells:
         if not self.count:
             return []
         return [
-            f"{self.file}: {self.count:,} row(s), the first in line {self.first}, have cells that stand in quotes and "
-            f"double those within: if that is quoting, set data.quoting=true"
+            f"{self.file}: {self.count:,} row(s), the first in line {self.first}, have cells that look quoted, with doubled "
+            f"quotes within: if they are, set data.quoting=true"
         ]
 
 
 class SwallowedRows:
-    """Cells of several lines that look as if a quote sign in a text had swallowed the rows after it.
+    """Detector of rows that were read as part of one cell, because of a single quote character in a text.
 
-    Such a cell holds a line whose last field, or the one in the column of labels, is the label of other rows.
+    Such a cell spans lines, and in one of them the field at the label column's position is a label of other rows.
     """
 
     def __init__(self, file: Path, columns: Sequence[str], label: str | None):
         self.file, self.label = file, label
-        self.place = columns.index(label) - len(columns) if label in columns else None  # from the end
-        self.known: set[Any] = set()
+        self.label_index = columns.index(label) - len(columns) if label in columns else None  # from the end
+        self.labels: set[Any] = set()
         self.suspects: list[tuple[int, int, set[str]]] = []
 
     def add(self, row: Row | BadRow, line: int, cell_lines: Sequence[str]) -> None:
-        """Take note of a row: of its label, or of the lines that it spans."""
-        if self.place is None or isinstance(row, BadRow):
+        """Record the label of a row, or the fields of the lines that it spans."""
+        if self.label_index is None or isinstance(row, BadRow):
             return
         if not cell_lines:
-            if len(self.known) < MOST_LABELS:
-                self.known.add(row[self.label])  # type: ignore[index]
+            if len(self.labels) < MOST_LABELS:
+                self.labels.add(row[self.label])  # type: ignore[index]
         elif len(self.suspects) < MOST_LABELS:
             inner = [re.split(r"[,;\t]", text.strip()) for text in cell_lines[:-1]]
-            fields = {parts[self.place].strip(' "') for parts in inner if 1 < len(parts) >= -self.place}
+            fields = {parts[self.label_index].strip(' "') for parts in inner if 1 < len(parts) >= -self.label_index}
             self.suspects.append((line, line + len(cell_lines) - 1, fields))
 
     def notices(self) -> list[str]:
-        found = [(first, last) for first, last, fields in self.suspects if fields & self.known]
-        if not found:
+        spans = [(first, last) for first, last, fields in self.suspects if fields & self.labels]
+        if not spans:
             return []
-        first, last = found[0]
-        more = f", and {len(found) - 1:,} more such rows" if len(found) > 1 else ""
+        first, last = spans[0]
+        more = f", and {len(spans) - 1:,} more such rows" if len(spans) > 1 else ""
         return [
-            f"{self.file}, lines {first} to {last}: one cell spans them and holds what looks like rows{more}: if quote "
-            f"signs belong to the texts, set data.quoting=false"
+            f"{self.file}, lines {first} to {last}: one cell spans these lines and looks like several rows{more}: if quote "
+            f"characters belong to the texts, set data.quoting=false"
         ]

@@ -1,7 +1,7 @@
-"""Texts in files of their own, in a folder for each class.
+"""Source of text files in one folder per class.
 
-They are read where they lie. The order of documents is the natural order of file names (`2.txt` before `10.txt`), class by
-class: it decides the order of the vocabulary, so it must not depend on the file system.
+Files are read in place. Documents are in natural order of file names (`2.txt` before `10.txt`), class by class, not in the
+order of the file system, because the order determines the vocabulary. Trade-off: the whole tree is listed and sorted first.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ulmfit_dist.config.schema import SPLITS, DataConfig
-from ulmfit_dist.data.sources.base import Documents, Source, digest, existing_path
+from ulmfit_dist.data.sources.base import Source, TextDataset, digest, existing_path
 from ulmfit_dist.data.sources.cells import BadCell, clean_text
 from ulmfit_dist.data.sources.content_cache import ContentCache
 from ulmfit_dist.data.sources.folder_walk import walk
@@ -27,7 +27,13 @@ from ulmfit_dist.errors import UserError
 
 @dataclass
 class FolderSource:
-    """One file per document. A path of None: there is none, and the document is skipped."""
+    """One split with one file per document.
+
+    Attributes:
+        paths: file of each document; None for a document that is skipped.
+        labels: label of each document, or None.
+        on_error, encoding: as in the config.
+    """
 
     paths: Sequence[Path | None]
     labels: Sequence[str | None]
@@ -61,29 +67,36 @@ class FolderSource:
 
 
 def open_folder(config: DataConfig, cache: ContentCache) -> Source:
-    """Open the folder that the config names, or that of the package with BBC News. Raises UserError."""
+    """Open the folder of the config, or of the BBC News package. Raises UserError."""
     path = _bbc_news_folder() if config.source == "bbc_news" else existing_path(config)
     on_error = "replace" if config.source == "bbc_news" else config.on_error
     if not path.is_dir():
         raise UserError(f"{path}: data.source={config.source} expects a folder with a sub-folder per class")
-    has_functions = config.get_label is not None or config.splitter is not None
-    found = _named_folders(path, config, has_functions) if config.splits else _folders_by_name(path, has_functions)
-    _check_disjoint(found.files)
-    splits: dict[str, Documents] = {}
+    has_functions = config.get_y is not None or config.splitter is not None
+    listing = _named_folders(path, config, has_functions) if config.splits else _folders_by_name(path, has_functions)
+    _check_disjoint(listing.files)
+    splits: dict[str, TextDataset] = {}
     contents: list[Any] = []
     for split in SPLITS:
-        if documents := found.files.get(split):
+        if documents := listing.files.get(split):
             files, labels = [file for file, _ in documents], [label for _, label in documents]
             splits[split] = FolderSource(files, labels, on_error, config.encoding)
             contents.append([split, labels, cache.hash_files(files)])
     identity: dict[str, Any] = {"files": digest(contents), "on_error": on_error}
     identity |= {"encoding": config.encoding} if config.encoding is not None else {}
-    return Source(splits, identity, found.notices(path))
+    return Source(splits, identity, listing.notices(path))
 
 
 @dataclass
-class _Found:
-    """Files with their labels by split, and what is not used."""
+class _Listing:
+    """Files of a folder.
+
+    Attributes:
+        files: text files with their labels, by split.
+        unused: descriptions of folders and text files that are not used.
+        others: files that are not text.
+        dangling: broken links.
+    """
 
     files: dict[str, list[tuple[Path, str | None]]]
     unused: list[str]
@@ -98,7 +111,7 @@ class _Found:
         lines = [f"data.path={path}: not used: {'; '.join(parts)}"] if parts else []
         if self.dangling:
             names = listed(str(link.relative_to(path)) for link in self.dangling)
-            lines.append(f"data.path={path}: not used: {len(self.dangling):,} link(s) to what is not there: {names}")
+            lines.append(f"data.path={path}: not used: {len(self.dangling):,} broken link(s): {names}")
         return lines
 
 
@@ -109,8 +122,8 @@ def _bbc_news_folder() -> Path:
     return Path(next(iter(spec.submodule_search_locations))) / "bbcnews" / "data"
 
 
-def _folders_by_name(path: Path, keeps_loose: bool) -> _Found:
-    """The folders that are splits by their names; without any, the folder itself is the training split."""
+def _folders_by_name(path: Path, keeps_loose: bool) -> _Listing:
+    """Return the files of folders that are named as splits; if there are none, the whole folder is the training split."""
     top = walk(path, depth=1)
     splits, unused = find_splits(folder.name for folder in top.folders)
     if not splits.keys() - {"unlabelled"}:
@@ -118,90 +131,90 @@ def _folders_by_name(path: Path, keeps_loose: bool) -> _Found:
         return _class_folders(path, {"train": [path], **unlabelled}, keeps_loose)
     if "train" not in splits:
         raise UserError(
-            f"{path}: which folder is what? None is named train, there is {listed(f.name for f in top.folders)}: set "
-            f"data.splits, such as data.splits={{train: .}} if they are classes"
+            f"{path}: no folder is named train; it has {listed(f.name for f in top.folders)}: set data.splits, such as "
+            f"data.splits={{train: .}} if they are classes"
         )
     folders = {split: [path / name for name in names] for split, names in splits.items()}
-    found = _class_folders(path, folders, keeps_loose)
+    listing = _class_folders(path, folders, keeps_loose)
     for name in unused:
         inside = walk(path / name)
         if number := len(inside.texts) + len(inside.others):
-            found.unused.append(f"{name}/ ({count_files(number)})")
-    found.others += top.others
-    found.unused += [file.name for file in top.texts]
-    found.dangling += top.dangling
-    return found
+            listing.unused.append(f"{name}/ ({count_files(number)})")
+    listing.others += top.others
+    listing.unused += [file.name for file in top.texts]
+    listing.dangling += top.dangling
+    return listing
 
 
-def _named_folders(path: Path, config: DataConfig, keeps_loose: bool) -> _Found:
-    """The folders that `data.splits` names."""
+def _named_folders(path: Path, config: DataConfig, keeps_loose: bool) -> _Listing:
+    """Return the files of the folders in `data.splits`."""
     if "train" not in config.splits:
         raise UserError(f"data.splits={dict(config.splits)} names no train split: add one, such as train: .")
     for split, name in config.splits.items():
         if not (path / name).is_dir():
             raise UserError(f"{path / name}: no such folder, named by data.splits.{split}")
     folders = {split: [path / name] for split, name in config.splits.items()}
-    found = _class_folders(path, folders, keeps_loose)
+    listing = _class_folders(path, folders, keeps_loose)
     named = [Path(os.path.realpath(folder)) for parts in folders.values() for folder in parts]
     if Path(os.path.realpath(path)) in named:
-        return found
+        return listing
     top = walk(path, depth=1)
     for folder in top.folders:
         real, inside = Path(os.path.realpath(folder)), walk(folder)
         if inside.texts and not any(name.is_relative_to(real) or real.is_relative_to(name) for name in named):
-            found.unused.append(f"{folder.name}/ ({count_files(len(inside.texts))})")
-    found.others += top.others
-    found.unused += [file.name for file in top.texts]
-    return found
+            listing.unused.append(f"{folder.name}/ ({count_files(len(inside.texts))})")
+    listing.others += top.others
+    listing.unused += [file.name for file in top.texts]
+    return listing
 
 
-def _class_folders(path: Path, folders: dict[str, list[Path]], keeps_loose: bool) -> _Found:
-    """The texts of each split with the names of their folders as labels.
+def _class_folders(path: Path, folders: dict[str, list[Path]], keeps_loose: bool) -> _Listing:
+    """Return the texts of each split, with the names of their folders as labels.
 
-    In a split with folders of classes, texts beside those folders are not used, unless `keeps_loose`. Folders within that
-    are named as unlabelled texts are (as IMDb's train/unsup) hold none that are labelled.
+    In a split with class folders, texts beside these folders are used only with `keeps_loose`. Texts in folders with a name
+    of the unlabelled split (IMDb's train/unsup) have no labels.
     """
-    found = _Found({}, [], [], [])
+    listing = _Listing({}, [], [], [])
     apart = {os.path.realpath(folder) for split, parts in folders.items() if split != "train" for folder in parts}
     for split, parts in folders.items():
         texts: list[tuple[Path, str | None]] = []
         for folder in parts:
             inside = walk(folder, without=apart - {os.path.realpath(folder)} if split == "train" else ())
-            found.others += inside.others
-            found.dangling += inside.dangling
+            listing.others += inside.others
+            listing.dangling += inside.dangling
             nested = [file for file in inside.texts if file.parent != folder]
             loose = [file for file in inside.texts if file.parent == folder]
             if nested and loose and split != "unlabelled" and not keeps_loose:
-                found.unused += [str(file.relative_to(path)) for file in loose][:5]
-                found.unused += [f"{count_files(len(loose) - 5)} more beside folders of classes"] if len(loose) > 5 else []
+                listing.unused += [str(file.relative_to(path)) for file in loose][:5]
+                listing.unused += [f"{count_files(len(loose) - 5)} more beside class folders"] if len(loose) > 5 else []
                 loose = []
             if not inside.texts and (split == "train" or len(parts) == 1):
                 raise UserError(f"{folder}: no .txt files in it or its sub-folders")
             for file in inside.texts if loose else nested:
-                kind = _unlabelled(file, folder)
-                label = None if kind or split == "unlabelled" or file.parent == folder else file.parent.name
-                target = texts if not kind or split == "unlabelled" else found.files.setdefault("unlabelled", [])
+                unlabelled = _is_unlabelled(file, folder)
+                label = None if unlabelled or split == "unlabelled" or file.parent == folder else file.parent.name
+                target = texts if not unlabelled or split == "unlabelled" else listing.files.setdefault("unlabelled", [])
                 target.append((file, label))
-        found.files[split] = texts + found.files.get(split, []) if split == "unlabelled" else texts
-    return found
+        listing.files[split] = texts + listing.files.get(split, []) if split == "unlabelled" else texts
+    return listing
 
 
-def _unlabelled(file: Path, folder: Path) -> bool:
-    """Return whether a folder between is named as unlabelled texts are."""
+def _is_unlabelled(file: Path, folder: Path) -> bool:
+    """Return whether a folder on the path from `folder` to the file has a name of the unlabelled split."""
     return any(part.lower() in SPLIT_NAMES["unlabelled"] for part in file.relative_to(folder).parts[:-1])
 
 
 def _check_disjoint(files: dict[str, list[tuple[Path, str | None]]]) -> None:
-    """Leave out files that are there before by another name; raise UserError for one in two splits."""
-    places: dict[str, str] = {}
+    """Remove files that are links to earlier ones. Raises UserError for a file in two splits."""
+    split_of: dict[str, str] = {}
     for split, texts in files.items():
-        once = []
+        unique = []
         for file, label in texts:
             real = os.path.realpath(file)
-            other = places.get(real)
+            other = split_of.get(real)
             if other is not None and other != split:
                 raise UserError(f"{file} is in the splits {other} and {split}: a document must be in one: set data.splits")
             if other is None:
-                once.append((file, label))
-            places[real] = split
-        files[split] = once
+                unique.append((file, label))
+            split_of[real] = split
+        files[split] = unique

@@ -1,4 +1,8 @@
-"""Texts and folders below a folder: hidden ones left out, links followed, each folder entered once."""
+"""Recursive listing of text files: hidden files are skipped, links followed, and each real folder is listed once.
+
+`Path.rglob` does not follow links to folders, which data sets on clusters often are; a link to a parent ends by the second
+rule. Trade-off: a `realpath` per folder.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +15,18 @@ from ulmfit_dist.data.sources.line_stream import COMPRESSED_SUFFIXES
 from ulmfit_dist.data.sources.split_names import natural_order
 
 SKIPPED = ("__MACOSX",)
-"""Folders beside data that hold none, besides hidden ones."""
+"""Names of folders that hold no data, besides hidden ones."""
 
 
 @dataclass
 class Walk:
-    """What lies below a folder, in natural order.
+    """Files and folders below a folder, in natural order.
 
     Attributes:
-        texts: .txt files, compressed ones too, in any case of letters.
+        texts: .txt files, plain or compressed; the ending in any case.
         others: all other files.
-        folders: folders, of the first level alone where the depth is 1.
-        dangling: links to what is not there.
+        folders: folders; only those of the first level if the depth is 1.
+        dangling: broken links.
     """
 
     texts: list[Path] = field(default_factory=list)
@@ -32,13 +36,13 @@ class Walk:
 
 
 def walk(top: Path, depth: int | None = None, without: Collection[str] = ()) -> Walk:
-    """Return what lies below a folder.
+    """Return the files and folders below a folder.
 
     Args:
-        depth: levels of folders that are read; None: all.
-        without: real paths of folders that are not entered.
+        depth: number of levels; None: all.
+        without: real paths of folders to skip.
     """
-    found, entered = Walk(), set[str]()
+    listing, entered = Walk(), set[str]()
     pending = [(top, 1)]
     while pending:
         folder, level = pending.pop()
@@ -51,25 +55,25 @@ def walk(top: Path, depth: int | None = None, without: Collection[str] = ()) -> 
             if is_hidden(entry.name):
                 continue
             if entry.is_dir():
-                found.folders.append(path)
+                listing.folders.append(path)
                 if depth is None or level < depth:
                     pending.append((path, level + 1))
             elif entry.is_file():
-                (found.texts if is_text(entry.name) else found.others).append(path)
+                (listing.texts if is_text(entry.name) else listing.others).append(path)
             elif entry.is_symlink():
-                found.dangling.append(path)
-    for paths in (found.texts, found.others, found.folders, found.dangling):
+                listing.dangling.append(path)
+    for paths in (listing.texts, listing.others, listing.folders, listing.dangling):
         paths.sort(key=lambda path: [natural_order(part) for part in path.relative_to(top).parts])
-    return found
+    return listing
 
 
 def is_hidden(name: str) -> bool:
-    """Return whether a file or folder is hidden, as fastai skips them, or made by macOS."""
+    """Return whether a file or folder is hidden (fastai skips those, too), or metadata of macOS."""
     return name.startswith(".") or name in SKIPPED
 
 
 def is_text(name: str) -> bool:
-    """Return whether a file is a text, by its name."""
+    """Return whether a file name ends in .txt, or .txt and a compression suffix."""
     lower = name.lower()
     for suffix in COMPRESSED_SUFFIXES:
         lower = lower.removesuffix(suffix)

@@ -1,4 +1,7 @@
-"""Data sets of the Hugging Face hub, or a local folder of one, by the library `datasets`, which keeps its own copy."""
+"""Source of Hugging Face data sets, from the hub or a local folder, through the library `datasets`.
+
+Trade-off: `datasets` keeps a copy of the data in its cache, which reading files in place does not need.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,7 @@ def open_hub(config: DataConfig, cache: ContentCache) -> Source:
 
 
 def open_datasets(config: DataConfig) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """Return data sets by split and name, and a line about those that are not used. Raises UserError."""
+    """Return data sets by split and name, and a message about unused ones. Raises UserError."""
     if config.splits:
         if "train" not in config.splits:
             raise UserError(f"data.splits={dict(config.splits)} names no train split: add one, such as train: train")
@@ -46,23 +49,23 @@ def open_datasets(config: DataConfig) -> tuple[dict[str, dict[str, Any]], list[s
     notices = []
     if Path(config.path or "").is_dir():
         notices.append(
-            f"data.path={config.path}: a local folder, of which `datasets` takes {listed(present)}: "
-            f"data.source=csv, json or parquet takes all splits by their names"
+            f"data.path={config.path}: a local folder, from which `datasets` reads {listed(present)}: set data.source to "
+            f"csv, json or parquet to read all splits by their names"
         )
-    found, unused = find_splits(present)
-    if "train" not in found:
-        raise UserError(f"data.path={config.path}: no split is named train, there is {listed(present)}: set data.splits")
+    splits, unused = find_splits(present)
+    if "train" not in splits:
+        raise UserError(f"data.path={config.path}: no split is named train; it has {listed(present)}: set data.splits")
     parts = [f"{name} ({len(present[name]):,} rows)" for name in unused]
     notices += [f"data.path={config.path}: not used: {', '.join(parts)}"] if parts else []
-    return {split: {name: present[name] for name in names} for split, names in found.items()}, notices
+    return {split: {name: present[name] for name in names} for split, names in splits.items()}, notices
 
 
 def _content(dataset: Any, config: DataConfig, cache: ContentCache) -> list[Any]:
-    """What identifies the rows of a data set: a hash of the cells, for the files of `datasets` differ by its version."""
+    """Return the identity of a data set's rows: a hash of cells, because cache files depend on the version of `datasets`."""
     files = [Path(file["filename"]) for file in dataset.cache_files]
-    wanted = [*config.text, *[column for column in (config.label, config.valid_col) if column is not None]]
-    uses_all = config.get_label is not None or config.splitter is not None
-    columns = [column for column in dataset.column_names if uses_all or column in wanted]
+    used = [*config.text_col, *[column for column in (config.label_col, config.valid_col) if column is not None]]
+    uses_all = config.get_y is not None or config.splitter is not None
+    columns = [column for column in dataset.column_names if uses_all or column in used]
 
     def read() -> str:
         state = xxhash.xxh3_128(json.dumps(columns).encode())
@@ -74,7 +77,7 @@ def _content(dataset: Any, config: DataConfig, cache: ContentCache) -> list[Any]
 
 
 def _load(config: DataConfig, **arguments: Any) -> Any:
-    """`datasets.load_dataset`; its failures in one line."""
+    """Call `datasets.load_dataset`. Raises UserError with its error on one line."""
     import datasets
 
     datasets.disable_progress_bars()
@@ -84,8 +87,8 @@ def _load(config: DataConfig, **arguments: Any) -> Any:
         return datasets.load_dataset(config.path or "", name=config.subset, **arguments)
     except (datasets.exceptions.DatasetNotFoundError, ConnectionError) as error:
         raise UserError(
-            f"data.path={config.path}: no such data set on the hub, or no network to reach it ({_short(error)}); "
-            f"on a machine without a network set data.source to csv, json or parquet and data.path to a local copy"
+            f"data.path={config.path}: no such data set on the hub, or no network to reach it ({_short(error)}): "
+            f"on a machine without a network, set data.source to csv, json or parquet and data.path to a local copy"
         ) from None
     except Exception as error:
         if "corresponds to no data" in str(error):
@@ -94,7 +97,7 @@ def _load(config: DataConfig, **arguments: Any) -> Any:
 
 
 def _short(error: BaseException) -> str:
-    """The innermost cause of an error on one line."""
+    """Return the innermost cause of an error, on one line."""
     while error.__cause__ is not None:
         error = error.__cause__
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]

@@ -1,4 +1,8 @@
-"""Rows from JSON: a value, or the items of a list, which is parsed as a whole once and then item by item."""
+"""Rows of JSON files: one object per line, or the items of one list.
+
+A list is parsed as a whole once, for the offsets of its items, and then item by item. Trade-off: that first pass holds the
+file in memory.
+"""
 
 from __future__ import annotations
 
@@ -14,26 +18,26 @@ from ulmfit_dist.errors import UserError
 SPACES = " \t\r\n"
 
 
-def json_row(text: str, options: ReadOptions, where: str) -> Row | BadRow:
-    """Return the row that one line of JSON, at the place `where`, holds."""
+def json_row(text: str, options: ReadOptions, position: str) -> Row | BadRow:
+    """Return the row of one line of JSON; `position` is its name in messages, such as `line 3`."""
     if UNREADABLE in text and options.on_error == "skip":
-        return BadRow(f"{where} has bytes that cannot be decoded")
+        return BadRow(f"{position} has bytes that cannot be decoded")
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        return BadRow(f"{where} is not JSON ({error})")
-    return _checked(value, options, where)
+        return BadRow(f"{position} is not JSON ({error})")
+    return _checked(value, options, position)
 
 
 def scan_list(stream: LineStream, options: ReadOptions) -> Iterator[ParsedRow]:
-    """Return the items of a list with their offsets; the stream's position is then that of the list's end.
+    """Yield the items of a list with their offsets; the stream is then at its end.
 
     Raises:
-        UserError: it is not JSON.
+        UserError: the list is not JSON.
     """
     text = _decode(b"".join(iter(lambda: stream.read(1 << 20), b"")), stream, options)
     decoder, number = json.JSONDecoder(), 0
-    offset = counted = 0  # the first `counted` characters have `offset` bytes
+    offset = counted = 0  # bytes of the first `counted` characters
     position = _skip_spaces(text, text.index("[") + 1)
     while text[position : position + 1] != "]" or number > 0:
         number += 1
@@ -41,27 +45,27 @@ def scan_list(stream: LineStream, options: ReadOptions) -> Iterator[ParsedRow]:
         try:
             value, position = decoder.raw_decode(text, position)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{stream.file}: begins as a list, and is not JSON (item {number}: {error})") from None
+            raise UserError(f"{stream.file}: begins as a JSON list, but item {number} is not JSON ({error})") from None
         yield ParsedRow(_item(value, text[counted:position], options, number), number, offset)
         position = _skip_spaces(text, position)
         if text[position : position + 1] != ",":
             break
         position = _skip_spaces(text, position + 1)
     if text[position : position + 1] != "]" or text[position + 1 :].strip():
-        raise UserError(f"{stream.file}: begins as a list, and is not JSON (behind item {number})")
+        raise UserError(f"{stream.file}: begins as a JSON list, but is not JSON after item {number}")
 
 
 def read_items(
     stream: LineStream, options: ReadOptions, offsets: Sequence[int], start: int, stop: int
 ) -> Iterator[Row | BadRow]:
-    """Return items `start` to `stop` of a list by the offsets of all items and of the end."""
+    """Yield items `start` to `stop` of a list, given the offsets of all items and of the end."""
     for number in range(start, stop):
         stream.seek(offsets[number])
         text = _decode(stream.read(offsets[number + 1] - offsets[number]), stream, options)
         try:
             value, end = json.JSONDecoder().raw_decode(text)
         except ValueError:
-            raise UserError(f"{stream.file}: has changed while it was read: start again") from None
+            raise UserError(f"{stream.file}: changed while it was read: start again") from None
         yield _item(value, text[:end], options, number + 1)
 
 
@@ -71,11 +75,11 @@ def _item(value: Any, text: str, options: ReadOptions, number: int) -> Row | Bad
     return _checked(value, options, f"item {number}")
 
 
-def _checked(value: Any, options: ReadOptions, where: str) -> Row | BadRow:
+def _checked(value: Any, options: ReadOptions, position: str) -> Row | BadRow:
     if not isinstance(value, dict):
-        return BadRow(f"{where} is not a JSON object")
+        return BadRow(f"{position} is not a JSON object")
     missing = next((column for column in options.text if column not in value), None)
-    return check_cells(value, options, where) if missing is None else BadRow(f"{where} has no {missing!r}")
+    return check_cells(value, options, position) if missing is None else BadRow(f"{position} has no {missing!r}")
 
 
 def _decode(content: bytes, stream: LineStream, options: ReadOptions) -> str:
@@ -83,8 +87,8 @@ def _decode(content: bytes, stream: LineStream, options: ReadOptions) -> str:
         return content.decode("utf-8", DECODE_ERRORS[options.on_error])
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{stream.file}: byte {error.start + 1} is not UTF-8: convert the file, name its encoding by data.encoding "
-            f"(such as cp1252), or set data.on_error to replace or skip"
+            f"{stream.file}: byte {error.start + 1} is not UTF-8: convert the file, set data.encoding (such as cp1252), or "
+            f"set data.on_error to replace or skip"
         ) from None
 
 

@@ -1,8 +1,8 @@
-"""Lines of a file as UTF-8, whatever it is compressed or encoded by, from any position that was reached before.
+"""Line stream: a file as lines of UTF-8, decompressed and transcoded, from any position reached before.
 
-Compression and byte-order marks are recognized by content, not by name. A plain UTF-8 file is read as it is and can be
-entered anywhere; a compressed or transcoded one is read forward only. Nothing is copied to disk: the trade-off is that a
-process that enters a compressed file in its middle decompresses what comes before.
+Compression and byte-order marks are recognized by content, not by name. A plain UTF-8 file is read in place with random
+access; a compressed or transcoded one is read sequentially. Nothing is copied to disk. Trade-off: to start in the middle of
+a compressed file, a process decompresses everything before.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ import pyarrow as pa
 from ulmfit_dist.errors import UserError
 
 UNREADABLE = "\ufdd0"
-"""Noncharacter of Unicode in place of bytes that cannot be decoded, where `data.on_error` is skip."""
+"""Unicode noncharacter that replaces bytes which cannot be decoded, if `data.on_error` is skip."""
 DECODE_ERRORS = {"strict": "strict", "replace": "replace", "skip": "ulmfit_dist.unreadable"}
-"""Error handlers of codecs by `data.on_error`."""
+"""Codec error handlers by `data.on_error`."""
 HEAD = 65_536
-"""Bytes that encoding and line ends are recognized from."""
+"""Bytes from which encoding and line ends are recognized."""
 SHORTEST = 8
-"""Bytes that an encoding is recognized from, at least."""
+"""Minimum number of bytes for recognizing UTF-16 and UTF-32."""
 BLOCK = 1 << 18
-"""Bytes that are decompressed or transcoded at once."""
+"""Block size of decompression and transcoding, in bytes."""
 BYTE_ORDER_MARKS = {
     codecs.BOM_UTF8: "utf-8",
-    codecs.BOM_UTF32_LE: "utf-32-le",  # before UTF-16, whose mark it begins with
+    codecs.BOM_UTF32_LE: "utf-32-le",  # before UTF-16, whose mark is its prefix
     codecs.BOM_UTF32_BE: "utf-32-be",
     codecs.BOM_UTF16_LE: "utf-16-le",
     codecs.BOM_UTF16_BE: "utf-16-be",
@@ -42,25 +42,25 @@ BYTE_ORDER_MARKS = {
 COMPRESSED_SUFFIXES = (".gz", ".bz2", ".xz", ".zip", ".zst")
 
 DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, pa.ArrowException)
-"""Errors of reading and decompressing; those of the file system have a number."""
+"""Errors of reading and decompression; those of the file system have an `errno`."""
 
 codecs.register_error("ulmfit_dist.unreadable", lambda error: (UNREADABLE, cast(UnicodeDecodeError, error).end))
 
 
 class LineStream:
-    """Iterator over the lines of a file, bytes in UTF-8 with their line ends.
+    """Iterator over the lines of a file, as UTF-8 bytes with their line ends.
 
     Args:
-        file: a text file, plain or compressed by gzip, bzip2, xz, Zstandard or zip.
+        file: text file, plain or compressed with gzip, bzip2, xz, Zstandard or zip.
         encoding: encoding of a file without a byte-order mark; None: UTF-8.
-        on_error: `data.on_error`, for bytes that cannot be decoded from another encoding. Bytes that are not UTF-8 in a
-            file of UTF-8 come out as they are.
+        on_error: `data.on_error`, for bytes that cannot be decoded from another encoding. Invalid bytes in a UTF-8 file are
+            returned unchanged.
 
     Attributes:
-        position: offset of the next line in the stream. Offsets of another stream of the same file are the same.
+        position: offset of the next line in the stream, the same in all streams of the file.
 
     Raises:
-        UserError: the file cannot be read, decompressed or decoded, or is no text.
+        UserError: the file cannot be read, decompressed or decoded, or is not text.
     """
 
     def __init__(self, file: Path, encoding: str | None = None, on_error: str = "strict"):
@@ -78,13 +78,13 @@ class LineStream:
         return line
 
     def read(self, size: int) -> bytes:
-        """Return the next `size` bytes, fewer at the end."""
+        """Return the next `size` bytes, or fewer at the end."""
         block = self._checked(lambda: self._stream.read(size))
         self.position += len(block)
         return block
 
     def seek(self, position: int) -> None:
-        """Continue at an offset that is the `position` of a stream of this file."""
+        """Move to an offset, which must be a `position` of a stream of this file."""
         if self._is_plain:
             self._checked(lambda: self._stream.seek(position + self._mark))
             self.position = position
@@ -121,11 +121,13 @@ class LineStream:
             if isinstance(error, OSError) and error.errno is not None:
                 raise UserError(f"{self.file}: cannot be read ({error.strerror})") from None
             reason = " ".join(str(error).split())
-            raise UserError(f"{self.file}: cannot be decompressed, it is damaged or incomplete ({reason})") from None
+            raise UserError(
+                f"{self.file}: cannot be decompressed, damaged or incomplete ({reason}): copy it again"
+            ) from None
 
 
 class _Transcoded(io.RawIOBase):
-    """Bytes in UTF-8 of a stream in another encoding, or with line ends of carriage returns alone."""
+    """Raw stream that converts another encoding to UTF-8, and lone carriage returns to line feeds."""
 
     def __init__(self, raw: BinaryIO, file: Path, encoding: str, on_error: str, has_old_line_ends: bool):
         self._raw, self._file, self._encoding, self._old = raw, file, encoding, has_old_line_ends
@@ -167,10 +169,10 @@ class _Transcoded(io.RawIOBase):
 
 
 def read_text(file: Path, encoding: str | None, on_error: str) -> str | None:
-    """Return the text of a whole file; None where it cannot be decoded and `on_error` is skip.
+    """Return the text of a whole file; None if it cannot be decoded and `on_error` is skip.
 
     Raises:
-        UserError: as `LineStream`; a byte that is not UTF-8 where `on_error` is strict.
+        UserError: as `LineStream`; a byte is not UTF-8 and `on_error` is strict.
     """
     stream = LineStream(file, encoding, on_error)
     try:
@@ -181,8 +183,8 @@ def read_text(file: Path, encoding: str | None, on_error: str) -> str | None:
         text = content.decode("utf-8", errors=DECODE_ERRORS[on_error])
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{file}: byte {error.start} is not UTF-8: convert the file, name its encoding by data.encoding (such as "
-            f"cp1252), or set data.on_error to replace or skip"
+            f"{file}: byte {error.start + 1} is not UTF-8: convert the file, set data.encoding (such as cp1252), or set "
+            f"data.on_error to replace or skip"
         ) from None
     return None if on_error == "skip" and UNREADABLE in text else text
 
@@ -196,7 +198,7 @@ def _decompressed(file: Path) -> io.BufferedReader:
     elif magic.startswith(b"BZh"):
         stream = cast(BinaryIO, bz2.BZ2File(raw))
     elif magic.startswith(b"\xfd7zXZ\x00"):
-        stream = cast(BinaryIO, lzma.LZMAFile(raw))  # noqa: SIM115  closed by who reads it
+        stream = cast(BinaryIO, lzma.LZMAFile(raw))  # noqa: SIM115  closed by the caller
     elif magic.startswith(b"\x28\xb5\x2f\xfd"):
         stream = cast(BinaryIO, pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), "zstd"))
     elif magic.startswith(b"PK\x03\x04"):
@@ -205,12 +207,12 @@ def _decompressed(file: Path) -> io.BufferedReader:
         return raw
     buffered: io.BufferedReader = io.BufferedReader(_Blocks(stream), BLOCK)
     if buffered.peek(512)[257:262] == b"ustar":
-        raise UserError(f"{file}: an archive of several files: unpack it, and name the folder")
+        raise UserError(f"{file}: an archive of several files: unpack it and set data.path to the folder")
     return buffered
 
 
 class _Blocks(io.RawIOBase):
-    """A stream that has `read` alone, as raw input of a `BufferedReader`."""
+    """Raw stream for a `BufferedReader`, from an object that has only `read`."""
 
     def __init__(self, stream: BinaryIO):
         self._stream = stream
@@ -234,7 +236,7 @@ def _only_member(file: Path) -> BinaryIO:
         raise UserError(f"{file}: an office document: save the table as CSV (UTF-8)")
     members = [name for name in archive.namelist() if not name.endswith("/") and not name.startswith("__MACOSX/")]
     if len(members) != 1:
-        raise UserError(f"{file}: an archive of {len(members)} files: unpack it, and name the folder")
+        raise UserError(f"{file}: an archive of {len(members)} files: unpack it and set data.path to the folder")
     try:
         return cast(BinaryIO, archive.open(members[0]))
     except (RuntimeError, NotImplementedError) as error:
@@ -242,13 +244,13 @@ def _only_member(file: Path) -> BinaryIO:
 
 
 def _check_text(file: Path, head: bytes) -> None:
-    """Raise UserError for what is UTF-16 or UTF-32 without a byte-order mark, or no text at all."""
+    """Check the first bytes. Raises UserError for UTF-16 or UTF-32 without a byte-order mark, and for binary files."""
     num_nuls = head.count(0)
     if num_nuls * 5 < len(head) or len(head) < SHORTEST:
         return
     width = 4 if num_nuls > 0.6 * len(head) else 2
     order = "be" if head[:width].startswith(b"\0") else "le"
     raise UserError(
-        f"{file}: is no UTF-8 text, {num_nuls / len(head):.0%} of its bytes are NUL: if it is UTF-{8 * width} without a "
+        f"{file}: not UTF-8 text, {num_nuls / len(head):.0%} of its bytes are NUL: if it is UTF-{8 * width} without a "
         f"byte-order mark, set data.encoding=utf-{8 * width}-{order}"
     )

@@ -1,4 +1,8 @@
-"""Rows of Parquet files, read from any row group on, and of data sets of Hugging Face."""
+"""Rows of Parquet files and of Hugging Face data sets, read from any row on.
+
+Sequential reads continue the current batch; a jump starts at the row group of the row. Trade-off: random access decodes up
+to one row group per row.
+"""
 
 from __future__ import annotations
 
@@ -18,19 +22,19 @@ from ulmfit_dist.data.sources.line_stream import UNREADABLE
 from ulmfit_dist.errors import UserError
 
 MAPPED_ROWS = 10_000
-"""Rows of a data set of `datasets` that are read before its files are mapped into memory again."""
+"""Rows of a data set that are read before its files are mapped into memory again."""
 BROKEN = (pa.ArrowException, OSError, ValueError)
-"""Errors of a damaged file; names that are not UTF-8 are a ValueError."""
+"""Exceptions for a damaged file; ValueError for column names that are not UTF-8."""
 BATCH = 1000
-"""Rows that are decoded at once."""
+"""Rows per decoded batch."""
 
 
 class ParquetRows:
-    """Rows of one Parquet file; it may be pickled.
+    """Rows of one Parquet file; picklable.
 
     Attributes:
         columns: names of the columns.
-        label_names: class names of columns that hold their numbers, as `datasets` writes them.
+        label_names: class names of columns of class indices, as `datasets` writes them.
 
     Raises:
         UserError: the file cannot be read as Parquet.
@@ -39,7 +43,7 @@ class ParquetRows:
     def __init__(self, file: Path, on_error: str):
         self.file, self.on_error = file, on_error
         self._batches: Iterator[pa.RecordBatch] | None = None
-        self._number, self._last, self._wanted = 0, (), list[str]()
+        self._number, self._last, self._columns = 0, (), list[str]()
         try:
             self._parquet = pa.parquet.ParquetFile(file, memory_map=False)
             metadata = self._parquet.metadata
@@ -48,7 +52,7 @@ class ParquetRows:
             self.columns = list(self.schema.names)
         except BROKEN as error:
             raise UserError(f"{file}: cannot be read as Parquet ({_one_line(error)})") from None
-        self._firsts = list(accumulate(sizes[:-1], initial=0))  # row with which each group begins
+        self._firsts = list(accumulate(sizes[:-1], initial=0))  # first row of each group
         self.label_names = class_names(self.schema)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -61,7 +65,7 @@ class ParquetRows:
         return int(self._parquet.metadata.num_rows)
 
     def rows(self, start: int, stop: int, columns: Sequence[str]) -> Iterator[Row | BadRow]:
-        """Return rows `start` to `stop`. Raises UserError for what cannot be read."""
+        """Yield rows `start` to `stop`. Raises UserError if the file cannot be read."""
         if start >= stop:
             return
         for number, batch in self._from(start, list(columns)):
@@ -71,13 +75,13 @@ class ParquetRows:
                 return
 
     def _from(self, start: int, columns: list[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
-        """Batches with the number of their first row, from the one that holds row `start` on; the last one is kept."""
+        """Yield batches with the number of their first row, from the batch with row `start` on; the last one is kept."""
         end = self._number + len(self._last)
         is_near = start < end or self._group_of(start) == self._group_of(end)
-        if self._batches is None or self._wanted != columns or start < self._number or not is_near:
+        if self._batches is None or self._columns != columns or start < self._number or not is_near:
             group = self._group_of(start)
             groups = list(range(group, len(self._firsts)))
-            self._number, self._last, self._wanted = self._firsts[group], (), columns
+            self._number, self._last, self._columns = self._firsts[group], (), columns
             self._batches = self._parquet.iter_batches(BATCH, row_groups=groups, columns=columns, use_threads=False)
         while True:
             while self._number + len(self._last) <= start:
@@ -110,7 +114,7 @@ class DatasetRows:
         return len(self.dataset)
 
     def rows(self, start: int, stop: int, columns: Sequence[str]) -> Iterator[Row | BadRow]:
-        """Return rows `start` to `stop`."""
+        """Yield rows `start` to `stop`."""
         self._map_again(stop - start)
         table: pa.Table = self.dataset[start:stop].select(list(columns))
         number = start
@@ -119,15 +123,15 @@ class DatasetRows:
             number += len(batch)
 
     def _map_again(self, num_rows: int) -> None:
-        """Map the files into memory again now and then: pages read before no longer count as this process's memory."""
+        """Map the files into memory again after `MAPPED_ROWS` rows, so pages read before do not count as resident memory."""
         self._num_read += num_rows
         if self._num_read > MAPPED_ROWS and self.dataset.cache_files:
-            pickled, self.dataset = pickle.dumps(self.dataset), None  # never mapped twice
+            pickled, self.dataset = pickle.dumps(self.dataset), None  # unmap before mapping again
             self.dataset, self._num_read = pickle.loads(pickled), 0
 
 
 def rows_of(batch: pa.RecordBatch, number: int, on_error: str, name: str) -> Iterator[Row | BadRow]:
-    """Return the rows of a batch, of which the first is row `number` of `name`, from 0."""
+    """Yield the rows of a batch; the first is row `number` of `name`, from 0."""
     columns = [_values(column, number, on_error, name) for column in batch.columns]
     for i, values in enumerate(zip(*columns, strict=True)):
         if any(value is UNREADABLE for value in values):
@@ -137,13 +141,13 @@ def rows_of(batch: pa.RecordBatch, number: int, on_error: str, name: str) -> Ite
 
 
 def class_names(schema: pa.Schema) -> dict[str, list[str]]:
-    """Return the names of classes by column, where it holds their numbers, from what `datasets` writes in a schema."""
+    """Return class names by column of class indices, from the metadata that `datasets` writes in a schema."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        kinds = {
+        types = {
             column: feature.get("feature", feature) for column, feature in features.items() if isinstance(feature, dict)
         }
-        return {column: list(kind["names"]) for column, kind in kinds.items() if kind.get("_type") == "ClassLabel"}
+        return {column: list(type_["names"]) for column, type_ in types.items() if type_.get("_type") == "ClassLabel"}
     except (KeyError, ValueError, TypeError, AttributeError):
         return {}
 

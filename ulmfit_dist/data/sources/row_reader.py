@@ -1,7 +1,7 @@
-"""Rows of CSV and JSON files: read from any row on, checked in one pass that also hashes what is read.
+"""Row reader for CSV and JSON files: one indexing pass, then random access to rows.
 
-The pass over a file (`index_file`) checks every row, so a bad one is named before any is tokenized, and keeps the offset of
-every 256th row. Rows are then read where they lie; no copy is made. The trade-off: a file is parsed twice.
+The indexing pass (`index_file`) checks every row, so a bad row is reported before any is tokenized, hashes the content, and
+records the offset of every 256th row. Rows are then read in place; no copy is made. Trade-off: a file is parsed twice.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from ulmfit_dist.data.sources.line_stream import DECODE_ERRORS, UNREADABLE, Line
 from ulmfit_dist.errors import UserError
 
 VERSION = 1
-"""Changes when the same files give other rows."""
+"""Version of the reader; increased when the same files give other rows."""
 STRIDE = 256
-"""Rows from one offset in the index to the next."""
+"""Rows between two offsets of the index."""
 COLUMNS_FROM = 1000
-"""Rows of JSON that are read for the names of columns: each has its own."""
+"""Rows of JSON from which the names of columns are collected."""
 
 
 @dataclass
 class FileIndex:
-    """What one pass over a file has found.
+    """Index of a CSV or JSON file.
 
     Attributes:
         digest: xxh3 of the decompressed content in UTF-8, hexadecimal.
-        num_rows: rows, unreadable ones included.
+        num_rows: number of rows, unreadable ones included.
         columns: names of the columns.
-        is_list: whether it is a JSON list, of which each item has an offset, and the end has one.
+        is_list: the file is one JSON list; then each item has an offset, and so has the end.
         offsets: offset of every 256th row in the stream.
-        lines: number of the line, or of the item of a JSON list, on which those rows begin.
-        notices: what is odd.
+        lines: line, or item of a JSON list, on which those rows begin.
+        notices: messages about suspicious content.
     """
 
     digest: str
@@ -55,12 +55,12 @@ class FileIndex:
 
 
 class FileRows:
-    """Rows of one file, read from any row on; it may be pickled.
+    """Rows of one CSV or JSON file, read from any row on; picklable.
 
     Args:
-        file: a file of CSV or JSON.
-        options: how it is read.
-        index: of this file by these options.
+        file: path of the file.
+        options: options for reading it.
+        index: index of the file with these options.
     """
 
     def __init__(self, file: Path, options: ReadOptions, index: FileIndex):
@@ -80,20 +80,20 @@ class FileRows:
         self.__init__(**state)  # type: ignore[misc]
 
     def rows(self, start: int, stop: int, columns: Sequence[str] = ()) -> Iterator[Row | BadRow]:
-        """Return rows `start` to `stop` with all their columns. Raises UserError: it cannot be read, or has changed."""
+        """Yield rows `start` to `stop` with all columns. Raises UserError if the file cannot be read or has changed."""
         if self.index.is_list:
             yield from read_items(self._open_list(), self.options, self.index.offsets, start, stop)
             return
         nearest = start // STRIDE
         if self._parsed is None or not nearest * STRIDE <= self._next_row <= start:
-            self._enter(nearest)
+            self._start_at(nearest)
         for _ in range(start - self._next_row):
             self._take()
         for _ in range(stop - start):
             yield self._take()
 
-    def _enter(self, number: int) -> None:
-        """Continue at an offset of the index."""
+    def _start_at(self, number: int) -> None:
+        """Open the file at an offset of the index."""
         self._close()
         self._stream = LineStream(self.file, self.options.encoding, self.options.on_error)
         self._stream.seek(self.index.offsets[number])
@@ -106,18 +106,18 @@ class FileRows:
         return self._stream
 
     def _format(self) -> CsvFormat | None:
-        if self.options.kind == "json":
+        if self.options.file_format == "json":
             return None
         header = LineStream(self.file, self.options.encoding, self.options.on_error)
         try:
-            return read_csv_format(header, self.options.quoting, self.options.wanted)[0]
+            return read_csv_format(header, self.options.quoting, self.options.required)[0]
         finally:
             header.close()
 
     def _take(self) -> Row | BadRow:
         parsed = next(self._parsed, None) if self._parsed is not None else None
         if parsed is None:
-            raise UserError(f"{self.file}: has changed while it was read: start again")
+            raise UserError(f"{self.file}: changed while it was read: start again")
         self._next_row += 1
         return parsed.row
 
@@ -128,15 +128,15 @@ class FileRows:
 
 
 def index_file(file: Path, options: ReadOptions) -> FileIndex:
-    """Read a file once: check all rows, hash what is read, and note where rows begin.
+    """Read a file once: check all rows, hash the content, and record where rows begin.
 
     Raises:
-        UserError: the file cannot be read, lacks a column or has one twice; a bad row, unless `on_error` skips it.
+        UserError: the file cannot be read, or the header has a column twice; a bad row, unless `on_error` is skip.
     """
     stream = _Hashed(file, options.encoding, options.on_error)
     try:
-        form, line = (None, 1) if options.kind == "json" else read_csv_format(stream, options.quoting, options.wanted)
-        is_list = options.kind == "json" and _is_list(file, options)
+        form, line = _read_form(stream, options)
+        is_list = _is_list(file, options)
         index = FileIndex("", 0, [] if form is None else form.columns, is_list, [], [])
         _check_rows(
             scan_list(stream, options) if is_list else parse_rows(stream, options, line, form), file, options, form, index
@@ -150,22 +150,26 @@ def index_file(file: Path, options: ReadOptions) -> FileIndex:
 
 
 def first_rows(file: Path, options: ReadOptions, num_rows: int) -> Iterator[Row | BadRow]:
-    """Yield the first rows of a file, without an index. Raises UserError for a file that cannot be read."""
+    """Yield the first rows of a file, without an index. Raises UserError if the file cannot be read."""
     stream = LineStream(file, options.encoding, options.on_error)
     try:
-        form, line = (None, 1) if options.kind == "json" else read_csv_format(stream, options.quoting, options.wanted)
-        is_list = options.kind == "json" and _is_list(file, options)
-        parsed = scan_list(stream, options) if is_list else parse_rows(stream, options, line, form)
+        form, line = _read_form(stream, options)
+        parsed = scan_list(stream, options) if _is_list(file, options) else parse_rows(stream, options, line, form)
         for row in islice(parsed, num_rows):
             yield row.row
     finally:
         stream.close()
 
 
+def _read_form(stream: LineStream, options: ReadOptions) -> tuple[CsvFormat | None, int]:
+    """Return the CSV format, None for JSON, and the number of the first line of rows."""
+    return (None, 1) if options.file_format == "json" else read_csv_format(stream, options.quoting, options.required)
+
+
 def _check_rows(
     rows: Iterator[ParsedRow], file: Path, options: ReadOptions, form: CsvFormat | None, index: FileIndex
 ) -> None:
-    """Fill an index from the rows of its file."""
+    """Check all rows and fill the index. Raises UserError for a bad row, unless `on_error` is skip."""
     swallowed = SwallowedRows(file, index.columns, options.label)
     quoted = QuotedCells(file) if form is not None and not form.quoting else None
     columns: dict[str, None] = dict.fromkeys(index.columns)
@@ -188,17 +192,17 @@ def _check_rows(
 
 
 def parse_rows(stream: LineStream, options: ReadOptions, line: int, form: CsvFormat | None) -> Iterator[ParsedRow]:
-    """Return the rows from a stream's position on, which is the beginning of a row.
+    """Return an iterator over the rows from the stream's position on, which must be the beginning of a row.
 
     Args:
-        line: number of the line at the position.
-        form: of a CSV file; None for JSON lines.
+        line: number of the line at that position.
+        form: format of a CSV file; None for JSON lines.
     """
     return _json_rows(stream, options, line) if form is None else _csv_rows(stream, options, line, form)
 
 
 class _Hashed(LineStream):
-    """A stream that hashes what is read from it."""
+    """Line stream that hashes the bytes read from it."""
 
     def __init__(self, file: Path, encoding: str | None, on_error: str):
         self.hash = xxhash.xxh3_128()
@@ -216,7 +220,7 @@ class _Hashed(LineStream):
 
 
 class _Lines:
-    """Decoded lines of a stream, as `csv.reader` takes them, with the number of the last one."""
+    """Iterator over the decoded lines of a stream, for `csv.reader`, with the number of the last one."""
 
     def __init__(self, stream: LineStream, on_error: str, line: int):
         self.stream, self.number, self.kept = stream, line - 1, list[str]()
@@ -232,19 +236,19 @@ class _Lines:
             text = line.decode("utf-8", self._errors)
         except UnicodeDecodeError as error:
             raise UserError(
-                f"{self.stream.file}, line {self.number}: byte {error.start + 1} of it is not UTF-8: convert the file, "
-                f"name its encoding by data.encoding (such as cp1252), or set data.on_error to replace or skip"
+                f"{self.stream.file}, line {self.number}: byte {error.start + 1} of the line is not UTF-8: convert the "
+                f"file, set data.encoding (such as cp1252), or set data.on_error to replace or skip"
             ) from None
         self.kept.append(text)
         return text
 
 
 def _csv_rows(stream: LineStream, options: ReadOptions, line: int, form: CsvFormat) -> Iterator[ParsedRow]:
-    csv.field_size_limit(sys.maxsize)  # Python's own is 128 KiB
+    csv.field_size_limit(sys.maxsize)  # the default is 128 KiB
     lines = _Lines(stream, options.on_error, line)
     reader = form.reader(lines)
     width, columns = len(form.columns), form.columns
-    is_checked = set(options.wanted) <= set(columns)
+    is_checked = set(options.required) <= set(columns)
     while True:
         offset, first = stream.position, lines.number + 1
         lines.kept.clear()
@@ -252,12 +256,12 @@ def _csv_rows(stream: LineStream, options: ReadOptions, line: int, form: CsvForm
         try:
             values = next(reader, None)
         except csv.Error as error:
-            if "unexpected end" in str(error):  # to skip it is to skip all rows after it
+            if "unexpected end" in str(error):  # skipping the row would skip all rows after it
                 raise UserError(
-                    f"{stream.file}, line {first}: a quote that opens here is never closed: close it, or set "
-                    f"data.quoting=false if quote signs belong to the texts"
+                    f"{stream.file}, line {first}: the quote that opens here is never closed: close it, or set "
+                    f"data.quoting=false if quote characters belong to the texts"
                 ) from None
-            advice = " (data.quoting=false if quote signs belong to the texts)" if form.quoting else ""
+            advice = " (set data.quoting=false if quote characters belong to the texts)" if form.quoting else ""
             yield ParsedRow(BadRow(f"line {first}: {error}{advice}"), first, offset)
             continue
         if values is None:
@@ -265,12 +269,12 @@ def _csv_rows(stream: LineStream, options: ReadOptions, line: int, form: CsvForm
         if not values:  # an empty line
             continue
         if not form.quoting and any("\r" in text.rstrip("\r\n") for text in lines.kept):
-            row = BadRow(f"line {first} has a carriage return in its middle, which may be the end of a row")
+            row = BadRow(f"line {first} has a carriage return within it, which may be the end of a row")
         elif len(values) == width:
             row = dict(zip(columns, values, strict=True))
             row = check_cells(row, options, f"line {first}") if is_checked else row
         else:
-            row = BadRow(f"line {first} has {len(values)} fields, the header has {width}{form.advice}")
+            row = BadRow(f"line {first} has {len(values)} fields, but the header has {width}{form.advice}")
         if options.on_error == "skip" and any(UNREADABLE in text for text in lines.kept):
             row = BadRow(f"line {first} has bytes that cannot be decoded")
         yield ParsedRow(row, first, offset, tuple(lines.kept) if len(lines.kept) > 1 else ())
@@ -287,8 +291,8 @@ def _json_rows(stream: LineStream, options: ReadOptions, line: int) -> Iterator[
 
 
 def _is_list(file: Path, options: ReadOptions) -> bool:
-    """Return whether a JSON file is one list rather than a value in each line."""
-    if options.kind != "json":
+    """Return whether a file is one JSON list, not JSON lines or CSV."""
+    if options.file_format != "json":
         return False
     stream = LineStream(file, options.encoding, options.on_error)
     try:

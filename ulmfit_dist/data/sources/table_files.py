@@ -1,4 +1,7 @@
-"""Files of tables by split: as `data.splits` names them, or as their names do, or one file for all."""
+"""Table files by split: by `data.splits`, by file name, or one file for all.
+
+Every file that is not used is named in a message, so a forgotten split does not go unnoticed.
+"""
 
 from __future__ import annotations
 
@@ -19,19 +22,19 @@ SUFFIXES = {
     "parquet": (".parquet",),
     "frame": (".parquet",),
 }
-"""Endings of the files of a source, in lower case; CSV and JSON may be compressed."""
+"""File name endings by source, in lower case; CSV and JSON may have a compression suffix."""
 Files = dict[str, list[Path]]
-"""Files of each split, in order."""
+"""Files by split, in order."""
 
 
 def find_table_files(path: Path, config: DataConfig) -> tuple[Files, list[str]]:
-    """Return the files of each split, and a line that names what is not used.
+    """Return the files of each split, and a message that names unused ones.
 
     Raises:
-        UserError: no file, no train split, a file in two splits.
+        UserError: no file, no train split, or a file in two splits.
     """
     if path.is_file() and config.splits:
-        raise UserError(f"data.path={path} is a single file: name its folder for data.splits, or leave data.splits out")
+        raise UserError(f"data.path={path} is a single file: set it to the folder, or leave data.splits out")
     if path.is_file():
         return {"train": [path]}, []
     present = [
@@ -39,13 +42,13 @@ def find_table_files(path: Path, config: DataConfig) -> tuple[Files, list[str]]:
     ]
     files = _named_files(path, config) if config.splits else _files_by_name(path, present, config)
     for split, names in files.items():
-        files[split] = _once(names)
+        files[split] = _without_links(names)
     _check_disjoint(files)
     return files, unused_line(path, present, {file for names in files.values() for file in names}, config)
 
 
 def unused_line(path: Path, present: Iterable[Path], used: set[Path], config: DataConfig) -> list[str]:
-    """Return one line about the entries of a folder that are not used; none where all are."""
+    """Return one message about the unused entries of a folder; an empty list if all are used."""
     real = {os.path.realpath(file) for file in used}
     tables, parts, endings = list[str](), list[str](), dict[str, list[str]]()
     for entry in present:
@@ -62,12 +65,12 @@ def unused_line(path: Path, present: Iterable[Path], used: set[Path], config: Da
 
 
 def is_table(file: Path, config: DataConfig) -> bool:
-    """Return whether a file is one of the source, by its ending."""
+    """Return whether a file has an ending of the source."""
     return table_stem(file.name, config) is not None
 
 
 def table_stem(name: str, config: DataConfig) -> str | None:
-    """Return the name of a file without its endings; None where it is no file of the source."""
+    """Return a file name without its endings; None if it has no ending of the source."""
     lower = name.lower()
     for suffix in COMPRESSED_SUFFIXES if config.source in ("csv", "json") else ():
         lower = lower.removesuffix(suffix)
@@ -92,7 +95,7 @@ def _files_by_name(path: Path, present: list[Path], config: DataConfig) -> Files
             return {"train": tables}
         first = next(iter(by_name.values()))[0].name
         raise UserError(
-            f"{path}: which file is what? None is named train, there is {listed(sorted(by_name))}: set data.splits, such as "
+            f"{path}: no file is named train; it has {listed(sorted(by_name))}: set data.splits, such as "
             f"data.splits={{train: {first}}}"
         )
     return {
@@ -102,7 +105,7 @@ def _files_by_name(path: Path, present: list[Path], config: DataConfig) -> Files
 
 
 def _preferred(entries: list[Path], config: DataConfig) -> Path:
-    """The one of several entries that differ in their endings alone, such as train.csv and train.csv.gz."""
+    """Return one of several entries that differ only in their endings, such as train.csv and train.csv.gz."""
     return min(entries, key=lambda entry: (entry.is_dir(), len(entry.name), entry.name))
 
 
@@ -122,20 +125,20 @@ def _named_files(path: Path, config: DataConfig) -> Files:
 
 
 def _matches(path: Path, name: str, config: DataConfig) -> list[Path]:
-    """The files that a name stands for: itself, with the ending of a table, or as a pattern."""
+    """Return the files for a name in `data.splits`: exact, with an ending of the source, or as a pattern."""
     endings = [suffix + packed for suffix in SUFFIXES[config.source] for packed in ("", *COMPRESSED_SUFFIXES)]
     for ending in ("", *endings):
         if (path / f"{name}{ending}").exists():
             whole = path / f"{name}{ending}"
             return _tables_of(whole, config) if whole.is_dir() and ending == "" and list(_walk(whole)) else [whole]
-    found = [Path(file) for file in glob.glob(str(Path(glob.escape(str(path))) / name), recursive=True)]
-    if not found:
-        found = [Path(f) for ending in endings for f in glob.glob(f"{Path(glob.escape(str(path))) / name}{ending}")]
-    return sorted((file for file in found if file.is_file()), key=lambda file: natural_order(str(file.relative_to(path))))
+    matches = [Path(file) for file in glob.glob(str(Path(glob.escape(str(path))) / name), recursive=True)]
+    if not matches:
+        matches = [Path(f) for ending in endings for f in glob.glob(f"{Path(glob.escape(str(path))) / name}{ending}")]
+    return sorted((file for file in matches if file.is_file()), key=lambda file: natural_order(str(file.relative_to(path))))
 
 
 def _walk(entry: Path) -> list[Path]:
-    """The files in a folder and below, hidden ones left out, links followed once; or the file itself."""
+    """Return the files below a folder, without hidden ones, links followed once; or the file itself."""
     if not entry.is_dir():
         return [entry]
     below = walk(entry)
@@ -144,15 +147,15 @@ def _walk(entry: Path) -> list[Path]:
     )
 
 
-def _once(files: list[Path]) -> list[Path]:
-    """Files without those that are there before, by another name or link."""
+def _without_links(files: list[Path]) -> list[Path]:
+    """Return the files without links to others of them."""
     return list({os.path.realpath(file): file for file in reversed(files)}.values())[::-1]
 
 
 def _check_disjoint(files: Files) -> None:
-    places: dict[str, str] = {}
+    split_of: dict[str, str] = {}
     for split, names in files.items():
         for file in names:
-            other = places.setdefault(os.path.realpath(file), split)
+            other = split_of.setdefault(os.path.realpath(file), split)
             if other != split:
                 raise UserError(f"{file} is in the splits {other} and {split}: a document must be in one: set data.splits")

@@ -1,4 +1,7 @@
-"""Opening of tables: files by split, their columns, their rows, and what identifies their content."""
+"""Opening of tables: files by split, their columns and rows, and the identity of their content.
+
+All files of all splits are checked before any is tokenized; the trade-off is a pass over CSV and JSON files at first start.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from ulmfit_dist.config.schema import SPLITS, DataConfig
-from ulmfit_dist.data.sources.base import Documents, ReadOptions, Source, existing_path
+from ulmfit_dist.data.sources.base import ReadOptions, Source, TextDataset, existing_path
 from ulmfit_dist.data.sources.content_cache import ContentCache
 from ulmfit_dist.data.sources.csv_format import read_csv_format
 from ulmfit_dist.data.sources.line_stream import LineStream
@@ -46,32 +49,32 @@ def open_table(config: DataConfig, cache: ContentCache) -> Source:
 
 
 def make_split(files: Sequence[tuple[str, RowFile]], config: DataConfig, split: str, notices: list[str]) -> TableSource:
-    """Return a split of the rows of its files, whose columns are checked. Raises UserError."""
+    """Return a split with the rows of its files, after a check of their columns. Raises UserError."""
     label = label_column(config, split)
     for name, rows in files:
         has_label = label is None or label in rows.columns
         if split == "test" and not has_label:
             label = None
-            notices.append(f"{name}: no column {config.label!r}: the test split has no labels, and gives no figures")
-        wanted = column_key(config, split)
-        check_columns(rows.columns, {c: key for c, key in wanted.items() if label is not None or key != "label"}, name)
+            notices.append(f"{name}: no column {config.label_col!r}: the test split has no labels and no metrics")
+        required = column_key(config, split)
+        check_columns(rows.columns, {c: key for c, key in required.items() if label is not None or key != "label_col"}, name)
         _check_types(name, rows, config, label)
     columns = list(dict.fromkeys(column for _, rows in files for column in rows.columns))
     names = next((rows.label_names for _, rows in files if rows.label_names), {})
     return TableSource(
         Table(files, names),
-        config.text,
+        config.text_col,
         label,
         config.on_error,
         config.label_delim,
-        config.no_label,
+        config.missing_label,
         columns,
         config.source in ("csv", "json"),
     )
 
 
-def cut_splits(splits: dict[str, TableSource], config: DataConfig) -> dict[str, Documents]:
-    """Return the splits in order, cut by `data.valid_col` if there is one. Raises UserError."""
+def cut_splits(splits: dict[str, TableSource], config: DataConfig) -> dict[str, TextDataset]:
+    """Return the splits in order, after cutting train by `data.valid_col`, if set. Raises UserError."""
     if config.valid_col is not None:
         splits = cut_by_column(splits, config.valid_col)
     return {split: splits[split] for split in SPLITS if split in splits}
@@ -80,21 +83,25 @@ def cut_splits(splits: dict[str, TableSource], config: DataConfig) -> dict[str, 
 def _open_file(
     file: Path, config: DataConfig, split: str, cache: ContentCache, notices: list[str]
 ) -> tuple[RowFile, list[Any]]:
-    """The rows of a file, and what identifies them."""
-    if config.source == "frame":  # its folder is named by what is in it, as any version of pyarrow writes it
+    """Return the rows of a file, and the identity of its content."""
+    if config.source == "frame":  # its folder is named by a hash that does not depend on the version of pyarrow
         return ParquetRows(file, config.on_error), [file.parent.name]
     if config.source == "parquet":
         return ParquetRows(file, config.on_error), [cache.hash_file(file)]
     label = label_column(config, split)
     others = (config.valid_col,) if config.valid_col is not None and split == "train" else ()
-    options = ReadOptions(config.source, config.on_error, config.encoding, config.quoting, tuple(config.text), label, others)
+    options = ReadOptions(
+        config.source, config.on_error, config.encoding, config.quoting, tuple(config.text_col), label, others
+    )
     form: list[Any] = []
     if config.source == "csv":
         header = _csv_columns(file, config, options)
         form = [header.delimiter, header.quoting]
         if split == "test" and label is not None and label not in header.columns:
-            options = ReadOptions(config.source, config.on_error, config.encoding, config.quoting, tuple(config.text))
-        check_columns(header.columns, {c: k for c, k in column_key(config, split).items() if c in options.wanted}, str(file))
+            options = ReadOptions(config.source, config.on_error, config.encoding, config.quoting, tuple(config.text_col))
+        check_columns(
+            header.columns, {c: k for c, k in column_key(config, split).items() if c in options.required}, str(file)
+        )
     index = cache.index(file, options)
     notices += index.notices
     return FileRows(file, options, index), [index.digest, *form]
@@ -103,21 +110,22 @@ def _open_file(
 def _csv_columns(file: Path, config: DataConfig, options: ReadOptions):  # type: ignore[no-untyped-def]
     stream = LineStream(file, config.encoding, config.on_error)
     try:
-        return read_csv_format(stream, options.quoting, options.wanted)[0]
+        return read_csv_format(stream, options.quoting, options.required)[0]
     finally:
         stream.close()
 
 
 def _check_types(name: str, rows: RowFile, config: DataConfig, label: str | None) -> None:
-    """Raise UserError for columns of a type that holds no text, or no label."""
+    """Check the types of text and label columns. Raises UserError."""
     schema: pa.Schema | None = getattr(rows, "schema", None)
     if schema is None:
         return
-    for column in config.text:
-        kind = schema.field(column).type
-        if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-            raise UserError(f"{name}: column {column!r} of data.text is of type {kind}, which is no text")
+    for column in config.text_col:
+        type_ = schema.field(column).type
+        if pa.types.is_nested(type_) or pa.types.is_binary(type_) or pa.types.is_large_binary(type_):
+            raise UserError(f"{name}: column {column!r} of data.text_col is of type {type_}, which is not text")
     if label is not None:
-        kind = schema.field(label).type
-        if pa.types.is_struct(kind) or pa.types.is_map(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-            raise UserError(f"{name}: column {label!r} of data.label is of type {kind}, which is no label")
+        type_ = schema.field(label).type
+        is_binary = pa.types.is_binary(type_) or pa.types.is_large_binary(type_)
+        if pa.types.is_struct(type_) or pa.types.is_map(type_) or is_binary:
+            raise UserError(f"{name}: column {label!r} of data.label_col is of type {type_}, which is not a label")

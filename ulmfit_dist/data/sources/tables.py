@@ -1,7 +1,8 @@
-"""Texts in tables: CSV, JSON lines, Parquet, a data set of the hub, or texts given in Python (`in_memory.py`).
+"""Table source: texts and labels from rows of CSV, JSON, Parquet, a hub data set, or texts given in Python (`in_memory.py`).
 
-Files are read where they lie (`row_reader.py`, `parquet.py`), the hub's by `datasets`. The order of documents is that of the
-rows, file by file in the natural order of their names.
+Files are read in place (`row_reader.py`, `parquet.py`), hub data sets through `datasets`. Documents are in the order of the
+rows, file by file in natural order of their names. Trade-off: rows are converted in Python, one at a time, which bounds
+memory and names a bad row, but is slower than columns.
 """
 
 from __future__ import annotations
@@ -18,8 +19,6 @@ from ulmfit_dist.data.sources.base import BadRow, Row, as_flag
 from ulmfit_dist.data.sources.cells import BadCell, join_fields, label_name, text_of_cell
 from ulmfit_dist.errors import UserError
 
-ROWS_AT_ONCE = 10_000
-
 
 class RowFile(Protocol):
     """Rows of one file or data set."""
@@ -34,11 +33,11 @@ class RowFile(Protocol):
 
 @dataclass
 class Table:
-    """Rows of the files of one split, one after the other.
+    """Concatenated rows of the files of one split.
 
     Attributes:
-        files: rows of each file, with what messages call it.
-        label_names: names of classes by column, where a column holds their numbers.
+        files: name, for messages, and rows of each file.
+        label_names: class names by column of class indices.
     """
 
     files: Sequence[tuple[str, RowFile]]
@@ -51,7 +50,7 @@ class Table:
         return int(self.starts[-1])
 
     def rows(self, start: int, stop: int, columns: Sequence[str]) -> Iterator[tuple[str, int, Row | BadRow]]:
-        """Return rows `start` to `stop`, each with the name of its file and its number there, from 1."""
+        """Yield rows `start` to `stop`, each with the name of its file and its row number there, from 1."""
         while start < stop:
             i = bisect.bisect_right(self.starts, start) - 1
             (name, rows), first, end = self.files[i], self.starts[i], min(stop, self.starts[i + 1])
@@ -65,14 +64,15 @@ class TableSource:
     """One split of a table.
 
     Attributes:
-        table: the rows.
-        text: columns of text.
-        label: column of labels; None for no labels.
+        table: rows of the split's files.
+        text: text columns.
+        label: label column; None for no labels.
         on_error: `data.on_error`.
-        label_delim: what joins the labels of a row that has a list of them.
-        no_label: label that means none.
-        columns: all columns that user-defined functions get, as strings where `as_strings`.
-        numbers: which rows, int64 [documents]; None for all of them.
+        label_delim: separator that joins a list of labels.
+        missing_label: label that means none.
+        columns: all columns, for user-defined functions.
+        as_strings: convert cells to strings for user-defined functions.
+        numbers: selected rows, int64 [documents]; None for all.
     """
 
     table: Table
@@ -80,7 +80,7 @@ class TableSource:
     label: str | None
     on_error: str
     label_delim: str
-    no_label: str | None
+    missing_label: str | None
     columns: Sequence[str]
     as_strings: bool = False
     numbers: np.ndarray | None = None
@@ -89,10 +89,10 @@ class TableSource:
         return len(self.table) if self.numbers is None else len(self.numbers)
 
     def read(self, start: int, stop: int) -> tuple[list[str | None], list[str | None]]:
-        wanted = list(dict.fromkeys([*self.text, *([self.label] if self.label is not None else [])]))
+        columns = list(dict.fromkeys([*self.text, *([self.label] if self.label is not None else [])]))
         texts: list[str | None] = []
         labels: list[str | None] = []
-        for name, number, row in self._rows(start, stop, wanted):
+        for name, number, row in self._rows(start, stop, columns):
             text, label = self._cells(name, number, row)
             texts.append(text)
             labels.append(label)
@@ -110,13 +110,13 @@ class TableSource:
         return replace(self, numbers=chosen, label=self.label if labelled else None)
 
     def flags(self, column: str) -> np.ndarray:
-        """Return a column of true and false, bool [rows]. Raises UserError for what is neither."""
+        """Return a boolean column, bool [rows]. Raises UserError for another value."""
         flags = np.zeros(len(self), dtype=bool)
         for i, (name, number, row) in enumerate(self._rows(0, len(self), [column])):
             flag = False if isinstance(row, BadRow) else as_flag(row.get(column))
             if flag is None:
                 value = row[column] if not isinstance(row, BadRow) and column in row else None
-                raise UserError(f"{name}, row {number}: {value!r} in data.valid_col={column} is neither true nor false")
+                raise UserError(f"{name}, row {number}: {value!r} in data.valid_col={column}: expected true or false")
             flags[i] = flag
         return flags
 
@@ -132,7 +132,7 @@ class TableSource:
         return {column: "" if row.get(column) is None else str(row[column]) for column in self.columns}
 
     def _cells(self, name: str, number: int, row: Row | BadRow) -> tuple[str | None, str | None]:
-        """Text and label of a row; no text where it cannot be read and is skipped."""
+        """Return text and label of a row; two times None for a bad row that is skipped. Raises UserError for others."""
         try:
             if isinstance(row, BadRow):
                 raise BadCell(f": {row.reason}")
@@ -140,7 +140,7 @@ class TableSource:
             if self.label is None:
                 return text, None
             names = self.table.label_names.get(self.label)
-            return text, label_name(row.get(self.label), self.label_delim, self.no_label, names, self.label)
+            return text, label_name(row.get(self.label), self.label_delim, self.missing_label, names, self.label)
         except BadCell as error:
             if self.on_error == "skip":
                 return None, None
@@ -150,9 +150,9 @@ class TableSource:
 
 
 def cut_by_column(splits: dict[str, TableSource], column: str) -> dict[str, TableSource]:
-    """Cut the train split in two, by a column that is true for the rows to validate on. Raises UserError."""
+    """Divide the train split into train and valid, by a boolean column. Raises UserError."""
     if "valid" in splits:
-        raise UserError(f"data.valid_col={column}: there is a valid split already: leave one of the two out")
+        raise UserError(f"data.valid_col={column}: the source also has a valid split: leave one of the two out")
     flags = splits["train"].flags(column)
     parts = {"train": np.flatnonzero(~flags), "valid": np.flatnonzero(flags)}
     cut = {split: splits["train"].pick(numbers, labelled=True) for split, numbers in parts.items()}
@@ -160,17 +160,17 @@ def cut_by_column(splits: dict[str, TableSource], column: str) -> dict[str, Tabl
 
 
 def column_key(config: DataConfig, split: str) -> dict[str, str]:
-    """Return the columns that a split must have, with the keys of `data` that name them."""
-    columns = dict.fromkeys(config.text, "text" if config.text_file is None else "text_file")
+    """Return the columns that a split must have, with the config keys that name them."""
+    columns = dict.fromkeys(config.text_col, "text_col" if config.file_col is None else "file_col")
     if (label := label_column(config, split)) is not None:
-        columns[label] = "label"
+        columns[label] = "label_col"
     if config.valid_col is not None and split == "train":
         columns[config.valid_col] = "valid_col"
     return columns
 
 
 def check_columns(present: Sequence[str], columns: dict[str, str], origin: str) -> None:
-    """Raise UserError for a column that is missing."""
+    """Check that all columns are present. Raises UserError."""
     for column, key in columns.items():
         if column not in present:
             named = ", ".join(name if name.isprintable() else ascii(name) for name in map(str, present))
@@ -178,12 +178,12 @@ def check_columns(present: Sequence[str], columns: dict[str, str], origin: str) 
 
 
 def columns_identity(config: DataConfig) -> dict[str, Any]:
-    """What of a table is read, and how: in the fingerprint of its token store, as far as it is not the default."""
-    keys = ("valid_col", "label_delim", "no_label")
+    """Return the config of columns for the fingerprint of the token store; defaults are left out."""
+    keys = ("valid_col", "label_delim", "missing_label")
     changed = {key: value for key in keys if (value := getattr(config, key)) != getattr(DataConfig, key)}
-    return {"text": list(config.text), "label": config.label if config.get_label is None else None, **changed}
+    return {"text_col": list(config.text_col), "label_col": config.label_col if config.get_y is None else None, **changed}
 
 
 def label_column(config: DataConfig, split: str) -> str | None:
-    """Return the column that the labels of a split are read from; None if they are not read from one."""
-    return None if split == "unlabelled" or config.get_label is not None else config.label
+    """Return the label column of a split; None if labels are not read from a column."""
+    return None if split == "unlabelled" or config.get_y is not None else config.label_col

@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from fastai.text.core import BOS, EOS, FLD, PAD, TK_MAJ, TK_REP, TK_UP, TK_WREP, UNK
-
 from ulmfit_dist.data.tokenizers import punctuation as marks
+from ulmfit_dist.data.tokenizers.rules import BOS, EOS, FLD, PAD, TK_MAJ, TK_REP, TK_UP, TK_WREP, UNK
 from ulmfit_dist.data.tokenizers.spec_tokens import MOST_REPETITIONS, words_of_pieces
 
 UNKNOWN = "<unk>"
@@ -51,7 +50,7 @@ def detokenize(tokens: Iterable[str], kind: str, lang: str = "en", keep_lines: b
     """Return the running text of tokens.
 
     Args:
-        kind: as tokenizer.kind. SentencePiece's pieces hold their white space: only fastai's marks are undone.
+        kind: as tokenizer.type. SentencePiece's pieces hold their white space: only fastai's marks are undone.
         lang: as tokenizer.lang: decides about contractions, elisions, quotation marks and spaced punctuation.
         keep_lines: keep line breaks, in place of a space for each.
     """

@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fastai.text.core import defaults, eu_langs
-from fastcore.basics import compose
 
 from ulmfit_dist.config.schema import TokenizerConfig
 from ulmfit_dist.data.tokenizers.base import TOKENS_KEPT, Encoded, Rule, TextTokenizer, import_rule
-from ulmfit_dist.data.vocab import Numbers
+from ulmfit_dist.data.tokenizers.rules import SPECIAL_TOKENS, TEXT_RULES, compose
+from ulmfit_dist.data.vocab import StringIndexer
 from ulmfit_dist.errors import UserError
 
 SAMPLE_CHARACTERS = 20_000_000
@@ -27,10 +26,12 @@ SAMPLE_CHARACTERS = 20_000_000
 SENTENCE = 1000
 """Characters of a piece of the sample at most: SentencePiece leaves out what is longer than 4192 bytes."""
 MOST_PIECES = 30_000
+EUROPEAN_LANGUAGES = frozenset("bg cs da de el en es et fi fr ga hr hu it lt lv mt nl pl pt ro sk sl sv".split())
+"""Languages of few characters, of which fastai covers more (`eu_langs`)."""
 THREADS = 4
 """Of training. The model depends on their number, so it does not depend on the machine's."""
 
-_SPECIAL = re.compile(rf"(?<!\S)({'|'.join(defaults.text_spec_tok)})(?!\S)")
+_SPECIAL = re.compile(rf"(?<!\S)({'|'.join(SPECIAL_TOKENS)})(?!\S)")
 _SENTENCE = re.compile(rf".{{1,{SENTENCE}}}(?=\s|$)|\S{{{SENTENCE}}}", re.DOTALL)
 
 
@@ -46,13 +47,13 @@ class SentencePieceTokenizer(TextTokenizer):
     """
 
     def __init__(self, model: bytes, rules: Sequence[Rule] = ()):
-        self._before = compose(*defaults.text_proc_rules, *rules)
+        self._before = compose(*TEXT_RULES, *rules)
         self._processor = _library().SentencePieceProcessor()
         try:
             self._processor.LoadFromSerializedProto(model)
         except RuntimeError as error:
-            raise UserError(f"tokenizer.model: not a SentencePiece model ({error})") from None
-        self._ids = Numbers()
+            raise UserError(f"tokenizer.sp_model: not a SentencePiece model ({error})") from None
+        self._ids = StringIndexer()
 
     @property
     def tokens(self) -> list[str]:
@@ -60,14 +61,14 @@ class SentencePieceTokenizer(TextTokenizer):
 
     def encode(self, texts: Iterable[str]) -> Encoded:
         if len(self._ids) > TOKENS_KEPT:
-            self._ids = Numbers()
+            self._ids = StringIndexer()
         return self._encode(texts, self._ids)
 
     def encode_with_tokens(self, texts: Iterable[str]) -> tuple[Encoded, list[str]]:
-        ids = Numbers()
+        ids = StringIndexer()
         return self._encode(texts, ids), list(ids)
 
-    def _encode(self, texts: Iterable[str], numbers: Numbers) -> Encoded:
+    def _encode(self, texts: Iterable[str], numbers: StringIndexer) -> Encoded:
         """The texts as ids in `numbers`. SentencePiece itself keeps nothing of a call."""
         parted = [_SPECIAL.split(self._before(str(text))) for text in texts]  # text, special token, text, ...
         pieces = iter(self._processor.encode([part for parts in parted for part in parts[::2]], out_type=str, num_threads=1))
@@ -87,22 +88,22 @@ def make_model(config: TokenizerConfig, texts: Iterable[str]) -> bytes:
     Raises:
         UserError: the file cannot be read; SentencePiece is not installed, or cannot make so many pieces of these texts.
     """
-    if config.model is not None:
+    if config.sp_model is not None:
         try:
-            return Path(config.model).read_bytes()
+            return Path(config.sp_model).read_bytes()
         except OSError as error:
-            raise UserError(f"tokenizer.model={config.model}: cannot be read ({error.strerror})") from None
-    before = compose(*defaults.text_proc_rules, *map(import_rule, config.rules))
+            raise UserError(f"tokenizer.sp_model={config.sp_model}: cannot be read ({error.strerror})") from None
+    before = compose(*TEXT_RULES, *map(import_rule, config.rules))
     sentences = list(_within(SAMPLE_CHARACTERS, chain.from_iterable(_sentences(before(text)) for text in texts)))
-    num_pieces = config.pieces if config.pieces is not None else _num_pieces(sentences)
+    num_pieces = config.sp_vocab_size if config.sp_vocab_size is not None else _num_pieces(sentences)
     model = io.BytesIO()
     try:
         _library().SentencePieceTrainer.train(
             sentence_iterator=iter(sentences),
             model_writer=model,
-            model_type=config.model_type,
+            model_type=config.sp_model_type,
             vocab_size=num_pieces,
-            character_coverage=0.99999 if config.lang in eu_langs else 0.9998,
+            character_coverage=0.99999 if config.lang in EUROPEAN_LANGUAGES else 0.9998,
             hard_vocab_limit=False,
             unk_id=0,
             bos_id=-1,
@@ -112,7 +113,9 @@ def make_model(config: TokenizerConfig, texts: Iterable[str]) -> bytes:
         )
     except (RuntimeError, OSError) as error:
         reason = (str(error).rpartition("] ")[2] or str(error)).strip()
-        raise UserError(f"tokenizer.pieces={num_pieces}: SentencePiece cannot be trained on these texts: {reason}") from None
+        raise UserError(
+            f"tokenizer.sp_vocab_size={num_pieces}: SentencePiece cannot be trained on these texts: {reason}"
+        ) from None
     return model.getvalue()
 
 
@@ -141,6 +144,6 @@ def _library() -> Any:
         import sentencepiece
     except ImportError:
         raise UserError(
-            "tokenizer.kind=sentencepiece needs the package sentencepiece: pip install 'ulmfit-dist[sentencepiece]'"
+            "tokenizer.type=sentencepiece needs the package sentencepiece: pip install 'ulmfit-dist[sentencepiece]'"
         ) from None
     return sentencepiece

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from fastai.text.core import BOS, PAD, TK_MAJ, TK_REP, TK_UP, TK_WREP, defaults
+from ulmfit_dist.data.tokenizers.rules import BOS, PAD, SPECIAL_TOKENS, TK_MAJ, TK_REP, TK_UP, TK_WREP
 
 LEFT_OUT = {BOS, PAD}
 MOST_REPETITIONS = 100
@@ -18,7 +18,7 @@ def readable(tokens: Iterable[str], kind: str) -> str:
     """A text of which these are the tokens: fastai's marks for capitals and repetitions are carried out.
 
     Args:
-        kind: as tokenizer.kind.
+        kind: as tokenizer.type.
     """
     shown = [token for token in tokens if token not in LEFT_OUT]
     return " ".join(_carried_out(iter(words_of_pieces(shown) if kind == "sentencepiece" else shown)))
@@ -26,7 +26,7 @@ def readable(tokens: Iterable[str], kind: str) -> str:
 
 def words_of_pieces(pieces: Sequence[str]) -> list[str]:
     """The words that SentencePiece's pieces make up."""
-    return "".join(f"▁{piece}▁" if piece in defaults.text_spec_tok else piece for piece in pieces).replace("▁", " ").split()
+    return "".join(f"▁{piece}▁" if piece in SPECIAL_TOKENS else piece for piece in pieces).replace("▁", " ").split()
 
 
 def _carried_out(tokens: Iterator[str]) -> Iterator[str]:

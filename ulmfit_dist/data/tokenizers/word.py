@@ -14,15 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fastai.text.core import defaults
-from fastcore.basics import compose
 
 from ulmfit_dist.config.schema import TokenizerConfig
 from ulmfit_dist.data.token_store import MODEL_FILE
 from ulmfit_dist.data.tokenizers.base import TOKENS_KEPT, Encoded, Rule, TextTokenizer, import_rule
 from ulmfit_dist.data.tokenizers.fast.chunk_cache import ChunkTokenizer
+from ulmfit_dist.data.tokenizers.rules import SPECIAL_TOKENS, TEXT_RULES, compose, replace_space
 from ulmfit_dist.data.tokenizers.sentencepiece import SentencePieceTokenizer
-from ulmfit_dist.data.vocab import Numbers
+from ulmfit_dist.data.vocab import StringIndexer
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.utils.imports import check_trust
 
@@ -47,8 +46,7 @@ class Tokenizer(TextTokenizer):
 
     def __init__(self, lang: str = "en", rules: Sequence[Rule] = ()):
         self.lang, self.rules = lang, rules
-        self._before = compose(*defaults.text_proc_rules, *rules)
-        self._after = compose(*defaults.text_postproc_rules)
+        self._before = compose(*TEXT_RULES, *rules)
         self._chunks: ChunkTokenizer | None
         self._turn = threading.Lock()
         self._start()
@@ -74,28 +72,28 @@ class Tokenizer(TextTokenizer):
             return self.encode(texts), self.tokens
 
     def _start(self) -> None:
-        self._chunks, self._ids = None, Numbers()  # what was known goes before more is learned
+        self._chunks, self._ids = None, StringIndexer()  # what was known goes before more is learned
         self._spacy = _spacy_tokenizer(self.lang)
         if not self.rules and _is_spacys_own(self._spacy):
             self._chunks = ChunkTokenizer(self._spacy, self._ids)
 
     def _encode_plainly(self, text: str) -> np.ndarray:
-        return self._ids.of([self._after(token.text) for token in self._spacy(self._before(text))])
+        return self._ids.of([replace_space(token.text) for token in self._spacy(self._before(text))])
 
 
-def open_tokenizer(config: TokenizerConfig, folder: Path, trust_rules: bool = True) -> TextTokenizer:
+def open_tokenizer(config: TokenizerConfig, folder: Path, trust_remote_code: bool = True) -> TextTokenizer:
     """The tokenizer of a config.
 
     Args:
         folder: a token store or an exported model, with the model of SentencePiece in it.
-        trust_rules: whether functions that the config names may be called.
+        trust_remote_code: whether functions that the config names may be called.
 
     Raises:
         UserError: no such language or rule; no model there, or a damaged one; a package is not installed; no trust.
     """
-    check_rules(config, folder, trust_rules)
+    check_rules(config, folder, trust_remote_code)
     rules = [import_rule(path) for path in config.rules]
-    if config.kind == "word":
+    if config.type == "word":
         return Tokenizer(config.lang, rules)
     try:
         return SentencePieceTokenizer((folder / MODEL_FILE).read_bytes(), rules)
@@ -103,9 +101,9 @@ def open_tokenizer(config: TokenizerConfig, folder: Path, trust_rules: bool = Tr
         raise UserError(f"{folder / MODEL_FILE}: cannot be read ({error.strerror})") from None
 
 
-def check_rules(config: TokenizerConfig, folder: Path, trust_rules: bool) -> None:
+def check_rules(config: TokenizerConfig, folder: Path, trust_remote_code: bool) -> None:
     """Raise UserError if the config of a model names functions to be called, and nobody has said that it may."""
-    check_trust({"tokenizer.rules": config.rules}, folder, trust_rules)
+    check_trust({"tokenizer.rules": config.rules}, folder, trust_remote_code)
 
 
 def _spacy_tokenizer(lang: str) -> Any:
@@ -114,7 +112,9 @@ def _spacy_tokenizer(lang: str) -> Any:
         import spacy
         from spacy.symbols import ORTH
     except ImportError:
-        raise UserError("tokenizing needs spaCy: pip install spacy; or set data.store to a prepared token store") from None
+        raise UserError(
+            "tokenizing needs spaCy: pip install spacy; or set data.token_store to a prepared token store"
+        ) from None
     try:
         tokenizer = spacy.blank(lang).tokenizer
     except ImportError as error:
@@ -124,7 +124,7 @@ def _spacy_tokenizer(lang: str) -> Any:
     if not hasattr(tokenizer, "add_special_case"):
         raise _of_another_library(lang)
     tokenizer.vocab.lex_attr_getters = {}  # is_alpha, shape, ...: not needed, and most of what a new word costs
-    for token in defaults.text_spec_tok:
+    for token in SPECIAL_TOKENS:
         tokenizer.add_special_case(token, [{ORTH: token}])
     return tokenizer
 
@@ -133,7 +133,7 @@ def _of_another_library(lang: str) -> UserError:
     by = f"another library, {LIBRARIES[lang]}" if lang in LIBRARIES else "a tokenizer of another kind"
     return UserError(
         f"tokenizer.lang={lang!r}: spaCy splits this language by {by}, which cannot keep fastai's special tokens whole, "
-        f"installed or not: set tokenizer.kind: sentencepiece, which learns to split it from your texts"
+        f"installed or not: set tokenizer.type: sentencepiece, which learns to split it from your texts"
     )
 
 

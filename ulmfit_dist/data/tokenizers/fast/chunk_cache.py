@@ -24,13 +24,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from fastai.text import core
-from fastai.text.core import BOS, TK_MAJ, TK_UP
 
-from ulmfit_dist.data.tokenizers.fast.lexicon import Lexicon
-from ulmfit_dist.data.tokenizers.fast.ragged import Growing, Ragged, take_rows
+from ulmfit_dist.data.tokenizers import rules
+from ulmfit_dist.data.tokenizers.fast.lexicon import WordTokenCache
+from ulmfit_dist.data.tokenizers.fast.ragged import GrowableArray, RaggedArray, take_rows
 from ulmfit_dist.data.tokenizers.fast.whitespace import space_out
-from ulmfit_dist.data.vocab import Numbers
+from ulmfit_dist.data.tokenizers.rules import BOS, TK_MAJ, TK_UP
+from ulmfit_dist.data.vocab import StringIndexer
 
 _CAPITALS = (TK_MAJ, TK_UP)
 _STEMS = re.compile(r"^ ?(\w*)", re.MULTILINE)
@@ -48,14 +48,18 @@ class ChunkTokenizer:
         ids: the ids of tokens.
     """
 
-    def __init__(self, tokenizer: Any, ids: Numbers):
+    def __init__(self, tokenizer: Any, ids: StringIndexer):
         self.tokenizer, self.ids = tokenizer, ids
-        self.lexicon = Lexicon(tokenizer, ids)
+        self.lexicon = WordTokenCache(tokenizer, ids)
         self._pairs = {tuple(ids.of(pair).tolist()) for pair in self.lexicon.special_cases.pairs}
         self._capitals = dict(zip(_CAPITALS, ids.of(_CAPITALS).tolist(), strict=True))
-        self._chunks = Numbers()
-        self._ids_of_chunks, self._facts = Ragged(np.uint32), Growing(np.uint8)
-        self._first_word, self._last_word, self._stem = Growing(np.int64), Growing(np.int64), Growing(np.int64)
+        self._chunks = StringIndexer()
+        self._ids_of_chunks, self._facts = RaggedArray(np.uint32), GrowableArray(np.uint8)
+        self._first_word, self._last_word, self._stem = (
+            GrowableArray(np.int64),
+            GrowableArray(np.int64),
+            GrowableArray(np.int64),
+        )
         self._edges: dict[int, tuple[int, int]] = {}
 
     def is_full(self, num_chunks: int) -> bool:
@@ -63,10 +67,10 @@ class ChunkTokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray | None]:
         """The ids of each text, uint32; None for a text that must be tokenized as a whole."""
-        texts = list(map(core.fix_html, texts))
+        texts = list(map(rules.fix_html, texts))
         chunks, documents = self._look_up(list(map(space_out, texts)))
         rewritten = self._to_rewrite(chunks, documents)
-        again = [core.spec_add_spaces(core.replace_wrep(core.replace_rep(texts[i]))) for i in rewritten]
+        again = [rules.spec_add_spaces(rules.replace_wrep(rules.replace_rep(texts[i]))) for i in rewritten]
         more, rewritings = self._look_up(list(map(space_out, again)))
         for i, rewriting in zip(rewritten, rewritings, strict=True):
             documents[i] = rewriting + len(chunks)
@@ -84,14 +88,14 @@ class ChunkTokenizer:
         """The numbers of the distinct chunks of texts in which one space parts them, int64, learned if they are new; and of
         each text where its chunks are among them, int32."""
         known = len(self._chunks)
-        documents = pc.split_pattern(pa.array(texts, pa.large_string()), " ")
+        documents = pc.split_pattern(_string_array(texts), " ")
         parts = documents.values.dictionary_encode()
         chunks = self._chunks.of(parts.dictionary.to_pylist())
         new = self._chunks.since(known)
         spaces = [chunk for chunk in new if chunk[0].isspace()]
         self._learn_spaces(spaces)
         self._learn_words([chunk for chunk in new if not chunk[0].isspace()] if spaces else new)
-        return chunks, np.split(parts.indices.to_numpy(), documents.offsets.to_numpy()[1:-1])[: len(texts)]
+        return chunks, np.split(_numbers(parts.indices), _numbers(documents.offsets)[1:-1])[: len(texts)]
 
     def _to_rewrite(self, chunks: np.ndarray, documents: list[np.ndarray]) -> list[int]:
         """Documents where xxwrep may come in, or the white space changes, when fastai's rules see the whole of it."""
@@ -124,7 +128,7 @@ class ChunkTokenizer:
         if not chunks:
             return
         numbers = self._chunks.of(chunks)
-        text = core.replace_rep("\n".join(chunks))
+        text = rules.replace_rep("\n".join(chunks))
         lines = text.split("\n")
         facts = np.array([BEGINS_WITH_SPACE if line[0] in " /#\\" else 0 for line in lines], dtype=np.uint8)
         first, last = list(lines), list(lines)
@@ -135,7 +139,7 @@ class ChunkTokenizer:
         self._first_word.put(numbers, _hashes(first))
         self._last_word.put(numbers, _hashes(last))
         self._stem.put(numbers, _hashes(_STEMS.findall(text)))
-        text = core.replace_maj(core.replace_all_caps(core.spec_add_spaces(text))).lower()
+        text = rules.replace_maj(rules.replace_all_caps(rules.spec_add_spaces(text))).lower()
         counts = np.array([len(line.split()) if " " in line else 1 for line in text.split("\n")])
         words = text.split()
         tokens = self.lexicon.look_up(words)
@@ -157,10 +161,26 @@ class ChunkTokenizer:
         """Tokenize runs of white space, as they stand between two words."""
         for chunk in chunks:
             doc = self.tokenizer(f"{BOS}{chunk.replace('▁', ' ')}{BOS}")
-            ids = self.ids.of([core.replace_space(token.text) for token in doc[1:-1]])
+            ids = self.ids.of([rules.replace_space(token.text) for token in doc[1:-1]])
             number = np.array([self._chunks[chunk]])
             self._ids_of_chunks.set(number, ids, np.array([len(ids)]))
             self._facts.put(number, np.array([SPACE]))
+
+
+def _string_array(texts: list[str]) -> pa.LargeStringArray:
+    """Return `pa.array(texts, pa.large_string())`, which would import pandas to find out that a list is none of its own."""
+    encoded = [text.encode() for text in texts]
+    offsets = np.zeros(len(texts) + 1, dtype=np.int64)
+    np.cumsum(list(map(len, encoded)), out=offsets[1:])
+    return pa.LargeStringArray.from_buffers(len(texts), pa.py_buffer(offsets), pa.py_buffer(b"".join(encoded)))
+
+
+def _numbers(array: pa.Array) -> np.ndarray:
+    """Return `array.to_numpy()` of numbers without nulls, without the import of pandas that belongs to it."""
+    dtype = np.dtype(array.type.to_pandas_dtype())
+    if len(array) == 0:
+        return np.empty(0, dtype)
+    return np.frombuffer(array.buffers()[1], dtype, len(array), array.offset * dtype.itemsize)
 
 
 def _hashes(strings: list[str]) -> np.ndarray:

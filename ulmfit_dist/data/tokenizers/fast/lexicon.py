@@ -11,7 +11,7 @@ import numpy as np
 from ulmfit_dist.data.tokenizers.fast.ragged import take_rows
 from ulmfit_dist.data.tokenizers.fast.special_cases import SpecialCases
 from ulmfit_dist.data.tokenizers.fast.word_shapes import WordShapes, splits_a_run
-from ulmfit_dist.data.vocab import Numbers
+from ulmfit_dist.data.vocab import StringIndexer
 
 
 class Split(NamedTuple):
@@ -48,7 +48,7 @@ class Tokens(NamedTuple):
     edges: dict[str, tuple[str, str]]
 
 
-class Lexicon:
+class WordTokenCache:
     """Words to the ids of their tokens.
 
     Args:
@@ -56,14 +56,14 @@ class Lexicon:
         ids: the ids of tokens.
     """
 
-    def __init__(self, tokenizer: Any, ids: Numbers):
+    def __init__(self, tokenizer: Any, ids: StringIndexer):
         self.tokenizer, self.ids = tokenizer, ids
         self.special_cases, self.shapes = SpecialCases(tokenizer), WordShapes(tokenizer)
         self._splits: dict[str, Split | None] = {}  # by shape
 
     def look_up(self, words: Sequence[str]) -> Tokens:
         """The tokens of words without white space in them."""
-        numbers = Numbers()
+        numbers = StringIndexer()
         places = numbers.of(words)
         distinct = list(numbers)
         splits = self._split(distinct)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 
-class Ragged:
+class RaggedArray:
     """Rows of numbers, each set once, read many at a time.
 
     Args:
@@ -13,8 +13,8 @@ class Ragged:
     """
 
     def __init__(self, dtype: type[np.generic]):
-        self._values = Growing(dtype)
-        self._starts, self._lengths = Growing(np.int64), Growing(np.int64)
+        self._values = GrowableArray(dtype)
+        self._starts, self._lengths = GrowableArray(np.int64), GrowableArray(np.int64)
 
     def set(self, which: np.ndarray, values: np.ndarray, lengths: np.ndarray) -> None:
         """Set rows.
@@ -35,16 +35,16 @@ class Ragged:
 
 
 def take_rows(values: np.ndarray, lengths: np.ndarray, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """As `Ragged.get`, of rows that are given as it returns them."""
+    """As `RaggedArray.get`, of rows that are given as it returns them."""
     return _gather(values, (np.cumsum(lengths) - lengths)[which], lengths[which])
 
 
-def _gather(values: np.ndarray | Growing, starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _gather(values: np.ndarray | GrowableArray, starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     shifts = starts - (np.cumsum(lengths) - lengths)
     return values[np.repeat(shifts, lengths) + np.arange(lengths.sum())], lengths
 
 
-class Growing:
+class GrowableArray:
     """A one-dimensional array that grows as values are put into it; what was not put is zero."""
 
     def __init__(self, dtype: type[np.generic]):

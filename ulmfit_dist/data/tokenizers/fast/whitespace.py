@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from fastai.text.core import BOS, rm_useless_spaces
+from ulmfit_dist.data.tokenizers.rules import BOS, rm_useless_spaces
 
 _RARE = (*"\t\x0b\x0c\r\x1c\x1d\x1e\x1f", "▁")  # in ASCII; and ▁, which stands for a space, so not for itself
 _OTHER_SPACE = re.compile(r" ?([^\S ]\s*)")

@@ -13,24 +13,24 @@ import forked
 import pytest
 
 from ulmfit_dist.distributed.rendezvous import read_meeting
-from ulmfit_dist.errors import EXIT_CODE, RESUMABLE, UserError
+from ulmfit_dist.errors import RESUMABLE, USER_ERROR, UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 RANK = """
 import sys
 from ulmfit_dist.distributed import rendezvous, signals
 from ulmfit_dist.config.schema import RuntimeConfig
-from ulmfit_dist.errors import Interrupted, UserError
+from ulmfit_dist.errors import ResumableInterrupt, UserError
 from ulmfit_dist.distributed.runtime import Runtime
 
-rendezvous.EVERY = 0.5
+rendezvous.LOG_INTERVAL = 0.5
 try:
-    with signals.at_once(), Runtime(RuntimeConfig(precision="no", join_timeout=float(sys.argv[1]))) as runtime:
-        print(runtime.gather(runtime.rank))
+    with signals.at_once(), Runtime(RuntimeConfig(precision="fp32", join_timeout=float(sys.argv[1]))) as runtime:
+        print(runtime.all_gather_object(runtime.rank))
 except UserError as error:
     print(error, file=sys.stderr)
     sys.exit(2)
-except Interrupted:
+except ResumableInterrupt:
     sys.exit(85)
 """
 
@@ -69,10 +69,10 @@ def test_a_rank_says_for_whom_it_waits_and_meets_one_that_comes_later(first: int
 def test_a_rank_that_does_not_come_is_named_after_the_time_limit(rank: int, port: int):
     with start_rank(rank, port, minutes=0.01) as alone:
         errors = alone.communicate(timeout=120)[1]
-    assert alone.returncode == EXIT_CODE
+    assert alone.returncode == USER_ERROR
     line = errors.splitlines()[-1]
     assert "runtime.join_timeout" in line
-    assert f"rank {1 - rank} of 2 did not come: check MASTER_ADDR" in line
+    assert f"rank {1 - rank} of 2 did not join: check MASTER_ADDR" in line
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
@@ -88,8 +88,8 @@ def test_a_signal_ends_the_wait(number: signal.Signals, port: int):
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
-        ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2 is set, and RANK is not"),
-        ({"WORLD_SIZE": "2", "RANK": "0"}, "WORLD_SIZE=2 is set, and MASTER_ADDR is not"),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2 is set, but RANK is not"),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "WORLD_SIZE=2 is set, but MASTER_ADDR is not"),
         ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK=2 with WORLD_SIZE=2"),
         ({"WORLD_SIZE": "two"}, "WORLD_SIZE=two is not a whole number"),
     ],

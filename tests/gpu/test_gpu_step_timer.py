@@ -5,21 +5,21 @@ import time
 import pytest
 import torch
 
-from ulmfit_dist.distributed.step_timer import Laps
+from ulmfit_dist.distributed.step_timer import StepTimer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is visible")
 
 
 @pytest.mark.real_gpu(reason="the simulated GPU works as soon as work is launched, so a launch takes as long as the work")
 def test_laps_are_the_devices_time_and_nothing_waits_for_it():
-    laps, x = Laps(torch.device("cuda")), torch.randn(4096, 4096, device="cuda")
+    step_timer, x = StepTimer(torch.device("cuda")), torch.randn(4096, 4096, device="cuda")
     torch.cuda.synchronize()
-    laps.start()
+    step_timer.start()
     began = time.perf_counter()
     for _ in range(100):
         x = x @ x / 64
-    laps.end("forward")
+    step_timer.end("forward")
     launched = time.perf_counter() - began
-    seconds = laps.take().read().parts["forward"]
+    seconds = step_timer.take().read().parts["forward"]
     whole = time.perf_counter() - began
     assert launched < seconds <= whole

@@ -199,8 +199,8 @@ from ulmfit_dist.config.schema import RuntimeConfig
 from ulmfit_dist.distributed.runtime import Runtime
 
 keeps_group = os.environ["RANK"] == "0"
-runtime = Runtime(RuntimeConfig(precision="no"), keeps_group=keeps_group)
-runtime.gather("an object")
+runtime = Runtime(RuntimeConfig(precision="fp32"), keeps_group=keeps_group)
+runtime.all_gather_object("an object")
 count_threads()
 if keeps_group:
     with runtime:

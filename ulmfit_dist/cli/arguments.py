@@ -1,0 +1,109 @@
+"""Arguments that several commands share. Imports nothing heavy, so `--help` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from ulmfit_dist.config.schema import PRECISIONS
+from ulmfit_dist.errors import UserError
+
+STAGES = ("lm", "classifier")
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are `UserError`s: one line, on rank 0."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UserError with the message and the command whose `--help` lists the arguments."""
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+if TYPE_CHECKING:
+    Subparsers = argparse._SubParsersAction[Parser]
+else:
+    Subparsers = argparse._SubParsersAction
+
+
+def add_command(
+    subparsers: Subparsers, name: str, help: str, description: str | None = None, usage: str | None = None
+) -> Parser:
+    """Add a command's parser.
+
+    Args:
+        description: for the command's own `--help`; None: as `help`.
+        usage: None: as argparse makes it from the arguments.
+    """
+    parser = subparsers.add_parser(name, help=help, description=description or help, usage=usage)
+    parser.set_defaults(command=name, is_resumable=False)
+    return parser
+
+
+def add_config_command(subparsers: Subparsers, name: str, help: str) -> Parser:
+    """Add a command that takes a config and overrides."""
+    parser = add_command(subparsers, name, help)
+    parser.add_argument("config", metavar="CONFIG", help="a YAML config, such as configs/quickstart.yaml")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="keys to set, such as lm.global_batch_size=32")
+    return parser
+
+
+def add_run_command(subparsers: Subparsers, name: str, help: str) -> Parser:
+    """Add a command that trains or prepares on all ranks, and resumes after a signal."""
+    parser = add_config_command(subparsers, name, help)
+    add_verbosity(parser)
+    parser.set_defaults(is_resumable=True)
+    return parser
+
+
+def add_model_command(subparsers: Subparsers, name: str, help: str) -> Parser:
+    """Add a command that takes a run directory or an exported model."""
+    parser = add_command(subparsers, name, help)
+    parser.add_argument(
+        "run", metavar="RUN", type=Path, help="a run directory, such as runs/quickstart, or an exported model"
+    )
+    add_trust(parser)
+    return parser
+
+
+def add_verbosity(parser: Parser) -> None:
+    """Add `--verbose` and `--quiet`."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--verbose", action="store_true", help="print details, such as precision and checkpoint")
+    group.add_argument("--quiet", action="store_true", help="print results, warnings and errors only")
+
+
+def add_fresh(parser: Parser) -> None:
+    """Add `--resume` and `--fresh`."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--resume", action="store_true", help="resume an interrupted run (the default)")
+    group.add_argument("--fresh", action="store_true", help="train from the start")
+
+
+def add_stage(parser: Parser) -> None:
+    """Add the arguments of tables of texts: `--stage`, `--rows` and `--tokens`."""
+    parser.add_argument("--stage", choices=STAGES, help="one stage only (default: all)")
+    parser.add_argument("--rows", type=int, default=4, metavar="N", help="rows of each table (default: %(default)s)")
+    parser.add_argument("--tokens", action="store_true", help="show the tokens that the model reads, not readable text")
+
+
+def add_files(parser: Parser) -> None:
+    """Add `--file` and `--output` of commands that label texts."""
+    parser.add_argument("--file", type=Path, metavar="F", help="read texts from a file, one per line")
+    parser.add_argument("--output", type=Path, metavar="F", help="write JSON lines to a file")
+
+
+def add_json(parser: Parser, what: str = "figures") -> None:
+    """Add `--json`."""
+    parser.add_argument("--json", action="store_true", help=f"print the {what} as JSON")
+
+
+def add_precision(parser: Parser) -> None:
+    """Add `--precision`."""
+    help = "as runtime.precision (default: the precision of the training if this machine supports it, else auto)"
+    parser.add_argument("--precision", choices=PRECISIONS, type=lambda name: "fp32" if name == "no" else name, help=help)
+
+
+def add_trust(parser: Parser) -> None:
+    """Add `--trust-remote-code`."""
+    parser.add_argument("--trust-remote-code", action="store_true", help="call the functions that the model's config names")

@@ -1,0 +1,57 @@
+"""`ulmfit-dist ensemble`: several classifiers as one."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from ulmfit_dist.cli.arguments import Subparsers, add_command, add_files, add_json, add_precision, add_trust
+from ulmfit_dist.cli.texts import check_output, label_texts, read_texts
+from ulmfit_dist.distributed.env import silence_warnings
+from ulmfit_dist.errors import UserError
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the command's arguments."""
+    parser = add_command(
+        subparsers,
+        "ensemble",
+        "evaluate the mean of several classifiers, or label texts with it",
+        description="average the probabilities of classifiers; without texts: metrics of each and of their mean",
+    )
+    parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="a run directory, or an exported classifier")
+    parser.add_argument("--text", action="append", dest="texts", default=[], metavar="TEXT", help="a text; may be repeated")
+    add_files(parser)
+    parser.add_argument("--with-baseline", action="store_true", help="evaluate with the TF-IDF baseline as another member")
+    add_json(parser)
+    add_precision(parser)
+    add_trust(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Label the texts; without texts, evaluate the members and their mean."""
+    if not args.texts and not args.file:
+        _evaluate(args)
+        return
+    if args.with_baseline:
+        raise UserError("--with-baseline measures, it does not label: leave out --text and --file, or --with-baseline")
+    texts = read_texts(args)
+    check_output(args)
+    silence_warnings()
+    from ulmfit_dist.inference.ensemble import Ensemble
+
+    label_texts(texts, Ensemble(args.runs, trust_remote_code=args.trust_remote_code), args.output)
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    if args.output is not None:
+        raise UserError("--output is for labels: give texts, too, with --text or --file")
+    from ulmfit_dist.config.schema import RuntimeConfig
+    from ulmfit_dist.distributed.runtime import Runtime
+    from ulmfit_dist.stages.evaluate import precision_of_models
+    from ulmfit_dist.stages.evaluate_ensemble import describe_ensemble, evaluate_ensemble
+
+    with Runtime(RuntimeConfig(precision=args.precision or precision_of_models(args.runs))) as runtime:
+        figures = evaluate_ensemble(args.runs, runtime, args.trust_remote_code, args.with_baseline)
+        runtime.print(json.dumps(figures, indent=1) if args.json else "\n".join(describe_ensemble(figures)))
