@@ -132,6 +132,7 @@ def test_folds_leave_the_test_split_alone_and_wrong_labels_are_one_line(recipe: 
     assert "no labelled document to train the classifier on" in result.stderr
 
 
+@pytest.mark.distributed
 def test_a_run_measures_the_baseline_once_before_it_trains(recipe: Path, tmp_path: Path):
     short = ("lm.phases=[{epochs: 1, lr: 1e-2}]", "classifier.phases=[{epochs: 1, lr: 1e-2}]", "name=run")
     given = words(tmp_path, recipe, *short, "classifier.baseline=true", command="run")

@@ -19,6 +19,7 @@ from ulmfit_dist.data.prediction_table import read_predictions
 from ulmfit_dist.metrics.resampling import sample_of
 from ulmfit_dist.stages import final_scores
 
+pytestmark = pytest.mark.distributed  # a run asks git for its revision
 SHORT = [*TINY, "data.source=csv", "lm.phases=[{epochs: 1, lr: 1e-2}]", "classifier.phases=[{epochs: 1, lr: 1e-2}]"]
 KINDS: dict[str, tuple[list[str], Callable[[int], str], str]] = {
     "category": ([], lambda i: "ab"[i % 2], "accuracy"),

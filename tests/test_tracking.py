@@ -21,6 +21,7 @@ from ulmfit_dist.tracking.tracker import Tracker
 from ulmfit_dist.tracking.wandb_files import records
 from ulmfit_dist.training.callbacks.tracking import TrackingCallback, without_texts
 
+pytestmark = pytest.mark.distributed  # W&B has a process of its own
 NAMES_OF_A_STEP = {
     *("loss", "loss_smoothed", "learning_rate", "learning_rate_0", "learning_rate_1", "learning_rate_2", "momentum"),
     *(

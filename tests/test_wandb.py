@@ -28,6 +28,7 @@ from ulmfit_dist.tracking.wandb_files import files_of, last_row, records
 from ulmfit_dist.tracking.wandb_process import wandb_mode
 from ulmfit_dist.tracking.wandb_run import WandbRow, WandbRun, where_offline
 
+pytestmark = pytest.mark.distributed  # W&B has a process of its own
 KEY = "a" * 40
 
 

@@ -1,5 +1,6 @@
 """The batch scripts under a real SLURM: two nodes, real signals, real time limits, a node that dies."""
 
+import compileall
 import json
 import os
 import re
@@ -40,6 +41,7 @@ def house(cluster: Cluster) -> Path:
     house = cluster.folder / "a house with spaces"
     for name in ("launch", "configs", "slurm", "ulmfit_dist"):
         shutil.copytree(ROOT / name, house / name, ignore=shutil.ignore_patterns("__pycache__"))
+    compileall.compile_dir(house / "ulmfit_dist", quiet=1)  # once, not in each rank: another user cannot write there
     return house
 
 
