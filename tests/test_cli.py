@@ -139,7 +139,7 @@ def test_wrong_input_is_one_line_and_nothing_is_trained(
     place: Path, recipe: Path, data: str, overrides: list[str], said: str
 ):
     words = ["run", recipe, *TINY, f"data.path={place / data}", f"runs_dir={place}/runs", f"data.cache_dir={place}/cache"]
-    refused([*words, *(word.format(place=place) for word in overrides)], said)
+    refused([*words, *(word.format(place=place) for word in overrides), "--quiet"], said)
     assert not (place / "runs").exists()
 
 
