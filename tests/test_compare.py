@@ -232,7 +232,7 @@ def test_the_same_texts_are_the_same_whatever_else_the_stores_hold(tmp_path: Pat
     assert compare(first, second)["num_documents"] == N
     other = write_answers(tmp_path / "C", LABELS, right_on(LABELS, share(100)), hashes=np.arange(N)[::-1])
     with pytest.raises(
-        UserError, match=r"C was measured on other test documents \(120\) than .*A \(120\), or in another order"
+        UserError, match=r"C was evaluated on other test documents \(120\) than .*A \(120\), or in another order"
     ):
         compare(first, other)
 
@@ -427,7 +427,7 @@ def test_one_seed_has_no_spread_and_the_output_says_so(tmp_path: Path):
 
 def test_seeds_on_other_documents(tmp_path: Path):
     first, second = make_seeds(tmp_path, "A", [80, 82]), make_seeds(tmp_path, "B", [95, 96], hashes=np.arange(N) + 1)
-    refused([*first, "--", *second], "B-1 was measured on other test documents, or other labels of them, than")
+    refused([*first, "--", *second], "B-1 was evaluated on other test documents or labels than")
     refused([first[0], "--", first[1], first[0]], "is named twice")
     cut = [np.arange(N) + 1000 * seed for seed in (1, 2)]
     sides = [

@@ -19,7 +19,7 @@ from ulmfit_dist.config.schema import RuntimeConfig
 from ulmfit_dist.data.targets import one_class_each
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.metrics.objective import made_up_answers
+from ulmfit_dist.metrics.objective import sample_answers
 from ulmfit_dist.metrics.user import build_metrics, metric_names
 from ulmfit_dist.tracking.console import EpochTable
 from ulmfit_dist.training.callbacks.user import add_callbacks
@@ -43,7 +43,7 @@ class ModelSelectionCallback(Callback):
 
 def answers(num_classes: int) -> tuple[torch.Tensor, torch.Tensor]:
     """For metrics to be tried on."""
-    return made_up_answers(one_class_each([*"abc"[:num_classes]]))
+    return sample_answers(one_class_each([*"abc"[:num_classes]]))
 
 
 def first_label(logits_NC: torch.Tensor, y_N: torch.Tensor) -> torch.Tensor:
@@ -91,10 +91,10 @@ def test_an_evaluation_forgets_the_one_before():
     [
         (["fastai.metrics.F1Score"], "F1Score fails on 3 classes .*average='binary'.*: check its arguments"),
         (["fastai.metrics.F2Score"], "'fastai.metrics.F2Score' cannot be imported"),
-        (["fastai.metrics.accuracy"], "there is a metric accuracy already: give fastai.metrics.accuracy another"),
+        (["fastai.metrics.accuracy"], "fastai.metrics.accuracy has the name of another metric, accuracy"),
         ([{"path": "fastai.metrics.RocAuc", "max": 3}], "cannot be made .*'max'"),
         ([{"module": "x"}], "give module.name, or {path: module.name, argument: value}"),
-        (["builtins.dict"], "makes a dict: give a function of logits and targets"),
+        (["builtins.dict"], "returns a dict: give a function of logits and targets"),
         (["torch.add"], "torch.add fails on 3 classes"),
     ],
 )
