@@ -178,7 +178,7 @@ def test_own_parts_do_the_same_on_one_rank_on_two_and_in_a_run_that_was_stopped(
     assert any(now <= max(accuracies[:i]) for i, now in enumerate(accuracies[:-1]) if i), accuracies
 
     evaluated = command_here(["evaluate", "--json", tmp_path / "one", "--precision", "fp64"])
-    assert "classifier.metrics are left out: say --trust-rules" in evaluated.stderr
+    assert "classifier.metrics are skipped: --trust-rules computes them" in evaluated.stderr
     assert "f1_weighted" not in json.loads(evaluated.stdout)["classifier"]
     trusted = json.loads(succeed_here(["evaluate", "--json", tmp_path / "one", "--precision", "fp64", "--trust-rules"]))
     assert trusted["classifier"]["f1_weighted"] == pytest.approx(epochs["one"][-1]["classifier/f1_weighted"], rel=1e-6)
