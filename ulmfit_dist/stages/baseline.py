@@ -56,7 +56,7 @@ def compute_baseline(config: Config, runtime: Runtime, store: TokenStore) -> Fig
 
     Returns:
         `C`, `num_features`, `num_documents` (of training) and `seconds`; the metrics on `valid`, and with 95 % intervals
-        on `test`, if there is a labelled test split; `majority`: the same metrics of the most frequent class, or of the mean.
+        on `test`, if it is labelled; `majority`: the same metrics of the most frequent class, or of the mean.
 
     Raises:
         UserError: no classifier can be trained on these labels.
