@@ -1,4 +1,4 @@
-"""Two runs compared: figures beside those of other code, how often intervals hold the truth, and all that is refused."""
+"""Comparison of runs: figures against reference code, coverage of intervals, and invalid input."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LABELS = [("a", "b", "c")[i % 3] for i in range(N)]
 
 
 def share(number: int, of: int = N) -> list[bool]:
-    """True for the first `number` documents."""
+    """Return True for the first `number` documents."""
     return [i < number for i in range(of)]
 
 
@@ -43,7 +43,7 @@ def make_pair(folder: Path, first: list[bool], second: list[bool]) -> tuple[Path
 
 
 def resampled(difference: Callable[[np.ndarray], float], number: int) -> list[float]:
-    """The middle 95 % of differences of documents that are drawn one by one."""
+    """Return the middle 95 % of differences, with documents drawn one by one."""
     rng = np.random.default_rng(5)
     return np.percentile([difference(rng.integers(0, number, number)) for _ in range(1000)], [2.5, 97.5]).tolist()
 
@@ -71,7 +71,7 @@ def test_figures_of_one_class_each_are_those_of_other_code():
 
 
 def macro_f1(y_N: np.ndarray, said_N: np.ndarray) -> float:
-    """As scikit-learn's, in a hundredth of the time."""
+    """Return scikit-learn's macro-F1, a hundred times faster."""
     hits_C = np.bincount(y_N[y_N == said_N], minlength=4)
     return float((2 * hits_C / (np.bincount(y_N, minlength=4) + np.bincount(said_N, minlength=4))).mean())
 
@@ -131,7 +131,7 @@ def test_the_interval_of_a_difference_holds_the_true_one_about_nineteen_times_in
 
 
 def true_difference() -> float:
-    """The accuracy of the second minus that of the first: shares of a sum of two uniform numbers below 0.66 and 0.60."""
+    """Return the true difference of accuracies: probabilities that a sum of two uniform numbers is below 0.66 and 0.60."""
 
     def below(p: float) -> float:  # hard is uniform in [0, 0.7], the rest in [0, 0.3]; p is between the two
         return (p - 0.15) / 0.7
@@ -226,7 +226,7 @@ def test_validation_documents_are_named_as_such(tmp_path: Path):
 
 
 def test_the_same_texts_are_the_same_whatever_else_the_stores_hold(tmp_path: Path):
-    """Another tokenizer, or more training texts, makes another token store."""
+    """Another tokenizer, or more training texts, gives another token store."""
     first = write_answers(tmp_path / "A", LABELS, right_on(LABELS, share(80)))
     second = write_answers(tmp_path / "B", LABELS, right_on(LABELS, share(100)), num_others=37)
     assert compare(first, second)["num_documents"] == N

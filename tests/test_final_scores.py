@@ -1,4 +1,4 @@
-"""Figures on test documents, at the end of a run and of new texts: for each kind of target, for folds, after a failure."""
+"""Figures on the test split and on new texts: for each target, for folds, and after a failure."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def texts(number: int, word: str, label: Callable[[int], str]) -> Rows:
 
 
 def words_of(folder: Path, recipe: Path, kind: str = "category", labelled: bool = True, valid: bool = True) -> list[object]:
-    """Words of a run on a table of splits, in a folder."""
+    """Return the arguments of a run on a table of splits."""
     words, label, _ = KINDS[kind]
     splits = {"train": texts(42, "lamp", label), "test": texts(21, "soup", label if labelled else lambda i: "")}
     if valid:

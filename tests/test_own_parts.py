@@ -1,4 +1,4 @@
-"""Callbacks and metrics of the user's own: as the examples have them, on one rank and two, and what is refused."""
+"""User-defined callbacks and metrics: the examples, on one and two ranks, and invalid ones."""
 
 import json
 import os
@@ -38,11 +38,11 @@ IN_THE_CONFIG = (
 
 
 class ModelSelectionCallback(Callback):
-    """Has the name of one of ours."""
+    """Has the name of a built-in metric."""
 
 
 def answers(num_classes: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """For metrics to be tried on."""
+    """Return sample answers for metrics."""
     return sample_answers(one_class_each([*"abc"[:num_classes]]))
 
 
@@ -51,7 +51,7 @@ def first_label(logits_NC: torch.Tensor, y_N: torch.Tensor) -> torch.Tensor:
 
 
 class StopsItself(Callback):
-    """Asks the run to stop after the step that the environment names, as a scheduler would."""
+    """Stop the run after the step in the environment, as a scheduler does."""
 
     def after_batch(self) -> None:
         if self.learn.training and str(self.learn.stage_step) == os.environ.get("STOP_AFTER"):

@@ -1,4 +1,4 @@
-"""The report: what its page says is what the run's files say, and nothing in it leads out of it or runs."""
+"""Report: the page shows the values of the run's files, and has no external links or scripts."""
 
 import json
 import re
@@ -24,7 +24,7 @@ HOSTILE = (
 
 
 class Page(HTMLParser):
-    """A page taken apart; every tag that is opened must be closed in turn."""
+    """Parser of a page that requires every tag to be closed in order."""
 
     def __init__(self, html: str):
         super().__init__()

@@ -1,4 +1,4 @@
-"""The batch script that `submit` writes."""
+"""Batch scripts of `submit`."""
 
 import re
 import subprocess
@@ -13,7 +13,7 @@ COMMAND = ["submit", "configs/quickstart.yaml", "lm.global_batch_size=512", "--d
 
 
 def directives(script: str) -> dict[str, str]:
-    """The options of sbatch that a script names."""
+    """Return the sbatch options of a script."""
     return dict(re.findall(r"^#SBATCH --([\w-]+)(?:=(.+))?$", script, re.MULTILINE))
 
 

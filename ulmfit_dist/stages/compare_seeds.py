@@ -1,7 +1,7 @@
 """Comparison of two groups of runs: means, standard deviations, and Welch's interval of the difference.
 
 The runs of a group usually differ in their seed. On a test split all runs must be evaluated on the same documents.
-Validation documents often depend on the seed, so they may differ, and a remark says so. Trade-off: the intervals are wider
+Validation documents often depend on the seed, so they may differ, and a remark is added. Trade-off: the intervals are wider
 than those of a paired comparison, but cover the training seed.
 """
 
