@@ -1,4 +1,4 @@
-"""The learning rate range test: beside fastai's own, on one rank and two, and what it leaves behind."""
+"""Learning rate range test: against fastai's, on one and two ranks, and its files."""
 
 import json
 from pathlib import Path
@@ -42,7 +42,7 @@ def learner(tmp_path: Path) -> LMLearner:
 
 
 class Losses(Callback):
-    """fastai's smoothed loss, as its Recorder has it, where there is none."""
+    """fastai's smoothed loss for learners without a Recorder."""
 
     order, run_valid = 50, False
 
@@ -57,7 +57,7 @@ class Losses(Callback):
 
 
 class NoFile(LRFinder):
-    """fastai's own, without the weights in a file, and without a validation, of which our metrics would want batches."""
+    """fastai's LRFinder without saved weights and without a validation."""
 
     def before_fit(self) -> None:
         self.hps, self.best_loss = {"lr": []}, float("inf")
