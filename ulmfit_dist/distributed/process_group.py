@@ -17,6 +17,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 import torch.distributed as dist
+
+# Default arguments of this module's functions hold the process group that exists at its import. Imported later, by DDP, it
+# would keep the group's threads alive past the end, where they may abort the process (pytorch issue 190489).
+import torch.distributed.nn.functional
 from accelerate import PartialState
 from accelerate.state import AcceleratorState
 
