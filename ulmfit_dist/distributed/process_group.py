@@ -42,7 +42,7 @@ _opened: tuple[ProcessGroup, ProcessGroup] | None = None
 """The default group, and the control group opened with it."""
 
 _abandoned = False
-"""True after an error of this rank alone: the groups stay open until the process ends."""
+"""True after an error of this rank only: the groups stay open until the process ends."""
 
 
 def accelerate_states() -> States:
@@ -112,7 +112,7 @@ def abandon_process_group() -> None:
 def destroy_process_group() -> None:
     """End the groups' threads before the interpreter finalizes, where one that takes the GIL would abort the process.
 
-    For scripts, which do not exit through `exit.py`. After an error of this rank alone the groups stay open, because
+    For scripts, which do not exit through `exit.py`. After an error of this rank only, the groups stay open, because
     destroying them would wait for the other ranks in a pending collective.
     """
     if _abandoned or getattr(sys, "last_value", None) is not None:
