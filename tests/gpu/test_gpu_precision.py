@@ -115,7 +115,7 @@ def test_the_weights_of_an_lstm_lie_in_one_piece(wanted: str, texts: Path, tmp_p
 
 
 @needs_cuda
-def test_cudnn_complains_of_weights_that_lie_scattered():
+def test_cudnn_warns_of_noncontiguous_weights():
     """The warning exists, so the test above can fail."""
     lstm, x = nn.LSTM(16, 16, device=DEVICE), torch.randn(3, 2, 16, device=DEVICE)
     lstm.weight_hh_l0 = nn.Parameter(lstm.weight_hh_l0.detach().clone())
