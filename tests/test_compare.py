@@ -349,7 +349,7 @@ def test_a_damaged_file_is_one_line_whatever_is_damaged(tmp_path: Path):
         (lambda table: with_column(table, "label", ["a"] * (N - 1) + ["\x1b[31m"]), "labels outside the classes"),
         (lambda table: with_column(table, "probabilities", [[0.5, 0.5, math.nan]] * N), "probabilities outside 0 to 1"),
         (lambda table: with_column(table, "probabilities", [[0.5, 0.5, None]] * N), "missing probabilities"),
-        (lambda table: with_column(table, "probabilities", [[0.5] * 3] * (N - 1) + [[0.5]]), "not 3 probabilities"),
+        (lambda table: with_column(table, "probabilities", [[0.5] * 3] * (N - 1) + [[0.5]]), "without 3 probabilities"),
         (lambda table: with_column(table, "probabilities", ["x"] * N), ""),
     ],
 )
