@@ -15,15 +15,14 @@ logger = get_logger("ulmfit_dist.tests")
 
 
 @pytest.fixture(autouse=True)
-def pristine(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def pristine() -> Iterator[None]:
     """The package's logger as `import ulmfit_dist` leaves it, and a root logger without handlers."""
     root = logging.getLogger()
-    before, level, propagate = log.ROOT.handlers, log.ROOT.level, log.ROOT.propagate
-    monkeypatch.setattr(root, "handlers", [])
-    log.ROOT.handlers, log.ROOT.propagate = [logging.NullHandler()], True
+    before = root.handlers, log.ROOT.handlers, log.ROOT.level, log.ROOT.propagate
+    root.handlers, log.ROOT.handlers, log.ROOT.propagate = [], [logging.NullHandler()], True
     log.ROOT.setLevel(logging.NOTSET)
     yield
-    log.ROOT.handlers, log.ROOT.propagate = before, propagate
+    root.handlers, log.ROOT.handlers, level, log.ROOT.propagate = before
     log.ROOT.setLevel(level)
 
 
