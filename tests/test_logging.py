@@ -104,6 +104,10 @@ def test_a_users_own_configuration_is_left_as_it_is(name: str | None, monkeypatc
     log.ROOT.manager._clear_cache()  # type: ignore[attr-defined]
 
 
+def test_a_module_that_is_run_as_a_program_logs_to_the_package():
+    assert get_logger("__main__").logger is log.ROOT
+
+
 def test_a_level_of_the_user_is_kept(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(logging.getLogger(), "handlers", [])  # pytest has added its own
     log.ROOT.setLevel(logging.DEBUG)
