@@ -57,7 +57,7 @@ class ConsoleHandler(logging.Handler):
 
 
 def get_logger(name: str) -> RankLogger:
-    """Return the logger of a module: `logger = get_logger(__name__)`. A module that is run by `python -m` has the package's."""
+    """Return the logger of a module: `logger = get_logger(__name__)`; for `python -m`, the logger of the package."""
     return RankLogger(ROOT if name == "__main__" else logging.getLogger(name), {})
 
 
