@@ -1,4 +1,4 @@
-"""Lines of metrics.jsonl that are written when the next one's step comes, so that no GPU is waited for."""
+"""Lines of metrics.jsonl that are written at the step of the next line, so that training does not wait for the GPU."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LOG_EVERY = 2
 
 
 class Fit:
-    """Steps of a training whose losses, rates and gradients are given, and the lines that they leave."""
+    """Training steps with given losses, rates and gradients, and the lines that they log."""
 
     def __init__(self, is_late: bool):
         self.lines: list[dict[str, Any]] = []
@@ -68,7 +68,7 @@ class Fit:
         self.weight.grad = None
 
     def end(self) -> list[dict[str, Any]]:
-        """End the epoch; returns all lines without what is measured by a clock."""
+        """End the epoch; return all lines without measured times."""
         self.tracking.after_train()
         self.tracking.runtime.step_timer.stop()
         self.tracking.after_epoch()

@@ -1,4 +1,4 @@
-"""Which epoch is exported, and when a stage ends before its recipe does."""
+"""Selection of the exported epoch, and early stopping."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ from ulmfit_dist.training.train_state import TrainState
 
 
 def after(scores: list[float], patience: int | None = None, halfway: bool = False) -> ModelSelectionCallback:
-    """A selection that has seen these scores; where it is to be halfway, by way of a checkpoint."""
+    """Return a selection after these scores; halfway: restored from a checkpoint after half of them."""
     selection = ModelSelectionCallback(patience, lambda: {"of": len(scores)})
     for number, score in enumerate(scores, 1):
         if halfway and number == len(scores) // 2:
@@ -34,13 +34,13 @@ def after(scores: list[float], patience: int | None = None, halfway: bool = Fals
 
 
 @pytest.mark.parametrize("halfway", [False, True])
-def test_the_last_of_the_best_epochs_is_kept_in_mind(halfway: bool):
+def test_the_last_of_the_best_epochs_is_selected(halfway: bool):
     best = after([0.1, 0.9, 0.3, 0.9, 0.2], halfway=halfway).best
     assert (best.number, best.step, best.score) == (4, 40, 0.9)
 
 
 @pytest.mark.parametrize("halfway", [False, True])
-def test_a_stage_ends_after_epochs_that_were_no_better(halfway: bool):
+def test_a_stage_stops_after_epochs_without_improvement(halfway: bool):
     stopped = after([0.1, 0.5, 0.5, 0.4, 0.9], patience=2, halfway=halfway)
     assert stopped.learn.train_state.is_stopped
     assert stopped.learn.stage_epoch == 4
