@@ -1,4 +1,4 @@
-"""The TF-IDF baseline: its features and figures are scikit-learn's, of the same documents, on any number of ranks."""
+"""TF-IDF baseline: features and figures equal scikit-learn's on the same documents, on any number of ranks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The dashboard on W&B: what it would be, and what a server gets."""
+"""W&B dashboard: its JSON, and the requests that a server gets."""
 
 import json
 import sys
@@ -34,7 +34,7 @@ SYSTEM_METRICS = {
     *(f"system/{name}" for name in "cpu memory_percent proc.memory.rssMB network.sent network.recv".split()),
 }
 AXES = {**STEP_METRICS, **EPOCH_METRICS, **dict.fromkeys(SYSTEM_METRICS, "_runtime")}
-"""The axis of each metric of a run of the quick start, whose models have two layers."""
+"""Axis of each metric of the quick start, whose models have two layers."""
 
 
 def quickstart(*words: str) -> Config:
@@ -42,7 +42,7 @@ def quickstart(*words: str) -> Config:
 
 
 def panels(spec: dict) -> dict[str, list[dict]]:
-    """The settings of the panels of each section."""
+    """Return the settings of the panels of each section."""
     sections = spec["section"]["panelBankConfig"]["sections"]
     return {section["name"]: [panel["config"] for panel in section["panels"]] for section in sections}
 
@@ -103,7 +103,7 @@ except UserError as error:
 
 
 def save(folder: Path, **env: str) -> tuple[int, str, str]:
-    """Save the quick start's dashboard, in a process of its own; exit code, output, errors."""
+    """Save the quick start's dashboard in a separate process; return exit code, output and errors."""
     nobody = {"HOME": str(folder), "NETRC": f"{folder}/netrc", "WANDB_CONFIG_DIR": str(folder), "WANDB_API_KEY": ""}
     done = launch(["-c", SAVE], **{**nobody, "WANDB_MODE": "online", **env})
     return done.returncode, done.stdout, done.stderr

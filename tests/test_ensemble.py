@@ -1,4 +1,4 @@
-"""Several classifiers as one: the mean of their probabilities, and what keeps them from being compared."""
+"""Ensembles of classifiers: the mean of their probabilities, and incompatible members."""
 
 import json
 from collections.abc import Iterator
@@ -51,7 +51,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TokenStore:
 
 @pytest.fixture
 def runs(tmp_path: Path, store: TokenStore) -> list[Path]:
-    """Three classifiers of the same texts, one of which reads them from their end."""
+    """Three classifiers of the same texts, one of them backward."""
     configs = [CONFIG, BACKWARDS, replace(CONFIG, classifier=replace(CONFIG.classifier, global_batch_size=5))]
     return [make_classifier(tmp_path / f"run{seed}", store, seed, config) for seed, config in enumerate(configs)]
 
@@ -114,7 +114,7 @@ def test_several_classes_and_numbers_are_measured_by_their_mean(
 
 
 def one_by_one(run: Path, documents: list[np.ndarray]) -> np.ndarray:
-    """What a classifier says of documents, each alone: [documents, classes]."""
+    """Return probabilities of documents, each in its own batch: [documents, classes]."""
     classifier = load_classifier(run)
     direction = -1 if classifier.config.model.backwards else 1
     widths = [-(-len(document) // SEQ_LEN) * SEQ_LEN for document in documents]
@@ -176,7 +176,7 @@ def by_split(store: TokenStore, config: Config = CONFIG) -> dict[str, np.ndarray
 
 
 def best_temperature(p_NC: np.ndarray, label_N: np.ndarray) -> float:
-    """The best of a fine grid."""
+    """Return the best temperature of a fine grid."""
     grid = np.exp(np.linspace(np.log(BOUNDS[0]), np.log(BOUNDS[1]), 20001))
     rows = np.arange(len(label_N))
     return min(grid, key=lambda t: -np.log(at_temperature(p_NC, t)[rows, label_N]).mean())

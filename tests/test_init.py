@@ -1,4 +1,4 @@
-"""`ulmfit-dist init`: texts of many shapes give a recipe that `run` takes as it is, or the question that decides it."""
+"""`ulmfit-dist init`: texts of many formats give a valid recipe, or an error that names the missing option."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ def write_csv(
 
 
 def init(folder: Path, *words: object) -> dict[str, Any]:
-    """The card of a command that succeeds."""
+    """Return the data card of a command that succeeds."""
     return json.loads(succeed_here(["init", *words, "--json"], cwd=folder))
 
 
 def asked(folder: Path, *words: object) -> str:
-    """The question of a command that needs an answer; it has written nothing."""
+    """Return the error of a command that needs another option; it has written nothing."""
     result = command_here(["init", *words], cwd=folder)
     assert result.returncode == 2, result.stdout + result.stderr
     assert not list(folder.glob("*.yaml"))
@@ -61,7 +61,7 @@ def asked(folder: Path, *words: object) -> str:
 
 
 def prepared(folder: Path, card: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> TokenStore:
-    """The store that `run` would train on, by the recipe as it was written."""
+    """Return the store that `run` trains on with the written recipe."""
     monkeypatch.chdir(folder)
     config = load_config(card["recipe"])
     with Runtime(config.runtime) as runtime:

@@ -1,4 +1,4 @@
-"""Progress where there is no terminal, the time that is left, and the plan of a run."""
+"""Progress without a terminal, remaining time, and the plan of a run."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def lines_of(capsys: pytest.CaptureFixture[str], clock: list[float], seconds: float, total: int) -> list[str]:
-    """Lines of a loop of `total` steps that each take `seconds`."""
+    """Return the lines of a loop of `total` steps that take `seconds` each."""
     with Progress("lm", total) as bar:
         for _ in range(total):
             clock[0] += seconds

@@ -1,4 +1,4 @@
-"""What a run says in the terminal."""
+"""Terminal output of a run."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""W&B's own files, written by a real run and read back."""
+"""W&B's files, written by a real run and read back."""
 
 import errno
 import json
@@ -98,7 +98,7 @@ def test_ranks_exchange_nothing_in_a_step_but_the_gradients(run_dirs: dict[str, 
 
 
 def test_the_smoothed_loss_is_fastais(run_dirs: dict[str, Path]):
-    """Every step's loss is a line here, so the mean of them that fades can be computed again."""
+    """Every step's loss is a line here, so the exponential moving average can be recomputed."""
     tracking = TrackingCallback.__new__(TrackingCallback)
     tracking.runtime = SimpleNamespace(device=torch.device("cpu"))
     tracking._begin_sums()
@@ -139,7 +139,7 @@ def test_texts_of_an_earlier_start_go_where_texts_are_not_wanted():
 
 
 def started(folder: Path, *words: str, fresh: bool = False, stage: str = "lm", **found: str) -> str | None:
-    """W&B's run id of a start of a stage that logs a line."""
+    """Return the W&B run id of a start that logs a line."""
     config = load_config(
         overrides=["data.source=bbc_news", "runtime.precision=fp32", f"runs_dir={folder}", "name=a", *words]
     )

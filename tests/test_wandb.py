@@ -1,4 +1,4 @@
-"""W&B's run, online against a server on loopback, and offline: what arrives, once, whatever dies."""
+"""W&B runs, online with a server on loopback and offline: every row arrives exactly once, despite failures."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ KEY = "a" * 40
 
 @pytest.fixture
 def no_login(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[pytest.MonkeyPatch]:
-    """Nobody is logged in; what wandb keeps of the environment is forgotten before and after."""
+    """Remove the login, and reset wandb's cached environment before and after."""
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -66,14 +66,14 @@ def rows(numbers: range, factor: float = 1.0) -> list[WandbRow]:
 
 
 def files(folder: Path, run_id: str) -> list[Path]:
-    """The files of a run, once its last start has come to an end in them: wandb's own process takes a moment."""
+    """Return the files of a run after its last start has ended in them, which wandb's service process delays."""
     while not any(record.HasField("exit") for record in records(files_of(folder, run_id)[-1])):
         time.sleep(0.01)
     return files_of(folder, run_id)
 
 
 def written(folder: Path, run_id: str) -> list[dict[str, Any]]:
-    """The history in all files of a run."""
+    """Return the history in all files of a run."""
     return history(*files(folder, run_id))
 
 

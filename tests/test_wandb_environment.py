@@ -1,4 +1,4 @@
-"""W&B's variables beside the config: which of the two reaches `wandb.init`, and what a run's file holds."""
+"""Precedence of config and W&B's variables: arguments of `wandb.init`, and content of a run's file."""
 
 from __future__ import annotations
 

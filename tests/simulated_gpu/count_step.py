@@ -132,9 +132,7 @@ def main() -> int:
 
 def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    options.add_argument(
-        "argv", nargs="*", metavar="PRECISION or KEY=VALUE", help="fp32, bf16, fp16; overrides"
-    )
+    options.add_argument("argv", nargs="*", metavar="PRECISION or KEY=VALUE", help="fp32, bf16, fp16; overrides")
     options.add_argument("--loss", action="store_true", help="only decoder and loss, at the full model's sizes")
     options.add_argument("--details", action="store_true", help="kernels and bytes by operation")
     return options

@@ -26,7 +26,7 @@ from ulmfit_dist.stages.context import RunContext
 from ulmfit_dist.stages.final_scores import score_test_split
 from ulmfit_dist.stages.plan import describe_plan, make_plan
 from ulmfit_dist.stages.prepare import prepare
-from ulmfit_dist.stages.stage import STAGES, Stage
+from ulmfit_dist.stages.stage import CLASSIFIER, STAGES, Stage
 from ulmfit_dist.stages.train_stage import train_stage
 from ulmfit_dist.tracking.tracker import Tracker
 from ulmfit_dist.utils.log import get_logger
@@ -53,7 +53,7 @@ def run(config: Config, runtime: Runtime, fresh: bool = False, stages: Sequence[
         ResumableInterrupt: a signal has stopped the run; all progress is saved.
     """
     selected = [STAGES[name] for name in stages or config.stages]
-    has_classifier = any(stage.name == "classifier" for stage in selected)
+    has_classifier = CLASSIFIER in selected
     context = _prepare(config, runtime)
     tracker, store = context.tracker, context.store
     with _exclusive(tracker, runtime) as messages:

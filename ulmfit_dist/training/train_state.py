@@ -36,7 +36,7 @@ class TrainState:
 
     @property
     def is_finished(self) -> bool:
-        """Whether all phases are completed."""
+        """Return whether all phases are completed."""
         return self.phase >= self.num_phases
 
     def to_json(self) -> dict[str, Any]:
