@@ -92,6 +92,7 @@ def test_no_header_is_asked_for(tmp_path: Path):
     assert "a.csv: its first line looks like a row, not like names of columns" in asked(tmp_path, "a.csv")
 
 
+@pytest.mark.distributed
 def test_labels_in_words_train_a_classifier(tmp_path: Path):
     write_csv(tmp_path / "news.csv", ["title", "text", "label"], [("a title of it", *row) for row in documents(150)])
     said = succeed_here(["init", "news.csv", "--minutes", "1"], cwd=tmp_path)
