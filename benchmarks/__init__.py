@@ -1,1 +1,1 @@
-"""Measurements against fastai, side by side; each module is a script with a table at its end."""
+"""Benchmarks against fastai; each module is a script that prints a table."""

@@ -1,6 +1,6 @@
-"""Measure one thing: `python -m benchmarks NAME [--rounds 5] [--cases CASE ...] [--contenders NAME ...] [--save]`.
+"""Run a benchmark: `python -m benchmarks NAME [--rounds 5] [--cases CASE ...] [--contenders NAME ...] [--save]`.
 
-The report is printed, and with --save kept in benchmarks/results/NAME.txt.
+The report is printed, and with --save written to benchmarks/results/NAME.txt.
 """
 
 from __future__ import annotations
@@ -19,40 +19,40 @@ NAMES = {
     "tokenize": "text to ids, on one core",
     "lm_loader": "batches of the language model",
     "lm_step": "training steps of the language model",
-    "lm_perplexity": "what the language model has learned after equal steps",
+    "lm_perplexity": "perplexity of the language model after equal numbers of steps",
     "classifier_epoch": "an epoch of the classifier",
-    "predict": "texts classified by a trained model",
-    "generate": "texts written by a language model",
+    "predict": "classification of raw texts",
+    "generate": "text generation by a language model",
     "quickstart": "BBC News from raw text to a classifier, launch/quickstart.sh against plain fastai",
-    "checkpoint": "training with checkpoints and without",
+    "checkpoint": "training with and without checkpoints",
     "scaling": "two processes against one with two threads",
 }
-"""Modules of this package, each with a `BENCHMARK`, and what they measure."""
+"""Description of each module of this package that has a `BENCHMARK`."""
 
 
 def main() -> None:
     width = max(map(len, NAMES))
-    names = "\n".join(f"  {name:<{width}}  {what}" for name, what in NAMES.items())
+    names = "\n".join(f"  {name:<{width}}  {description}" for name, description in NAMES.items())
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description=__doc__,
         epilog=f"names:\n{names}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("name", choices=NAMES, metavar="NAME", help="what to measure, see below")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--cases", nargs="+", metavar="CASE", help="some of the benchmark's cases")
-    parser.add_argument("--contenders", nargs="+", metavar="NAME", help="some of the benchmark's contenders")
-    parser.add_argument("--save", action="store_true", help=f"keep the report in {RESULTS.name}/")
+    parser.add_argument("name", choices=NAMES, metavar="NAME", help="benchmark to run, see below")
+    parser.add_argument("--rounds", type=int, default=5, help="measurements per contender (default: %(default)s)")
+    parser.add_argument("--cases", nargs="+", metavar="CASE", help="cases to run (default: all)")
+    parser.add_argument("--contenders", nargs="+", metavar="NAME", help="contenders to run (default: all)")
+    parser.add_argument("--save", action="store_true", help=f"write the report to {RESULTS.name}/")
     parser.add_argument("--measure", nargs=2, metavar=("CASE", "CONTENDER"), help=argparse.SUPPRESS)
     args = parser.parse_args()
-    from benchmarks import harness  # here, since it imports torch
+    from benchmarks import harness  # imported late because it imports torch
 
     benchmark: Benchmark = importlib.import_module(f"benchmarks.{args.name}").BENCHMARK
     if args.measure:
         harness.measure(benchmark, *args.measure)
         return
-    lines = [f"$ python -m benchmarks {' '.join(word for word in sys.argv[1:] if word != '--save')}"]
+    lines = [f"$ python -m benchmarks {' '.join(argument for argument in sys.argv[1:] if argument != '--save')}"]
     print(lines[0])
     cases, contenders = args.cases or benchmark.cases, args.contenders or list(benchmark.contenders)
     for line in harness.run(args.name, benchmark, args.rounds, cases, contenders):

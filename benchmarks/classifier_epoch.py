@@ -1,7 +1,7 @@
-"""An epoch of the classifier, all layers trained, with its validation: fastai's learner and ours, each with its own loaders.
+"""Epoch of the classifier with all layers unfrozen, and its validation: fastai's learner and ours, with their own loaders.
 
-Both begin with the same encoder, which nobody has trained, so the accuracy is that of one epoch from nothing: the recipe's
-is elsewhere. The first steps of a process are not timed: they are made with a learning rate of zero.
+Both start from the same untrained encoder, so the accuracy is that of one epoch from scratch, not of the whole config. The
+first steps of a process have a learning rate of zero, and are not timed.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def fastai(case: str) -> Measured:
     encoder = encoder_of(untrained(config, store))
     learner.model[0].module.load_state_dict(encoder.state_dict())
     seconds = seconds_of_epoch(learner, config)
-    facts = {"accuracy": learner.recorder.values[-1][-1], "precision": "fp16" if device.type == "cuda" else "fp32"}
-    return Measured(seconds, facts)
+    precision = "fp16" if device.type == "cuda" else "fp32"
+    return Measured(seconds, {"accuracy": learner.recorder.values[-1][-1], "precision": precision})
 
 
 def ours(case: str, precision: str) -> Measured:
@@ -62,7 +62,7 @@ def ours(case: str, precision: str) -> Measured:
 
 
 def workload(case: str) -> tuple[Config, TokenStore, DocumentSplits]:
-    """Config and token store of a case, and its documents: all of them, or as many as it says, from all over the corpus."""
+    """Return config and token store of a case, and its documents: all of them, or a given number at equal distances."""
     max_len, limit = re.fullmatch(r"max_len (\d+)(?:, (\d+) articles)?", case).groups()  # type: ignore[union-attr]
     config = configured(f"classifier.max_len={max_len}")
     store = prepare(config, Runtime(RuntimeConfig(precision="fp32")))
@@ -75,13 +75,13 @@ def workload(case: str) -> tuple[Config, TokenStore, DocumentSplits]:
 
 
 def untrained(config: Config, store: TokenStore) -> nn.Module:
-    """A language model whose encoder both contenders begin with."""
+    """Return a language model with the initial encoder of both contenders."""
     seed_torch("benchmark")
     return build_language_model(len(store.vocab), config.model, config.lm)
 
 
 def seconds_of_epoch(learner: Any, config: Config) -> float:
-    """Of one epoch with the last phase's learning rates, and its validation."""
+    """Return the duration of one epoch with the last phase's learning rates, and its validation, in seconds."""
     learner.unfreeze()
     seconds_per_step(learner, 0.0, warm_up=1, steps=1)
     with learner.no_bar(), learner.no_logging():
@@ -98,7 +98,7 @@ def _now() -> float:
 
 BENCHMARK = Benchmark(
     title="an epoch of the classifier, BBC News: 1,780 articles and 445 to validate on, 16 a batch, AWD-LSTM 200/400/2",
-    unit="seconds an epoch",
+    unit="seconds per epoch",
     contenders={
         "fastai": fastai,
         "ours fp32": lambda case: ours(case, "fp32"),

@@ -1,13 +1,13 @@
-"""Read files with seeded faults: each is read right, or ends in one line that names the file.
+"""Fuzz test of file readers: each file with seeded faults is read correctly, or refused in one line that names the file.
 
     python -m benchmarks.data_mutations [--count 2000] [--seed 0] [--output FILE]
 
 Small CSV, TSV, JSON-lines and Parquet files get up to four mutations each: bytes, quotes, encodings, line ends, truncation,
-repeated parts, values of other types. What is read is compared with pandas, where pandas reads the file by the same options;
-and rows are read again one by one, from their own places. The report counts by kind of file: read as pandas does, read where
-pandas refuses, read otherwise than pandas, refused in one line, and failed (another exception, a line without the file's
-name, several lines, or more than `SECONDS`). pandas fills up rows that are too short, where `skip` leaves them out; it takes
-NUL for a character, and a carriage return for the end of a row. Exit code: 1 if any has failed, else 0.
+repeated parts, values of different types. The texts are compared with those of pandas with the same options, and rows are
+read again one by one. The report counts, by file format: read as by pandas, read although pandas refuses, read differently
+from pandas, refused in one line, and failed (another exception, a line without the file's name, several lines, or more than
+`SECONDS`). pandas pads rows that are too short, while `skip` drops them; it reads NUL as a character, and a carriage return
+as the end of a row. Exit code: 1 if any file has failed, else 0.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from ulmfit_dist.errors import UserError
 
 KINDS = ("csv", "tsv", "json", "parquet")
 SECONDS = 10.0
-"""Longest time for one file."""
+"""Time limit per file, in seconds."""
 RESULTS = ("as pandas", "pandas refuses", "otherwise", "refused", "failed")
 NUM_ROWS = 30
 INSERTED = (
@@ -62,7 +62,7 @@ VALUES = (b"null", b"-1", b"1.5", b'{"x":1}', b"[1,2]", b"true")
 
 @dataclass(frozen=True)
 class Outcome:
-    """Result of one file: one of `RESULTS`, and what was read otherwise or has failed."""
+    """Result of one file: one of `RESULTS`, and the difference or the error."""
 
     kind: str
     result: str
@@ -70,7 +70,7 @@ class Outcome:
 
 
 def make_file(kind: str, rng: random.Random, folder: Path) -> bytes:
-    """Return a sound file of this kind."""
+    """Return the content of a valid file of this format."""
     rows = [(f'the {rng.choice(("good", "bad"))} "lamp", nr {i} ü', "ab"[i % 2]) for i in range(NUM_ROWS)]
     if kind == "csv":
         text = io.StringIO(newline="")
@@ -139,7 +139,7 @@ def check(seed: int, folder: Path, base: DataConfig) -> Outcome:
     file.write_bytes(content)
     try:
         expected = read_by_pandas(kind, file)
-    except Exception:  # pandas raises many kinds
+    except Exception:  # pandas raises many classes
         return Outcome(kind, "pandas refuses")
     finally:
         file.unlink()
@@ -189,7 +189,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.data_mutations", description=__doc__)
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, help="write the report there, too")
+    parser.add_argument("--output", type=Path, help="file to which the report is also written")
     args = parser.parse_args()
     outcomes = run(args.count, args.seed)
     text = report(outcomes)

@@ -1,9 +1,9 @@
-"""Whether our dropout trains as well as fastai's: the accuracy of both over several seeds.
+"""Accuracy with our dropout masks and with fastai's, over several seeds.
 
     python -m benchmarks.dropout CONFIG [key=value ...] [--seeds 5]
 
 For each seed the config's language model and classifier are trained twice: with our masks, computed from their position, and
-with fastai's own modules, drawn from torch's generator. Cut of the data, initial weights and batches are the same for both.
+with fastai's modules, which draw them from torch's generator. Data splits, initial weights and batches are equal.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from ulmfit_dist.training.schedule import run_phases
 
 
 class DrawnWeightDropout(WeightDropout):
-    """With the mask that fastai's draws."""
+    """Weight dropout with masks drawn as in fastai."""
 
     def _dropped(self, raw: torch.Tensor) -> torch.Tensor:
         return F.dropout(raw, self.weight_p) if self.training else super()._dropped(raw)
 
 
 def use_fastais_dropout(model: nn.Module) -> None:
-    """Put fastai's modules in the place of ours."""
+    """Replace our dropout modules by fastai's, in place."""
     encoder = awd_lstm_of(model)
     encoder.encoder_dp = awdlstm.EmbeddingDropout(encoder.encoder, encoder.encoder_dp.embed_p)
     for module in list(model.modules()):
@@ -55,7 +55,7 @@ def use_fastais_dropout(model: nn.Module) -> None:
 
 
 def accuracy(config: Config, runtime: Runtime, store: TokenStore, fastais: bool) -> dict[str, float]:
-    """What both stages reach on the validation split."""
+    """Return perplexity and accuracy of both stages on the validation split."""
     language_model = train(lm_learner(config, runtime, store), config.lm.phases, fastais)
     training = {"data_fingerprint": store.fingerprint}
     save_bundle(config.run_dir / "lm", language_model.model, config, store, None, training)
@@ -66,7 +66,7 @@ def accuracy(config: Config, runtime: Runtime, store: TokenStore, fastais: bool)
 def train(learner: DistributedLearner, phases: list, fastais: bool) -> DistributedLearner:
     if fastais:
         use_fastais_dropout(learner.model)
-        seed_torch(learner.position.seed, learner.stage)
+        seed_torch(learner.dropout_context.seed, learner.stage)
     run_phases(learner, phases)
     return learner
 
@@ -78,9 +78,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     args = parser.parse_args()
     print(f"{machine()}, {torch.get_num_threads()} threads", flush=True)
-    found: dict[str, list[dict[str, float]]] = {"ours": [], "fastai": []}
+    metrics: dict[str, list[dict[str, float]]] = {"ours": [], "fastai": []}
     for seed in range(1, args.seeds + 1):
-        for name, results in found.items():
+        for name, results in metrics.items():
             with tempfile.TemporaryDirectory() as folder:
                 config = load_config(args.config, [*args.overrides, f"seed={seed}", f"runs_dir={folder}"])
                 runtime = Runtime(config.runtime)
@@ -88,14 +88,14 @@ def main() -> None:
             figures = ", ".join(f"{key} {value:.4f}" for key, value in results[-1].items())
             print(f"seed {seed}, {name}: {figures}", flush=True)
     means = {}
-    for name, results in found.items():
+    for name, results in metrics.items():
         values = [result["accuracy"] for result in results]
         error = statistics.stdev(values) / len(values) ** 0.5
         means[name] = (statistics.mean(values), error)
         perplexity = statistics.mean(result["perplexity"] for result in results)
         print(f"{name:<7} accuracy {means[name][0]:.4f}, standard error {error:.4f}; perplexity {perplexity:.2f}")
-    (ours, our_error), (theirs, their_error) = means["ours"], means["fastai"]
-    print(f"difference {ours - theirs:+.4f}, its standard error {(our_error**2 + their_error**2) ** 0.5:.4f}")
+    (ours, our_error), (fastais, fastais_error) = means["ours"], means["fastai"]
+    print(f"difference {ours - fastais:+.4f}, its standard error {(our_error**2 + fastais_error**2) ** 0.5:.4f}")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""Exit many runs of two ranks under load, and check each rank's exit code.
+"""Stress test of exit codes: many runs of two ranks under load, with the exit code of each rank.
 
-    python -m benchmarks.exits [--count 500] [--at-once 3] [--kinds KIND ...] [--seed 0] [--output FILE]
+    python -m benchmarks.exits [--count 500] [--at-once 3] [--scenarios NAME ...] [--seed 0] [--output FILE]
 
 A run trains a small language model on two ranks with a gloo process group, saves checkpoints, and ends in one of five ways:
 by success, by SIGINT or SIGTERM to both ranks, by a `UserError` of both, or by an exception on one. One run in three writes
-W&B's files offline. Ranks are forked from a process that has imported everything and has started no thread; from there they
-are `python -m ulmfit_dist`, with the interpreter's own exit. So a run takes about a second instead of ten, most of it exits.
+W&B's files offline. Ranks are forked from a process that has imported everything and has started no threads; they then run
+`python -m ulmfit_dist`, with the interpreter's own exit. So a run takes about a second instead of ten, most of it its exit.
 
-The report gives, for each way to end, the runs, the runs whose exit codes differ from the expected ones, and the ranks that
-were ended by SIGABRT. Exit code: 1 if a run had other exit codes, else 0.
+The report lists, per scenario, the runs, the runs whose exit codes differ from the expected ones, and the ranks killed by
+SIGABRT. Exit code: 1 if exit codes of a run differ, else 0.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from pathlib import Path
 
 NUM_RANKS = 2
 TIMEOUT = 300
-"""Longest duration of a run, in seconds; then its ranks are killed, which is reported."""
+"""Time limit of a run, in seconds, after which its ranks are killed, and the run counts as unexpected."""
 IMPORTS = (
     "accelerate", "fastai.text.all", "matplotlib.pyplot", "pyarrow.parquet", "rich.live", "safetensors.torch", "spacy",
     "torch._dynamo", "torch.distributed.nn.functional", "torch.nn.parallel", "wandb", "ulmfit_dist.cli.main",
@@ -48,14 +48,14 @@ CONFIG = (
 
 
 @dataclass(frozen=True)
-class Kind:
-    """A way to end a run.
+class Scenario:
+    """End of a run.
 
     Attributes:
-        codes: the expected exit codes, by rank.
-        signal: sent to both ranks during training.
-        failing_rank: the rank that raises an exception during training.
-        overrides: what the config differs in.
+        codes: expected exit codes, by rank.
+        signal: signal to both ranks during training.
+        failing_rank: rank that raises an exception during training.
+        overrides: config overrides.
     """
 
     codes: tuple[int, ...]
@@ -64,21 +64,21 @@ class Kind:
     overrides: tuple[str, ...] = ()
 
 
-KINDS = {
-    "success": Kind((0, 0)),
-    "keyboard": Kind((85, 85), signal=signal.SIGINT),
-    "sigterm": Kind((85, 85), signal=signal.SIGTERM),
-    "user_error": Kind((2, 2), overrides=("lm.phases=[{epochs: 1, lr: 1e30}]",)),
-    "crash": Kind((1, 1), failing_rank=1),
+SCENARIOS = {
+    "success": Scenario((0, 0)),
+    "keyboard": Scenario((85, 85), signal=signal.SIGINT),
+    "sigterm": Scenario((85, 85), signal=signal.SIGTERM),
+    "user_error": Scenario((2, 2), overrides=("lm.phases=[{epochs: 1, lr: 1e30}]",)),
+    "crash": Scenario((1, 1), failing_rank=1),
 }
 
 
 @dataclass
 class Run:
-    """A run and how it ended; exit codes are negative for signals."""
+    """Run and the exit codes of its ranks, negative for signals."""
 
     number: int
-    kind: str
+    scenario: str
     wandb: str
     step: int
     began: float
@@ -90,29 +90,29 @@ class Run:
 
     @property
     def is_as_expected(self) -> bool:
-        return tuple(self.codes[rank] for rank in range(NUM_RANKS)) == KINDS[self.kind].codes and not self.was_killed
+        return tuple(self.codes[rank] for rank in range(NUM_RANKS)) == SCENARIOS[self.scenario].codes and not self.was_killed
 
 
 def main() -> int:
-    """Run the benchmark, or, in a forked rank, `ulmfit_dist`: nothing is left to clean up on the way out of that."""
+    """Run the benchmark, or `ulmfit_dist` in a forked rank, which must have nothing to clean up after it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=500, help="runs to exit (default: %(default)s)")
     parser.add_argument("--at-once", type=int, default=3, help="runs at the same time (default: %(default)s)")
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND")
+    parser.add_argument("--scenarios", nargs="+", choices=SCENARIOS, default=list(SCENARIOS), metavar="NAME")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, help="a file for the results, a line of JSON for each run")
+    parser.add_argument("--output", type=Path, help="file for the results, one line of JSON per run")
     args = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="ulmfit-dist-exits-"))
     prepare(folder)
     import_everything()
     runs = []
-    for run in run_all(folder, args.count, args.at_once, args.kinds, args.seed):
+    for run in run_all(folder, args.count, args.at_once, args.scenarios, args.seed):
         runs.append(run)
         if args.output:
             with args.output.open("a") as file:
                 file.write(json.dumps(asdict(run)) + "\n")
         if not run.is_as_expected:
-            print(f"run {run.number} ({run.kind}, W&B {run.wandb}) ended with {run.codes}:", file=sys.stderr)
+            print(f"run {run.number} ({run.scenario}, W&B {run.wandb}) ended with {run.codes}:", file=sys.stderr)
             for rank in range(NUM_RANKS):
                 print(output(folder, run, rank).read_text(), file=sys.stderr, flush=True)
     shutil.rmtree(folder)
@@ -121,39 +121,39 @@ def main() -> int:
 
 
 def prepare(folder: Path) -> None:
-    """Write texts, and have another process make their token store."""
-    words = "the of and in match goal team bread soup oven code data user".split()
+    """Write texts, and build their token store in another process."""
+    vocab = "the of and in match goal team bread soup oven code data user".split()
     rng = random.Random(0)
     for name in ("sport", "food"):
         (folder / "texts" / name).mkdir(parents=True)
         for i in range(40):
-            (folder / "texts" / name / f"{i}.txt").write_text(" ".join(rng.choices(words, k=rng.randint(10, 40))))
+            (folder / "texts" / name / f"{i}.txt").write_text(" ".join(rng.choices(vocab, k=rng.randint(10, 40))))
     (folder / "empty.yaml").write_text("{}\n")
-    command = [word.format(folder=folder) for word in ("prepare", *CONFIG[1:])]
+    command = [argument.format(folder=folder) for argument in ("prepare", *CONFIG[1:])]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
     subprocess.run([sys.executable, "-m", "ulmfit_dist", *command], check=True, env=environment, stdout=subprocess.DEVNULL)
 
 
 def import_everything() -> None:
-    """Import what ranks need, so that a forked one has it; there must be no threads, which a fork would lose."""
+    """Import the modules of a rank before it is forked. Raises SystemExit if there are threads, which a fork would lose."""
     for name in IMPORTS:
         __import__(name)
     names = [Path(f"/proc/self/task/{thread}/comm").read_text().strip() for thread in os.listdir("/proc/self/task")]
     others = [name for name in names[1:] if not name.startswith("jemalloc")]  # pyarrow's allocator starts it again itself
     if others:
         raise SystemExit(f"threads after the imports: {', '.join(others)}; expected none: set OMP_NUM_THREADS=1")
-    gc.freeze()  # else each rank's collections would copy the memory of all that was imported
+    gc.freeze()  # else garbage collection in each rank would copy the memory of all imported modules
 
 
-def run_all(folder: Path, count: int, at_once: int, kinds: Sequence[str], seed: int) -> Iterator[Run]:
-    """Begin runs, send their signals, and yield each when both ranks have exited."""
+def run_all(folder: Path, count: int, at_once: int, scenarios: Sequence[str], seed: int) -> Iterator[Run]:
+    """Start runs, send their signals, and yield each run after both ranks have exited."""
     rng = random.Random(seed)
     running: list[Run] = []
     number = 0
     while number < count or running:
         while number < count and len(running) < at_once:
             wandb = "offline" if number % 3 == 0 else "disabled"
-            run = Run(number, kinds[number % len(kinds)], wandb, rng.randint(3, 14), time.monotonic())
+            run = Run(number, scenarios[number % len(scenarios)], wandb, rng.randint(3, 14), time.monotonic())
             start(folder, run)
             running.append(run)
             number += 1
@@ -167,7 +167,7 @@ def run_all(folder: Path, count: int, at_once: int, kinds: Sequence[str], seed: 
 
 
 def start(folder: Path, run: Run) -> None:
-    """Fork the ranks of a run; a rank does not return from here."""
+    """Fork the ranks of a run. The function does not return in a rank."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
@@ -180,29 +180,29 @@ def start(folder: Path, run: Run) -> None:
 
 
 def become_rank(folder: Path, run: Run, rank: int, port: int) -> None:
-    """Be `python -m ulmfit_dist` as rank `rank`, from its environment and arguments to the interpreter's exit."""
+    """Run `python -m ulmfit_dist` as rank `rank` in this process, from its environment to the interpreter's exit."""
     os.environ |= dict.fromkeys(("RANK", "LOCAL_RANK"), f"{rank}")
     os.environ |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), f"{NUM_RANKS}")
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}", "ACCELERATE_USE_CPU": "true"}
     file = os.open(output(folder, run, rank), os.O_WRONLY | os.O_CREAT)
     os.dup2(file, 1)
     os.dup2(file, 2)
-    kind = KINDS[run.kind]
-    last = [f"name=run{run.number}", f"tracking.wandb_mode={run.wandb}", *kind.overrides]
-    sys.argv = ["ulmfit-dist", *(word.format(folder=folder) for word in CONFIG), *last]
-    observe_steps(started(folder, run, rank), run.step, fails=kind.failing_rank == rank)
+    scenario = SCENARIOS[run.scenario]
+    overrides = [f"name=run{run.number}", f"tracking.wandb_mode={run.wandb}", *scenario.overrides]
+    sys.argv = ["ulmfit-dist", *(argument.format(folder=folder) for argument in CONFIG), *overrides]
+    observe_steps(started(folder, run, rank), run.step, fails=scenario.failing_rank == rank)
     runpy.run_module("ulmfit_dist", run_name="__main__", alter_sys=True)
 
 
-def observe_steps(note: Path, step: int, fails: bool) -> None:
-    """Have training touch a file when it comes to a step, and fail there if it is to."""
+def observe_steps(marker: Path, step: int, fails: bool) -> None:
+    """Patch training to touch a file at a step, and optionally raise an exception there."""
     from ulmfit_dist.training.train_steps import LMLearner
 
     train_step = LMLearner._train_step
 
     def observed(learner: LMLearner) -> None:
         if learner.stage_step == step:
-            note.touch()
+            marker.touch()
             if fails:
                 raise RuntimeError("a rank that fails")
         train_step(learner)
@@ -211,8 +211,8 @@ def observe_steps(note: Path, step: int, fails: bool) -> None:
 
 
 def watch(folder: Path, run: Run) -> None:
-    """Send a run the signal of its kind once both ranks train, and note the ranks that have exited."""
-    number = KINDS[run.kind].signal
+    """Send a run its signal after both ranks have started to train, and record the ranks that have exited."""
+    number = SCENARIOS[run.scenario].signal
     if number and not run.is_signalled and all(started(folder, run, rank).exists() for rank in range(NUM_RANKS)):
         run.is_signalled = True
         send(run, number)
@@ -241,14 +241,14 @@ def started(folder: Path, run: Run, rank: int) -> Path:
 
 
 def table(runs: Sequence[Run]) -> Iterator[str]:
-    """A line for each kind of end."""
-    yield f"{'kind':<12}{'runs':>6}{'other codes':>13}{'SIGABRT':>9}  exit codes of the ranks"
-    for kind in KINDS:
-        some = [run for run in runs if run.kind == kind]
-        others = sum(not run.is_as_expected for run in some)
-        codes = Counter(code for run in some for code in run.codes.values())
+    """Yield the report, one line per scenario."""
+    yield f"{'scenario':<12}{'runs':>6}{'unexpected':>13}{'SIGABRT':>9}  exit codes of the ranks"
+    for name in SCENARIOS:
+        selected = [run for run in runs if run.scenario == name]
+        unexpected = sum(not run.is_as_expected for run in selected)
+        codes = Counter(code for run in selected for code in run.codes.values())
         counts = ", ".join(f"{count} x {code}" for code, count in sorted(codes.items()))
-        yield f"{kind:<12}{len(some):>6}{others:>13}{codes[-signal.SIGABRT]:>9}  {counts}"
+        yield f"{name:<12}{len(selected):>6}{unexpected:>13}{codes[-signal.SIGABRT]:>9}  {counts}"
 
 
 if __name__ == "__main__":

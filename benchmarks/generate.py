@@ -1,8 +1,7 @@
-"""Text from a language model: fastai's `predict`, which reads the whole text again for each word, and `generate`.
+"""Text generation: fastai's `predict`, which reads the whole text again for each word, and `generate`.
 
-Both have the same weights, which nobody has trained: words cost the same. What is timed is the call, from a prompt to a
-text, in the median of ten after a first one. fastai writes one text per call, so its words per second are those of
-any number of samples.
+Both use the same untrained weights, which cost the same per word. The figure is the median of ten calls, from prompt to
+text, after a first one. fastai generates one text per call, so its words per second apply to any number of samples.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ CALLS = 10
 
 def fastai(case: str) -> Measured:
     config, store, model = workload()
-    texts = pd.DataFrame({"text": [PROMPT] * 8})  # for the loaders that a learner must have: it reads none of them
+    texts = pd.DataFrame({"text": [PROMPT] * 8})  # a learner needs loaders, but does not read them here
     shape = {"bs": 2, "seq_len": 4}
     dls = TextDataLoaders.from_df(texts, text_col="text", is_lm=True, text_vocab=store.vocab, device=device(), **shape)
     sizes = {"emb_sz": config.model.emb_sz, "n_hid": config.model.n_hid, "n_layers": config.model.n_layers}
@@ -57,7 +56,7 @@ def ours(case: str, top_p: float | None = None) -> Measured:
 
 
 def workload() -> tuple[Config, TokenStore, nn.Module]:
-    """The quick start's config and token store, and a network of its size."""
+    """Return the quick start's config and token store, and a network of its size."""
     config = configured()
     store = prepare(config, Runtime(RuntimeConfig(precision="fp32")))
     seed_torch("benchmark")
@@ -76,7 +75,7 @@ def _measured(write: Callable[[], object], samples: int) -> Measured:
         write()
         seconds.append(time.perf_counter() - begin)
     median = statistics.median(seconds)
-    return Measured(WORDS * samples / median, {"ms a call": median * 1000})
+    return Measured(WORDS * samples / median, {"ms per call": median * 1000})
 
 
 BENCHMARK = Benchmark(

@@ -1,8 +1,8 @@
-"""Ours and others in turn, on the same work: how the figures of docs/performance.md are made.
+"""Benchmark harness: measurements of contenders in turn, on the same work, for docs/performance.md.
 
-A measurement is a process of its own: nothing is warm from the one before, and its peak memory is its own. Rounds go through
-all contenders in turn, forwards and backwards, so that what a shared machine does to one it does to all. The price: each
-process imports and builds anew, which its figure leaves out.
+Each measurement runs in its own process, so that nothing is warm from an earlier one, and peak memory is its own. Rounds
+alternate between all contenders, forwards and backwards, so that load on a shared machine affects all of them. The
+trade-off: each process imports and builds everything again, which its figure excludes.
 """
 
 from __future__ import annotations
@@ -21,33 +21,33 @@ import torch
 from benchmarks.machine import machine
 
 RESULT = "measured: "
-"""Begins the line that a measuring process ends with."""
+"""Prefix of the last line of a measuring process."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What one measurement found.
+    """Result of one measurement.
 
     Attributes:
-        value: in the benchmark's unit.
-        facts: what else is to be seen beside it, by name.
+        value: figure in the benchmark's unit.
+        details: further figures to print, by name.
     """
 
     value: float
-    facts: Mapping[str, float | str] = field(default_factory=dict)
+    details: Mapping[str, float | str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One comparison.
+    """Comparison of contenders.
 
     Attributes:
-        title: what is measured, in a line.
-        unit: of the figures.
-        contenders: by name, what measures one: takes a case.
-        cases: sizes or settings that all contenders are measured at.
-        baseline: the contender that ratios are to.
-        higher_is_better: of the figures; the ratio says how many times as good as the baseline one is.
+        title: one-line description.
+        unit: unit of the figures.
+        contenders: functions that measure a case, by name.
+        cases: sizes or settings at which all contenders are measured.
+        baseline: contender to which ratios refer.
+        higher_is_better: whether larger figures are better; a ratio above 1 is better than the baseline.
     """
 
     title: str
@@ -60,60 +60,60 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class Sample:
-    """A measurement and the most memory that its process had, in MB; on a GPU that of the GPU."""
+    """Measurement, and peak memory of its process or its GPU, in MB."""
 
     measured: Measured
     memory: float
 
 
 def run(name: str, benchmark: Benchmark, rounds: int, cases: Sequence[str], contenders: Sequence[str]) -> Iterator[str]:
-    """Measure, and give the report line by line."""
+    """Measure, and yield the lines of the report."""
     yield f"{benchmark.title}; {benchmark.unit}, medians of {rounds}"
     yield machine()
     for case in cases:
         samples: dict[str, list[Sample]] = {contender: [] for contender in contenders}
-        for number in range(rounds):
-            for contender in contenders if number % 2 == 0 else reversed(contenders):
-                samples[contender].append(_in_a_process(name, case, contender))
-                print(f"{name} {case} round {number + 1} {contender}: {_figure(samples[contender][-1].measured.value)}",
+        for i in range(rounds):
+            for contender in contenders if i % 2 == 0 else reversed(contenders):
+                samples[contender].append(_measure_in_process(name, case, contender))
+                print(f"{name} {case} round {i + 1} {contender}: {_format(samples[contender][-1].measured.value)}",
                       file=sys.stderr, flush=True)  # fmt: skip
         yield from _table(benchmark, case, samples)
 
 
 def measure(benchmark: Benchmark, case: str, contender: str) -> None:
-    """Make one measurement in this process, and print it for the one that has started it."""
+    """Make one measurement in this process, and print it for the parent process."""
     measured = benchmark.contenders[contender](case)
     memory = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 1024
     if torch.cuda.is_initialized():
         memory = torch.cuda.max_memory_allocated() / 2**20
-    print(RESULT + json.dumps({"value": measured.value, "facts": dict(measured.facts), "memory": memory}))
+    print(RESULT + json.dumps({"value": measured.value, "details": dict(measured.details), "memory": memory}))
 
 
-def _in_a_process(name: str, case: str, contender: str) -> Sample:
+def _measure_in_process(name: str, case: str, contender: str) -> Sample:
     command = [sys.executable, "-m", "benchmarks", name, "--measure", case, contender]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "WANDB_MODE": "disabled"})
-    lines = [line for line in done.stdout.splitlines() if line.startswith(RESULT)]
-    if done.returncode or not lines:
-        raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
-    found = json.loads(lines[-1].removeprefix(RESULT))
-    return Sample(Measured(found["value"], found["facts"]), found["memory"])
+    process = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "WANDB_MODE": "disabled"})
+    lines = [line for line in process.stdout.splitlines() if line.startswith(RESULT)]
+    if process.returncode or not lines:
+        raise SystemExit(f"{' '.join(command)} failed:\n{process.stdout[-2000:]}{process.stderr[-4000:]}")
+    result = json.loads(lines[-1].removeprefix(RESULT))
+    return Sample(Measured(result["value"], result["details"]), result["memory"])
 
 
 def _table(benchmark: Benchmark, case: str, samples: Mapping[str, list[Sample]]) -> Iterator[str]:
     width = max(map(len, samples))
     yield ""
     yield f"{case:<{width}}{'median':>12}{'min':>12}{'max':>12}{'ratio':>8}{'memory':>11}"
-    medians = {name: statistics.median(sample.measured.value for sample in found) for name, found in samples.items()}
-    for name, found in samples.items():
-        values = [sample.measured.value for sample in found]
+    medians = {name: statistics.median(sample.measured.value for sample in own) for name, own in samples.items()}
+    for name, own in samples.items():
+        values = [sample.measured.value for sample in own]
         ratio = medians[name] / medians.get(benchmark.baseline, medians[name])
-        shown = ratio if benchmark.higher_is_better else 1 / ratio
-        memory = statistics.median(sample.memory for sample in found)
-        line = "".join(f"{_figure(value):>12}" for value in (medians[name], min(values), max(values)))
-        facts = found[-1].measured.facts
-        said = "  ".join(f"{key} {value if isinstance(value, str) else _figure(value)}" for key, value in facts.items())
-        yield f"{name:<{width}}{line}{shown:>8.2f}{memory:>8,.0f} MB  {said}".rstrip()
+        ratio = ratio if benchmark.higher_is_better else 1 / ratio
+        memory = statistics.median(sample.memory for sample in own)
+        line = "".join(f"{_format(value):>12}" for value in (medians[name], min(values), max(values)))
+        details = own[-1].measured.details
+        text = "  ".join(f"{key} {value if isinstance(value, str) else _format(value)}" for key, value in details.items())
+        yield f"{name:<{width}}{line}{ratio:>8.2f}{memory:>8,.0f} MB  {text}".rstrip()
 
 
-def _figure(value: float) -> str:
+def _format(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

@@ -1,8 +1,8 @@
-"""A batch of the language model, 64 x 72 tokens, from fastai's loader and from ours, at two sizes of the corpus.
+"""Language model batches of 64 x 72 tokens, from fastai's loader and from ours, at two corpus sizes.
 
-The documents are made up, of lengths like IMDb's. fastai's loader has them as tensors in memory, which is the best that can
-be done for it, or as what a `TextBlock` makes of texts: words, which become ids each time that a document is read. Ours are
-in a token store. Ours reads 16 steps in one go, so what is timed are stretches of as many, never single steps.
+The documents are random, with lengths similar to IMDb's. fastai's loader has them as tensors in memory, its fastest input,
+or as the output of a `TextBlock`: words, which are converted to ids each time that a document is read. Ours are in a token
+store. Our loader reads 16 steps at once, so the benchmark times stretches of 16 steps, never single ones.
 """
 
 from __future__ import annotations
@@ -28,22 +28,24 @@ from ulmfit_dist.utils.files import write_json
 
 ROWS, TOKENS = 64, 72
 WARM_UP, STRETCH, STRETCHES = 16, 16, 12
-"""Steps before the clock starts, steps that are timed in one go, and how often: less than an epoch of a million tokens."""
+"""Steps of warm-up, steps per stretch, and number of stretches: together less than an epoch of a million tokens."""
 MEDIAN_LENGTH, SPREAD = 200, 0.8
-"""Of documents, in tokens: a log-normal distribution, near to IMDb's."""
+"""Parameters of the log-normal distribution of document lengths in tokens, similar to IMDb's."""
 SHARD_DOCUMENTS = 2000
+"""Documents per shard."""
 NUM_WORDS = 60_000
+"""Vocabulary size."""
 
 
 def fastai(case: str) -> Measured:
-    with made_up_store(case) as store:
+    with random_store(case) as store:
         documents = fastai_documents(store, np.arange(len(store)))
     return _fastai([(document,) for document in documents], store.lengths)
 
 
 def fastai_text_block(case: str) -> Measured:
     vocab = [str(i) for i in range(NUM_WORDS)]
-    with made_up_store(case) as store:
+    with random_store(case) as store:
         documents = [[vocab[i] for i in store.document(number)] for number in range(len(store))]
     return _fastai(Datasets(documents, [[Numericalize(vocab)]]), store.lengths)
 
@@ -53,24 +55,24 @@ def _fastai(documents: Sequence, lengths: np.ndarray) -> Measured:
 
 
 def ours(case: str) -> Measured:
-    with made_up_store(case) as store:
+    with random_store(case) as store:
         return _measured(iter(LMLoader(store, np.arange(len(store)), BatchLayout(ROWS, TOKENS, BatchShard()), seed=1)))
 
 
 @contextmanager
-def made_up_store(case: str) -> Iterator[TokenStore]:
-    """A token store of random documents, of about as many tokens as the case says."""
-    draw = np.random.default_rng(0)
+def random_store(case: str) -> Iterator[TokenStore]:
+    """Yield a token store of random documents, with approximately the number of tokens of the case."""
+    rng = np.random.default_rng(0)
     num_documents = int(int(case.split()[0]) * 1e6 / (MEDIAN_LENGTH * np.exp(SPREAD**2 / 2)))
     num_shards = -(-num_documents // SHARD_DOCUMENTS)
-    lengths = np.maximum(2, draw.lognormal(np.log(MEDIAN_LENGTH), SPREAD, num_documents)).astype(np.int64)
+    lengths = np.maximum(2, rng.lognormal(np.log(MEDIAN_LENGTH), SPREAD, num_documents)).astype(np.int64)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for shard, part in enumerate(np.array_split(lengths, num_shards)):
-            tokens = draw.integers(2, NUM_WORDS, part.sum(), dtype=np.uint16)
-            stem, none = folder / shard_stem(shard, num_shards), np.full(len(part), -1)
-            write_shard(stem, tokens, np.cumsum([0, *part]), none, np.zeros(len(part)))
-        meta = {"format": FORMAT, "fingerprint": "made up", "dtype": "uint16", "splits": {}, "labels": []}
+            tokens = rng.integers(2, NUM_WORDS, part.sum(), dtype=np.uint16)
+            stem, no_labels = folder / shard_stem(shard, num_shards), np.full(len(part), -1)
+            write_shard(stem, tokens, np.cumsum([0, *part]), no_labels, np.zeros(len(part)))
+        meta = {"format": FORMAT, "fingerprint": "random", "dtype": "uint16", "splits": {}, "labels": []}
         write_json(folder / "vocab.json", [])
         write_json(folder / "meta.json", meta | {"num_documents": num_documents, "num_shards": num_shards})
         yield TokenStore(folder)
@@ -94,7 +96,7 @@ def _measured(batches: Iterator) -> Measured:
 
 BENCHMARK = Benchmark(
     title="batches of the language model, 64 x 72 tokens, on one thread",
-    unit="ms a batch",
+    unit="ms per batch",
     contenders={"fastai": fastai, "fastai TextBlock": fastai_text_block, "ours": ours},
     cases=["1 million tokens", "20 million tokens"],
     higher_is_better=False,

@@ -1,9 +1,9 @@
-"""Whether faster steps learn as much: the language model's perplexity after one whole one-cycle of some two hundred steps.
+"""Perplexity of the language model after one cycle of about two hundred steps, to verify that faster steps learn as much.
 
 fastai's learner and ours train on the same documents from the same weights, with the same schedule, dropouts and
-regularization. The weights that come out are measured by the same evaluation, ours in fp32, on the same held-out documents:
-fastai's have the same names. A seed decides documents, cut and initial weights, the same ones on both sides; the order of
-documents and the dropout masks are each side's own, and seeds spread the more by them the shorter the training.
+regularization. Both weights are evaluated by our code in fp32, on the same held-out documents; their names are equal. A seed
+determines documents, splits and initial weights, equal on both sides. The order of documents and the dropout masks differ,
+and the spread between seeds is larger for shorter training.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from ulmfit_dist.stages.prepare import prepare
 
 SEEDS = (1, 2, 3)
 ARTICLES, EPOCHS, LEARNING_RATE = 750, 3, 1e-2
-"""Articles that each seed draws, a fifth of them to validate on: the others are some 67 steps an epoch."""
+"""Articles per seed, a fifth of them for validation, epochs of about 67 steps, and learning rate."""
 
 
 def fastai(case: str) -> Measured:
@@ -52,7 +52,7 @@ def ours(case: str, precision: str) -> Measured:
 
 def _measured(case: str, learner_of: Callable[[Config, TokenStore], Any], runtime: Runtime, precision: str) -> Measured:
     num_words = int(case.split()[0])
-    found, seconds, steps = [], 0.0, []
+    perplexities, seconds, steps = [], 0.0, []
     for seed in SEEDS:
         config = configured(*BATCH, f"tokenizer.max_vocab={num_words}", f"data.max_documents={ARTICLES}", f"seed={seed}")
         store = prepare(config, runtime)
@@ -64,21 +64,21 @@ def _measured(case: str, learner_of: Callable[[Config, TokenStore], Any], runtim
         with learner.no_bar(), learner.no_logging():
             learner.fit_one_cycle(EPOCHS, LEARNING_RATE)
         seconds += time.perf_counter() - begin
-        found.append(perplexity(learner.model.state_dict(), config, store, runtime))
-    facts: dict[str, float | str] = {"of each seed": " ".join(f"{value:.1f}" for value in found)}
-    facts["seconds of a seed"] = seconds / len(SEEDS)
-    return Measured(statistics.mean(found), {**facts, "precision": precision, "steps": " ".join(map(str, steps))})
+        perplexities.append(perplexity(learner.model.state_dict(), config, store, runtime))
+    details: dict[str, float | str] = {"by seed": " ".join(f"{value:.1f}" for value in perplexities)}
+    details["seconds per seed"] = seconds / len(SEEDS)
+    return Measured(statistics.mean(perplexities), {**details, "precision": precision, "steps": " ".join(map(str, steps))})
 
 
 def initial_weights(config: Config, store: TokenStore) -> Mapping[str, torch.Tensor]:
-    """Of a language model, by seed; fastai's has the same names."""
+    """Return the initial weights of a language model for a seed; fastai's model has the same names."""
     seed_torch(config.seed, "benchmark")
     return build_language_model(len(store.vocab), config.model, config.lm).state_dict()
 
 
 @torch.no_grad()
 def perplexity(weights: Mapping[str, torch.Tensor], config: Config, store: TokenStore, runtime: Runtime) -> float:
-    """Of the held-out documents, computed in fp32 whatever the weights were trained in."""
+    """Return the perplexity of the held-out documents, computed in fp32 for any training precision."""
     model = build_language_model(len(store.vocab), config.model, config.lm)
     model.load_state_dict(weights)
     model.to(runtime.device).eval()

@@ -1,4 +1,4 @@
-"""A training step of the language model: fastai's learner and ours, each with its own loader, loss and optimizer."""
+"""Training step of the language model: fastai's learner and ours, each with its own loader, loss and optimizer."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ulmfit_dist.stages.lm import lm_learner
 BATCH = ["lm.global_batch_size=64", "lm.seq_len=72", "tokenizer.max_vocab=60000", "tokenizer.min_freq=1"]
 FULL_SIZE = ["model={emb_sz: 400, n_hid: 1152, n_layers: 3}"]
 CASES = {"15000 words": [], "60000 words": [], "full AWD-LSTM, 60000 words": FULL_SIZE}
-"""What differs from the quick start's model, embeddings of 200 and two layers of 400."""
+"""Overrides of the quick start's model, which has embeddings of 200 and two layers of 400, by case."""
 
 
 def config_of(case: str) -> tuple[Config, int]:
-    """The config of a case, and its words."""
+    """Return the config and the vocabulary size of a case."""
     num_words = int(case.split()[-2])
     return configured(*BATCH, *CASES[case], f"tokenizer.max_vocab={num_words}"), num_words
 
@@ -44,7 +44,7 @@ def _measured(learner: object, config: Config, precision: str) -> Measured:
 
 
 BENCHMARK = Benchmark(
-    title="training of the language model, 64 x 72 tokens a step, AWD-LSTM 200/400/2 unless it says full (400/1152/3)",
+    title="language model training, 64 x 72 tokens per step, AWD-LSTM 200/400/2, or full (400/1152/3)",
     unit="tokens/s",
     contenders={
         "fastai": fastai,

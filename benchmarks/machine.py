@@ -1,4 +1,4 @@
-"""What a figure was measured on."""
+"""Description of the machine that a figure was measured on."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from importlib.metadata import version
 import torch
 
 PACKAGES = ("fastai", "spacy", "numpy", "torch")
+"""Packages whose versions are printed."""
 
 
 def machine() -> str:
-    """Processor, cores, GPU if there is one, and versions."""
+    """Return processor, cores, GPU if there is one, and versions."""
     versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     return f"{_processor()}, {len(os.sched_getaffinity(0))} cores{gpu}; Python {platform.python_version()}, {versions}"
@@ -20,7 +21,7 @@ def machine() -> str:
 
 def _processor() -> str:
     with open("/proc/cpuinfo") as file:
-        facts = dict(line.split(":", 1) for line in file if ":" in line)
-    facts = {key.strip(): value.strip() for key, value in facts.items()}
-    model = f" (family {facts['cpu family']}, model {facts['model']})" if "cpu family" in facts else ""
-    return facts.get("model name", platform.machine()) + model
+        lines = dict(line.split(":", 1) for line in file if ":" in line)
+    fields = {key.strip(): value.strip() for key, value in lines.items()}
+    model = f" (family {fields['cpu family']}, model {fields['model']})" if "cpu family" in fields else ""
+    return fields.get("model name", platform.machine()) + model

@@ -1,9 +1,9 @@
-"""What a dropout mask costs, ours and fastai's, beside the training step of the language model that uses it.
+"""Cost of dropout masks, ours and fastai's, relative to a training step of the language model.
 
     python -m benchmarks.masks CONFIG [key=value ...] [--steps 12] [--repeats 30]
 
-The step is that of the config's own stage on its own texts: forward, backward, optimizer. A mask is timed alone, ours and
-fastai's in turn; figures are medians. "all" is what the masks of a step cost together.
+The step is that of the config's stage on its texts: forward, backward, optimizer. Masks are timed individually, ours and
+fastai's in turn; figures are medians. "all" is the sum over the masks of a step.
 """
 
 from __future__ import annotations
@@ -32,11 +32,15 @@ from ulmfit_dist.stages.prepare import prepare
 from ulmfit_dist.training.train_steps import LMLearner
 
 Mask = tuple[str, Callable[[], Tensor], Callable[[], Tensor]]
-"""Its place in the network, how we make it, and how fastai does."""
+"""Position in the network, our function that computes the mask, and fastai's."""
 
 
 class StepTimes(Callback):
-    """Seconds of each training step; ends the fit after so many."""
+    """Callback that records the duration of each training step, and ends the fit after some steps.
+
+    Args:
+        steps: number of steps.
+    """
 
     def __init__(self, steps: int):
         self.steps, self.seconds = steps, list[float]()
@@ -51,11 +55,11 @@ class StepTimes(Callback):
 
 
 def masks_of_a_step(learner: LMLearner, rows: range) -> Iterator[Mask]:
-    """All masks that a training step makes."""
+    """Yield all masks of a training step."""
     encoder = awd_lstm_of(learner.model)
     like = encoder.encoder.weight.detach()
-    words = encoder.encoder_dp
-    yield _shared(encoder, words.site, len(like), words.embed_p, like)
+    embedding = encoder.encoder_dp
+    yield _shared(encoder, embedding.site, len(like), embedding.embed_p, like)
     for rnn in encoder.rnns:
         raw = rnn.weight_hh_l0_raw.detach()
         yield (
@@ -110,13 +114,13 @@ def main() -> None:
     print(f"{machine()}, {torch.get_num_threads()} threads")
     print(f"a step of {batch}, {sum(p.numel() for p in learner.model.parameters()):,} parameters: {step * 1e3:.0f} ms")
     print(f"{'mask':<32}{'ours':>10}{'fastai':>10}   of the step")
-    all_mine, all_theirs = 0.0, 0.0
-    for place, ours, fastais in masks_of_a_step(learner, range(config.lm.global_batch_size)):
+    total, total_fastai = 0.0, 0.0
+    for site, ours, fastais in masks_of_a_step(learner, range(config.lm.global_batch_size)):
         pairs = [(seconds_of(ours), seconds_of(fastais)) for _ in range(args.repeats)]
-        mine, theirs = (statistics.median(seconds) for seconds in zip(*pairs, strict=True))
-        all_mine, all_theirs = all_mine + mine, all_theirs + theirs
-        print_line(place, mine, theirs, step)
-    print_line("all", all_mine, all_theirs, step)
+        seconds, seconds_fastai = (statistics.median(times) for times in zip(*pairs, strict=True))
+        total, total_fastai = total + seconds, total_fastai + seconds_fastai
+        print_line(site, seconds, seconds_fastai, step)
+    print_line("all", total, total_fastai, step)
 
 
 def print_line(name: str, ours: float, fastais: float, step: float) -> None:

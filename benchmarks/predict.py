@@ -1,8 +1,8 @@
-"""Labels for raw texts: fastai's `test_dl` and `get_preds`, and `TextClassifier.predict`.
+"""Classification of raw texts: fastai's `test_dl` and `get_preds`, and `TextClassifier.predict`.
 
-The texts are strings, so tokenizing counts; fastai's loaders do it with spaCy, in as many worker processes as they take by
-themselves. Both have the same weights, drawn with a wide spread so that documents differ in their probabilities; nobody has
-trained them, so what labels they give says nothing. What is timed is the second call.
+The texts are strings, so tokenization counts; fastai's loaders use spaCy, with their default number of worker processes.
+Both use the same untrained weights, drawn with a wide spread so that probabilities differ between documents. The figure is
+that of the second call.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from ulmfit_dist.rng.counter_based import seed_torch
 from ulmfit_dist.stages.prepare import prepare
 
 NUM_COMPARED = 30
-"""Texts whose probabilities are compared: fastai gets them one by one, since among others it does not read all of a text."""
+"""Number of texts whose probabilities are compared, one by one, because fastai may truncate a text in a batch."""
 
 
 def fastai(case: str) -> Measured:
@@ -52,16 +52,16 @@ def ours(case: str) -> Measured:
         save_bundle(Path(folder) / "classifier", model, config, store, store.label_names, training)
         classifier = TextClassifier(folder, device())
     seconds = _seconds(lambda: classifier.predict(texts))
-    predictions = [found for found in classifier.predict(texts) if isinstance(found, Prediction)]
-    found = np.array([[*prediction.probabilities.values()] for prediction in predictions])
+    predictions = [prediction for prediction in classifier.predict(texts) if isinstance(prediction, Prediction)]
+    probabilities = np.array([[*prediction.probabilities.values()] for prediction in predictions])
     compared = np.arange(0, len(texts), -(-len(texts) // NUM_COMPARED))
     fastais = fastai_probabilities(fastai_learner(config, store, model), [texts[i] for i in compared], bs=1)
-    difference, spread = np.abs(found[compared] - fastais).max(), found.std(0).max()
+    difference, spread = np.abs(probabilities[compared] - fastais).max(), probabilities.std(0).max()
     return Measured(len(texts) / seconds, {"seconds": seconds, "difference": difference, "of a spread of": spread})
 
 
 def workload(case: str) -> tuple[Config, TokenStore, list[str], nn.Module]:
-    """Config and token store, texts of the case, and a classifier."""
+    """Return config and token store, the texts of a case, and a classifier."""
     config = configured()
     store = prepare(config, Runtime(RuntimeConfig(precision="fp32")))
     texts = articles(store, config, split_documents(store, config).classifier_valid)[: int(case.split()[0])]
@@ -75,16 +75,16 @@ def workload(case: str) -> tuple[Config, TokenStore, list[str], nn.Module]:
 
 def fastai_learner(config: Config, store: TokenStore, model: nn.Module) -> TextLearner:
     labels = store.label_names
-    made_up = pd.DataFrame({"text": ["a text"] * len(labels), "label": labels})  # the loaders are asked for test_dl alone
+    samples = pd.DataFrame({"text": ["a text"] * len(labels), "label": labels})  # only test_dl of the loaders is used
     vocab = {"text_vocab": store.vocab, "y_block": CategoryBlock(vocab=labels)}
-    dls = TextDataLoaders.from_df(made_up, text_col="text", label_col="label", device=device(), **vocab)
+    dls = TextDataLoaders.from_df(samples, text_col="text", label_col="label", device=device(), **vocab)
     learner = fastai_classifier_learner(config, store, dls)
     learner.model.load_state_dict(model.state_dict())
     return learner
 
 
 def fastai_probabilities(learner: TextLearner, texts: list[str], **loader: int) -> np.ndarray:
-    """[texts, classes], in the order of the texts."""
+    """Return fastai's probabilities, float64 [texts, classes], in the order of the texts."""
     with learner.no_bar():
         return learner.get_preds(dl=learner.dls.test_dl(texts, **loader))[0].double().numpy()
 
@@ -101,7 +101,7 @@ def _seconds(predict: Callable[[], object]) -> float:
 
 
 BENCHMARK = Benchmark(
-    title="labels for articles of BBC News from raw text, AWD-LSTM 200/400/2, vocabulary of 8,000",
+    title="classification of BBC News articles from raw text, AWD-LSTM 200/400/2, vocabulary of 8,000",
     unit="documents/s",
     contenders={"fastai": fastai, "ours": ours},
     cases=["445 articles"],

@@ -1,11 +1,11 @@
-"""`ulmfit-dist prepare`, whole: seconds and peak memory, on one worker and on two, of a corpus and of ten times as much.
+"""Duration and peak memory of `ulmfit-dist prepare`, with one worker and with two, for a corpus and for ten copies of it.
 
     python -m benchmarks.prepare FOLDER [--copies 10] [--repeats 3]
 
-FOLDER holds Parquet files with a column `text`. In each copy of a text one word is another, so that the copies are not the
-same to a cache. Seconds are those of the whole command, the median, minimum and maximum of runs on one worker and on two in
-turn. Memory is the largest that the system saw in one process: anonymous, for mapped files are the system's to drop, and in
-all. The last runs find the store instead of making it.
+FOLDER contains Parquet files with a column `text`. Each copy of a text differs in one word, so that a cache does not
+recognize it. Seconds are those of the whole command: median, minimum and maximum of runs with one worker and with two in
+turn. Memory is that of the largest process: anonymous memory, because the system can drop mapped files, and resident
+memory. The last runs use an existing store.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from benchmarks.machine import machine
 
 
 class Peak(NamedTuple):
-    """Memory of one process, in bytes: anonymous, and in all."""
+    """Memory of one process, in bytes."""
 
     anonymous: int = 0
     resident: int = 0
 
 
 class Measured(NamedTuple):
-    """A finished command: its wall-clock seconds, the peaks of its largest process, and what it printed."""
+    """Finished command: wall-clock seconds, peak memory of its largest process, and output."""
 
     seconds: float
     peak: Peak
@@ -45,7 +45,7 @@ class Measured(NamedTuple):
 
 
 def write_copies(folder: Path, copies: int, target: Path) -> None:
-    """Write Parquet files of all texts, so many times over."""
+    """Write Parquet files with several copies of all texts."""
     target.mkdir()
     for copy in range(copies):
         for file in sorted(folder.glob("*.parquet")):
@@ -60,7 +60,7 @@ def _changed(text: str, copy: int) -> str:
 
 
 def measure(command: list[str]) -> Measured:
-    """Run a command; look at its processes ten times a second."""
+    """Run a command, and sample the memory of its processes ten times per second."""
     started = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     peak = Peak()
@@ -109,14 +109,16 @@ def main() -> None:
         write_copies(args.folder, args.copies, folder / f"x{args.copies}")
         once = _compare(folder, 1, args.repeats)
         many = _compare(folder, args.copies, args.repeats)
-        _report(1, "found", [_prepare(folder, 1, workers=2, fresh=False) for _ in range(args.repeats)])
-    for name, of_one, of_many in zip(("anonymous memory", "all memory"), _largest(once[1]), _largest(many[1]), strict=True):
+        _report(1, "existing store", [_prepare(folder, 1, workers=2, fresh=False) for _ in range(args.repeats)])
+    for name, of_one, of_many in zip(
+        ("anonymous memory", "resident memory"), _largest(once[1]), _largest(many[1]), strict=True
+    ):
         print(f"one worker, {name} of {args.copies} x against 1 x: {of_many / of_one:.2f}")
     print(f"{args.copies} x, seconds of one worker against two: {_seconds(many[1]) / _seconds(many[2]):.2f}")
 
 
 def _compare(folder: Path, copies: int, repeats: int) -> dict[int, list[Measured]]:
-    """Prepare on one worker and on two in turn; what was measured, by the number of workers."""
+    """Run `prepare` with one worker and with two in turn. Returns the measurements by number of workers."""
     _report(copies, "1 worker, and conversion to Arrow", [_prepare(folder, copies, workers=1)])
     measured: dict[int, list[Measured]] = {1: [], 2: []}
     for _ in range(repeats):
@@ -131,14 +133,14 @@ def _prepare(folder: Path, copies: int, workers: int, fresh: bool = True) -> Mea
     cache = folder / f"cache{copies}"
     if fresh:
         shutil.rmtree(cache, ignore_errors=True)
-    words = ["prepare", folder / "recipe.yaml", "data.source=parquet", f"data.path={folder / f'x{copies}'}"]
-    words += [
+    argv = ["prepare", folder / "recipe.yaml", "data.source=parquet", f"data.path={folder / f'x{copies}'}"]
+    argv += [
         "data.label_col=null",
         "data.splits={train: '*.parquet'}",
         f"data.cache_dir={cache}",
         f"data.num_proc={workers}",
     ]
-    return measure([sys.executable, "-m", "ulmfit_dist", *map(str, words)])
+    return measure([sys.executable, "-m", "ulmfit_dist", *map(str, argv)])
 
 
 def _report(copies: int, name: str, runs: list[Measured]) -> None:
@@ -147,7 +149,7 @@ def _report(copies: int, name: str, runs: list[Measured]) -> None:
     documents = re.search(r"[\d,]+ documents, [\d,]+ tokens", runs[0].printed)
     print(
         f"{copies:3} x, {name}: {_seconds(runs):.1f} s ({min(seconds):.1f} to {max(seconds):.1f}), largest process "
-        f"{anonymous / 2**20:,.0f} MiB anonymous, {resident / 2**20:,.0f} MiB in all; "
+        f"{anonymous / 2**20:,.0f} MiB anonymous, {resident / 2**20:,.0f} MiB resident; "
         f"{documents[0] if documents else runs[0].printed}",
         flush=True,
     )

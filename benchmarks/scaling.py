@@ -1,8 +1,8 @@
-"""Two processes against one with two threads, on the same two cores: what ranks cost where they bring nothing.
+"""Overhead of ranks: two processes of one thread against one process of two threads, on the same two cores.
 
-On one machine there are no cores to gain, so this is the price of being distributed: gradients exchanged over gloo by DDP,
-and whatever ranks wait for each other. Both train the quick start's language model at a global batch of 64 rows; the ranks
-have 32 each. Each side is started anew by a measuring process that does nothing else.
+Ranks add no cores on one machine, so the difference is their overhead: DDP's gradient exchange over gloo, and the time that
+ranks wait for each other. Both train the quick start's language model at a global batch of 64 rows, 32 per rank. A measuring
+process that does nothing else starts each side again.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from ulmfit_dist.stages.lm import lm_learner
 from ulmfit_dist.stages.prepare import prepare
 
 ROOT = Path(__file__).parent.parent
-STEP = "seconds of a step: "
-"""Begins the line that rank 0 prints."""
+STEP = "seconds per step: "
+"""Prefix of the line that rank 0 prints."""
 
 
 def contender(num_ranks: int, num_threads: int) -> Measured:
@@ -32,20 +32,20 @@ def contender(num_ranks: int, num_threads: int) -> Measured:
     return Measured(config.lm.global_batch_size * config.lm.seq_len / seconds, {"ms": seconds * 1000})
 
 
-def run_ranks(words: Sequence[str], num_ranks: int, num_threads: int = 1) -> str:
-    """Run `python WORDS` as so many CPU processes, and give what they have printed."""
+def run_ranks(argv: Sequence[str], num_ranks: int, num_threads: int = 1) -> str:
+    """Run `python ARGV` as CPU ranks, and return their output."""
     launcher = ["-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/multi_gpu.yaml"]
     launcher = [*launcher, "--num_processes", str(num_ranks)] if num_ranks > 1 else []
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": str(num_threads)}
-    command = [sys.executable, *launcher, *words]
-    done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
+    command = [sys.executable, *launcher, *argv]
+    process = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+    if process.returncode:
         sys.exit(f"{' '.join(command)} failed")
-    return done.stdout
+    return process.stdout
 
 
 def rank(warm_up: int = 5, steps: int = 30) -> None:
-    """One of the ranks."""
+    """Train as one of the ranks, and print the seconds per step on rank 0."""
     config = configured("lm.global_batch_size=64")
     with Runtime(RuntimeConfig(precision="fp32")) as runtime:
         learner = lm_learner(config, runtime, prepare(config, runtime))
@@ -53,7 +53,7 @@ def rank(warm_up: int = 5, steps: int = 30) -> None:
 
 
 BENCHMARK = Benchmark(
-    title="training of the language model, two cores, 64 x 72 tokens a step, AWD-LSTM 200/400/2, vocabulary of 8,000, fp32",
+    title="language model training, two cores, 64 x 72 tokens per step, AWD-LSTM 200/400/2, vocabulary of 8,000, fp32",
     unit="tokens/s",
     contenders={
         "1 rank x 2 threads": lambda case: contender(1, 2),

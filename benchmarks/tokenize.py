@@ -1,9 +1,9 @@
-"""Text to ids on one core: fastai's way and ours, on the same texts.
+"""Text to ids on one core: fastai's implementation and ours, on the same texts.
 
 fastai: `TokenizeWithRules` around its `WordTokenizer`, `make_vocab`, `Numericalize`, ids in memory. Ours:
-`TokenStoreBuilder`, ids in a token store on disk, shard by shard. The texts are BBC News, or those in the column `text` of
-the Parquet files of the folder that ULMFIT_DIST_BENCHMARK_TEXTS names. After fastai's clock has stopped, the same process
-makes our store as well and compares every token of every text, and the vocabularies: `equal`.
+`TokenStoreBuilder`, ids in a token store on disk, shard by shard. The texts are BBC News, or the column `text` of the
+Parquet files in the folder ULMFIT_DIST_BENCHMARK_TEXTS. After fastai's measurement, the same process also builds our store,
+and compares every token of every text, and the vocabularies: `equal`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SHARD_DOCUMENTS = 2000
 
 
 class Texts:
-    """A source in memory, so that both read the same strings."""
+    """Source in memory, so that both sides read the same strings."""
 
     def __init__(self, texts: Sequence[str | None]):
         self.texts = texts
@@ -67,7 +67,7 @@ def ours(case: str) -> Measured:
 
 
 def read_texts(case: str) -> list[str | None]:
-    """BBC News, or the texts of the folder that the case names."""
+    """Return the texts of BBC News, or of the folder that is the case."""
     if case == BBC_NEWS:
         documents = open_source(DataConfig(source="bbc_news")).splits["train"]
         return documents.read(0, len(documents))[0]
@@ -75,7 +75,7 @@ def read_texts(case: str) -> list[str | None]:
 
 
 def fastai_ids(texts: Sequence[str | None]) -> tuple[list[np.ndarray], list[str]]:
-    """Ids and vocabulary, as `TextBlock` makes them."""
+    """Return ids and vocabulary, computed as in `TextBlock`."""
     tokens = list(TokenizeWithRules(WordTokenizer("en"))(texts))
     counts = Counter(token for document in tokens for token in document)
     vocab = make_vocab(counts, min_freq=3, max_vocab=60000)
@@ -85,7 +85,7 @@ def fastai_ids(texts: Sequence[str | None]) -> tuple[list[np.ndarray], list[str]
 
 
 def our_ids(texts: Sequence[str | None], folder: Path) -> TokenStore:
-    """A finished token store."""
+    """Build and return a token store."""
     builder = TokenStoreBuilder(folder, Source({"train": Texts(texts)}, {}), TokenizerConfig(), SHARD_DOCUMENTS)
     shards = range(len(builder.shards))
     builder.tokenize(shards, num_workers=1, shown=False)

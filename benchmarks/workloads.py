@@ -1,4 +1,4 @@
-"""What both sides of a comparison work on: BBC News as token store, and plain fastai's learners on its documents."""
+"""Shared workloads of the benchmarks: BBC News as a token store, and plain fastai's learners on its documents."""
 
 from __future__ import annotations
 
@@ -31,25 +31,25 @@ RECIPE = Path(__file__).parent / "bbc_news.yaml"
 
 
 def configured(*overrides: str) -> Config:
-    """The recipe, with other values, by one process as it is; documents are read whole, as in fastai."""
+    """Return the benchmarks' config with overrides, for one process; documents are not truncated, as in fastai."""
     fixed = ["runtime.canonical_ranks=null", "tracking.wandb_mode=disabled", "classifier.max_doc_tokens=null"]
     return load_config(RECIPE, [*fixed, *overrides])
 
 
 def filled_store(config: Config, num_words: int, runtime: Runtime) -> TokenStore:
-    """The token store of a config, its vocabulary filled up with words that occur nowhere."""
+    """Return the token store of a config, with its vocabulary padded with unused words."""
     store = prepare(config, runtime)
     store.vocab += [FILLER] * (num_words - len(store.vocab))
     return store
 
 
 def fastai_documents(store: TokenStore, indices: np.ndarray) -> list[LMTensorText]:
-    """Documents as fastai holds them: ids in memory, int64."""
+    """Return documents in fastai's representation: ids in memory, int64."""
     return [LMTensorText(store.document(i).astype(np.int64)) for i in indices]
 
 
 def fastai_lm_loaders(config: Config, store: TokenStore, device: torch.device) -> DataLoaders:
-    """fastai's own loaders, over the same documents."""
+    """Return fastai's own loaders over the same documents."""
     splits, settings = split_documents(store, config), config.lm
     loaders = []
     for indices, shuffle in ((splits.lm_train, True), (splits.lm_valid, False)):
@@ -63,7 +63,7 @@ def fastai_lm_loaders(config: Config, store: TokenStore, device: torch.device) -
 
 
 def fastai_lm_learner(config: Config, store: TokenStore, device: torch.device) -> TextLearner:
-    """Plain fastai, with all that it does by default but the progress bar; on a GPU in mixed precision."""
+    """Return plain fastai's learner with its defaults, without progress bar; on a GPU in mixed precision."""
     sizes = {"emb_sz": config.model.emb_sz, "n_hid": config.model.n_hid, "n_layers": config.model.n_layers}
     learner = language_model_learner(
         fastai_lm_loaders(config, store, device),
@@ -78,11 +78,11 @@ def fastai_lm_learner(config: Config, store: TokenStore, device: torch.device) -
 
 
 class StepClock(Callback):
-    """Ends a fit after some steps, and knows what they took.
+    """Callback that measures the duration of steps, and ends the fit after them.
 
     Args:
-        warm_up: steps that do not count.
-        steps: steps that do.
+        warm_up: number of steps before the measurement.
+        steps: number of measured steps.
     """
 
     order, run_valid = 99, False
@@ -105,7 +105,7 @@ class StepClock(Callback):
 
 
 def seconds_per_step(learner: Any, lr: float, warm_up: int, steps: int) -> float:
-    """Of the first steps of a one-cycle fit, mean of those after the warm-up."""
+    """Return the mean duration of the first steps of a one-cycle fit after the warm-up, in seconds."""
     clock = StepClock(warm_up, steps)
     with learner.no_bar(), learner.no_logging():
         learner.fit_one_cycle(1, lr, cbs=clock)
@@ -113,7 +113,7 @@ def seconds_per_step(learner: Any, lr: float, warm_up: int, steps: int) -> float
 
 
 def articles(store: TokenStore, config: Config, indices: np.ndarray) -> list[str]:
-    """The texts of documents, as the source has them."""
+    """Return the raw texts of documents."""
     documents = open_source(config.data).splits["train"]
     assert len(documents) == len(store)
     return [text for i in indices.tolist() for text in documents.read(i, i + 1)[0] if text is not None]
@@ -122,7 +122,7 @@ def articles(store: TokenStore, config: Config, indices: np.ndarray) -> list[str
 def fastai_classifier_loaders(
     config: Config, store: TokenStore, documents: DocumentSplits, device: torch.device
 ) -> DataLoaders:
-    """fastai's own loaders for a classifier, as `TextBlock` makes them, over the ids of these documents."""
+    """Return fastai's own classifier loaders, built as by `TextBlock`, over the ids of these documents."""
     settings, loaders = config.classifier, []
     for indices, is_train in ((documents.classifier_train, True), (documents.classifier_valid, False)):
         texts = [TensorText(store.document(i).astype(np.int64)) for i in indices]
@@ -136,7 +136,7 @@ def fastai_classifier_loaders(
 
 
 def fastai_classifier_learner(config: Config, store: TokenStore, dls: DataLoaders) -> TextLearner:
-    """Plain fastai's classifier, all of it to be trained; on a GPU in mixed precision."""
+    """Return plain fastai's classifier, with all layers trainable; on a GPU in mixed precision."""
     settings = config.classifier
     sizes = {"emb_sz": config.model.emb_sz, "n_hid": config.model.n_hid, "n_layers": config.model.n_layers}
     learner = text_classifier_learner(

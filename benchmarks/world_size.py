@@ -1,11 +1,11 @@
-"""How far a run on other numbers of ranks is from one on one rank: real processes, the config's whole recipe.
+"""Differences between runs on several ranks and on one rank, with real processes and the whole config.
 
-    python -m benchmarks.world_size CONFIG [key=value ...] [--precisions fp64 no] [--virtual-ranks 4]
+    python -m benchmarks.world_size CONFIG [key=value ...] [--precisions fp64 fp32] [--canonical-ranks 4]
 
 One rank, two, four, and one that accumulates four micro-batches train the config's language model, and then its classifier
-on the first one's encoder; in fp32 also, as "bits", on ranks that compute as `--virtual-ranks` of them would.
-Printed are the largest relative difference in the training loss of a step, over the first 200 steps and over all, the
-largest absolute difference in a final weight, and the final metrics.
+on the encoder of the first run; in fp32 also with `--canonical-ranks` canonical ranks ("bits"). The table shows the largest
+relative difference in the training loss of a step, over the first 200 steps and over all steps, the largest absolute
+difference in a final weight, and the final metrics.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ from ulmfit_dist.config.loading import load_config
 
 STAGES = ("lm", "classifier")
 FIRST_STEPS = 200
+"""Number of steps in the first column."""
 
 
-def train(folder: Path, name: str, processes: int, words: dict[str, list[str]]) -> None:
-    """Both stages, in `<name>-lm` and `<name>`; the classifier starts from the encoder of `one-lm`."""
+def train(folder: Path, name: str, processes: int, argv: dict[str, list[str]]) -> None:
+    """Train both stages in `<name>-lm` and `<name>`; the classifier starts from the encoder of `one-lm`."""
     (folder / name).mkdir()
     (folder / name / "lm").symlink_to(folder / "one-lm" / "lm")
     launcher = [sys.executable]
@@ -38,7 +39,7 @@ def train(folder: Path, name: str, processes: int, words: dict[str, list[str]]) 
         launcher += [*accelerate, "--num_processes", str(processes)]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     for stage in STAGES:
-        command = ["-m", "ulmfit_dist", stage, *words[stage], f"name={folder_of(name, stage)}"]
+        command = ["-m", "ulmfit_dist", stage, *argv[stage], f"name={folder_of(name, stage)}"]
         subprocess.run([*launcher, *command], env=environment, check=True, capture_output=True)
 
 
@@ -47,14 +48,14 @@ def folder_of(cut: str, stage: str) -> str:
 
 
 def losses(run: Path, stage: str) -> torch.Tensor:
-    """Training loss of each step, float64."""
+    """Return the training loss of each step, float64 [steps]."""
     lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    found = [line[f"{stage}/loss"] for line in lines if f"{stage}/loss" in line]
-    return torch.tensor(found, dtype=torch.float64)
+    values = [line[f"{stage}/loss"] for line in lines if f"{stage}/loss" in line]
+    return torch.tensor(values, dtype=torch.float64)
 
 
 def compare(folder: Path, name: str, stage: str, reference: str) -> str:
-    """One line: how far a run is from the reference."""
+    """Return one line with the differences between a run and the reference."""
     run, one = (folder / folder_of(cut, stage) for cut in (name, reference))
     expected = losses(one, stage)
     relative = ((losses(run, stage) - expected) / expected).abs()
@@ -71,7 +72,7 @@ def main() -> None:
     parser.add_argument("config", type=Path)
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--precisions", nargs="+", default=["fp64", "fp32"])
-    parser.add_argument("--virtual-ranks", type=int, default=4)
+    parser.add_argument("--canonical-ranks", type=int, default=4)
     args = parser.parse_args()
     print(f"{machine()}, one thread per process", flush=True)
     print(f"{'':<34}{'200':>9}{'all':>9}{'weights':>9}", flush=True)

@@ -69,7 +69,11 @@ RECIPE = (
 """A recipe of some steps more, for runs that are stopped."""
 
 
-LONGEST_FIRST = ("test_world_size", "test_slurm", "test_resume", "test_wandb", "test_tracking", "test_imdb")
+LONGEST_FIRST = (
+    "test_world_size", "test_slurm", "test_resume", "test_doctor_ranks", "test_prepare", "test_exit", "test_cli",
+    "test_frames", "test_ensemble", "test_imdb", "test_cross_validation", "test_pretrain", "test_rendezvous", "test_home",
+    "test_learners",
+)  # fmt: skip
 """Files that take longest: begun first, so that processes which share the files end together."""
 
 
@@ -79,6 +83,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         kinds.mark(item)
     place = {name: i for i, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+
+
+def pytest_collection_finish() -> None:
+    forked.remember_environment()
 
 
 @pytest.fixture(autouse=True)

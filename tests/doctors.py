@@ -1,4 +1,4 @@
-"""What the tests of `ulmfit-dist doctor` share: small configs, and ranks in processes of their own."""
+"""Helpers for the tests of `ulmfit-dist doctor`: small configs, and ranks in separate processes."""
 
 import contextlib
 import json
@@ -25,21 +25,24 @@ TINY = (
     "runtime.precision=fp32",
 )
 MINUTE = 60.0
+"""Longest time in which a problem must be reported, in seconds."""
 
 
-def words(folder: Path, *more: str) -> list[str]:
-    return ["doctor", *TINY, f"runs_dir={folder}/runs", f"data.cache_dir={folder}/cache", *more]
+def argv_of(folder: Path, *overrides: str) -> list[str]:
+    """Return the command line of a doctor with a small config."""
+    return ["doctor", *TINY, f"runs_dir={folder}/runs", f"data.cache_dir={folder}/cache", *overrides]
 
 
-def context_of(folder: Path, *more: str) -> Context:
-    """One process that has no runtime yet."""
-    config = load_config(None, ["data.path=.", *words(folder, *more)[1:]])
+def context_of(folder: Path, *overrides: str) -> Context:
+    """Return the context of one process without a runtime."""
+    config = load_config(None, ["data.path=.", *argv_of(folder, *overrides)[1:]])
     return Context(config, 0, 1, 0, Monitor(0, ["rank 0"], [], report=lambda results: None), {})
 
 
 def row(content: str, check: str) -> dict:
-    (found,) = [found for found in json.loads(content)["checks"] if found["check"] == check]
-    return found
+    """Return the row of a check in a JSON report."""
+    (result,) = [result for result in json.loads(content)["checks"] if result["check"] == check]
+    return result
 
 
 def free_port() -> int:
@@ -48,9 +51,9 @@ def free_port() -> int:
 
 
 def store_at(port: int) -> dist.TCPStore:
-    """A connection to the store of a doctor of two ranks, as soon as its rank 0 listens.
+    """Connect to the store of a doctor with two ranks, as soon as its rank 0 listens.
 
-    torch's own client tries again at intervals that double, and may miss a doctor that is over by then.
+    torch's client retries at exponentially growing intervals, and may miss a doctor that has already finished.
     """
     deadline = time.monotonic() + 2 * MINUTE
     while True:
@@ -61,7 +64,7 @@ def store_at(port: int) -> dist.TCPStore:
 
 
 def start(rank: int, world_size: int, port: int, folder: Path) -> subprocess.Popen[str]:
-    """A rank of a doctor, the first of its node, in a process of its own and without a launcher."""
+    """Start a rank of a doctor, the first of its node, in a separate process without a launcher."""
     launch = {"RANK": rank, "LOCAL_RANK": 0, "WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     env = {
         **os.environ,
@@ -69,5 +72,5 @@ def start(rank: int, world_size: int, port: int, folder: Path) -> subprocess.Pop
         "PYTHONPATH": str(ROOT),
         **{key: str(value) for key, value in launch.items()},
     }
-    command = [sys.executable, "-m", "ulmfit_dist", *words(folder, "--json")]
+    command = [sys.executable, "-m", "ulmfit_dist", *argv_of(folder, "--json")]
     return forked.popen(command, ROOT, env, subprocess.PIPE, subprocess.PIPE)

@@ -192,9 +192,11 @@ def _become(request: Request) -> Request:
     import multiprocessing.process
 
     import numpy as np
+    import torch
 
     multiprocessing.process.ORIGINAL_DIR = request.cwd  # type: ignore[attr-defined]
-    np.random.seed()  # Python's own is seeded anew in each fork, torch's is the same in every new process
+    np.random.seed()  # Python's own generator is seeded again in each fork
+    torch.default_generator.seed()
     return request
 
 
@@ -223,7 +225,7 @@ def _run(request: Request) -> None:
         return
     sys.path.insert(0, str(Path(argv[0]).resolve().parent))
     sys.argv = argv
-    module.__file__ = argv[0]
+    module.__file__ = os.path.abspath(argv[0])
     exec(compile(Path(argv[0]).read_bytes(), argv[0], "exec"), module.__dict__)
 
 

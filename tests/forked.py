@@ -24,6 +24,7 @@ OF_THE_SERVER = {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(Path(__file__).
 """Variables of the server, beside those of the tests: as the helpers that start processes have them."""
 NO_THREADS = {"JE_ARROW_MALLOC_CONF": "background_thread:false"}
 """Variables with which no library starts a thread at its import."""
+_usual: dict[str, str] = {}
 _server: Server | None = None
 _lock = threading.Lock()
 
@@ -32,7 +33,7 @@ class Server:
     """The fork server of this process, and the connection to it."""
 
     def __init__(self) -> None:
-        self.env = {**os.environ, **OF_THE_SERVER}
+        self.env = {**(_usual or os.environ), **OF_THE_SERVER}
         self.env.pop("PYTEST_CURRENT_TEST", None)
         self.owner = os.getpid()
         self.connection, theirs = socket.socketpair()
@@ -112,8 +113,13 @@ class Forked(subprocess.Popen):
         os.close(self._status)
 
     def __del__(self, *_: Any, **__: Any) -> None:
-        if self.returncode is None:
+        if getattr(self, "returncode", 0) is None and hasattr(self, "_status"):
             os.close(self._status)
+
+
+def remember_environment() -> None:
+    """Have the server start in this environment, and not in the one that a test has made for itself."""
+    _usual.update(os.environ)
 
 
 def popen(

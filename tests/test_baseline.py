@@ -1,4 +1,4 @@
-"""The TF-IDF baseline: its features and figures are scikit-learn's, of the same documents, on any number of ranks."""
+"""TF-IDF baseline: features and figures equal scikit-learn's on the same documents, on any number of ranks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from corpora import WRITERS, Rows
 from made_classifiers import lettered_store
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from ulmfit_dist import model
+from ulmfit_dist import models
 from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.models.tfidf import HASHED_FEATURES, TfidfFeatures
 from ulmfit_dist.tracking.wandb_files import records
@@ -41,7 +41,7 @@ def sorted_columns(features: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("tokens_per_block", [1_000_000, 50])
 def test_features_are_scikit_learns(store: TokenStore, tokens_per_block: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(model.tfidf, "TOKENS_PER_BLOCK", tokens_per_block)
+    monkeypatch.setattr(models.tfidf, "TOKENS_PER_BLOCK", tokens_per_block)
     train, others = np.arange(0, 60), np.arange(60, 80)
     features = TfidfFeatures(store, train)
     expected = np.concatenate(expected_features(store, train, others))
@@ -132,6 +132,7 @@ def test_folds_leave_the_test_split_alone_and_wrong_labels_are_one_line(recipe: 
     assert "no labelled document to train the classifier on" in result.stderr
 
 
+@pytest.mark.distributed
 def test_a_run_measures_the_baseline_once_before_it_trains(recipe: Path, tmp_path: Path):
     short = ("lm.phases=[{epochs: 1, lr: 1e-2}]", "classifier.phases=[{epochs: 1, lr: 1e-2}]", "name=run")
     given = words(tmp_path, recipe, *short, "classifier.baseline=true", command="run")

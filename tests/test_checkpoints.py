@@ -1,4 +1,4 @@
-"""Checkpoints on disk: whole or not there, damage found, nothing in them run."""
+"""Checkpoints on disk: complete or absent, damage is detected, and no code in them runs."""
 
 import json
 import os
@@ -25,14 +25,14 @@ from ulmfit_dist.checkpointing.manager import (
 )
 from ulmfit_dist.checkpointing.resume import _find
 from ulmfit_dist.config.loading import to_dict
-from ulmfit_dist.config.schema import ClassifierConfig, Config, Phase
+from ulmfit_dist.config.schema import ClassifierConfig, Config
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.training.train_state import RecipePosition
+from ulmfit_dist.training.train_state import TrainState
 
 
 def content(step: int, score: float | None = None, elements: int = 10) -> Checkpoint:
     tensors = {"model": {"w": torch.full((elements,), float(step))}, "optimizer": {}, "hidden_states": {}}
-    return Checkpoint(tensors, {"position": {"stage_step": step}}, f"line {step}\n", score)
+    return Checkpoint(tensors, {"train_state": {"stage_step": step}}, f"line {step}\n", score)
 
 
 @pytest.fixture
@@ -40,19 +40,19 @@ def stage(tmp_path: Path) -> CheckpointManager:
     """Checkpoints of steps 10, 20 and 30."""
     stage = CheckpointManager(tmp_path / "checkpoints", "lm")
     for step in (10, 20, 30):
-        stage.write(content(step), keep=3)
+        stage.write(content(step), keep_latest=3)
     return stage
 
 
 def newest(stage: CheckpointManager) -> tuple[int | None, list[str]]:
-    """Step of the newest intact checkpoint, and what was said of those passed over."""
+    """Step of the newest intact checkpoint, and the errors of those skipped."""
     skipped: list[str] = []
     state = stage.newest_intact(read_state, lambda path, error: skipped.append(f"{path.name}: {error}"))
-    return (None if state is None else state["position"]["stage_step"]), skipped
+    return (None if state is None else state["train_state"]["stage_step"]), skipped
 
 
 def seal(path: Path) -> None:
-    """Make the manifest true of whatever lies there, as an attacker would."""
+    """Write a manifest that matches the files, as an attacker would."""
     files = {name: {"bytes": (path / name).stat().st_size, "xxh3": folder_module._checksum(path / name)} for name in FILES}
     (path / "manifest.json").write_text(json.dumps({"format": folder_module.FORMAT, "score": None, "files": files}))
 
@@ -60,7 +60,7 @@ def seal(path: Path) -> None:
 FILES = folder_module.FILES
 
 
-def test_what_is_written_is_read_again(stage: CheckpointManager):
+def test_a_written_checkpoint_is_read_again(stage: CheckpointManager):
     path = stage.at(30)
     verify(path)
     assert torch.equal(read_tensors(path)["model"]["w"], torch.full((10,), 30.0))
@@ -90,10 +90,10 @@ def lose_file(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (truncate, r"optimizer\.safetensors: \d+ bytes, not the \d+ of its manifest"),
-        (flip, r"model\.safetensors: its checksum is not that of its manifest"),
+        (truncate, r"optimizer\.safetensors: has \d+ bytes, but the manifest lists \d+"),
+        (flip, r"model\.safetensors: checksum differs from the manifest"),
         (lose_manifest, r"manifest\.json: No such file"),
-        (lose_file, r"state\.json: missing, or not a plain file"),
+        (lose_file, r"state\.json: missing, or not a regular file"),
     ],
 )
 def test_a_damaged_one_is_named_and_the_one_before_is_used(
@@ -150,7 +150,7 @@ def manifest_of_brackets(path: Path) -> None:
 
 
 def manifest_of_lists(path: Path) -> None:
-    (path / "manifest.json").write_text(json.dumps({"format": 1, "files": {name: [] for name in FILES}}))
+    (path / "manifest.json").write_text(json.dumps({"format": folder_module.FORMAT, "files": {name: [] for name in FILES}}))
 
 
 def state_of_nothing(path: Path) -> None:
@@ -169,7 +169,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("attack", HOSTILE)
-def test_a_hostile_one_is_passed_over(stage: CheckpointManager, attack: Callable[[Path], None]):
+def test_a_hostile_one_is_skipped(stage: CheckpointManager, attack: Callable[[Path], None]):
     attack(stage.at(30))
     step, skipped = newest(stage)
     assert (step, len(skipped)) == (20, 1)
@@ -195,15 +195,15 @@ def test_a_folder_that_is_a_link_is_no_checkpoint(stage: CheckpointManager, tmp_
 def test_the_newest_and_the_best_are_kept(tmp_path: Path):
     stage = CheckpointManager(tmp_path, "lm")
     for step, score in ((1, 0.5), (2, 0.9), (3, None), (4, 0.9), (5, 0.7), (6, None), (7, None)):
-        stage.write(content(step, score), keep=2)
+        stage.write(content(step, score), keep_latest=2)
     assert [path.name for path in stage.newest_first()] == ["step-00000007", "step-00000006", "step-00000004"]
 
 
 def test_a_damaged_newer_one_does_not_cost_those_written_after_it(stage: CheckpointManager):
     flip(stage.at(30))
-    stage.write(content(21), keep=1)
+    stage.write(content(21), keep_latest=1)
     assert newest(stage)[0] == 21
-    stage.write(content(22), keep=1)
+    stage.write(content(22), keep_latest=1)
     assert newest(stage)[0] == 22
     assert not stage.at(21).exists()
 
@@ -219,31 +219,31 @@ def test_what_a_kill_left_is_tidied_up_and_nothing_is_lost(stage: CheckpointMana
 
 def test_a_full_disk_is_reported_and_the_last_good_one_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     with mounted(tmp_path / "small", "1m"):
-        writer = AsyncCheckpointWriter(CheckpointManager(tmp_path / "small" / "checkpoints", "lm"), keep=2)
+        writer = AsyncCheckpointWriter(CheckpointManager(tmp_path / "small" / "checkpoints", "lm"), keep_latest=2)
         for step, elements in ((1, 10), (2, 1_000_000), (3, 20)):
             writer.write(content(step, elements=elements))
             writer.wait()
-            assert newest(writer.folder) == ({1: 1, 2: 1, 3: 3}[step], [])
+            assert newest(writer.manager) == ({1: 1, 2: 1, 3: 3}[step], [])
             assert (writer.error is not None) == (step == 2)
     said = capsys.readouterr().err
     assert "step-00000002 could not be written" in said
     assert "No space left on device" in said
-    assert f"the last good one is {writer.folder.at(1)}; training continues" in said
+    assert f"the last good checkpoint is {writer.manager.at(1)}; training continues" in said
 
 
 def test_a_folder_that_can_no_longer_be_written_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     with mounted(tmp_path / "small", "1m"):
-        writer = AsyncCheckpointWriter(CheckpointManager(tmp_path / "small" / "checkpoints", "lm"), keep=2)
+        writer = AsyncCheckpointWriter(CheckpointManager(tmp_path / "small" / "checkpoints", "lm"), keep_latest=2)
         writer.write(content(1))
         writer.wait()
         subprocess.run(["mount", "-o", "remount,ro", tmp_path / "small"], check=True)
         writer.write(content(2))
         writer.wait()
-        assert newest(writer.folder) == (1, [])
+        assert newest(writer.manager) == (1, [])
     assert "step-00000002 could not be written" in capsys.readouterr().err
 
 
-def test_a_config_that_no_longer_fits_is_told_by_its_keys():
+def test_a_config_that_has_changed_is_refused_with_its_keys():
     then = {**to_dict(Config()), "seed": 7}
     then["model"] = {**then["model"], "n_hid": 20}
     found = differences("lm", Config(), then, "a", "b")
@@ -256,7 +256,7 @@ def test_a_config_that_no_longer_fits_is_told_by_its_keys():
     assert differences("lm", Config(), {}, "a", "a") != []
 
 
-def test_a_run_of_before_a_key_was_there_goes_on():
+def test_a_run_from_before_a_key_existed_resumes():
     then = to_dict(Config())
     then["lm"] = {**then["lm"], "phases": [{"epochs": 1, "lr": 1e-2, "freeze_to": -1}, {"epochs": 9, "lr": 1e-3}]}
     del then["classifier"]["encoder"]
@@ -282,16 +282,17 @@ def test_where_all_are_damaged_nothing_starts_over_by_itself(stage: CheckpointMa
     for step in (10, 20, 30):
         flip(stage.at(step))
     with pytest.raises(UserError, match="all checkpoints are damaged: start over with --fresh"):
-        _find(config, "lm")
-    assert capsys.readouterr().err.count("is damaged (model.safetensors: its checksum") == 3
+        _find(config.checkpoints_dir, config.run_dir, "lm")
+    assert capsys.readouterr().err.count("the checkpoint is damaged (model.safetensors: checksum") == 3
 
 
-def test_a_position_is_read_with_care():
-    phases = [Phase(epochs=2), Phase(epochs=3)]
-    position = RecipePosition.from_json({"phase": 1, "epoch": 2, "step": 5, "stage_step": 45, "pct_train": 0.5})
-    assert position.stage_epoch(phases) == 4
-    assert not position.is_end(phases)
-    assert RecipePosition(phase=2).is_end(phases)
-    for bad in (None, [], {"phase": 1}, {"phase": -1, "epoch": 0, "step": 0, "stage_step": 0}, {"phase": "1"}):
-        with pytest.raises(ValueError, match="not a position"):
-            RecipePosition.from_json(bad)
+def test_a_train_state_is_read_with_care():
+    state = TrainState("lm", num_phases=2, phase=1, stage_epoch=4, stage_step=45, first_epoch=2, first_step=5)
+    content = json.loads(json.dumps(state.to_json()))
+    assert TrainState.from_json(content) == state
+    assert not state.is_finished
+    assert TrainState("lm", num_phases=2, phase=2).is_finished
+    wrong = [{"phase": -1}, {"phase": "1"}, {"phase": True}, {"stage": None}, {"is_stopped": 0}, {"first_step": 1.0}]
+    for bad in (None, [], {"phase": 1}, *({**content, **values} for values in wrong)):
+        with pytest.raises(ValueError, match="not a train state"):
+            TrainState.from_json(bad)

@@ -1,4 +1,4 @@
-"""Two runs compared: figures beside those of other code, how often intervals hold the truth, and all that is refused."""
+"""Comparison of runs: figures against reference code, coverage of intervals, and invalid input."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LABELS = [("a", "b", "c")[i % 3] for i in range(N)]
 
 
 def share(number: int, of: int = N) -> list[bool]:
-    """True for the first `number` documents."""
+    """Return True for the first `number` documents."""
     return [i < number for i in range(of)]
 
 
@@ -43,7 +43,7 @@ def make_pair(folder: Path, first: list[bool], second: list[bool]) -> tuple[Path
 
 
 def resampled(difference: Callable[[np.ndarray], float], number: int) -> list[float]:
-    """The middle 95 % of differences of documents that are drawn one by one."""
+    """Return the middle 95 % of differences, with documents drawn one by one."""
     rng = np.random.default_rng(5)
     return np.percentile([difference(rng.integers(0, number, number)) for _ in range(1000)], [2.5, 97.5]).tolist()
 
@@ -71,7 +71,7 @@ def test_figures_of_one_class_each_are_those_of_other_code():
 
 
 def macro_f1(y_N: np.ndarray, said_N: np.ndarray) -> float:
-    """As scikit-learn's, in a hundredth of the time."""
+    """Return scikit-learn's macro-F1, a hundred times faster."""
     hits_C = np.bincount(y_N[y_N == said_N], minlength=4)
     return float((2 * hits_C / (np.bincount(y_N, minlength=4) + np.bincount(said_N, minlength=4))).mean())
 
@@ -131,7 +131,7 @@ def test_the_interval_of_a_difference_holds_the_true_one_about_nineteen_times_in
 
 
 def true_difference() -> float:
-    """The accuracy of the second minus that of the first: shares of a sum of two uniform numbers below 0.66 and 0.60."""
+    """Return the true difference of accuracies: probabilities that a sum of two uniform numbers is below 0.66 and 0.60."""
 
     def below(p: float) -> float:  # hard is uniform in [0, 0.7], the rest in [0, 0.3]; p is between the two
         return (p - 0.15) / 0.7
@@ -156,7 +156,7 @@ def test_compare_prints_both_runs_their_difference_and_what_can_be_concluded(tmp
     assert lines[2].split()[:2] == ["A", "0.6667"]
     assert lines[3].split()[:2] == ["B", "0.8333"]
     assert lines[4].split()[:2] == ["difference", "+0.1667"]
-    assert lines[6] == "McNemar's exact test (accuracy): A alone is right on 0, B alone is right on 20; p < 0.0001"
+    assert lines[6] == "McNemar's exact test (accuracy): only A is correct on 0, only B is correct on 20; p < 0.0001"
     low, high = compare(tmp_path / "A", tmp_path / "B")["metrics"]["accuracy"]["interval"]
     assert lines[7:] == [f"B is better by 0.1667 in accuracy ({low:.4f} to {high:.4f})"]
     mirrored = succeed_here(["compare", "B", "A"], cwd=tmp_path).splitlines()
@@ -226,13 +226,13 @@ def test_validation_documents_are_named_as_such(tmp_path: Path):
 
 
 def test_the_same_texts_are_the_same_whatever_else_the_stores_hold(tmp_path: Path):
-    """Another tokenizer, or more training texts, makes another token store."""
+    """Another tokenizer, or more training texts, gives another token store."""
     first = write_answers(tmp_path / "A", LABELS, right_on(LABELS, share(80)))
     second = write_answers(tmp_path / "B", LABELS, right_on(LABELS, share(100)), num_others=37)
     assert compare(first, second)["num_documents"] == N
     other = write_answers(tmp_path / "C", LABELS, right_on(LABELS, share(100)), hashes=np.arange(N)[::-1])
     with pytest.raises(
-        UserError, match=r"C was measured on other test documents \(120\) than .*A \(120\), or in another order"
+        UserError, match=r"C was evaluated on other test documents \(120\) than .*A \(120\), or in another order"
     ):
         compare(first, other)
 
@@ -254,7 +254,7 @@ def test_several_classes_and_numbers_through_the_files(tmp_path: Path):
     found = compare(far, near)
     assert found["metrics"]["mae"]["difference"] == pytest.approx(-0.4)
     assert found["conclusion"] == f"{near} is better by 0.4000 in mae (0.4000 to 0.4000)"
-    assert "is nearer on 60" in succeed_here(["compare", far, near])
+    assert "has the smaller error on 60" in succeed_here(["compare", far, near])
 
 
 def refused(words: list[object], message: str) -> None:
@@ -300,12 +300,12 @@ def test_what_cannot_be_compared_is_one_line(tmp_path: Path):
         f"an exported model, which has no predictions.parquet: name the run directory, {tmp_path}",
     )
     cases["file"] = tmp_path / "A" / "config.yaml", "no such folder"
-    cases["itself"] = first, "is named twice"
+    cases["itself"] = first, "is given twice"
     for other, message in cases.values():
         refused([first, other], message)
-    refused([], "0 run(s) without '--'")
+    refused([], "0 run(s) and no '--'")
     refused([first], "'ulmfit-dist compare A B', or two sides of several seeds, 'ulmfit-dist compare A-1 A-2 -- B-1 B-2'")
-    refused([first, "B", "C"], "3 run(s) without '--' between two sides: compare two runs, 'ulmfit-dist compare A B', or")
+    refused([first, "B", "C"], "3 run(s) and no '--' between two groups: compare two runs, 'ulmfit-dist compare A B', or")
     refused([first, "--"], "no run on one side of the comparison")
     refused(["--", first, "--", "B"], "'--' is given twice")
     refused([first, "B", "--frsh"], "unknown: --frsh")
@@ -415,20 +415,20 @@ def test_seeds_are_compared_by_mean_and_spread_with_welchs_interval(tmp_path: Pa
 def test_one_seed_has_no_spread_and_the_output_says_so(tmp_path: Path):
     first, second = make_seeds(tmp_path, "A", [80]), make_seeds(tmp_path, "B", [95, 96])
     said = succeed_here(["compare", *first, "--", *second])
-    assert f"{first[0]} is one run: one seed has no standard deviation, so the difference has no interval" in said
-    assert said.splitlines()[-1].endswith("in accuracy cannot be judged: one seed gives no spread")
+    assert f"{first[0]} is a single run: without a standard deviation, the difference has no interval" in said
+    assert said.splitlines()[-1].endswith("in accuracy has no interval: a single run has no standard deviation")
     found = compare(first, second)["metrics"]["accuracy"]
     assert (found["first"]["std"], found["interval"]) == (None, None)
     assert "±" not in said.splitlines()[2]
     assert compare(make_seeds(tmp_path, "C", [90, 90]), make_seeds(tmp_path, "D", [95, 95]))["conclusion"].endswith(
-        "cannot be judged: the runs of each side have equal figures"
+        "has no interval: the runs of each side have equal figures"
     )
 
 
 def test_seeds_on_other_documents(tmp_path: Path):
     first, second = make_seeds(tmp_path, "A", [80, 82]), make_seeds(tmp_path, "B", [95, 96], hashes=np.arange(N) + 1)
-    refused([*first, "--", *second], "B-1 was measured on other test documents, or other labels of them, than")
-    refused([first[0], "--", first[1], first[0]], "is named twice")
+    refused([*first, "--", *second], "B-1 was evaluated on other test documents or labels than")
+    refused([first[0], "--", first[1], first[0]], "is given twice")
     cut = [np.arange(N) + 1000 * seed for seed in (1, 2)]
     sides = [
         [
@@ -438,7 +438,7 @@ def test_seeds_on_other_documents(tmp_path: Path):
         for side in ("V", "W")
     ]
     (remark,) = compare(*sides)["remarks"]
-    assert remark.startswith("the runs were validated on different documents (the same ones on both sides)")
+    assert remark.startswith("the runs were validated on different documents (the same ones in both groups)")
 
 
 def test_welchs_interval_holds_the_true_difference_nineteen_times_in_twenty():

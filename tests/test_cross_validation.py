@@ -1,4 +1,4 @@
-"""Folds of the documents, and the runs that cross-validation makes of them."""
+"""Folds of the documents, and the runs of a cross-validation."""
 
 import json
 import shutil

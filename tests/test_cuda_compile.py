@@ -1,4 +1,4 @@
-"""Which compiler makes a GPU's kernels, what is reported where none can, and how often `torch.compile` compiles."""
+"""Tests of kernel compilation: choice of the compiler, messages of failures, and number of compilations."""
 
 import ctypes
 import re
@@ -30,7 +30,7 @@ def fails() -> None:
     raise OSError("no NVRTC\nand a second line")
 
 
-def test_the_first_compiler_that_works_is_taken(messages: list[str]):
+def test_the_first_working_compiler_is_used(messages: list[str]):
     kernel = try_compilers("masks", ("NVRTC", fails), ("torch.compile", lambda: max), ("third", fails))
     assert kernel is max
     assert messages[0] == "masks: NVRTC failed: no NVRTC"
@@ -38,7 +38,7 @@ def test_the_first_compiler_that_works_is_taken(messages: list[str]):
     assert len(messages) == 2
 
 
-def test_a_warning_says_why_nothing_compiles_and_what_to_install():
+def test_a_warning_names_the_compiler_errors_and_the_packages_to_install():
     assert try_compilers("masks", ("NVRTC", fails)) is None
     assert try_compilers("losses", ("NVRTC", fails)) is None
     with pytest.warns(
@@ -56,7 +56,7 @@ def test_without_cuda_in_torch_nothing_is_compiled_from_source():
 
 @pytest.fixture
 def compilations(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
-    """Counts of the graphs that dynamo makes; they are not compiled further, which takes many seconds."""
+    """Count the graphs of dynamo, without compiling them further, which takes many seconds."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
@@ -90,7 +90,7 @@ def test_the_loss_is_compiled_once_for_all_sizes(compilations: dict[str, int]):
 
 
 def nvrtc() -> ctypes.CDLL | None:
-    """NVRTC as pip installs it: with torch's CUDA wheels, or `nvidia-cuda-nvrtc` alone, which needs no GPU."""
+    """Return NVRTC as installed by pip, with torch's CUDA wheels or `nvidia-cuda-nvrtc`, which needs no GPU."""
     places = (find_spec("nvidia") or find_spec("torch")).submodule_search_locations
     found = [path for place in places for path in sorted(Path(place).glob("*/lib/libnvrtc.so.*"))]
     return ctypes.CDLL(str(found[0])) if found else None
@@ -106,6 +106,6 @@ def test_nvrtc_compiles_the_sources_without_any_headers(source: Path, gpu: str):
 
 
 @pytest.mark.skipif(nvrtc() is None, reason="no NVRTC is installed")
-def test_what_nvrtc_refuses_is_an_error_with_its_message():
+def test_an_nvrtc_error_keeps_the_compilers_message():
     with pytest.raises(CompilationError, match="expected"):
         to_cubin(nvrtc(), b"__global__ void broken( {}", [])

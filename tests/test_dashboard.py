@@ -1,4 +1,4 @@
-"""The dashboard on W&B: what it would be, and what a server gets."""
+"""W&B dashboard: its JSON, and the requests that a server gets."""
 
 import json
 import sys
@@ -34,7 +34,7 @@ SYSTEM_METRICS = {
     *(f"system/{name}" for name in "cpu memory_percent proc.memory.rssMB network.sent network.recv".split()),
 }
 AXES = {**STEP_METRICS, **EPOCH_METRICS, **dict.fromkeys(SYSTEM_METRICS, "_runtime")}
-"""The axis of each metric of a run of the quick start, whose models have two layers."""
+"""Axis of each metric of the quick start, whose models have two layers."""
 
 
 def quickstart(*words: str) -> Config:
@@ -42,7 +42,7 @@ def quickstart(*words: str) -> Config:
 
 
 def panels(spec: dict) -> dict[str, list[dict]]:
-    """The settings of the panels of each section."""
+    """Return the settings of the panels of each section."""
     sections = spec["section"]["panelBankConfig"]["sections"]
     return {section["name"]: [panel["config"] for panel in section["panels"]] for section in sections}
 
@@ -103,7 +103,7 @@ except UserError as error:
 
 
 def save(folder: Path, **env: str) -> tuple[int, str, str]:
-    """Save the quick start's dashboard, in a process of its own; exit code, output, errors."""
+    """Save the quick start's dashboard in a separate process; return exit code, output and errors."""
     nobody = {"HOME": str(folder), "NETRC": f"{folder}/netrc", "WANDB_CONFIG_DIR": str(folder), "WANDB_API_KEY": ""}
     done = launch(["-c", SAVE], **{**nobody, "WANDB_MODE": "online", **env})
     return done.returncode, done.stdout, done.stderr
@@ -128,7 +128,7 @@ def test_saved_twice_it_is_one_view_with_the_same_address(tmp_path: Path):
 def test_without_a_login_it_is_one_line(tmp_path: Path):
     code, _, errors = save(tmp_path)
     assert code == 1
-    assert errors == "error: nobody is logged in to W&B: `wandb login`, or set WANDB_API_KEY; --dry-run needs neither\n"
+    assert errors == "error: no login to W&B: run `wandb login`, or set WANDB_API_KEY; --dry-run needs neither\n"
 
 
 def test_without_a_server_it_is_one_line(tmp_path: Path):
@@ -136,7 +136,7 @@ def test_without_a_server_it_is_one_line(tmp_path: Path):
         gone = logged_in(server)
     code, _, errors = save(tmp_path, **gone)
     assert code == 1
-    assert errors.startswith("error: W&B does not take the dashboard: ")
+    assert errors.startswith("error: W&B rejects the dashboard: ")
     assert gone["WANDB_BASE_URL"] in errors
     assert "`wandb login`" in errors
     assert errors.count("\n") == 1

@@ -1,4 +1,4 @@
-"""The device that a run computes on: GPUs that are there but cannot be used are an error, and never a run on CPUs."""
+"""Tests of device selection: GPUs that exist but cannot be used are an error, never a run on CPUs."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ VERSION = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  470.256.02  Thu May  
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A machine with NVIDIA's driver and one GPU; torch, with CUDA 13.0, does not find it."""
+    """Simulate a machine with NVIDIA's driver and one GPU, which torch with CUDA 13.0 does not find."""
     (tmp_path / "nvidia/gpus/0000:01:00.0").mkdir(parents=True)
     (tmp_path / "nvidia/version").write_text(VERSION)
     (tmp_path / "nvidia/gpus/0000:01:00.0/information").write_text("Model: \t\t NVIDIA A100-SXM4-40GB\nIRQ:   \t\t 1\n")
@@ -73,7 +73,7 @@ def test_a_launchers_environment_decides_where_accelerate_gives_its_default(mach
 
 
 def test_a_process_that_may_open_no_gpu_has_none(machine: Path, monkeypatch: pytest.MonkeyPatch):
-    """The driver counts GPUs of the machine that a SLURM job has not been given."""
+    """The driver counts GPUs of the machine that are not allocated to a SLURM job."""
     monkeypatch.setattr(devices, "_can_open", lambda path: False)
     assert not uses_gpu()
 
@@ -144,7 +144,7 @@ def test_the_version_of_the_driver_is_read(text: str, expected: str, machine: Pa
 
 
 @pytest.mark.parametrize("value", ["1", "yes", "Yes", "true", "True", "TRUE", "on", "y"])
-def test_values_that_ask_for_cpus(value: str, monkeypatch: pytest.MonkeyPatch):
+def test_values_that_request_cpus(value: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("ACCELERATE_USE_CPU", value)
     assert wants_cpu()
 

@@ -1,4 +1,4 @@
-"""The checks of `ulmfit-dist doctor`, one by one: each finds what is wrong."""
+"""Tests of each check of `ulmfit-dist doctor`: each detects its problem."""
 
 from pathlib import Path
 
@@ -22,30 +22,30 @@ def results(*findings: Finding) -> dict[int, list[Result]]:
 
 
 def test_a_row_is_the_worst_of_all_ranks():
-    (found,) = report.rows(["disk"], results(ok("fine"), failure("full", "free some"), ok("fine")), 3)
-    assert (found.status, found.details, found.fix) == (Status.FAILURE, "rank 1: full", "free some")
-    assert found.ranks == {0: "ok", 1: "failure", 2: "ok"}
-    (found,) = report.rows(["disk"], results(failure("full", "a"), failure("full", "a")), 2)
-    assert found.details == "full"
-    (found,) = report.rows(["disk"], results(failure("full", "a"), failure("gone", "b")), 2)
-    assert found.details == "rank 0: full; rank 1: gone"
+    (row,) = report.rows(["disk"], results(ok("fine"), failure("full", "free some"), ok("fine")), 3)
+    assert (row.status, row.details, row.fix) == (Status.FAILURE, "rank 1: full", "free some")
+    assert row.ranks == {0: "ok", 1: "failure", 2: "ok"}
+    (row,) = report.rows(["disk"], results(failure("full", "a"), failure("full", "a")), 2)
+    assert row.details == "full"
+    (row,) = report.rows(["disk"], results(failure("full", "a"), failure("gone", "b")), 2)
+    assert row.details == "rank 0: full; rank 1: gone"
 
 
 def test_a_row_names_no_more_than_some_ranks():
-    (found,) = report.rows(["disk"], results(*(failure(f"full {rank}", "") for rank in range(20))), 20)
-    assert found.details.endswith("rank 3: full 3; and 16 more")
+    (row,) = report.rows(["disk"], results(*(failure(f"full {rank}", "") for rank in range(20))), 20)
+    assert row.details.endswith("rank 3: full 3; and 16 more")
 
 
-def test_what_no_rank_has_reached_is_no_success_and_no_failure():
-    found = report.rows(["disk", "network"], results(ok("fine")), 1)
-    assert found[1].status is Status.SKIPPED
-    assert found[1].details == "not reached"
-    assert not report.has_failed(found)
+def test_a_check_that_no_rank_has_reached_is_skipped():
+    rows = report.rows(["disk", "network"], results(ok("fine")), 1)
+    assert rows[1].status is Status.SKIPPED
+    assert rows[1].details == "not reached"
+    assert not report.has_failed(rows)
 
 
 def test_skipped_on_most_ranks_is_ok_where_one_is():
-    (found,) = report.rows(["disk"], results(skipped("no"), ok("fine")), 2)
-    assert (found.status, found.details) == (Status.OK, "fine")
+    (row,) = report.rows(["disk"], results(skipped("no"), ok("fine")), 2)
+    assert (row.status, row.details) == (Status.OK, "fine")
 
 
 def test_the_last_line_can_be_pasted(tmp_path: Path):
@@ -77,7 +77,7 @@ def test_every_check_has_a_name_of_its_own(tmp_path: Path):
 # Hardware
 
 
-def test_gpus_that_this_torch_cannot_use_are_no_reason_to_train_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_gpus_that_torch_cannot_use_are_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def refused() -> bool:
         raise UserError("2 GPU(s) cannot be used: driver 470: update the driver")
 
@@ -87,12 +87,12 @@ def test_gpus_that_this_torch_cannot_use_are_no_reason_to_train_on_the_cpu(tmp_p
 
 
 def test_auto_gives_its_reason(tmp_path: Path):
-    found = hardware.check_precision(context_of(tmp_path, "runtime.precision=auto"))
-    assert found.status is Status.OK
-    assert auto_precision(has_gpu=False)[1] in found.details
+    finding = hardware.check_precision(context_of(tmp_path, "runtime.precision=auto"))
+    assert finding.status is Status.OK
+    assert auto_precision(has_gpu=False)[1] in finding.details
 
 
-def test_a_precision_that_the_machine_cannot_do_is_a_row(tmp_path: Path):
+def test_an_unsupported_precision_is_a_row(tmp_path: Path):
     (result,) = run_checks([Check("precision", hardware.check_precision)], context_of(tmp_path, "runtime.precision=fp16"))
     assert result.finding.status is Status.FAILURE
     assert "runtime.precision=fp16 needs a GPU" in result.finding.details
@@ -103,27 +103,27 @@ def test_a_precision_that_the_machine_cannot_do_is_a_row(tmp_path: Path):
 
 def test_a_folder_that_is_fine_is_left_as_it_was(tmp_path: Path):
     context = context_of(tmp_path)
-    found = storage.writable("runs_dir")(context)
-    assert found.status is Status.OK
-    assert "locked" in found.details
+    finding = storage.writable("runs_dir")(context)
+    assert finding.status is Status.OK
+    assert "locked" in finding.details
     assert (tmp_path / "runs/run").is_dir()
     assert not list((tmp_path / "runs/run").iterdir())
     storage.remove_created(context)
     assert not list(tmp_path.iterdir())
 
 
-def test_locks_that_exclude_nobody_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_locks_without_effect_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("fcntl.flock", lambda *args: None)
-    found = storage.writable("runs_dir")(context_of(tmp_path))
-    assert found.status is Status.WARNING
-    assert "file locks have no effect" in found.details
+    finding = storage.writable("runs_dir")(context_of(tmp_path))
+    assert finding.status is Status.WARNING
+    assert "file locks have no effect" in finding.details
 
 
 def test_a_file_in_the_place_of_a_folder_is_found(tmp_path: Path):
     (tmp_path / "cache").write_text("")
-    found = storage.writable("data.cache_dir")(context_of(tmp_path))
-    assert found.status is Status.FAILURE
-    assert "data.cache_dir" in found.fix
+    finding = storage.writable("data.cache_dir")(context_of(tmp_path))
+    assert finding.status is Status.FAILURE
+    assert "data.cache_dir" in finding.fix
 
 
 def test_a_disk_with_no_room_for_the_checkpoints_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -141,51 +141,51 @@ def test_slurm_nodes_without_ranks_are_found(tmp_path: Path, monkeypatch: pytest
     assert services.check_slurm(context_of(tmp_path)).status is Status.SKIPPED
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
-    found = services.check_slurm(context_of(tmp_path))
-    assert found.status is Status.WARNING
-    assert "fewer than nodes" in found.details
+    finding = services.check_slurm(context_of(tmp_path))
+    assert finding.status is Status.WARNING
+    assert "fewer than nodes" in finding.details
 
 
 def test_wandb_online_without_a_login_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(services, "quiet_wandb", lambda: type("wandb", (), {"login": lambda **how: False}))
-    found = services.check_wandb(context_of(tmp_path, "tracking.wandb_mode=online"))
-    assert found.status is Status.FAILURE
-    assert "wandb login" in found.fix
+    finding = services.check_wandb(context_of(tmp_path, "tracking.wandb_mode=online"))
+    assert finding.status is Status.FAILURE
+    assert "wandb login" in finding.fix
 
 
 # Numbers
 
 
 @pytest.mark.usefixtures("bf16_lstms")
-def test_numbers_that_are_right_are_ok(tmp_path: Path):
+def test_correct_numbers_are_ok(tmp_path: Path):
     context = context_of(tmp_path)
     for check in (numerics.check_philox, numerics.check_lstm, numerics.check_loss):
-        found = check(context)
-        assert found.status is Status.OK, found
+        finding = check(context)
+        assert finding.status is Status.OK, finding
     assert "bf16" in numerics.check_lstm(context).details
 
 
-def test_a_cpu_without_bf16_is_not_asked_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_bf16_is_skipped_on_a_cpu_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(numerics, "has_bf16_lstms", lambda: False)
-    found = numerics.check_lstm(context_of(tmp_path))
-    assert found.status is Status.SKIPPED
-    assert "fp32 only" in found.details
+    finding = numerics.check_lstm(context_of(tmp_path))
+    assert finding.status is Status.SKIPPED
+    assert "fp32 only" in finding.details
 
 
 def test_a_generator_that_differs_from_numpys_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     right = philox.philox
     monkeypatch.setattr(philox, "philox", lambda counter, key: right(counter, key + 1))
-    found = numerics.check_philox(context_of(tmp_path))
-    assert found.status is Status.FAILURE
-    assert "differ from numpy's" in found.details
+    finding = numerics.check_philox(context_of(tmp_path))
+    assert finding.status is Status.FAILURE
+    assert "differ from numpy's" in finding.details
 
 
 def test_a_loss_that_differs_from_autograd_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     right = numerics.DecoderLoss.__call__
     monkeypatch.setattr(numerics.DecoderLoss, "__call__", lambda self, x, y: 1.01 * right(self, x, y))
-    found = numerics.check_loss(context_of(tmp_path))
-    assert found.status is Status.FAILURE
-    assert "expected in fp32" in found.details
+    finding = numerics.check_loss(context_of(tmp_path))
+    assert finding.status is Status.FAILURE
+    assert "expected in fp32" in finding.details
 
 
 @pytest.mark.usefixtures("bf16_lstms")
@@ -197,9 +197,9 @@ def test_an_lstm_that_reads_other_weights_in_bf16_is_found(tmp_path: Path, monke
         return (output * 2 if torch.is_autocast_enabled("cpu") else output), state
 
     monkeypatch.setattr(numerics.WeightDropout, "forward", wrong)
-    found = numerics.check_lstm(context_of(tmp_path))
-    assert found.status is Status.FAILURE
-    assert "expected in bf16" in found.details
+    finding = numerics.check_lstm(context_of(tmp_path))
+    assert finding.status is Status.FAILURE
+    assert "expected in bf16" in finding.details
 
 
 @pytest.mark.parametrize("stage", ["lm", "classifier"])

@@ -1,4 +1,4 @@
-"""`ulmfit-dist doctor` on ranks, and whole runs of it: what is broken is named within a minute, and nothing hangs."""
+"""Tests of `ulmfit-dist doctor` on ranks, and of whole commands: problems are named within a minute, and nothing hangs."""
 
 import contextlib
 import json
@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 from conftest import command, command_here, mounted
-from doctors import MINUTE, context_of, free_port, row, start, store_at, words
+from doctors import MINUTE, argv_of, context_of, free_port, row, start, store_at
 
 from ulmfit_dist.doctor import ranks, storage
 from ulmfit_dist.doctor.checks import Check, Context, Finding, Status, run_checks
@@ -24,7 +24,7 @@ from ulmfit_dist.doctor.rendezvous import JoinError, Launch, join, read_launch
 # Ranks that meet
 
 
-def test_launch_variables_that_make_no_sense_are_named(monkeypatch: pytest.MonkeyPatch):
+def test_invalid_launch_variables_are_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "2")
     with pytest.raises(JoinError, match="RANK=2 with WORLD_SIZE=2"):
@@ -49,14 +49,14 @@ def test_a_port_that_is_refused_is_named():
         join(launch_of(1, port), seconds=0.5)
 
 
-def test_a_rank_that_does_not_come_is_named():
+def test_a_missing_rank_is_named():
     port = free_port()
     with pytest.raises(JoinError, match=f"rank 1 of 2 has not joined at 127.0.0.1:{port}"):
         join(launch_of(0, port), seconds=0.5)
 
 
 def on_two_ranks(tmp_path: Path, function, *more: tuple[str, ...]) -> list[Finding]:
-    """A check on two ranks that are threads here, each with overrides of its own, over a real store."""
+    """Run a check on two ranks, which are threads with their own overrides, over a real store."""
 
     def rank_of(rank: int) -> Finding:
         stores, names, _ = join(launch_of(rank, port), seconds=20)
@@ -111,7 +111,7 @@ def test_batches_that_the_ranks_cannot_share_are_named(tmp_path: Path):
 
 
 def test_one_process_is_checked_from_the_launch_to_the_speed(tmp_path: Path):
-    done = command_here(words(tmp_path, "--json"))
+    done = command_here(argv_of(tmp_path, "--json"))
     assert done.returncode == 0, done.stdout + done.stderr
     content = json.loads(done.stdout)
     assert content["ok"]
@@ -122,8 +122,8 @@ def test_one_process_is_checked_from_the_launch_to_the_speed(tmp_path: Path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_recipe_may_be_given(tmp_path: Path):
-    done = command_here(["doctor", "configs/quickstart.yaml", *words(tmp_path)[1:], "lm.batch=3"])
+def test_a_config_may_be_given(tmp_path: Path):
+    done = command_here(["doctor", "configs/quickstart.yaml", *argv_of(tmp_path)[1:], "lm.batch=3"])
     assert done.returncode == 2
     assert "unknown key lm.batch" in done.stderr
 
@@ -138,8 +138,8 @@ def read_only(folder: Path) -> Iterator[None]:
 def test_a_full_disk_and_a_read_only_cache_are_named(tmp_path: Path):
     with mounted(tmp_path / "runs", "64k"), read_only(tmp_path / "cache"):
         (tmp_path / "runs/filler").write_bytes(bytes(60 << 10))
-        done = command_here(words(tmp_path))
-        as_json = command_here(words(tmp_path, "--json"))
+        done = command_here(argv_of(tmp_path))
+        as_json = command_here(argv_of(tmp_path, "--json"))
     assert done.returncode == as_json.returncode == 2
     assert "failure" in done.stdout
     run, cache, disk = (row(as_json.stdout, name) for name in ("run directory", "cache", "free disk"))
@@ -151,7 +151,7 @@ def test_a_full_disk_and_a_read_only_cache_are_named(tmp_path: Path):
 
 
 def test_two_ranks_are_checked_together(tmp_path: Path):
-    done = command(words(tmp_path, "--json"), processes=2)
+    done = command(argv_of(tmp_path, "--json"), processes=2)
     assert done.returncode == 0, done.stdout + done.stderr
     content = json.loads(done.stdout)
     assert content["world_size"] == 2
@@ -177,7 +177,7 @@ def test_a_missing_rank_and_a_refused_port_are_named_within_a_minute(tmp_path: P
     assert f"rank 1 of 2 has not joined at 127.0.0.1:{first}" in row(said[0][0], "rendezvous")["details"]
     assert f"rank 1 cannot reach rank 0 at 127.0.0.1:{second}" in row(said[1][0], "rendezvous")["details"]
     assert "Connection refused" in row(said[1][0], "rendezvous")["details"]
-    assert row(said[1][0], "run directory")["status"] == "ok"  # what needs no other rank is checked all the same
+    assert row(said[1][0], "run directory")["status"] == "ok"  # checks of one rank still run
     assert "rendezvous" in said[0][1]
     assert "rendezvous" in said[1][1]
     assert "Traceback" not in said[0][1] + said[1][1]

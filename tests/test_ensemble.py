@@ -1,4 +1,4 @@
-"""Several classifiers as one: the mean of their probabilities, and what keeps them from being compared."""
+"""Ensembles of classifiers: the mean of their probabilities, and incompatible members."""
 
 import json
 from collections.abc import Iterator
@@ -51,7 +51,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TokenStore:
 
 @pytest.fixture
 def runs(tmp_path: Path, store: TokenStore) -> list[Path]:
-    """Three classifiers of the same texts, one of which reads them from their end."""
+    """Three classifiers of the same texts, one of them backward."""
     configs = [CONFIG, BACKWARDS, replace(CONFIG, classifier=replace(CONFIG.classifier, global_batch_size=5))]
     return [make_classifier(tmp_path / f"run{seed}", store, seed, config) for seed, config in enumerate(configs)]
 
@@ -114,7 +114,7 @@ def test_several_classes_and_numbers_are_measured_by_their_mean(
 
 
 def one_by_one(run: Path, documents: list[np.ndarray]) -> np.ndarray:
-    """What a classifier says of documents, each alone: [documents, classes]."""
+    """Return probabilities of documents, each in its own batch: [documents, classes]."""
     classifier = load_classifier(run)
     direction = -1 if classifier.config.model.backwards else 1
     widths = [-(-len(document) // SEQ_LEN) * SEQ_LEN for document in documents]
@@ -159,7 +159,7 @@ def test_labels_must_be_the_same(runs: list[Path], runtime: Runtime):
 
 def test_one_classifier_is_no_ensemble(runs: list[Path], capsys: pytest.CaptureFixture[str]):
     assert main(["ensemble", str(runs[0]), "--text", "a b"]) == 2
-    assert "an ensemble of 1: name two runs or more" in capsys.readouterr().err
+    assert "an ensemble of 1: name at least two runs" in capsys.readouterr().err
     assert main(["ensemble", *map(str, runs), "--output", "labels.jsonl"]) == 2
     assert "--output is for labels: give texts, too" in capsys.readouterr().err
 
@@ -176,7 +176,7 @@ def by_split(store: TokenStore, config: Config = CONFIG) -> dict[str, np.ndarray
 
 
 def best_temperature(p_NC: np.ndarray, label_N: np.ndarray) -> float:
-    """The best of a fine grid."""
+    """Return the best temperature of a fine grid."""
     grid = np.exp(np.linspace(np.log(BOUNDS[0]), np.log(BOUNDS[1]), 20001))
     rows = np.arange(len(label_N))
     return min(grid, key=lambda t: -np.log(at_temperature(p_NC, t)[rows, label_N]).mean())
@@ -265,7 +265,7 @@ def test_numbers_are_averaged_with_the_baseline_as_they_are(tmp_path: Path, stor
         mean_N1 = (answers_of_run(run, store, documents[side], runtime) + linear[side]) / 2
         errors_N = mean_N1[:, 0] - np.array([1, 2.5, 4])[store.labels[documents[side]]]
         assert figures["rmse"] == pytest.approx(np.sqrt((errors_N**2).mean()), rel=1e-5)
-    assert list(describe_ensemble(found))[-1] == ("numbers are averaged as they are: a temperature is for probabilities")
+    assert list(describe_ensemble(found))[-1] == ("numbers are averaged unscaled: a temperature applies to probabilities")
 
 
 def test_the_command_prints_a_table_or_json(runs: list[Path], store: TokenStore, capsys: pytest.CaptureFixture[str]):

@@ -1,4 +1,4 @@
-"""Exits of processes that are ours: code, output, and what is called and flushed on the way."""
+"""Tests of process exits: exit code, output, `atexit` functions and flushed files."""
 
 import json
 import os
@@ -33,21 +33,21 @@ exit_process(main)
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""}
 
 
-def run(words: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run Python on `words`; its output is kept unless it goes elsewhere."""
+def run(argv: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run Python with arguments, and capture its output unless the options redirect it."""
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
-    return subprocess.run([sys.executable, *words], cwd=ROOT, text=True, env=ENVIRONMENT, timeout=600, **options)
+    return subprocess.run([sys.executable, *argv], cwd=ROOT, text=True, env=ENVIRONMENT, timeout=600, **options)
 
 
-def run_ranks(words: list[str]) -> list[tuple[int, str]]:
-    """Run Python on `words` as two ranks; exit code and output of each."""
+def run_ranks(argv: list[str]) -> list[tuple[int, str]]:
+    """Run Python with arguments as two ranks. Returns exit code and output of each."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         unused_port = listener.getsockname()[1]
     shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(unused_port)}
     ranks = []
     for rank in range(2):
         environment = {**ENVIRONMENT, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "ACCELERATE_USE_CPU": "true"}
-        ranks.append(subprocess.Popen([sys.executable, *words], env=environment, stdout=subprocess.PIPE, text=True))
+        ranks.append(subprocess.Popen([sys.executable, *argv], env=environment, stdout=subprocess.PIPE, text=True))
     outputs = [rank.communicate(timeout=120)[0] for rank in ranks]
     return [(rank.returncode, output) for rank, output in zip(ranks, outputs, strict=True)]
 
@@ -67,7 +67,7 @@ def run_ranks(words: list[str]) -> list[tuple[int, str]]:
         ("atexit.register(signal.raise_signal, signal.SIGTERM); return 85", 85, ""),
     ],
 )
-def test_threads_end_atexit_is_called_and_the_code_is_that_of_python(end: str, code: int, last_line: str):
+def test_threads_are_joined_atexit_runs_and_the_exit_code_is_pythons(end: str, code: int, last_line: str):
     result = run(["-c", SCRIPT.format(end=end)])
     assert result.returncode == code
     assert result.stdout.split() == ["main", "thread", "atexit"]
@@ -101,8 +101,8 @@ def test_open_files_are_flushed_and_nothing_is_finalized(tmp_path: Path):
     assert [path.read_text() for path in sorted(tmp_path.iterdir())] == ["kept", "kept"]
 
 
-def test_torch_has_nothing_to_warn_of_at_the_exit():
-    """torch.distributed has an object that warns where `isinstance` looks at it."""
+def test_the_exit_causes_no_warning_of_torch():
+    """torch.distributed has an object that warns if it is passed to `isinstance`."""
     code = "import torch.distributed; from ulmfit_dist.distributed.exit import exit_process; exit_process(lambda: 0)"
     result = run(["-c", code])
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
@@ -120,7 +120,7 @@ exit_process(main)
 """
 
 
-def test_a_reader_that_has_left_changes_no_code():
+def test_a_closed_pipe_does_not_change_the_exit_code():
     reading, writing = os.pipe()
     os.close(reading)
     result = run(["-c", WRITER.format(code=0)], stdout=writing)
@@ -137,7 +137,7 @@ def test_output_that_cannot_be_written_is_an_error(code: int, expected: int):
 
 
 @pytest.mark.parametrize("command", [["-m", "ulmfit_dist"], ["-c", "from ulmfit_dist.__main__ import run; run()"]])
-def test_both_ways_into_the_command_line_exit_with_its_code(command: list[str]):
+def test_both_entry_points_exit_with_the_code_of_the_command(command: list[str]):
     result = run([*command, "config", "none.yaml"])
     assert result.returncode == 2
     assert result.stderr.startswith("ulmfit-dist: error: ")
@@ -181,7 +181,7 @@ exit_process(main)
 
 
 def test_a_collective_that_ends_late_does_not_abort_the_process(tmp_path: Path):
-    """With `sys.exit(main())` in place of `exit_process(main)` rank 0 is ended by signal 6."""
+    """With `sys.exit(main())` instead of `exit_process(main)`, signal 6 kills rank 0."""
     assert [code for code, _ in run_ranks(["-c", LATE_COLLECTIVE, str(tmp_path / "is_exiting")])] == [0, 0]
 
 
@@ -206,13 +206,13 @@ if keeps_group:
     with runtime:
         pass
 else:
-    runtime.leave_at_end()
+    runtime.register_shutdown()
     runtime.barrier()
 """
 
 
 def test_a_script_ends_the_threads_of_gloo_before_the_interpreter_finalizes():
-    """As it does after calls of `ulmfit_dist.api` (rank 0), and as it does that holds a learner (rank 1)."""
+    """Rank 0 exits as after calls of `ulmfit_dist.api`, rank 1 as a script that holds a learner."""
     for code, output in run_ranks(["-c", SCRIPT_OF_A_USER]):
         assert code == 0
         before, after = output.splitlines()
@@ -221,9 +221,9 @@ def test_a_script_ends_the_threads_of_gloo_before_the_interpreter_finalizes():
 
 
 def test_ten_runs_exit_with_their_codes(tmp_path: Path):
-    """The small form of `python -m benchmarks.exits`: two of each way to end, with W&B, checkpoints and a process group."""
+    """Small form of `python -m benchmarks.exits`: two runs per scenario, with W&B, checkpoints and a process group."""
     result = run(["-m", "benchmarks.exits", "--count", "10", "--output", str(tmp_path / "exits.jsonl")])
     assert result.returncode == 0, result.stdout + result.stderr
     runs = [json.loads(line) for line in (tmp_path / "exits.jsonl").read_text().splitlines()]
-    codes = {run["kind"]: sorted(run["codes"].values()) for run in runs}
+    codes = {run["scenario"]: sorted(run["codes"].values()) for run in runs}
     assert codes == {"success": [0, 0], "keyboard": [85, 85], "sigterm": [85, 85], "user_error": [2, 2], "crash": [1, 1]}

@@ -17,6 +17,7 @@ from ulmfit_dist.config.schema import TokenizerConfig
 from ulmfit_dist.data.tokenizers.sentencepiece import SentencePieceTokenizer, make_model
 from ulmfit_dist.errors import UserError
 
+pytestmark = pytest.mark.distributed  # fastai reads texts by processes
 X = torch.arange(2, 50).view(2, 24) % len(VOCAB)
 
 

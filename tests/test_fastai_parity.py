@@ -26,7 +26,7 @@ from ulmfit_dist.models.networks import build_classifier
 from ulmfit_dist.rng.counter_based import seed_torch
 from ulmfit_dist.stages.classifier import classifier_loaders
 from ulmfit_dist.stages.lm import lm_learner
-from ulmfit_dist.training.learner import build_learner
+from ulmfit_dist.training.learner import LearnerParts, build_learner
 from ulmfit_dist.training.schedule import learning_rate, run_phases
 from ulmfit_dist.training.train_steps import ClassifierLearner
 
@@ -139,20 +139,8 @@ def classifier_of_ours(settings: ClassifierConfig, runtime: Runtime, store: Toke
     train, valid = classifier_loaders(CONFIG, runtime, store)
     seed_torch(1)
     model = build_classifier(V, CLASSES, CONFIG.model, settings)
-    metrics = ClassifierMetrics(CLASSES)
-    return build_learner(
-        ClassifierLearner,
-        "classifier",
-        settings,
-        model,
-        awd_lstm_clas_split,
-        F.cross_entropy,
-        metrics,
-        train,
-        valid,
-        runtime,
-        seed=1,
-    )
+    parts = LearnerParts(model, awd_lstm_clas_split, F.cross_entropy, ClassifierMetrics(CLASSES), train, valid)
+    return build_learner(ClassifierLearner, "classifier", parts, settings, runtime, seed=1)
 
 
 @pytest.mark.parametrize("runtime", ["fp64"], indirect=True)  # batch norm over an untrained encoder makes much of rounding

@@ -1,4 +1,4 @@
-"""Figures on test documents, at the end of a run and of new texts: for each kind of target, for folds, after a failure."""
+"""Figures on the test split and on new texts: for each target, for folds, and after a failure."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from ulmfit_dist.data.prediction_table import read_predictions
 from ulmfit_dist.metrics.resampling import sample_of
 from ulmfit_dist.stages import final_scores
 
+pytestmark = pytest.mark.distributed  # a run asks git for its revision
 SHORT = [*TINY, "data.source=csv", "lm.phases=[{epochs: 1, lr: 1e-2}]", "classifier.phases=[{epochs: 1, lr: 1e-2}]"]
 KINDS: dict[str, tuple[list[str], Callable[[int], str], str]] = {
     "category": ([], lambda i: "ab"[i % 2], "accuracy"),
@@ -32,7 +33,7 @@ def texts(number: int, word: str, label: Callable[[int], str]) -> Rows:
 
 
 def words_of(folder: Path, recipe: Path, kind: str = "category", labelled: bool = True, valid: bool = True) -> list[object]:
-    """Words of a run on a table of splits, in a folder."""
+    """Return the arguments of a run on a table of splits."""
     words, label, _ = KINDS[kind]
     splits = {"train": texts(42, "lamp", label), "test": texts(21, "soup", label if labelled else lambda i: "")}
     if valid:
@@ -114,7 +115,7 @@ def test_a_run_that_ended_before_its_predictions_were_written_scores_once_more_t
 def test_a_fold_does_not_score_the_test_split_and_a_run_without_labels_there_says_so(recipe: Path, tmp_path: Path):
     folder = tmp_path / "folds"
     said = succeed_here(["run", *words_of(folder, recipe, valid=False), "data.folds=3", "data.fold=1"])
-    assert "the test split is not scored by a fold" in said
+    assert "the test split is not scored in a cross-validation" in said
     assert "test" not in summary(folder / "run")["classifier"]
     folder = tmp_path / "unlabelled"
     said = succeed_here(["run", *words_of(folder, recipe, labelled=False)])
@@ -124,7 +125,7 @@ def test_a_fold_does_not_score_the_test_split_and_a_run_without_labels_there_say
     assert {row["split"] for row in rows} == {"valid"}
     result = command_here(["evaluate", folder / "run", "--split", "test"])
     assert result.returncode == 2
-    assert "its texts have no labelled test split: evaluate it on new texts by --data FILE" in result.stderr
+    assert "the texts have no labelled test split: evaluate new texts with --data FILE" in result.stderr
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +153,7 @@ def test_new_texts_without_a_label_are_left_out_and_counted(trained: Path, tmp_p
     result = command_here(["evaluate", trained / "run", "--data", tmp_path / "new.csv", "--json"])
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["classifier"]["num_documents"] == 2
-    assert "new.csv: 1 documents have no label, or cannot be read, and are left out" in result.stderr
+    assert "new.csv: skipping 1 documents that have no label or cannot be read" in result.stderr
     for content, message in (
         ("text,label\none,\n", "no text has a label"),
         ("text\none\n", "label"),

@@ -1,4 +1,4 @@
-"""Home folders that cannot be written, or are none."""
+"""Tests with a home folder that is not writable, or does not exist."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_cache_in_a_home_that_cannot_be_written_stays(tmp_path: Path, monkeypa
     assert missing == {"XDG_CONFIG_HOME": f"{tmp_path}/.config", "XDG_DATA_HOME": f"{tmp_path}/.local/share"}
 
 
-def test_somebody_elses_folder_is_not_taken(variables: pytest.MonkeyPatch, tmp_path: Path):
+def test_a_folder_of_another_user_is_not_used(variables: pytest.MonkeyPatch, tmp_path: Path):
     variables.setattr("tempfile.tempdir", str(tmp_path))
     variables.setenv("HOME", "/dev/null")
     replace_unwritable_home()

@@ -1,4 +1,4 @@
-"""`ulmfit-dist init`: texts of many shapes give a recipe that `run` takes as it is, or the question that decides it."""
+"""`ulmfit-dist init`: texts of many formats give a valid recipe, or an error that names the missing option."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ def write_csv(
 
 
 def init(folder: Path, *words: object) -> dict[str, Any]:
-    """The card of a command that succeeds."""
+    """Return the data card of a command that succeeds."""
     return json.loads(succeed_here(["init", *words, "--json"], cwd=folder))
 
 
 def asked(folder: Path, *words: object) -> str:
-    """The question of a command that needs an answer; it has written nothing."""
+    """Return the error of a command that needs another option; it has written nothing."""
     result = command_here(["init", *words], cwd=folder)
     assert result.returncode == 2, result.stdout + result.stderr
     assert not list(folder.glob("*.yaml"))
@@ -61,7 +61,7 @@ def asked(folder: Path, *words: object) -> str:
 
 
 def prepared(folder: Path, card: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> TokenStore:
-    """The store that `run` would train on, by the recipe as it was written."""
+    """Return the store that `run` trains on with the written recipe."""
     monkeypatch.chdir(folder)
     config = load_config(card["recipe"])
     with Runtime(config.runtime) as runtime:
@@ -92,6 +92,7 @@ def test_no_header_is_asked_for(tmp_path: Path):
     assert "a.csv: its first line looks like a row, not like names of columns" in asked(tmp_path, "a.csv")
 
 
+@pytest.mark.distributed
 def test_labels_in_words_train_a_classifier(tmp_path: Path):
     write_csv(tmp_path / "news.csv", ["title", "text", "label"], [("a title of it", *row) for row in documents(150)])
     said = succeed_here(["init", "news.csv", "--minutes", "1"], cwd=tmp_path)
@@ -101,10 +102,9 @@ def test_labels_in_words_train_a_classifier(tmp_path: Path):
     succeed_here(["run", "news.yaml"], cwd=tmp_path)
     summary = json.loads((tmp_path / "runs/news/summary.json").read_text())
     assert summary["classifier"]["accuracy"] > 0.6
-    assert "there already" in command_here(["init", "news.csv"], cwd=tmp_path).stderr
+    assert "exists already" in command_here(["init", "news.csv"], cwd=tmp_path).stderr
     assert (
-        "a run of this name is there already"
-        in command_here(["init", "news.csv", "--output", "b.yaml"], cwd=tmp_path).stderr
+        "a run of this name exists already" in command_here(["init", "news.csv", "--output", "b.yaml"], cwd=tmp_path).stderr
     )
 
 
@@ -286,7 +286,7 @@ def test_a_table_of_file_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         (["a.csv", "--text", "a", "--name", "x/y"], "--name 'x/y': give a plain name"),
         (["a.csv", "--text", "a", "data.sauce=1"], "did you mean"),
         (["a.csv", "--text", "a", "--target", "regression"], "in column y is not a number"),
-        (["few.csv"], "few.csv: 6 documents with words, too few to learn from"),
+        (["few.csv"], "few.csv: 6 non-empty documents are too few"),
         (["pipe.csv"], "a single column, 'text|label': if '|' separates the columns"),
         (["a.docx"], "expected a folder of .txt files, or a .csv"),
     ],

@@ -1,4 +1,4 @@
-"""What `init` concludes from columns, labels and amounts of text, without reading a file."""
+"""Decisions of `init` from columns, labels and amounts of text, without reading a file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bootstrap intervals: against drawing the documents themselves, and how often they hold the true value."""
+"""Bootstrap intervals: against resampling of the documents, and their coverage."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Lines of metrics.jsonl that are written when the next one's step comes, so that no GPU is waited for."""
+"""Lines of metrics.jsonl that are written at the step of the next line, so that training does not wait for the GPU."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from ulmfit_dist.checkpointing.callback import CheckpointCallback
 from ulmfit_dist.distributed.step_timer import PARTS, StepTimer
 from ulmfit_dist.training.callbacks.tracking import TrackingCallback
+from ulmfit_dist.training.train_state import TrainState
 from ulmfit_dist.utils import host_copy
 from ulmfit_dist.utils.host_copy import HostCopy
 
@@ -21,7 +22,7 @@ LOG_EVERY = 2
 
 
 class Fit:
-    """Steps of a training whose losses, rates and gradients are given, and the lines that they leave."""
+    """Training steps with given losses, rates and gradients, and the lines that they log."""
 
     def __init__(self, is_late: bool):
         self.lines: list[dict[str, Any]] = []
@@ -38,8 +39,7 @@ class Fit:
         self.weight = torch.nn.Parameter(torch.zeros(2))
         self.learn = SimpleNamespace(
             stage="lm",
-            phase=0,
-            stage_epoch=0,
+            train_state=TrainState("lm"),
             stage_step=0,
             valid_metrics={"valid_loss": 1.0},
             opt=SimpleNamespace(hypers=[{"lr": 0.0, "mom": 0.8}]),
@@ -61,13 +61,14 @@ class Fit:
         self.learn.opt.hypers[0]["lr"] = 0.1 * (number + 1)
         self.weight.grad = torch.tensor([3.0, 4.0]) * (number + 1)
         self.tracking.before_step()
-        self.learn.stage_step += 1
+        self.learn.train_state.stage_step += 1
+        self.learn.stage_step = self.learn.train_state.stage_step
         self.tracking.runtime.bytes_given += 1000
         self.tracking.after_batch()
         self.weight.grad = None
 
     def end(self) -> list[dict[str, Any]]:
-        """End the epoch; returns all lines without what is measured by a clock."""
+        """End the epoch; return all lines without measured times."""
         self.tracking.after_train()
         self.tracking.runtime.step_timer.stop()
         self.tracking.after_epoch()
@@ -112,7 +113,7 @@ def test_a_checkpoint_holds_the_lines_of_all_its_steps_and_a_resumed_run_logs_wh
     assert [line["step"] for line in killed.lines] == [2, 4]
     assert state["epoch_seconds"] > 0
     resumed.tracking.load_state_dict(state)
-    resumed.learn.stage_step = 4
+    resumed.learn.train_state.stage_step = resumed.learn.stage_step = 4
     for number in range(4, len(LOSSES)):
         resumed.step(number)
     assert without_times(killed.lines) + resumed.end() == whole.end()
@@ -154,15 +155,15 @@ def test_a_copy_from_a_gpu_is_launched_and_waited_for_only_when_it_is_read(monke
 
 
 @pytest.mark.parametrize(("device", "found"), [("cpu", [2, None, 4]), ("cuda", [None, 2, None])])
-def test_a_vote_reads_on_a_gpu_what_the_last_vote_has_launched(device: str, found: list[int | None]):
+def test_a_status_exchange_reads_on_a_gpu_the_copies_that_the_last_one_launched(device: str, found: list[int | None]):
     callback = CheckpointCallback.__new__(CheckpointCallback)
-    callback.runtime, callback.losses, callback.sent = SimpleNamespace(device=torch.device(device)), [], []  # type: ignore
+    callback.runtime, callback.losses, callback.copied = SimpleNamespace(device=torch.device(device)), [], []  # type: ignore
     seen = []
     for losses in ([(1, 1.0), (2, torch.nan)], [(3, 2.0)], [(4, torch.inf)]):
         callback.losses += [(step, torch.tensor(loss)) for step, loss in losses]
         seen.append(callback._bad_step())
     assert seen == found
-    callback._send_losses()
+    callback._copy_losses()
     assert callback._bad_step() == (4 if device == "cuda" else None)
 
 

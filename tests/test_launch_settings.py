@@ -75,7 +75,7 @@ def test_a_flag_sets_the_precision_that_the_recipe_leaves_open(flag: list[str]):
 
 
 def test_a_no_that_is_named_counts_and_agrees_with_every_full_precision():
-    assert precision_of("--mixed_precision", "no") == "no"
+    assert precision_of("--mixed_precision", "no") == "fp32"
     assert precision_of("--mixed_precision", "no", recipe="fp64") == "fp64"
     with pytest.raises(UserError, match=r"^accelerate launch --mixed_precision no and runtime\.precision=bf16 differ: "):
         precision_of("--mixed_precision", "no", recipe="bf16")
@@ -96,7 +96,7 @@ def test_fp16_without_a_gpu_is_refused_by_the_name_that_it_was_given():
 
 @pytest.mark.parametrize("name", ["fp8", "int8"])
 def test_precisions_that_there_are_not_are_refused(name: str):
-    with pytest.raises(UserError, match=f"no mixed precision {name}: use bf16, fp16 or no"):
+    with pytest.raises(UserError, match=f"does not support mixed precision {name}: use bf16, fp16 or no"):
         read(ACCELERATE_MIXED_PRECISION=name)
 
 
@@ -242,7 +242,7 @@ def test_ranks_that_were_launched_differently_are_refused():
         "python3 /venv/bin/accelerate-launch",
         "python -m accelerate.commands.launch",
         "python -u -m accelerate.commands.accelerate_cli launch",
-        "python -m ulmfit_dist.launch.launcher",
+        "python -m ulmfit_dist.launch",
         "python /site-packages/accelerate/commands/launch.py",
     ],
 )

@@ -83,7 +83,7 @@ def test_save_and_load_bring_weights_and_optimizer_back(build, config: Config):
     other = build(config)
     other.load("one")
     assert_equal(weights(other), saved)
-    other.stage_epoch, other.stage_step = 1, len(other.dls.train)  # where the first one stood
+    other.train_state.stage_epoch, other.train_state.stage_step = 1, len(other.dls.train)  # as the first one
     other.fit_one_cycle(1, 1e-2)
     assert_equal(weights(other), trained)
 
@@ -127,11 +127,11 @@ def test_callbacks_are_the_users(config: Config):
 def test_what_goes_through_fastais_pipeline_says_where_it_is_here(config: Config):
     learn = lm_learner(config)
     for method in (learn.predict, learn.get_preds, learn.show_results):
-        with pytest.raises(UserError, match=r"write the model by learn\.export\(\)") as error:
+        with pytest.raises(UserError, match=r"write the model with learn\.export\(\)") as error:
             method("a text")
         assert "\n" not in str(error.value)
     learn.exporter = None
-    with pytest.raises(UserError, match=r"learn\.export goes"):
+    with pytest.raises(UserError, match=r"learn\.export needs"):
         learn.export()
     with pytest.raises(UserError, match="are too few for"):
         lm_learner(replace(config, lm=replace(config.lm, global_batch_size=10**6)))

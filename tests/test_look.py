@@ -119,7 +119,7 @@ def test_the_predicted_tokens_are_those_that_the_model_holds_likeliest(config: C
 
 
 def test_the_command_prints_the_tables_of_python(config: Config, run: Path, recipe: Path):
-    words = [f"{key}={getattr(config.data, key)}" for key in ("path", "cache")]
+    words = [f"{key}={getattr(config.data, key)}" for key in ("path", "cache_dir")]
     shown = succeed(["show-batch", recipe, *TINY, *(f"data.{word}" for word in words)], COLUMNS="100")
     lm, classifier = shown.split("classifier: the first training batch")
     assert "language model: the first training batch" in lm

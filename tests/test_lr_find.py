@@ -1,4 +1,4 @@
-"""The learning rate range test: beside fastai's own, on one rank and two, and what it leaves behind."""
+"""Learning rate range test: against fastai's, on one and two ranks, and its files."""
 
 import json
 from pathlib import Path
@@ -42,7 +42,7 @@ def learner(tmp_path: Path) -> LMLearner:
 
 
 class Losses(Callback):
-    """fastai's smoothed loss, as its Recorder has it, where there is none."""
+    """fastai's smoothed loss for learners without a Recorder."""
 
     order, run_valid = 50, False
 
@@ -57,7 +57,7 @@ class Losses(Callback):
 
 
 class NoFile(LRFinder):
-    """fastai's own, without the weights in a file, and without a validation, of which our metrics would want batches."""
+    """fastai's LRFinder without saved weights and without a validation."""
 
     def before_fit(self) -> None:
         self.hps, self.best_loss = {"lr": []}, float("inf")
@@ -89,7 +89,8 @@ def test_a_learner_is_afterwards_what_it_was(learner: LMLearner):
     assert pyplot.gcf().axes[0].get_xscale() == "log"
     pyplot.close("all")
     assert all(torch.equal(tensor, before[name]) for name, tensor in learner.model.state_dict().items())
-    assert (learner.stage_epoch, learner.stage_step, learner.first_epoch) == (0, 0, 0)
+    state = learner.train_state
+    assert (state.stage_epoch, state.stage_step, state.first_epoch, state.first_step) == (0, 0, 0, 0)
     assert not any("grad_avg" in state for state in learner.opt.state.values())
 
 
@@ -118,7 +119,7 @@ def test_a_notebook_calls_it_on_a_config(corpus: Path, tmp_path: Path):
 
 def test_too_few_steps_are_told():
     found = LRFinderResult([1e-7] * 12, [1.0] * 12, [1.0] * 12, num_steps=100)
-    with pytest.raises(UserError, match="begin with a lower rate"):
+    with pytest.raises(UserError, match="start at a lower rate"):
         found.suggestions()
 
 

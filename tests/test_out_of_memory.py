@@ -160,7 +160,7 @@ def test_a_step_that_was_prepared_before_the_size_changed_is_cut_again(runtime: 
     learner.micro_batches = learner.dl.step(3)
     whole = learner.micro_batches[0].x
     learner.limit_micro_batches(3)
-    learner.cut_again()
+    learner.recut_micro_batches()
     assert [batch.rows for batch in learner.micro_batches] == [range(2), range(2, 5), range(5, 8)]
     assert torch.equal(torch.cat([batch.x for batch in learner.micro_batches]), whole)
     assert learner.dls.valid.shard.micro_batch_size == runtime.micro_batch_size == 3
@@ -182,7 +182,7 @@ def test_a_run_keeps_the_smaller_size(corpus: Path, recipe: Path, tmp_path: Path
     assert [summary[stage]["micro_batch_size"] for stage in STAGES] == [4, 4]
     for stage in STAGES:
         states = [json.loads(file.read_text()) for file in (tmp_path / "run/checkpoints" / stage).glob("*/state.json")]
-        assert max(states, key=lambda state: state["position"]["stage_step"])["micro_batch_size"] == 4
+        assert max(states, key=lambda state: state["train_state"]["stage_step"])["micro_batch_size"] == 4
 
 
 @pytest.mark.parametrize(

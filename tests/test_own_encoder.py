@@ -28,7 +28,7 @@ from ulmfit_dist.models.networks import (
     lm_groups,
 )
 from ulmfit_dist.models.sampling import Sampling, continue_tokens
-from ulmfit_dist.training.train_state import RecipePosition
+from ulmfit_dist.training.train_state import TrainState
 from ulmfit_dist.training.train_steps import LMLearner
 
 pytestmark = pytest.mark.usefixtures("no_process_group")
@@ -163,8 +163,8 @@ def test_its_state_is_part_of_a_checkpoint(arch: str, names: set[str], words: li
             learn.set_dropout_context(batch.rows)
             learn.model.eval()(batch.x)
     runtime = Runtime(config.runtime)
-    position = RecipePosition(phase=0, epoch=0, step=2, stage_step=2)
-    tensors, state = LearnerStateDict(learn, runtime).capture(position)
+    train_state = TrainState("lm", num_phases=1, first_step=2, stage_step=2)
+    tensors, state = LearnerStateDict(learn, runtime).capture(train_state)
     assert tensors["hidden_states"].keys() == names
     LearnerStateDict(other, runtime).restore(tensors, json.loads(json.dumps(state)))
     encoder_of(other.model).reset()

@@ -1,4 +1,4 @@
-"""Callbacks and metrics of the user's own: as the examples have them, on one rank and two, and what is refused."""
+"""User-defined callbacks and metrics: the examples, on one and two ranks, and invalid ones."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from ulmfit_dist.config.schema import RuntimeConfig
 from ulmfit_dist.data.targets import one_class_each
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.metrics.objective import made_up_answers
+from ulmfit_dist.metrics.objective import sample_answers
 from ulmfit_dist.metrics.user import build_metrics, metric_names
 from ulmfit_dist.tracking.console import EpochTable
 from ulmfit_dist.training.callbacks.user import add_callbacks
@@ -38,12 +38,12 @@ IN_THE_CONFIG = (
 
 
 class ModelSelectionCallback(Callback):
-    """Has the name of one of ours."""
+    """Has the name of a built-in metric."""
 
 
 def answers(num_classes: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """For metrics to be tried on."""
-    return made_up_answers(one_class_each([*"abc"[:num_classes]]))
+    """Return sample answers for metrics."""
+    return sample_answers(one_class_each([*"abc"[:num_classes]]))
 
 
 def first_label(logits_NC: torch.Tensor, y_N: torch.Tensor) -> torch.Tensor:
@@ -51,7 +51,7 @@ def first_label(logits_NC: torch.Tensor, y_N: torch.Tensor) -> torch.Tensor:
 
 
 class StopsItself(Callback):
-    """Asks the run to stop after the step that the environment names, as a scheduler would."""
+    """Stop the run after the step in the environment, as a scheduler does."""
 
     def after_batch(self) -> None:
         if self.learn.training and str(self.learn.stage_step) == os.environ.get("STOP_AFTER"):
@@ -91,10 +91,10 @@ def test_an_evaluation_forgets_the_one_before():
     [
         (["fastai.metrics.F1Score"], "F1Score fails on 3 classes .*average='binary'.*: check its arguments"),
         (["fastai.metrics.F2Score"], "'fastai.metrics.F2Score' cannot be imported"),
-        (["fastai.metrics.accuracy"], "there is a metric accuracy already: give fastai.metrics.accuracy another"),
+        (["fastai.metrics.accuracy"], "fastai.metrics.accuracy has the name of another metric, accuracy"),
         ([{"path": "fastai.metrics.RocAuc", "max": 3}], "cannot be made .*'max'"),
         ([{"module": "x"}], "give module.name, or {path: module.name, argument: value}"),
-        (["builtins.dict"], "makes a dict: give a function of logits and targets"),
+        (["builtins.dict"], "returns a dict: give a function of logits and targets"),
         (["torch.add"], "torch.add fails on 3 classes"),
     ],
 )
@@ -107,11 +107,11 @@ def test_metrics_that_would_fail_are_refused_before_training(entries: list, said
     ("entries", "said"),
     [
         (["fastai.callback.tracker.EarlyStoppingCallback"], "needs fastai's own training loop: use early_stopping_patience"),
-        (["fastai.callback.core.event"], "is no class of fastai's Callback"),
+        (["fastai.callback.core.event"], "is not a subclass of fastai's Callback"),
         (["examples.my_callback.Missing"], "cannot be imported"),
-        ([{"path": "examples.my_callback.LowerRates", "speed": 3}], "cannot be made .*speed"),
-        (["test_own_parts.Selection"], "the learner has a 'selection' already"),
-        (["examples.my_callback.LowerRates"] * 2, "the learner has a 'lower_rates' already"),
+        ([{"path": "examples.my_callback.LowerRates", "speed": 3}], "cannot be created .*speed"),
+        (["test_own_parts.ModelSelectionCallback"], "the learner already has a 'model_selection'"),
+        (["examples.my_callback.LowerRates"] * 2, "the learner already has a 'lower_rates'"),
     ],
 )
 def test_callbacks_that_cannot_work_are_refused(entries: list, said: str):
@@ -124,7 +124,7 @@ def test_callbacks_that_cannot_work_are_refused(entries: list, said: str):
 def test_names_are_columns_of_the_terminal():
     names = metric_names(METRICS)
     assert names == ["among_two", "f1_weighted", "RocAuc", "first_label"]
-    table = EpochTable("classifier", [], own=names)
+    table = EpochTable("classifier", [], user_metrics=names)
     line = {"phase": 0, "epoch": 1, "classifier/f1_weighted": 0.25, "classifier/epoch_seconds": 1}
     columns = (
         "stage phase epoch train_loss valid_loss accuracy f1_macro among_two f1_weighted RocAuc first_label examples/s time"
@@ -178,7 +178,7 @@ def test_own_parts_do_the_same_on_one_rank_on_two_and_in_a_run_that_was_stopped(
     assert any(now <= max(accuracies[:i]) for i, now in enumerate(accuracies[:-1]) if i), accuracies
 
     evaluated = command_here(["evaluate", "--json", tmp_path / "one", "--precision", "fp64"])
-    assert "classifier.metrics are not computed: give --trust-remote-code" in evaluated.stderr
+    assert "classifier.metrics are skipped: --trust-remote-code computes them" in evaluated.stderr
     assert "f1_weighted" not in json.loads(evaluated.stdout)["classifier"]
     trusted = json.loads(
         succeed_here(["evaluate", "--json", tmp_path / "one", "--precision", "fp64", "--trust-remote-code"])

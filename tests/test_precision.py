@@ -1,4 +1,4 @@
-"""The precision that a run computes in: a function of the hardware, of the config, and of the run's checkpoints."""
+"""Tests of the precision of a run: a function of the hardware, the config, and the run's checkpoints."""
 
 import json
 import os
@@ -95,7 +95,7 @@ def test_a_limit_on_onednns_kernels_gives_fp32_where_it_takes_bf16(limit: str, i
     assert cpu_precision(cpuinfo(AMD, "avx512_bf16"), False, "AVX512", limit)[0] == amd
 
 
-def test_a_cpu_that_nothing_is_known_of_computes_in_fp32(tmp_path: Path):
+def test_an_unknown_cpu_computes_in_fp32(tmp_path: Path):
     assert read_cpuinfo(tmp_path / "cpuinfo") == ""
     assert cpu_precision("", False, "AVX512", "")[0] == "fp32"
     assert cpu_precision("processor\t: 0\nFeatures\t: fp asimd bf16\n", False, "DEFAULT", "")[0] == "fp32"
@@ -151,7 +151,7 @@ def test_gradients_are_compressed_to_bf16_between_gpus_only():
 
 
 def test_gradients_of_a_scaled_loss_are_not_compressed_to_fp16():
-    """torch's hook adds them up in fp16, where scaled ones overflow."""
+    """torch's hook adds them in fp16, where scaled gradients overflow."""
     with pytest.raises(UserError, match=r"runtime\.gradient_compression=fp16 .* runtime\.precision=fp16.*: set .*=bf16"):
         check_compression("fp16", "fp16", has_gpu=True)
     for precision in ("fp32", "bf16"):

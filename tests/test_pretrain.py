@@ -35,7 +35,7 @@ def test_a_pretrained_language_model_is_a_run_of_its_own(place: Path, recipe: Pa
     assert json.loads((place / "wiki/summary.json").read_text()).keys() >= {"lm", "seconds"}
     assert not (place / "wiki/classifier").exists()
     words = ["pretrain", recipe, *TINY, *PLACE, "data.source=json", "data.path=wiki.jsonl", "name=wiki", "--verbose"]
-    assert "lm: done already" in succeed_here(words, cwd=place)
+    assert "lm: already trained" in succeed_here(words, cwd=place)
 
 
 def test_a_classifier_straight_from_a_pretrained_model(place: Path, recipe: Path):
@@ -51,7 +51,7 @@ def test_a_classifier_straight_from_a_pretrained_model(place: Path, recipe: Path
     succeed([*shared, "classifier.encoder=wiki/lm", "name=named"], cwd=place)  # the same by its place, on one rank
     mine, theirs = (load_file(place / name / "classifier/model.safetensors") for name in ("straight", "named"))
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
-    assert "classifier: done already" in succeed_here([*straight, "lm.wd=0.3", "--verbose"], cwd=place)
+    assert "classifier: already trained" in succeed_here([*straight, "lm.wd=0.3", "--verbose"], cwd=place)
 
 
 def test_a_classifier_on_an_encoder_from_elsewhere_goes_on_where_it_was_stopped(place: Path, recipe: Path, tmp_path: Path):
@@ -73,7 +73,7 @@ def test_a_classifier_on_an_encoder_from_elsewhere_goes_on_where_it_was_stopped(
     process.send_signal(signal.SIGTERM)
     process.communicate()
     assert process.returncode == 85
-    assert "classifier: goes on from" in finish(start([*words, "name=stopped"], 1, tmp_path / "notes"))
+    assert "classifier: resumes from" in finish(start([*words, "name=stopped"], 1, tmp_path / "notes"))
     mine, theirs = (load_file(tmp_path / name / "classifier/model.safetensors") for name in ("stopped", "whole"))
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
 

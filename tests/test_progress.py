@@ -1,4 +1,4 @@
-"""Progress where there is no terminal, the time that is left, and the plan of a run."""
+"""Progress without a terminal, remaining time, and the plan of a run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.stages import estimate
-from ulmfit_dist.stages.estimate import StageEstimate, estimate_stage
+from ulmfit_dist.stages.estimate import CorpusSize, StageEstimate, TimingLimits, estimate_stage
 from ulmfit_dist.stages.plan import RunPlan
 from ulmfit_dist.training.callbacks.progress import StageClock
 from ulmfit_dist.utils import progress
@@ -31,7 +31,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def lines_of(capsys: pytest.CaptureFixture[str], clock: list[float], seconds: float, total: int) -> list[str]:
-    """Lines of a loop of `total` steps that each take `seconds`."""
+    """Return the lines of a loop of `total` steps that take `seconds` each."""
     with Progress("lm", total) as bar:
         for _ in range(total):
             clock[0] += seconds
@@ -114,8 +114,9 @@ def test_an_estimate_counts_the_steps_of_all_epochs_and_grows_with_the_corpus(
     assert (small.steps, small.total_seconds) == ((7, 7), 0.0)  # too little work to be measured
     monkeypatch.setattr(estimate, "MIN_WORK", 0)
     for stage in ("lm", "classifier"):
-        once = estimate_stage(CONFIG, runtime, store, stage, budget_seconds=0.2)
-        thrice = estimate_stage(CONFIG, runtime, store, stage, scale=3.0, vocab_size=5000, budget_seconds=0.2)
+        limits = TimingLimits(budget_seconds=0.2)
+        once = estimate_stage(CONFIG, runtime, store, stage, limits=limits)
+        thrice = estimate_stage(CONFIG, runtime, store, stage, CorpusSize(scale=3.0, vocab_size=5000), limits)
         assert once.total_seconds > 0
         assert all(3 * step - 2 <= more <= 3 * step + 2 for step, more in zip(once.steps, thrice.steps, strict=True))
         assert thrice.num_parameters - once.num_parameters == (5000 - len(store.vocab)) * (12 + (stage == "lm"))

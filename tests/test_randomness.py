@@ -1,4 +1,4 @@
-"""The generator against published vectors, and its numbers against statistics that chance alone gives."""
+"""Tests of the random number generator against published vectors, and of its numbers against expected statistics."""
 
 import numpy as np
 import pytest
@@ -50,14 +50,14 @@ def test_a_cpu_and_other_devices_compute_the_same_numbers(first: int):
     assert torch.equal(random_words(key, first, 9), philox(counters, signed(key)))
 
 
-def test_any_part_of_a_stream_is_computed_alone():
+def test_any_part_of_a_stream_can_be_computed_separately():
     whole = random_words((1, 2), 0, 100)
     assert torch.equal(random_words((1, 2), 37, 20), whole[37:57])
 
 
 @pytest.fixture(scope="module")
 def elements() -> np.ndarray:
-    """A million 16-bit numbers of each of four neighbouring positions, as dropout draws them."""
+    """Return a million 16-bit numbers for each of four adjacent positions, drawn as in dropout."""
     keys = [derive_key(42, "lm", "dropout", step, 0, site) for step in (7, 8) for site in ("hidden 0", "hidden 1")]
     return np.stack([random_words(key, 0, 62_500).view(torch.int16).flatten().numpy() for key in keys])
 
@@ -78,7 +78,7 @@ def test_neighbours_in_a_stream_and_streams_of_neighbouring_positions_are_indepe
         assert np.abs((scaled[:, lag:] * scaled[:, :-lag]).mean(axis=1)).max() < limit
 
 
-def test_every_bit_is_as_often_set_as_not(elements: np.ndarray):
+def test_every_bit_is_set_half_of_the_time(elements: np.ndarray):
     for bit in range(16):
         assert np.abs((elements >> bit & 1).mean(axis=1) - 0.5).max() < 5 * 0.5 / elements.shape[1] ** 0.5
 
@@ -100,7 +100,7 @@ def test_randomness_is_a_function_of_position():
     assert permutation(1000, 1).tolist() != permutation(1000, 2).tolist()
 
 
-def test_words_are_drawn_as_often_as_they_are_likely_and_never_where_they_are_not():
+def test_words_are_drawn_with_their_probability_and_never_with_probability_zero():
     p = torch.tensor([0.0, 0.1, 0.0, 0.7, 0.2, 0.0])
     drawn = pick(p.expand(20_000, 6), uniform(20_000, 42, "generate", 0))
     assert torch.bincount(drawn, minlength=6)[p == 0].sum() == 0

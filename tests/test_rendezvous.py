@@ -1,4 +1,4 @@
-"""Tests of the wait for other ranks, with real processes."""
+"""Tests of the rendezvous, with real processes."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def port() -> int:
 
 
 @pytest.mark.parametrize("first", [0, 1])
-def test_a_rank_says_for_whom_it_waits_and_meets_one_that_comes_later(first: int, port: int):
+def test_a_waiting_rank_logs_missing_ranks_and_joins_a_later_one(first: int, port: int):
     with start_rank(first, port) as early:
         assert early.stderr is not None
         line = early.stderr.readline()
@@ -66,7 +66,7 @@ def test_a_rank_says_for_whom_it_waits_and_meets_one_that_comes_later(first: int
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_rank_that_does_not_come_is_named_after_the_time_limit(rank: int, port: int):
+def test_a_missing_rank_is_named_after_the_time_limit(rank: int, port: int):
     with start_rank(rank, port, minutes=0.01) as alone:
         errors = alone.communicate(timeout=120)[1]
     assert alone.returncode == USER_ERROR
@@ -94,7 +94,7 @@ def test_a_signal_ends_the_wait(number: signal.Signals, port: int):
         ({"WORLD_SIZE": "two"}, "WORLD_SIZE=two is not a whole number"),
     ],
 )
-def test_half_an_environment_is_refused(variables: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch):
+def test_incomplete_launch_variables_are_refused(variables: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch):
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():

@@ -1,4 +1,4 @@
-"""The report: what its page says is what the run's files say, and nothing in it leads out of it or runs."""
+"""Report: the page shows the values of the run's files, and has no external links or scripts."""
 
 import json
 import re
@@ -24,7 +24,7 @@ HOSTILE = (
 
 
 class Page(HTMLParser):
-    """A page taken apart; every tag that is opened must be closed in turn."""
+    """Parser of a page that requires every tag to be closed in order."""
 
     def __init__(self, html: str):
         super().__init__()
@@ -156,7 +156,7 @@ def test_a_matrix_that_is_none_is_left_out(tmp_path: Path, matrix: Any):
     run = make_run(tmp_path / "run", stages=())
     (run / "tables.json").write_text(json.dumps({"classifier": {"labels": ["a", "b"], "confusion_matrix": matrix}}))
     words = [text for _, text in read(run).texts]
-    assert any(word.startswith("the confusion matrix of tables.json is not") for word in words)
+    assert any(word.startswith("the confusion matrix of tables.json does not") for word in words)
     assert "Confusion matrix" not in words
 
 
@@ -181,8 +181,8 @@ def test_a_run_that_was_killed_has_a_report_of_what_there_is(tmp_path: Path):
     for name in ("summary.json", "tables.json", "environment.json", "config.yaml"):
         (run / name).unlink()
     words = [text for _, text in read(run).texts]
-    assert "the last line of metrics.jsonl is cut short, and left out." in words
-    assert any("Language model not finished: epochs done 1, last seen at step 345" in word for word in words)
+    assert "the last line of metrics.jsonl is truncated and is omitted." in words
+    assert any("Language model not finished: 1 epochs, last logged at step 345" in word for word in words)
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"[]\n", b'{"stage": "lm"}\n', b"\xff\xfe\n", b"[" * 100_000 + b"\n"])
@@ -313,11 +313,11 @@ def test_what_cannot_be_reported_on_is_said_in_one_line(tmp_path: Path):
         ([], None, "no run to report on"),
         ([tmp_path / "missing"], None, "missing: no such folder: name a run directory"),
         ([tmp_path / "file"], None, "file: no such folder: name a run directory"),
-        ([run, tmp_path / "empty"], None, "empty: no run directory .no metrics.jsonl in it.: name one"),
+        ([run, tmp_path / "empty"], None, "empty: not a run directory .no metrics.jsonl.: name one"),
         ([tmp_path / "folder"], None, "metrics.jsonl: cannot be read .not a regular file."),
         ([run], tmp_path, "cannot be written .Is a directory.: name another file"),
-        ([run], tmp_path / "missing" / "report.html", "missing is no folder.: name another file"),
-        ([run], tmp_path / "file" / "report.html", "file is no folder.: name another file"),
+        ([run], tmp_path / "missing" / "report.html", "missing is not a folder.: name another file"),
+        ([run], tmp_path / "file" / "report.html", "file is not a folder.: name another file"),
     ):
         with pytest.raises(UserError, match=message) as error:
             write_report(runs, output)

@@ -80,14 +80,14 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_left_alone(begin: Star
     wait_for_step(process, notes, "classifier", 10)
     os.kill(process.pid, signal.SIGTERM)
     errors = process.communicate()[1]
-    assert re.search(r"stopped by SIGTERM after step \d+: classifier is saved in \S+; start again to go on", errors)
+    assert re.search(r"stopped by SIGTERM after step \d+: classifier is saved in \S+; start again to resume", errors)
 
     process = begin(*RECIPE, "name=run")
     wait_for_step(process, notes, "classifier", 80)
     kill_all(process)
     said = finish(begin(*RECIPE, "name=run"))
-    assert "lm: done already" in said
-    assert "classifier: goes on from" in said
+    assert "lm: already trained" in said
+    assert "classifier: resumes from" in said
 
     assert same_bits(run, alone / "run")
     for mine, theirs in zip(metrics(run), metrics(alone / "run"), strict=True):
@@ -109,8 +109,8 @@ def test_a_run_goes_on_to_the_same_bits_on_another_number_of_ranks(begin: Start,
         wait_for_step(process, notes, stage, step)
         kill_all(process)
     said = finish(begin(*words, processes=2))
-    assert "classifier: goes on from" in said
-    assert "made on 4 rank(s)" in said
+    assert "classifier: resumes from" in said
+    assert "written on 4 rank(s)" in said
     assert same_bits(tmp_path / "run", run_dirs["one"])
 
 
@@ -144,7 +144,7 @@ def test_signals_end_a_run_with_85_and_what_no_longer_fits_is_refused(begin: Sta
     assert process.returncode == 85
     assert "ulmfit-dist: stopped by SIGUSR1 after step" in said
     (saved,) = re.findall(r"lm is saved in (\S+);", said)
-    assert json.loads(Path(saved, "state.json").read_text())["position"]["step"] > 0
+    assert json.loads(Path(saved, "state.json").read_text())["train_state"]["first_step"] > 0
 
     process = begin(*words, "lm.wd=0.3", "checkpoint.keep_latest=5", processes=1)
     said = process.communicate(timeout=60)[1]
@@ -159,7 +159,7 @@ def test_signals_end_a_run_with_85_and_what_no_longer_fits_is_refused(begin: Sta
     os.kill(process.pid, signal.SIGINT)
     output = process.communicate(timeout=30)[0]
     assert process.returncode == -signal.SIGINT
-    assert f"lm: goes on from {saved}" in output
+    assert f"lm: resumes from {saved}" in output
 
 
 def test_a_command_is_stopped_before_it_trains_with_85(recipe: Path, corpus: Path, tmp_path: Path):
@@ -188,15 +188,15 @@ def test_a_fresh_start_that_is_killed_goes_on_and_leaves_the_models_before_aside
     os.kill(process.pid, signal.SIGTERM)
     output = process.communicate()[0]
     assert process.returncode == 85
-    assert re.search(r"lm: goes on from \S+/step-00000000, made on 1 rank", output)
+    assert re.search(r"lm: resumes from \S+/step-00000000, written on 1 rank", output)
     said = finish(begin(*words, processes=1))
-    assert "lm: goes on from" in said
-    assert "done already" not in said
+    assert "lm: resumes from" in said
+    assert "already trained" not in said
     exported = [json.loads((tmp_path / "run" / stage / "training.json").read_text()) for stage in STAGES]
     assert len({training["training_id"] for training in exported}) == 2
     said = finish(begin(*words, processes=1))
-    assert [line.split(",")[0] for line in said.splitlines() if ": done" in line][:2] == [
-        f"{s}: done already" for s in STAGES
+    assert [line.rsplit(":", 1)[0] for line in said.splitlines() if ": already" in line][:2] == [
+        f"{stage}: already trained" for stage in STAGES
     ]
 
 
@@ -236,7 +236,7 @@ def test_a_loss_that_is_no_number_stops_with_the_step_and_keeps_the_last_good_ch
     result = command(["lm", recipe, *place, *words])
     assert result.returncode == 2
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("ulmfit-dist: error:")]
-    found = re.search(r"lm phase 1 epoch 1: .* is no finite number at step (\d+); the last good checkpoint, (\S+), is", line)
+    found = re.search(r"lm phase 1 epoch 1: .* is NaN or inf at step (\d+); the last good checkpoint is (\S+)\. Lower", line)
     assert found is not None, line
     assert "Lower the phase's lr" in line
     assert Path(found[2]).is_dir()

@@ -1,4 +1,4 @@
-"""The runtime: joining the other ranks and leaving them, in one precision after another."""
+"""Tests of the runtime: joining and leaving the process group, and changes of precision."""
 
 import json
 import os
@@ -36,7 +36,7 @@ names = [task.read_text().strip() for task in Path("/proc/self/task").glob("*/co
 Path(f"rank-{runtime.rank}").write_text(" ".join(name for name in names if "gloo" in name))
 """
 
-GO_ON = """
+TWO_RUNTIMES = """
 import json
 import os
 from pathlib import Path
@@ -88,7 +88,7 @@ Path(f"rank-{runtime.rank}.json").write_text(json.dumps(found))
 
 
 def test_no_thread_of_the_process_group_outlives_the_run(tmp_path: Path):
-    """One that does can abort the process after it has done all its work. New interpreters, for imports decide it."""
+    """A remaining thread can abort the process after all work is done. New interpreters, because imports decide it."""
     (tmp_path / "leave.py").write_text(LEAVE)
     result = launch(["leave.py"], processes=2, cwd=tmp_path, real=True)
     assert result.returncode == 0, result.stderr
@@ -96,9 +96,9 @@ def test_no_thread_of_the_process_group_outlives_the_run(tmp_path: Path):
 
 
 @pytest.mark.usefixtures("bf16_lstms")
-def test_ranks_stay_together_in_another_precision_and_control_goes_over_gloo(tmp_path: Path):
-    (tmp_path / "go_on.py").write_text(GO_ON)
-    result = launch(["go_on.py"], processes=2, cwd=tmp_path, real=True)
+def test_ranks_keep_their_group_in_another_precision_and_control_uses_gloo(tmp_path: Path):
+    (tmp_path / "two_runtimes.py").write_text(TWO_RUNTIMES)
+    result = launch(["two_runtimes.py"], processes=2, cwd=tmp_path, real=True)
     assert result.returncode == 0, result.stderr
     for rank in range(2):
         first, error, second, same_error, is_kept, all_on_it, backend, timeout, threads = json.loads(
@@ -115,7 +115,7 @@ def test_ranks_stay_together_in_another_precision_and_control_goes_over_gloo(tmp
     ("has_gpu", "expected"), [(True, {"cpu": False}), (False, {"cpu": True, "timeout": timedelta(hours=3)})]
 )
 def test_gradients_have_nccls_own_timeout(has_gpu: bool, expected: dict, monkeypatch: pytest.MonkeyPatch):
-    """A rank that waits for `prepare` does so over gloo: ten minutes in NCCL mean that something hangs."""
+    """Ranks wait for `prepare` over gloo, so ten minutes in NCCL mean a hang."""
     monkeypatch.setattr(process_group, "PartialState", lambda **kwargs: kwargs)
     assert join_process_group(has_gpu) == expected
 
@@ -134,7 +134,7 @@ def on_cpus(no_process_group: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def fitted(runtime: Runtime, x: torch.Tensor) -> torch.Tensor:
-    """What a module computes while a learner of this runtime trains it."""
+    """Return the output of a module while a learner of this runtime trains it."""
     torch.manual_seed(0)
     learner = SimpleNamespace(model=nn.Linear(64, 64, dtype=torch.get_default_dtype()))
     learner.replace_modules = lambda replace: setattr(learner, "model", replace(learner.model))
@@ -148,7 +148,7 @@ def fitted(runtime: Runtime, x: torch.Tensor) -> torch.Tensor:
 @pytest.mark.usefixtures("on_cpus")
 @pytest.mark.usefixtures("bf16_lstms")
 def test_runtimes_of_different_precision_are_used_in_turn():
-    """As in a notebook: a learner in bf16, another one in fp32, and the first one again."""
+    """A notebook may use a learner in bf16, another one in fp32, and the first one again."""
     x = torch.randn(5, 64)
     half, full = Runtime(RuntimeConfig(precision="bf16")), Runtime(RuntimeConfig(precision="fp32"))
     assert (half.precision, full.precision) == ("bf16", "fp32")
@@ -175,7 +175,7 @@ def test_a_call_of_another_precision_leaves_a_learner_in_its_own():
 @pytest.mark.usefixtures("on_cpus")
 @pytest.mark.usefixtures("bf16_lstms")
 def test_a_call_leaves_the_process_as_it_was(monkeypatch: pytest.MonkeyPatch):
-    """A notebook may start ranks of its own afterwards: Accelerate's launcher wants a process that knows of none."""
+    """A notebook may start ranks afterwards: Accelerate's launcher requires a process without distributed state."""
     with Runtime(RuntimeConfig(precision="bf16"), keeps_group=True):
         assert PartialState._shared_state
     assert PartialState._shared_state == AcceleratorState._shared_state == {}
@@ -204,7 +204,7 @@ def test_a_signal_does_not_interrupt_the_end_of_a_run_that_is_done(no_process_gr
 
 @pytest.mark.usefixtures("on_cpus")
 def test_a_signal_does_not_hide_that_another_rank_was_lost():
-    """The launcher sends one to the others at once: they are then on their way out after a failed collective."""
+    """The launcher signals the other ranks at once, while they exit after a failed collective."""
     for cause, expected in ((RuntimeError("connection closed"), RankLostError), (None, ResumableInterrupt)):
         runtime = Runtime(RuntimeConfig(precision="fp32"), keeps_group=True)
         runtime.heartbeat = SimpleNamespace(loss=lambda patience: "rank 1 was lost", close=lambda message: None)

@@ -1,4 +1,4 @@
-"""Figures of a classifier's classes and of its confidence, by hand and beside scikit-learn's."""
+"""Scores per class and calibration, against manual values and scikit-learn."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ CLASSES = 4
 
 
 def measured(probability_NC: torch.Tensor, label_N: torch.Tensor) -> ClassifierMetrics:
-    """Metrics of documents by their probabilities, in two parts."""
+    """Return metrics of documents, added in two parts."""
     metrics = ClassifierMetrics(probability_NC.shape[1])
     metrics.reset(torch.device("cpu"))
     for part in (slice(None, 7), slice(7, None)):
@@ -26,7 +26,7 @@ def measured(probability_NC: torch.Tensor, label_N: torch.Tensor) -> ClassifierM
 
 @pytest.fixture
 def documents() -> tuple[torch.Tensor, torch.Tensor]:
-    """Probabilities of 500 documents, and true labels that they favour; the last class does not occur."""
+    """Return probabilities of 500 documents and likely true labels; the last class does not occur."""
     generator = torch.Generator().manual_seed(0)
     logits_NC = 2 * torch.randn(500, CLASSES, dtype=torch.float64, generator=generator)
     label_N = torch.multinomial(logits_NC[:, :-1].mul(0.5).softmax(1), 1, generator=generator)[:, 0]
@@ -54,7 +54,7 @@ def test_scores_of_classes_are_sklearns(documents: tuple[torch.Tensor, torch.Ten
 
 
 def test_calibration_by_hand():
-    """Two documents said with 0.9, one of them right; two with 0.6, both right."""
+    """Two documents with confidence 0.9, one of them correct; two with 0.6, both correct."""
     confidences, is_right = [0.9, 0.9, 0.6, 0.6], [True, False, True, True]
     probability_NC = torch.tensor([[p, 1 - p] for p in confidences], dtype=torch.float64)
     bins_K3 = measured(probability_NC, torch.tensor([0 if right else 1 for right in is_right])).bins_K3.numpy()

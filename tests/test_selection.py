@@ -1,4 +1,4 @@
-"""Which epoch is exported, and when a stage ends before its recipe does."""
+"""Selection of the exported epoch, and early stopping."""
 
 import json
 from pathlib import Path
@@ -10,42 +10,42 @@ from killing import same_bits
 from safetensors.torch import load_file
 
 from ulmfit_dist.config.loading import load_config
-from ulmfit_dist.config.schema import ClassifierConfig
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.training.callbacks.model_selection import ModelSelectionCallback
+from ulmfit_dist.training.train_state import TrainState
 
 
 def after(scores: list[float], patience: int | None = None, halfway: bool = False) -> ModelSelectionCallback:
-    """A selection that has seen these scores; where it is to be halfway, by way of a checkpoint."""
-    selection = ModelSelectionCallback(ClassifierConfig(early_stopping_patience=patience), lambda: {"of": len(scores)})
+    """Return a selection after these scores; halfway: restored from a checkpoint after half of them."""
+    selection = ModelSelectionCallback(patience, lambda: {"of": len(scores)})
     for number, score in enumerate(scores, 1):
         if halfway and number == len(scores) // 2:
             state = json.loads(json.dumps(selection.state_dict()))
-            selection = ModelSelectionCallback(ClassifierConfig(early_stopping_patience=patience), selection.tables)
+            selection = ModelSelectionCallback(patience, selection.tables)
             selection.load_state_dict(state)
-        place = {"stage": "lm", "stage_epoch": number, "stage_step": 10 * number}
+        progress = {"stage": "lm", "stage_epoch": number, "stage_step": 10 * number}
         runtime = SimpleNamespace(broadcast_object=lambda value: value, print=lambda words: None)
-        selection.learn = SimpleNamespace(score=score, valid_metrics={}, is_stopped=False, **place)
+        selection.learn = SimpleNamespace(score=score, valid_metrics={}, train_state=TrainState(**progress), **progress)
         selection.learn.accelerate = SimpleNamespace(runtime=runtime)
         selection.after_epoch()
-        if selection.learn.is_stopped:
+        if selection.learn.train_state.is_stopped:
             break
     return selection
 
 
 @pytest.mark.parametrize("halfway", [False, True])
-def test_the_last_of_the_best_epochs_is_kept_in_mind(halfway: bool):
+def test_the_last_of_the_best_epochs_is_selected(halfway: bool):
     best = after([0.1, 0.9, 0.3, 0.9, 0.2], halfway=halfway).best
     assert (best.number, best.step, best.score) == (4, 40, 0.9)
 
 
 @pytest.mark.parametrize("halfway", [False, True])
-def test_a_stage_ends_after_epochs_that_were_no_better(halfway: bool):
+def test_a_stage_stops_after_epochs_without_improvement(halfway: bool):
     stopped = after([0.1, 0.5, 0.5, 0.4, 0.9], patience=2, halfway=halfway)
-    assert stopped.learn.is_stopped
+    assert stopped.learn.train_state.is_stopped
     assert stopped.learn.stage_epoch == 4
     assert stopped.best.number == 3
-    assert not after([0.1, 0.5, 0.5, 0.6, 0.4], patience=2, halfway=halfway).learn.is_stopped
+    assert not after([0.1, 0.5, 0.5, 0.6, 0.4], patience=2, halfway=halfway).learn.train_state.is_stopped
 
 
 def test_wrong_values_are_named():
@@ -75,8 +75,8 @@ def test_the_best_epochs_model_is_exported_also_after_a_stop(corpus: Path, recip
     accuracies = [line["classifier/accuracy"] for line in epochs]
     best = max(range(len(epochs)), key=lambda i: (accuracies[i], i))
     assert best < len(epochs) - 1 < 11
-    assert "classifier: ends here: " in said
-    assert f"classifier: exported is the model of epoch {best + 1} of {len(epochs)}, the best: valid_loss" in said
+    assert "classifier: stopped early: no improvement in " in said
+    assert f"classifier: exporting epoch {best + 1} of {len(epochs)}, the best: valid_loss" in said
     summary = json.loads((run / "summary.json").read_text())["classifier"]
     for metric in ("valid_loss", "accuracy", "f1_macro"):
         assert summary[metric] == epochs[best][f"classifier/{metric}"]
@@ -91,5 +91,5 @@ def test_the_best_epochs_model_is_exported_also_after_a_stop(corpus: Path, recip
     stopped = command(["run", *words, "name=stopped"], 2, STOP_AFTER=str(epochs[best]["step"] + 5), **here)
     assert "stopped by SIGTERM after step" in stopped.stderr
     said = succeed(["run", *words, "name=stopped"], **here)
-    assert f"exported is the model of epoch {best + 1} of {len(epochs)}, the best" in said
+    assert f"exporting epoch {best + 1} of {len(epochs)}, the best" in said
     assert same_bits(tmp_path / "stopped", run)

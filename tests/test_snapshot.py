@@ -1,4 +1,4 @@
-"""A learner's state, captured and put into another learner, in one process."""
+"""State of a learner, captured and restored into another learner, in one process."""
 
 import json
 from pathlib import Path
@@ -16,10 +16,10 @@ from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.models.networks import encoder_of
 from ulmfit_dist.stages.lm import lm_learner
-from ulmfit_dist.training.train_state import RecipePosition
+from ulmfit_dist.training.train_state import TrainState
 
 T, V = 10, 60
-HERE = RecipePosition(phase=0, epoch=0, step=3, stage_step=3)
+HERE = TrainState("lm", num_phases=1, first_step=3, stage_step=3)
 
 
 @pytest.fixture
@@ -75,10 +75,11 @@ def begin_epoch(state: LearnerStateDict) -> None:
 
 
 @pytest.mark.parametrize("micro_batch_size", [None, 1, 2])
-def test_a_state_that_is_put_into_another_learner_is_captured_again(store: TokenStore, micro_batch_size: int | None):
+def test_a_restored_state_is_captured_again(store: TokenStore, micro_batch_size: int | None):
     tensors, state = trained(learner_state(store), seed=0).capture(HERE)
     other = learner_state(store, micro_batch_size=micro_batch_size)
-    assert other.restore(tensors, as_on_disk(state)) == HERE
+    other.restore(tensors, as_on_disk(state))
+    assert other.learner.train_state == HERE
     begin_epoch(other)
     tensors_again, state_again = other.capture(HERE)
     assert as_on_disk(state_again) == as_on_disk(state)
@@ -98,7 +99,7 @@ def test_a_snapshot_is_a_copy(store: TokenStore):
     assert torch.equal(tensors["model"]["0.encoder.weight"], before)
 
 
-def test_a_loss_scaler_goes_on_where_it_was(store: TokenStore):
+def test_a_loss_scaler_is_restored(store: TokenStore):
     state = trained(learner_state(store), seed=0)
     state.runtime.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     state.runtime.accelerator.scaler.scale(torch.zeros(1))
@@ -126,7 +127,7 @@ def test_a_micro_batch_size_to_which_a_lack_of_memory_led_is_kept(
         learner_state(store).restore(tensors, {**as_on_disk(saved), "micro_batch_size": 0})
 
 
-def test_a_weight_that_is_no_number_is_seen(store: TokenStore):
+def test_a_weight_that_is_nan_is_detected(store: TokenStore):
     state = learner_state(store)
     assert state.is_finite()
     state.parameters["1.decoder.bias"].data[3] = float("nan")
@@ -145,9 +146,9 @@ def test_the_state_of_another_model_is_refused(store: TokenStore):
         lambda tensors, state: state["optimizer"]["counters"].pop("1.decoder.bias"),
         lambda tensors, state: state.pop("optimizer"),
         lambda tensors, state: state["optimizer"].update(hypers=[]),
-        lambda tensors, state: state["position"].update(phase="1"),
+        lambda tensors, state: state["train_state"].update(phase="1"),
     ):
         spoiled = {file: dict(named) for file, named in tensors.items()}, as_on_disk(state)
         spoil(*spoiled)
-        with pytest.raises(UserError, match="the checkpoint is not of this model"):
+        with pytest.raises(UserError, match="the checkpoint does not fit this model"):
             learner_state(store).restore(*spoiled)

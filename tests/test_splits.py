@@ -207,5 +207,5 @@ def test_a_run_scores_its_test_split_once_and_every_rank_count_finds_the_same(re
     new = succeed_here(["evaluate", tmp_path / "one", "--data", tmp_path / "texts" / "test.csv", "--json"])
     assert json.loads(new)["classifier"]["accuracy"] == pytest.approx(figures["accuracy"])
     (tmp_path / "new.csv").write_text("text,label\nsome lamp,c\n")
-    with pytest.raises(AssertionError, match=r"new\.csv: 'c' is no label of the classifier, whose labels are a, b"):
+    with pytest.raises(AssertionError, match=r"new\.csv: 'c' is not a label of the classifier, whose labels are a, b"):
         succeed_here(["evaluate", tmp_path / "one", "--data", tmp_path / "new.csv"])

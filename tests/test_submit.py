@@ -1,4 +1,4 @@
-"""The batch script that `submit` writes."""
+"""Batch scripts of `submit`."""
 
 import re
 import subprocess
@@ -13,7 +13,7 @@ COMMAND = ["submit", "configs/quickstart.yaml", "lm.global_batch_size=512", "--d
 
 
 def directives(script: str) -> dict[str, str]:
-    """The options of sbatch that a script names."""
+    """Return the sbatch options of a script."""
     return dict(re.findall(r"^#SBATCH --([\w-]+)(?:=(.+))?$", script, re.MULTILINE))
 
 
@@ -46,11 +46,11 @@ def test_without_slurm_and_with_wrong_words_it_is_one_line(
 ):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert main([*COMMAND[:-1], f"runs_dir={tmp_path}"]) == 2
-    assert "sbatch is not here" in capsys.readouterr().err
+    assert "sbatch not found" in capsys.readouterr().err
     assert main([*COMMAND, "--nodes", "0"]) == 2
     assert "--nodes 0: give a whole number of at least 1" in capsys.readouterr().err
     assert main([*COMMAND, "--sbatch", "array=0-3"]) == 2
-    assert "--sbatch array: submit decides this one" in capsys.readouterr().err
+    assert "--sbatch array is set by submit" in capsys.readouterr().err
     for option in ("", "comment=a\nrm", 'comment="'):
         assert main([*COMMAND, "--sbatch", option]) == 2
     assert main([*COMMAND, "lm.bathc=3"]) == 2

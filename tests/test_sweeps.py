@@ -1,4 +1,4 @@
-"""The sweeps in configs/: `wandb sweep` and `wandb agent`, two real processes, and the training that the agent starts."""
+"""Sweeps in configs/: `wandb sweep` and `wandb agent` as real processes, and the training that the agent starts."""
 
 import os
 import sys
@@ -16,11 +16,11 @@ FEW = {
     "lm.phases": {"values": ["[{epochs: 1, lr: 5e-2}]"]},
     "classifier.phases": {"values": ["[{epochs: 1, lr: [8e-3, 1e-2]}]"]},
 }
-"""Parameters of a sweep that is over soon."""
+"""Parameters of a short sweep."""
 
 
 def wandb(words: list[str], server: Server, folder: Path) -> str:
-    """What a command of wandb's says."""
+    """Return the output of a wandb command."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     place = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": "a" * 40, "WANDB_MODE": "online", "WANDB_DIR": str(folder)}
     environment = {"PATH": path, **place, "WANDB_CONFIG_DIR": str(folder), "WANDB_CACHE_DIR": str(folder)}

@@ -1,4 +1,4 @@
-"""Classifiers that say several classes of a document, or a number: labels, metrics, and whole runs."""
+"""Multi-label classification and regression: labels, metrics, and complete runs."""
 
 import csv
 import json
@@ -87,7 +87,7 @@ def test_settings_that_cannot_be_meant_are_named(words: list[str], message: str)
 
 
 def measured(targets: Targets, settings: ClassifierConfig, outputs: torch.Tensor, y: torch.Tensor) -> dict[str, float]:
-    """The metrics of documents in two uneven batches."""
+    """Return the metrics of documents in two batches of different sizes."""
     metrics = build_objective_metrics(targets, settings)
     metrics.reset(torch.device("cpu"))
     for rows in (range(30), range(30, B)):
@@ -97,7 +97,7 @@ def measured(targets: Targets, settings: ClassifierConfig, outputs: torch.Tensor
 
 
 def fastais(metric: Metric, outputs: torch.Tensor, y: torch.Tensor) -> float:
-    """A metric of fastai's that wants a learner, of all documents at once."""
+    """Return the value of a fastai metric that needs a learner, on all documents at once."""
     metric.reset()
     metric.accumulate(SimpleNamespace(pred=outputs, y=y, yb=(y,), to_detach=lambda tensor: tensor))
     return float(metric.value)
@@ -140,7 +140,7 @@ def test_in_fp64_a_loss_is_of_fp64(loss):
 
 
 def make_table(path: Path, label_of) -> Path:
-    """Texts that mix the words of one to three topics."""
+    """Write texts that mix the words of one to three topics."""
     rng = random.Random(0)
     with path.open("w", newline="") as file:
         rows = csv.writer(file)

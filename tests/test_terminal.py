@@ -1,4 +1,4 @@
-"""What a run says in the terminal."""
+"""Terminal output of a run."""
 
 import json
 import re
@@ -52,7 +52,7 @@ def test_two_ranks_say_the_tables_and_where_to_look_and_nothing_else(run_dirs: d
     (path,) = (run / "wandb").glob(f"offline-run-*-{run_id}")
     expected += [*final_table(json.loads((run / "summary.json").read_text())), "", f"report: {run}/report.html"]
     expected += [f"W&B is offline: send it with: wandb sync {run}/wandb/offline-run-*-{run_id}"]
-    expected += [f"look at the run here: wandb beta leet {path}"]
+    expected += [f"view the run in the terminal: wandb beta leet {path}"]
     assert printed[5:] == expected
     progress = re.compile(r"(lm|classifier|tokenizing|evaluating)[^:]*: [\d,]+ of [\d,]+, .* elapsed, .* left.*")
     assert [line for line in (folder / "two.err").read_text().splitlines() if not progress.fullmatch(line)] == []

@@ -1,4 +1,4 @@
-"""One model in many threads: each gets the bits that one thread gets, whatever the others ask for at the same time."""
+"""Tests of one model in many threads: results are bitwise equal to those of a single thread."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Answer = TypeVar("Answer")
 
 
 def texts_of(seed: int) -> list[str]:
-    """Texts of letters that the vocabulary knows, and of words, marks and repetitions that no other seed has."""
+    """Return texts of letters in the vocabulary, and of words, punctuation and repetitions unique to the seed."""
     letters = random.Random(seed)
     words = [*VOCAB[5:], f"New{seed}", f"w{seed}!?", f"{seed},", "!!!!", "\n\n"]
     return [" ".join(letters.choices(words, k=letters.randint(0, 40))) for _ in range(4)]
@@ -49,7 +49,7 @@ BATCHES = [texts_of(seed) for seed in range(THREADS)]
 
 @pytest.fixture(autouse=True)
 def frequent_switches() -> Iterator[None]:
-    """Python changes threads a thousand times as often as it does by itself."""
+    """Make Python switch threads a thousand times as often as by default."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(5e-6)
     yield
@@ -58,7 +58,7 @@ def frequent_switches() -> Iterator[None]:
 
 @pytest.fixture(scope="module", params=["word", "sentencepiece"])
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run directory with a classifier and a language model that nobody has trained."""
+    """Return a run directory with an untrained classifier and an untrained language model."""
     folder = tmp_path_factory.mktemp(request.param)
     config = replace(CONFIG, tokenizer=TokenizerConfig(type=request.param))
     store = lettered_store(folder / "store") if request.param == "word" else pieced_store(folder / "store", config)
@@ -84,7 +84,7 @@ def pieced_store(folder: Path, config: Config) -> TokenStore:
 
 
 def in_threads(call: Callable[[Argument], Answer], arguments: list[Argument]) -> list[list[Answer]]:
-    """The answers that threads get at once, several in turn to each argument."""
+    """Call a function in one thread per argument at the same time, several times each. Returns the results."""
     start = threading.Barrier(len(arguments), timeout=60)
 
     def answers(argument: Argument) -> list[Answer]:

@@ -1,4 +1,4 @@
-"""W&B's own files, written by a real run and read back."""
+"""W&B's files, written by a real run and read back."""
 
 import errno
 import json
@@ -21,6 +21,7 @@ from ulmfit_dist.tracking.tracker import Tracker
 from ulmfit_dist.tracking.wandb_files import records
 from ulmfit_dist.training.callbacks.tracking import TrackingCallback, without_texts
 
+pytestmark = pytest.mark.distributed  # W&B has a process of its own
 NAMES_OF_A_STEP = {
     *("loss", "loss_smoothed", "learning_rate", "learning_rate_0", "learning_rate_1", "learning_rate_2", "momentum"),
     *(
@@ -97,7 +98,7 @@ def test_ranks_exchange_nothing_in_a_step_but_the_gradients(run_dirs: dict[str, 
 
 
 def test_the_smoothed_loss_is_fastais(run_dirs: dict[str, Path]):
-    """Every step's loss is a line here, so the mean of them that fades can be computed again."""
+    """Every step's loss is a line here, so the exponential moving average can be recomputed."""
     tracking = TrackingCallback.__new__(TrackingCallback)
     tracking.runtime = SimpleNamespace(device=torch.device("cpu"))
     tracking._begin_sums()
@@ -138,7 +139,7 @@ def test_texts_of_an_earlier_start_go_where_texts_are_not_wanted():
 
 
 def started(folder: Path, *words: str, fresh: bool = False, stage: str = "lm", **found: str) -> str | None:
-    """W&B's run id of a start of a stage that logs a line."""
+    """Return the W&B run id of a start that logs a line."""
     config = load_config(
         overrides=["data.source=bbc_news", "runtime.precision=fp32", f"runs_dir={folder}", "name=a", *words]
     )
@@ -210,7 +211,7 @@ def test_without_locks_in_the_file_system_a_killed_run_keeps_nobody_out(
 def test_two_do_not_train_in_one_run_directory(tmp_path: Path):
     first, second = two_trackers(tmp_path)
     first.start_stage("lm")
-    with pytest.raises(UserError, match=r"another process trains in it: .* such as name=a-2"):
+    with pytest.raises(UserError, match=r"locked by another training process: .* such as name=a-2"):
         second.start_stage("lm")
     first.close()
     second.start_stage("lm")

@@ -1,4 +1,4 @@
-"""The pieces of a training step, on one process."""
+"""Parts of a training step, in one process."""
 
 from types import SimpleNamespace
 
@@ -8,7 +8,7 @@ from accelerate.state import AcceleratorState
 from fastai.optimizer import Adam
 from torch import nn
 
-from ulmfit_dist.config.schema import LMConfig, Phase, RuntimeConfig
+from ulmfit_dist.config.schema import Phase, RuntimeConfig
 from ulmfit_dist.data.batches import BatchShard
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.distributed.tree_reduce import PairwiseGradients, PairwiseSum
@@ -89,10 +89,10 @@ def test_learning_rates_are_fastais_values():
 
 def test_a_batch_that_leaves_an_epoch_hardly_a_step_is_warned_of(capsys: pytest.CaptureFixture[str]):
     for num_steps in (4, 5):
-        learner = SimpleNamespace(stage="lm", dls=SimpleNamespace(train=range(num_steps)))
-        warn_of_few_steps(learner, LMConfig(global_batch_size=900))
+        warn_of_few_steps("lm", range(num_steps), 900)  # type: ignore[arg-type]
     assert capsys.readouterr().err == (
-        "warning: lm.global_batch_size=900: an epoch has 4 step(s), which teach little: lower it, or add epochs\n"
+        "warning: lm.global_batch_size=900: an epoch has 4 optimizer step(s), too few to learn from: lower it, or add "
+        "epochs\n"
     )
 
 

@@ -1,4 +1,4 @@
-"""W&B's run, online against a server on loopback, and offline: what arrives, once, whatever dies."""
+"""W&B runs, online with a server on loopback and offline: every row arrives exactly once, despite failures."""
 
 from __future__ import annotations
 
@@ -28,12 +28,13 @@ from ulmfit_dist.tracking.wandb_files import files_of, last_row, records
 from ulmfit_dist.tracking.wandb_process import wandb_mode
 from ulmfit_dist.tracking.wandb_run import WandbRow, WandbRun, where_offline
 
+pytestmark = pytest.mark.distributed  # W&B has a process of its own
 KEY = "a" * 40
 
 
 @pytest.fixture
 def no_login(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[pytest.MonkeyPatch]:
-    """Nobody is logged in; what wandb keeps of the environment is forgotten before and after."""
+    """Remove the login, and reset wandb's cached environment before and after."""
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -45,7 +46,7 @@ def no_login(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[pytest
 
 @pytest.fixture
 def server(no_login: pytest.MonkeyPatch) -> Iterator[Server]:
-    no_login.setattr("ulmfit_dist.tracking.wandb_run.SECONDS_TO_LEAVE", 120)  # on a busy machine W&B's service takes long
+    no_login.setattr("ulmfit_dist.tracking.wandb_run.SHUTDOWN_SECONDS", 120)  # on a busy machine W&B's service takes long
     with wandb_server() as server:
         no_login.setenv("WANDB_BASE_URL", server.url)
         no_login.setenv("WANDB_API_KEY", KEY)
@@ -65,14 +66,14 @@ def rows(numbers: range, factor: float = 1.0) -> list[WandbRow]:
 
 
 def files(folder: Path, run_id: str) -> list[Path]:
-    """The files of a run, once its last start has come to an end in them: wandb's own process takes a moment."""
+    """Return the files of a run after its last start has ended in them, which wandb's service process delays."""
     while not any(record.HasField("exit") for record in records(files_of(folder, run_id)[-1])):
         time.sleep(0.01)
     return files_of(folder, run_id)
 
 
 def written(folder: Path, run_id: str) -> list[dict[str, Any]]:
-    """The history in all files of a run."""
+    """Return the history in all files of a run."""
     return history(*files(folder, run_id))
 
 
@@ -201,7 +202,7 @@ def test_a_run_that_the_environment_names_appends_to_what_the_server_has(server:
 def test_a_process_of_wandbs_that_hangs_is_not_waited_for(
     no_login: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ):
-    no_login.setattr("ulmfit_dist.tracking.wandb_run.SECONDS_TO_LEAVE", 1)
+    no_login.setattr("ulmfit_dist.tracking.wandb_run.SHUTDOWN_SECONDS", 1)
     run = WandbRun(config(tmp_path, patience=0.5), "offline", {})
     run.log(rows(range(1))[0])
     run._thread.submit(lambda: None).result()
@@ -210,7 +211,9 @@ def test_a_process_of_wandbs_that_hangs_is_not_waited_for(
     began = time.monotonic()
     assert run.finish(0) == []
     assert time.monotonic() - began < 60  # it waits for 1.5 seconds, and a suspended process would hang for good
-    assert capsys.readouterr().err.startswith("warning: W&B did not take all in 0.5 seconds: send it with: wandb sync ")
+    assert capsys.readouterr().err.startswith(
+        "warning: W&B did not receive all data within 0.5 seconds: send it with: wandb sync "
+    )
 
 
 def test_where_no_server_answers_the_run_goes_on_offline(
@@ -221,17 +224,17 @@ def test_where_no_server_answers_the_run_goes_on_offline(
     run = WandbRun(config(tmp_path), "online", {})
     run.log(rows(range(1))[0])
     send, look = run.finish(0)
-    warning = "warning: W&B cannot be reached (http://127.0.0.1:9: ConnectionError): the run goes on offline\n"
+    warning = "warning: W&B cannot be reached (http://127.0.0.1:9: ConnectionError): the run continues offline\n"
     assert capsys.readouterr().err == warning
     assert send == f"W&B is offline: send it with: wandb sync {tmp_path}/a/wandb/offline-run-*-{run.id}"
-    assert look.startswith("look at the run here: wandb beta leet ")
+    assert look.startswith("view the run in the terminal: wandb beta leet ")
     assert [row["_step"] for row in written(tmp_path / "a/wandb", run.id)] == [0]
 
 
 def test_a_server_that_never_answers_counts_as_none(
     no_login: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ):
-    no_login.setattr("ulmfit_dist.tracking.wandb_run.SECONDS_TO_ANSWER", 0.5)
+    no_login.setattr("ulmfit_dist.tracking.wandb_run.ANSWER_SECONDS", 0.5)
     no_login.setenv("WANDB_API_KEY", KEY)
     with socket.create_server(("127.0.0.1", 0)) as door:
         no_login.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{door.getsockname()[1]}")
@@ -256,7 +259,7 @@ def test_a_server_that_is_none_of_wandbs_counts_as_none(
         said = run.finish(0)
         other.shutdown()
     assert said[0].startswith("W&B is offline: ")
-    assert re.fullmatch(r"warning: W&B could not start \(.*\): the run goes on offline\n", capsys.readouterr().err)
+    assert re.fullmatch(r"warning: W&B could not start \(.*\): the run continues offline\n", capsys.readouterr().err)
     assert [row["_step"] for row in written(tmp_path / "a/wandb", run.id)] == [0]
 
 
@@ -275,6 +278,6 @@ def test_a_server_that_dies_costs_no_more_than_the_patience_and_nothing_is_lost(
         run.log(row)
     run.finish(0)
     errors = capsys.readouterr().err
-    assert "warning: W&B did not take all in tracking.wandb_timeout=1 seconds: send it with: wandb sync " in errors
+    assert "W&B did not receive all data within tracking.wandb_timeout=1 seconds: send it with: wandb sync " in errors
     assert errors.endswith(f"/run-*-{run.id} --include-online\n")
     assert [row["_step"] for row in written(tmp_path / "a/wandb", run.id)] == list(range(200))

@@ -1,4 +1,4 @@
-"""W&B's variables beside the config: which of the two reaches `wandb.init`, and what a run's file holds."""
+"""Precedence of config and W&B's variables: arguments of `wandb.init`, and content of a run's file."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ def test_without_variables_there_are_the_configs_values():
 @pytest.mark.parametrize(
     ("word", "argument", "value", "line"),
     [
-        ("tracking.project=q", "project", "q", "tracking.project=q is used, not WANDB_PROJECT=p"),
-        ("name=a", "name", "a", "name=a is used, not WANDB_NAME=n"),
-        ("tracking.group=h", "group", "h", "tracking.group=h is used, not WANDB_RUN_GROUP=g"),
-        ("tracking.tags=[v]", "tags", ["v"], "tracking.tags=[v] is used, not WANDB_TAGS=t, u"),
+        ("tracking.project=q", "project", "q", "ignoring WANDB_PROJECT=p: tracking.project=q is set"),
+        ("name=a", "name", "a", "ignoring WANDB_NAME=n: name=a is set"),
+        ("tracking.group=h", "group", "h", "ignoring WANDB_RUN_GROUP=g: tracking.group=h is set"),
+        ("tracking.tags=[v]", "tags", ["v"], "ignoring WANDB_TAGS=t, u: tracking.tags=[v] is set"),
     ],
 )
 def test_a_value_in_the_recipe_wins_and_one_line_names_both(word: str, argument: str, value: Any, line: str):
@@ -94,8 +94,8 @@ def test_a_run_that_resumes_keeps_its_id_and_says_so():
     variables = {"WANDB_RUN_ID": "other", "WANDB_RESUME": "never"}
     found = init_arguments(config(), variables, resumed="mine")
     assert (found.run_id, found.arguments["resume"]) == ("mine", "allow")
-    why = "runs/run resumes W&B's run mine (--fresh starts another)"
-    assert found.messages == [f"WANDB_RUN_ID=other is not used: {why}", f"WANDB_RESUME=never is not used: {why}"]
+    why = "runs/run resumes the W&B run mine (--fresh starts a new one)"
+    assert found.messages == [f"ignoring WANDB_RUN_ID=other: {why}", f"ignoring WANDB_RESUME=never: {why}"]
     assert init_arguments(config(), {"WANDB_RUN_ID": "mine", "WANDB_RESUME": "must"}, resumed="mine").messages == []
 
 
@@ -103,12 +103,12 @@ def test_in_a_sweep_its_agent_decides_project_and_id():
     variables = {"WANDB_SWEEP_ID": "s", "WANDB_PROJECT": "p", "WANDB_RUN_ID": "theirs"}
     found = init_arguments(config("tracking.project=q"), variables, resumed="mine")
     assert (found.arguments["project"], found.run_id) == ("p", "theirs")
-    assert found.messages == ["WANDB_PROJECT=p is used, as in all of a sweep, not tracking.project=q"]
+    assert found.messages == ["ignoring tracking.project=q: the sweep sets WANDB_PROJECT=p"]
 
 
 def test_files_stay_in_the_run_directory(tmp_path: Path):
     (message,) = init_arguments(config(), {"WANDB_DIR": "/scratch"}).messages
-    assert message == "WANDB_DIR=/scratch is not used: W&B's files are in runs/run/wandb, from which the run resumes"
+    assert message == "ignoring WANDB_DIR=/scratch: W&B's files are in runs/run/wandb, from which the run resumes"
     assert init_arguments(config(f"runs_dir={tmp_path}"), {"WANDB_DIR": f"{tmp_path}/run"}).messages == []
 
 
@@ -129,9 +129,9 @@ def test_the_mode():
     assert mode_messages(TrackingConfig(), {"WANDB_MODE": "online"}) == []
     assert mode_messages(TrackingConfig(wandb_mode="offline"), {"WANDB_MODE": "dryrun"}) == []
     (line,) = mode_messages(TrackingConfig(wandb_mode="offline"), {"WANDB_MODE": "online"})
-    assert line == "tracking.wandb_mode=offline is used, not WANDB_MODE=online"
+    assert line == "ignoring WANDB_MODE=online: tracking.wandb_mode=offline is set"
     (line,) = mode_messages(TrackingConfig(wandb_mode="online"), {"WANDB_DISABLED": "true"})
-    assert line == "tracking.wandb_mode=online is used, not WANDB_DISABLED=true"
+    assert line == "ignoring WANDB_DISABLED=true: tracking.wandb_mode=online is set"
 
 
 def test_the_dashboards_project_is_that_of_the_runs():

@@ -20,20 +20,20 @@ from ulmfit_dist.data.sources.in_memory import InMemorySource, with_cached_texts
 from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
+from ulmfit_dist.inference.ensemble import Ensemble
 from ulmfit_dist.inference.generator import LanguageModel
 from ulmfit_dist.inference.loading import load_classifier as load_classifier
 from ulmfit_dist.inference.loading import load_language_model as load_language_model
 from ulmfit_dist.inference.predictor import TextClassifier
 from ulmfit_dist.models.pretrained import fetch
 from ulmfit_dist.recipes.dataset_profile import TextOptions
-from ulmfit_dist.recipes.init import InitResult
+from ulmfit_dist.recipes.init import InitResult, RecipeOptions
 from ulmfit_dist.recipes.init import init as init_stage
 from ulmfit_dist.stages.classifier import classifier_learner as stage_classifier_learner
 from ulmfit_dist.stages.compare import Runs
 from ulmfit_dist.stages.compare import compare as compare_runs
 from ulmfit_dist.stages.cross_validate import Figures, configs_of_folds
 from ulmfit_dist.stages.cross_validate import cross_validate as cross_validate_folds
-from ulmfit_dist.stages.evaluate_ensemble import Ensemble
 from ulmfit_dist.stages.lm import lm_learner as stage_lm_learner
 from ulmfit_dist.stages.lr_find import find_learning_rate as find_learning_rate_of
 from ulmfit_dist.stages.notebook import prepare_for_notebook
@@ -76,7 +76,8 @@ def init(
     options = options or TextOptions()
     options = replace(options, overrides=(*options.overrides, *overrides))
     with Runtime(load_config(None, ["data.path=.", *options.overrides]).runtime, keeps_group=True) as runtime:
-        return init_stage(str(path), runtime, options, minutes, name, Path(output) if output is not None else None)
+        recipe = RecipeOptions(minutes, name, Path(output) if output is not None else None)
+        return init_stage(str(path), runtime, options, recipe)
 
 
 def prepare(config: Config, texts: Any = None) -> TokenStore:

@@ -1,7 +1,7 @@
-"""`python rank_notes.py FOLDER WORD ...`: a command of ulmfit_dist that notes, on each rank, what it has trained.
+"""Command of ulmfit_dist that records the training of each rank: `python rank_notes.py FOLDER ARGUMENT ...`.
 
-A line of JSON for each phase of a stage: rank, stage, device, a hash of all weights, and on the simulated GPU the LSTM
-calls, those from scattered weights, the collectives, and the waits in the steps after the first, null without such steps.
+One line of JSON per phase of a stage: rank, stage, device, a hash of all weights, and on the simulated GPU the LSTM calls,
+those with non-contiguous weights, the collectives, and the waits in the steps after the first, null without such steps.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from ulmfit_dist.training.learner import DistributedLearner
 
 
 def note_weights(folder: Path) -> None:
-    """Have each rank note its weights after each fit."""
+    """Patch each rank to record its weights after each fit."""
     after_fit = AccelerateCallback.after_fit
 
     def noted(self) -> None:
@@ -46,11 +46,11 @@ def note_weights(folder: Path) -> None:
 
 
 WAITS: dict[str, Counter[str]] = {}
-"""By stage, until they are noted."""
+"""Recorded waits by stage, until they are written."""
 
 
 def note_waits() -> None:
-    """Keep the simulated GPU's waits in the steps of an epoch, with all that callbacks do after each, but for the first."""
+    """Record the simulated GPU's waits in the steps of an epoch except the first, callbacks included."""
     one_batch = DistributedLearner.one_batch
 
     def watched(self, *arguments) -> None:

@@ -1,6 +1,6 @@
-"""What the tests on a GPU share: a token store made up on the spot, and small runs of the real stages over it.
+"""Helpers for the tests on a GPU: a synthetic token store, and small runs of the real stages on it.
 
-Where there is no GPU, `bash launch/test.sh --simulated-gpu` runs them on a simulated one (tests/simulated_gpu), and
+Without a GPU, `bash launch/test.sh --simulated-gpu` runs them on a simulated one (tests/simulated_gpu), and
 ULMFIT_DIST_GPU_TESTS_ON=cpu on the CPU, except what only a GPU can do.
 """
 
@@ -31,7 +31,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for runtime.deter
 
 DEVICE = torch.device(os.environ.get("ULMFIT_DIST_GPU_TESTS_ON", "cuda"))
 IS_SIMULATED = "simulated" in (torch.cuda.get_device_name() if DEVICE.type == "cuda" and torch.cuda.is_available() else "")
-"""Whether the GPU is that of tests/simulated_gpu, which computes at the speed of a CPU."""
+"""True for the GPU of tests/simulated_gpu, which computes at the speed of a CPU."""
 needs_gpu = pytest.mark.skipif(DEVICE.type == "cuda" and not torch.cuda.is_available(), reason="no GPU is visible")
 needs_cuda = pytest.mark.skipif(DEVICE.type != "cuda", reason="on a GPU alone")
 HAS_NO_BF16 = DEVICE.type == "cuda" and torch.cuda.is_available() and torch.cuda.get_device_capability()[0] < 8
@@ -41,7 +41,7 @@ PRECISIONS = [
 ]
 
 SCATTERED = "RNN module weights are not part of single contiguous chunk of memory"
-"""torch's warning of weights that cuDNN has to put together before each use."""
+"""torch's warning about weights that cuDNN compacts before each use."""
 
 SPECIAL: list[str] = defaults.text_spec_tok
 V, TOPICS, WORDS_OF_A_TOPIC = 120, 3, 35
@@ -56,11 +56,11 @@ SMALL = (
     "checkpoint.interval_steps=7",
     "tracking={wandb_mode: disabled, log_interval: 1}",
 )
-"""Overrides that make a recipe run in seconds."""
+"""Overrides with which a config runs in seconds."""
 
 
 def make_texts(folder: Path, documents: int = 120) -> Path:
-    """A token store of three topics. Each has words of its own, and most words are followed by the next one."""
+    """Build a token store of three topics with distinct words, in which most words are followed by the next one."""
     rng = np.random.default_rng(0)
     topics = rng.integers(0, TOPICS, documents)
     walks = [
@@ -80,7 +80,7 @@ def make_texts(folder: Path, documents: int = 120) -> Path:
 
 
 def small_words(texts: Path, runs: Path, *overrides: str) -> list[str]:
-    """The config of a run over a token store, as the command line takes it."""
+    """Return the config of a run over a token store, loaded as by the command line."""
     return [*SMALL, f"data.token_store={texts}", f"runs_dir={runs}", *overrides]
 
 
@@ -90,7 +90,7 @@ def small_config(texts: Path, runs: Path, *overrides: str) -> Config:
 
 @contextmanager
 def running(config: Config, device: torch.device = DEVICE) -> Iterator[Runtime]:
-    """A runtime on a device, after which another one may have another precision."""
+    """Yield a runtime on a device, and reset Accelerate's state, so that a later one may have a different precision."""
     before = os.environ.get("ACCELERATE_USE_CPU", "false")
     os.environ["ACCELERATE_USE_CPU"] = str(device.type == "cpu").lower()
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -105,7 +105,7 @@ def running(config: Config, device: torch.device = DEVICE) -> Iterator[Runtime]:
 
 
 def train(config: Config, *stages: str, device: torch.device = DEVICE) -> Path:
-    """Run stages as the command line would; returns the run directory."""
+    """Run stages like the command line, and return the run directory."""
     for stage in stages:
         with running(config, device) as runtime:
             run_stage(config, runtime, stage)
@@ -114,7 +114,7 @@ def train(config: Config, *stages: str, device: torch.device = DEVICE) -> Path:
 
 @contextmanager
 def without_tf32() -> Iterator[None]:
-    """fp32 that is fp32: else cuDNN's LSTM rounds what it multiplies to ten bits."""
+    """Disable TF32, with which cuDNN's LSTM rounds factors to 10 bits of mantissa."""
     switches = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [switch.allow_tf32 for switch in switches]
     for switch in switches:
@@ -127,7 +127,7 @@ def without_tf32() -> Iterator[None]:
 
 
 def simulated_counters() -> Any:
-    """The simulated GPU's counters; None on a real one, or on a CPU."""
+    """Return the simulated GPU's counters; None on a real GPU or a CPU."""
     if not IS_SIMULATED:
         return None
     from simulated_gpu.counters import COUNTERS
@@ -137,7 +137,7 @@ def simulated_counters() -> Any:
 
 @contextmanager
 def flat_lstm_weights() -> Iterator[None]:
-    """Fail if a block computes an LSTM from scattered weights: by torch's warning, and by the simulated GPU's counter."""
+    """Fail if a block computes an LSTM with non-contiguous weights, by torch's warning and the simulated GPU's counter."""
     counters = simulated_counters()
     before = (counters.lstms, counters.scattered) if counters else (0, 0)
     with warnings.catch_warnings(record=True) as caught:

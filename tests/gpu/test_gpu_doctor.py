@@ -1,4 +1,4 @@
-"""`ulmfit-dist doctor` on a GPU. Skipped where there is no GPU."""
+"""Tests of `ulmfit-dist doctor` on a GPU. Skipped without a GPU."""
 
 import json
 import os
@@ -98,7 +98,7 @@ def test_the_largest_batch_is_the_last_one_that_fits(tmp_path: Path, capsys: pyt
 
 
 def largest_batch(folder: Path, monkeypatch: pytest.MonkeyPatch, most_rows: int) -> Finding:
-    """The check of the largest batch alone, on a GPU whose memory holds no more than so many rows."""
+    """Run only the check of the largest batch, on a GPU whose memory holds at most `most_rows` rows."""
     backward = LocalStep.backward
 
     def limited(self):

@@ -1,4 +1,4 @@
-"""`init` on a GPU: its measurement waits for the device, and its recipe is one for a GPU."""
+"""Tests of `init` on a GPU: its measurement synchronizes with the device, and its config is for a GPU."""
 
 from __future__ import annotations
 
@@ -36,4 +36,4 @@ def test_a_recipe_is_sized_for_a_gpu(kind: str, tmp_path: Path, monkeypatch: pyt
     content = result.recipe.read_text()
     assert "(one GPU)" in content
     tokenizer = yaml.safe_load(content)["tokenizer"]
-    assert tokenizer["max_vocab"] == 20_000 if kind == "word" else tokenizer["pieces"] > 0
+    assert tokenizer["max_vocab"] == 20_000 if kind == "word" else tokenizer["sp_vocab_size"] > 0

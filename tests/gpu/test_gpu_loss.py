@@ -1,4 +1,4 @@
-"""The language model's fused loss on a GPU against plain autograd. Skipped where there is no GPU."""
+"""Tests of the language model's fused loss on a GPU against plain autograd. Skipped without a GPU."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ E = 400
 
 
 def step_of(num_rows: int, num_tokens: int, vocab_size: int) -> tuple[Tensor, Tensor, nn.Linear]:
-    """What a decoder reads, [b, T, E], what it is to predict, [b, T], and the decoder, [V, E]."""
+    """Return the input of a decoder [b, T, E], its targets [b, T], and the decoder [V, E]."""
     torch.manual_seed(0)
     decoder = nn.Linear(E, vocab_size)
     x_bTE, y_bT = torch.randn(num_rows, num_tokens, E), torch.randint(0, vocab_size, (num_rows, num_tokens))

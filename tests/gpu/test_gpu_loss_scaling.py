@@ -1,4 +1,4 @@
-"""fp16's loss scaler at work in a training on a GPU. Skipped where there is no GPU."""
+"""Tests of loss scaling in fp16 training on a GPU. Skipped without a GPU."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.stages.lm import lm_learner
 from ulmfit_dist.training.schedule import run_phases
-from ulmfit_dist.training.train_state import RecipePosition
+from ulmfit_dist.training.train_state import TrainState
 
 pytestmark = needs_gpu
 
@@ -27,7 +27,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class OneBadStep(Callback):
-    """Makes one gradient of a step infinite, and notes of each step whether weights changed, and the scale's factor."""
+    """Callback that makes one gradient of a step infinite, and records weight changes and the scale of each step."""
 
     def before_step(self) -> None:
         self.scale = self.learn.accelerate.accelerator.scaler.get_scale()
@@ -44,7 +44,7 @@ class OneBadStep(Callback):
 
 
 def give_scaler(runtime: Runtime) -> torch.amp.GradScaler:
-    """A scaler with a scale that no gradient of these tests overflows at."""
+    """Return a scaler with a scale at which no gradient of these tests overflows."""
     runtime.accelerator.scaler = torch.amp.GradScaler(DEVICE.type, init_scale=1024.0)
     return runtime.accelerator.scaler
 
@@ -78,7 +78,7 @@ def test_the_scaler_is_part_of_a_checkpoint_and_comes_back(texts: Path, tmp_path
         state, num_steps = LearnerStateDict(learner, runtime), len(learner.dls.train)
         learner.add_cb(OneBadStep())
         run_phases(learner, config.lm.phases)
-        tensors, saved = state.capture(RecipePosition(phase=1, stage_step=num_steps))
+        tensors, saved = state.capture(TrainState("lm", num_phases=1, phase=1, stage_step=num_steps))
         expected = scaler.state_dict()
     assert expected["scale"] == 512
     assert expected["_growth_tracker"] == num_steps - BAD_STEP - 1

@@ -1,4 +1,4 @@
-"""Out of memory on a GPU: the repeated step, with a loss scaler, with steps that were sent ahead, and on two ranks."""
+"""Tests of out of memory on a GPU: the repeated step with a loss scaler, with prefetched steps, and on two ranks."""
 
 import json
 from pathlib import Path

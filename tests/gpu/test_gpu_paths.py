@@ -1,4 +1,4 @@
-"""Ways through the package on a GPU, in each precision, beside plain training. Skipped where there is no GPU."""
+"""Tests of features other than plain training on a GPU, in each precision. Skipped without a GPU."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=["fp32", *PRECISIONS])
 def base(request: pytest.FixtureRequest, texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """The config of a run of both stages that is complete."""
+    """Return the config of a complete run of both stages."""
     words = f"runtime.precision={request.param}", "tracking.log_text=true", "tracking.num_samples=2"
     config = small_config(texts, tmp_path_factory.mktemp("runs"), *SHORT, *words)
     with flat_lstm_weights():
@@ -45,12 +45,12 @@ def base(request: pytest.FixtureRequest, texts: Path, tmp_path_factory: pytest.T
 
 
 def other(base: Config, texts: Path, folder: Path, *overrides: str) -> Config:
-    """As `base`, in another folder, with more overrides."""
+    """Return the config of `base` in another folder, with more overrides."""
     return small_config(texts, folder, *SHORT, f"runtime.precision={base.runtime.precision}", *overrides)
 
 
 def tolerance(config: Config) -> float:
-    """The relative error of a number that was computed twice, in different ways."""
+    """Return the relative difference between two results for the same number."""
     return 1e-4 if config.runtime.precision == "fp32" else 3e-2
 
 

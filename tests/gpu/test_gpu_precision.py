@@ -1,4 +1,4 @@
-"""Training in mixed precision on a GPU, both stages for real. Skipped where there is no GPU."""
+"""Tests of mixed-precision training on a GPU, with both stages. Skipped without a GPU."""
 
 import json
 import shutil
@@ -44,7 +44,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def exact(tmp_path_factory: pytest.TempPathFactory, texts: Path) -> Path:
-    """A run in fp32."""
+    """Return the run directory of a run in fp32."""
     return train(small_config(texts, tmp_path_factory.mktemp("exact"), "runtime.precision=fp32"), *STAGES)
 
 
@@ -55,7 +55,7 @@ def precision(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory: pytest.TempPathFactory, texts: Path, exact: Path, precision: str) -> Runs:
-    """Runs in mixed precision by stage: the classifier's begins with the encoder of the one in fp32."""
+    """Return runs in mixed precision by stage; the classifier starts from the encoder of the fp32 run."""
     words = texts, tmp_path_factory.mktemp(precision), f"runtime.precision={precision}"
     configs = {stage: small_config(*words, f"name={stage}") for stage in STAGES}
     shutil.copytree(exact / "lm", configs["classifier"].run_dir / "lm")
@@ -63,7 +63,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory, texts: Path, exact: Path, pr
 
 
 def losses(run: Path, stage: str, name: str = "loss") -> list[float]:
-    """What metrics.jsonl says of each step, or of each epoch."""
+    """Return the values of a key in metrics.jsonl, per step or per epoch."""
     return [line[f"{stage}/{name}"] for line in metrics(run) if f"{stage}/{name}" in line]
 
 
@@ -94,7 +94,7 @@ def test_weights_and_moments_are_kept_and_exported_in_fp32(mixed: Runs, precisio
 
 @pytest.mark.parametrize("wanted", ["fp32", *PRECISIONS])
 def test_lstms_compute_in_the_precision_that_was_asked_for(wanted: str, texts: Path, tmp_path: Path):
-    """autocast gives cuDNN's LSTMs fp16 even for bf16: small gradients get lost there, as nothing scales the loss."""
+    """autocast runs cuDNN's LSTMs in fp16 even for bf16, where small gradients underflow without loss scaling."""
     config = small_config(texts, tmp_path, f"runtime.precision={wanted}", "lm.phases=[{epochs: 1}]")
     dtypes = set()
     with running(config) as runtime:
@@ -115,8 +115,8 @@ def test_the_weights_of_an_lstm_lie_in_one_piece(wanted: str, texts: Path, tmp_p
 
 
 @needs_cuda
-def test_cudnn_complains_of_weights_that_lie_scattered():
-    """So that there is something not to be heard in the test above."""
+def test_cudnn_warns_of_noncontiguous_weights():
+    """The warning exists, so the test above can fail."""
     lstm, x = nn.LSTM(16, 16, device=DEVICE), torch.randn(3, 2, 16, device=DEVICE)
     lstm.weight_hh_l0 = nn.Parameter(lstm.weight_hh_l0.detach().clone())
     with warnings.catch_warnings(record=True) as caught:

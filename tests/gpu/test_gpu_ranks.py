@@ -1,4 +1,4 @@
-"""Two ranks on two GPUs, both stages for real, against one rank. Skipped where there are not two GPUs."""
+"""Tests of two ranks on two GPUs against one rank, with both stages. Skipped without two GPUs."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def precision(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def folder(precision: str, texts: Path, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs `one` and `two` of one and two ranks, and the notes of the latter."""
+    """Return the runs `one` and `two` with one and two ranks, and the records of the latter."""
     made = tmp_path_factory.mktemp(f"ranks-{precision}")
     words = *SHORT, f"runtime.precision={precision}"
     train(small_config(texts, made, *words, "name=one"), *STAGES)
@@ -44,7 +44,7 @@ def folder(precision: str, texts: Path, recipe: Path, tmp_path_factory: pytest.T
 
 
 def launch(notes: Path, words: list[str]) -> str:
-    """`ulmfit-dist WORDS` on two ranks, which leave notes in a folder; returns what they printed."""
+    """Run a command of `ulmfit-dist` on two ranks that write records to a folder, and return its output."""
     options = ["--config_file", str(ROOT / "configs/accelerate/multi_gpu.yaml"), "--num_processes", "2"]
     command = [sys.executable, "-m", "ulmfit_dist.launch", *options, str(ROOT / "tests/gpu/rank_notes.py"), str(notes)]
     path = os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), *map(str, (ROOT, ROOT / "tests"))])
@@ -90,7 +90,7 @@ def test_no_rank_computes_an_lstm_from_scattered_weights(notes: Notes):
 
 @pytest.mark.skipif(not IS_SIMULATED, reason="counted on the simulated GPU")
 def test_no_rank_waits_for_its_gpu_in_a_step(notes: Notes):
-    """A line is logged after each of them."""
+    """Each of the steps logs a line."""
     assert [line["waits"] for line in (*notes[0], *notes[1])] == [{}] * 8
 
 

@@ -1,4 +1,4 @@
-"""What a runtime on a GPU refuses, and the precision that it takes on GPUs without bf16. Skipped where there is no GPU."""
+"""Tests of errors of a runtime on a GPU, and of its precision on GPUs without bf16. Skipped without a GPU."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Runs on a GPU that break off and go on. Skipped where there is no GPU."""
+"""Tests of interrupted and resumed runs on a GPU. Skipped without a GPU."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ from ulmfit_dist.training.train_steps import ClassifierLearner, LMLearner
 pytestmark = needs_gpu
 
 BROKEN_STEPS = {LMLearner: (20, 60), ClassifierLearner: (4, 17)}
-"""Where training breaks off: each between two checkpoints, in an epoch's middle."""
+"""Steps at which training is interrupted, between two checkpoints in the middle of an epoch."""
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def breaking_off(kind: type, step: int) -> Iterator[None]:
-    """Training fails before a step."""
+    """Callback that raises an exception before a step."""
     train_step = kind._train_step
 
     def fail(self) -> None:
@@ -64,7 +64,7 @@ def test_a_run_that_breaks_off_ends_with_the_bits_of_one_left_alone(precision: s
 
 
 def start(words: list[str], notes: Path) -> subprocess.Popen[str]:
-    """`ulmfit-dist WORDS` on the device, which notes what it reads in a folder."""
+    """Start a command of `ulmfit-dist` on the device that records the batches that it reads in a folder."""
     notes.mkdir(exist_ok=True)
     path = os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), str(ROOT)])  # the simulated GPU begins there
     environment = {**os.environ, "ACCELERATE_USE_CPU": str(DEVICE.type == "cpu").lower(), "PYTHONPATH": path}
@@ -84,7 +84,7 @@ def test_a_command_that_is_killed_goes_on_to_the_bits_of_one_left_alone(texts: P
     kill_all(process)
     assert not (tmp_path / "killed" / "lm").exists()
     said = finish(start([*words, "name=killed"], notes))
-    assert "lm: goes on from" in said
+    assert "lm: resumes from" in said
     assert "step-00000000" not in said
     found, expected = (weights(tmp_path / name, "lm") for name in ("killed", "alone"))
     assert all(torch.equal(found[name], expected[name]) for name in expected)

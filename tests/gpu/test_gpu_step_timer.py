@@ -1,4 +1,4 @@
-"""The time of a step on a GPU, which is ahead of nobody. Skipped where there is no GPU."""
+"""Tests of the step timer on a GPU. Skipped without a GPU."""
 
 import time
 

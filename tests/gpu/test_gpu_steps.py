@@ -1,4 +1,4 @@
-"""Training steps on a GPU: what they compute, and that nothing waits for them. Skipped where there is no GPU."""
+"""Tests of training steps on a GPU: results, and absence of syncs. Skipped without a GPU."""
 
 import shutil
 from pathlib import Path
@@ -23,7 +23,7 @@ ONE_STEP = (
     "classifier.phases=[{epochs: 1, lr: 0.25}]",
     "runtime.precision=fp32",
 )
-"""An epoch of a single step, at a twenty-fifth of that rate, with fastai's dropouts in full."""
+"""Overrides for an epoch of a single step, at 1/25 of that learning rate, with fastai's full dropout."""
 FIRST_STEP, LAST_STEP = 12, 22
 
 
@@ -33,7 +33,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def checkpoint(run: Path, stage: str, step: int) -> Tensor:
-    """All weights, and the running means of batch norms, as one."""
+    """Return all weights and running means of batch norms as one vector."""
     tensors = load_file(run / f"checkpoints/{stage}/step-{step:08d}/model.safetensors")
     return torch.cat([tensors[name].flatten() for name in sorted(tensors) if tensors[name].is_floating_point()])
 
@@ -54,7 +54,7 @@ def test_an_optimizer_step_is_that_of_a_cpu(texts: Path, tmp_path: Path):
 @needs_cuda
 @pytest.mark.parametrize("precision", ["fp32", PRECISIONS[0]])
 def test_nothing_waits_for_the_gpu_in_a_step(precision: str, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """From one step to a later one all of training goes on, but no line is logged, and the ranks do not vote."""
+    """From one step to a later one all of training goes on, but no line is logged, and the ranks exchange no status."""
     words = (
         "checkpoint={interval_steps: null, interval_minutes: null}",
         "tracking.log_interval=1000",
@@ -69,8 +69,8 @@ def test_nothing_waits_for_the_gpu_in_a_step(precision: str, texts: Path, tmp_pa
         train_step(self)
 
     monkeypatch.setattr(LMLearner, "_train_step", watched)
-    monkeypatch.setattr(callback, "SECONDS_BETWEEN_VOTES", 1e9)
-    monkeypatch.setattr(callback, "MOST_STEPS_BETWEEN_VOTES", 1000)
+    monkeypatch.setattr(callback, "SECONDS_BETWEEN_EXCHANGES", 1e9)
+    monkeypatch.setattr(callback, "MAX_STEPS_BETWEEN_EXCHANGES", 1000)
     try:
         train(small_config(texts, tmp_path, *words, "lm.phases=[{epochs: 1}]", "runtime.micro_batch_size=4"), "lm")
     finally:

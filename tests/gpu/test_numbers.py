@@ -1,4 +1,4 @@
-"""Random numbers and masks on a GPU against those on the CPU. Skipped where there is no GPU."""
+"""Tests of random numbers and masks on a GPU against those on the CPU. Skipped without a GPU."""
 
 import pytest
 import torch

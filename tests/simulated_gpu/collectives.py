@@ -1,7 +1,7 @@
-"""Process groups by NCCL's rules, computed by gloo.
+"""Process groups with NCCL's rules, computed by gloo.
 
-A group whose backend is "nccl" takes contiguous tensors on the GPU only, and its collectives of Python objects travel as
-such tensors, which costs copies and waits. A group "cpu:gloo,cuda:nccl" has gloo for tensors in CPU memory and for objects.
+A group with backend "nccl" accepts only contiguous tensors on the GPU, and sends Python objects as such tensors, which costs
+copies and waits. A group "cpu:gloo,cuda:nccl" uses gloo for tensors in CPU memory and for objects.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from simulated_gpu.counters import COUNTERS, bytes_of, calling_line
 from simulated_gpu.tensor import NAMESPACES, SimulatedTensor, inner_of
 
 NCCL_ONLY: WeakSet[Any] = WeakSet()
-"""Groups that have no backend for tensors in CPU memory."""
+"""Groups without a backend for tensors in CPU memory."""
 
 CUDA_VERSION, NCCL_VERSION = "12.8", (2, 27, 3)
 
@@ -52,7 +52,7 @@ def install(stack: ExitStack) -> None:
 
 
 def _with_nccl(check: Callable) -> Callable:
-    """DDP's check of a communication hook, which finds CUDA and NCCL: gradients in bf16 need both."""
+    """Pass DDP's check of a communication hook, which requires CUDA and NCCL for gradients in bf16."""
 
     @functools.wraps(check)
     def wrapped(self: DistributedDataParallel, hook: Any) -> None:
@@ -72,7 +72,7 @@ def _patch(stack: ExitStack, name: str, function: Callable) -> None:
 
 
 def collective(func: Any, args: tuple, kwargs: dict) -> Any:
-    """An operation of the namespace c10d on tensors of the simulated GPU."""
+    """Compute an operation of the namespace c10d on tensors of the simulated GPU."""
     for tensor in tree_leaves((args, kwargs)):
         if isinstance(tensor, Tensor) and not isinstance(tensor, SimulatedTensor):
             raise RuntimeError(f"{func}: No backend type associated with device type cpu at {calling_line()}")
@@ -87,7 +87,7 @@ def collective(func: Any, args: tuple, kwargs: dict) -> Any:
 
 
 def _work_on(tensors: Any, inner: Any) -> Any:
-    """The work of an operation that writes to its first argument: as NCCL's, with these tensors as its future's value."""
+    """Return the work of an operation that writes to its first argument, with these tensors as its future's value."""
 
     def written(future: torch.futures.Future) -> Any:
         future.value()  # raises what has failed
@@ -98,7 +98,7 @@ def _work_on(tensors: Any, inner: Any) -> Any:
 
 
 def _with_gloo(function: Callable) -> Callable:
-    """`init_process_group` or `new_group`, with gloo in NCCL's place."""
+    """Return `init_process_group` or `new_group` with gloo instead of NCCL."""
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -127,7 +127,7 @@ def _strings(args: tuple) -> Iterator[str]:
 
 
 def _checked(name: str, function: Callable) -> Callable:
-    """A collective that refuses tensors in CPU memory where its group has NCCL alone."""
+    """Return a collective that refuses tensors in CPU memory if its group has only NCCL."""
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Any:

@@ -1,11 +1,11 @@
-"""Print what one training step of each stage costs a GPU, counted on the simulated one.
+"""Cost of one training step of each stage on a GPU, counted on the simulated one.
 
-    python tests/simulated_gpu/count_step.py [no|bf16|fp16 ...] [--details] [key=value ...]
-    python tests/simulated_gpu/count_step.py --loss [no|bf16|fp16 ...] [--details]     # decoder and loss at full size
+    python tests/simulated_gpu/count_step.py [fp32|bf16|fp16 ...] [--details] [key=value ...]
+    python tests/simulated_gpu/count_step.py --loss [fp32|bf16|fp16 ...] [--details]     # decoder and loss at full size
 
 The language model reads 64 x 72 tokens, the classifier 64 documents. Layers are narrow and the vocabulary is small, so that
 a step takes seconds: the numbers of kernels and waits do not depend on them, bytes do (override model and data.token_store).
-Counted is the third step, from its beginning to that of the fourth, in a run whose log lines and checkpoints come later.
+The third step is counted, up to the beginning of the fourth, in a run whose log lines and checkpoints come later.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ RUN = (
 )
 DOCUMENTS = 480
 NUM_TOKENS, NUM_WORDS, WIDTH = 64 * 72, 60_000, 400
-"""Sizes of the full AWD-LSTM's decoder in a step."""
+"""Tokens per step, vocabulary and width of the full AWD-LSTM's decoder."""
 
 
 def count(precision: str, overrides: list[str]) -> dict[str, tuple[Any, int]]:
-    """Counters and peak memory of a step, by stage."""
+    """Return counters and peak memory of a step, by stage."""
     import small_runs
     import torch
 
@@ -64,7 +64,7 @@ def count(precision: str, overrides: list[str]) -> dict[str, tuple[Any, int]]:
 
 
 def counted(train_step: Any, found: dict[str, tuple[Any, int]]) -> Any:
-    """A learner's training step that leaves in `found` what the counted one took."""
+    """Return a learner's training step that stores the counts of the counted step in `found`."""
     from simulated_gpu.counters import COUNTERS, MEMORY
 
     def step(self: Any) -> None:
@@ -79,7 +79,7 @@ def counted(train_step: Any, found: dict[str, tuple[Any, int]]) -> Any:
 
 
 def count_loss(precision: str) -> tuple[Any, int]:
-    """Counters and peak memory of decoder and loss, forward and backward, at the full model's sizes."""
+    """Return counters and peak memory of decoder and loss, forward and backward, at the full model's sizes."""
     import torch
     from torch import nn
 
@@ -119,8 +119,8 @@ def main() -> int:
         return subprocess.run([sys.executable, __file__, *sys.argv[1:]], env=environment, check=False).returncode
     import torch  # noqa: F401  first, because its import installs the simulated GPU
 
-    precisions = [word for word in arguments.words if "=" not in word] or ["fp32", "bf16", "fp16"]
-    overrides = [word for word in arguments.words if "=" in word]
+    precisions = [argument for argument in arguments.argv if "=" not in argument] or ["fp32", "bf16", "fp16"]
+    overrides = [argument for argument in arguments.argv if "=" in argument]
     for precision in precisions:
         if arguments.loss:
             report(f"decoder and loss {precision}", *count_loss(precision), arguments.details)
@@ -131,11 +131,11 @@ def main() -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    made.add_argument("words", nargs="*", metavar="PRECISION or KEY=VALUE", help="no, bf16, fp16; overrides of the config")
-    made.add_argument("--loss", action="store_true", help="decoder and loss alone, at the full model's sizes")
-    made.add_argument("--details", action="store_true", help="kernels and bytes by operation")
-    return made
+    options = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    options.add_argument("argv", nargs="*", metavar="PRECISION or KEY=VALUE", help="fp32, bf16, fp16; overrides")
+    options.add_argument("--loss", action="store_true", help="only decoder and loss, at the full model's sizes")
+    options.add_argument("--details", action="store_true", help="kernels and bytes by operation")
+    return options
 
 
 if __name__ == "__main__":

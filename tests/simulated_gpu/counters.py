@@ -1,7 +1,7 @@
 """Counts of the simulated GPU: kernels, bytes, waits for the device, LSTM calls, memory.
 
-A kernel is one call of an operation that launches work: cuDNN's LSTMs, which launch hundreds, are counted as LSTM calls
-only. Bytes are what each operation must read and write at least, without caches; of LSTMs they are not counted.
+A kernel is one call of an operation that launches work; cuDNN's LSTMs, which launch hundreds, count as LSTM calls only.
+Bytes are the minimum that each operation reads and writes, without caches, and without LSTMs.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 MOST_BEHIND = 20
-"""Kernels that the device is behind the host, unless the host has waited for it: fewer than a training step has."""
+"""Lag of the device behind the host, in kernels, unless the host waits: less than a training step."""
 
 OWN_FOLDER = str(Path(__file__).parent)
 BLAMED = ("/ulmfit_dist/", "/fastai/", "/torch/amp/", "/accelerate/")
-"""Parts of the paths of files that a wait is attributed to."""
+"""Substrings of the paths of files to which a wait is attributed."""
 
 
 @dataclass
@@ -29,14 +29,14 @@ class Counters:
     """Counts since the last `clear`.
 
     Attributes:
-        kernels: launches, by operation.
-        bytes: read and written, by operation.
-        waits: of the host for the device, by reason and place.
-        lstms: calls of cuDNN's LSTM.
-        scattered: those whose weights were not side by side in one piece of memory.
-        sync_mode: "default", "warn" or "error": what a wait does (`torch.cuda.set_sync_debug_mode`).
-        launched: kernels since the process began.
-        finished: those that the device had come to the end of at the last wait.
+        kernels: number of launches, by operation.
+        bytes: bytes read and written, by operation.
+        waits: number of waits of the host for the device, by reason and source line.
+        lstms: number of calls of cuDNN's LSTM.
+        scattered: number of LSTM calls with non-contiguous weights.
+        sync_mode: "default", "warn" or "error": effect of a wait (`torch.cuda.set_sync_debug_mode`).
+        launched: number of kernels since the start of the process.
+        finished: number of kernels that the device had finished at the last wait.
     """
 
     kernels: Counter[str] = field(default_factory=Counter)
@@ -54,7 +54,7 @@ class Counters:
         self.lstms = self.scattered = 0
 
     def wait(self, reason: str) -> None:
-        """Count a wait for the device; raise, or warn, where the sync mode has it so."""
+        """Count a wait for the device, and raise or warn according to the sync mode."""
         place = calling_line()
         if self.sync_mode == "error":
             raise RuntimeError(f"called a synchronizing CUDA operation: {reason} at {place}")
@@ -64,7 +64,7 @@ class Counters:
         self.finished = self.launched
 
     def is_finished(self, number: int) -> bool:
-        """Whether the device has come to the end of the first so many kernels of the process."""
+        """Return whether the device has finished the first `kernels` kernels of the process."""
         return number <= max(self.finished, self.launched - MOST_BEHIND)
 
     def launch(self, name: str, num_bytes: int = 0) -> None:
@@ -91,7 +91,7 @@ class Memory:
         self.peak = self.allocated
 
     def allocation_of(self, tensor: Tensor) -> Allocation:
-        """The allocation that a tensor in CPU memory stands for; tensors of the same storage share it."""
+        """Return the allocation of a tensor in CPU memory; tensors of the same storage share it."""
         storage = tensor.untyped_storage()
         found = self.storages.get(storage._cdata)
         if found is None:
@@ -100,7 +100,7 @@ class Memory:
 
 
 class Allocation:
-    """Device memory of one storage, given back with the last tensor that holds it."""
+    """Device memory of one storage, freed with the last tensor that holds it."""
 
     def __init__(self, memory: Memory, num_bytes: int):
         self.memory, self.num_bytes = memory, 0
@@ -118,11 +118,11 @@ class Allocation:
 
 
 COUNTERS, MEMORY = Counters(), Memory()
-"""Those of this process."""
+"""Memory of this process."""
 
 
 def calling_line() -> str:
-    """The innermost line of the package, of fastai, of Accelerate or of torch's loss scaler that is being executed."""
+    """Return the innermost executing line of the package, fastai, Accelerate or torch's loss scaler."""
     frame = sys._getframe(1)
     while frame is not None:
         path = frame.f_code.co_filename
@@ -135,7 +135,7 @@ def calling_line() -> str:
 
 
 def bytes_of(tensor: Tensor) -> int:
-    """Bytes of a tensor in memory; an expanded dimension holds one element."""
+    """Return the size of a tensor in memory, in bytes; an expanded dimension holds one element."""
     elements = 1
     for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
         elements *= size if stride else min(size, 1)

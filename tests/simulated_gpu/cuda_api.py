@@ -1,4 +1,4 @@
-"""`torch.cuda`, and other functions of torch whose result depends on a GPU, for the simulated one."""
+"""Simulated `torch.cuda`, and other functions of torch whose result depends on a GPU."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ INSTALLED = ExitStack()
 
 
 class Event:
-    """`torch.cuda.Event`, which the device passes some kernels later. Its time is the host's, when it was recorded."""
+    """Simulated `torch.cuda.Event`, which the device passes some kernels later. Its time is the host's at its recording."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         self.seconds: float | None = None
@@ -53,7 +53,7 @@ class Event:
 
 
 def install() -> None:
-    """Simulate in this process from now on; `native.load()` comes first, and before torch's import."""
+    """Start the simulation in this process. Call `native.load()` before, and before torch is imported."""
     library = native.load()
     functions: dict[str, Any] = {
         **_devices(library),
@@ -130,7 +130,7 @@ def _set_sync_debug_mode(mode: int | str) -> None:
 
 
 def compile_for_gpu(function: Callable | None = None, **options: Any) -> Callable:
-    """`torch.compile`: on the simulated GPU a compiled function is one kernel, computed without a compiler."""
+    """Simulated `torch.compile`: on the simulated GPU a compiled function is one kernel, computed without a compiler."""
     if function is None:
         return functools.partial(compile_for_gpu, **options)
     compiled: list[Callable] = []  # for CPU tensors, when they come
@@ -182,7 +182,7 @@ def _new_tensor(self: Tensor, data: Any, *args: Any, **kwargs: Any) -> Tensor:
 
 
 def _module_to(self: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
-    """`Module.to`: where the device changes, parameters change their type in place, so that tied ones stay tied."""
+    """Simulated `Module.to`, which changes parameters in place if the device changes, so that tied ones stay tied."""
     device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
     tensors = [*self.parameters(), *self.buffers()]
     if device is None or all(tensor.device.type == device.type for tensor in tensors):
@@ -195,6 +195,6 @@ def _module_to(self: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
 
 
 def _save_model(model: nn.Module, filename: str, *args: Any, **kwargs: Any) -> None:
-    """`safetensors.torch.save_model` looks into storages, which a simulated tensor has none of."""
+    """Simulated `safetensors.torch.save_model`, which reads storages that simulated tensors do not have."""
     state = inner_of(model.state_dict())
     real_save_model(SimpleNamespace(state_dict=lambda: state), filename, *args, **kwargs)

@@ -1,4 +1,4 @@
-"""The package's CUDA sources on the simulated GPU: compiled for the CPU (`tests/cuda_on_cpu.py`), each launch one kernel."""
+"""CUDA sources of the package on the simulated GPU: compiled for the CPU (`tests/cuda_on_cpu.py`), one kernel per launch."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ FLAGS = ("-std=c++20", "-O2", "-mf16c", "-ffp-contract=off", "-shared", "-fPIC",
 
 
 def install(module: Any) -> None:
-    """Replace `compile_source` in `ulmfit_dist.cuda.compile`, which has just been imported."""
+    """Replace `compile_source` in `ulmfit_dist.cuda.compile`, right after its import."""
     module.compile_source = compile_source
 
 
 def compile_source(name: str, *options: str) -> Callable[[int, list[Any]], None]:
-    """As `ulmfit_dist.cuda.compile.compile_source`, for tensors of the simulated GPU."""
+    """Compile a source like `ulmfit_dist.cuda.compile.compile_source`, for tensors of the simulated GPU."""
     import cuda_on_cpu
 
     threads = 1 if name == "softmax_gradient" else cuda_on_cpu.THREADS[name]  # threads that wait for each other are slow

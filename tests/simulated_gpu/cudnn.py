@@ -1,7 +1,7 @@
-"""LSTMs by cuDNN's rules, computed by the CPU's LSTM in fp32.
+"""LSTMs with cuDNN's rules, computed by the CPU's LSTM in fp32.
 
-As on a GPU: input, state and weights have one type, the state is contiguous, autocast chooses fp16, the backward pass needs
-training mode, and weights that are not side by side in one storage are copied in each call, with a warning.
+As on a GPU, input, state and weights have one dtype, the state is contiguous, autocast selects fp16, the backward pass needs
+training mode, and non-contiguous weights are copied in each call, with a warning.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ cpu_lstm = torch._VF.lstm
 
 
 class CudnnLSTM(torch.autograd.Function):
-    """One LSTM layer, with one node in the graph."""
+    """LSTM layer with one node in the graph."""
 
     @staticmethod
     def forward(ctx: Any, training: bool, batch_first: bool, x: Tensor, h: Tensor, c: Tensor, *weights: Tensor) -> Any:
@@ -46,7 +46,7 @@ class CudnnLSTM(torch.autograd.Function):
 
 
 def lstm(x: Tensor, hx: Any, weights: Any, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """`torch._VF.lstm`."""
+    """Simulated `torch._VF.lstm`."""
     if not isinstance(x, SimulatedTensor):
         return cpu_lstm(x, hx, weights, *options)
     has_biases, num_layers, _, training, bidirectional, batch_first = options
@@ -68,7 +68,7 @@ def flattened(weights: list[Tensor]) -> list[Tensor]:
 
 
 def is_flat(weights: list[Tensor]) -> bool:
-    """Whether weights lie side by side in the order that cuDNN reads them in, from the beginning of one storage."""
+    """Return whether weights are contiguous in one storage, from its beginning, in cuDNN's order."""
     storage = weights[0].inner.untyped_storage()
     place = storage.data_ptr()
     for weight in weights:

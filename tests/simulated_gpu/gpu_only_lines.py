@@ -1,9 +1,9 @@
 """Lines of the package that no run on a CPU reaches, found in its source.
 
-A branch is for GPUs alone where its condition has one value on every CPU: `x.is_cuda`, `device.type == "cuda"`,
-`torch.cuda.is_available()`, `has_gpu`, `scaler is not None`, and names that are assigned such conditions. So is what follows
-an `if device.type == "cpu": return`, and a function that is used by such lines only. Of a conditional expression that has
-such a condition its line counts. The analysis knows the source's words, not its types: it finds most branches, not all.
+A branch is for GPUs only if its condition has one value on every CPU: `x.is_cuda`, `device.type == "cuda"`,
+`torch.cuda.is_available()`, `has_gpu`, `scaler is not None`, and names that are assigned such conditions. So are statements
+after an `if device.type == "cpu": return`, and functions that only such lines use. A conditional expression with such a
+condition counts as a line. The trade-off: the analysis reads names, not types, so it finds most branches, not all.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ GPU_NAME = re.compile(r"^_?((is|has|on|uses|needs|with|are|all)_)*(gpus?|cuda)(_
 
 LEAVING = (ast.Return, ast.Raise, ast.Continue, ast.Break)
 WITHOUT_CODE = (ast.Global, ast.Nonlocal, ast.Pass, ast.Continue)
-"""Statements that leave no trace when they are executed, or not in every version of Python."""
+"""Statements that coverage does not record, or not in every version of Python."""
 
 
 @dataclass
 class Module:
-    """One file.
+    """Source file.
 
     Attributes:
         values: names and attributes that have one value on every CPU.
@@ -41,7 +41,7 @@ class Module:
 
 @dataclass(frozen=True)
 class Statement:
-    """A statement's first and last line, without the blocks in it, and the source of the first."""
+    """First and last line of a statement, without the blocks in it, and the source of the first line."""
 
     first: int
     last: int
@@ -49,7 +49,7 @@ class Statement:
 
 
 def gpu_only_lines(package: Path) -> dict[Path, list[Statement]]:
-    """Statements that only GPUs reach, by file; files without any are left out."""
+    """Return the statements that only GPUs reach, by file; files without any are omitted."""
     modules = [Module(path, ast.parse(path.read_text())) for path in sorted(package.rglob("*.py"))]
     for module in modules:
         module.values = known_names(module.tree)
@@ -66,7 +66,7 @@ def gpu_only_lines(package: Path) -> dict[Path, list[Statement]]:
 
 
 def value_on_cpu(node: ast.expr, values: dict[str, bool]) -> bool | None:
-    """What a condition is on every CPU; None where that depends on more."""
+    """Return the value of a condition on every CPU; None if it depends on more."""
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
         value = value_on_cpu(node.operand, values)
         return None if value is None else not value
@@ -105,7 +105,7 @@ def _name(node: ast.expr) -> str | None:
 
 
 def known_names(tree: ast.Module) -> dict[str, bool]:
-    """Names and attributes whose assignments in a file are all conditions of one value on a CPU."""
+    """Return names and attributes whose assignments in a file are all conditions with one value on a CPU."""
     found: dict[str, set[bool | None]] = {}
     for node in ast.walk(tree):
         if isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value is not None:
@@ -149,7 +149,7 @@ def add_all(statements: Iterable[ast.stmt], module: Module) -> None:
 
 
 def _last_line(statement: ast.stmt) -> int:
-    """The last line of a statement before the first block in it."""
+    """Return the last line of a statement before its first block."""
     starts = [block[0].lineno - 1 for block in _blocks(statement) if block]
     return max(statement.lineno, min([statement.end_lineno or statement.lineno, *starts]))
 
@@ -162,7 +162,7 @@ def _blocks(statement: ast.stmt) -> Iterator[list[ast.stmt]]:
 
 
 def _conditional_expressions(statement: ast.stmt) -> Iterator[ast.IfExp]:
-    """Those of a statement itself, not of statements in it."""
+    """Return the expressions of a statement itself, without nested statements."""
     nodes: list[ast.AST] = [statement]
     while nodes:
         node = nodes.pop()
@@ -173,7 +173,7 @@ def _conditional_expressions(statement: ast.stmt) -> Iterator[ast.IfExp]:
 
 
 def add_functions(modules: list[Module]) -> bool:
-    """Add functions that are used by lines of GPUs only; returns whether there were any."""
+    """Add functions that only GPU lines use. Returns whether there were any."""
     functions = _functions_by_name(modules)
     uses: dict[str, list[bool]] = {}
     for module in modules:
@@ -190,7 +190,7 @@ def add_functions(modules: list[Module]) -> bool:
 
 
 def _functions_by_name(modules: list[Module]) -> dict[str, tuple[Module, ast.FunctionDef]]:
-    """Functions and methods whose name no other one has."""
+    """Return the functions and methods with a unique name."""
     found: dict[str, list[tuple[Module, ast.FunctionDef]]] = {}
     for module in modules:
         for node in ast.walk(module.tree):
@@ -200,7 +200,7 @@ def _functions_by_name(modules: list[Module]) -> dict[str, tuple[Module, ast.Fun
 
 
 def _names_used(tree: ast.Module) -> Iterator[tuple[ast.stmt, ast.Name | ast.Attribute]]:
-    """Names and attributes that are read, with the statement that they are in."""
+    """Return the names and attributes that are read, with their statements."""
     pairs: list[tuple[ast.stmt | None, ast.AST]] = [(None, tree)]
     while pairs:
         statement, node = pairs.pop()

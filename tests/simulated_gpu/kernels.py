@@ -1,6 +1,6 @@
-"""Operations of torch as the simulated GPU sees them: which launch a kernel, which wait, what they read and write.
+"""Operations of torch on the simulated GPU: kernel launches, waits, and bytes read and written.
 
-Operations that only GPUs have are computed here from those that a CPU has.
+Operations that only GPUs have are computed here from those of a CPU.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ WAITING = {
     "unique_consecutive": "the size of a result is read",
     "repeat_interleave": "the size of a result is read",
 }
-"""Operations for whose result the host waits, and why."""
+"""Operations for whose result the host waits, and the reason."""
 
 NO_KERNEL = frozenset(
     "_local_scalar_dense _reshape_alias _unsafe_view alias as_strided chunk detach diagonal empty empty_like empty_strided "
     "expand lift_fresh narrow new_empty new_empty_strided permute record_stream reshape resize_ select set_ slice split "
     "split_with_sizes squeeze t transpose unbind unfold unsqueeze view view_as_real".split()
 )
-"""Operations that launch nothing: views, and memory whose content does not matter."""
+"""Operations that launch nothing: views, and uninitialized memory."""
 
 READING_ROWS = frozenset({"embedding", "gather", "index", "index_select"})
 """Operations that read as much of their first argument as they return."""
@@ -45,7 +45,7 @@ OVERWRITING = frozenset({"copy_", "fill_", "zero_", "normal_", "uniform_", "rand
 
 
 def traffic(name: str, args: tuple, kwargs: dict, results: Any) -> int:
-    """Bytes that an operation must read and write at least."""
+    """Return the minimum number of bytes that an operation reads and writes."""
     outputs = [x for x in tree_leaves(results) if isinstance(x, Tensor)]
     inputs = [x for x in tree_leaves((args, {k: v for k, v in kwargs.items() if k != "out"})) if isinstance(x, Tensor)]
     if name in READING_ROWS:
@@ -74,7 +74,7 @@ def _lstm_cell(
 
 
 def _mm(a: Tensor, b: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
-    """A product that is summed up in fp32, as on a GPU: the CPU's own in fp16 take minutes."""
+    """Compute a product with sums in fp32, as on a GPU: the CPU's own products in fp16 take minutes."""
     if a.dtype == torch.float64:
         return torch.mm(a, b)
     return torch.mm(a.float(), b.float()).to(out_dtype or a.dtype)
@@ -121,4 +121,4 @@ COMPUTED = {
     aten.addmm.dtype: _addmm,
     aten.addmm.dtype_out: _addmm_out,
 }
-"""Operations that only GPUs have, and those that GPUs compute with sums of another type."""
+"""Operations that only GPUs have, and those that GPUs compute with a different accumulation dtype."""

@@ -1,6 +1,6 @@
-"""Whether the tests on the simulated GPU execute every line of the package that only a GPU reaches.
+"""Coverage of the lines of the package that only a GPU reaches, by the tests on the simulated GPU.
 
-All processes of the suite leave in one folder the lines that they executed; the first process adds them up.
+All processes of the suite write the lines that they executed to one folder; the first process merges them.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from simulated_gpu.gpu_only_lines import Statement, gpu_only_lines
 
 PACKAGE = Path(__file__).resolve().parents[2] / "ulmfit_dist"
 FOLDER = "ULMFIT_DIST_GPU_COVERAGE"
-"""Environment variable that names the folder; nothing is measured without it."""
+"""Environment variable with the folder; without it nothing is measured."""
 
 ALLOWED: dict[str, str] = {}
-"""Lines that need not be executed: `file.py: source of the line`, and why no simulated GPU can execute it."""
+"""Lines that need not be executed: `file.py: source of the line`, and the reason why no simulated GPU can execute it."""
 
 MEASUREMENTS: list[coverage.Coverage] = []
-"""That of this process, while it goes on."""
+"""Running measurement of this process."""
 
 
 def prepare(environment: MutableMapping[str, str]) -> None:
-    """Have this process and those that it starts measure."""
+    """Enable the measurement in this process and its children."""
     environment[FOLDER] = tempfile.mkdtemp(prefix="ulmfit-dist-gpu-coverage-")
 
 
 def start() -> None:
-    """Measure in this process until its end, if `prepare` was called in it or in the one that has started it."""
+    """Measure in this process until its end, if `prepare` was called in it or in its parent."""
     if FOLDER not in os.environ or MEASUREMENTS:
         return
     include = [str(path) for path in gpu_only_lines(PACKAGE)]
@@ -43,7 +43,7 @@ def start() -> None:
 
 
 def save() -> None:
-    """End the measurement of this process and leave what it has found."""
+    """End the measurement of this process, and write its result."""
     while MEASUREMENTS:
         measurement = MEASUREMENTS.pop()
         measurement.stop()
@@ -51,7 +51,7 @@ def save() -> None:
 
 
 def measured() -> dict[Path, set[int]]:
-    """Lines that were executed, by file."""
+    """Return the executed lines, by file."""
     found: dict[Path, set[int]] = {}
     for path in Path(os.environ[FOLDER]).glob("lines.*"):
         data = coverage.CoverageData(str(path))
@@ -62,7 +62,7 @@ def measured() -> dict[Path, set[int]]:
 
 
 def missing(executed: dict[Path, set[int]]) -> list[tuple[Path, Statement]]:
-    """Statements that only a GPU reaches and that were not executed."""
+    """Return the statements that only a GPU reaches and that were not executed."""
     return [
         (path, statement)
         for path, statements in gpu_only_lines(PACKAGE).items()
@@ -76,7 +76,7 @@ def _key(path: Path, statement: Statement) -> str:
 
 
 def problems(executed: dict[Path, set[int]]) -> list[str]:
-    """One for each statement that is missing, and for each entry of `ALLOWED` that is not needed."""
+    """Return a message per missing statement, and per unnecessary entry of `ALLOWED`."""
     absent = missing(executed)
     keys = {_key(path, statement) for path, statement in absent}
     found = [
@@ -88,7 +88,7 @@ def problems(executed: dict[Path, set[int]]) -> list[str]:
 
 
 def summary(executed: dict[Path, set[int]]) -> list[str]:
-    """What to print: how many statements of each file were executed, and those that were not."""
+    """Return the report: numbers of executed statements by file, and the missing ones."""
     wanted, absent = gpu_only_lines(PACKAGE), missing(executed)
     total = sum(map(len, wanted.values()))
     lines = [f"{total - len(absent)} of {total} statements that only a GPU reaches were executed"]

@@ -1,7 +1,7 @@
 """Compile the simulated GPU's device guard once per machine, and load it before torch is imported.
 
-The library is named after a hash of its source, the compiler's options and the versions of torch and Python, and it appears
-in the cache folder by a rename. So any number of processes may ask for it at once, and a stale one is never loaded.
+The name of the library is a hash of its source, the compiler's options and the versions of torch and Python, and it is
+renamed into the cache folder. So any number of processes may load it at the same time, and a stale one is never loaded.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ LIBRARIES = ("libc10.so", "libtorch_cpu.so")
 
 
 class NotPossibleError(Exception):
-    """The reason, in one line, why there can be no simulated GPU on this machine."""
+    """Failure to simulate a GPU on this machine, with a one-line reason."""
 
 
 @functools.cache
 def load() -> ctypes.CDLL:
-    """The loaded library, compiled where it is missing. To be called before torch is imported.
+    """Load the library, and compile it if it is missing. Call this before torch is imported.
 
     Raises:
-        NotPossibleError: no compiler, no headers, or a torch that is built for real GPUs.
+        NotPossibleError: if there is no compiler, no headers, or a torch that is built for real GPUs.
     """
     library = compiled()
     folder = torch_folder() / "lib"
@@ -43,7 +43,7 @@ def load() -> ctypes.CDLL:
 
 
 def compiled() -> Path:
-    """The compiled library in the cache folder."""
+    """Return the path of the compiled library in the cache folder."""
     check()
     version = f"{importlib.metadata.version('torch')} {sys.version_info[:2]} {OPTIONS}"
     key = hashlib.sha256(version.encode() + SOURCE.read_bytes()).hexdigest()[:16]
@@ -54,7 +54,7 @@ def compiled() -> Path:
 
 
 def check() -> None:
-    """Raise NotPossibleError where the library cannot be compiled or loaded."""
+    """Raise NotPossibleError if the library cannot be compiled or loaded."""
     folder = torch_folder()
     if (folder / "lib/libtorch_cuda.so").exists():
         raise NotPossibleError(
@@ -76,7 +76,7 @@ def torch_folder() -> Path:
 
 
 def cache_folder() -> Path:
-    """The user's cache folder, or a temporary one where it cannot be written."""
+    """Return the user's cache folder, or a temporary one if it is not writable."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ulmfit-dist-simulated-gpu"
     try:
         folder.mkdir(parents=True, exist_ok=True)

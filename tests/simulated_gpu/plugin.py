@@ -1,8 +1,8 @@
-"""The pytest plugin of `bash launch/test.sh --simulated-gpu`: tests run on the simulated GPU, none is left out in silence.
+"""Pytest plugin of `bash launch/test.sh --simulated-gpu`: tests run on the simulated GPU, and none is skipped silently.
 
-Tests marked `real_gpu` are deselected, and each is named with the reason that its marker gives. A run of the whole suite
-also fails where a test was skipped, where fewer than `FEWEST_TESTS` passed, or where a line of the package that only a GPU
-reaches was not executed (`line_coverage.py`).
+Tests marked `real_gpu` are deselected, and reported with the reason of their marker. A run of the whole suite also fails if
+a test was skipped, if fewer than `FEWEST_TESTS` passed, or if a line of the package that only a GPU reaches was not
+executed (`line_coverage.py`).
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from simulated_gpu.counters import COUNTERS, MEMORY, Counters
 
 FEWEST_TESTS = 60
 WHOLE_SUITE = "ULMFIT_DIST_WHOLE_SIMULATED_SUITE"
-"""Environment variable that launch/test.sh sets where all tests run."""
+"""Environment variable that launch/test.sh sets for a run of all tests."""
 
 DESELECTED: dict[str, str] = {}
-"""Reasons by test, from all processes."""
+"""Reasons of deselected tests, from all processes."""
 
 
 def is_whole_suite() -> bool:
@@ -38,7 +38,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def is_worker(config: pytest.Config) -> bool:
-    """Whether this is one of the processes among which pytest-xdist shares the tests."""
+    """Return whether this is a worker process of pytest-xdist."""
     return hasattr(config, "workerinput")
 
 
@@ -59,7 +59,7 @@ def pytest_testnodedown(node: Any, error: Any) -> None:
 
 @pytest.fixture(autouse=True)
 def simulated_gpu() -> Iterator[Counters]:
-    """The simulated GPU's counters, cleared before each test; waits are allowed again after it."""
+    """Yield the simulated GPU's counters, cleared before each test, and allow waits again after it."""
     COUNTERS.clear()
     MEMORY.reset_peak()
     limit = MEMORY.limit

@@ -1,8 +1,9 @@
-"""The simulated GPU's tensor, and the rules that CUDA has for operations on such tensors.
+"""Tensor of the simulated GPU, and CUDA's rules for operations on such tensors.
 
-A `SimulatedTensor` says that it is on `cuda:N` and holds a tensor in CPU memory. Operations on it come to `dispatch`, as do
-those of torch's dispatch key CUDA that create tensors (`install_fallback`); it checks CUDA's rules, counts, and computes on
-the tensors in CPU memory. Trade-off: results are those of CPU kernels, so rounding differs from a GPU's.
+A `SimulatedTensor` has the device `cuda:N`, and holds a tensor in CPU memory. Operations on it are routed to `dispatch`,
+like those of torch's dispatch key CUDA that create tensors (`install_fallback`). It checks CUDA's rules, counts, and
+computes on the tensors in CPU memory. The trade-off: results are those of CPU kernels, so rounding differs from that of a
+GPU.
 """
 
 from __future__ import annotations
@@ -25,15 +26,15 @@ INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, 
 
 Namespace = Callable[[Any, tuple, dict], Any]
 NAMESPACES: dict[str, Namespace] = {}
-"""Operations with rules of their own, by namespace: c10d's are set by `collectives.py`."""
+"""Implementations of operations by namespace; `collectives.py` sets that of c10d."""
 
 
 class SimulatedTensor(torch.Tensor):
-    """A tensor on `cuda:N`.
+    """Tensor on `cuda:N`.
 
     Attributes:
-        inner: its numbers, in CPU memory.
-        allocation: its share of the device's memory.
+        inner: its data, in CPU memory.
+        allocation: its allocation in device memory.
     """
 
     inner: Tensor
@@ -75,7 +76,7 @@ class SimulatedTensor(torch.Tensor):
 
 @dataclass(frozen=True)
 class Signature:
-    """What `dispatch` needs to know of an operation.
+    """Properties of an operation that `dispatch` uses.
 
     Attributes:
         name: without namespace and overload.
@@ -99,14 +100,14 @@ def signature(func: Any) -> Signature:
 
 
 def install_fallback() -> torch.library.Library:
-    """Have `dispatch` compute what reaches the dispatch key CUDA; ends with the returned object."""
+    """Route operations with dispatch key CUDA to `dispatch`, for the lifetime of the returned object."""
     library = torch.library.Library("_", "IMPL")
     library.fallback(lambda func, *args, **kwargs: dispatch(func, args, kwargs), "CUDA")
     return library
 
 
 def dispatch(func: Any, args: tuple, kwargs: dict) -> Any:
-    """Compute an operation that has to do with the simulated GPU."""
+    """Compute an operation with tensors on the simulated GPU."""
     tensors: list[Tensor] = []
     inner_args, inner_kwargs = _inner(args, tensors), _inner(kwargs, tensors)
     on_gpu = [tensor for tensor in tensors if isinstance(tensor, SimulatedTensor)]
@@ -129,7 +130,7 @@ def dispatch(func: Any, args: tuple, kwargs: dict) -> Any:
 
 
 def _inner(value: Any, tensors: list[Tensor]) -> Any:
-    """Arguments with tensors in CPU memory in the place of simulated ones; all tensors are added to a list."""
+    """Return arguments with tensors in CPU memory instead of simulated ones, and add all tensors to a list."""
     if isinstance(value, Tensor):
         tensors.append(value)
         return value.inner if isinstance(value, SimulatedTensor) else value
@@ -150,7 +151,7 @@ def current_device() -> torch.device:
 
 
 def _target(kwargs: dict, on_gpu: list[SimulatedTensor]) -> torch.device:
-    """Where the results are to be."""
+    """Return the device of the results."""
     if kwargs.get("device") is not None:
         device = torch.device(kwargs["device"])
         return current_device() if device.type == "cuda" and device.index is None else device
@@ -202,7 +203,7 @@ def _count_upload(tensor: Tensor, non_blocking: bool) -> None:
 
 
 def _wrapped(this: Signature, args: tuple, kwargs: dict, results: Any, target: torch.device) -> Any:
-    """Results as simulated tensors; one that is an argument is that argument."""
+    """Return results as simulated tensors; a result that is an argument stays that argument."""
     if len(this.returned) == 1:
         return _wrapped_one(this, this.returned[0], args, kwargs, results, target)
     if not this.returned:
@@ -228,7 +229,7 @@ def _wrapped_one(
 
 
 def _resize(tensor: SimulatedTensor, this: Signature) -> None:
-    """Give a tensor the shape of its numbers, which an operation has resized in place."""
+    """Update the shape of a tensor whose data an operation has resized in place."""
     if not tensor.inner.is_contiguous():
         raise NotImplementedError(f"the simulated GPU cannot change the strides of a tensor in place: {this.name}")
     set_storage, inner = aten.set_.source_Storage_storage_offset, tensor.inner

@@ -1,4 +1,4 @@
-"""Kernels on a machine without NVRTC, and on one without any compiler: computed another way, with the same results."""
+"""Tests of kernels without NVRTC, and without any compiler: fallbacks with the same results."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +30,7 @@ def forget_kernels() -> None:
 
 @pytest.fixture
 def messages(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Messages of the compilers, which compile everything again, in this test and after it."""
+    """Clear all compiled kernels before and after a test, and return the messages of the compilers."""
     recorded: list[str] = []
     monkeypatch.setattr(compilers, "messages", recorded)
     forget_kernels()
@@ -67,7 +67,7 @@ def losses(texts: Path, folder: Path, precision: str) -> list[float]:
 
 @pytest.fixture(scope="module")
 def expected(texts: Path, precision: str, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
-    """Losses of a run whose kernels NVRTC has compiled."""
+    """Return the losses of a run with kernels compiled by NVRTC."""
     return losses(texts, tmp_path_factory.mktemp("nvrtc"), precision)
 
 

@@ -1,4 +1,4 @@
-"""The analysis that finds the lines of the package that only a GPU reaches."""
+"""Tests of the analysis that finds the lines of the package that only a GPU reaches."""
 
 from pathlib import Path
 from textwrap import dedent

@@ -1,4 +1,4 @@
-"""The simulated GPU refuses what CUDA and cuDNN refuse, and counts what a GPU does."""
+"""Tests of the simulated GPU: errors of CUDA and cuDNN, and counters."""
 
 from pathlib import Path
 

@@ -1,14 +1,14 @@
-"""What a training step costs a GPU, in numbers that must not grow: kernels, waits and LSTM calls from scattered weights."""
+"""Tests that a training step's kernels, waits and LSTM calls with non-contiguous weights do not increase."""
 
 import pytest
 
 from simulated_gpu.count_step import count
 
 MOST_KERNELS = {"lm": 120, "classifier": 165}
-"""Kernels of a step in bf16, LSTMs not counted; fp32 has fewer, fp16 more, for its loss scaler."""
+"""Kernels of a step in bf16 without LSTMs; fp32 has fewer, fp16 has more because of loss scaling."""
 
 MOST_KERNELS_OF_A_SCALER = 15
-"""Kernels that fp16 adds."""
+"""Additional kernels in fp16."""
 
 
 @pytest.fixture(scope="module", params=["fp32", "bf16", "fp16"])

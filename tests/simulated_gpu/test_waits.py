@@ -1,4 +1,4 @@
-"""A step that logs a line, has the ranks vote, and computes micro-batches, class weights and clipping, waits for nothing."""
+"""Tests that a step with logging, a status exchange, micro-batches, class weights and clipping does not synchronize."""
 
 import pytest
 
@@ -16,12 +16,14 @@ EVERYTHING = [
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_log_lines_and_votes_wait_for_nothing(precision: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(callback, "MOST_STEPS_BETWEEN_VOTES", 1)  # a vote each step
-    votes = []
-    vote = callback.CheckpointCallback._vote
-    monkeypatch.setattr(callback.CheckpointCallback, "_vote", lambda self: votes.append(self.learn.stage_step) or vote(self))
+def test_log_lines_and_status_exchanges_do_not_wait(precision: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(callback, "MAX_STEPS_BETWEEN_EXCHANGES", 1)  # one per step
+    exchanges = []
+    status = callback.CheckpointCallback._status
+    monkeypatch.setattr(
+        callback.CheckpointCallback, "_status", lambda self: exchanges.append(self.learn.stage_step) or status(self)
+    )
     for stage, (counters, _) in count(precision, EVERYTHING).items():
         assert not counters.waits, stage
         assert counters.kernels.total() > 0
-    assert votes.count(2) == votes.count(3) == 2  # in both stages
+    assert exchanges.count(2) == exchanges.count(3) == 2  # in both stages

@@ -1,9 +1,9 @@
-"""When to save, and when to stop: decided by all ranks together, between two steps.
+"""The callback that saves checkpoints and stops training, by decisions of all ranks between two steps.
 
-About once a second the ranks tell each other what each has seen: a signal, a loss that is no number; and rank 0 whether the
-time for a checkpoint has come. So all save, or stop, after the same step, and a step in between costs no exchange. How many
-steps make up that second is agreed upon as well. On a GPU a vote reads the losses that were copied at the vote before: no
-training step waits for the device.
+About once a second the ranks exchange their status: a received signal, a loss that is NaN or inf; and rank 0 adds whether a
+checkpoint is due. So all ranks save, or stop, after the same step, and the steps between need no exchange. The ranks also
+agree on the number of steps until the next exchange. On a GPU an exchange reads the losses that were copied at the previous
+one, so no training step waits for the device. Trade-off: a signal, or a bad loss, takes effect up to a second later.
 """
 
 from __future__ import annotations
@@ -22,45 +22,50 @@ from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.distributed.signals import ShutdownRequest
 from ulmfit_dist.errors import ResumableInterrupt, UserError, mark_collective
 from ulmfit_dist.tracking.tracker import Tracker
-from ulmfit_dist.training.train_state import RecipePosition
+from ulmfit_dist.training.callbacks.order import CallbackOrder
 from ulmfit_dist.utils.host_copy import HostCopy
 
-SECONDS_BETWEEN_VOTES = 0.5
-MOST_STEPS_BETWEEN_VOTES = 50
+SECONDS_BETWEEN_EXCHANGES = 0.5
+"""Target interval of status exchanges, in seconds."""
+MAX_STEPS_BETWEEN_EXCHANGES = 50
+"""Largest interval of status exchanges, in steps."""
 
 
 @dataclass(frozen=True)
 class RankStatus:
-    """What one rank has seen since the last vote.
+    """Status of a rank since the last exchange.
 
     Attributes:
-        signal: name of the signal that asks it to stop.
-        bad_step: first step whose loss was no finite number.
-        is_time: whether a checkpoint is due.
-        seconds: time of a step.
+        signal: name of the signal that this rank has received.
+        bad_step: first step whose loss is NaN or inf.
+        is_due: whether a checkpoint is due by the clock.
+        seconds: mean time of a step, in seconds.
     """
 
     signal: str | None
     bad_step: int | None
-    is_time: bool
+    is_due: bool
     seconds: float
 
 
 class CheckpointCallback(Callback):
-    """Saves every so often, at the end of each epoch, and when the run is asked to stop.
+    """Saves at intervals, at the end of each epoch, and before the run stops on a signal.
 
     Args:
-        settings: how often.
-        state: of the learner.
-        writer: where to.
-        tracker: of the run: its lines so far, and W&B's run id, are saved as well.
-        stop: whether this process is asked to stop.
-        facts: what else is to be found in state.json.
-        begin: where this process began.
-        num_phases: of the recipe.
+        settings: intervals.
+        state: state of the learner, with the progress at which this process begins.
+        writer: writes the checkpoints.
+        tracker: its lines so far and W&B's run id are saved with each checkpoint.
+        shutdown: signal that this process has received.
+        metadata: further keys of state.json.
+
+    Attributes:
+        reached: progress at which a resume would continue.
+        saved: progress of the last checkpoint; None before the first.
+        stalls: time that training has waited for each save, in seconds.
     """
 
-    order = 90  # after all others, so that what they add up is that of the finished step
+    order = CallbackOrder.CHECKPOINT
 
     def __init__(
         self,
@@ -68,70 +73,70 @@ class CheckpointCallback(Callback):
         state: LearnerStateDict,
         writer: AsyncCheckpointWriter,
         tracker: Tracker,
-        stop: ShutdownRequest,
-        facts: dict[str, object],
-        begin: RecipePosition,
-        num_phases: int,
+        shutdown: ShutdownRequest,
+        metadata: dict[str, object],
     ):
-        self.settings, self.state, self.writer, self.tracker, self.stop = settings, state, writer, tracker, stop
+        self.settings, self.state, self.writer, self.tracker = settings, state, writer, tracker
+        self.shutdown, self.metadata = shutdown, metadata
         self.runtime: Runtime = state.runtime
-        self.facts, self.reached, self.num_phases = facts, begin, num_phases
-        self.saved = begin if writer.last is not None else None
+        self.reached = replace(state.learner.train_state)
+        self.saved = self.reached if writer.last is not None else None
         self.stalls: list[float] = []
         self.losses: list[tuple[int, torch.Tensor]] = []
-        self.sent: list[tuple[list[int], HostCopy]] = []  # steps, and whether their losses are finite
+        self.copied: list[tuple[list[int], HostCopy]] = []  # steps, and whether their losses are finite
         self.last_saved = time.perf_counter()
-        self._vote_next()
+        self._exchange_after_next_step()
 
     def before_train(self) -> None:
-        self._vote_next()
+        self._exchange_after_next_step()
 
     def after_train(self) -> None:
-        self._send_losses()
-        self._refuse_bad_losses(self.runtime.all_gather_object(self._vote()))  # before a validation that would be in vain
+        self._copy_losses()
+        self._refuse_bad_losses(self.runtime.all_gather_object(self._status()))  # before a validation in vain
 
     def before_validate(self) -> None:
-        self._vote_next()
+        self._exchange_after_next_step()
 
     def after_batch(self) -> None:
         learn = self.learn
         if self.training:
             self.losses.append((learn.stage_step, learn.loss))
-            self.reached = RecipePosition(learn.phase, learn.epoch, learn.iter + 1, learn.stage_step)
+            self.reached = replace(learn.train_state, first_epoch=learn.epoch, first_step=learn.iter + 1)
         self.steps += 1
-        if self.steps == self.vote_after:
-            self._act_on(self.runtime.all_gather_object(self._vote()))
+        if self.steps == self.exchange_after:
+            self._act_on(self.runtime.all_gather_object(self._status()))
         interval_steps = self.settings.interval_steps
         if self.training and interval_steps and learn.stage_step % interval_steps == 0:
             self.save()
 
     def after_epoch(self) -> None:
-        learn = self.learn
+        learn, state = self.learn, self.learn.train_state
         is_last = learn.epoch + 1 == learn.n_epoch
-        phase, epoch = (learn.phase + 1, 0) if is_last else (learn.phase, learn.epoch + 1)
-        if learn.is_stopped:
-            phase, epoch = self.num_phases, 0
-        self.reached = RecipePosition(phase, epoch, 0, learn.stage_step)
+        phase, epoch = (state.phase + 1, 0) if is_last else (state.phase, learn.epoch + 1)
+        if state.is_stopped:
+            phase, epoch = state.num_phases, 0
+        self.reached = replace(state, phase=phase, first_epoch=epoch, first_step=0)
         self.save(learn.score)
-        self._stop_if_asked(self.runtime.all_gather_object(self._vote()))
+        self._stop_on_signal(self.runtime.all_gather_object(self._status()))
 
     def finish(self) -> None:
-        """After the last phase: come back when its checkpoint is on the disk, or stop if that was asked for meanwhile."""
-        self.reached = replace(self.reached, phase=self.num_phases, epoch=0, step=0)  # whichever way the last fit has ended
+        """Save after the last phase, and wait until it is on disk; stop if a signal has arrived meanwhile. Collective."""
+        # even if the last fit was cancelled
+        self.reached = replace(self.reached, phase=self.reached.num_phases, first_epoch=0, first_step=0)
         self.save()
         self.writer.wait()
-        self._stop_if_asked(self.runtime.all_gather_object(self._vote()))
+        self._stop_on_signal(self.runtime.all_gather_object(self._status()))
 
     def save(self, score: float | None = None) -> None:
-        """Save where training stands, unless that is saved already. Collective; the disk's part goes on behind."""
+        """Save the progress reached, unless it is already saved. Collective; the disk is written in the background."""
         if self.saved == self.reached:
             return
         with self.runtime.step_timer.checkpoint():
             self._save(score)
 
-    def _vote_next(self) -> None:
-        """Vote after the next step: how long the coming ones take is not known yet."""
-        self.steps, self.vote_after, self.since = 0, 1, time.perf_counter()
+    def _exchange_after_next_step(self) -> None:
+        """Exchange after the next step, because the time of the coming steps is unknown."""
+        self.steps, self.exchange_after, self.since = 0, 1, time.perf_counter()
 
     def _save(self, score: float | None) -> None:
         started = time.perf_counter()
@@ -139,50 +144,51 @@ class CheckpointCallback(Callback):
             self._refuse(self.reached.stage_step, "a weight")
         tensors, state = self.state.capture(self.reached)
         if self.runtime.is_main:
-            state |= {"stage": self.learn.stage, "wandb_run_id": self.tracker.run_id, **self.facts}
+            state |= {"wandb_run_id": self.tracker.run_id, **self.metadata}
             self.writer.write(Checkpoint(tensors, state, self.tracker.lines, score))
         self.saved = self.reached
         self.last_saved = time.perf_counter()
         self.stalls.append(self.last_saved - started)
 
-    def _vote(self) -> RankStatus:
+    def _status(self) -> RankStatus:
         now = time.perf_counter()
         minutes = self.settings.interval_minutes
         return RankStatus(
-            signal=self.stop.signal.name if self.stop.signal else None,
+            signal=self.shutdown.signal.name if self.shutdown.signal else None,
             bad_step=self._bad_step(),
-            is_time=minutes is not None and now - self.last_saved >= minutes * 60,
+            is_due=minutes is not None and now - self.last_saved >= minutes * 60,
             seconds=(now - self.since) / max(self.steps, 1),
         )
 
     def _bad_step(self) -> int | None:
-        """The first bad step of those that were known at the last vote; on a CPU also of those since then."""
+        """Return the first bad step of those copied before the last exchange; on a CPU also of those since then."""
         if self.runtime.device.type == "cpu":
-            self._send_losses()
-        sent, self.sent = self.sent, []
-        self._send_losses()
-        pairs = [pair for steps, finite in sent for pair in zip(steps, finite.read(), strict=True)]
+            self._copy_losses()
+        copied, self.copied = self.copied, []
+        self._copy_losses()
+        pairs = [pair for steps, finite in copied for pair in zip(steps, finite.read(), strict=True)]
         return next((step for step, is_finite in pairs if not is_finite), None)
 
-    def _send_losses(self) -> None:
-        """Launch the copy of what the next vote reads, so that it waits for no GPU."""
+    def _copy_losses(self) -> None:
+        """Launch the copy that the next exchange reads, so that it does not wait for the GPU."""
         if self.losses:
             finite = torch.stack([loss for _, loss in self.losses]).isfinite()
-            self.sent.append(([step for step, _ in self.losses], HostCopy(finite)))
+            self.copied.append(([step for step, _ in self.losses], HostCopy(finite)))
         self.losses = []
 
-    def _act_on(self, votes: list[RankStatus]) -> None:
-        """Do what the ranks have come to. Each sees the same votes, and so does the same."""
-        self._refuse_bad_losses(votes)
-        self._stop_if_asked(votes)
-        if votes[0].is_time and self.training:
+    def _act_on(self, statuses: list[RankStatus]) -> None:
+        """Act on the status of all ranks, the same on each rank."""
+        self._refuse_bad_losses(statuses)
+        self._stop_on_signal(statuses)
+        if statuses[0].is_due and self.training:
             self.save()
-        seconds = max(vote.seconds for vote in votes)
+        seconds = max(status.seconds for status in statuses)
         self.steps, self.since = 0, time.perf_counter()
-        self.vote_after = max(1, min(MOST_STEPS_BETWEEN_VOTES, int(SECONDS_BETWEEN_VOTES / max(seconds, 1e-9))))
+        steps = int(SECONDS_BETWEEN_EXCHANGES / max(seconds, 1e-9))
+        self.exchange_after = max(1, min(MAX_STEPS_BETWEEN_EXCHANGES, steps))
 
-    def _stop_if_asked(self, votes: list[RankStatus]) -> None:
-        signal = next((vote.signal for vote in votes if vote.signal is not None), None)
+    def _stop_on_signal(self, statuses: list[RankStatus]) -> None:
+        signal = next((status.signal for status in statuses if status.signal is not None), None)
         if signal is None:
             return
         self.save()
@@ -190,24 +196,24 @@ class CheckpointCallback(Callback):
         last, is_saved = self.runtime.broadcast_object((self.writer.last, self.writer.error is None))
         where = f"{self.learn.stage} is saved in {last}" if is_saved else f"the last good checkpoint is {last}"
         raise mark_collective(
-            ResumableInterrupt(f"stopped by {signal} after step {self.learn.stage_step}: {where}; start again to go on")
+            ResumableInterrupt(f"stopped by {signal} after step {self.learn.stage_step}: {where}; start again to resume")
         )
 
-    def _refuse_bad_losses(self, votes: list[RankStatus]) -> None:
-        bad_steps = [vote.bad_step for vote in votes if vote.bad_step is not None]
+    def _refuse_bad_losses(self, statuses: list[RankStatus]) -> None:
+        bad_steps = [status.bad_step for status in statuses if status.bad_step is not None]
         if bad_steps:
             self._refuse(min(bad_steps), "the training loss")
 
     def _refuse(self, step: int, what: str) -> None:
-        learn = self.learn
+        learn, phase = self.learn, self.learn.train_state.phase
         learn.tracking.write_pending()
         self.writer.wait()
         last = self.runtime.broadcast_object(self.writer.last)
-        kept = f"the last good checkpoint, {last}, is kept" if last else "there is no checkpoint before it"
+        kept = f"the last good checkpoint is {last}" if last else "there is no earlier checkpoint"
         raise mark_collective(
             UserError(
-                f"{learn.stage} phase {learn.phase + 1} epoch {learn.epoch + 1}: {what} is no finite number at step {step}; "
-                f"{kept}. Lower the phase's lr, set {learn.stage}.grad_clip, or try runtime.precision=no, and start over "
-                f"with --fresh"
+                f"{learn.stage} phase {phase + 1} epoch {learn.epoch + 1}: {what} is NaN or inf at step {step}; {kept}. "
+                f"Lower the phase's lr, set {learn.stage}.grad_clip, or try runtime.precision=fp32, and start over with "
+                f"--fresh"
             )
         )

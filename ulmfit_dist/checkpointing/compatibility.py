@@ -1,4 +1,8 @@
-"""Whether what a run has done so far is of the config and the texts at hand."""
+"""Comparison of a run's config and texts with those that its checkpoints and models were made from.
+
+Only keys that a stage's result depends on are compared, so a run may resume on other hardware or with other tracking.
+Trade-off: a new key must be assigned to a stage here, or its changes go unnoticed.
+"""
 
 from __future__ import annotations
 
@@ -10,32 +14,42 @@ from ulmfit_dist.config.loading import to_dict
 from ulmfit_dist.config.schema import Config
 
 FOLD_KEYS = ("data.folds", "data.fold")
+"""Keys that select the documents of a fold."""
 LM_KEYS = ("seed", "tokenizer", "model", "lm", "data.valid_pct", "data.on_duplicates", *FOLD_KEYS)
-DECISIVE_KEYS = {"lm": LM_KEYS, "classifier": (*LM_KEYS, "classifier")}
-"""The keys that a stage's result depends on, beside the texts. All others may change between a run and its resumption."""
-SEEN_ALONE = ("classifier.metrics", "classifier.baseline")
-"""Keys among them that change what is seen, and not the model."""
+"""Keys that the language model depends on, besides the texts."""
+DISPLAY_KEYS = ("classifier.metrics", "classifier.baseline")
+"""Keys within these sections that change what is reported, and not the model."""
 
 
-def differences(stage: str, now: Config, then: Mapping[str, Any], fingerprint: str, then_fingerprint: Any) -> list[str]:
-    """What has changed for a stage, as `lm.wd (now 0.1, then 0.2)`. A key that was not there then had its default.
+def differences(
+    stage: str, config: Config, old_config: Mapping[str, Any], fingerprint: str, old_fingerprint: Any
+) -> list[str]:
+    """Return the changes that a stage depends on, such as `lm.wd (now 0.1, then 0.2)`.
+
+    A key that the old config does not have counts as its default.
 
     Args:
-        then: the earlier config, as plain dictionaries and lists.
-        fingerprint, then_fingerprint: of the token store, now and then.
+        old_config: the earlier config, as plain dictionaries and lists.
+        fingerprint, old_fingerprint: of the token stores.
     """
-    new, defaults = to_dict(now), to_dict(Config())
-    keys = _decisive_keys(stage, now)
-    changed = [name for key in keys for name in _differing(key, _at(new, key), _at(then, key), _at(defaults, key))]
-    return changed if fingerprint == then_fingerprint else [*changed, "data"]
+    new, defaults = to_dict(config), to_dict(Config())
+    keys = KEYS[stage](config)
+    changed = [name for key in keys for name in _differing(key, _at(new, key), _at(old_config, key), _at(defaults, key))]
+    return changed if fingerprint == old_fingerprint else [*changed, "data"]
 
 
-def _decisive_keys(stage: str, config: Config) -> list[str]:
-    """Those of a stage; a classifier on an encoder from elsewhere does not depend on how the run trains a language model."""
-    is_on_other = stage == "classifier" and config.classifier.encoder is not None
-    is_shared = stage == "lm" and config.lm.valid_pct is not None  # by all folds, as it is validated on no one's documents
-    left_out = (*(["lm"] if is_on_other else []), *(FOLD_KEYS if is_shared else []))
-    return [key for key in DECISIVE_KEYS[stage] if key not in left_out]
+def _lm_keys(config: Config) -> list[str]:
+    """Return the keys of a language model; one with a validation share of its own is the same in all folds."""
+    return [key for key in LM_KEYS if config.lm.valid_pct is None or key not in FOLD_KEYS]
+
+
+def _classifier_keys(config: Config) -> list[str]:
+    """Return the keys of a classifier; one on an external encoder does not depend on the run's language model."""
+    return [key for key in (*LM_KEYS, "classifier") if config.classifier.encoder is None or key != "lm"]
+
+
+KEYS = {"lm": _lm_keys, "classifier": _classifier_keys}
+"""Keys that a stage's result depends on, by stage. All others may change between a run and its resumption."""
 
 
 def _at(config: Any, key: str) -> Any:
@@ -43,12 +57,12 @@ def _at(config: Any, key: str) -> Any:
 
 
 def _differing(key: str, new: Any, old: Any, default: Any) -> list[str]:
-    """Keys that differ; one that the earlier config does not know had its default, whatever the version."""
-    if key in SEEN_ALONE:
+    """Return the keys that differ; one that the old config does not have counts as its default."""
+    if key in DISPLAY_KEYS:
         return []
     if isinstance(new, dict) and isinstance(old, dict):
         parts = [(part, old.get(part, default.get(part)), default.get(part)) for part in new]
-        return [name for part, before, usual in parts for name in _differing(f"{key}.{part}", new[part], before, usual)]
+        return [name for part, value, usual in parts for name in _differing(f"{key}.{part}", new[part], value, usual)]
     if _are_sections(new) and _are_sections(old) and len(new) == len(old):
         pairs = enumerate(zip(new, old, strict=True))
         return [name for i, (one, other) in pairs for name in _differing(f"{key}[{i}]", one, other, {})]

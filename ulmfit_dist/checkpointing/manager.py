@@ -1,17 +1,17 @@
-"""Checkpoints on disk: folders that are whole or not there, and that hold nothing that could run code.
+"""Checkpoints on disk: folders that are complete or absent, without anything that could run code.
 
-    checkpoints/latest                       link to the newest one, for people; a resume looks for itself
+    checkpoints/latest                       link to the newest one, for people; a resume does not use it
     checkpoints/<stage>/step-00001234/
         model.safetensors                    parameters and buffers, named as in the model; tied ones once
         optimizer.safetensors                moments by parameter
         hidden_states.safetensors            the LSTMs' (h, c) by global row; empty at an epoch's edge
-        state.json                           position, hyper-parameters, loss scaler, sums so far, config, versions
+        state.json                           train state, hyper-parameters, loss scaler, sums so far, config, versions
         metrics.jsonl                        the stage's lines so far
-        manifest.json                        size and xxh3 of each file above, and the validation's score
+        manifest.json                        size and xxh3 of each file above, and the validation score
 
-A folder is written under another name, each file and the folder itself brought to the disk (fsync), the manifest last, and
-then renamed. So a name like `step-00001234` stands for a whole checkpoint, whenever the process or the machine stops. What
-the disk does to it later, the manifest shows. No file depends on the number of ranks.
+A folder is written under another name, each file and the folder itself synced to disk (fsync), the manifest last, and then
+renamed. So a name like `step-00001234` is that of a complete checkpoint, whenever the process or the machine stops. The
+manifest reveals later damage. No file depends on the world size. Trade-off: a checkpoint is written whole, by one rank.
 """
 
 from __future__ import annotations
@@ -35,28 +35,31 @@ from ulmfit_dist.utils.files import read_bounded
 
 Value = TypeVar("Value")
 
-FORMAT = 1
+FORMAT = 2
+"""Version of the layout of a checkpoint."""
 TENSOR_FILES = ("model", "optimizer", "hidden_states")
+"""Names of the safetensors files, without suffix."""
 FILES = (*(f"{name}.safetensors" for name in TENSOR_FILES), "state.json", "metrics.jsonl")
-LONGEST_JSON = 1 << 24
-"""Bytes of manifest.json or state.json that are read at most."""
-LONGEST_LINES = 1 << 28
-"""Bytes of metrics.jsonl that are read at most."""
+"""Files that the manifest lists."""
+MAX_JSON_BYTES = 1 << 24
+"""Largest manifest.json or state.json that is read, in bytes."""
+MAX_LINES_BYTES = 1 << 28
+"""Largest metrics.jsonl that is read, in bytes."""
 
 
 class CorruptCheckpointError(Exception):
-    """A checkpoint that is not what its manifest says, or has none."""
+    """Checkpoint that does not match its manifest, or has none."""
 
 
 @dataclass
 class Checkpoint:
-    """What a checkpoint holds.
+    """Content of a checkpoint.
 
     Attributes:
-        tensors: by file (`TENSOR_FILES`), then by name; on the CPU.
-        state: what JSON can say.
+        tensors: tensors by file (`TENSOR_FILES`) and name, on the CPU.
+        state: content of state.json.
         lines: the stage's part of metrics.jsonl.
-        score: what the validation at this very step came to, higher is better; None where there was none.
+        score: score of the validation at this step, higher is better; None without a validation.
     """
 
     tensors: dict[str, dict[str, Tensor]]
@@ -64,9 +67,14 @@ class Checkpoint:
     lines: str = ""
     score: float | None = None
 
+    @property
+    def step(self) -> int:
+        """Optimizer steps of the stage, which name the checkpoint."""
+        return int(self.state["train_state"]["stage_step"])
+
 
 class CheckpointManager:
-    """The checkpoints of one stage.
+    """Reads, writes and deletes the checkpoints of one stage.
 
     Args:
         checkpoints: folder of all stages' checkpoints.
@@ -77,21 +85,22 @@ class CheckpointManager:
         self.checkpoints, self.path = checkpoints, checkpoints / stage
 
     def at(self, step: int) -> Path:
+        """Return the folder of the checkpoint of a step."""
         return self.path / f"step-{step:08d}"
 
     def newest_first(self) -> list[Path]:
-        """Folders of this stage's checkpoints, damaged ones among them."""
-        found = [path for path in _entries(self.path) if re.fullmatch(r"step-\d{8,}", path.name)]
-        return sorted((path for path in found if path.is_dir() and not path.is_symlink()), key=_step, reverse=True)
+        """Return the folders of this stage's checkpoints, including damaged ones."""
+        paths = [path for path in _entries(self.path) if re.fullmatch(r"step-\d{8,}", path.name)]
+        return sorted((path for path in paths if path.is_dir() and not path.is_symlink()), key=_step, reverse=True)
 
     def newest_intact(
         self, read: Callable[[Path], Value], skip: Callable[[Path, CorruptCheckpointError], None]
     ) -> Value | None:
-        """What `read` makes of the newest checkpoint that is as its manifest says; None where there is none.
+        """Return what `read` returns for the newest intact checkpoint; None if there is none.
 
         Args:
-            read: may raise DamagedError, too.
-            skip: told of each damaged one that is passed over.
+            read: may raise CorruptCheckpointError as well.
+            skip: called with each damaged checkpoint.
         """
         for path in self.newest_first():
             try:
@@ -101,18 +110,18 @@ class CheckpointManager:
                 skip(path, error)
         return None
 
-    def write(self, content: Checkpoint, keep: int) -> Path:
-        """Add a checkpoint, then drop all but the newest `keep` and the best.
+    def write(self, checkpoint: Checkpoint, keep_latest: int) -> Path:
+        """Add a checkpoint, then delete all but the `keep_latest` newest and the best. Returns its folder.
 
         Raises:
-            OSError, SafetensorError: it could not be written; what was there before still is.
+            OSError, SafetensorError: it could not be written; earlier checkpoints are unchanged.
         """
-        path = self.at(content.state["position"]["stage_step"])
+        path = self.at(checkpoint.step)
         temporary, previous = (path.with_name(f".{path.name}.{ending}") for ending in ("tmp", "old"))
         self.tidy()
         try:
             temporary.mkdir(parents=True)
-            _write_files(temporary, content)
+            _write_files(temporary, checkpoint)
             if path.exists():
                 path.replace(previous)
             temporary.replace(path)
@@ -121,36 +130,36 @@ class CheckpointManager:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         self._link(path)
-        self._prune(path, keep)
+        self._prune(path, keep_latest)
         self.tidy()
         return path
 
     def tidy(self) -> None:
-        """Remove what a killed run left half-written or half-removed."""
+        """Remove folders that a killed run left partly written or partly removed."""
         for path in _entries(self.path):
             name = re.fullmatch(r"\.(step-\d{8,})\.(tmp|old|gone)", path.name)
             if name is None:
                 continue
             if name[2] == "old" and not path.with_name(name[1]).exists():
-                path.replace(path.with_name(name[1]))  # killed before its successor had taken its place
+                path.replace(path.with_name(name[1]))  # killed before its successor was renamed
             else:
                 shutil.rmtree(path, ignore_errors=True)
 
     def clear(self) -> None:
-        """Remove all checkpoints of the stage."""
+        """Delete all checkpoints of the stage."""
         shutil.rmtree(self.path, ignore_errors=True)
 
-    def _prune(self, newest: Path, keep: int) -> None:
-        """Of those up to the one just written: what has a later step was damaged, or it would have been gone on from."""
+    def _prune(self, newest: Path, keep_latest: int) -> None:
+        """Delete old checkpoints; one of a later step than the newest is damaged: the run has not resumed from it."""
         paths = [path for path in self.newest_first() if _step(path) <= _step(newest)]
         scores = {path: score for path in paths if (score := _score(path)) is not None}
         best = max(scores, key=lambda path: scores[path], default=None)  # the newest of the best
-        for path in paths[keep:]:
+        for path in paths[keep_latest:]:
             if path != best:
                 path.replace(path.with_name(f".{path.name}.gone"))
 
     def _link(self, path: Path) -> None:
-        """Let `latest` name a checkpoint, on a file system that has links."""
+        """Point the link `latest` to a checkpoint, if the file system supports links."""
         link = self.checkpoints / f".latest.{os.getpid()}"
         try:
             link.unlink(missing_ok=True)
@@ -160,30 +169,41 @@ class CheckpointManager:
             link.unlink(missing_ok=True)
 
 
+def remove_stage(run_dir: Path, checkpoints: Path, stage: str) -> None:
+    """Remove the exported model and all checkpoints of a stage whose input has changed.
+
+    Args:
+        run_dir: run directory, with the exported model in `run_dir / stage`.
+        checkpoints: folder of all stages' checkpoints.
+    """
+    shutil.rmtree(run_dir / stage, ignore_errors=True)
+    CheckpointManager(checkpoints, stage).clear()
+
+
 def verify(path: Path) -> None:
-    """Raise DamagedError if a checkpoint is not as its manifest says."""
+    """Raise CorruptCheckpointError if a checkpoint does not match its manifest."""
     manifest = read_json(path / "manifest.json")
     files = manifest.get("files")
     if manifest.get("format") != FORMAT:
-        raise CorruptCheckpointError(f"manifest.json: format {manifest.get('format')!r}, this version reads {FORMAT}")
+        raise CorruptCheckpointError(f"manifest.json: format {manifest.get('format')!r}, but this version reads {FORMAT}")
     if not isinstance(files, dict) or sorted(files) != sorted(FILES):
         raise CorruptCheckpointError(f"manifest.json: does not list {', '.join(FILES)}")
-    for name, said in files.items():
-        file, facts = path / name, said if isinstance(said, dict) else {}
+    for name, entry in files.items():
+        file, expected = path / name, entry if isinstance(entry, dict) else {}
         if file.is_symlink() or not file.is_file():
-            raise CorruptCheckpointError(f"{name}: missing, or not a plain file")
-        if file.stat().st_size != facts.get("bytes"):
+            raise CorruptCheckpointError(f"{name}: missing, or not a regular file")
+        if file.stat().st_size != expected.get("bytes"):
             raise CorruptCheckpointError(
-                f"{name}: {file.stat().st_size} bytes, not the {facts.get('bytes')} of its manifest"
+                f"{name}: has {file.stat().st_size} bytes, but the manifest lists {expected.get('bytes')}"
             )
-        if _checksum(file) != facts.get("xxh3"):
-            raise CorruptCheckpointError(f"{name}: its checksum is not that of its manifest")
+        if _checksum(file) != expected.get("xxh3"):
+            raise CorruptCheckpointError(f"{name}: checksum differs from the manifest")
     for name in TENSOR_FILES:
         _check_tensors(path / f"{name}.safetensors")
 
 
 def _check_tensors(file: Path) -> None:
-    """Raise DamagedError if it is not what it is called, as far as its head goes."""
+    """Raise CorruptCheckpointError if the header of a file is not that of safetensors."""
     try:
         with safetensors.safe_open(file, "pt"):
             pass
@@ -192,7 +212,7 @@ def _check_tensors(file: Path) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, dict[str, Tensor]]:
-    """The tensors of a checkpoint by file and name, on the CPU. Raises DamagedError."""
+    """Return the tensors of a checkpoint by file and name, on the CPU. Raises CorruptCheckpointError."""
     try:
         return {name: safetensors.torch.load_file(path / f"{name}.safetensors") for name in TENSOR_FILES}
     except (safetensors.SafetensorError, OSError, ValueError) as error:
@@ -200,24 +220,24 @@ def read_tensors(path: Path) -> dict[str, dict[str, Tensor]]:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """What state.json says. Raises DamagedError."""
+    """Return the content of state.json. Raises CorruptCheckpointError."""
     return read_json(path / "state.json")
 
 
 def read_lines(path: Path) -> str:
-    """The stage's part of metrics.jsonl. Raises DamagedError."""
+    """Return the stage's part of metrics.jsonl. Raises CorruptCheckpointError."""
     try:
-        return read_bounded(path / "metrics.jsonl", LONGEST_LINES).decode("utf-8")
+        return read_bounded(path / "metrics.jsonl", MAX_LINES_BYTES).decode("utf-8")
     except (OSError, ValueError) as error:
         raise CorruptCheckpointError(f"metrics.jsonl: {error}") from None
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a plain file of sensible size. Raises DamagedError."""
+    """Return the JSON object of a regular file of bounded size. Raises CorruptCheckpointError."""
     try:
         if path.is_symlink():
-            raise OSError("a link, not a plain file")
-        content = json.loads(read_bounded(path, LONGEST_JSON))
+            raise OSError("a link, not a regular file")
+        content = json.loads(read_bounded(path, MAX_JSON_BYTES))
     except (OSError, ValueError, RecursionError) as error:
         raise CorruptCheckpointError(f"{path.name}: {getattr(error, 'strerror', None) or error}") from None
     if not isinstance(content, dict):
@@ -225,35 +245,35 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _write_files(folder: Path, content: Checkpoint) -> None:
-    for name, tensors in content.tensors.items():
+def _write_files(folder: Path, checkpoint: Checkpoint) -> None:
+    for name, tensors in checkpoint.tensors.items():
         safetensors.torch.save_file(tensors, folder / f"{name}.safetensors")
-    (folder / "state.json").write_text(json.dumps(content.state, indent=1), encoding="utf-8")
-    (folder / "metrics.jsonl").write_text(content.lines, encoding="utf-8")
+    (folder / "state.json").write_text(json.dumps(checkpoint.state, indent=1), encoding="utf-8")
+    (folder / "metrics.jsonl").write_text(checkpoint.lines, encoding="utf-8")
     files = {}
     for name in FILES:
         _sync(folder / name)
         files[name] = {"bytes": (folder / name).stat().st_size, "xxh3": _checksum(folder / name)}
-    manifest = {"format": FORMAT, "score": content.score, "files": files}
+    manifest = {"format": FORMAT, "score": checkpoint.score, "files": files}
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     _sync(folder / "manifest.json")
     _sync(folder)
 
 
 def _sync(path: Path) -> None:
-    """Bring a file, or the names in a folder, to the disk."""
-    number = os.open(path, os.O_RDONLY)
+    """Sync a file, or the entries of a folder, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(number)
+        os.fsync(descriptor)
     finally:
-        os.close(number)
+        os.close(descriptor)
 
 
 def _checksum(file: Path) -> str:
     digest = xxhash.xxh3_128()
     with file.open("rb") as stream:
-        while piece := stream.read(1 << 20):
-            digest.update(piece)
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
     return digest.hexdigest()
 
 

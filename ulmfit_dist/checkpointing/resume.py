@@ -1,4 +1,8 @@
-"""What a run finds of itself: the newest checkpoint that is intact, and whether it is of the config at hand."""
+"""The checkpoint that a run resumes from: the newest intact one, and its match with the config.
+
+All ranks get its metadata; only rank 0 reads its files. Trade-off: tensors are broadcast, so other nodes need no access to
+the folder, but a resume on many ranks waits for one disk.
+"""
 
 from __future__ import annotations
 
@@ -16,25 +20,28 @@ from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.models.bundle import WEIGHTS, ModelBundle
-from ulmfit_dist.training.train_state import RecipePosition
+from ulmfit_dist.training.train_state import TrainState
 from ulmfit_dist.utils.log import get_logger
 
 logger = get_logger(__name__)
 
+METADATA = {"training_id", "data_fingerprint", "world_size", "wandb_run_id"}
+"""Keys of state.json that are read before training begins."""
+
 
 @dataclass
 class ResumePoint:
-    """A checkpoint to go on from. All ranks know of it; rank 0 alone reads its files.
+    """A checkpoint to resume from.
 
     Attributes:
-        path: its folder.
-        state: the content of state.json.
-        is_end: whether nothing of the recipe is left to do.
+        path: folder of the checkpoint.
+        state: content of state.json.
+        train_state: progress of the stage.
     """
 
     path: Path
     state: dict[str, Any]
-    is_end: bool
+    train_state: TrainState
 
     def check(self, config: Config, stage: str, store: TokenStore) -> None:
         """Raise UserError if it was made with another config, or from other texts."""
@@ -45,68 +52,73 @@ class ResumePoint:
                 f"name, such as name={config.name}-2"
             )
 
-    def is_of(self, exported: ModelBundle) -> bool:
-        """Whether an exported model comes from the training that this checkpoint is of."""
-        return bool(self.state["training_id"] == exported.training.get("training_id"))
+    def is_of(self, bundle: ModelBundle) -> bool:
+        """Return whether an exported model comes from the same training."""
+        return bool(self.state["training_id"] == bundle.training.get("training_id"))
 
     def lines(self) -> str:
-        """The stage's part of metrics.jsonl. Raises UserError."""
+        """Return the stage's part of metrics.jsonl. Raises UserError."""
         try:
             return read_lines(self.path)
         except CorruptCheckpointError as error:
             raise UserError(f"{self.path}: {error}") from None
 
     def tensors(self, runtime: Runtime) -> dict[str, dict[str, Tensor]]:
-        """By file and name, on every rank's device. Collective. Raises UserError."""
-        mine: dict[str, dict[str, Tensor]] = {}
+        """Return the tensors by file and name, on every rank's device. Collective. Raises UserError."""
+        local: dict[str, dict[str, Tensor]] = {}
         with runtime.fail_together():
             if runtime.is_main:
                 try:
-                    mine = read_tensors(self.path)
+                    local = read_tensors(self.path)
                 except CorruptCheckpointError as error:
                     raise UserError(f"{self.path}: {error}") from None
-        names = runtime.broadcast_object(list(mine))
-        return {name: runtime.broadcast_tensors(mine.get(name)) for name in names}
+        names = runtime.broadcast_object(list(local))
+        return {name: runtime.broadcast_tensors(local.get(name)) for name in names}
 
 
-def find_checkpoint(config: Config, runtime: Runtime, stage: str) -> ResumePoint | None:
-    """The newest intact checkpoint of a stage; damaged ones are named and passed over. Collective.
+def find_checkpoint(checkpoints_dir: Path, run_dir: Path, stage: str, runtime: Runtime) -> ResumePoint | None:
+    """Return the newest intact checkpoint of a stage; warns of each damaged one. Collective.
+
+    Args:
+        checkpoints_dir: folder of all stages' checkpoints.
+        run_dir: folder of the exported models.
 
     Raises:
-        UserError: all are damaged, and the stage has no exported model either.
+        UserError: all checkpoints are damaged, and the stage has no exported model either.
     """
-    found = None
+    resume_point = None
     with runtime.fail_together():
         if runtime.is_main:
-            found = _find(config, stage)
-    return runtime.broadcast_object(found)
+            resume_point = _find(checkpoints_dir, run_dir, stage)
+    return runtime.broadcast_object(resume_point)
 
 
-def _find(config: Config, stage: str) -> ResumePoint | None:
-    folder = CheckpointManager(config.checkpoints_dir, stage)
-    with suppress(OSError):  # another user's: what is there can be read all the same
-        folder.tidy()
-    found = folder.newest_intact(lambda path: _read(path, stage), _warn)
-    if found is None and folder.newest_first() and not (config.run_dir / stage / WEIGHTS).is_file():
-        raise UserError(f"{folder.path}: all checkpoints are damaged: start over with --fresh")
-    return found
+def _find(checkpoints_dir: Path, run_dir: Path, stage: str) -> ResumePoint | None:
+    manager = CheckpointManager(checkpoints_dir, stage)
+    with suppress(OSError):  # the folder of another user can be read, but not changed
+        manager.tidy()
+    resume_point = manager.newest_intact(lambda path: _read(path, stage), _warn)
+    if resume_point is None and manager.newest_first() and not (run_dir / stage / WEIGHTS).is_file():
+        raise UserError(f"{manager.path}: all checkpoints are damaged: start over with --fresh")
+    return resume_point
 
 
 def _read(path: Path, stage: str) -> ResumePoint:
-    """Raises DamagedError where what is needed before training begins is not there."""
+    """Return a resume point. Raises CorruptCheckpointError if it lacks what is needed before training begins."""
     state = read_state(path)
     try:
-        position, phases = RecipePosition.from_json(state["position"]), state["config"][stage]["phases"]
-        is_end = position.phase >= len(phases)
-        if not is_end and position.epoch >= phases[position.phase]["epochs"]:
-            raise ValueError("a position beyond the end")
-        missing = {"training_id", "data_fingerprint", "world_size", "wandb_run_id"} - state.keys()
+        train_state, phases = TrainState.from_json(state["train_state"]), state["config"][stage]["phases"]
+        if train_state.stage != stage or train_state.num_phases != len(phases):
+            raise ValueError(f"not a train state of {stage} with {len(phases)} phase(s)")
+        if not train_state.is_finished and train_state.first_epoch >= phases[train_state.phase]["epochs"]:
+            raise ValueError("its position is beyond the end of the phase")
+        missing = METADATA - state.keys()
         if missing:
             raise ValueError(f"lacks {', '.join(sorted(missing))}")
-        return ResumePoint(path, state, is_end)
+        return ResumePoint(path, state, train_state)
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptCheckpointError(f"state.json: {type(error).__name__}: {error}") from None
 
 
 def _warn(path: Path, error: CorruptCheckpointError) -> None:
-    logger.warning(f"{path} is damaged ({error}) and passed over")
+    logger.warning(f"skipping {path}: the checkpoint is damaged ({error})")

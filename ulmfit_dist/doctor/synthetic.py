@@ -25,6 +25,7 @@ from ulmfit_dist.doctor.checks import Context
 from ulmfit_dist.models.fused_cross_entropy import ActivationRegularization, DecoderLoss
 from ulmfit_dist.models.networks import build_classifier, build_language_model, encoder_of
 from ulmfit_dist.rng.counter_based import seed_torch
+from ulmfit_dist.training.callbacks.order import CallbackOrder
 from ulmfit_dist.training.learner import DistributedLearner
 from ulmfit_dist.training.optimizer import FusedAdam
 
@@ -159,7 +160,7 @@ class _Steps(Callback):
         on_step: called after each step with the number of steps so far.
     """
 
-    order = 100
+    order = CallbackOrder.STEP_LIMIT
 
     def __init__(self, steps: int, on_step: Callable[[int], None]):
         self.steps, self.done, self.on_step = steps, 0, on_step

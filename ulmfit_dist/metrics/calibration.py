@@ -1,7 +1,7 @@
-"""What the counts of a classifier's evaluation say: figures of each class, and whether its probabilities can be believed.
+"""Scores per class and calibration of a classifier, from the counts of an evaluation.
 
-All of it follows from sums over documents, which the ranks add up once, so it is equal on any number of them. Where a figure
-would be a share of nothing, as the recall of a class that does not occur, it is None and not zero.
+The counts are all-reduced sums over documents, so all figures are equal on any number of ranks. Trade-off: undefined scores,
+such as the recall of a class without documents, are None instead of zero.
 
 C: classes, K: bins of confidence.
 """
@@ -15,11 +15,11 @@ from typing import NamedTuple
 import numpy as np
 
 NUM_BINS = 15
-"""Bins of equal width that confidences from 0 to 1 fall into."""
+"""Number of confidence bins of equal width from 0 to 1."""
 
 
 class ClassScores(NamedTuple):
-    """How well one class is found; `support` is how many documents are of it."""
+    """Scores of one class; `support` is its number of documents."""
 
     label: str
     precision: float | None
@@ -29,9 +29,9 @@ class ClassScores(NamedTuple):
 
 
 class ReliabilityBin(NamedTuple):
-    """Documents with a confidence (the probability of the predicted class) above `low` and of `high` at most.
+    """Documents with a confidence (probability of the predicted class) above `low` and at most `high`.
 
-    Where confidences can be believed, the mean `confidence` is the share of right predictions, `accuracy`.
+    For a calibrated classifier, the mean `confidence` equals the `accuracy`.
     """
 
     low: float
@@ -42,7 +42,7 @@ class ReliabilityBin(NamedTuple):
 
 
 def class_scores(labels: Sequence[str], confusion_CC: np.ndarray) -> list[ClassScores]:
-    """Precision, recall, F1 and support of each class.
+    """Return precision, recall, F1 and support of each class.
 
     Args:
         labels: names of the classes.
@@ -54,10 +54,10 @@ def class_scores(labels: Sequence[str], confusion_CC: np.ndarray) -> list[ClassS
 
 
 def reliability(bins_K3: np.ndarray) -> list[ReliabilityBin]:
-    """The bins that have documents, lowest confidence first: the table behind a reliability diagram.
+    """Return the non-empty bins, lowest confidence first: the table of a reliability diagram.
 
     Args:
-        bins_K3: of each bin: documents, right predictions, and the sum of the confidences.
+        bins_K3: documents, correct predictions and sum of the confidences of each bin, float64 [K, 3].
     """
     edges = [k / len(bins_K3) for k in range(len(bins_K3) + 1)]
     rows = zip(pairwise(edges), bins_K3.tolist(), strict=True)
@@ -69,7 +69,7 @@ def reliability(bins_K3: np.ndarray) -> list[ReliabilityBin]:
 
 
 def expected_calibration_error(bins_K3: np.ndarray) -> float:
-    """Mean distance of confidence and accuracy over the bins, each weighed by its documents (Guo et al., 2017, section 2).
+    """Return the mean distance of confidence and accuracy, weighted by the documents of a bin (Guo et al., 2017, section 2).
 
     Args:
         bins_K3: as for `reliability`.

@@ -1,9 +1,8 @@
 """95 % intervals of a classifier's metrics: a bootstrap over documents (Efron & Tibshirani, 1993, chapter 13).
 
-Documents are drawn with replacement `NUM_RESAMPLES` times, and the metric computed of each draw; the interval holds the
-middle 95 % of the values. The draws depend on the seed and the number of documents alone, so any number of ranks finds the
-same interval. It says how much a figure would vary with other documents of the same kind, not with another seed of the
-training.
+Documents are drawn with replacement `NUM_RESAMPLES` times, and the metric is computed on each draw; the interval contains
+the middle 95 % of the values. The draws depend only on the seed and the number of documents, so the interval is equal on
+any number of ranks. Trade-off: the interval covers the choice of documents, not the training seed.
 
 N: documents, C: classes.
 """
@@ -24,10 +23,10 @@ def metric_intervals(answers_NC: np.ndarray, y: np.ndarray, settings: Classifier
     """Return the interval of each metric, by its name.
 
     Args:
-        answers_NC: probabilities of the classes of each document, or its number, float64 [N, C] or [N, 1].
-        y: true classes, int64 [N]; or whether each class is true, bool [N, C]; or true numbers, float64 [N].
-        settings: the kind of target, and the probability from which on a document has a class.
-        seed: of the draws.
+        answers_NC: probabilities of the classes, float64 [N, C], or predicted numbers, float64 [N, 1].
+        y: true classes, int64 [N], or bool [N, C] for several per document; or true numbers, float64 [N].
+        settings: target, and probability threshold of a class.
+        seed: seed of the draws.
     """
     sample = sample_of([answers_NC], y, settings.target, [settings.threshold])
     generator = np.random.Generator(np.random.Philox(key=derive_seed(seed, "bootstrap", len(y))))

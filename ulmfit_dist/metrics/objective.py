@@ -1,7 +1,7 @@
-"""What a classifier is trained for, and measured by: the loss and the metrics of its kind of targets.
+"""Loss and metrics of a classifier, by its kind of targets.
 
 The losses are fastai's for `CategoryBlock`, `MultiCategoryBlock` and `RegressionBlock`: means over documents, or over
-documents and classes.
+documents and classes. Trade-off: one fixed loss per kind of targets, where fastai accepts any.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ TargetMetrics = ClassifierMetrics | MulticategoryMetrics | RegressionMetrics
 
 
 def build_objective_loss(settings: ClassifierConfig, targets: Targets, labels: np.ndarray) -> Loss:
-    """Mean loss from what the network gives, [b, outputs], and the targets.
+    """Return the loss function of outputs [b, outputs] and targets.
 
     Args:
-        labels: of the training documents, by index in the store.
+        labels: labels of the training documents, by index in the store.
 
     Raises:
-        UserError: as many class weights as there are no classes.
+        UserError: the number of class weights is not the number of classes.
     """
     if targets.kind == "category":
         return build_loss(settings, labels, targets.names)
@@ -39,36 +39,38 @@ def build_objective_loss(settings: ClassifierConfig, targets: Targets, labels: n
 
 
 def build_objective_metrics(targets: Targets, settings: ClassifierConfig, trust: bool = True) -> TargetMetrics:
-    """What a validation adds up.
+    """Return the metrics of a validation.
 
     Args:
-        trust: whether to compute those of `classifier.metrics` beside it, which are not this package's.
+        trust: compute also the user-defined metrics of `classifier.metrics`.
 
     Raises:
-        UserError: one of those is none, or fails.
+        UserError: an entry of `classifier.metrics` is invalid or fails.
     """
-    own = build_metrics(settings.metrics if trust else [], *made_up_answers(targets))
+    user_metrics = build_metrics(settings.metrics if trust else [], *sample_answers(targets))
     if targets.kind == "multicategory":
-        return MulticategoryMetrics(len(targets.names), settings.threshold, own)
-    return RegressionMetrics(own) if targets.kind == "regression" else ClassifierMetrics(len(targets.names), own)
+        return MulticategoryMetrics(len(targets.names), settings.threshold, user_metrics)
+    if targets.kind == "regression":
+        return RegressionMetrics(user_metrics)
+    return ClassifierMetrics(len(targets.names), user_metrics)
 
 
-def made_up_answers(targets: Targets) -> tuple[Tensor, Tensor]:
-    """What a network could give for some documents, [N, outputs], and what is true of them: for metrics to be tried on."""
+def sample_answers(targets: Targets) -> tuple[Tensor, Tensor]:
+    """Return sample outputs [N, outputs] and targets, to test metrics on."""
     if targets.kind == "regression":
         y_N = torch.arange(4.0)
         return y_N[:, None].flip(0), y_N
     classes = torch.arange(len(targets.names))
-    y_N, said_N = classes.repeat(2), torch.cat([classes, classes.roll(-1)])
-    outputs_NC = F.one_hot(said_N, len(classes)).float()
+    y_N, predicted_N = classes.repeat(2), torch.cat([classes, classes.roll(-1)])
+    outputs_NC = F.one_hot(predicted_N, len(classes)).float()
     return outputs_NC, F.one_hot(y_N, len(classes)).float() if targets.kind == "multicategory" else y_N
 
 
 def binary_cross_entropy(logits_bC: Tensor, y_bC: Tensor) -> Tensor:
-    """Mean over documents and classes, in the type of the logits: torch's own would be that of the targets."""
+    """Return the mean over documents and classes, in the dtype of the logits; torch would use that of the targets."""
     return F.binary_cross_entropy_with_logits(logits_bC, y_bC.to(logits_bC.dtype))
 
 
 def squared_error(prediction_b1: Tensor, y_b: Tensor) -> Tensor:
-    """Mean over documents, in the type of the prediction."""
+    """Return the mean over documents, in the dtype of the prediction."""
     return F.mse_loss(prediction_b1[:, 0], y_b.to(prediction_b1.dtype))

@@ -1,8 +1,8 @@
-"""Two classifiers on the same documents: the difference of each metric, and whether it may be chance.
+"""Paired comparison of two classifiers on the same documents: the difference of each metric, and its significance.
 
-A pair cancels what is hard or easy about the documents, so its interval is narrower than that of two figures side by side.
-It says how the difference of these two models would vary with other documents of the same kind, not with another seed of the
-training. All of it depends on the answers alone: the draws are seeded by the number of documents.
+Pairing removes the variance of the documents' difficulty, so the interval of the difference is narrower than those of two
+separate figures. Trade-off: it covers the choice of documents, not the training seed. The result depends only on the
+answers: the draws are seeded by the number of documents.
 
 N: documents, C: classes, R: resamples.
 """
@@ -17,13 +17,13 @@ import numpy as np
 from ulmfit_dist.metrics.resampling import decide, interval, sample_of
 
 TESTED = {"category": "accuracy", "multicategory": "exact_match", "regression": "mae"}
-"""The metric that the test of each kind of target is about."""
+"""Metric of the significance test, by target."""
 LOWER_IS_BETTER = ("rmse", "mae")
 MCNEMAR, WILCOXON = "McNemar's exact test", "Wilcoxon signed-rank test of the absolute errors"
 
 
 class Difference(NamedTuple):
-    """A metric of both, the second one's minus the first one's, and its 95 % interval."""
+    """Metric of both classifiers, the difference second minus first, and its 95 % interval."""
 
     first: float
     second: float
@@ -34,12 +34,12 @@ class Difference(NamedTuple):
 
 @dataclass(frozen=True)
 class PairedTest:
-    """A two-sided test that both are equally good.
+    """Two-sided significance test of the null hypothesis that both classifiers are equally good.
 
     Attributes:
         name: `MCNEMAR` or `WILCOXON`.
-        first_better, second_better: documents on which one is right and the other is not, or is nearer.
-        p: probability of a difference as large as this one, or larger, between equals.
+        first_better, second_better: documents on which only this classifier is correct, or its error is smaller.
+        p: p value.
     """
 
     name: str
@@ -50,7 +50,7 @@ class PairedTest:
 
 @dataclass(frozen=True)
 class PairedFigures:
-    """All figures of a pair: `differences` by metric, and the test of the metric `tested`."""
+    """Figures of a pair: `differences` by metric, and the test of the metric `tested`."""
 
     num_documents: int
     differences: dict[str, Difference]
@@ -68,8 +68,8 @@ def compare_answers(
     """Compare the answers of two classifiers to the same documents.
 
     Args:
-        first_NC, second_NC: probabilities of the classes, or numbers, float64 [N, C] or [N, 1].
-        y: true classes, int64 [N]; or whether each class is true, bool [N, C]; or true numbers, float64 [N].
+        first_NC, second_NC: probabilities of the classes, float64 [N, C], or predicted numbers, float64 [N, 1].
+        y: true classes, int64 [N], or bool [N, C] for several per document; or true numbers, float64 [N].
         target: category, multicategory or regression.
         thresholds: as for `sample_of`.
     """
@@ -89,8 +89,8 @@ def compare_answers(
 def _mcnemar(
     first_NC: np.ndarray, second_NC: np.ndarray, y: np.ndarray, target: str, thresholds: tuple[float, float]
 ) -> PairedTest:
-    """McNemar (1947), exact: of the documents on which one alone is right, each is either's with probability 1/2."""
-    from scipy.stats import binomtest  # type: ignore[import-untyped]  # a second, which a report of one run need not wait
+    """McNemar's exact test (1947): binomial test of the documents on which only one classifier is correct."""
+    from scipy.stats import binomtest  # type: ignore[import-untyped]  # slow import, not needed for a report of one run
 
     first_N, second_N = (
         _is_right(answers_NC, y, target, threshold)
@@ -102,13 +102,13 @@ def _mcnemar(
 
 
 def _is_right(answers_NC: np.ndarray, y: np.ndarray, target: str, threshold: float) -> np.ndarray:
-    """Return whether a document has its class, or exactly its classes, bool [N]."""
+    """Return True for documents with the correct class, or exactly the correct classes, bool [N]."""
     is_right = decide(answers_NC, target, threshold) == y
     return is_right if target == "category" else is_right.all(1)
 
 
 def _wilcoxon(first_N1: np.ndarray, second_N1: np.ndarray, y_N: np.ndarray) -> PairedTest:
-    """Wilcoxon (1945); documents with equal errors are left out."""
+    """Wilcoxon's signed-rank test (1945); documents with equal errors are excluded."""
     from scipy.stats import wilcoxon
 
     gain_N = np.abs(first_N1[:, 0] - y_N) - np.abs(second_N1[:, 0] - y_N)

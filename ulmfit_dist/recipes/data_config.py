@@ -1,4 +1,4 @@
-"""The keys of `data` and `tokenizer` that follow from what texts are, and the reasons that a recipe gives for them."""
+"""Sections `data` and `tokenizer` of a recipe, derived from the profile of the texts, with a reason for each key."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from ulmfit_dist.data.profile.language import Language
 from ulmfit_dist.data.profile.survey import Survey
 
 FEW_DOCUMENTS = 5000
-"""Training documents below which a fifth, not a tenth, is cut off to validate on: a figure of fewer tells little."""
+"""Training documents below which the validation split is a fifth of them instead of a tenth."""
 FEW_BESIDE_TEST = 1000
-"""The same where a test split gives the figure, and valid only selects."""
+"""Training documents below which it is a fifth if there is a test split, so that valid only selects the model."""
 MOST_EQUAL = 0.5
-"""Share of equal texts from which on they are not left out: hardly any would remain."""
+"""Share of duplicate texts above which they are kept: hardly any would remain."""
 MANY_CHARACTERS = 80_000_000
-"""Characters of all texts from which on a vocabulary is larger."""
+"""Characters of all texts above which the vocabulary is larger."""
 CHARACTERS_OF_A_PIECE = 40
-"""Characters of text for each piece that SentencePiece learns, where texts are few."""
+"""Minimum characters of text per SentencePiece piece."""
 
 
 def with_columns(data: DataConfig, choice: Choice, given: Sequence[str]) -> DataConfig:
-    """Return the section with the columns, for a survey: no label means none yet."""
+    """Return the section with its columns, for the survey, which counts all labels (`missing_label` is null)."""
     if data.source != "folder":
         if "data.text_col" not in given and choice.file_col is None:
             data = replace(data, text_col=choice.text)
@@ -45,7 +45,7 @@ def with_columns(data: DataConfig, choice: Choice, given: Sequence[str]) -> Data
 def with_labels(
     data: DataConfig, base: DataConfig, meaning: LabelMeaning | None, survey: Survey, given: Sequence[str]
 ) -> DataConfig:
-    """Return the section with how labels are read, what is cut off to validate on, and what becomes of equal texts."""
+    """Return the section with the keys about labels, the validation split and duplicate texts."""
     chosen: dict[str, Any] = {"missing_label": base.missing_label}
     if meaning is not None:
         chosen |= {"missing_label": meaning.missing, "label_delim": meaning.delimiter}
@@ -60,59 +60,59 @@ def with_labels(
 
 
 def with_vocabulary(config: TokenizerConfig, survey: Survey, has_gpu: bool, given: Sequence[str]) -> TokenizerConfig:
-    """Return the section with a vocabulary for so many texts: on a CPU most of a step's time grows with it."""
+    """Return the section with a vocabulary size for these texts; smaller on a CPU, where the decoder dominates a step."""
     if config.type == "sentencepiece":
         if {"tokenizer.sp_vocab_size", "tokenizer.sp_model"} & set(given):
             return config
-        fewest = len(set().union(*survey.sample)) * 3 // 2 + 64  # all characters must be among them
+        smallest = len(set().union(*survey.sample)) * 3 // 2 + 64  # every character is a piece
         wanted = min(20_000 if has_gpu else 8_000, int(survey.characters / CHARACTERS_OF_A_PIECE))
-        return replace(config, sp_vocab_size=max(fewest, wanted) // 8 * 8)
+        return replace(config, sp_vocab_size=max(smallest, wanted) // 8 * 8)
     if "tokenizer.max_vocab" in given:
         return config
-    large = survey.characters > MANY_CHARACTERS
-    return replace(config, max_vocab=(60_000 if large else 20_000) if has_gpu else (15_000 if large else 8_000))
+    is_large = survey.characters > MANY_CHARACTERS
+    return replace(config, max_vocab=(60_000 if is_large else 20_000) if has_gpu else (15_000 if is_large else 8_000))
 
 
 def splits_reason(data: DataConfig, choice: Choice, survey: Survey) -> str:
-    """Return how the splits of a card were found."""
+    """Return the reason for the splits, as the data card shows it."""
     if data.test_pct is not None:
-        rest = "" if "valid" in survey.splits else f", and {data.valid_pct:.0%} of the rest to validate on"
-        return f"{data.test_pct:.0%} of train is cut off to test on{rest}"
+        rest = "" if "valid" in survey.splits else f", and {data.valid_pct:.0%} of the rest for valid"
+        return f"{data.test_pct:.0%} of train is held out for test{rest}"
     names = [name for name in survey.splits if name not in ("train", "unlabelled")]
-    cut = "" if "valid" in names else f"; {data.valid_pct:.0%} of train is cut off to validate on"
+    cut = "" if "valid" in names else f"; {data.valid_pct:.0%} of train is held out for valid"
     if data.splits:
-        return f"as data.splits says{cut}"
+        return f"set by data.splits{cut}"
     if choice.valid_col is not None:
-        return f"by the column {choice.valid_col}"
+        return f"from the column {choice.valid_col}"
     if len(survey.splits) == 1:
-        return f"none is named{cut}"
-    kind = {"folder": "sub-folders", "hub": "splits of the data set"}.get(data.source, "files beside each other")
-    return f"{kind} of these names{cut}"
+        return f"no named split{cut}"
+    origin = {"folder": "sub-folders", "hub": "splits of the data set"}.get(data.source, "files of the folder")
+    return f"{origin} with these names{cut}"
 
 
 def reasons_of(
-    found: Input, choice: Choice, meaning: LabelMeaning | None, language: Language, tokenizer_reason: str, card: DataCard
+    inputs: Input, choice: Choice, meaning: LabelMeaning | None, language: Language, tokenizer_reason: str, card: DataCard
 ) -> dict[str, str]:
-    """Return why keys have their values, by dotted key."""
+    """Return the reasons for the values of keys, by dotted key."""
     share = "" if language.share == 1 else f", {language.share:.0%}"
-    reasons = {f"data.{key}": reason for key, reason in found.reasons.items()}
+    reasons = {f"data.{key}": reason for key, reason in inputs.reasons.items()}
     reasons |= {
         "data.text_col": choice.text_reason,
         "data.file_col": choice.text_reason,
         "data.label_col": choice.label_reason,
-        "data.valid_col": "true for the rows to validate on",
+        "data.valid_col": "true for validation rows",
         "data.on_error": f"{card.unreadable:,} of {card.documents:,} documents cannot be read",
-        "data.valid_pct": "cut off by seed to validate on",
-        "data.test_pct": "cut off as the test split, the same for every seed: it chooses nothing, and gives the figure",
-        "data.on_duplicates": "equal texts: none is learned from that is measured on",
+        "data.valid_pct": "share of train held out for valid, drawn by seed",
+        "data.test_pct": "share of train held out for test, the same for every seed: used only for the reported figures",
+        "data.on_duplicates": "duplicate texts: none is in both training and evaluation",
         "tokenizer.type": tokenizer_reason,
-        "tokenizer.sp_vocab_size": "pieces of words to learn",
+        "tokenizer.sp_vocab_size": "number of pieces to learn",
         "tokenizer.lang": tokenizer_reason or f"{language.how}{share}",
     }
     if meaning is not None:
         reasons |= {
             "classifier.target": meaning.reason,
-            "data.label_delim": "between the labels of a document",
-            "data.missing_label": meaning.missing_reason or "the label that means none",
+            "data.label_delim": "delimiter between the labels of a document",
+            "data.missing_label": meaning.missing_reason or "this label stands for a missing one",
         }
     return reasons

@@ -1,6 +1,6 @@
-"""Profile of texts: source, columns, labels, language and tokens, from a path and what the user says of them.
+"""Profile of texts: source, columns, labels, language and tokens, detected from a path and user-given options.
 
-What cannot be decided is an error of one line that names the option which decides it.
+Nothing ambiguous is guessed: an ambiguity raises a UserError that names the option which resolves it.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from ulmfit_dist.errors import UserError
 from ulmfit_dist.recipes.data_config import reasons_of, splits_reason, with_columns, with_labels, with_vocabulary
 
 FEWEST_DOCUMENTS = 20
-"""Documents, and labelled documents, below which nothing can be learned."""
+"""Minimum number of documents, and of labelled documents."""
 MOST_UNREADABLE = 0.1
-"""Share of documents that cannot be read above which a recipe that skips them is no answer."""
+"""Maximum share of unreadable documents that a recipe skips."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,11 @@ class TextOptions:
     """Options that describe the texts.
 
     Attributes:
-        text: columns of text; none: to be found.
-        label: column of labels; `none`: there are none; None: to be found.
-        target: `classifier.target`; None: to be found.
-        lang: spaCy's code of the language; None: to be found.
-        overrides: keys of the config, as `data.max_documents=1000`.
+        text: columns of text; empty: detected.
+        label: column of labels; `none`: no labels; None: detected.
+        target: `classifier.target`; None: detected.
+        lang: spaCy's code of the language; None: detected.
+        overrides: config overrides, such as `data.max_documents=1000`.
     """
 
     text: Sequence[str] = ()
@@ -49,7 +49,12 @@ class TextOptions:
     @property
     def given(self) -> list[str]:
         """Names of the keys that are set."""
-        return [word.partition("=")[0] for word in self.overrides]
+        return [*self.values]
+
+    @property
+    def values(self) -> dict[str, str]:
+        """Values of the keys that are set, as YAML."""
+        return {key: value for key, _, value in (override.partition("=") for override in self.overrides)}
 
 
 @dataclass
@@ -57,10 +62,10 @@ class Profile:
     """Profile of the texts.
 
     Attributes:
-        card: for the user.
+        card: data card that the user sees.
         config: the sections `data` and `tokenizer`, and `classifier.target`.
-        reasons: by dotted key, why it has its value.
-        survey, tokens: counts that a recipe is sized by.
+        reasons: reason for a value, by dotted key.
+        survey, tokens: counts that determine the size of a recipe.
         overrides: keys that the user has set.
     """
 
@@ -86,8 +91,8 @@ class Profile:
         if not self.overrides:
             return config
         given = load_config(None, [f"data.path={config.data.path}", *self.overrides])
-        for word in self.overrides:
-            section, _, key = word.partition("=")[0].partition(".")
+        for override in self.overrides:
+            section, _, key = override.partition("=")[0].partition(".")
             if not key:
                 config = replace(config, **{section: getattr(given, section)})
             else:
@@ -98,52 +103,53 @@ class Profile:
 
 
 def profile_texts(path: str, options: TextOptions, has_gpu: bool = False) -> Profile:
-    """Look at the texts at a path.
+    """Profile the texts at a path.
 
     Args:
         path: a folder, a CSV, TSV, JSON or Parquet file, a folder of such files, or `hub:NAME`.
-        has_gpu: whether they are for a model on a GPU, which may have a larger vocabulary.
+        has_gpu: True if the model is trained on a GPU, which allows a larger vocabulary.
 
     Raises:
-        UserError: they cannot be read, or what they are cannot be decided.
+        UserError: the texts cannot be read, or an option is needed to decide what they are.
     """
     base = load_config(None, [f"data.path={path.removeprefix(HUB)}", *options.overrides])
-    options = _with_said(options, base)
-    found = find_input(path, base.data, [key.removeprefix("data.") for key in options.given if key.startswith("data.")])
-    columns, choice = _choose(found, path, options)
-    data = with_columns(found.data, choice, options.given)
+    options = _with_overrides(options, base)
+    inputs = find_input(path, base.data, [key.removeprefix("data.") for key in options.given if key.startswith("data.")])
+    columns, choice = _choose(inputs, path, options)
+    data = with_columns(inputs.data, choice, options.given)
     data, survey, skipped = _survey(data)
     has_lists = any(column.name == choice.label and column.content == "list" for column in columns)
-    if found.data.source == "folder" and choice.label is not None and len(survey.labels) < 2:
-        choice = replace(choice, label=None, label_reason="no sub-folders of several classes: a language model alone")
+    if inputs.data.source == "folder" and choice.label is not None and len(survey.labels) < 2:
+        choice = replace(choice, label=None, label_reason="no sub-folders of several classes: language model only")
         data = replace(data, label_col=None)
     meaning = _read_labels(survey, choice, path, options, has_lists)
     _check_enough(survey, meaning, path)
-    data, survey, why_test = cut_test(data, base.data, survey, meaning, options.given)
+    data, survey, test_notices = cut_test(data, base.data, survey, meaning, options.given)
     language = _language(survey, path, options)
     tokenizer, tokenizer_reason = tokenizer_for(language.code, options.lang is not None)
-    kind = base.tokenizer.type if "tokenizer.type" in options.given else tokenizer.type
-    tokenizer = with_vocabulary(replace(base.tokenizer, type=kind, lang=tokenizer.lang), survey, has_gpu, options.given)
+    tokenizer_type = base.tokenizer.type if "tokenizer.type" in options.given else tokenizer.type
+    tokenizer = replace(base.tokenizer, type=tokenizer_type, lang=tokenizer.lang)
+    tokenizer = with_vocabulary(tokenizer, survey, has_gpu, options.given)
     tokens = sample_tokens(survey.sample, tokenizer)
     data = with_labels(data, base.data, meaning, survey, options.given)
-    why_splits = splits_reason(data, choice, survey)
-    encoding = [f"encoding {data.encoding}: {found.reasons['encoding']}"] if "encoding" in found.reasons else []
-    notices = [*found.notices, *encoding, *choice.notices, *skipped, *why_test]
+    reason_for_splits = splits_reason(data, choice, survey)
+    encoding = [f"encoding {data.encoding}: {inputs.reasons['encoding']}"] if "encoding" in inputs.reasons else []
+    notices = [*inputs.notices, *encoding, *choice.notices, *skipped, *test_notices]
     findings = Findings(columns, choice, survey, meaning, language, tokens)
-    card = make_card(path, data.source, findings, why_splits, notices)
+    card = make_card(path, data.source, findings, reason_for_splits, notices)
     config = replace(base, data=data, tokenizer=tokenizer)
-    reasons = reasons_of(found, choice, meaning, language, tokenizer_reason, card)
+    reasons = reasons_of(inputs, choice, meaning, language, tokenizer_reason, card)
     if meaning is not None:
         seed = choose_seed(survey, meaning, data.valid_pct, data.on_duplicates == "drop", base.seed, path)
         if seed != base.seed:
-            reasons["seed"] = f"the cut by {base.seed} would validate on a rare class that is not trained on"
+            reasons["seed"] = f"seed {base.seed} would put all documents of a rare class into valid"
             config = replace(config, seed=seed)
         config = replace(config, classifier=replace(base.classifier, target=meaning.target))
     return Profile(card, config, reasons, survey, tokens, options.overrides)
 
 
-def _with_said(options: TextOptions, base: Config) -> TextOptions:
-    """The options, with what keys say in their place."""
+def _with_overrides(options: TextOptions, base: Config) -> TextOptions:
+    """Return the options with the values of equivalent config overrides."""
     given = options.given
     if "data.text_col" in given and not options.text:
         options = replace(options, text=tuple(base.data.text_col))
@@ -154,24 +160,24 @@ def _with_said(options: TextOptions, base: Config) -> TextOptions:
     return options
 
 
-def _choose(found: Input, path: str, options: TextOptions) -> tuple[list[Column], Choice]:
-    if found.data.source == "folder":
+def _choose(inputs: Input, path: str, options: TextOptions) -> tuple[list[Column], Choice]:
+    if inputs.data.source == "folder":
         if options.text or options.label not in (None, "none"):
             raise UserError(f"{path}: a folder of texts has no columns: leave --text and --label out")
         if options.label == "none":
             return [], Choice([], "a document is a .txt file", None, "set by --label none")
-        return [], Choice([], "a document is a .txt file", "label", "the folder that a file lies in")
-    if not found.rows:
-        raise UserError(f"{path}: no row that can be read")
+        return [], Choice([], "a document is a .txt file", "label", "the folder of the file")
+    if not inputs.rows:
+        raise UserError(f"{path}: no readable row: check data.encoding and the file format")
     columns = [
-        profile_column(name, [row.get(name) for row in found.rows], found.types.get(name, "string"))
-        for name in found.columns
+        profile_column(name, [row.get(name) for row in inputs.rows], inputs.types.get(name, "string"))
+        for name in inputs.columns
     ]
-    return columns, choose_columns(columns, found.rows, path, options.text, options.label, file_columns(found))
+    return columns, choose_columns(columns, inputs.rows, path, options.text, options.label, file_columns(inputs))
 
 
 def _survey(data: DataConfig) -> tuple[DataConfig, Survey, list[str]]:
-    """Open and count the source; documents that cannot be read are skipped, if they are few."""
+    """Open and count the source; a small share of unreadable documents is skipped."""
     try:
         source = open_source(data)
         return data, survey_source(source), source.notices
@@ -187,44 +193,43 @@ def _survey(data: DataConfig) -> tuple[DataConfig, Survey, list[str]]:
         num_unreadable = sum(part.num_unreadable for part in survey.splits.values())
         if not 0 < num_unreadable <= MOST_UNREADABLE * sum(part.num_read for part in survey.splits.values()):
             raise error from None
-        return skipping, survey, [*source.notices, f"first of the documents that cannot be read: {error}"]
+        return skipping, survey, [*source.notices, f"first unreadable document: {error}"]
 
 
 def _read_labels(survey: Survey, choice: Choice, path: str, options: TextOptions, has_lists: bool) -> LabelMeaning | None:
     if choice.label is None:
         return None
     if not survey.labels:
-        if choice.label_reason.startswith("set by --label"):
+        if options.label is not None:
             raise UserError(f"--label {choice.label}: {path}: no document has a label")
         return None
     if len(survey.labels) == 1 and options.target in (None, "category") and not has_lists:
         (only,) = survey.labels
         raise UserError(
-            f"{path}: all documents have the same label, {only!r}, in column {choice.label}: give another by --label COL, "
-            f"or --label none for a language model alone"
+            f"{path}: all documents have the same label, {only!r}, in column {choice.label}: give another column by --label "
+            f"COL, or --label none for a language model only"
         )
     column = choice.label if choice.text else "of folders"
     return read_labels(survey.labels, column, path, options.target, has_lists)
 
 
 def _check_enough(survey: Survey, meaning: LabelMeaning | None, path: str) -> None:
-    """Raise UserError for texts that are too few."""
-    number = sum(len(split.label_of) for split in survey.splits.values())
-    if number < FEWEST_DOCUMENTS:
-        raise UserError(f"{path}: {number} documents with words, too few to learn from: give at least {FEWEST_DOCUMENTS}")
+    """Raise UserError if there are too few documents."""
+    num_documents = sum(len(split.label_of) for split in survey.splits.values())
+    if num_documents < FEWEST_DOCUMENTS:
+        raise UserError(f"{path}: {num_documents} non-empty documents are too few: give at least {FEWEST_DOCUMENTS}")
     labels = survey.splits["train"].labels
     labelled = sum(labels.values()) - (labels[meaning.missing] if meaning is not None and meaning.missing is not None else 0)
     if meaning is not None and labelled < FEWEST_DOCUMENTS:
         raise UserError(
-            f"{path}: {labelled} labelled documents to train on, too few to learn from: label at least {FEWEST_DOCUMENTS}, "
-            f"or give --label none for a language model alone"
+            f"{path}: {labelled} labelled training documents are too few: label at least {FEWEST_DOCUMENTS}, or give "
+            f"--label none for a language model only"
         )
 
 
 def _language(survey: Survey, path: str, options: TextOptions) -> Language:
     if options.lang is not None:
-        return Language(options.lang, 1.0, "as --lang says: given")
-    lang = next((word.partition("=")[2] for word in options.overrides if word.startswith("tokenizer.lang=")), None)
-    if lang is not None:
-        return Language(lang, 1.0, "as tokenizer.lang says: given")
+        return Language(options.lang, 1.0, "set by --lang")
+    if (lang := options.values.get("tokenizer.lang")) is not None:
+        return Language(lang, 1.0, "set by tokenizer.lang")
     return detect_language(survey.sample, path)

@@ -1,6 +1,7 @@
-"""The first command for texts of one's own: a data card, and a recipe sized for this machine.
+"""Data card and recipe for user-supplied texts: `ulmfit-dist init`.
 
-Trade-off: some seconds of measuring and a choice among four sizes, in place of a search.
+The recipe is sized for this machine by timing a few training steps. Trade-off: a choice among four model sizes, measured
+in seconds, instead of a search.
 """
 
 from __future__ import annotations
@@ -31,11 +32,26 @@ from ulmfit_dist.recipes.planner import MOST_LM_EPOCHS, Durations, Plan, Speed, 
 from ulmfit_dist.recipes.sample_store import make_sample_store
 from ulmfit_dist.recipes.training_config import corpus_of, recipe_config, recipe_reasons
 from ulmfit_dist.recipes.yaml_writer import recipe_yaml
-from ulmfit_dist.stages.estimate import estimate_stage
+from ulmfit_dist.stages.estimate import CorpusSize, TimingLimits, estimate_stage
 from ulmfit_dist.utils.files import write_bytes
 
 BUSY = 2.0
-"""Load per core from which on a measurement tells little of a quiet machine."""
+"""Load per core above which timings do not represent an idle machine."""
+
+
+@dataclass(frozen=True)
+class RecipeOptions:
+    """Time limit, name and path of a recipe.
+
+    Attributes:
+        minutes: maximum duration of a run on this machine.
+        name: name of the run; None: the name of the path of the texts.
+        output: path of the recipe; None: NAME.yaml in the current folder.
+    """
+
+    minutes: float = 15
+    name: str | None = None
+    output: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -43,12 +59,12 @@ class InitResult:
     """Result of `init`: the data card and the recipe.
 
     Attributes:
-        card: of the texts.
-        recipe: the file that was written.
-        command: the command to go on with.
-        minutes: expected duration of `prepare`, `lm` and `classifier`, and in `all` of a run.
-        fits: whether that is within the minutes that were given.
-        load: of a machine that was busy while it was measured; else empty.
+        card: data card of the texts.
+        recipe: path of the written recipe.
+        command: command that trains with the recipe.
+        minutes: expected minutes of `prepare`, `lm` and `classifier`, and of a whole run as `all`.
+        fits: True if the run fits the given minutes.
+        load: load of the machine, if it was busy during the measurement; else empty.
     """
 
     card: DataCard
@@ -59,7 +75,7 @@ class InitResult:
     load: str
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all of it as JSON-able values: the card, with what was written."""
+        """Return the data card and the other fields as JSON-able values."""
         written = {
             "recipe": str(self.recipe),
             "command": self.command,
@@ -74,49 +90,50 @@ def init(
     path: str,
     runtime: Runtime,
     options: TextOptions,
-    minutes: float = 15,
-    name: str | None = None,
-    output: Path | None = None,
+    target: RecipeOptions | None = None,
     show: Callable[[object], None] | None = None,
 ) -> InitResult:
-    """Look at texts, choose a recipe that trains on them in so many minutes, and write it.
+    """Profile texts, choose a recipe that trains on them in the given minutes, and write it.
 
     Args:
         path: a folder, a CSV, TSV, JSON or Parquet file, a folder of such files, or `hub:NAME`.
-        options: what the user says of the texts.
-        minutes: that a run may take on this machine.
-        name: of the run; None: that of the path.
-        output: the recipe's file; None: NAME.yaml in the current folder.
-        show: prints the card as soon as it is there.
+        options: user-given properties of the texts.
+        target: time limit, name and path of the recipe; None: the defaults.
+        show: called with the data card before anything is measured.
 
     Raises:
-        UserError: texts that cannot be read, a question that the options must answer, a file that is there already.
+        UserError: the texts cannot be read, an option is needed to decide, or the recipe exists already.
     """
     if runtime.world_size > 1:
-        raise UserError(f"init: started on {runtime.world_size} processes: start it as one")
-    if minutes <= 0:
-        raise UserError(f"--minutes {minutes:g}: give a number above 0")
-    name = name or name_of(path)
-    recipe = output or Path(f"{name}.yaml")
+        raise UserError(f"init runs on 1 process, but was started on {runtime.world_size}: start it without a launcher")
+    target = target or RecipeOptions()
+    if target.minutes <= 0:
+        raise UserError(f"--minutes {target.minutes:g}: give a number above 0")
+    name = target.name or name_of(path)
+    recipe = target.output or Path(f"{name}.yaml")
     _check_free(recipe, name, options)
     profile = profile_texts(path, options, runtime.device.type == "cuda")
     if show is not None:
         show(profile.card)
-    plan, expected, fits = _choose(profile, runtime, minutes)
+    plan, expected, fits = _choose(profile, runtime, target.minutes)
     config = replace(recipe_config(profile, plan), name=name)
     stage = "run" if config.data.label_col is not None else "pretrain"
-    heading = _heading(path, profile, plan, expected, minutes, fits, runtime, f"ulmfit-dist {stage} {recipe}")
+    heading = [
+        f"{profile.card.documents:,} documents of {path}, by `ulmfit-dist init`. Train with: ulmfit-dist {stage} {recipe}",
+        *_expected_minutes(expected, runtime),
+        *_limits(plan, target.minutes, fits),
+    ]
     reasons = {**profile.reasons, **recipe_reasons(profile, plan, expected)}
     left_out = (["classifier"] if stage == "pretrain" else []) + (
         ["data.text_col", "data.label_col"] if config.data.source == "folder" and stage == "run" else []
     )
     _write(recipe, recipe_yaml(config, reasons, heading, left_out))
-    told = {key: round(seconds / 60, 2) for key, seconds in _parts(expected).items()}
-    return InitResult(profile.card, recipe, f"ulmfit-dist {stage} {shlex.quote(str(recipe))}", told, fits, _load())
+    minutes = {key: round(seconds / 60, 2) for key, seconds in _parts(expected).items()}
+    return InitResult(profile.card, recipe, f"ulmfit-dist {stage} {shlex.quote(str(recipe))}", minutes, fits, _load())
 
 
 def _write(recipe: Path, content: str) -> None:
-    """Write a recipe that composes. Raises UserError where it does not, for keys that the user has set."""
+    """Write a recipe. Raises UserError, and writes nothing, if keys that the user has set make it invalid."""
     with tempfile.TemporaryDirectory() as folder:
         tried = Path(folder) / recipe.name
         tried.write_text(content, encoding="utf-8")
@@ -125,31 +142,31 @@ def _write(recipe: Path, content: str) -> None:
 
 
 def describe_result(result: InitResult) -> str:
-    """Return the lines that end the command: what was written, how long a run takes, and how to go on."""
+    """Return the final lines of the command: recipe, expected duration and the command that trains with it."""
     minutes = ", ".join(f"{stage} {value:.1f}" for stage, value in result.minutes.items())
     warnings = [] if result.fits else ["warning: even the smallest model takes longer than --minutes"]
     if result.load:
         warnings.append(
-            f"warning: this machine is busy ({result.load}): alone, it takes a larger model in that time: init again then"
+            f"warning: this machine is busy ({result.load}): run init again on the idle machine to get a larger model"
         )
     return "".join(f"{line}\n" for line in warnings) + f"{result.recipe}: expected minutes: {minutes}\n\n  {result.command}"
 
 
 def _check_free(recipe: Path, name: str, options: TextOptions) -> None:
-    """Raise UserError where the recipe, or a run of its name, is there already."""
+    """Raise UserError if the recipe, or a run of its name, exists already."""
     if not re.fullmatch(r"\w[\w.+-]*", name):
         raise UserError(f"--name {name!r}: give a plain name of letters, digits, '.', '+', '-' and '_'")
     if recipe.exists():
-        raise UserError(f"{recipe}: is there already: give another name by --name, or another file by --output")
+        raise UserError(f"{recipe} exists already: give another name by --name, or another file by --output")
     if not recipe.absolute().parent.is_dir():
         raise UserError(f"--output {recipe}: no folder {recipe.parent}")
-    given = next((word.partition("=")[2] for word in options.overrides if word.startswith("runs_dir=")), Config().runs_dir)
-    if (Path(given) / name).exists():
-        raise UserError(f"{Path(given) / name}: a run of this name is there already: give another name by --name")
+    run = Path(options.values.get("runs_dir", Config().runs_dir)) / name
+    if run.exists():
+        raise UserError(f"{run}: a run of this name exists already: give another name by --name")
 
 
 def _choose(profile: Profile, runtime: Runtime, minutes: float) -> tuple[Plan, Durations, bool]:
-    """Return the plan, its durations, and whether they are within the minutes."""
+    """Return the plan, its durations, and True if they fit the minutes."""
     corpus, tokens = corpus_of(profile), profile.tokens
     growth = profile.card.documents / max(len(tokens.lengths), 1)
     vocab_size = tokens.vocab_size(growth, profile.max_vocab)
@@ -165,13 +182,13 @@ def _choose(profile: Profile, runtime: Runtime, minutes: float) -> tuple[Plan, D
 
 
 def _starts_trained(profile: Profile) -> bool:
-    """Return whether the texts are English and pretrained weights of it lie on this machine."""
+    """Return True if the texts are English and this machine has pretrained English weights."""
     tokenizer = profile.config.tokenizer
     return tokenizer.lang == "en" and tokenizer.type == "word" and has_weights("wt103_fwd")
 
 
 def _measure(config: Config, runtime: Runtime, store: TokenStore, scale: float, vocab_size: int) -> Speed:
-    """Measure some steps of both stages on a sample."""
+    """Time some steps of both stages on a sample."""
     phases = [Phase(1, 2e-2, -1), Phase(5, 1e-2, 0)]
     config = replace(
         config,
@@ -180,12 +197,12 @@ def _measure(config: Config, runtime: Runtime, store: TokenStore, scale: float, 
         lm=replace(config.lm, phases=[Phase(MOST_LM_EPOCHS, 1e-2)]),
         classifier=replace(config.classifier, phases=phases, target="category", y_range=None),
     )
-    splits = split_documents(store, config)
-    lm = estimate_stage(config, runtime, store, "lm", scale, vocab_size, min_work=0)
+    splits, size, limits = split_documents(store, config), CorpusSize(scale, vocab_size), TimingLimits(min_work=0)
+    lm = estimate_stage(config, runtime, store, "lm", size, limits)
     lm_tokens = float(store.lengths[splits.lm_train].sum()) * scale
     if not len(splits.classifier_train):
         return Speed(lm.seconds[0] / lm_tokens, 0.0, 0.0)
-    classifier = estimate_stage(config, runtime, store, "classifier", scale, vocab_size, min_work=0)
+    classifier = estimate_stage(config, runtime, store, "classifier", size, limits)
     lengths = store.lengths[splits.classifier_train]
     tokens = float(np.minimum(lengths, config.classifier.max_doc_tokens or lengths.max()).sum()) * scale
     num_test = max(len(splits.test_texts), 1) * scale
@@ -193,37 +210,32 @@ def _measure(config: Config, runtime: Runtime, store: TokenStore, scale: float, 
     return Speed(lm.seconds[0] / lm_tokens, frozen / tokens, full / tokens, classifier.test_seconds / num_test)
 
 
-def _heading(
-    path: str,
-    profile: Profile,
-    plan: Plan,
-    expected: Durations,
-    minutes: float,
-    fits: bool,
-    runtime: Runtime,
-    command: str,
-) -> list[str]:
+def _expected_minutes(expected: Durations, runtime: Runtime) -> list[str]:
+    """Return the comment lines with the expected duration of a run."""
     import torch
 
     device = "one GPU" if runtime.device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     parts = ", ".join(f"{key} {seconds / 60:.1f}" for key, seconds in _parts(expected).items())
-    lines = [
-        f"{profile.card.documents:,} documents of {path}, by `ulmfit-dist init`. Train with: {command}",
-        f"Minutes to expect on the machine that this was written on ({device}): {parts}.",
+    load = _load()
+    return [
+        f"Expected minutes on the machine that wrote this file ({device}): {parts}.",
+        *([f"The machine was busy ({load}): a run on the idle machine is faster."] if load else []),
     ]
-    if load := _load():
-        lines.append(f"The machine was busy then ({load}): alone, a run is faster.")
+
+
+def _limits(plan: Plan, minutes: float, fits: bool) -> list[str]:
+    """Return the comment line about documents or time that the minutes do not allow for."""
     if not fits:
-        lines.append(f"Even the smallest model does not fit into {minutes:g} minutes.")
-    elif plan.limit is not None:
-        lines.append(
-            f"All documents do not fit into {minutes:g} minutes: data.max_documents takes a part; --minutes gives more time."
-        )
-    return lines
+        return [f"Even the smallest model does not fit into {minutes:g} minutes."]
+    if plan.limit is not None:
+        return [
+            f"All documents do not fit into {minutes:g} minutes: data.max_documents limits them; --minutes sets the time."
+        ]
+    return []
 
 
 def _load() -> str:
-    """Return the load of a machine that does much else, as a phrase; empty where it does not."""
+    """Return the load of a busy machine, such as `load 9 on 4 cores`; empty if it is idle."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     return f"load {load:.0f} on {cores} cores" if load > BUSY * cores else ""
@@ -239,13 +251,13 @@ def _parts(expected: Durations) -> dict[str, float]:
 
 
 def name_of(path: str) -> str:
-    """Return the name of a run by the path of its texts: that of the file or folder, or of the data set."""
+    """Return the run name that follows from the path of its texts: the name of the file, folder or data set."""
     if path.startswith(HUB):
         stem = path.removeprefix(HUB).rstrip("/").rpartition("/")[2]
     else:
-        place = Path(path).expanduser().resolve()
-        stem = place.name.partition(".")[0] if place.is_file() else place.name
-        if place.is_file() and split_of_name(stem):
-            stem = place.parent.name
+        resolved = Path(path).expanduser().resolve()
+        stem = resolved.name.partition(".")[0] if resolved.is_file() else resolved.name
+        if resolved.is_file() and split_of_name(stem):
+            stem = resolved.parent.name
     cleaned = re.sub(r"[^\w.+-]+", "-", stem).strip("-.+")
     return cleaned or "texts"

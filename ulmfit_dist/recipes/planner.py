@@ -1,9 +1,9 @@
-"""Size and schedule of a recipe: the largest of a few that fit the minutes.
+"""Size and schedule of a recipe: the largest of four model sizes that fits the time limit.
 
-Durations are proportional to tokens and documents, so one measurement of a size gives them for all schedules of it. All of
-this is arithmetic; `recipes/init.py` measures. The order of preference: enough steps for both stages first, then a larger
-model, then more epochs of the language model. What does not fit by its smallest size reads the beginning of each document,
-then fewer documents.
+Durations are proportional to tokens and documents, so one measurement of a size gives the durations of all its schedules.
+This module only computes; `recipes/init.py` measures. Order of preference: enough steps for both stages, then a larger
+model, then more epochs of the language model. If the smallest size does not fit, it reads only the beginning of each
+document, then fewer documents. Trade-off: a coarse choice, but no search.
 """
 
 from __future__ import annotations
@@ -14,26 +14,28 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 SIZES = ((100, 200, 1), (200, 400, 2), (300, 600, 2), (400, 1152, 3))
-"""emb_sz, n_hid and n_layers, from small to the paper's."""
+"""Model sizes (emb_sz, n_hid, n_layers), from small to that of the paper."""
 FEWEST_TOKENS = (0, 30_000, 2_000_000, 10_000_000)
-"""Tokens of the language model from which on each size is considered: with fewer it would learn them by heart."""
+"""Minimum training tokens of the language model per size; with fewer, a model of this size overfits."""
 LM_STEPS = 700
-"""Steps from which on a language model has learned enough to be worth fine-tuning: one epoch of BBC News."""
+"""Minimum steps of the language model: one epoch of BBC News."""
 LM_STEPS_OF_EPOCH = 500
+"""Minimum steps per epoch of the language model, which limits the batch size."""
 CLASSIFIER_STEPS = 550
-"""Steps of the unfrozen classifier: five epochs of BBC News."""
+"""Minimum steps of the unfrozen classifier: five epochs of BBC News."""
 CLASSIFIER_STEPS_OF_EPOCH = 100
+"""Minimum steps per epoch of the classifier, which limits the batch size."""
 MOST_LM_EPOCHS = 10
 MOST_CLASSIFIER_EPOCHS = 10
 SEQ_LEN = 72
 BEGINNING = 400
-"""Tokens of a document that a classifier on a CPU reads, where more than one in twenty is much longer."""
+"""Tokens per document that a classifier on a CPU reads if over 5 % of the documents are much longer."""
 SHORTENED = 200
-"""Tokens that it reads where time is short, as the quick start does."""
+"""Tokens per document that it reads if time is short, as in the quick start."""
 FEWEST_DOCUMENTS = 200
-"""Documents of a split that `data.max_documents` leaves, at least."""
+"""Minimum of `data.max_documents`."""
 START_SECONDS = 12.0
-"""Seconds of a run beside its stages: imports, loading, exports, the report."""
+"""Duration of the rest of a run, in seconds: imports, loading, exports, report."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,12 @@ class Corpus:
     """Amounts of text that the stages read.
 
     Attributes:
-        documents: documents by split, as prepared.
-        labelled: labelled documents of train, before the cut.
+        documents: number of documents by split.
+        labelled: labelled documents of train, including those held out for valid.
         tokens_per_document: mean length.
-        p95, longest: lengths in tokens.
-        cut: share of train that is cut off to validate on; 0 where there is a valid split.
-        prepare_seconds: expected duration of preparing all documents.
+        p95, longest: 95th percentile and maximum of the lengths in tokens.
+        cut: share of train held out for valid; 0 if there is a valid split.
+        prepare_seconds: expected duration of `prepare`.
         shares_read: share of all tokens that is read, by `classifier.max_doc_tokens`.
     """
 
@@ -61,22 +63,22 @@ class Corpus:
 
     @property
     def lm_tokens(self) -> float:
-        """Tokens that the language model is trained on."""
+        """Training tokens of the language model."""
         train = self.documents.get("train", 0) * (1 - self.cut) + self.documents.get("unlabelled", 0)
         return train * self.tokens_per_document
 
     @property
     def num_trained(self) -> float:
-        """Labelled documents that the classifier is trained on."""
+        """Training documents of the classifier."""
         return self.labelled * (1 - self.cut)
 
     def tokens_read(self, max_doc_tokens: int | None) -> float:
-        """Return the mean number of tokens of a document that are read."""
+        """Return the mean number of tokens read per document."""
         return self.tokens_per_document * float(self.shares_read.get(max_doc_tokens, 1.0))
 
     def limited(self, limit: int) -> Corpus:
         """Return the corpus with at most `limit` documents of each split."""
-        documents = {split: min(number, limit) for split, number in self.documents.items()}
+        documents = {split: min(num_documents, limit) for split, num_documents in self.documents.items()}
         share = documents["train"] / max(self.documents["train"], 1)
         whole = sum(documents.values()) / max(sum(self.documents.values()), 1)
         return replace(
@@ -89,13 +91,13 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Speed:
-    """Measured durations of a size.
+    """Measured durations of a model size.
 
     Attributes:
-        lm: seconds of an epoch of the language model, per token that it is trained on; validation included.
-        frozen, full: seconds of an epoch of the classifier with all but its head frozen, and of the whole, per token of its
-            training documents; validation included.
-        test: seconds to score the test split, per document of it.
+        lm: seconds of a language model epoch per training token, validation included.
+        frozen, full: seconds of a classifier epoch per training token, validation included: with a frozen encoder, and with
+            all layers trained.
+        test: seconds to score the test split, per document.
     """
 
     lm: float
@@ -104,7 +106,7 @@ class Speed:
     test: float = 0.0
 
     def scaled(self, size: tuple[int, int, int], other: tuple[int, int, int], vocab_size: int) -> Speed:
-        """Return the expected speed of another size, by the numbers of parameters that each token meets."""
+        """Return the expected speed of another size, proportional to the weights that each token is multiplied with."""
         lm = num_weights(other, vocab_size) / num_weights(size, vocab_size)
         classifier = num_weights(other, 0) / num_weights(size, 0)
         return Speed(self.lm * lm, self.frozen * classifier, self.full * classifier, self.test * classifier)
@@ -112,16 +114,16 @@ class Speed:
 
 @dataclass(frozen=True)
 class Plan:
-    """Size and schedule.
+    """Model size and schedule.
 
     Attributes:
-        size: emb_sz, n_hid, n_layers.
+        size: (emb_sz, n_hid, n_layers).
         lm_batch, classifier_batch: global batch sizes.
         lm_epochs: epochs of the language model.
         classifier_epochs: epochs of the unfrozen classifier, after one with a frozen encoder.
         max_doc_tokens: `classifier.max_doc_tokens`.
         limit: `data.max_documents`.
-        is_pretrained: whether it starts from Wikipedia's weights, which have the paper's size.
+        is_pretrained: True if training starts from the Wikipedia weights, which have the paper's size.
     """
 
     size: tuple[int, int, int]
@@ -149,14 +151,14 @@ class Durations:
 
 
 def num_weights(size: tuple[int, int, int], vocab_size: int) -> int:
-    """Return the weights of matrix products that each token meets: those of the LSTMs and of the decoder."""
+    """Return the number of weights that each token is multiplied with: LSTM layers and decoder."""
     emb_sz, n_hid, n_layers = size
     widths = [emb_sz, *[n_hid] * (n_layers - 1), emb_sz]
     return sum(4 * (a + b) * b for a, b in pairwise(widths)) + emb_sz * vocab_size
 
 
 def first_plan(corpus: Corpus, size: tuple[int, int, int], has_gpu: bool) -> Plan:
-    """Return the schedule of a size that takes as many steps as both stages need."""
+    """Return the schedule of a size with enough steps for both stages."""
     largest = 64 if has_gpu else 32
     lm_batch = _batch(corpus.lm_tokens / SEQ_LEN, LM_STEPS_OF_EPOCH, largest)
     classifier_batch = _batch(corpus.num_trained, CLASSIFIER_STEPS_OF_EPOCH, largest)
@@ -169,7 +171,7 @@ def first_plan(corpus: Corpus, size: tuple[int, int, int], has_gpu: bool) -> Pla
 
 
 def variants(corpus: Corpus, size: tuple[int, int, int], has_gpu: bool) -> Iterator[Plan]:
-    """Yield the first plan of a size, and where documents are long that which reads less of them."""
+    """Yield the first plan of a size, and for long documents one that reads less of each."""
     plan = first_plan(corpus, size, has_gpu)
     yield plan
     if corpus.labelled and size in SIZES[:2] and corpus.tokens_per_document > SHORTENED:
@@ -177,7 +179,7 @@ def variants(corpus: Corpus, size: tuple[int, int, int], has_gpu: bool) -> Itera
 
 
 def durations(plan: Plan, corpus: Corpus, speed: Speed) -> Durations:
-    """Return the expected duration of a plan on a corpus, which `plan.limit` cuts."""
+    """Return the expected duration of a plan on a corpus, limited to `plan.limit` documents per split."""
     if plan.limit is not None:
         corpus = corpus.limited(plan.limit)
     tokens = corpus.num_trained * corpus.tokens_read(plan.max_doc_tokens)
@@ -194,22 +196,22 @@ def choose_plan(
     has_gpu: bool,
     has_weights: bool = False,
 ) -> tuple[Plan, Speed, bool]:
-    """Return the largest plan that fits, its speed, and whether it does.
+    """Return the largest plan that fits, its speed, and True if it fits.
 
     Args:
-        measure: measures a plan's speed; called for two or three sizes.
-        seconds: that a run may take.
-        has_weights: whether there are pretrained weights of the largest size, which then needs no number of tokens.
+        measure: function that measures the speed of a plan; called for two or three sizes.
+        seconds: maximum duration of a run.
+        has_weights: True if there are pretrained weights of the largest size, which then has no minimum of tokens.
     """
     allowed = [size for size, tokens in zip(SIZES, FEWEST_TOKENS, strict=True) if corpus.lm_tokens >= tokens]
     if has_weights and SIZES[-1] not in allowed:
         allowed.append(SIZES[-1])
     speeds: dict[tuple[int, int, int], Speed] = {}
-    start = allowed[min(1, len(allowed) - 1)]
-    speeds[start] = measure(first_plan(corpus, start, has_gpu))
+    measured = allowed[min(1, len(allowed) - 1)]
+    speeds[measured] = measure(first_plan(corpus, measured, has_gpu))
 
     def fitting(size: tuple[int, int, int]) -> Plan | None:
-        speed = speeds.get(size) or speeds[start].scaled(start, size, vocab_size)
+        speed = speeds.get(size) or speeds[measured].scaled(measured, size, vocab_size)
         plans = variants(corpus, size, has_gpu)
         return next((plan for plan in plans if durations(plan, corpus, speed).total <= seconds), None)
 
@@ -227,7 +229,7 @@ def choose_plan(
 
 
 def _with_more_epochs(plan: Plan, corpus: Corpus, speed: Speed, seconds: float) -> Plan:
-    """Give the rest of the time to the language model, whose texts need no labels."""
+    """Return the plan with as many more language model epochs as fit."""
     while plan.lm_epochs < MOST_LM_EPOCHS:
         longer = replace(plan, lm_epochs=plan.lm_epochs + 1)
         if durations(longer, corpus, speed).total > seconds:
@@ -237,7 +239,7 @@ def _with_more_epochs(plan: Plan, corpus: Corpus, speed: Speed, seconds: float) 
 
 
 def _shortened(plan: Plan, corpus: Corpus, speed: Speed, seconds: float) -> Plan:
-    """Return the plan with fewer epochs, then shorter documents, then fewer, until it fits or nothing is left to cut."""
+    """Return the plan with fewer epochs, then fewer tokens per document, then fewer documents, until it fits."""
 
     def fits(plan: Plan) -> bool:
         return durations(plan, corpus, speed).total <= seconds
@@ -259,7 +261,7 @@ def _shortened(plan: Plan, corpus: Corpus, speed: Speed, seconds: float) -> Plan
 
 
 def _batch(rows: float, steps: int, largest: int) -> int:
-    """Return the largest power of two, from 8 on, that leaves so many steps."""
+    """Return the largest power of two, at least 8, that leaves at least `steps` steps."""
     size = largest
     while size > 8 and rows / size < steps:
         size //= 2

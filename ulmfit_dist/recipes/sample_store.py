@@ -1,4 +1,7 @@
-"""A token store of a sample, in a temporary folder, to measure the steps of a recipe on before there is a store."""
+"""Token store of a sample of the texts, on which `init` times training steps before `prepare` has run.
+
+Trade-off: labels are replaced by two balanced classes, so the classifier's loss is meaningless, and its duration accurate.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +16,16 @@ from ulmfit_dist.data.store_builder import TokenStoreBuilder
 from ulmfit_dist.data.token_store import FORMAT, TokenStore
 
 DOCUMENTS = 4000
+"""Maximum number of documents of the sample."""
 CHARACTERS = 2_000_000
-"""Documents of the sample at most, and their characters."""
+"""Maximum number of characters of the sample."""
 FEWEST = 24
-"""Documents of a split that are taken where there are so many."""
+"""Minimum number of documents per split, if it has so many."""
 
 
 @dataclass
 class SampledDocuments:
-    """Texts and labels of a sample, as a split of a source."""
+    """Sampled texts and labels as a split of a source."""
 
     texts: Sequence[str]
     labels: Sequence[str | None]
@@ -36,29 +40,29 @@ class SampledDocuments:
 def make_sample_store(folder: Path, survey: Survey, tokenizer: TokenizerConfig) -> tuple[TokenStore, float]:
     """Write a store of a sample.
 
-    Labels are replaced by two classes, which both halves of any cut have: the time of a step hardly depends on them.
+    Labels are replaced by two alternating classes, so that every split has both.
 
     Args:
-        folder: where it is written; it exists.
+        folder: existing folder for the store.
 
     Returns:
-        The store, and the number of documents of the whole over those in it.
+        The store, and the number of documents of the corpus over those in the store.
     """
     sample = [text for split in survey.splits.values() for text, _ in split.sample]
     mean = sum(map(len, sample)) / max(len(sample), 1)
     share = min(1.0, DOCUMENTS / max(len(sample), 1), CHARACTERS / max(mean * len(sample), 1))
     splits: dict[str, TextDataset] = {}
     for name, split in survey.splits.items():
-        number = min(len(split.sample), max(round(len(split.sample) * share), FEWEST))
-        chosen = [split.sample[i * len(split.sample) // number] for i in range(number)]
+        size = min(len(split.sample), max(round(len(split.sample) * share), FEWEST))
+        chosen = [split.sample[i * len(split.sample) // size] for i in range(size)]
         labels = [None if label is None else "ab"[i % 2] for i, (_, label) in enumerate(chosen)]
         splits[name] = SampledDocuments([text for text, _ in chosen], labels)
     builder = TokenStoreBuilder(folder, Source(splits, {}), tokenizer, DOCUMENTS)
     builder.train_tokenizer()
-    everything = range(len(builder.shards))
-    builder.tokenize(everything, num_workers=0, shown=False)
+    shards = range(len(builder.shards))
+    builder.tokenize(shards, num_workers=0, shown=False)
     builder.merge()
-    builder.map(everything, num_workers=0)
+    builder.map(shards, num_workers=0)
     builder.finish({"format": FORMAT, "tokenizer": dict(vars(tokenizer))})
     store = TokenStore(folder)
     return store, survey.num_documents / max(len(store), 1)

@@ -1,6 +1,7 @@
-"""The config of a recipe: what was found out about the texts, with a size and a schedule.
+"""Config of a recipe: the profile of the texts, a model size and a schedule.
 
-Learning rates, dropout and clipping are those of `configs/quickstart.yaml` and `configs/imdb.yaml`, known to learn.
+Learning rates, dropout and clipping are those of `configs/quickstart.yaml` and `configs/imdb.yaml`: robust rather than tuned
+to the texts.
 """
 
 from __future__ import annotations
@@ -16,17 +17,17 @@ from ulmfit_dist.recipes.dataset_profile import Profile
 from ulmfit_dist.recipes.planner import BEGINNING, SHORTENED, Corpus, Durations, Plan
 
 CHUNK = 72
-"""Tokens that the classifier's encoder reads at a time."""
+"""Tokens per chunk of the classifier's encoder."""
 SHARE_OF_MEMORY = 0.25
-"""Share of the available memory for the activations of a classifier's step."""
+"""Share of the available memory for the activations of a classifier step."""
 COPIES = 12
-"""Values that are kept of each hidden unit and token for the backward pass, roughly."""
+"""Approximate number of values per hidden unit and token that the backward pass needs."""
 RATIO = 2.6
-"""Factor between the learning rates of neighbouring layer groups, as in the paper."""
+"""Ratio of the learning rates of adjacent layer groups, as in the paper."""
 
 
 def corpus_of(profile: Profile) -> Corpus:
-    """Return the amounts of text that a recipe is sized by."""
+    """Return the amounts of text that determine the size of a recipe."""
     survey, tokens, data = profile.survey, profile.tokens, profile.config.data
     train = survey.splits["train"]
     missing = train.labels[data.missing_label] if data.missing_label is not None else 0
@@ -35,7 +36,7 @@ def corpus_of(profile: Profile) -> Corpus:
     workers = max(1, min(profile.config.data.num_proc, num_documents // 20_000))
     start = tokens.start_seconds
     if profile.config.tokenizer.type == "sentencepiece":
-        start *= max(1.0, min(survey.characters, 20e6) / 2e6)  # it learns from more than the sample
+        start *= max(1.0, min(survey.characters, 20e6) / 2e6)  # SentencePiece trains on more than the sample
     corpus = Corpus(
         documents={name: split.num_documents for name, split in survey.splits.items()},
         labelled=round(labelled * train.scale),
@@ -54,7 +55,7 @@ def corpus_of(profile: Profile) -> Corpus:
 
 
 def recipe_config(profile: Profile, plan: Plan) -> Config:
-    """Return the config that trains by a plan; keys that the user has set stay."""
+    """Return the config of a plan; keys that the user has set keep their values."""
     base, (emb_sz, n_hid, n_layers) = profile.config, plan.size
     is_large = n_layers > 2
     pretrained = "wt103_fwd" if plan.is_pretrained else None
@@ -82,24 +83,24 @@ def recipe_config(profile: Profile, plan: Plan) -> Config:
 
 
 def recipe_reasons(profile: Profile, plan: Plan, expected: Durations) -> dict[str, str]:
-    """Return the comments of the keys that a plan sets, by dotted key."""
+    """Return the comments of the keys of a plan, by dotted key."""
     per_epoch = "documents" if plan.lm_epochs == 1 else "documents, each epoch"
     reasons = {
-        "data.max_documents": "as many of each split as fit into the minutes",
-        "tokenizer.max_vocab": "words; rarer ones are unknown (xxunk)",
-        "model": f"{'Wikipedia weights to start from' if plan.is_pretrained else 'from scratch'}, the largest that fits",
-        "model.pretrained": "English of Wikipedia, which is on this machine already",
-        "lm": f"about {_minutes(expected.lm)}: learns the language from all {per_epoch}",
-        "lm.global_batch_size": "rows of a step: as many as leave enough steps",
-        "lm.drop_mult": "little dropout: a small model, and few epochs",
-        "lm.phases": "more epochs, a better language model",
-        "classifier": f"about {_minutes(expected.classifier)}: learns the labels, on the language model's encoder",
-        "classifier.global_batch_size": "documents of a step",
-        "classifier.max_len": "tokens that are learned from, counted from the end of what is read",
-        "classifier.max_doc_tokens": "tokens of each document that are read: its beginning, to fit into the minutes",
-        "classifier.grad_clip": "keeps learning steady",
-        "classifier.y_range": "lowest and highest label, and a twentieth more",
-        "classifier.phases": "gradual unfreezing: the head, then all of it; lr: [low, high] over the layers",
+        "data.max_documents": "documents per split that fit into the minutes",
+        "tokenizer.max_vocab": "rarer words become xxunk",
+        "model": f"{'initialized with Wikipedia weights' if plan.is_pretrained else 'from scratch'}, the largest that fits",
+        "model.pretrained": "English Wikipedia weights, already on this machine",
+        "lm": f"about {_minutes(expected.lm)}: language model on all {per_epoch}",
+        "lm.global_batch_size": "rows per step, small enough for enough steps",
+        "lm.drop_mult": "low dropout for a small model and few epochs",
+        "lm.phases": "more epochs give a better language model",
+        "classifier": f"about {_minutes(expected.classifier)}: classifier on the language model's encoder",
+        "classifier.global_batch_size": "documents per step",
+        "classifier.max_len": "last tokens of each document that gradients flow through",
+        "classifier.max_doc_tokens": "first tokens of each document that are read, to fit into the minutes",
+        "classifier.grad_clip": "stabilizes training",
+        "classifier.y_range": "range of the labels, widened by 5 % at each end",
+        "classifier.phases": "gradual unfreezing: the head, then all layers; lr: [first, last layer group]",
     }
     return reasons
 
@@ -120,7 +121,7 @@ def _classifier_phases(plan: Plan) -> list[Phase]:
 
 
 def _max_len(profile: Profile, plan: Plan) -> int:
-    """Return `classifier.max_len`: the 95th percentile in whole chunks, as far as the memory goes."""
+    """Return `classifier.max_len`: the 95th percentile of the lengths in whole chunks, limited by the memory."""
     emb_sz, n_hid, n_layers = plan.size
     units = emb_sz * 2 + n_hid * (n_layers - 1)
     room = SHARE_OF_MEMORY * psutil.virtual_memory().available / (4 * COPIES * units * plan.classifier_batch)

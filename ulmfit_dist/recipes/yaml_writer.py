@@ -1,4 +1,4 @@
-"""A recipe as YAML: each key that differs from its default, with the reason beside it."""
+"""Recipe as YAML: the keys that differ from their defaults, each with its reason as a comment."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import yaml
 from ulmfit_dist.config.schema import Config, Phase
 
 COMMENT_COLUMN = 30
-"""Column that comments begin at, where values are short."""
+"""Column at which comments start, if values are short enough."""
 ALWAYS = (
     "data.source",
     "data.path",
@@ -26,16 +26,16 @@ ALWAYS = (
     "lm.global_batch_size",
     "classifier.global_batch_size",
 )
-"""Keys that are written even where they have their defaults: the ones to look at first."""
+"""Keys that are written even if they have their defaults, because users change them first."""
 
 
 def recipe_yaml(config: Config, reasons: Mapping[str, str], heading: Sequence[str], left_out: Sequence[str] = ()) -> str:
     """Return the recipe of a config.
 
     Args:
-        reasons: comments by dotted key, or by section.
-        heading: lines of comment above it.
-        left_out: dotted keys, or sections, that are not written.
+        reasons: comments by dotted key or section.
+        heading: comment lines at the top.
+        left_out: dotted keys or sections that are not written.
     """
     lines = [f"# {line}" for line in heading]
     lines += _keys(config, "", reasons, left_out)
@@ -62,7 +62,7 @@ def _keys(node: Any, prefix: str, reasons: Mapping[str, str], left_out: Sequence
 
 
 def inline_yaml(value: Any) -> str:
-    """Return a value as YAML on one line, quoted where it must be."""
+    """Return a value as YAML on one line, quoted if necessary."""
     text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=1_000_000)
     return text.removesuffix("...\n").strip()
 

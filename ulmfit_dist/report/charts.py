@@ -1,9 +1,9 @@
-"""A chart as SVG that stands inside an HTML page: real text, colours that follow the page, nothing from outside.
+"""Charts as inline SVG for an HTML page, with real text and without external resources.
 
-matplotlib draws in colours that stand for roles, and these become CSS variables in its SVG: one drawing serves light and
-dark pages. Every chart has the same axes box, so those side by side line up. The price: matplotlib measures text in a font
-of its own, so labels have some more room than the page's font needs. Words of a run (its name, its labels) never get here:
-titles and legends are HTML around the drawing.
+matplotlib draws with placeholder colours, which become CSS variables in the SVG: one drawing serves light and dark pages.
+All charts have the same axes box, so adjacent charts are aligned. Trade-off: matplotlib measures text in its own font, so
+labels get more room than the page's font needs. User-given text (run names, labels) is not part of the SVG: titles and
+legends are HTML around it.
 """
 
 from __future__ import annotations
@@ -21,15 +21,19 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 WIDTH, HEIGHT = 420, 266
-"""Of a chart, in CSS pixels where a page has room for it."""
+"""Size of a chart, in CSS pixels."""
 BOX = (64, 42, 344, 204)
-"""Of the axes: left, bottom, width, height."""
+"""Left, bottom, width and height of the axes, in pixels."""
 NUM_COLOURS = 8
+"""Number of series colours in style.css."""
 MOST_POINTS = 1000
-"""Points of a series that are drawn."""
+"""Maximum number of drawn points of a series."""
 MOST_AREA_POINTS = 200
+"""Maximum number of drawn points of a stacked area."""
 MOST_MARKERS = 40
+"""Maximum number of points that are drawn with markers."""
 INK, MUTED, GRID = "#0a0b01", "#0a0b02", "#0a0b03"
+"""Placeholder colours, replaced by CSS variables."""
 SETTINGS = {
     "svg.fonttype": "none",
     "svg.hashsalt": "ulmfit-dist",
@@ -42,15 +46,15 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class Series:
-    """A curve.
+    """Curve of a chart.
 
     Attributes:
-        label: what the legend says.
+        label: legend entry.
         x: float64 [points]
         y: float64 [points]; NaN leaves a gap.
         colour: from 1 to `NUM_COLOURS`.
-        look: line, dashed, faint (a thin line behind the others) or points (a line with a marker at each point).
-        note: stands behind the label, such as the last value.
+        look: line, dashed, faint (a thin background line) or points (a line with a marker at each point).
+        note: text after the label, such as the last value.
     """
 
     label: str
@@ -66,11 +70,11 @@ class Chart:
     """Curves over one axis.
 
     Attributes:
-        name: begins the ids inside the SVG: differs from chart to chart of a page.
-        phases: where each phase of the training begins, in units of x, and where the last one ends.
+        name: prefix of the ids in the SVG, unique on a page.
+        phases: starts of the training phases, in units of x, and the end of the last one.
         is_log: logarithmic y axis.
         is_stacked: y values are added up, as areas.
-        from_zero: the y axis begins at zero.
+        from_zero: the y axis starts at zero.
     """
 
     name: str
@@ -85,13 +89,13 @@ class Chart:
 
     @property
     def description(self) -> str:
-        """For who cannot see it."""
+        """Text alternative for screen readers."""
         curves = "; ".join(" ".join(part for part in (line.label, line.note) if part) for line in self.series)
         return f"Chart: {self.title}, {self.y_label} by {self.x_label}. {curves}"
 
 
 def draw(chart: Chart) -> str:
-    """The inside of an SVG element whose viewBox is `0 0 WIDTH HEIGHT`. Equal charts give equal text."""
+    """Return the content of an SVG element with the viewBox `0 0 WIDTH HEIGHT`. Equal charts give equal text."""
     with style.context(["default", SETTINGS]):
         figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72))
         figure.patch.set_visible(False)
@@ -106,22 +110,22 @@ def draw(chart: Chart) -> str:
 
 
 def thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """At most `MOST_POINTS` of the points: the lowest and the highest of each stretch, so no peak is lost."""
+    """Return at most `MOST_POINTS` points: the minimum and maximum of each interval, which keeps all peaks."""
     if len(y) <= MOST_POINTS:
         return x, y
     bounds = np.linspace(0, len(y), MOST_POINTS // 2 + 1).astype(int)
     kept: set[int] = set()
     for start, stop in pairwise(bounds):
-        stretch = y[start:stop]
-        lowest = np.where(np.isnan(stretch), np.inf, stretch).argmin()
-        highest = np.where(np.isnan(stretch), -np.inf, stretch).argmax()
+        part = y[start:stop]
+        lowest = np.where(np.isnan(part), np.inf, part).argmin()
+        highest = np.where(np.isnan(part), -np.inf, part).argmax()
         kept |= {int(start + lowest), int(start + highest)}
     order = sorted(kept)
     return x[order], y[order]
 
 
 def short_number(value: float) -> str:
-    """A number for an axis: 0.05, 250, 1.5k, 20M."""
+    """Return a number as an axis label, such as 0.05, 250, 1.5k or 20M."""
     for least, size, unit in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
         if abs(value) >= least:
             return f"{value / size:.4g}{unit}".replace("-", "−")
@@ -158,7 +162,7 @@ def _draw_areas(axes: Axes, chart: Chart) -> None:
 
 
 def _means(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """The mean of each stretch of the values, which begin at these indices."""
+    """Return the mean of each interval of the values; `starts` are the first indices of the intervals."""
     return np.add.reduceat(values, starts) / np.diff([*starts, len(values)])
 
 
@@ -189,7 +193,7 @@ def _set_axes(axes: Axes, chart: Chart) -> None:
 
 
 def _mark_phases(axes: Axes, phases: Sequence[float]) -> None:
-    """Thin lines where a phase ends and the next begins, and above them as many words as there is room for."""
+    """Draw lines between phases, and labels above them as far as there is room."""
     right = axes.get_xlim()[1]
     if len(phases) < 3:
         return
@@ -197,11 +201,11 @@ def _mark_phases(axes: Axes, phases: Sequence[float]) -> None:
         axes.axvline(end, color=MUTED, linewidth=0.8, linestyle=(0, (2, 2)), zorder=1)
     for i, (start, end) in enumerate(pairwise(phases)):
         room = (end - start) / right * BOX[2]  # pixels
-        words = f"phase {i + 1}" if room >= 52 else f"{i + 1}" if room >= 16 else ""
+        label = f"phase {i + 1}" if room >= 52 else f"{i + 1}" if room >= 16 else ""
         axes.text(
             (start + end) / 2,
             1.025,
-            words,
+            label,
             transform=axes.get_xaxis_transform(),
             color=MUTED,
             ha="center",
@@ -215,7 +219,7 @@ def _colour(number: int) -> str:
 
 
 def _inline(svg: str, name: str) -> str:
-    """What is inside the svg element, with ids of its own and the page's colours."""
+    """Return the content of the svg element, with prefixed ids and CSS variables as colours."""
     inside = svg[svg.index(">", svg.index("<svg")) + 1 : svg.rindex("</svg>")]
     inside = re.sub(r"<style.*?</style>|<!--.*?-->", "", inside, flags=re.DOTALL)
     inside = re.sub(r'\bid="', f'id="{name}-', inside)

@@ -1,4 +1,4 @@
-"""What runs are compared by: a table of final figures, and the keys in which their configs differ."""
+"""Comparison of runs: a table of final figures, and the config keys that differ."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ulmfit_dist.report.runs import STAGES, Run
 
 
 class Column(NamedTuple):
-    """A figure of summary.json; `better` is +1 where more is better, -1 where less is."""
+    """Figure of summary.json; `better` is +1 if higher is better, -1 if lower is better."""
 
     stage: str
     name: str
@@ -31,15 +31,18 @@ COLUMNS = (
     Column("classifier", "examples_per_second", "documents/s", 0, 1),
 )
 SECONDS = ("prepare", *STAGES)
+"""Parts of a run that have a duration."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A figure as written; `value` is exact, and None where there is none.
+    """Cell of the table.
 
     Attributes:
-        is_best: no other run has a better one.
-        is_final: the stage is finished.
+        value: exact value; None if the run has none.
+        shown: the value as text.
+        is_best: True if no other run has a better value.
+        is_final: True if the stage is finished.
     """
 
     value: float | None
@@ -49,25 +52,25 @@ class Cell:
 
 
 def figure_rows(runs: Sequence[Run]) -> list[list[Cell]]:
-    """A row per run of its figures, by `COLUMNS`."""
+    """Return a row of figures per run, in the order of `COLUMNS`."""
     columns = [_column(runs, column) for column in COLUMNS]
     return [list(row) for row in zip(*columns, strict=True)]
 
 
 def time_rows(runs: Sequence[Run]) -> list[list[Cell]]:
-    """A row per run of the time that each of `SECONDS` took."""
+    """Return a row of durations per run, in the order of `SECONDS`."""
     return [[Cell(run.seconds.get(part), duration(run.seconds.get(part))) for part in SECONDS] for run in runs]
 
 
 def differing_keys(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
-    """Keys of the config that are not equal in all runs, and each run's value ("" where it has none)."""
+    """Return the config keys that differ between the runs, with each run's value ("" if it has none)."""
     keys = sorted({key for run in runs for key in run.config} - {"name"})
     rows = [(key, [run.config.get(key, "") for run in runs]) for key in keys]
     return [(key, values) for key, values in rows if len(set(values)) > 1]
 
 
 def figure(value: float | None, digits: int) -> str:
-    """A figure as written in tables; a dash where there is none."""
+    """Return a figure as text, with a dash for None."""
     if value is None:
         return "–"
     if not math.isfinite(value):
@@ -76,7 +79,7 @@ def figure(value: float | None, digits: int) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds in the units that people think in."""
+    """Return a duration in seconds, minutes or hours as text."""
     if seconds is None or not math.isfinite(seconds) or seconds < 0 or seconds > 1e10:
         return "–"
     if seconds < 60:

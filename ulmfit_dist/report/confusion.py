@@ -1,7 +1,7 @@
-"""Where a classifier errs: its confusion matrix, and the documents it got most wrong.
+"""Errors of a classifier: confusion matrix, reliability, and the misclassified documents of the highest loss.
 
-Precision, recall and F1 are computed from the matrix, so the page cannot contradict itself. Where one of them is a share of
-nothing, as the recall of a class that does not occur, it is left open.
+Precision, recall and F1 are computed from the matrix, so the page is consistent. Trade-off: an undefined score, such as the
+recall of a class without documents, is empty instead of zero.
 """
 
 from __future__ import annotations
@@ -15,17 +15,20 @@ from ulmfit_dist.metrics.calibration import ClassScores, ReliabilityBin, class_s
 from ulmfit_dist.report.parsing import items, mapping, number, text
 
 MOST_LABELS = 1000
+"""Maximum number of classes of a matrix that is read."""
 MOST_SHOWN = 100
-"""Classes up to which the matrix itself is shown."""
+"""Maximum number of classes for which the matrix is shown."""
 FEW = 12
-"""Classes up to which each cell of the matrix has room for its share, too."""
+"""Maximum number of classes for which each cell also shows its share."""
 MOST_WRONG = 50
+"""Maximum number of misclassified documents that are shown."""
 MOST_BINS = 100
+"""Maximum number of confidence bins that are read."""
 SHARES = ("low", "high", "confidence", "accuracy")
 
 
 class WrongText(NamedTuple):
-    """A document and what it was taken for; `probability` is that of the predicted label."""
+    """Misclassified document; `probability` is that of the predicted label."""
 
     document: str
     label: str
@@ -36,7 +39,7 @@ class WrongText(NamedTuple):
 
 
 class Mistake(NamedTuple):
-    """How many documents of a label were taken for another; `share` is of all documents of the label."""
+    """Number of documents of a label with another predicted label; `share` is relative to all documents of the label."""
 
     label: str
     predicted: str
@@ -46,7 +49,7 @@ class Mistake(NamedTuple):
 
 @dataclass(frozen=True)
 class Confusion:
-    """A confusion matrix.
+    """Confusion matrix.
 
     Attributes:
         labels: class names.
@@ -74,7 +77,7 @@ class Confusion:
 
     @property
     def rows(self) -> list[tuple[str, list[tuple[int, float]]]]:
-        """Label, and count and share of the row for each column."""
+        """Rows of the matrix: label, and the count and share of the row for each column."""
         shares = self.counts / np.maximum(self.counts.sum(axis=1, keepdims=True), 1)
         pairs = [list(zip(*row, strict=True)) for row in zip(self.counts.tolist(), shares.tolist(), strict=True)]
         return list(zip(self.labels, pairs, strict=True))
@@ -85,18 +88,18 @@ class Confusion:
 
     @property
     def largest(self) -> list[Mistake]:
-        """The most frequent mistakes, most frequent first: more of them where the matrix is hard to read."""
+        """Most frequent mistakes, in descending order: 5 for small matrices, 12 for others."""
         wrong = self.counts - np.diag(np.diag(self.counts))
         documents = np.maximum(self.counts.sum(axis=1), 1)
         order = np.argsort(-wrong, axis=None, kind="stable")[: 5 if len(self.labels) <= FEW else 12]
-        places = [(int(i), int(j)) for i, j in zip(*np.unravel_index(order, wrong.shape), strict=True) if wrong[i, j] > 0]
+        cells = [(int(i), int(j)) for i, j in zip(*np.unravel_index(order, wrong.shape), strict=True) if wrong[i, j] > 0]
         return [
-            Mistake(self.labels[i], self.labels[j], int(wrong[i, j]), float(wrong[i, j] / documents[i])) for i, j in places
+            Mistake(self.labels[i], self.labels[j], int(wrong[i, j]), float(wrong[i, j] / documents[i])) for i, j in cells
         ]
 
 
 def read_confusion(labels: Any, rows: Any) -> Confusion | None:
-    """The confusion matrix of tables.json; None where it is none: not square, not of counts, not of these labels."""
+    """Return the confusion matrix of tables.json; None if it is not a square matrix of counts with one row per label."""
     names = [text(label) for label in items(labels, MOST_LABELS + 1)]
     if not 1 <= len(names) <= MOST_LABELS or not isinstance(rows, list) or len(rows) != len(names):
         return None
@@ -107,8 +110,8 @@ def read_confusion(labels: Any, rows: Any) -> Confusion | None:
 
 
 def read_most_wrong(rows: Any) -> list[WrongText]:
-    """The most wrong documents of tables.json, in its order."""
-    found = [mapping(row) for row in items(rows, MOST_WRONG)]
+    """Return the misclassified documents of tables.json, in its order."""
+    entries = [mapping(row) for row in items(rows, MOST_WRONG)]
     return [
         WrongText(
             text(row.get("document")),
@@ -118,26 +121,26 @@ def read_most_wrong(rows: Any) -> list[WrongText]:
             number(row.get("loss")),
             text(row.get("text")),
         )
-        for row in found
+        for row in entries
         if row
     ]
 
 
 def read_reliability(rows: Any) -> list[ReliabilityBin]:
-    """The bins of confidence of tables.json, but for those that are none."""
-    found = [mapping(row) for row in items(rows, MOST_BINS)]
+    """Return the confidence bins of tables.json, without invalid ones."""
+    entries = [mapping(row) for row in items(rows, MOST_BINS)]
     return [
         ReliabilityBin(documents=int(row["documents"]), **{name: float(row[name]) for name in SHARES})
-        for row in found
+        for row in entries
         if _is_count(row.get("documents")) and all(_is_share(row.get(name)) for name in SHARES)
     ]
 
 
 def _is_share(value: Any) -> bool:
-    found = number(value)
-    return found is not None and 0 <= found <= 1
+    share = number(value)
+    return share is not None and 0 <= share <= 1
 
 
 def _is_count(value: Any) -> bool:
-    found = number(value)
-    return found is not None and 0 <= found < 2**40 and found.is_integer()
+    count = number(value)
+    return count is not None and 0 <= count < 2**40 and count.is_integer()

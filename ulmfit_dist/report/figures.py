@@ -1,7 +1,8 @@
-"""Which charts a report has: those of one run in detail, or the same metrics of several runs over each other.
+"""Charts of a report: one run in detail, or the metrics of several runs overlaid.
 
-Where runs are compared, each has one colour in all charts, and what one run shows in one chart (training and validation
-loss, rates of all layer groups) is cut into a chart per metric. A metric that no run has makes no chart.
+In a comparison each run has one colour in all charts. Trade-off: every chart then shows a single metric, so the detailed
+charts of one run (training and validation loss, learning rates of all layer groups) become several. A metric that no run has
+gets no chart.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from ulmfit_dist.report.charts import NUM_COLOURS, Chart, Series
 from ulmfit_dist.report.runs import Line, Run, Stage, series
 
 TRAIN_LOSS = ("loss_smoothed", "loss", "train_loss")
-"""Names of the training loss in lines of steps, the one to show first; the last is that of older runs."""
+"""Names of the training loss in lines of steps, in order of preference; older runs have the last."""
 PARTS = {
     "data": "data",
     "forward": "forward",
@@ -24,14 +25,14 @@ PARTS = {
     "optimizer": "optimizer",
     "checkpoint": "checkpoints",
 }
-"""Parts of a step, by the beginning of their metric's name."""
+"""Labels of the parts of a step, by the prefix of their metric."""
 UNITS = {"lm": ("tokens_per_second", "tokens per second"), "classifier": ("examples_per_second", "documents per second")}
 FROM_ZERO = ("Throughput", "Gradient norm", "Memory")
 STEPS, EPOCHS = "optimizer steps", "epochs"
 
 
 def stage_charts(stage: str, runs: Sequence[Run], prefix: str) -> list[Chart]:
-    """All charts of a stage that there are values for, named with the prefix."""
+    """Return the charts of a stage that have values; their names start with the prefix."""
     stages = [run.stages[stage] for run in runs]
     names = [run.short_name for run in runs] if len(runs) > 1 else ["last"]
     drawn = _charts_of_one(stage, stages[0]) if len(runs) == 1 else _charts_of_several(stage, stages, names)
@@ -47,9 +48,9 @@ def stage_charts(stage: str, runs: Sequence[Run], prefix: str) -> list[Chart]:
 
 
 def step_parts(stage: Stage) -> dict[str, float]:
-    """Mean milliseconds of a step by part; parts that were never measured are left out."""
-    found = {label: series(stage.steps, f"{part}_seconds")[1] for part, label in PARTS.items()}
-    return {label: float(np.nanmean(values)) * 1e3 for label, values in found.items() if np.isfinite(values).any()}
+    """Return the mean milliseconds per step by part, without parts that were never measured."""
+    seconds = {label: series(stage.steps, f"{part}_seconds")[1] for part, label in PARTS.items()}
+    return {label: float(np.nanmean(values)) * 1e3 for label, values in seconds.items() if np.isfinite(values).any()}
 
 
 def _charts_of_one(stage: str, one: Stage) -> list[Chart]:
@@ -100,7 +101,7 @@ def _charts_of_several(stage: str, stages: Sequence[Stage], names: Sequence[str]
 def _per_run(
     title: str, y_label: str, x_label: str, names: Sequence[str], curves: Sequence[tuple[np.ndarray, np.ndarray]]
 ) -> Chart:
-    """A chart with one curve per run; metrics that come once an epoch have a marker at each."""
+    """Return a chart with one curve per run; metrics of epochs have markers."""
     look = "points" if title.startswith("Validation") else "line"
     lines = [
         _series(name, x, y, i % NUM_COLOURS + 1, look if i < NUM_COLOURS else "dashed")
@@ -111,7 +112,7 @@ def _per_run(
 
 
 def _series(label: str, x: np.ndarray, y: np.ndarray, colour: int, look: str = "line") -> Series:
-    """A curve with its last value as a note."""
+    """Return a curve with its last value as its note."""
     finite = y[np.isfinite(y)]
     return Series(label, x, y, colour, look, _figure(float(finite[-1])) if len(finite) else "")
 
@@ -122,7 +123,7 @@ def _figure(value: float) -> str:
 
 
 def _rates(lines: list[Line]) -> list[Series]:
-    """The rate of all layer groups, or, where they differ, of each; that of the last one in older runs."""
+    """Return the learning rates: one curve if all layer groups have the same, else one per group; older runs have one."""
     names = sorted({name for line in lines for name in line.values if _group(name) >= 0}, key=_group)
     groups = [series(lines, name) for name in names]
     if all(np.array_equal(y, groups[-1][1], equal_nan=True) for _, y in groups):
@@ -135,12 +136,12 @@ def _rates(lines: list[Line]) -> list[Series]:
 
 
 def _with_highest(line: Series) -> Series:
-    """With the highest value as a note, since the last one of a schedule is next to nothing."""
+    """Return the curve with its maximum as its note, because the last value of a schedule is close to zero."""
     return replace(line, note=f"up to {np.nanmax(line.y):.3g}" if line.note else "")
 
 
 def _group(name: str) -> int:
-    """Number of the layer group of `learning_rate_<i>`; -1 for other metrics."""
+    """Return the index of the layer group of `learning_rate_<i>`; -1 for other metrics."""
     number = name.removeprefix("learning_rate_")
     return int(number) if number != name and number.isascii() and number.isdigit() and len(number) < 4 else -1
 
@@ -163,31 +164,33 @@ def _throughput(one: Stage, unit: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _by_epoch(lines: list[Line], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """A metric over the epochs that were done when it was measured."""
+    """Return a metric over the number of finished epochs."""
     return series([line._replace(step=line.epoch) for line in lines], name)
 
 
 def _phases(stages: Sequence[Stage], by_epoch: bool) -> list[float]:
-    """Where phases begin, and the last one ends; nothing where the runs do not agree."""
+    """Return the starts of the phases and the end of the last one; empty if they differ between runs."""
     ends: dict[int, float] = {}
     numbers = {max((line.phase for line in one.epochs), default=0) for one in stages if one.is_finished}
     if len(numbers) > 1:
         return []
     for one in stages:
-        mine: dict[int, float] = {}
+        phase_ends: dict[int, float] = {}
         for line in one.epochs if by_epoch else one.lines:
-            mine[line.phase] = max(mine.get(line.phase, 0.0), line.epoch if by_epoch else line.step)
-        finished = sorted(mine)[: None if one.is_finished else -1]  # the end of a phase that goes on is not known
-        if any(ends.get(phase, mine[phase]) != mine[phase] for phase in finished):
+            phase_ends[line.phase] = max(phase_ends.get(line.phase, 0.0), line.epoch if by_epoch else line.step)
+        finished = sorted(phase_ends)[: None if one.is_finished else -1]  # the running phase has no end yet
+        if any(ends.get(phase, phase_ends[phase]) != phase_ends[phase] for phase in finished):
             return []
-        ends |= {phase: mine[phase] for phase in finished}
-    places = [line.epoch + ("valid_loss" not in line.values) if by_epoch else line.step for s in stages for line in s.lines]
-    last = max(places, default=0)  # of an epoch that goes on, its end
+        ends |= {phase: phase_ends[phase] for phase in finished}
+    positions = [
+        line.epoch + ("valid_loss" not in line.values) if by_epoch else line.step for s in stages for line in s.lines
+    ]
+    last = max(positions, default=0)  # the end of the running epoch
     return [0.0, *sorted({*ends.values(), float(last)})] if ends else []
 
 
 def _exp(values: np.ndarray) -> np.ndarray:
-    """Perplexity of a loss in nats per token; NaN for what no chart can show."""
+    """Return the perplexity of a loss in nats per token; NaN if it is too large for a chart."""
     return np.exp(np.where(values < 60, values, np.nan))
 
 

@@ -1,8 +1,8 @@
-"""A report: one HTML file that shows what one or more runs have learnt, and how.
+"""HTML report of one or several runs, in a single self-contained file.
 
-It is to be opened years later, on a machine without a network, so everything is inside: no script, no link out, and a
-Content-Security-Policy that forbids both. What comes from a run directory is text, and is escaped. Nothing of the moment
-goes in (no date), so equal runs give equal bytes.
+The file has no scripts and no external links, and a Content-Security-Policy forbids both, so it opens offline years later.
+All text from a run directory is escaped. The report contains no date, so equal runs give equal bytes. Trade-off: charts are
+static.
 """
 
 from __future__ import annotations
@@ -26,32 +26,32 @@ from ulmfit_dist.utils.files import write_bytes
 
 FOLDER = Path(__file__).parent
 HEADLINES = (("lm", "perplexity"), ("lm", "accuracy"), ("classifier", "accuracy"), ("classifier", "f1_macro"))
-"""Figures that stand large on the page of one run."""
+"""Headline figures of the page of one run."""
 
 
 def write_report(runs: Sequence[Path], output: Path | None = None) -> Path:
-    """Write the report of these run directories; gives its path.
+    """Write the report of run directories and return its path.
 
     Args:
         runs: run directories, finished or not; several are compared.
-        output: the file to write; default: report.html in the run directory, for several runs in the current folder.
+        output: path of the report; None: report.html in the run directory, or for several runs in the current folder.
 
     Raises:
-        UserError: a folder that is no run directory, or an output that cannot be written.
+        UserError: a folder is not a run directory, or the output cannot be written.
     """
     paths = list(dict.fromkeys(Path(run) for run in runs))
     if not paths:
         raise UserError("no run to report on: name a run directory, such as runs/quickstart")
-    page = render([read_run(path) for path in paths])
-    place = output or (paths[0] if len(paths) == 1 else Path()) / "report.html"
+    page = render([read_run(run) for run in paths])
+    path = output or (paths[0] if len(paths) == 1 else Path()) / "report.html"
     try:
-        if not place.absolute().parent.is_dir():
-            raise UserError(f"{place}: cannot be written ({place.parent} is no folder)")
-        write_bytes(place, page.encode("utf-8", "replace"))
+        if not path.absolute().parent.is_dir():
+            raise UserError(f"{path}: cannot be written ({path.parent} is not a folder)")
+        write_bytes(path, page.encode("utf-8", "replace"))
     except (OSError, UserError) as error:
-        reason = str(error) if isinstance(error, UserError) else f"{place}: cannot be written ({error.strerror})"
+        reason = str(error) if isinstance(error, UserError) else f"{path}: cannot be written ({error.strerror})"
         raise UserError(f"{reason}: name another file for the report") from None
-    return place
+    return path
 
 
 @functools.cache
@@ -68,8 +68,8 @@ def _template() -> jinja2.Template:
 
 
 def render(runs: Sequence[Run]) -> str:
-    """The page, as HTML."""
-    _tell_apart(runs)
+    """Return the page as HTML."""
+    _make_names_unique(runs)
     return _template().render(
         css=Markup((FOLDER / "style.css").read_text(encoding="utf-8")),
         runs=runs,
@@ -89,8 +89,8 @@ def render(runs: Sequence[Run]) -> str:
     )
 
 
-def _tell_apart(runs: Sequence[Run]) -> None:
-    """Call runs of one name by their folders."""
+def _make_names_unique(runs: Sequence[Run]) -> None:
+    """Replace names that several runs share by the paths of the runs."""
     names = [run.name for run in runs]
     for run in runs:
         if names.count(run.name) > 1:
@@ -98,8 +98,8 @@ def _tell_apart(runs: Sequence[Run]) -> None:
 
 
 def _pairs(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Return each later run beside the first one, on the same documents; or the reason why that is not possible."""
-    from ulmfit_dist.report.paired_runs import PairedRuns, pair_with_first, shown, shown_p  # of one run it is not needed
+    """Return the comparison of each later run with the first one on the same documents, or the reason why there is none."""
+    from ulmfit_dist.report.paired_runs import PairedRuns, pair_with_first, shown, shown_p  # slow import, needed only here
 
     first, pairs = runs[0], []
     for run, pair in zip(runs[1:], pair_with_first([run.path for run in runs]), strict=True):
@@ -110,11 +110,11 @@ def _pairs(runs: Sequence[Run]) -> list[dict[str, Any]]:
         rows = [
             (
                 name,
-                *map(shown, (found.first, found.second, found.difference)),
-                f"{shown(found.low)} to {shown(found.high)}",
+                *map(shown, (paired.first, paired.second, paired.difference)),
+                f"{shown(paired.low)} to {shown(paired.high)}",
                 shown_p(figures.test.p) if name == figures.tested else "",
             )
-            for name, found in figures.differences.items()
+            for name, paired in figures.differences.items()
         ]
         conclusion = pair.conclude(first.short_name, run.short_name)
         pairs.append(
@@ -125,19 +125,19 @@ def _pairs(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def _headlines(runs: Sequence[Run]) -> list[tuple[str, str, str]]:
-    """Stage, name and value of the figures that stand large; none where runs are compared."""
+    """Return stage, name and value of the headline figures; none in a comparison."""
     columns = [column for column in COLUMNS if (column.stage, column.name) in HEADLINES] if len(runs) == 1 else []
     figures = [(column, runs[0].stages[column.stage].figures.get(column.name)) for column in columns]
-    found = [(STAGES[c.stage], c.label, figure(value, c.digits)) for c, value in figures if value is not None]
+    headlines = [(STAGES[c.stage], c.label, figure(value, c.digits)) for c, value in figures if value is not None]
     name = next((name for name in MAIN_METRICS if len(runs) == 1 and name in runs[0].baseline), None)
     if name is not None:
-        found.insert(0, ("TF-IDF baseline", name.replace("_", "-"), figure(runs[0].baseline[name], 4)))
+        headlines.insert(0, ("TF-IDF baseline", name.replace("_", "-"), figure(runs[0].baseline[name], 4)))
     total = sum(runs[0].seconds.values())
-    return [*found, ("All stages", "time", duration(total))] if found and total > 0 else found
+    return [*headlines, ("All stages", "time", duration(total))] if headlines and total > 0 else headlines
 
 
 def _stage(stage: str, title: str, runs: Sequence[Run]) -> dict[str, Any]:
-    """What the page shows of a stage: its charts, and where several runs spend a step's time."""
+    """Return the template variables of a stage: its charts, and in a comparison the parts of a step."""
     parts = [step_parts(run.stages[stage]) for run in runs] if len(runs) > 1 else []
     return {
         "name": stage,
@@ -150,9 +150,9 @@ def _stage(stage: str, title: str, runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def _commands(run: Run) -> dict[str, str]:
-    """Commands that make the run again."""
+    """Return the commands that resume the run and that train a new one with its config."""
     config = shlex.quote(str(run.path / "config.yaml"))
     return {
-        "again": f"ulmfit-dist run {config}",
-        "anew": f"ulmfit-dist run {config} {shlex.quote(f'name={run.path.resolve().name}-again')}",
+        "resume": f"ulmfit-dist run {config}",
+        "repeat": f"ulmfit-dist run {config} {shlex.quote(f'name={run.path.resolve().name}-again')}",
     }

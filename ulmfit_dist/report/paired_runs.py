@@ -1,7 +1,7 @@
-"""Two runs compared on the same documents, by their predictions; and what can be concluded.
+"""Paired comparison of two runs on the same documents, from their predictions.
 
-Documents are the same where the digests of their texts and their labels are equal. What is not provably the same is refused,
-never left out: a difference on half of the documents would be another figure.
+Documents are the same if the digests of their texts and their labels are equal. Trade-off: runs on different documents are
+rejected; there is no comparison on the common part, because its figures would differ from those of the runs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ulmfit_dist.metrics.paired import LOWER_IS_BETTER, PairedFigures, compare_a
 from ulmfit_dist.utils.text_table import plain
 
 SIGNIFICANCE = 0.05
-"""Highest p of a difference that is no chance."""
+"""Maximum p of a significant difference."""
 
 
 @dataclass(frozen=True)
@@ -27,45 +27,45 @@ class PairedRuns:
     figures: PairedFigures
 
     def conclude(self, first: str, second: str) -> str:
-        """Return a sentence on the tested metric, for runs of these names."""
+        """Return the conclusion on the tested metric as a sentence; `first` and `second` are the names of the runs."""
         name, test = self.figures.tested, self.figures.test
-        found = self.figures.differences[name]
+        paired = self.figures.differences[name]
         if test.first_better == test.second_better == 0:
             return f"no difference in {name}: {first} and {second} are equally good on every document"
-        return conclude(name, first, second, found.difference, (found.low, found.high), test.p)
+        return conclude(name, first, second, paired.difference, (paired.low, paired.high), test.p)
 
 
 def pair_runs(first: Predictions, second: Predictions) -> PairedRuns:
-    """Compare two runs on their test documents; where neither has any, on their validation documents.
+    """Compare two runs on their test documents, or, if neither has any, on their validation documents.
 
     Raises:
-        UserError: other documents, labels or targets.
+        UserError: documents, labels or targets of the runs differ.
     """
     split = common_split([first, second])
     check_labels(first, second)
-    mine, theirs = first.splits[split], second.splits[split]
-    if (mine.texts, len(mine.y)) != (theirs.texts, len(theirs.y)):
+    one, other = first.splits[split], second.splits[split]
+    if (one.texts, len(one.y)) != (other.texts, len(other.y)):
         advice = (
             "train both with the same seed, data.valid_pct and texts"
             if split == "valid"
             else "give both the same test split"
         )
         raise UserError(
-            f"{second.run} was measured on other {split} documents ({len(theirs.y):,}) than {first.run} ({len(mine.y):,}), "
+            f"{second.run} was evaluated on other {split} documents ({len(other.y):,}) than {first.run} ({len(one.y):,}), "
             f"or in another order: {advice}"
         )
-    differing = mine.y != theirs.y
-    if number := int((differing if differing.ndim == 1 else differing.any(1)).sum()):
+    differing = one.y != other.y
+    if num_differing := int((differing if differing.ndim == 1 else differing.any(1)).sum()):
         raise UserError(
-            f"{second.run} has other labels than {first.run} for {number:,} of the {len(mine.y):,} {split} documents: train "
-            f"both on the same labels"
+            f"{second.run} has other labels than {first.run} for {num_differing:,} of the {len(one.y):,} {split} documents: "
+            f"train both on the same labels"
         )
-    figures = compare_answers(mine.answers, theirs.answers, mine.y, first.target, (first.threshold, second.threshold))
+    figures = compare_answers(one.answers, other.answers, one.y, first.target, (first.threshold, second.threshold))
     return PairedRuns(split, figures)
 
 
 def common_split(runs: Sequence[Predictions]) -> str:
-    """Return `test` where all runs have a labelled test split, `valid` where none has. Raises UserError."""
+    """Return `test` if all runs have a labelled test split, `valid` if none has. Raises UserError otherwise."""
     tested = [run for run in runs if "test" in run.splits]
     if not tested:
         return "valid"
@@ -79,7 +79,7 @@ def common_split(runs: Sequence[Predictions]) -> str:
 
 
 def check_labels(first: Predictions, second: Predictions) -> None:
-    """Refuse runs that were trained for different things. Raises UserError."""
+    """Raise UserError if the runs have different targets or labels."""
     if first.target != second.target:
         raise UserError(
             f"{second.run} has classifier.target={second.target}, {first.run} {first.target}: only runs of the same target "
@@ -93,49 +93,49 @@ def check_labels(first: Predictions, second: Predictions) -> None:
 
 
 def pair_with_first(runs: Sequence[Path]) -> list[PairedRuns | str]:
-    """Compare each later run with the first one; the reason, as a phrase, where that is not possible."""
-    read = [_read_or_explain(run) for run in runs]
-    first = read[0]
-    found: list[PairedRuns | str] = []
-    for other in read[1:]:
+    """Compare each later run with the first one; return the reason instead where that is not possible."""
+    first, *others = [_read_or_explain(run) for run in runs]
+    pairs: list[PairedRuns | str] = []
+    for other in others:
         try:
             if isinstance(first, UserError):
                 raise first
             if isinstance(other, UserError):
                 raise other
-            found.append(pair_runs(first, other))
+            pairs.append(pair_runs(first, other))
         except UserError as error:
-            found.append(str(error))
-    return found
+            pairs.append(str(error))
+    return pairs
 
 
 def conclude(
     metric: str, first: str, second: str, difference: float, interval: Sequence[float], p: float | None = None
 ) -> str:
-    """Return what can be concluded from a difference, second minus first, as a sentence.
+    """Return the conclusion from a difference (second minus first) as a sentence.
 
-    A run is called better where the interval leaves out 0, and p, if there is one, is below `SIGNIFICANCE`.
+    A run is better if the interval excludes 0 and p, if given, is below `SIGNIFICANCE`.
     """
     low, high = interval
-    leaves_out_zero = low > 0 or high < 0
-    if leaves_out_zero and (p is None or p < SIGNIFICANCE):
+    excludes_zero = low > 0 or high < 0
+    if excludes_zero and (p is None or p < SIGNIFICANCE):
         better = second if (difference > 0) is not (metric in LOWER_IS_BETTER) else first
         low, high = sorted((abs(low), abs(high)))
         return f"{better} is better by {shown(abs(difference))} in {metric} ({shown(low)} to {shown(high)})"
-    found = f"the difference of {shown(difference)} in {metric} may be chance ({shown(low)} to {shown(high)}"
-    if p is not None and leaves_out_zero is not (p < SIGNIFICANCE):
-        return f"{found}, {'but' if leaves_out_zero else 'although'} {shown_p(p)})"
-    return f"{found})"
+    sentence = f"the difference of {shown(difference)} in {metric} may be chance ({shown(low)} to {shown(high)}"
+    if p is not None and excludes_zero is not (p < SIGNIFICANCE):
+        return f"{sentence}, {'but' if excludes_zero else 'although'} {shown_p(p)})"
+    return f"{sentence})"
 
 
 def shown(value: float) -> str:
-    """Return a figure as text: four digits behind the point, or fewer digits in all where it is large or tiny."""
+    """Return a figure as text with four decimals, or with few significant digits if it is large or tiny."""
     if abs(value) < 1e-12 or 0.00005 <= abs(value) < 100:
         return f"{value:.4f}".replace("-0.0000", "0.0000")
     return f"{value:.5g}" if abs(value) >= 100 else f"{value:.1e}"
 
 
 def shown_p(p: float) -> str:
+    """Return a p value as text."""
     return "p < 0.0001" if p < 0.0001 else f"p = {p:.4f}" if p < 0.1 else f"p = {p:.2f}"
 
 

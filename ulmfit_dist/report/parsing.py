@@ -1,4 +1,4 @@
-"""Values of a JSON or YAML file that somebody else may have written: each is what it should be, or is not there."""
+"""Typed values from untrusted JSON or YAML: a value of another type is treated as missing."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import math
 from typing import Any
 
 MOST_TEXT = 6000
-"""Characters of a text that are shown."""
+"""Maximum number of characters of a text that is shown."""
 
 
 def number(value: Any) -> float | None:
-    """A number, NaN and infinity included; None for anything else."""
+    """Return a number, which may be NaN or infinite; None for any other value."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     try:
@@ -20,22 +20,22 @@ def number(value: Any) -> float | None:
 
 
 def mapping(value: Any) -> dict[str, Any]:
-    """The value if it is a mapping, else an empty one."""
+    """Return the value if it is a mapping, else an empty mapping."""
     return value if isinstance(value, dict) else {}
 
 
 def items(value: Any, most: int) -> list[Any]:
-    """The value's first `most` items if it is a list, else none."""
+    """Return the first `most` items of the value if it is a list, else an empty list."""
     return value[:most] if isinstance(value, list) else []
 
 
 def numbers(value: Any) -> dict[str, float]:
-    """Those of a mapping's values that are numbers."""
-    found = {str(key): number(item) for key, item in mapping(value).items()}
-    return {key: item for key, item in found.items() if item is not None}
+    """Return the values of a mapping that are numbers."""
+    values = {str(key): number(item) for key, item in mapping(value).items()}
+    return {key: item for key, item in values.items() if item is not None}
 
 
 def text(value: Any) -> str:
-    """Text to show, of bounded length; empty for null."""
+    """Return a value as text of bounded length; empty for null."""
     shown = "" if value is None else str(value)
     return shown if len(shown) <= MOST_TEXT else f"{shown[:MOST_TEXT]} …"

@@ -1,8 +1,8 @@
-"""The baseline of a classifier: TF-IDF with a linear model, on the same documents; and the most frequent class.
+"""Baselines of a classifier on the same documents: TF-IDF with a linear model, and the most frequent class.
 
-The linear model is scikit-learn's logistic regression, one per class where there are more than two, or a ridge regression
-for numbers. Its C is chosen on the validation documents. It reads token ids, so it needs no text, and the order
-of the words only within two of them: what a language model adds is what is above it.
+The linear model is scikit-learn's logistic regression (one-vs-rest for more than two classes), or ridge regression for
+numeric targets; its C is selected on the validation documents. Its features are 1-grams and 2-grams of token ids, so it
+needs no text. Trade-off: a few seconds per run, for a reference that shows what the language model adds.
 
 N: documents, C: classes, or 1 for a regression, F: features.
 """
@@ -39,33 +39,32 @@ from ulmfit_dist.utils.log import get_logger
 logger = get_logger(__name__)
 
 STRENGTHS = (1.0, 4.0, 16.0, 64.0)
-"""Values of C, the inverse of the regularization, from which the validation documents choose."""
+"""Candidate values of C, the inverse regularization strength."""
 MAX_WORK = 10_000_000_000
-"""Stored features times classes past which a single C, `STRENGTHS[-2]`, is tried."""
+"""Stored features times classes above which only one C, `STRENGTHS[-2]`, is tried."""
 MAX_TRAIN_TOKENS = 60_000_000
-"""Training tokens that are read at most: past them a seeded sample of the training documents is used."""
+"""Maximum number of training tokens; of more, a seeded sample of the documents is used."""
 Figures = dict[str, Any]
 _Fitted = tuple[Figures, dict[str, np.ndarray], dict[str, np.ndarray]]
-"""Facts, and by side the answers of the linear model and of the most frequent class."""
+"""Metadata, and by split the answers of the linear model and of the most frequent class."""
 
 
 def baseline(config: Config, runtime: Runtime) -> Figures:
-    """Prepare the texts, and return `compute_baseline` of them. Collective."""
+    """Prepare the texts and return the figures of their baseline. Collective."""
     return compute_baseline(config, runtime, prepare(config, runtime))
 
 
 def compute_baseline(config: Config, runtime: Runtime, store: TokenStore) -> Figures:
-    """Fit the baseline on rank 0, and return its figures on every rank. Collective.
+    """Fit the baseline on rank 0 and return its figures on every rank. Collective.
 
     Returns:
-        `C`, `num_features`, `num_documents` that it was trained on, `seconds`; `valid`, and `test` where there is a labelled
-        test split: the metrics, on test with their 95 % intervals; `majority`: the same of the most frequent class, or of
-        the mean.
+        `C`, `num_features`, `num_documents` (of training) and `seconds`; the metrics on `valid`, and with 95 % intervals
+        on `test`, if it is labelled; `majority`: the same metrics of the most frequent class, or of the mean.
 
     Raises:
-        UserError: labels that no classifier can be trained on.
+        UserError: no classifier can be trained on these labels.
     """
-    sides, facts, *answers = baseline_answers(config, runtime, store)
+    sides, metadata, *answers = baseline_answers(config, runtime, store)
     targets = read_targets(store, config.classifier, config.data.label_delim)
     linear, majority = (
         {
@@ -74,21 +73,21 @@ def compute_baseline(config: Config, runtime: Runtime, store: TokenStore) -> Fig
         }
         for part in answers
     )
-    return {**facts, **linear, "majority": majority}
+    return {**metadata, **linear, "majority": majority}
 
 
 def baseline_answers(
     config: Config, runtime: Runtime, store: TokenStore
 ) -> tuple[dict[str, np.ndarray], Figures, dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Fit the baseline on rank 0, and return what it answers, on every rank. Collective.
+    """Fit the baseline on rank 0 and return its answers on every rank. Collective.
 
     Returns:
-        By side (valid, and test where it is labelled and not for a fold, which would choose by it) the documents, int64 [N];
-        `C` and the other facts of `compute_baseline`; and by side the answers of the linear model and those of the most
-        frequent class, float64 [N, C].
+        Documents by split, int64 [N]: valid, and test if it is labelled and the run is not a fold of a cross-validation;
+        metadata of `compute_baseline`; answers of the linear model by split, float64 [N, C]; and those of the most frequent
+        class.
 
     Raises:
-        UserError: labels that no classifier can be trained on.
+        UserError: no classifier can be trained on these labels.
     """
     with runtime.fail_together():
         splits = split_documents(store, config)
@@ -106,7 +105,7 @@ def baseline_answers(
 
 
 def measure_baseline(config: Config, runtime: Runtime, store: TokenStore, tracker: Tracker) -> None:
-    """Have the figures of the baseline in the run's summary, computed where an earlier start has not. Collective."""
+    """Add the figures of the baseline to the run's summary, unless an earlier start has computed them. Collective."""
     identity = _identity(config, store)
     known = tracker.summary.get("baseline", {}) if runtime.is_main else {}
     if not runtime.broadcast_object(known.get("identity") == identity):
@@ -115,13 +114,13 @@ def measure_baseline(config: Config, runtime: Runtime, store: TokenStore, tracke
     if runtime.is_main:
         name = main_metric(known["valid"])
         simplest = "mean" if config.classifier.target == "regression" else "most frequent class"
-        found, other = known["valid"][name], known["majority"]["valid"][name]
-        figures = f"{name} {found:.4f} on valid ({simplest}: {other:.4f})"
+        value, other = known["valid"][name], known["majority"]["valid"][name]
+        figures = f"{name} {value:.4f} on valid ({simplest}: {other:.4f})"
         logger.info(f"baseline: TF-IDF with a linear model, {known['seconds']:.1f} s: {figures}")
 
 
 def _identity(config: Config, store: TokenStore) -> str:
-    """Return a hash of all that the figures depend on."""
+    """Return a hash of everything that the figures depend on."""
     splits = split_documents(store, config)
     digest = xxhash.xxh3_64(store.fingerprint.encode())
     for part in (splits.classifier_train, splits.classifier_valid, splits.test):
@@ -137,7 +136,7 @@ def _identity(config: Config, store: TokenStore) -> str:
 def _score(
     answers: np.ndarray, y_N: Tensor, targets: Targets, config: Config, runtime: Runtime, has_intervals: bool
 ) -> Figures:
-    """Return the loss and the metrics of answers, float64 [N, C], with their intervals if wanted. Collective."""
+    """Return the loss and the metrics of answers, float64 [N, C], optionally with intervals. Collective."""
     answers_NC = torch.from_numpy(answers).to(runtime.device)
     figures = with_intervals(
         figures_of_answers(answers_NC, y_N, targets, config.classifier, runtime), answers_NC, y_N, config
@@ -149,7 +148,7 @@ def _score(
 def _fit(
     config: Config, store: TokenStore, targets: Targets, train_N: np.ndarray, sides: Mapping[str, np.ndarray]
 ) -> _Fitted:
-    """Return facts, and by side the answers of the linear model and those of the most frequent class, float64 [N, C]."""
+    """Return metadata, and by split the answers of the linear model and of the most frequent class, float64 [N, C]."""
     started = time.perf_counter()
     train_N = _sample(store, train_N, config.seed)
     features = TfidfFeatures(store, train_N)
@@ -166,8 +165,8 @@ def _fit(
     assert best is not None
     answers = {side: _answers(best[2], part, targets) for side, part in inputs.items()}
     constant = {side: np.tile(_constant(y, targets), (len(documents_N), 1)) for side, documents_N in sides.items()}
-    facts = {"C": best[1], "num_features": features.train.shape[1], "num_documents": len(train_N)}
-    return {**facts, "seconds": round(time.perf_counter() - started, 1)}, answers, constant
+    metadata = {"C": best[1], "num_features": features.train.shape[1], "num_documents": len(train_N)}
+    return {**metadata, "seconds": round(time.perf_counter() - started, 1)}, answers, constant
 
 
 def _sample(store: TokenStore, train_N: np.ndarray, seed: int) -> np.ndarray:
@@ -182,7 +181,7 @@ def _fit_linear(features: csr_matrix, y: np.ndarray, strength: float, settings: 
         return Ridge(alpha=1 / strength, solver="sparse_cg").fit(features, y)
     model = LogisticRegression(C=strength, solver="liblinear", dual=True, tol=0.1, random_state=0)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # the figure on valid is what a C is chosen by
+        warnings.simplefilter("ignore", ConvergenceWarning)  # C is selected by the metric on valid, converged or not
         warnings.filterwarnings("ignore", message="Label .* is present in all training examples")
         return (OneVsRestClassifier(model) if y.ndim > 1 or y.max() > 1 else model).fit(features, y)
 
@@ -191,11 +190,11 @@ def _answers(model: Any, features: csr_matrix, targets: Targets) -> np.ndarray:
     """Return probabilities of the classes, or numbers, float64 [N, C]."""
     if targets.kind == "regression":
         return model.predict(features).astype(np.float64)[:, None]
-    found = model.predict_proba(features)
+    probabilities = model.predict_proba(features)
     if targets.kind == "multicategory":
-        return found.astype(np.float64)
+        return probabilities.astype(np.float64)
     answers_NC = np.zeros((features.shape[0], targets.num_outputs))
-    answers_NC[:, model.classes_] = found  # a class without a training document has none
+    answers_NC[:, model.classes_] = probabilities  # classes without a training document keep 0
     return answers_NC
 
 
@@ -207,7 +206,7 @@ def _constant(y: np.ndarray, targets: Targets) -> np.ndarray:
 
 
 def _quality(answers_NC: np.ndarray, y: np.ndarray, settings: ClassifierConfig) -> float:
-    """Return what the best C has most of: accuracy (of all classes of a document), or the negated squared error."""
+    """Return the score that C is selected by: accuracy (over all decisions), or the negated mean squared error."""
     if settings.target == "category":
         return float((answers_NC.argmax(1) == y).mean())
     if settings.target == "multicategory":

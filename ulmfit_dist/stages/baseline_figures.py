@@ -1,4 +1,4 @@
-"""Figures of the baseline as text: its table, and a classifier compared with it."""
+"""Figures of the baseline as text: its table, and the comparison with the classifier."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from ulmfit_dist.config.schema import Config
 from ulmfit_dist.tracking.console import LESS_IS_BETTER, MAIN_METRICS
 
 FEW_LM_EPOCHS = 3
+"""Language model epochs below which more are suggested."""
 
 
 def describe_baseline(figures: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a table of the figures of `compute_baseline`, a line at a time."""
+    """Yield the lines of a table of the figures of `compute_baseline`."""
     simplest = "most frequent class" if "accuracy" in figures["valid"] else "mean"
     names = [name for name in ("accuracy", "f1_macro", "f1_micro", "rmse", "mae", "r2") if name in figures["valid"]]
     yield (
@@ -35,9 +36,9 @@ def main_metric(figures: Mapping[str, Any]) -> str:
 
 
 def describe_standing(summary: Mapping[str, Any], config: Config) -> Iterator[str]:
-    """Yield a line that compares a finished classifier with the baseline, by the figures of summary.json.
+    """Yield a line that compares a finished classifier with the baseline, from the figures of summary.json.
 
-    Where the classifier is not above the baseline, the line names what to try.
+    If the classifier is not better, the line suggests what to try.
     """
     classifier, baseline = summary.get("classifier"), summary.get("baseline")
     if classifier is None or baseline is None:
@@ -50,22 +51,23 @@ def describe_standing(summary: Mapping[str, Any], config: Config) -> Iterator[st
     low, high = figures.get(f"{name}_interval", (value, value))
     shown = f"{name} {value:.4f} against {other:.4f} on {side}"
     if low <= other <= high and side == "test":
-        yield f"classifier and baseline cannot be told apart: {shown}, within the 95 % interval; {_advice(config)}"
+        finding = f"{shown}, within the 95 % interval; {_advice(config)}"
+        yield f"no significant difference between classifier and baseline: {finding}"
     elif sign * value > sign * other:
         yield f"the classifier is better than the baseline: {shown}"
     else:
-        yield f"the baseline is not beaten: {shown}; {_advice(config)}"
+        yield f"the classifier is not better than the baseline: {shown}; {_advice(config)}"
 
 
 def _advice(config: Config) -> str:
-    """Return what may bring a classifier past the baseline, given what the config does not do yet."""
-    advice = []
+    """Return suggestions to improve the classifier that the config does not use yet."""
+    suggestions = []
     if config.classifier.max_doc_tokens is not None:
-        advice.append("read whole documents (classifier.max_doc_tokens=null)")
+        suggestions.append("read whole documents (classifier.max_doc_tokens=null)")
     if config.model.pretrained is None and config.classifier.encoder is None:
         is_english = config.tokenizer.lang == "en" and config.tokenizer.type == "word"
-        pretrained = "model.pretrained=wt103_fwd" if is_english else "ulmfit-dist pretrain, on more texts"
-        advice.append(f"start from a pretrained language model ({pretrained})")
+        pretrained = "model.pretrained=wt103_fwd" if is_english else "ulmfit-dist pretrain on more texts"
+        suggestions.append(f"start from a pretrained language model ({pretrained})")
     if config.classifier.encoder is None and sum(phase.epochs for phase in config.lm.phases) < FEW_LM_EPOCHS:
-        advice.append("train the language model for more epochs (lm.phases)")
-    return f"try to {', to '.join([*advice, f'average both (ulmfit-dist ensemble {config.run_dir} --with-baseline)'])}"
+        suggestions.append("train the language model for more epochs (lm.phases)")
+    return f"try to {', to '.join([*suggestions, f'average both (ulmfit-dist ensemble {config.run_dir} --with-baseline)'])}"

@@ -1,10 +1,7 @@
-"""The classifier stage: a language model's encoder, a fresh head, gradual unfreezing, an exported model."""
+"""The classifier stage: its loaders, its loss, and its learner on a language model's encoder with a fresh head."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from ulmfit_dist.checkpointing.resume import ResumePoint
 from ulmfit_dist.config.schema import Config
 from ulmfit_dist.data.classifier_loader import ClassifierLoader, classifier_batches
 from ulmfit_dist.data.splits import missing_labels, split_documents
@@ -15,71 +12,41 @@ from ulmfit_dist.metrics.objective import Loss, build_objective_loss, build_obje
 from ulmfit_dist.models.bundle import load_encoder, read_bundle
 from ulmfit_dist.models.encoder import Encoder
 from ulmfit_dist.models.networks import build_classifier, classifier_groups, encoder_of
-from ulmfit_dist.models.pretrained import describe_match, fetch, load_pretrained_encoder
+from ulmfit_dist.models.pretrained import describe_match, load_pretrained_encoder
 from ulmfit_dist.rng.counter_based import seed_torch
-from ulmfit_dist.stages.train_stage import train_stage
-from ulmfit_dist.tracking.tracker import Tracker
-from ulmfit_dist.training.callbacks.progress import StageClock
 from ulmfit_dist.training.callbacks.user import add_callbacks, check_callbacks
-from ulmfit_dist.training.learner import build_learner
+from ulmfit_dist.training.learner import LearnerParts, build_learner
 from ulmfit_dist.training.train_steps import ClassifierLearner
 from ulmfit_dist.utils.log import get_logger
 
 logger = get_logger(__name__)
 
 
-def train_classifier(
-    config: Config,
-    runtime: Runtime,
-    store: TokenStore,
-    tracker: Tracker,
-    found: ResumePoint | None = None,
-    clock: StageClock | None = None,
-) -> Path:
-    """Train the classifier, from a checkpoint on if one was found, and export it to `<run>/classifier`.
-
-    Its encoder is that of `<run>/lm`, or what `classifier.encoder` names.
-
-    Raises:
-        UserError: no language model yet or one that does not fit, labels that cannot be learned, batch size and ranks.
-    """
-    fetch(config.encoder_source, runtime)
-    with runtime.fail_together():
-        learner = classifier_learner(config, runtime, store)
-    labels = learner.dls.train.targets.names
-    return train_stage(learner, labels, config, runtime, store, tracker, found, clock)
-
-
 def classifier_learner(config: Config, runtime: Runtime, store: TokenStore, needs_encoder: bool = True) -> ClassifierLearner:
-    """The learner of the stage, untrained but for its encoder: for `train_classifier`, and for a notebook.
+    """Return the learner of the stage, untrained except for its encoder; `config.encoder_source` must be fetched already.
+
+    The encoder is that of `<run>/lm`, or the one that `classifier.encoder` names.
 
     Args:
-        needs_encoder: whether there must be a language model in `<run>/lm`; else the encoder may be a fresh one.
+        needs_encoder: whether `<run>/lm` must have a language model; else the encoder is a fresh one where there is none.
+
+    Raises:
+        UserError: no language model yet or one that does not fit, labels that cannot be learned, or batch size and ranks.
     """
     train, valid = classifier_loaders(config, runtime, store)
     seed_torch(config.seed, "classifier", "weights")
     model = build_classifier(len(store.vocab), train.targets.num_outputs, config.model, config.classifier)
     if needs_encoder or config.encoder_source is not None or (config.run_dir / "lm").is_dir():
-        _load_encoder(encoder_of(model), config, store)
-    learner = build_learner(
-        ClassifierLearner,
-        "classifier",
-        config.classifier,
-        model,
-        classifier_groups,
-        classifier_loss(config, train),
-        build_objective_metrics(train.targets, config.classifier),
-        train,
-        valid,
-        runtime,
-        config.seed,
-    )
+        _load_encoder(encoder_of(model), config, runtime, store)
+    metrics = build_objective_metrics(train.targets, config.classifier)
+    parts = LearnerParts(model, classifier_groups, classifier_loss(config, train), metrics, train, valid)
+    learner = build_learner(ClassifierLearner, "classifier", parts, config.classifier, runtime, config.seed)
     add_callbacks(learner, "classifier", config.classifier.callbacks)
     return learner
 
 
 def check_classifier(config: Config, runtime: Runtime, store: TokenStore) -> None:
-    """Refuse, before anything is trained, what this stage cannot be trained on. Raises UserError."""
+    """Raise UserError for texts, labels or settings that the stage cannot be trained on, before any stage is trained."""
     train, _ = classifier_loaders(config, runtime, store)
     classifier_loss(config, train)
     build_objective_metrics(train.targets, config.classifier)
@@ -87,21 +54,12 @@ def check_classifier(config: Config, runtime: Runtime, store: TokenStore) -> Non
 
 
 def classifier_loss(config: Config, train: ClassifierLoader) -> Loss:
-    """The training loss. Raises UserError where its weights do not fit the classes."""
+    """Return the training loss. Raises UserError if its weights do not match the classes."""
     return build_objective_loss(config.classifier, train.targets, train.store.labels[train.documents])
 
 
-def _load_encoder(encoder: Encoder, config: Config, store: TokenStore) -> None:
-    name = config.encoder_source
-    if name is None:
-        load_encoder(encoder, read_bundle(config.run_dir / "lm"), store.vocab, config.model)
-    else:
-        known = load_pretrained_encoder(encoder, name, store.vocab, config.model)
-        logger.info(describe_match(name, known, store.vocab))
-
-
 def classifier_loaders(config: Config, runtime: Runtime, store: TokenStore) -> tuple[ClassifierLoader, ClassifierLoader]:
-    """Training and validation batches of this rank."""
+    """Return training and validation loaders of this rank. Raises UserError for labels that cannot be learned."""
     settings, splits = config.classifier, split_documents(store, config)
     targets = read_targets(store, settings, config.data.label_delim)
     missing = missing_labels(store, config)
@@ -112,3 +70,12 @@ def classifier_loaders(config: Config, runtime: Runtime, store: TokenStore) -> t
         classifier_batches(config, runtime, store, splits.classifier_train, config.seed),
         classifier_batches(config, runtime, store, splits.classifier_valid),
     )
+
+
+def _load_encoder(encoder: Encoder, config: Config, runtime: Runtime, store: TokenStore) -> None:
+    source = config.encoder_source
+    if source is None:
+        load_encoder(encoder, read_bundle(config.run_dir / "lm"), store.vocab, config.model)
+    else:
+        matched = load_pretrained_encoder(encoder, source, store.vocab, config.model)
+        logger.info(describe_match(source, matched, store.vocab))

@@ -1,7 +1,7 @@
-"""Two runs compared on the same documents; or two sides of several seeds, by mean and spread.
+"""Comparison of two runs on the same documents, or of two groups of runs with several seeds.
 
-The two answer different questions. A pair says whether these two models differ beyond the choice of documents; seeds say
-whether the ways of training do. Both need predictions of the same documents, which every run leaves (`predictions.parquet`).
+Trade-off: a pair of runs shows whether these two models differ beyond the choice of documents; several seeds show whether
+the way of training does, at the cost of more runs. Both need the predictions that every run writes (`predictions.parquet`).
 """
 
 from __future__ import annotations
@@ -18,26 +18,24 @@ from ulmfit_dist.metrics.paired import MCNEMAR
 from ulmfit_dist.report.paired_runs import pair_runs, shown, shown_p
 from ulmfit_dist.stages.compare_seeds import compare_seeds, name_side
 
-FORMS = (
-    "compare two runs, 'ulmfit-dist compare A B', or two sides of several seeds, 'ulmfit-dist compare A-1 A-2 -- B-1 B-2'"
-)
+FORMS = "compare two runs, 'ulmfit-dist compare A B', or two groups of runs, 'ulmfit-dist compare A-1 A-2 -- B-1 B-2'"
 Runs = str | Path | Sequence[str | Path]
 Figures = dict[str, Any]
 
 
 def compare(first: Runs, second: Runs) -> Figures:
-    """Compare two runs, or two sides of several runs each.
+    """Compare two runs, or two groups of runs.
 
     Args:
-        first, second: run directories; two lists of them are compared by mean and spread over their runs.
+        first, second: run directories; lists of them are compared by mean and standard deviation over their runs.
 
     Returns:
         `first`, `second`, `split`, `metrics` by name with the figure of each side, `difference` (second minus first) and
-        `interval` (95 %), and `conclusion`, a sentence. Of two runs besides `num_documents` and `test`, a significance test;
-        of several `remarks`.
+        `interval` (95 %), and `conclusion`, a sentence. For two runs also `num_documents` and `test`, a significance test;
+        for groups also `remarks`.
 
     Raises:
-        UserError: no run, no predictions, or other documents, labels or targets.
+        UserError: a run or its predictions are missing, or documents, labels or targets differ.
     """
     is_pair = [isinstance(side, (str, Path)) for side in (first, second)]
     sides = [[Path(side)] if isinstance(side, (str, Path)) else list(map(Path, side)) for side in (first, second)]
@@ -49,25 +47,25 @@ def compare(first: Runs, second: Runs) -> Figures:
     return _as_json(compare_seeds([read_predictions(run) for run in sides[0]], [read_predictions(run) for run in sides[1]]))
 
 
-def compare_words(runs: Sequence[Path], against: Sequence[Path] | None) -> Figures:
-    """Compare the runs of a command line; `against`: those after `--`, None where there is none. Raises UserError."""
+def compare_arguments(runs: Sequence[Path], against: Sequence[Path] | None) -> Figures:
+    """Compare the runs of a command line; `against`: the runs after `--`; None without `--`. Raises UserError."""
     if against is not None:
         return compare(runs, against)
     if len(runs) != 2:
-        raise UserError(f"{len(runs)} run(s) without '--' between two sides: {FORMS}")
+        raise UserError(f"{len(runs)} run(s) and no '--' between two groups: {FORMS}")
     return compare(*runs)
 
 
 def describe_comparison(figures: Mapping[str, Any]) -> Iterator[str]:
-    """Yield lines that show what `compare` returns."""
+    """Yield the lines of a table of the figures of `compare`."""
     is_pair = isinstance(figures["first"], str)
     names = [figures["first"], figures["second"]] if is_pair else [name_side(figures["first"]), name_side(figures["second"])]
     yield from _describe_documents(figures) if is_pair else _describe_seeds(figures)
     metrics = figures["metrics"]
     columns: list[list[str]] = [["", *names, "difference", "95 % interval"]]
-    for name, found in metrics.items():
-        sides = [_shown_side(found["first"]), _shown_side(found["second"])]
-        columns.append([name, *sides, _shown(found["difference"], "+"), _shown_interval(found["interval"])])
+    for name, metric in metrics.items():
+        sides = [_shown_side(metric["first"]), _shown_side(metric["second"])]
+        columns.append([name, *sides, _shown(metric["difference"], "+"), _shown_interval(metric["interval"])])
     widths = [max(map(len, column)) for column in columns]
     for row in zip(*columns, strict=True):
         label, *cells = row
@@ -79,12 +77,12 @@ def describe_comparison(figures: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _check_different(runs: Sequence[Path]) -> None:
-    seen: dict[str, Path] = {}
+    seen: set[str] = set()
     for run in runs:
-        place = os.path.realpath(run)
-        if place in seen:
-            raise UserError(f"{run} is named twice: a run is compared with other runs")
-        seen[place] = run
+        path = os.path.realpath(run)
+        if path in seen:
+            raise UserError(f"{run} is given twice: compare different runs")
+        seen.add(path)
 
 
 def _compare_pair(first: Path, second: Path) -> Figures:
@@ -97,12 +95,12 @@ def _compare_pair(first: Path, second: Path) -> Figures:
         "num_documents": pair.figures.num_documents,
         "metrics": {
             name: {
-                "first": found.first,
-                "second": found.second,
-                "difference": found.difference,
-                "interval": [found.low, found.high],
+                "first": metric.first,
+                "second": metric.second,
+                "difference": metric.difference,
+                "interval": [metric.low, metric.high],
             }
-            for name, found in pair.figures.differences.items()
+            for name, metric in pair.figures.differences.items()
         },
         "test": {
             "name": test.name,
@@ -116,7 +114,7 @@ def _compare_pair(first: Path, second: Path) -> Figures:
 
 
 def _as_json(value: Any) -> Any:
-    """Return the figures with None for what JSON has no word for, as an R2 of equal numbers."""
+    """Return the figures with None for NaN and infinity, which JSON cannot represent."""
     if isinstance(value, dict):
         return {key: _as_json(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -136,9 +134,9 @@ def _describe_seeds(figures: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _describe_test(test: Mapping[str, Any], names: Sequence[str]) -> Iterator[str]:
-    what = "alone is right on" if test["name"] == MCNEMAR else "is nearer on"
+    criterion = "only {} is correct on" if test["name"] == MCNEMAR else "{} has the smaller error on"
     counts = ", ".join(
-        f"{name} {what} {test[key]:,}" for name, key in zip(names, ("first_better", "second_better"), strict=True)
+        f"{criterion.format(name)} {test[key]:,}" for name, key in zip(names, ("first_better", "second_better"), strict=True)
     )
     yield f"{test['name']} ({test['metric']}): {counts}; {shown_p(test['p'])}"
 

@@ -1,7 +1,8 @@
-"""Two ways of training, each by runs of several seeds: means, spread, and Welch's interval of the difference.
+"""Comparison of two groups of runs: means, standard deviations, and Welch's interval of the difference.
 
-Over seeds means over whatever the runs of a side differ in. On a test split all runs must have been measured on the same
-documents. Validation documents are often cut by the seed: they may differ, and a remark says so.
+The runs of a group usually differ in their seed. On a test split all runs must be evaluated on the same documents.
+Validation documents often depend on the seed, so they may differ, and a remark is added. Trade-off: the intervals are wider
+than those of a paired comparison, but cover the training seed.
 """
 
 from __future__ import annotations
@@ -21,16 +22,17 @@ from ulmfit_dist.metrics.resampling import sample_of
 from ulmfit_dist.report.paired_runs import check_labels, common_split, conclude, shown
 
 CONFIDENCE = 0.95
+"""Confidence level of the interval."""
 
 
 def compare_seeds(first: Sequence[Predictions], second: Sequence[Predictions]) -> dict[str, Any]:
-    """Compare two sides of runs, of one run each at least.
+    """Compare two groups of at least one run each.
 
     Returns:
-        As `compare`; the figure of a side is its `mean`, `std` (sample standard deviation; None of one run) and `values`.
+        As `compare`; the figure of a group is its `mean`, `std` (sample standard deviation; None for one run) and `values`.
 
     Raises:
-        UserError: runs of other targets or labels; other test documents.
+        UserError: targets, labels or test documents of the runs differ.
     """
     runs = [*first, *second]
     for run in runs[1:]:
@@ -45,7 +47,7 @@ def compare_seeds(first: Sequence[Predictions], second: Sequence[Predictions]) -
     first_names, second_names = ([str(run.run) for run in side] for side in (first, second))
     for names in (first_names, second_names):
         if len(names) == 1:
-            remarks.append(f"{names[0]} is one run: one seed has no standard deviation, so the difference has no interval")
+            remarks.append(f"{names[0]} is a single run: without a standard deviation, the difference has no interval")
     return {
         "first": first_names,
         "second": second_names,
@@ -57,10 +59,10 @@ def compare_seeds(first: Sequence[Predictions], second: Sequence[Predictions]) -
 
 
 def welch_interval(first: Sequence[float], second: Sequence[float]) -> list[float] | None:
-    """Return the 95 % interval of the second mean minus the first (Welch, 1947); None where there is no spread."""
+    """Return the 95 % interval of the second mean minus the first (Welch, 1947); None if both have no variance."""
     if min(len(first), len(second)) < 2:
         return None
-    from scipy.stats import ttest_ind  # type: ignore[import-untyped]  # a second, which `--help` need not wait
+    from scipy.stats import ttest_ind  # type: ignore[import-untyped]  # slow import, not needed for `--help`
 
     if np.ptp(first) == 0 == np.ptp(second):
         return None
@@ -69,10 +71,12 @@ def welch_interval(first: Sequence[float], second: Sequence[float]) -> list[floa
 
 
 def name_side(runs: Sequence[str]) -> str:
-    """Return a name for runs, such as `runs/a-*`."""
+    """Return a common name of runs, such as `runs/a-*`."""
     if len(runs) == 1:
         return runs[0]
-    prefix = "".join(characters[0] for characters in takewhile(lambda found: len(set(found)) == 1, zip(*runs, strict=False)))
+    prefix = "".join(
+        characters[0] for characters in takewhile(lambda column: len(set(column)) == 1, zip(*runs, strict=False))
+    )
     return f"{prefix}*" if prefix and not prefix.endswith("/") else f"{runs[0]} and {len(runs) - 1} more"
 
 
@@ -80,16 +84,19 @@ def _conclude(metrics: dict[str, Any], tested: str, first: Sequence[str], second
     difference, interval = metrics[tested]["difference"], metrics[tested]["interval"]
     if interval is not None:
         return conclude(tested, name_side(first), name_side(second), difference, interval)
-    reason = "one seed gives no spread" if 1 in (len(first), len(second)) else "the runs of each side have equal figures"
-    return f"the difference of {shown(difference)} in {tested} cannot be judged: {reason}"
+    reason = (
+        "a single run has no standard deviation"
+        if 1 in (len(first), len(second))
+        else "the runs of each side have equal figures"
+    )
+    return f"the difference of {shown(difference)} in {tested} has no interval: {reason}"
 
 
 def _compare_values(first: list[float], second: list[float]) -> dict[str, Any]:
     means = [statistics.fmean(values) for values in (first, second)]
-    spreads = [_spread(values) for values in (first, second)]
+    stds = [_std(values) for values in (first, second)]
     sides = [
-        {"mean": mean, "std": std, "values": values}
-        for mean, std, values in zip(means, spreads, (first, second), strict=True)
+        {"mean": mean, "std": std, "values": values} for mean, std, values in zip(means, stds, (first, second), strict=True)
     ]
     return {
         "first": sides[0],
@@ -99,7 +106,7 @@ def _compare_values(first: list[float], second: list[float]) -> dict[str, Any]:
     }
 
 
-def _spread(values: Sequence[float]) -> float | None:
+def _std(values: Sequence[float]) -> float | None:
     if len(values) < 2:
         return None
     return statistics.stdev(values) if np.isfinite(values).all() else math.nan
@@ -112,20 +119,20 @@ def _figures(run: Predictions, split: str) -> dict[str, float]:
 
 
 def _check_documents(first: Sequence[Predictions], second: Sequence[Predictions], split: str) -> list[str]:
-    """Return remarks on the documents that the runs were measured on. Raises UserError where test documents differ."""
+    """Return remarks on the documents of the runs. Raises UserError if test documents differ."""
     reference = first[0]
     expected = reference.splits[split]
     for run in (*first, *second):
-        found = run.splits[split]
-        if found.texts == expected.texts and np.array_equal(found.y, expected.y):
+        documents = run.splits[split]
+        if documents.texts == expected.texts and np.array_equal(documents.y, expected.y):
             continue
         if split == "test":
             raise UserError(
-                f"{run.run} was measured on other test documents, or other labels of them, than {reference.run}: give all "
-                f"runs the same test split"
+                f"{run.run} was evaluated on other test documents or labels than {reference.run}: give all runs the same "
+                f"test split"
             )
         texts = [sorted(run.splits[split].texts for run in side) for side in (first, second)]
         are_equal = texts[0] == texts[1]
-        where = "the same ones on both sides" if are_equal else "not the same ones on both sides"
-        return [f"the runs were validated on different documents ({where}): the spread is of seeds and of documents"]
+        note = "the same ones in both groups" if are_equal else "not the same ones in both groups"
+        return [f"the runs were validated on different documents ({note}): the variance is that of seeds and documents"]
     return []

@@ -1,8 +1,8 @@
-"""Cross-validation: a run for each fold of the documents, and what they come to on average.
+"""Cross-validation: one run per fold, and the mean of their metrics.
 
-Each fold is a run of its own, `<name>-fold-<k>`, so it is killed, resumed, reported and tracked like any other, and folds
-that other jobs have trained are done. A language model that is validated on a share of all texts (`lm.valid_pct`) is the
-same in all folds: it is trained in the first, and copied to the others.
+Each fold is a separate run, `<name>-fold-<k>`, so it is resumed, reported and tracked like any other, and other jobs can
+train folds. If `lm.valid_pct` is set, the language model is the same in all folds: it is trained in the first one and
+copied. Trade-off: that model has read the texts, not the labels, of every fold's validation documents.
 """
 
 from __future__ import annotations
@@ -32,44 +32,44 @@ Figures = dict[str, dict[str, dict[str, Any]]]
 
 
 def cross_validate(config: Config, runtime: Runtime, fresh: bool = False) -> Figures:
-    """Train all folds that are not done, then write `cross_validation.json` to `runs/<name>/`.
+    """Train all unfinished folds, then write `cross_validation.json` to `runs/<name>/`.
 
     Args:
-        fresh: train all of them again.
+        fresh: train all folds again.
 
     Returns:
-        Mean and sample standard deviation of each metric; on rank 0, nothing on others.
+        Mean and sample standard deviation of each metric on rank 0; empty on other ranks.
 
     Raises:
-        UserError: data.folds is not set; what one of the runs refuses.
-        Interrupted: a signal has asked to stop; all is saved.
+        UserError: data.folds is not set, or the input of a run is invalid.
+        ResumableInterrupt: a signal has requested a stop, and everything is saved.
     """
     configs = configs_of_folds(config)
     store = prepare(config, runtime)
     with runtime.fail_together():
-        for each in configs:
-            check_classifier(each, runtime, store)
+        for fold in configs:
+            check_classifier(fold, runtime, store)
     is_shared = config.lm.valid_pct is not None
-    for number, each in enumerate(configs):
+    for number, fold in enumerate(configs):
         if is_shared and number:
             with runtime.fail_together():
                 if runtime.is_main:
-                    copy_language_model(configs[0].run_dir, each, fresh)
-        logger.info(f"\n{each.name}: fold {number} of {len(configs)}")
-        run(each, runtime, fresh and not (is_shared and number))
-    found: Figures = {}
+                    copy_language_model(configs[0].run_dir, fold, fresh)
+        logger.info(f"\n{fold.name}: fold {number} of {len(configs)}")
+        run(fold, runtime, fresh and not (is_shared and number))
+    averages: Figures = {}
     with runtime.fail_together():
         if runtime.is_main:
-            found = average([_summary(each.run_dir) for each in configs])
+            averages = average([_summary(fold.run_dir) for fold in configs])
             config.run_dir.mkdir(parents=True, exist_ok=True)
-            write_json(config.run_dir / "cross_validation.json", {"folds": [each.name for each in configs], **found})
-    return found
+            write_json(config.run_dir / "cross_validation.json", {"folds": [fold.name for fold in configs], **averages})
+    return averages
 
 
 def configs_of_folds(config: Config) -> list[Config]:
-    """A config for each fold: its own name, and one group in W&B. Raises UserError where there are no folds."""
+    """Return a config per fold, with its own name and a common W&B group. Raises UserError if data.folds is not set."""
     if config.data.folds is None:
-        raise UserError("data.folds is not set: say into how many parts the documents are cut, such as data.folds=5")
+        raise UserError("data.folds is not set: give the number of folds, such as data.folds=5")
     group = config.tracking.group or os.environ.get("WANDB_RUN_GROUP") or config.name
     tracking = replace(config.tracking, group=group)
     return [
@@ -79,33 +79,34 @@ def configs_of_folds(config: Config) -> list[Config]:
 
 
 def average(summaries: list[Mapping[str, Any]]) -> Figures:
-    """Mean and sample standard deviation of the metrics that all summaries have."""
-    found: Figures = {}
-    each = [{**summary, "baseline": summary.get("baseline", {}).get("valid", {})} for summary in summaries]
+    """Return mean and sample standard deviation of the metrics that all summaries have."""
+    averages: Figures = {}
+    folds = [{**summary, "baseline": summary.get("baseline", {}).get("valid", {})} for summary in summaries]
     for stage in ("lm", "baseline", "classifier"):
-        names = [name for name in each[0].get(stage, {}) if not name.endswith("_per_second")]
+        names = [name for name in folds[0].get(stage, {}) if not name.endswith("_per_second")]
         for name in names:
-            values = [figures.get(stage, {}).get(name) for figures in each]
+            values = [figures.get(stage, {}).get(name) for figures in folds]
             if None not in values:
                 spread = statistics.stdev(values)
-                found.setdefault(stage, {})[name] = {"mean": statistics.fmean(values), "std": spread, "folds": values}
-    return found
+                averages.setdefault(stage, {})[name] = {"mean": statistics.fmean(values), "std": spread, "folds": values}
+    return averages
 
 
-def describe_figures(found: Figures) -> Iterator[str]:
-    """A line per metric, as `classifier  accuracy  0.9541 ± 0.0063  (0.9600 0.9478 ...)`."""
-    for stage, metrics in found.items():
+def describe_figures(averages: Figures) -> Iterator[str]:
+    """Yield a line per metric, such as `classifier  accuracy  0.9541 ± 0.0063  (0.9600 0.9478 ...)`."""
+    for stage, metrics in averages.items():
         for name, figures in metrics.items():
-            each = " ".join(f"{value:.4f}" for value in figures["folds"])
-            yield f"{stage:<12}{name:<14}{figures['mean']:.4f} ± {figures['std']:.4f}  ({each})"
+            folds = " ".join(f"{value:.4f}" for value in figures["folds"])
+            yield f"{stage:<12}{name:<14}{figures['mean']:.4f} ± {figures['std']:.4f}  ({folds})"
 
 
 def copy_language_model(first: Path, config: Config, fresh: bool) -> None:
-    """Give a run the language model of the first fold's, unless it has one.
+    """Copy the language model of the first fold to another fold, unless it has one.
 
     Args:
-        first: directory of the first fold's run.
-        fresh: whether another one than the first fold's is to go, and the classifier on it.
+        first: run directory of the first fold.
+        config: config of the other fold.
+        fresh: replace a different language model, and remove the classifier trained on it.
     """
     source, target = first / "lm", config.run_dir / "lm"
     is_same = target.is_dir() and (target / "training.json").read_bytes() == (source / "training.json").read_bytes()

@@ -1,6 +1,7 @@
-"""What there is to look at beside figures: texts that the language model makes up, and what the classifier gets wrong.
+"""Artifacts of an epoch: samples of the language model, and errors of the classifier.
 
-Texts leave the token store only where tracking.log_text says so; without it documents are named by their number.
+Texts are logged only if tracking.log_text is set, for privacy. Trade-off: by default, errors are identified only by the
+document's index in the token store.
 """
 
 from __future__ import annotations
@@ -22,29 +23,30 @@ from ulmfit_dist.models.sampling import Sampling, continue_tokens, never_drawn
 from ulmfit_dist.training.learner import DistributedLearner
 
 WORDS_OF_A_SAMPLE, SAMPLING = 40, Sampling()
+"""Number of generated tokens of a sample, and sampling parameters."""
 TOKENS_OF_A_DOCUMENT = 200
-"""How much of a wrongly labelled document is shown."""
+"""Maximum number of logged tokens of a misclassified document."""
 
 
 def compute_artifacts(
     learner: DistributedLearner, store: TokenStore, config: Config, before: dict[str, Any]
 ) -> dict[str, Any]:
-    """What tables.json says of a stage after an epoch, from what it said before it.
+    """Return the tables of a stage in tables.json after an epoch, given those before it.
 
-    A language model's `samples`. Of a classifier that says one class its `labels`, its `confusion_matrix` (documents by true
-    and predicted class), `reliability` (of labels, by the probability that they are given with) and `most_wrong`, all of the
-    last validation.
+    Language model: `samples` of all epochs. Single-label classifier, from the last validation: `labels`, `confusion_matrix`
+    (documents by true and predicted class), `reliability` (accuracy by confidence) and `most_wrong`. Other classifiers have
+    no tables.
     """
     metrics = learner.evaluation.metrics
     if isinstance(metrics, ClassifierMetrics):
-        return _mistakes(metrics, store, config)
+        return _errors(metrics, store, config)
     if not isinstance(metrics, LMMetrics) or not config.tracking.log_text:
         return {}
     return {"samples": [*before.get("samples", []), *_samples(learner, store, config)]}
 
 
 def _samples(learner: DistributedLearner, store: TokenStore, config: Config) -> list[dict[str, Any]]:
-    """Texts from their beginning, or from their end: backwards xxbos comes before the last word of the next document."""
+    """Return generated texts, in reading order also for a backward model, which starts at the end of a text."""
     model = learner.accelerate.accelerator.unwrap_model(learner.model)
     beginning_bT = torch.full((config.tracking.num_samples, 1), token_ids(store.vocab)[BOS], device=learner.dls.device)
     never = never_drawn(store.vocab)
@@ -55,9 +57,9 @@ def _samples(learner: DistributedLearner, store: TokenStore, config: Config) -> 
     return [{"epoch": learner.stage_epoch, "text": text} for text in shown]
 
 
-def _mistakes(metrics: ClassifierMetrics, store: TokenStore, config: Config) -> dict[str, Any]:
-    wrong = [asdict(prediction) for prediction in metrics.most_wrong]
-    for entry in wrong:
+def _errors(metrics: ClassifierMetrics, store: TokenStore, config: Config) -> dict[str, Any]:
+    misclassified = [asdict(prediction) for prediction in metrics.most_wrong]
+    for entry in misclassified:
         entry |= {key: store.label_names[entry[key]] for key in ("label", "predicted")}
         if config.tracking.log_text:
             entry["text"] = _text(store, entry["document"], config.tokenizer)
@@ -65,7 +67,7 @@ def _mistakes(metrics: ClassifierMetrics, store: TokenStore, config: Config) -> 
         "labels": store.label_names,
         "confusion_matrix": metrics.confusion_CC.long().tolist(),
         "reliability": [entry._asdict() for entry in reliability(metrics.bins_K3.numpy())],
-        "most_wrong": wrong,
+        "most_wrong": misclassified,
     }
 
 

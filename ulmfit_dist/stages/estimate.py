@@ -1,8 +1,8 @@
-"""Expected duration of a training stage, from a few of its own steps.
+"""Expected duration of a training stage, measured on a few of its own steps.
 
-A learner of the stage trains some steps, on the ranks and with the loaders of the run, and is dropped. The cost of a step
-is taken to be in proportion to the positions that it computes: rows times tokens, padding included. Trade-off: this takes
-some seconds, so a stage of little work is not measured, and its duration is given as zero.
+A temporary learner of the stage trains a few steps on the ranks and with the loaders of the run. The cost of a step is
+assumed proportional to the positions that it computes: rows times tokens, padding included. Trade-off: measuring takes
+several seconds, so short stages are not measured, and their duration is reported as zero.
 """
 
 from __future__ import annotations
@@ -30,27 +30,29 @@ from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.models.kernels import compile_kernels
 from ulmfit_dist.stages.classifier import classifier_learner
 from ulmfit_dist.stages.lm import lm_learner
+from ulmfit_dist.training.callbacks.order import CallbackOrder
 from ulmfit_dist.training.learner import DistributedLearner
 from ulmfit_dist.utils.log import get_logger
 
 logger = get_logger(__name__)
 
 MIN_WORK = 2e12
-"""Floating-point operations of a stage up to which it is not measured: some seconds on two CPU cores."""
+"""Minimum floating-point operations of a stage that is measured: some seconds on two CPU cores."""
 FORWARD_SHARE = 1 / 3
-"""Cost of a position that is read without a gradient, over that of one that is trained on: one pass instead of three."""
+"""Cost of a position without gradient relative to one with gradient: one pass instead of three."""
 BUDGET_SECONDS = 2.0
+"""Timed seconds after which no further step is timed; the first step is not counted."""
 MAX_STEPS = 12
-"""Steps that are timed at most, and seconds of them after which no further one is; the first step is not counted."""
+"""Maximum number of timed steps; the first step is not counted."""
 
 
 @dataclass(frozen=True)
 class StageEstimate:
-    """The work of a stage, and how long it will take.
+    """Steps, parameters and expected duration of a stage.
 
     Attributes:
         stage: "lm" or "classifier".
-        num_parameters: of the model.
+        num_parameters: parameters of the model.
         steps: optimizer steps of each epoch, in the order of the phases.
         seconds: expected duration of each epoch, training and validation; zeros where the stage is not measured.
         test_seconds: expected duration of scoring the test split.
@@ -70,7 +72,7 @@ class StageEstimate:
 
 @dataclass(frozen=True)
 class Work:
-    """Positions of an epoch: trained on, read before what is trained on, validated on, and of the test split."""
+    """Positions of an epoch: trained on, read without gradient, validated on, and of the test split."""
 
     train: float
     read: float
@@ -79,39 +81,62 @@ class Work:
     steps: int
 
 
+@dataclass(frozen=True)
+class CorpusSize:
+    """Size of a corpus whose store holds a sample of it.
+
+    Attributes:
+        scale: documents of the corpus over documents in the store.
+        vocab_size: tokens in the vocabulary of the corpus; None: the store's.
+    """
+
+    scale: float = 1.0
+    vocab_size: int | None = None
+
+
+@dataclass(frozen=True)
+class TimingLimits:
+    """Limits of the measurement of a stage.
+
+    Attributes:
+        budget_seconds: timed seconds after which no further step is timed.
+        min_work: floating-point operations up to which the stage is not measured; None: `MIN_WORK`.
+    """
+
+    budget_seconds: float = BUDGET_SECONDS
+    min_work: float | None = None
+
+
 def estimate_stage(
     config: Config,
     runtime: Runtime,
     store: TokenStore,
     stage: str,
-    scale: float = 1.0,
-    vocab_size: int | None = None,
-    budget_seconds: float = BUDGET_SECONDS,
-    min_work: float | None = None,
+    corpus: CorpusSize | None = None,
+    limits: TimingLimits | None = None,
 ) -> StageEstimate:
-    """Measure some steps of a stage, and estimate the duration of all. Collective; no state of the run changes.
+    """Time some steps of a stage and estimate the duration of all. Collective; no state of the run changes.
 
     Args:
         stage: "lm" or "classifier".
-        scale: documents of the corpus over documents in the store, where that holds a sample.
-        vocab_size: tokens in the vocabulary, where the store has that of a sample; None: the store's.
-        budget_seconds: seconds of timed steps after which no further one is timed.
-        min_work: floating-point operations up to which the stage is not measured; None: `MIN_WORK`.
+        corpus: size of the corpus, where the store holds only a sample of it; None: the store holds all of it.
+        limits: None: the defaults.
 
     Raises:
-        UserError: input that the stage cannot be trained on.
+        UserError: the stage cannot be trained on this input.
     """
+    corpus, limits = corpus or CorpusSize(), limits or TimingLimits()
     bare = replace(config, **{stage: replace(getattr(config, stage), callbacks=[])})
-    with _nothing_changed(runtime):
+    with _runtime_restored(runtime):
         with runtime.fail_together():
-            learner = _make_learner(bare, runtime, _with_vocab(store, vocab_size), stage)
-        work = _work(config, store, learner, scale)
+            learner = _make_learner(bare, runtime, _with_vocab(store, corpus.vocab_size), stage)
+        work = _work(config, store, learner, corpus.scale)
         num_parameters = sum(parameter.numel() for parameter in learner.model.parameters())
         phases = getattr(config, stage).phases
         per_position = dict.fromkeys((phase.freeze_to for phase in phases), 0.0)
         operations = _operations(learner, stage) * work.train * sum(phase.epochs for phase in phases)
-        if operations > (MIN_WORK if min_work is None else min_work):
-            timer = partial(StepTimer, runtime, budget_seconds, config.classifier.max_len)
+        if operations > (MIN_WORK if limits.min_work is None else limits.min_work):
+            timer = partial(StepTimer, runtime, limits.budget_seconds, config.classifier.max_len)
             per_position = _measure(learner, runtime, list(per_position), timer)
     steps, seconds = [], []
     trained = max(per_position.values())
@@ -124,9 +149,9 @@ def estimate_stage(
 
 
 class StepTimer(Callback):
-    """Times the steps of a fit, and ends it after enough of them, on all ranks after the same one."""
+    """Time the steps of a fit and end it after the same step on all ranks."""
 
-    order, run_valid = 97, False
+    order, run_valid = CallbackOrder.STEP_TIMER, False
 
     def __init__(self, runtime: Runtime, budget_seconds: float, max_len: int):
         self.runtime, self.budget_seconds, self.max_len = runtime, budget_seconds, max_len
@@ -147,7 +172,7 @@ class StepTimer(Callback):
 
     @property
     def per_position(self) -> float:
-        """Seconds per position, of all steps but the first, which compiles and allocates, unless it is the only one."""
+        """Seconds per position, without the first step, which compiles and allocates, unless it is the only one."""
         first = 1 if len(self.seconds) > 1 else 0
         return sum(self.seconds[first:]) / sum(self.positions[first:])
 
@@ -160,7 +185,7 @@ class StepTimer(Callback):
 def _measure(
     learner: DistributedLearner, runtime: Runtime, freezes: list[int], make_timer: Callable[[], StepTimer]
 ) -> dict[int, float]:
-    """Return seconds per position by what is frozen: measured for the least and the most, between them by the layers."""
+    """Return seconds per position by `freeze_to`: measured for the fewest and the most trained layers, else interpolated."""
     for message in compile_kernels(runtime.device, learner.loss_func):
         logger.debug(message)
     learner.create_opt()
@@ -171,14 +196,14 @@ def _measure(
     for first in sorted(ends, reverse=True):
         timer = make_timer()
         learner.freeze_to(first)
-        learner.first_epoch, learner.first_step = 0, 0
+
         with learner.added_cbs(timer):
             learner.fit(MAX_STEPS // len(learner.dls.train) + 2, lr=0.0)
         measured[first] = timer.per_position
     first, last = min(measured), max(measured)
     return {
-        freeze: float(np.interp(place, [first, max(last, first + 1)], [measured[first], measured[last]]))
-        for freeze, place in depth.items()
+        freeze: float(np.interp(group, [first, max(last, first + 1)], [measured[first], measured[last]]))
+        for freeze, group in depth.items()
     }
 
 
@@ -202,25 +227,25 @@ def _with_vocab(store: TokenStore, size: int | None) -> TokenStore:
 def _work(config: Config, store: TokenStore, learner: DistributedLearner, scale: float) -> Work:
     train, valid = learner.dls.train, learner.dls.valid
     max_len = config.classifier.max_len
-    kept, read = zip(*(_positions_of_step(train, step, max_len) for step in range(len(train))), strict=True)
-    of_valid = sum(sum(_positions_of_step(valid, step, max_len)) for step in range(len(valid)))
+    trained, read = zip(*(_positions_of_step(train, step, max_len) for step in range(len(train))), strict=True)
+    num_valid = sum(sum(_positions_of_step(valid, step, max_len)) for step in range(len(valid)))
     test_lengths = store.lengths[split_documents(store, config).test].astype(np.float64)
     if config.classifier.max_doc_tokens is not None:
         test_lengths = np.minimum(test_lengths, config.classifier.max_doc_tokens)
     steps = max(1, round(len(train) * scale))
-    return Work(sum(kept) * scale, sum(read) * scale, of_valid * scale, float(test_lengths.sum()) * scale, steps)
+    return Work(sum(trained) * scale, sum(read) * scale, num_valid * scale, float(test_lengths.sum()) * scale, steps)
 
 
 def _positions_of_step(loader: Any, step: int, max_len: int) -> tuple[float, float]:
-    """Return the positions of a global batch that are trained on, and those that are only read before them."""
+    """Return the positions of a global batch that are computed with and without gradient."""
     if isinstance(loader, LMLoader):
         begin = step * loader.seq_len
         return float(loader.global_batch_size * min(loader.seq_len, loader.row_len - begin)), 0.0
     assert isinstance(loader, ClassifierLoader)
     lengths = loader.lengths[loader._batches[step]]
     padded = lengths[0] - (lengths[0] - lengths) // loader.seq_len * loader.seq_len
-    kept = np.minimum(padded, max_len)
-    return float(kept.sum()), float((padded - kept).sum())
+    trained = np.minimum(padded, max_len)
+    return float(trained.sum()), float((padded - trained).sum())
 
 
 def _operations(learner: DistributedLearner, stage: str) -> float:
@@ -232,8 +257,8 @@ def _operations(learner: DistributedLearner, stage: str) -> float:
 
 
 @contextmanager
-def _nothing_changed(runtime: Runtime) -> Iterator[None]:
-    """Put back, after a measurement, the runtime's micro-batch size, scaler and statistics."""
+def _runtime_restored(runtime: Runtime) -> Iterator[None]:
+    """Restore the runtime's micro-batch size, gradient scaler and statistics after a measurement."""
     size = runtime.micro_batch_size
     try:
         yield

@@ -1,4 +1,4 @@
-"""The figures of a finished run, computed again from its exported models, on as many ranks as share its batches evenly."""
+"""Evaluation of a finished run from its exported models, on any number of ranks that divides its global batch size."""
 
 from __future__ import annotations
 
@@ -32,19 +32,20 @@ logger = get_logger(__name__)
 def evaluate(
     run: Path, runtime: Runtime, trust_remote_code: bool = False, split: str = "valid", data: Path | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Metrics by stage on the validation documents, for each model that the folder has. Collective.
+    """Return metrics by stage on the validation documents, for each exported model of the run. Collective.
 
-    The classifier's are those of `classifier_figures`. On the test split, and on new texts, they are the classifier's alone,
-    with the 95 % interval of each metric (`metrics/intervals.py`).
+    The classifier's metrics are those of `classifier_figures`. On the test split and on new texts, only the classifier is
+    evaluated, with the 95 % interval of each metric (`metrics/intervals.py`).
 
     Args:
+        run: run directory, or an exported model's folder.
+        trust_remote_code: call user-defined functions of the model's config. Otherwise tokenizer.rules raise UserError, and
+            classifier.metrics are skipped.
         split: valid or test.
         data: new labelled texts to evaluate the classifier on instead.
-        trust_remote_code: whether to call what the model's config names: tokenizer.rules and classifier.metrics. If not, the
-            former are refused, and the latter not computed.
 
     Raises:
-        UserError: no exported model, no store of its texts, or texts that have changed since.
+        UserError: the exported model or the token store of its texts is missing, or the texts have changed.
     """
     if data is not None or split == "test":
         from ulmfit_dist.stages.evaluate_texts import evaluate_test_split, evaluate_texts
@@ -56,19 +57,20 @@ def evaluate(
         }
     folders = {stage: folder for stage in ("lm", "classifier") if (folder := find_model(run, stage)) is not None}
     if not folders:
-        raise UserError(f"{run}: no exported model here: give a run directory, or an exported model's folder")
+        raise UserError(f"{run}: no exported model here: give a run directory or the folder of an exported model")
     exports = {stage: read_bundle(folder) for stage, folder in folders.items()}
     for exported in exports.values():
         check_functions(exported, trust_remote_code)
     if "classifier" in exports and exports["classifier"].config.classifier.metrics and not trust_remote_code:
-        logger.warning("classifier.metrics are not computed: give --trust-remote-code to compute them")
+        logger.warning("the user-defined classifier.metrics are skipped: --trust-remote-code computes them")
     return {stage: _evaluate_stage(stage, exported, runtime, trust_remote_code) for stage, exported in exports.items()}
 
 
 def precision_of_models(runs: Sequence[Path]) -> str:
-    """Return the precision that the models of runs were trained in, so that `evaluate` gives the figures of the training.
+    """Return the precision that the models of runs were trained in, so that `evaluate` reproduces the figures of training.
 
-    `auto` if they differ or do not name one, if the launcher names one, and, with a warning, if this machine has it not.
+    Returns `auto` if it differs between models or is unknown, if the launcher sets one, and, with a warning, if this machine
+    does not support it.
     """
     folders = {folder for run in runs for stage in ("lm", "classifier") if (folder := find_model(run, stage)) is not None}
     precisions = {read_bundle(folder).training.get("precision") for folder in folders}
@@ -83,19 +85,19 @@ def precision_of_models(runs: Sequence[Path]) -> str:
 
 
 def describe_figures(figures: dict[str, dict[str, Any]]) -> str:
-    """Return figures by stage as tables: each metric with its interval, if there is one, and those of each class."""
+    """Return figures by stage as tables: metrics with their intervals, if any, and scores of each class."""
     tables = []
-    for stage, found in figures.items():
+    for stage, stage_figures in figures.items():
         rows = []
-        for name, value in found.items():
+        for name, value in stage_figures.items():
             if isinstance(value, (int, float)):
-                low_high = found.get(f"{name}_interval")
+                low_high = stage_figures.get(f"{name}_interval")
                 interval = f"{low_high[0]:.4f} to {low_high[1]:.4f}" if low_high else ""
                 rows.append((name, f"{value:,}" if isinstance(value, int) else f"{value:.4f}", interval))
         has_intervals = any(interval for *_, interval in rows)
         columns = ("metric", "value", "95 % interval") if has_intervals else ("metric", "value")
         tables.append(TextTable(stage, columns, tuple(row[: len(columns)] for row in rows), show_lines=False))
-        if classes := found.get("classes"):
+        if classes := stage_figures.get("classes"):
             cells = tuple(tuple(_cell(value) for value in scores.values()) for scores in classes)
             tables.append(TextTable("classes", tuple(classes[0]), cells, show_lines=False))
     return "\n\n".join(map(str, tables))
@@ -125,17 +127,17 @@ def _evaluate_stage(stage: str, exported: ModelBundle, runtime: Runtime, trust: 
 
 
 def check_functions(exported: ModelBundle, trust_remote_code: bool) -> None:
-    """Refuse to prepare the texts of a model by functions that nobody has said to trust. Raises UserError."""
+    """Raise UserError if the model needs user-defined functions that are not trusted."""
     config = exported.config
     paths = {"model.arch": config.model.arch, "data.splitter": config.data.splitter, "data.get_y": config.data.get_y}
-    named = {key: [path] for key, path in paths.items() if path is not None}
-    check_trust({"tokenizer.rules": config.tokenizer.rules, **named}, exported.folder, trust_remote_code)
+    functions = {key: [path] for key, path in paths.items() if path is not None}
+    check_trust({"tokenizer.rules": config.tokenizer.rules, **functions}, exported.folder, trust_remote_code)
 
 
 def check_store(exported: ModelBundle, store: TokenStore) -> None:
-    """Refuse a store that is not the one that the model was trained on. Raises UserError."""
+    """Raise UserError if the model was not trained on this token store."""
     if exported.training["data_fingerprint"] != store.fingerprint or exported.vocab != store.vocab:
         raise UserError(
-            f"{exported.folder} was not trained on the texts of {store.path}: texts or labels have changed since; "
-            f"train again, or bring back what it was trained on"
+            f"{exported.folder} was not trained on the texts of {store.path}: texts or labels have changed; train again, "
+            f"or restore the original texts"
         )

@@ -1,6 +1,7 @@
-"""Scores of a run's exported classifier on its test split, once, at the end of `run`; and the predictions behind them.
+"""Scoring of a run's exported classifier on its test split at the end of `run`, and its predictions.
 
-`predictions.parquet` holds a row for each labelled document of the valid and test splits (`data/prediction_table.py`).
+`predictions.parquet` has a row for each labelled document of the valid and test splits (`data/prediction_table.py`).
+Trade-off: one more pass over the validation documents, so that runs can be compared later without their models.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ logger = get_logger(__name__)
 
 
 def score_test_split(config: Config, runtime: Runtime, store: TokenStore, tracker: Tracker) -> None:
-    """Score the exported classifier on the test split, and write the predictions, unless that is done. Collective.
+    """Score the exported classifier on the test split and write the predictions, unless they exist. Collective.
 
-    A fold of a cross-validation does not score it: the folds would choose by it.
+    A fold of a cross-validation is not scored, because folds are used to select a config.
     """
     splits = split_documents(store, config)
     if len(store.split("test")) and config.data.folds is not None:
-        logger.info("the test split is not scored by a fold: train without data.folds to score it once")
+        logger.info("the test split is not scored in a cross-validation: train without data.folds to score it once")
         return
     if len(store.split("test")) and not len(splits.test):
         logger.info("the test split has no labels: it is not scored")
@@ -60,7 +61,7 @@ def write_predictions(
     """Write the predictions of documents.
 
     Args:
-        answers: by split: indices in the store, int64 [N], and probabilities or numbers, float64 [N, C].
+        answers: by split, indices in the store, int64 [N], and probabilities or numbers, float64 [N, C].
     """
     labels, settings = exported.labels or [], exported.config.classifier
     columns: dict[str, list[Any]] = {"document": [], "split": [], "label": [], "predicted": [], "probabilities": []}
@@ -95,5 +96,5 @@ def _predicted(prediction: Any, delimiter: str) -> str:
 
 
 def _is_short(name: str, value: Any) -> bool:
-    """Return whether a figure is a number or an interval, as those of summary.json are."""
+    """Return True for figures of summary.json: numbers and intervals."""
     return isinstance(value, (int, float)) or name.endswith("_interval")

@@ -1,10 +1,7 @@
-"""The language model stage: pretrained or fresh weights, the recipe's phases, an exported model."""
+"""The language model stage: its loaders and its learner, from pretrained or fresh weights."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from ulmfit_dist.checkpointing.resume import ResumePoint
 from ulmfit_dist.config.schema import Config
 from ulmfit_dist.data.batches import BatchLayout, make_batch_shard
 from ulmfit_dist.data.lm_loader import LMLoader
@@ -14,40 +11,22 @@ from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.metrics.accumulators import LMMetrics
 from ulmfit_dist.models.fused_cross_entropy import PRODUCT_DTYPES, DecoderLoss
 from ulmfit_dist.models.networks import build_language_model, lm_groups
-from ulmfit_dist.models.pretrained import describe_match, fetch, load_pretrained
+from ulmfit_dist.models.pretrained import describe_match, load_pretrained
 from ulmfit_dist.rng.counter_based import seed_torch
-from ulmfit_dist.stages.train_stage import train_stage
-from ulmfit_dist.tracking.tracker import Tracker
-from ulmfit_dist.training.callbacks.progress import StageClock
 from ulmfit_dist.training.callbacks.user import add_callbacks
-from ulmfit_dist.training.learner import build_learner
+from ulmfit_dist.training.learner import LearnerParts, build_learner
 from ulmfit_dist.training.train_steps import LMLearner
 from ulmfit_dist.utils.log import get_logger
 
 logger = get_logger(__name__)
 
 
-def train_lm(
-    config: Config,
-    runtime: Runtime,
-    store: TokenStore,
-    tracker: Tracker,
-    found: ResumePoint | None = None,
-    clock: StageClock | None = None,
-) -> Path:
-    """Train the language model on the store's texts, from a checkpoint on if one was found, and export it to `<run>/lm`.
+def lm_learner(config: Config, runtime: Runtime, store: TokenStore) -> LMLearner:
+    """Return the untrained learner of the stage; `model.pretrained` must be fetched already.
 
     Raises:
-        UserError: batch size and ranks do not fit, too little text, pretrained weights that do not fit.
+        UserError: batch size and ranks do not fit, too little text, or pretrained weights that do not fit.
     """
-    fetch(config.model.pretrained, runtime)
-    with runtime.fail_together():
-        learner = lm_learner(config, runtime, store)
-    return train_stage(learner, None, config, runtime, store, tracker, found, clock)
-
-
-def lm_learner(config: Config, runtime: Runtime, store: TokenStore) -> LMLearner:
-    """The learner of the stage, untrained: for `train_lm`, and for a notebook."""
     train, valid = lm_loaders(config, runtime, store)
     seed_torch(config.seed, "lm", "weights")
     model = build_language_model(len(store.vocab), config.model, config.lm)
@@ -55,15 +34,14 @@ def lm_learner(config: Config, runtime: Runtime, store: TokenStore) -> LMLearner
         matched = load_pretrained(model, config.model.pretrained, store.vocab, config.model)
         logger.info(describe_match(config.model.pretrained, matched, store.vocab))
     loss = DecoderLoss(model[1].decoder, PRODUCT_DTYPES[runtime.precision])
-    learner = build_learner(
-        LMLearner, "lm", config.lm, model, lm_groups, loss, LMMetrics(loss), train, valid, runtime, config.seed
-    )
+    parts = LearnerParts(model, lm_groups, loss, LMMetrics(loss), train, valid)
+    learner = build_learner(LMLearner, "lm", parts, config.lm, runtime, config.seed)
     add_callbacks(learner, "lm", config.lm.callbacks)
     return learner
 
 
 def lm_loaders(config: Config, runtime: Runtime, store: TokenStore) -> tuple[LMLoader, LMLoader]:
-    """Training and validation batches of this rank."""
+    """Return training and validation loaders of this rank. Raises UserError for too little text, or batch size and ranks."""
     settings, splits = config.lm, split_documents(store, config)
     shard = make_batch_shard(runtime.rank, runtime.world_size, config.runtime, runtime.micro_batch_size)
     shard = shard.in_steps(runtime.launch.accumulation_steps, settings.global_batch_size, "lm.global_batch_size")

@@ -1,4 +1,4 @@
-"""The plan of a run: its stages with their steps, parameters and expected duration, printed before the first step."""
+"""Plan of a run: steps, parameters and expected duration of each stage, printed before the first step."""
 
 from __future__ import annotations
 
@@ -13,52 +13,55 @@ from ulmfit_dist.stages.estimate import StageEstimate, estimate_stage
 from ulmfit_dist.tracking.console import plan_row
 from ulmfit_dist.tracking.tracker import device_name
 from ulmfit_dist.training.callbacks.progress import StageClock
-from ulmfit_dist.training.train_state import RecipePosition
 from ulmfit_dist.utils.formatting import describe_processes, duration
 
 
 @dataclass(frozen=True)
 class RunPlan:
-    """Stages of a run that are not done, with their estimates.
+    """Unfinished stages of a run with their estimates.
 
     Attributes:
-        estimates: by stage, of all stages that are to be trained, in their order.
-        left: by stage, the expected seconds that are left of it.
+        estimates: estimates of the unfinished stages, in their order.
+        left: expected remaining seconds by stage.
     """
 
     estimates: dict[str, StageEstimate] = field(default_factory=dict)
     left: dict[str, float] = field(default_factory=dict)
 
     def clock(self, stage: str) -> StageClock:
-        """Return the clock of a stage that is to be trained."""
+        """Return the clock of an unfinished stage."""
         estimate = self.estimates[stage]
         following = list(self.estimates)[list(self.estimates).index(stage) + 1 :]
-        later = sum(self.left[each] for each in following) + estimate.test_seconds
+        later = sum(self.left[name] for name in following) + estimate.test_seconds
         return StageClock(estimate.seconds if sum(estimate.seconds) else estimate.steps, later)
 
 
 def make_plan(
-    config: Config, runtime: Runtime, store: TokenStore, found: Mapping[str, ResumePoint | None], done: Mapping[str, bool]
+    config: Config,
+    runtime: Runtime,
+    store: TokenStore,
+    resume_points: Mapping[str, ResumePoint | None],
+    done: Mapping[str, bool],
 ) -> RunPlan:
-    """Estimate the stages that are not done. Collective; takes some seconds where there is much to do.
+    """Estimate the unfinished stages. Collective; takes some seconds for long stages.
 
     Args:
-        found: by stage, a checkpoint to resume from.
-        done: by stage, in their order, whether it is done.
+        resume_points: checkpoint to resume from, by stage.
+        done: True for finished stages, by stage in their order.
     """
     estimates = {stage: estimate_stage(config, runtime, store, stage) for stage, is_done in done.items() if not is_done}
     left = {stage: estimate.total_seconds for stage, estimate in estimates.items()}
     for stage, estimate in estimates.items():
-        if (checkpoint := found.get(stage)) is not None:
-            position = RecipePosition.from_json(checkpoint.state["position"])
-            epoch = position.stage_epoch(getattr(config, stage).phases)
-            begun = position.step / estimate.steps[epoch] if epoch < len(estimate.steps) else 0.0
-            left[stage] = sum(estimate.seconds[epoch:]) - begun * sum(estimate.seconds[epoch : epoch + 1])
+        if (checkpoint := resume_points.get(stage)) is not None:
+            state = checkpoint.train_state
+            epoch = len(estimate.steps) if state.is_finished else state.stage_epoch
+            finished_share = state.first_step / estimate.steps[epoch] if epoch < len(estimate.steps) else 0.0
+            left[stage] = sum(estimate.seconds[epoch:]) - finished_share * sum(estimate.seconds[epoch : epoch + 1])
     return RunPlan(estimates, left)
 
 
 def describe_plan(plan: RunPlan, config: Config, runtime: Runtime, done: Mapping[str, bool]) -> Iterator[str]:
-    """Yield the plan as a table, a line at a time."""
+    """Yield the lines of the plan's table."""
     precision = runtime.precision
     where = f"{describe_processes(runtime.world_size)}, {device_name(runtime.device)}, {precision}"
     yield f"plan of {config.name}: {where}"

@@ -1,4 +1,8 @@
-"""All stages, one after the other; what is done already is not done again."""
+"""All stages of a run, one after the other, from wherever an earlier start was stopped.
+
+All inputs are checked before the first step. Trade-off: a completed stage is recognized by its exported model and its
+config, so changing a key that it depends on is an error instead of a silent second training.
+"""
 
 from __future__ import annotations
 
@@ -18,128 +22,104 @@ from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import FAILED, RESUMABLE, ResumableInterrupt, UserError
 from ulmfit_dist.models.bundle import WEIGHTS, read_bundle
 from ulmfit_dist.stages.baseline_figures import describe_standing
-from ulmfit_dist.stages.classifier import check_classifier, train_classifier
+from ulmfit_dist.stages.context import RunContext
 from ulmfit_dist.stages.final_scores import score_test_split
-from ulmfit_dist.stages.lm import lm_loaders, train_lm
 from ulmfit_dist.stages.plan import describe_plan, make_plan
 from ulmfit_dist.stages.prepare import prepare
+from ulmfit_dist.stages.stage import CLASSIFIER, STAGES, Stage
+from ulmfit_dist.stages.train_stage import train_stage
 from ulmfit_dist.tracking.tracker import Tracker
 from ulmfit_dist.utils.log import get_logger
 
 logger = get_logger(__name__)
 
-TRAIN = {"lm": train_lm, "classifier": train_classifier}
-CHECKS = {"lm": lm_loaders, "classifier": check_classifier}
-"""What raises for input that a stage cannot be trained on."""
-
 VALID_IS_TEST = (
-    "the valid split is the one named test: what is selected, or stopped, by its figures was chosen on the "
-    "documents that they report"
+    "the valid split is the one named test: its metrics select the epoch, or stop the training, on the documents "
+    "that they are reported on"
 )
 
 
 def run(config: Config, runtime: Runtime, fresh: bool = False, stages: Sequence[str] | None = None) -> None:
-    """Prepare, train the language model, train the classifier; all inputs are checked before the first step.
+    """Prepare the texts, then train the language model and the classifier. Collective.
 
-    What is done is not done again, and what was begun goes on from its newest checkpoint.
+    Completed stages are skipped, and an interrupted one resumes from its newest checkpoint.
 
     Args:
         fresh: start over.
-        stages: which to train; None: those that the config has.
+        stages: names of the stages to train; None: those that the config has.
 
     Raises:
         UserError: wrong input, or a stage that was trained, or begun, with another config.
-        Interrupted: a signal has asked to stop; all is saved.
+        ResumableInterrupt: a signal has stopped the run; all progress is saved.
     """
-    stages = stages or config.stages
-    with runtime.fail_together():
-        tracker = Tracker(config, runtime)
-    started = time.perf_counter()
-    store = prepare(config, runtime)
-    tracker.finish_stage("prepare", time.perf_counter() - started)
-    with _only_one(tracker, runtime) as told:
-        tracker.fresh = fresh = fresh and not _has_begun(config, runtime, stages[0])
+    selected = [STAGES[name] for name in stages or config.stages]
+    has_classifier = CLASSIFIER in selected
+    context = _prepare(config, runtime)
+    tracker, store = context.tracker, context.store
+    with _exclusive(tracker, runtime) as messages:
+        tracker.fresh = fresh = fresh and not _has_begun(config, runtime, selected[0])
         done: dict[str, bool] = {}
-        found: dict[str, ResumePoint | None] = {}
-        for stage in stages:
-            is_open = not fresh and all(done.values())  # a stage on one that is to be trained is to be trained, too
-            done[stage], found[stage] = _look(config, runtime, stage, store) if is_open else (False, None)
+        resume_points: dict[str, ResumePoint | None] = {}
+        for stage in selected:
+            is_open = not fresh and all(done.values())  # a stage after one that is trained again is trained again
+            done[stage.name], resume_points[stage.name] = _progress(context, stage) if is_open else (False, None)
         with runtime.fail_together():
-            for stage in stages:
-                CHECKS[stage](config, runtime, store)
-        _say_precision(config, runtime)
+            for stage in selected:
+                stage.check(config, runtime, store)
+        _print_precision(config, runtime)
         if valid_is_test(config):
             logger.warning(VALID_IS_TEST)
-        plan = make_plan(config, runtime, store, found, done)
+        plan = make_plan(config, runtime, store, resume_points, done)
         for line in describe_plan(plan, config, runtime, done):
             logger.info(line)
-        if "classifier" in stages:
-            _measure_baseline(config, runtime, store, tracker)
-        for stage in stages:
-            if done[stage]:
-                logger.debug(f"{stage}: done already, in {config.run_dir / stage} (--fresh trains it again)")
-                tracker.show(stage)
+        if has_classifier:
+            _measure_baseline(context)
+        for stage in selected:
+            if done[stage.name]:
+                folder = config.run_dir / stage.name
+                logger.debug(f"{stage.name}: already trained: {folder} (--fresh trains it again)")
+                tracker.show(stage.name)
             else:
-                TRAIN[stage](config, runtime, store, tracker, found[stage], plan.clock(stage))
-        if "classifier" in stages:
+                train_stage(context, stage, resume_points[stage.name], plan.clock(stage.name))
+        if has_classifier:
             score_test_split(config, runtime, store, tracker)
-        told += _report(config.run_dir) if runtime.is_main else []
-    if "classifier" in stages and runtime.is_main:
+        messages += _report(config.run_dir) if runtime.is_main else []
+    if has_classifier and runtime.is_main:
         for line in describe_standing(tracker.summary, config):
-            runtime.print(line)
+            logger.info(line)
 
 
-def run_stage(config: Config, runtime: Runtime, stage: str, fresh: bool = False) -> None:
-    """One stage alone: from its checkpoint on if it was begun, else anew.
+def run_stage(config: Config, runtime: Runtime, stage_name: str, fresh: bool = False) -> None:
+    """Train one stage: resume it if it was interrupted, else from the beginning. Collective.
 
     Args:
-        fresh: anew in any case.
+        fresh: start over in any case.
     """
+    stage = STAGES[stage_name]
+    context = _prepare(config, runtime, is_timed=False)
     with runtime.fail_together():
-        tracker = Tracker(config, runtime)
-    store = prepare(config, runtime)
-    with runtime.fail_together():
-        if stage == "classifier" and config.classifier.encoder is None:
-            is_exported(config, "lm", store)
-    with _only_one(tracker, runtime):
-        tracker.fresh = fresh = fresh and not _has_begun(config, runtime, stage)
-        found = None if fresh else find_checkpoint(config, runtime, stage)
-        if found is not None and _is_over(config, runtime, stage, found):
-            found = None
+        if (base := stage.base(config)) is not None:
+            is_exported(config, base, context.store)
+    with _exclusive(context.tracker, runtime):
+        context.tracker.fresh = fresh = fresh and not _has_begun(config, runtime, stage)
+        resume_point = None if fresh else _find_checkpoint(config, runtime, stage)
+        if resume_point is not None and _is_complete(config, runtime, stage, resume_point):
+            resume_point = None
         with runtime.fail_together():
-            if found is not None:
-                found.check(config, stage, store)
-        _say_precision(config, runtime)
-        TRAIN[stage](config, runtime, store, tracker, found)
-
-
-def _measure_baseline(config: Config, runtime: Runtime, store: TokenStore, tracker: Tracker) -> None:
-    if not config.classifier.baseline:
-        tracker.set_baseline(None)
-        return
-    from ulmfit_dist.stages.baseline import measure_baseline  # scikit-learn takes a second to import
-
-    measure_baseline(config, runtime, store, tracker)
-
-
-def _say_precision(config: Config, runtime: Runtime) -> None:
-    name, named = runtime.precision, runtime.launch.mixed_precision
-    if named is not None:
-        logger.debug(f"precision: {name} ({named.source})")
-    elif config.runtime.precision == "auto":
-        logger.debug(f"precision: {name}, chosen for this machine")
-    for line in runtime.launch.describe():
-        logger.debug(line)
+            if resume_point is not None:
+                resume_point.check(config, stage.name, context.store)
+        _print_precision(config, runtime)
+        train_stage(context, stage, resume_point)
 
 
 def is_exported(config: Config, stage: str, store: TokenStore) -> bool:
-    """Whether the run has this stage's model. Raises UserError if it was trained with another config or other data."""
+    """Return whether the run has this stage's model. Raises UserError if it was trained with another config or data."""
     folder = config.run_dir / stage
     if not (folder / WEIGHTS).is_file():
         return False
-    exported = read_bundle(folder)
-    then = exported.training["data_fingerprint"]
-    changed = differences(stage, config, to_dict(exported.config), store.fingerprint, then)
+    bundle = read_bundle(folder)
+    old_fingerprint = bundle.training["data_fingerprint"]
+    changed = differences(stage, config, to_dict(bundle.config), store.fingerprint, old_fingerprint)
     if changed:
         raise UserError(
             f"{folder} was trained with another {', '.join(changed)}: train again with --fresh, or give the run "
@@ -148,46 +128,81 @@ def is_exported(config: Config, stage: str, store: TokenStore) -> bool:
     return True
 
 
-def _has_begun(config: Config, runtime: Runtime, stage: str) -> bool:
-    """Whether a job that was started again has begun a stage before, so that --fresh is done with. Collective."""
-    found = find_checkpoint(config, runtime, stage) if runtime.is_restart else None
-    return found is not None and bool(found.state.get("job") == runtime.job)
+def _prepare(config: Config, runtime: Runtime, is_timed: bool = True) -> RunContext:
+    """Open the run directory, and prepare the token store. Collective."""
+    with runtime.fail_together():
+        tracker = Tracker(config, runtime)
+    started = time.perf_counter()
+    store = prepare(config, runtime)
+    if is_timed:
+        tracker.finish_stage("prepare", time.perf_counter() - started)
+    return RunContext(config, runtime, store, tracker)
 
 
-def _look(config: Config, runtime: Runtime, stage: str, store: TokenStore) -> tuple[bool, ResumePoint | None]:
-    """Whether a stage is done, and the checkpoint to go on from where it is not. Collective."""
-    found = find_checkpoint(config, runtime, stage)
+def _measure_baseline(context: RunContext) -> None:
+    if not context.config.classifier.baseline:
+        context.tracker.set_baseline(None)
+        return
+    from ulmfit_dist.stages.baseline import measure_baseline  # scikit-learn takes a second to import
+
+    measure_baseline(context.config, context.runtime, context.store, context.tracker)
+
+
+def _print_precision(config: Config, runtime: Runtime) -> None:
+    precision, named = runtime.precision, runtime.launch.mixed_precision
+    if named is not None:
+        logger.debug(f"precision: {precision} ({named.source})")
+    elif config.runtime.precision == "auto":
+        logger.debug(f"precision: {precision}, chosen for this machine")
+    for line in runtime.launch.describe():
+        logger.debug(line)
+
+
+def _find_checkpoint(config: Config, runtime: Runtime, stage: Stage) -> ResumePoint | None:
+    return find_checkpoint(config.checkpoints_dir, config.run_dir, stage.name, runtime)
+
+
+def _has_begun(config: Config, runtime: Runtime, stage: Stage) -> bool:
+    """Return whether a restarted job has already begun this stage, so that its --fresh has taken effect. Collective."""
+    resume_point = _find_checkpoint(config, runtime, stage) if runtime.is_restart else None
+    return resume_point is not None and bool(resume_point.state.get("job") == runtime.job)
+
+
+def _progress(context: RunContext, stage: Stage) -> tuple[bool, ResumePoint | None]:
+    """Return whether a stage is complete, and the checkpoint to resume it from if it is not. Collective."""
+    config, runtime = context.config, context.runtime
+    resume_point = _find_checkpoint(config, runtime, stage)
     done = False
-    if found is None or _is_over(config, runtime, stage, found):
+    if resume_point is None or _is_complete(config, runtime, stage, resume_point):
         with runtime.fail_together():
-            done = runtime.is_main and is_exported(config, stage, store)
+            done = runtime.is_main and is_exported(config, stage.name, context.store)
         done = runtime.broadcast_object(done)
     with runtime.fail_together():
-        if found is not None and not done:
-            found.check(config, stage, store)
-    return done, None if done else found
+        if resume_point is not None and not done:
+            resume_point.check(config, stage.name, context.store)
+    return done, None if done else resume_point
 
 
-def _is_over(config: Config, runtime: Runtime, stage: str, found: ResumePoint) -> bool:
-    """Whether the training of a checkpoint has come to its end, and to the model in the run directory. Collective."""
-    folder, is_over = config.run_dir / stage, False
+def _is_complete(config: Config, runtime: Runtime, stage: Stage, resume_point: ResumePoint) -> bool:
+    """Return whether the training of a checkpoint is complete and its model has been exported. Collective."""
+    folder, is_complete = config.run_dir / stage.name, False
     with runtime.fail_together():
-        if runtime.is_main and found.is_end and (folder / WEIGHTS).is_file():
-            is_over = found.is_of(read_bundle(folder))
-    return runtime.broadcast_object(is_over)
+        if runtime.is_main and resume_point.train_state.is_finished and (folder / WEIGHTS).is_file():
+            is_complete = resume_point.is_of(read_bundle(folder))
+    return runtime.broadcast_object(is_complete)
 
 
 @contextmanager
-def _only_one(tracker: Tracker, runtime: Runtime) -> Iterator[list[str]]:
-    """Be the only one that works in the run directory; at the end close the tracker, and say what has come of it.
+def _exclusive(tracker: Tracker, runtime: Runtime) -> Iterator[list[str]]:
+    """Lock the run directory; at the end close the tracker and print the outcome of the run.
 
-    Gives a list for lines to be said then.
+    Yields a list of messages, which are printed at the end.
     """
-    told: list[str] = []
+    messages: list[str] = []
     try:
         with runtime.fail_together():
             tracker.lock()
-        yield told
+        yield messages
     except ResumableInterrupt:
         with signals.saved():
             tracker.close(RESUMABLE)
@@ -195,11 +210,11 @@ def _only_one(tracker: Tracker, runtime: Runtime) -> Iterator[list[str]]:
     except BaseException:
         tracker.close(FAILED)
         raise
-    tracker.conclude([*told, *tracker.close()])
+    tracker.conclude([*messages, *tracker.close()])
 
 
 def _report(run: Path) -> list[str]:
-    """Write the run's report; a run is done without one, too."""
+    """Write the run's report; an error in it is a warning, because the run itself is complete."""
     from ulmfit_dist.report.page import write_report
 
     try:

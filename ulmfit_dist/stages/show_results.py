@@ -1,7 +1,8 @@
-"""What a stage trains on and what its model says, as tables of texts: fastai's `show_batch` and `show_results`.
+"""fastai's `show_batch` and `show_results`: training batches and predictions as tables of texts.
 
-A batch is that of the first training step, as the loaders give it to this rank. Results are of
-validation documents drawn by seed, or of places all over the validation stream: fastai's first batch has the longest ones.
+The batch is the first one of this rank. Results are of validation documents drawn by seed, or of evenly spaced positions of
+the validation stream; fastai shows the first batch, which has the longest documents. Trade-off: one forward pass on a single
+batch, which must fit into memory.
 """
 
 from __future__ import annotations
@@ -35,100 +36,104 @@ from ulmfit_dist.utils.text_table import TextTable
 
 STAGES = ("lm", "classifier")
 TOKENS_SHOWN = 150
-"""Of a document, from its beginning; as many as fastai shows."""
+"""Number of shown tokens of a document, from its start; as in fastai."""
 
 
 class TokenDecoder:
-    """Ids as the text that they stand for, or as the tokens that the model reads.
+    """Decoder of token ids to text or tokens.
 
     Args:
-        as_tokens: tokens, in the order of the model, with fastai's marks.
+        as_tokens: return tokens in the order that the model reads them, with fastai's special tokens.
     """
 
     def __init__(self, store: TokenStore, config: Config, as_tokens: bool):
-        self.vocab, self.kind, self.as_tokens = store.vocab, config.tokenizer.type, as_tokens
+        self.vocab, self.tokenizer_type, self.as_tokens = store.vocab, config.tokenizer.type, as_tokens
         self.backwards = config.model.backwards
 
     def of(self, ids: Tensor, most: int | None = None) -> str:
-        """One row of ids as text; padding and what is not predicted are left out."""
+        """Return a row of ids as text, without padding and ignored positions."""
         shown = ids[(ids != PAD_ID) & (ids != IGNORED)].tolist()
         cut = most is not None and len(shown) > most
         if cut:
             shown = shown[-most:] if self.backwards else shown[:most]  # type: ignore[operator]
         tokens = [self.vocab[i] for i in shown]
-        text = " ".join(tokens) if self.as_tokens else readable(tokens[:: -1 if self.backwards else 1], self.kind)
+        text = " ".join(tokens) if self.as_tokens else readable(tokens[:: -1 if self.backwards else 1], self.tokenizer_type)
         return f"{text} …" if cut else text
 
 
 def batch_tables(config: Config, runtime: Runtime, stage: str | None, rows: int, as_tokens: bool) -> list[TextTable]:
-    """The first rows of the first training batch of a stage, or of all that the texts allow.
+    """Return the first rows of the first training batch of a stage, or of all stages that the texts allow.
 
     Returns:
-        A table of `text` and `text_` (what is predicted: one token further) for the language model, one of `text` and
+        A table of `text` and `text_` (the targets, shifted by one token) for the language model, one of `text` and
         `category` for the classifier.
 
     Raises:
-        UserError: for what is wrong with config or texts, or a classifier is asked for and nothing is labelled.
+        UserError: config or texts are invalid, or the classifier is requested without labels.
     """
     check_rows(rows)
     store = prepare(config, runtime)
     tables = []
     with runtime.fail_together():
-        words = TokenDecoder(store, config, as_tokens)
-        for each in [stage] if stage is not None else STAGES if (store.labels != NO_LABEL).any() else STAGES[:1]:
-            tables.append((_lm_batch if each == "lm" else _classifier_batch)(config, runtime, store, words, rows))
+        decoder = TokenDecoder(store, config, as_tokens)
+        stages = STAGES if (store.labels != NO_LABEL).any() else STAGES[:1]
+        for name in stages if stage is None else [stage]:
+            tables.append((_lm_batch if name == "lm" else _classifier_batch)(config, runtime, store, decoder, rows))
     return tables
 
 
 def result_tables(
     run: Path, runtime: Runtime, stage: str | None, rows: int, as_tokens: bool, trust_remote_code: bool = False
 ) -> list[TextTable]:
-    """What the models of a run, or an exported model, say of some of the texts that they are validated on.
+    """Return predictions of the models of a run, or of an exported model, on validation texts.
 
     Args:
-        trust_remote_code: whether to call the functions that the model's config names.
+        trust_remote_code: call user-defined functions of the model's config.
 
     Returns:
-        A table of `text`, `text_` and `pred` (the likeliest next tokens) for the language model, one of `text`, `category`
+        A table of `text`, `text_` and `pred` (most likely next tokens) for the language model, one of `text`, `category`
         and `predicted` for the classifier.
 
     Raises:
-        UserError: no exported model, no store of its texts, or texts that have changed since.
+        UserError: the exported model or the token store of its texts is missing, or the texts have changed.
     """
     check_rows(rows)
-    wanted = STAGES if stage is None else (stage,)
-    folders = {each: folder for each in wanted if (folder := find_model(run, each)) is not None}
+    stages = STAGES if stage is None else (stage,)
+    folders = {name: folder for name in stages if (folder := find_model(run, name)) is not None}
     if not folders:
-        raise UserError(f"{run}: no {stage or 'exported'} model here: give a run directory, or an exported model's folder")
+        raise UserError(
+            f"{run}: no {stage or 'exported'} model here: give a run directory or the folder of an exported model"
+        )
     tables = []
-    for each, folder in folders.items():
+    for name, folder in folders.items():
         exported = read_bundle(folder)
         check_functions(exported, trust_remote_code)
         store = prepare(exported.config, runtime)
         with runtime.fail_together():
             check_store(exported, store)
-            words = TokenDecoder(store, exported.config, as_tokens)
+            decoder = TokenDecoder(store, exported.config, as_tokens)
             model = load_model(exported, runtime.device, trust_remote_code)
-            tables.append((_lm_results if each == "lm" else _classifier_results)(exported, model, store, words, rows))
+            tables.append((_lm_results if name == "lm" else _classifier_results)(exported, model, store, decoder, rows))
     return tables
 
 
 def check_rows(rows: int) -> None:
+    """Raise UserError if there are fewer than one row."""
     if rows < 1:
         raise UserError(f"rows={rows}: give a whole number of at least 1")
 
 
-def _lm_batch(config: Config, runtime: Runtime, store: TokenStore, words: TokenDecoder, rows: int) -> TextTable:
+def _lm_batch(config: Config, runtime: Runtime, store: TokenStore, decoder: TokenDecoder, rows: int) -> TextTable:
     train, _ = lm_loaders(config, runtime, store)
-    shown = [(words.of(x), words.of(y)) for x, y in _first_rows(next(iter(train)), rows)]
+    shown = [(decoder.of(x), decoder.of(y)) for x, y in _first_rows(next(iter(train)), rows)]
     return TextTable("language model: the first training batch", ("text", "text_"), tuple(shown))
 
 
-def _classifier_batch(config: Config, runtime: Runtime, store: TokenStore, words: TokenDecoder, rows: int) -> TextTable:
+def _classifier_batch(config: Config, runtime: Runtime, store: TokenStore, decoder: TokenDecoder, rows: int) -> TextTable:
     train, _ = classifier_loaders(config, runtime, store)
     batches = next(iter(train))
-    read = [(x, label) for batch in batches for x, label in zip(batch.x, _labels(batch, store), strict=True)]
-    shown = [(words.of(x, TOKENS_SHOWN), label) for x, label in read[:rows]]
+    documents = [(x, label) for batch in batches for x, label in zip(batch.x, _labels(batch, store), strict=True)]
+    shown = [(decoder.of(x, TOKENS_SHOWN), label) for x, label in documents[:rows]]
     return TextTable("classifier: the first training batch", ("text", "category"), tuple(shown))
 
 
@@ -138,7 +143,7 @@ def _first_rows(batches: list[MicroBatch], rows: int) -> Iterator[tuple[Tensor, 
 
 
 @torch.no_grad()
-def _lm_results(exported: ModelBundle, model: nn.Module, store: TokenStore, words: TokenDecoder, rows: int) -> TextTable:
+def _lm_results(exported: ModelBundle, model: nn.Module, store: TokenStore, decoder: TokenDecoder, rows: int) -> TextTable:
     config = exported.config
     documents = split_documents(store, config).lm_valid
     rows = max(1, min(rows, int(store.lengths[documents].sum()) - 1))
@@ -148,13 +153,13 @@ def _lm_results(exported: ModelBundle, model: nn.Module, store: TokenStore, word
     logits_bTV = model[1].decoder(model(x_bT)[0])  # type: ignore[index, operator]
     predicted_bT = logits_bTV.argmax(2).cpu()
     predicted_bT[batch.y == IGNORED] = IGNORED
-    shown = [(words.of(x), words.of(y), words.of(p)) for x, y, p in zip(batch.x, batch.y, predicted_bT, strict=True)]
+    shown = [(decoder.of(x), decoder.of(y), decoder.of(p)) for x, y, p in zip(batch.x, batch.y, predicted_bT, strict=True)]
     return TextTable("language model: validation texts", ("text", "text_", "pred"), tuple(shown))
 
 
 @torch.no_grad()
 def _classifier_results(
-    exported: ModelBundle, model: nn.Module, store: TokenStore, words: TokenDecoder, rows: int
+    exported: ModelBundle, model: nn.Module, store: TokenStore, decoder: TokenDecoder, rows: int
 ) -> TextTable:
     config, settings = exported.config, exported.config.classifier
     splits = split_documents(store, config)
@@ -165,30 +170,30 @@ def _classifier_results(
     layout = BatchLayout(len(documents), settings.seq_len, BatchShard(), config.model.backwards)
     batches = ClassifierLoader(store, documents, layout, max_doc_tokens=settings.max_doc_tokens)
     (batch,) = batches.step(0)
-    predicted = _said(model(_to_model(model, batch))[0].cpu(), targets, config)
+    predicted = _predicted_labels(model(_to_model(model, batch))[0].cpu(), targets, config)
     rows_of_table = zip(batch.x, _labels(batch, store), predicted, strict=True)
-    shown = [(words.of(x, TOKENS_SHOWN), label, said) for x, label, said in rows_of_table]
+    shown = [(decoder.of(x, TOKENS_SHOWN), *labels) for x, *labels in rows_of_table]
     return TextTable("classifier: validation documents", ("text", "category", "predicted"), tuple(shown))
 
 
 def _labels(batch: MicroBatch, store: TokenStore) -> list[str]:
-    """The labels of a classifier's documents, as the texts have them."""
+    """Return the labels of a batch as text."""
     assert batch.documents is not None
     return [store.label_names[i] for i in store.labels[batch.documents].tolist()]
 
 
-def _said(outputs_bC: Tensor, targets: Targets, config: Config) -> list[str]:
-    """What a classifier says of documents, in the form of their labels."""
+def _predicted_labels(outputs_bC: Tensor, targets: Targets, config: Config) -> list[str]:
+    """Return the predictions of a classifier in the format of labels."""
     if targets.kind == "regression":
         return [f"{value:.4f}" for value in outputs_bC[:, 0].tolist()]
     if targets.kind == "category":
         return [targets.names[i] for i in outputs_bC.argmax(1).tolist()]
-    said_bC = outputs_bC.sigmoid() > config.classifier.threshold
-    return [config.data.label_delim.join(targets.names[i] for i in row.nonzero()[:, 0].tolist()) for row in said_bC]
+    predicted_bC = outputs_bC.sigmoid() > config.classifier.threshold
+    return [config.data.label_delim.join(targets.names[i] for i in row.nonzero()[:, 0].tolist()) for row in predicted_bC]
 
 
 def _to_model(model: nn.Module, batch: MicroBatch) -> Tensor:
-    """The batch's ids on the model's device, and the model told which rows they are."""
+    """Return the ids of a batch on the model's device, and set the global rows in the encoder's dropout context."""
     encoder = encoder_of(model)
     encoder.reset()
     encoder.position.rows = batch.rows

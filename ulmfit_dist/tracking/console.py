@@ -1,6 +1,7 @@
-"""What a run says in the terminal: a row per epoch, and a table at its end.
+"""Terminal output of a run: a row per epoch, and a table at its end.
 
-A row is made from a line of metrics.jsonl, so epochs of an earlier start look as those of this one.
+Each row is made from a line of metrics.jsonl, so epochs of earlier starts are printed like those of this one. Trade-off: a
+row shows only what metrics.jsonl holds.
 """
 
 from __future__ import annotations
@@ -14,42 +15,44 @@ from ulmfit_dist.config.schema import Phase
 from ulmfit_dist.utils.formatting import describe_processes, duration
 
 WIDTHS = {"stage": 10, "phase": 7, "epoch": 7, "per second": 16, "time": 9}
-"""Of columns that are not as wide as most."""
+"""Widths of columns, in characters, where they differ from the default."""
 EPOCH_COLUMNS = {
     "lm": ("train_loss", "valid_loss", "perplexity", "accuracy", "tokens/s"),
     "classifier": ("train_loss", "valid_loss", "accuracy", "f1_macro", "examples/s"),
     "regression": ("train_loss", "valid_loss", "rmse", "mae", "r2", "examples/s"),
 }
-"""By stage; a classifier's where it is to say a number differ."""
-FINAL_METRICS, METRICS_OF_NUMBERS = ("valid_loss", "perplexity", "accuracy", "f1_macro"), ("rmse", "mae", "r2")
+"""Columns of an epoch, by stage; a classifier with numeric targets has those of `regression`."""
+FINAL_METRICS = ("valid_loss", "perplexity", "accuracy", "f1_macro")
+REGRESSION_METRICS = ("rmse", "mae", "r2")
 
 MAIN_METRICS = ("f1_micro", "accuracy", "rmse")
-"""Metrics that a classifier is compared by: the first that there is."""
+"""Metrics that classifiers are compared by, in order of preference."""
 LESS_IS_BETTER = ("rmse",)
-"""Those of them of which less is better."""
+"""Main metrics for which lower is better."""
 
 
 class EpochTable:
-    """The table of a stage's epochs.
+    """Table of a stage's epochs.
 
     Args:
         stage: "lm" or "classifier".
-        phases: of its recipe.
-        target: of a classifier.
-        own: names of metrics of the user's.
+        phases: training phases of the stage.
+        target: `classifier.target`.
+        user_metrics: names of the user-defined metrics.
     """
 
-    def __init__(self, stage: str, phases: Sequence[Phase], target: str = "category", own: Sequence[str] = ()):
+    def __init__(self, stage: str, phases: Sequence[Phase], target: str = "category", user_metrics: Sequence[str] = ()):
         self.stage, self.phases = stage, phases
         *columns, speed = EPOCH_COLUMNS["regression" if (stage, target) == ("classifier", "regression") else stage]
-        self.columns = (*columns, *own, speed)
+        self.columns = (*columns, *user_metrics, speed)
 
     def header(self) -> str:
+        """Return the column names as a row."""
         columns = ("stage", "phase", "epoch", *self.columns, "time")
         return _row(columns, columns)
 
     def baseline_row(self, figures: Mapping[str, Any]) -> str:
-        """Return the row of the baseline's figures on the validation documents, as `compute_baseline` gives them."""
+        """Return the row of the baseline's figures (of `compute_baseline`) on the validation documents."""
         valid = {**figures["valid"], "valid_loss": figures["valid"].get("loss")}
         cells = [_shown(column, valid.get(column)) for column in self.columns]
         return _row(
@@ -57,7 +60,7 @@ class EpochTable:
         )
 
     def row(self, line: Mapping[str, Any]) -> str:
-        """An epoch, from its line of metrics.jsonl."""
+        """Return the row of an epoch from its line of metrics.jsonl."""
         phase, epoch = int(line["phase"]), int(line["epoch"])
         within = epoch - sum(phase.epochs for phase in self.phases[:phase])
         of_phase = f"{within}/{self.phases[phase].epochs}" if phase < len(self.phases) else str(within)
@@ -68,10 +71,10 @@ class EpochTable:
 
 
 def final_table(summary: Mapping[str, Any]) -> Iterable[str]:
-    """The figures of summary.json, a row per stage."""
+    """Yield the lines of the final table, a row per stage, from the content of summary.json."""
     precision = summary["precision"]
     yield f"{summary['name']}: {describe_processes(summary['world_size'])}, {summary['device']}, {precision}"
-    metrics = [*FINAL_METRICS, *(name for name in METRICS_OF_NUMBERS if name in summary.get("classifier", {}))]
+    metrics = [*FINAL_METRICS, *(name for name in REGRESSION_METRICS if name in summary.get("classifier", {}))]
     columns = ("stage", *metrics, "per second", "time")
     yield _row(columns, columns)
     baseline = summary.get("baseline")
@@ -89,7 +92,7 @@ def final_table(summary: Mapping[str, Any]) -> Iterable[str]:
             yield f"baseline on test: {', '.join(_with_intervals(baseline['test']))}"
         yield describe_test(test)
     if summary.get("valid_is_test"):
-        yield "validated on the split named test: its figures have chosen what they report"
+        yield "warning: the validation split is the test split: these figures were also used to select the model"
 
 
 def plan_row(*cells: str) -> str:
@@ -103,11 +106,11 @@ def describe_test(figures: Mapping[str, Any]) -> str:
 
 
 def read_scores(run: Path) -> Iterator[str]:
-    """Yield the figures of a run's baseline and classifier on its test split, or else on its validation documents."""
+    """Yield the figures of a run's baseline and classifier on its test split, or else on its validation split."""
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     classifier = summary["classifier"]
-    parts = {"baseline": summary.get("baseline", {}), "classifier": {"valid": classifier, "test": classifier.get("test")}}
-    for name, sides in parts.items():
+    models = {"baseline": summary.get("baseline", {}), "classifier": {"valid": classifier, "test": classifier.get("test")}}
+    for name, sides in models.items():
         side = "test" if sides.get("test") else "valid"
         if figures := sides.get(side):
             shown = [*_with_intervals(figures)] or [
@@ -117,7 +120,7 @@ def read_scores(run: Path) -> Iterator[str]:
 
 
 def _with_intervals(figures: Mapping[str, Any]) -> Iterator[str]:
-    """Yield each metric that has an interval, with it."""
+    """Yield each metric that has an interval, with its interval."""
     for name, value in figures.items():
         if isinstance(interval := figures.get(f"{name}_interval"), list):
             low, high = (f"{end:.4f}" for end in interval)

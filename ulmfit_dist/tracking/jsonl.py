@@ -1,7 +1,7 @@
-"""metrics.jsonl: a line for each thing that was logged, stage by stage.
+"""metrics.jsonl: the log of a run, one JSON object per line, stage by stage.
 
-A stage that starts anew, or goes on from a checkpoint, first puts its part of the file back to where it begins; what other
-stages have written stays.
+A stage that starts or resumes first truncates its own lines to the position where it starts, and keeps the lines of other
+stages. Trade-off: the lines of the running stage are kept in memory, so that the file can be rewritten after a failed write.
 """
 
 from __future__ import annotations
@@ -18,37 +18,37 @@ from ulmfit_dist.utils.log import get_logger
 logger = get_logger(__name__)
 
 STAGES = ("lm", "classifier")
-"""In the order in which they are trained."""
+"""Training stages, in their order."""
 POSITION = ("phase", "epoch", "step", "tokens")
-"""What every line has."""
+"""Keys of every line."""
 
 
 class MetricLog:
-    """The file of one run.
+    """Metrics log of one run.
 
     Args:
-        path: of metrics.jsonl.
+        path: path of metrics.jsonl.
 
     Attributes:
-        lines: the running stage's part of it.
+        lines: lines of the running stage.
     """
 
     def __init__(self, path: Path):
         self.path, self.lines, self._others, self._is_torn = path, "", "", False
 
     def begin(self, stage: str, lines: str) -> None:
-        """Put the stage's part of the file back to these lines."""
+        """Replace the lines of a stage by these ones."""
         self.lines = lines
         self._others = "".join(f"{line}\n" for line in self._read() if _stage_of(line) not in (stage, None))
         self._write()
 
     def drop(self, stage: str) -> None:
-        """Remove the part of a stage that is not running."""
+        """Remove the lines of a stage that is not running."""
         self._others = "".join(line for line in self._others.splitlines(True) if _stage_of(line) != stage)
         self._write()
 
     def append(self, line: Mapping[str, Any]) -> None:
-        """Add a line; if there is no room, go on, and try again with the next one."""
+        """Append a line; after a failed write, warn and retry with the next line."""
         text = json.dumps(line) + "\n"
         self.lines += text
         try:
@@ -63,7 +63,7 @@ class MetricLog:
             self._is_torn = True
 
     def read(self, stage: str) -> list[dict[str, Any]]:
-        """The lines of a stage as they are in the file."""
+        """Return the lines of a stage in the file."""
         return [json.loads(line) for line in self._read() if _stage_of(line) == stage]
 
     def _read(self) -> list[str]:
@@ -75,36 +75,35 @@ class MetricLog:
 
 
 def is_epoch(line: Mapping[str, Any]) -> bool:
-    """Whether a line is of the end of an epoch, with what its validation has found."""
+    """Return True for the line at the end of an epoch, which has validation metrics."""
     return f"{line['stage']}/valid_loss" in line
 
 
 def metrics_of(line: Mapping[str, Any]) -> dict[str, Any]:
-    """The metrics of a line by W&B's names, and the stage's own axes."""
+    """Return the metrics of a line by their W&B names, with the step axes of the stage."""
     stage = line["stage"]
     axes = {f"{stage}/{name}": line[name] for name in POSITION}
     return {**{name: value for name, value in line.items() if "/" in name}, **axes}
 
 
 def row_number(line: Mapping[str, Any], first: int) -> int:
-    """Where a line belongs in W&B's history: an even number of rows from the stage's first; an epoch's, one on.
+    """Return the row of a line in W&B's history: `first + 2 * step`, plus one for the end of an epoch.
 
-    It follows from what the line is about, and not from how many were logged before: a run that goes on may log at other
-    steps than before.
+    The number depends on the step, not on the number of lines logged before: a resumed run may log at other steps.
     """
     return first + 2 * int(line["step"]) + is_epoch(line)
 
 
 def row_after(lines: Iterable[Mapping[str, Any]], first: int) -> int:
-    """The number of the row that comes after all of a stage's, for what is known at its end."""
+    """Return the row after the last row of a stage, for its final tables."""
     return max((row_number(line, first) for line in lines), default=first) + 1
 
 
 def _stage_of(line: str) -> str | None:
-    """The stage that a line is of; None for a line cut short by a killed run, and for what is none of ours."""
+    """Return the stage of a line; None for a truncated line of a killed run, or a line of another format."""
     try:
         content = json.loads(line)
-        is_whole = all(type(content[name]) is int for name in POSITION)
-        return str(content["stage"]) if is_whole else None
+        is_valid = all(type(content[name]) is int for name in POSITION)
+        return str(content["stage"]) if is_valid else None
     except (ValueError, KeyError, TypeError):
         return None

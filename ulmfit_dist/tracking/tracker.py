@@ -1,14 +1,13 @@
-"""What a run leaves to be read: its folder's files, W&B's run, and the table of epochs in the terminal.
+"""Run directory, W&B run and terminal output of one training run.
 
-Only rank 0 writes and speaks. W&B gets one run for all stages, with a step axis of each stage's own; a resumed run goes on
-with it. If a line cannot be written, or W&B fails, training goes on.
+Only rank 0 writes. All stages share one W&B run, in which each stage has its own step axis, and a resumed run continues the
+same W&B run. Trade-off: tracking never stops training. If a line cannot be written, or W&B fails, a warning is printed.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,11 +35,11 @@ logger = get_logger(__name__)
 
 
 class Tracker:
-    """The run directory, and the W&B run, of one training run. On ranks other than 0 all calls do nothing.
+    """Run directory and W&B run of one training run. On ranks other than 0 all calls do nothing.
 
     Attributes:
-        fresh: whether the run is to start over, in W&B as well.
-        run_id: W&B's, once there is one.
+        fresh: True if the run starts over, also in W&B.
+        run_id: id of the W&B run, once it is started.
 
     Raises:
         UserError: the run directory cannot be written.
@@ -58,28 +57,28 @@ class Tracker:
             return
         _check_writable(self.folder)
         self._tables = _read_json(self.folder / "tables.json")
-        self._facts = {
+        self._metadata = {
             "name": config.name,
             "world_size": runtime.world_size,
             "device": device_name(runtime.device),
             "precision": runtime.precision,
             **({"valid_is_test": True} if valid_is_test(config) else {}),
         }
-        self.summary: dict[str, Any] = {**self._facts, **_read_summary(self.folder / "summary.json")}
+        self.summary: dict[str, Any] = {**self._metadata, **_read_summary(self.folder / "summary.json")}
         if not valid_is_test(config):
             self.summary.pop("valid_is_test", None)
 
     @property
     def lines(self) -> str:
-        """The running stage's part of metrics.jsonl."""
+        """Lines of the running stage in metrics.jsonl."""
         return self._metrics.lines
 
     def start_stage(self, stage: str, lines: str = "", run_id: str | None = None) -> None:
-        """Open the run directory and the W&B run; forget an earlier try of the stage. For when training is certain.
+        """Open the run directory and the W&B run, and drop lines of earlier attempts. Call it just before training.
 
         Args:
-            lines: the stage's part of metrics.jsonl up to where it goes on.
-            run_id: W&B's, from the checkpoint.
+            lines: lines of the stage in metrics.jsonl up to the position where it resumes.
+            run_id: id of the W&B run in the checkpoint.
         """
         if not self.runtime.is_main:
             return
@@ -89,14 +88,14 @@ class Tracker:
             write_bytes(self.folder / "config.yaml", to_yaml(self.config).encode())
             self.environment = describe_environment()
             write_json(self.folder / "environment.json", self.environment)
-            self.summary |= self._facts
-        goes_on = run_id is not None or bool(lines) or not (self.fresh or self._metrics.read(stage))
+            self.summary |= self._metadata
+        resumes = run_id is not None or bool(lines) or not (self.fresh or self._metrics.read(stage))
         self._metrics.begin(stage, lines)
         self._first_row, rows = self._rows(stage)
         if not self.started:
-            before = [each for each in STAGES[: STAGES.index(stage)] if each in self.config.stages]
-            is_whole = all(self._metrics.read(earlier) for earlier in before)
-            self._start_wandb((run_id or self._noted_run_id()) if goes_on and is_whole else None, rows)
+            earlier_stages = [earlier for earlier in STAGES[: STAGES.index(stage)] if earlier in self.config.stages]
+            is_complete = all(self._metrics.read(earlier) for earlier in earlier_stages)
+            self._start_wandb((run_id or self._saved_run_id()) if resumes and is_complete else None, rows)
         if self._wandb is not None and "baseline" in self.summary:
             for side in ("valid", "test"):
                 self._wandb.summarize(_flat_figures(f"baseline/{side}", self.summary["baseline"].get(side, {})))
@@ -104,11 +103,11 @@ class Tracker:
         self.show(stage)
 
     def show(self, stage: str) -> None:
-        """Print the head of a stage's table, and the epochs that it has behind it."""
+        """Print the header of a stage's table, and its epochs so far."""
         if not self.runtime.is_main:
             return
-        own = metric_names(self.config.classifier.metrics) if stage == "classifier" else []
-        self._table = EpochTable(stage, getattr(self.config, stage).phases, self.config.classifier.target, own)
+        user_metrics = metric_names(self.config.classifier.metrics) if stage == "classifier" else []
+        self._table = EpochTable(stage, getattr(self.config, stage).phases, self.config.classifier.target, user_metrics)
         logger.info(self._table.header() if stage == STAGES[0] else f"\n{self._table.header()}")
         if stage == "classifier" and "baseline" in self.summary:
             logger.info(self._table.baseline_row(self.summary["baseline"]))
@@ -117,11 +116,9 @@ class Tracker:
                 logger.info(self._table.row(line))
 
     def drop_stage(self, stage: str) -> None:
-        """Remove a stage's export, checkpoints and figures, because what it was built on has changed."""
+        """Remove the metrics, tables and predictions of a stage whose input has changed."""
         if not self.runtime.is_main:
             return
-        shutil.rmtree(self.folder / stage, ignore_errors=True)
-        shutil.rmtree(self.config.checkpoints_dir / stage, ignore_errors=True)
         self.summary.pop(stage, None)
         if stage == "classifier":
             (self.folder / PREDICTIONS).unlink(missing_ok=True)
@@ -133,10 +130,10 @@ class Tracker:
     def log(
         self, stage: str, position: dict[str, Any], metrics: dict[str, float], tables: dict[str, Table] | None = None
     ) -> None:
-        """One line of metrics.jsonl: a position (phase, epoch, step, tokens) and metrics by W&B's names.
+        """Log a line: a position (phase, epoch, step, tokens) and metrics by their W&B names.
 
         Args:
-            tables: by name; for W&B alone.
+            tables: tables by name; only W&B gets them.
         """
         if not self.runtime.is_main:
             return
@@ -151,7 +148,7 @@ class Tracker:
     def finish_stage(
         self, stage: str, seconds: float, metrics: dict[str, float] | None = None, tables: dict[str, Any] | None = None
     ) -> None:
-        """Put a stage's figures in summary.json, its tables in tables.json; those of a stage without wait for the next."""
+        """Write a stage's metrics and tables to disk; of a stage without metrics, keep the duration for the next write."""
         if not self.runtime.is_main:
             return
         self.summary.setdefault("seconds", {})[stage] = round(seconds, 1)
@@ -159,7 +156,7 @@ class Tracker:
             return
         self.summary[stage] = metrics
         if stage == "classifier":
-            (self.folder / PREDICTIONS).unlink(missing_ok=True)  # of the classifier before
+            (self.folder / PREDICTIONS).unlink(missing_ok=True)  # predictions of the previous classifier
         self._tables[stage] = tables or {}
         self._write_summary()
         if self._wandb is not None:
@@ -167,12 +164,12 @@ class Tracker:
             self._log_final_tables(stage, tables or {})
 
     def has_predictions(self, needs_test: bool) -> bool:
-        """Return whether the classifier's predictions are written, and its figures on a test split. For rank 0."""
+        """Return True if the classifier's predictions and, if needed, its test figures are written. Valid on rank 0."""
         has_test = self.runtime.is_main and "test" in self.summary.get("classifier", {})
         return (has_test or not needs_test) and (self.folder / PREDICTIONS).is_file()
 
     def finish_test(self, figures: dict[str, Any]) -> None:
-        """Put the figures on the test split in summary.json, and in W&B's summary with the ends of intervals apart."""
+        """Write the figures on the test split to summary.json and W&B's summary, which gets both ends of each interval."""
         if not self.runtime.is_main:
             return
         self.summary.setdefault("classifier", {})["test"] = figures
@@ -181,56 +178,57 @@ class Tracker:
             self._wandb.summarize(_flat_figures("test", figures))
 
     def set_baseline(self, figures: dict[str, Any] | None) -> None:
-        """Put the baseline's figures in summary.json, as `compute_baseline` gives them; None: there are none."""
+        """Set the baseline's figures (of `compute_baseline`) in the summary; None: no baseline."""
         if not self.runtime.is_main:
             return
         self.summary.pop("baseline", None)
         if figures is not None:
             self.summary["baseline"] = figures
 
-    def save_model(self, stage: str, facts: dict[str, Any], texts: dict[str, Any]) -> None:
-        """Give W&B a stage's exported model, if tracking.log_model says so."""
+    def save_model(self, stage: str, metadata: dict[str, Any], texts: dict[str, Any]) -> None:
+        """Upload a stage's exported model to W&B if tracking.log_model is set."""
         if self._wandb is not None:
-            self._wandb.save_model(stage, self.folder / stage, facts, texts)
+            self._wandb.save_model(stage, self.folder / stage, metadata, texts)
 
     def close(self, exit_code: int = 0) -> list[str]:
-        """Finish the W&B run: 0 for a run that ended well. Returns where to look at it, a line each."""
-        where, noted = [], self._noted_run_id() if self.runtime.is_main else None
+        """Finish the W&B run; exit code 0 means success. Returns the lines that say how to view the run."""
+        lines, saved = [], self._saved_run_id() if self.runtime.is_main else None
         if self._wandb is not None:
-            where = self._wandb.finish(exit_code)
-        elif noted is not None and not self.started:  # all was done already
-            where = where_offline(self.folder / "wandb", noted)
+            lines = self._wandb.finish(exit_code)
+        elif saved is not None and not self.started:  # all stages had been finished before
+            lines = where_offline(self.folder / "wandb", saved)
         self._wandb = None
         self._lock.release()
-        return where
+        return lines
 
-    def conclude(self, where: Sequence[str]) -> None:
-        """Print the final table, and where to look further."""
+    def conclude(self, lines: Sequence[str]) -> None:
+        """Print the final table, then these lines."""
         if self.runtime.is_main:
-            self.runtime.print("\n".join(["", *final_table(self.summary), "", *where]))
+            self.runtime.print("\n".join(["", *final_table(self.summary), "", *lines]))
 
     def lock(self) -> None:
-        """Keep others out of the run directory, if there is one, until `close` or this process's end. Raises UserError."""
+        """Lock the run directory, if it exists, until `close` or the end of this process. Raises UserError."""
         if not self.runtime.is_main or self._lock.is_locked or not self.folder.is_dir():
             return
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
             raise UserError(
-                f"{self.folder}: another process trains in it: wait for its end, or give this run another name, such as "
-                f"name={self.config.name}-2"
+                f"{self.folder} is locked by another training process: wait until it ends, or give this run another name, "
+                f"such as name={self.config.name}-2"
             ) from None
         except OSError as error:  # a file system without locks, such as some clusters' Lustre
-            warning = f"{self._lock.lock_file} cannot be locked ({error.strerror}): let nobody else train here"
-            logger.warning(warning)
+            logger.warning(
+                f"{self._lock.lock_file} cannot be locked ({error.strerror}): start no other training in this folder"
+            )
 
     def _rows(self, stage: str) -> tuple[int, list[WandbRow]]:
-        """The number of a stage's first row in W&B's history, and all rows that there are up to where the stage goes on."""
+        """Return the number of a stage's first row in W&B's history, and all rows logged so far."""
         first, rows = 0, []
-        for each in STAGES:
-            lines = self._metrics.read(each)
+        for earlier in STAGES:
+            lines = self._metrics.read(earlier)
             rows += [WandbRow(row_number(line, first), metrics_of(line)) for line in lines]
-            if each == stage:
+            if earlier == stage:
                 break
             first = row_after(lines, first) + 1
         return first, rows
@@ -239,27 +237,27 @@ class Tracker:
         write_json(self.folder / "summary.json", self.summary)
         write_json(self.folder / "tables.json", self._tables, indent=None)
 
-    def _noted_run_id(self) -> str | None:
-        """W&B's run that this folder's run has been so far."""
-        note = self.folder / "wandb" / "run_id"
-        return note.read_text(encoding="utf-8").strip() if note.is_file() else None
+    def _saved_run_id(self) -> str | None:
+        """Return the id of the W&B run of this run directory."""
+        path = self.folder / "wandb" / "run_id"
+        return path.read_text(encoding="utf-8").strip() if path.is_file() else None
 
     def _start_wandb(self, run_id: str | None, rows: list[WandbRow]) -> None:
-        """Start W&B's run, or go on with it. Without W&B the next start may go on with it all the same."""
-        mode, note = wandb_mode(self.config.tracking), self.folder / "wandb" / "run_id"
+        """Start or resume the W&B run. A start with W&B disabled keeps the saved id for the next one."""
+        mode, id_path = wandb_mode(self.config.tracking), self.folder / "wandb" / "run_id"
         if run_id is None:
-            note.unlink(missing_ok=True)  # it is of a training that is no more
+            id_path.unlink(missing_ok=True)  # id of a training that has been discarded
         self.run_id = run_id
         for message in mode_messages(self.config.tracking, os.environ):
             warn(message)
         if mode == "disabled":
             return
-        quiet_wandb()  # here, where a wrong variable still is an error of the user's, and not in W&B's thread
-        facts = {**to_dict(self.config), **self._facts, "environment": self.environment}
-        self._wandb = WandbRun(self.config, mode, facts, run_id, rows)
+        quiet_wandb()  # raises UserError for invalid variables here, not in W&B's thread
+        metadata = {**to_dict(self.config), **self._metadata, "environment": self.environment}
+        self._wandb = WandbRun(self.config, mode, metadata, run_id, rows)
         self.run_id = self._wandb.id
-        note.parent.mkdir(exist_ok=True)
-        write_bytes(note, self.run_id.encode())
+        id_path.parent.mkdir(exist_ok=True)
+        write_bytes(id_path, self.run_id.encode())
 
     def _log_final_tables(self, stage: str, tables: dict[str, Any]) -> None:
         assert self._wandb is not None
@@ -267,14 +265,14 @@ class Tracker:
             return
         row = row_after(self._metrics.read(stage), self._first_row)
         self._wandb.log_confusion(row, f"{stage}/confusion_matrix", tables["labels"], tables["confusion_matrix"])
-        wrong = tables["most_wrong"]
-        columns = list(wrong[0]) if wrong else ["document"]
-        table = Table(columns, [[entry[column] for column in columns] for entry in wrong])
+        documents = tables["most_wrong"]
+        columns = list(documents[0]) if documents else ["document"]
+        table = Table(columns, [[document[column] for column in columns] for document in documents])
         self._wandb.log(WandbRow(row, {}), {f"{stage}/most_wrong": table})
 
 
 def _flat_figures(prefix: str, figures: dict[str, Any]) -> dict[str, float]:
-    """Return figures by W&B's names, with the ends of intervals as figures of their own."""
+    """Return figures by their W&B names, with each interval as two figures, `_low` and `_high`."""
     flat: dict[str, float] = {}
     for name, value in figures.items():
         ends = {"low": value[0], "high": value[1]} if isinstance(value, list) else {"": value}
@@ -284,6 +282,7 @@ def _flat_figures(prefix: str, figures: dict[str, Any]) -> dict[str, float]:
 
 
 def device_name(device: torch.device) -> str:
+    """Return the name of the GPU, or `cpu`."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
@@ -301,7 +300,7 @@ def _read_summary(path: Path) -> dict[str, Any]:
 
 
 def _check_writable(folder: Path) -> None:
-    """Raise UserError if the folder could not be made, without making it: the input may yet be refused."""
-    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    """Raise UserError if the folder cannot be created. Nothing is created, because the input may still be invalid."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise UserError(f"{folder}: {existing} cannot be written: set runs_dir to a folder of yours")
+        raise UserError(f"{folder}: {existing} is not writable: set runs_dir to a writable folder")

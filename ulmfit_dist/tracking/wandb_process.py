@@ -1,4 +1,7 @@
-"""What of W&B there is once in a process: whether it is online, its server, and the process that it starts beside ours."""
+"""Process-wide W&B state: mode, server reachability, service process.
+
+Trade-off: some calls use internals of wandb, which has no public API for them.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +20,10 @@ logger = get_logger(__name__)
 
 
 def wandb_mode(settings: TrackingConfig) -> str:
-    """online, offline or disabled: `auto` is what WANDB_DISABLED or WANDB_MODE says, else online for who is logged in.
+    """Return online, offline or disabled. `auto` is the mode of WANDB_DISABLED or WANDB_MODE, else online after a login.
 
     Raises:
-        UserError: WANDB_MODE is none of W&B's, or W&B does not take another variable of its own.
+        UserError: W&B rejects WANDB_MODE or another of its variables.
     """
     mode = settings.wandb_mode if settings.wandb_mode != "auto" else mode_of_environment(os.environ)
     if mode is not None:
@@ -29,23 +32,23 @@ def wandb_mode(settings: TrackingConfig) -> str:
     try:
         return "online" if wandb.login(prompt=False, verify=False) else "offline"
     except wandb.Error as error:
-        warn(f"no login to W&B ({on_one_line(error)}): the run goes on offline")
+        warn(f"no login to W&B ({on_one_line(error)}): the run continues offline")
         return "offline"
 
 
 def quiet_wandb() -> Any:
-    """The package wandb, its messages off unless WANDB_SILENT says otherwise. Raises UserError for a wrong variable."""
+    """Return the package wandb with its messages off, unless WANDB_SILENT is set. Raises UserError for invalid variables."""
     import wandb
 
     for name in [name for name in os.environ if name.startswith("WANDB_") and not os.environ[name].strip()]:
-        del os.environ[name]  # wandb takes an empty one for a value, and refuses it
+        del os.environ[name]  # wandb rejects empty values
     check_variables(os.environ)
     wandb.setup(wandb.Settings() if "WANDB_SILENT" in os.environ else wandb.Settings(silent=True))
     return wandb
 
 
 def why_unreachable(seconds: float) -> str | None:
-    """Why W&B's server does not answer within some seconds; None where it does, whatever it says."""
+    """Return the reason why W&B's server does not answer within some seconds; None if it sends any response."""
     import requests
 
     address = quiet_wandb().setup().settings.base_url
@@ -57,20 +60,20 @@ def why_unreachable(seconds: float) -> str | None:
 
 
 def stop_telemetry() -> None:
-    """Have wandb send no measurements of itself: at its end this process would wait for a server that never answers."""
-    with suppress(Exception):  # it is wandb's own affair, and may look different in another version
+    """Disable wandb's telemetry, which would delay the exit of this process if its server does not answer."""
+    with suppress(Exception):  # internal to wandb, may differ between versions
         from wandb.analytics.opentelemetry import opentelemetry_proxy
 
         opentelemetry_proxy.disable()
 
 
-def leave(seconds: float) -> None:
-    """End what is left of W&B, which would report a failure with a traceback at the end of this process, or wait there.
+def shut_down(seconds: float) -> None:
+    """Shut W&B down before this process exits, where W&B would wait, or print a traceback after a failure.
 
-    Its own process ends at a SIGTERM (wandb issue 9963), which SLURM sends to all processes of a job.
+    Its service process exits at SIGTERM (wandb issue 9963), which SLURM sends to all processes of a job.
 
     Args:
-        seconds: to wait for it, before it is killed.
+        seconds: time limit before the service process is killed.
     """
     import wandb
 
@@ -82,12 +85,12 @@ def leave(seconds: float) -> None:
     thread.start()
     thread.join(seconds)
     if thread.is_alive():
-        kill_wandbs_process()
+        kill_service_process()
         thread.join(seconds)
 
 
-def kill_wandbs_process() -> None:
-    """End the process that wandb has started beside this one, which answers no more."""
+def kill_service_process() -> None:
+    """Kill the service process of wandb, which no longer responds."""
     for child in psutil.Process().children():
         with suppress(psutil.Error):
             if child.name().startswith("wandb"):
@@ -99,4 +102,5 @@ def warn(message: str) -> None:
 
 
 def on_one_line(error: Exception) -> str:
+    """Return the message of an error on one line of at most 300 characters."""
     return " ".join(f"{error}".split())[:300] or type(error).__name__

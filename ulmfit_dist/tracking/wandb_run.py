@@ -1,10 +1,11 @@
-"""One training run as a run of W&B, however often it is started.
+"""W&B run of one training run, across all its starts.
 
-W&B may be slow, away, or die: nothing here waits for it. A thread of its own makes all calls, in order; what goes wrong is a
-warning, and the run goes on. If the server cannot be reached, W&B writes its files for a later `wandb sync`.
+A background thread makes all calls of W&B in order, so training never waits for W&B, and a failure is only a warning.
+Without a server, W&B writes its files for a later `wandb sync`. Trade-off: the last rows may be missing in W&B when a run
+exits; metrics.jsonl has them.
 
-W&B's own step is the row of the run's history, and follows from what a line of metrics.jsonl is about (`WandbRow`). So a
-start that goes on knows what W&B has: it sends what a killed one could not, and nothing twice.
+W&B's step is the row of the run's history, and follows from the stage and step of a line of metrics.jsonl (`WandbRow`). So a
+resumed run sends exactly the rows that W&B lacks.
 """
 
 from __future__ import annotations
@@ -22,22 +23,22 @@ from ulmfit_dist.errors import RESUMABLE
 from ulmfit_dist.tracking.wandb_environment import init_arguments
 from ulmfit_dist.tracking.wandb_files import cut_off_incomplete, files_of, last_row, mark_as_sent, unsent_files
 from ulmfit_dist.tracking.wandb_process import (
-    kill_wandbs_process,
-    leave,
+    kill_service_process,
     on_one_line,
     quiet_wandb,
+    shut_down,
     stop_telemetry,
     warn,
     why_unreachable,
 )
 
-SECONDS_TO_ANSWER = 5
-"""For a server, before it counts as one that cannot be reached."""
-SECONDS_TO_LEAVE = 10
-"""For W&B, after a signal or a failure: who has sent the signal may not wait for long."""
+ANSWER_SECONDS = 5
+"""Time limit for W&B's server to answer, in seconds."""
+SHUTDOWN_SECONDS = 10
+"""Time limit for W&B after a signal or a failure, in seconds: a scheduler may kill the job soon after its signal."""
 
 MOST_LABELS = 50
-"""Of a confusion matrix whose empty cells W&B gets, too."""
+"""Maximum number of labels of a confusion matrix that is sent with its empty cells."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class WandbRow:
     """A row of W&B's history.
 
     Attributes:
-        number: W&B's step.
+        number: W&B's step of the row.
         values: metrics by name.
     """
 
@@ -55,78 +56,86 @@ class WandbRow:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of texts and numbers, as W&B's table of them."""
+    """Rows of texts and numbers, sent as a `wandb.Table`."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Any]]
 
 
 class WandbRun:
-    """W&B's run: a new one, or one that goes on. Calls return at once.
+    """New or resumed run in W&B. Calls return immediately.
 
     Args:
-        config: of the run.
+        config: config of the run.
         mode: online or offline.
-        facts: what W&B's config is to have beside it.
-        run_id: of the run to go on with; None for a new one.
-        earlier: rows that the run should have by now; those that W&B lacks are sent.
+        metadata: W&B's config of the run.
+        run_id: id of the W&B run to resume; None for a new one.
+        earlier: rows logged so far; those that W&B lacks are sent.
 
     Attributes:
-        id: W&B's.
+        id: id of the W&B run.
     """
 
     def __init__(
-        self, config: Config, mode: str, facts: dict[str, Any], run_id: str | None = None, earlier: Sequence[WandbRow] = ()
+        self,
+        config: Config,
+        mode: str,
+        metadata: dict[str, Any],
+        run_id: str | None = None,
+        earlier: Sequence[WandbRow] = (),
     ):
-        self.config, self.facts, self._earlier = config, facts, earlier
+        self.config, self.metadata, self._earlier = config, metadata, earlier
         self._init_arguments = init_arguments(config, os.environ, run_id)
         self.id = self._init_arguments.run_id or secrets.token_hex(4)
         for message in self._init_arguments.messages:
             warn(message)
         self._folder = config.run_dir / "wandb"
-        self._goes_on, self._known = self.id == run_id, -1  # a sweep's agent decides the id, also of a folder that resumes
+        self._resumes, self._last_known = self.id == run_id, -1  # in a sweep, the agent sets the id, even on resumption
         self._first_row_file = self._folder / "first_row"
-        self._first_row = _read_number(self._first_row_file) if self._goes_on else 0
-        self._was_here = (self._folder / "run_id").is_file()
+        self._first_row = _read_number(self._first_row_file) if self._resumes else 0
+        self._was_started = (self._folder / "run_id").is_file()
         self._run: Any = None
         self._mode, self._failed = mode, False
         self._thread = ThreadPoolExecutor(1, "wandb")
         self._later(self._start)
 
     def log(self, row: WandbRow, tables: dict[str, Table] | None = None) -> None:
-        """A row of the history, unless W&B has it."""
+        """Send a row of the history, unless W&B has it."""
         self._later(lambda: self._send(row, tables or {}))
 
     def summarize(self, metrics: dict[str, Any]) -> None:
-        """Final figures, which W&B lists its runs by."""
+        """Set figures in the summary of the W&B run."""
         self._later(lambda: self._run.summary.update(metrics))
 
     def log_confusion(self, row: int, name: str, labels: Sequence[str], counts_CC: Sequence[Sequence[int]]) -> None:
-        """A confusion matrix, true classes by predicted ones, as W&B draws it."""
+        """Send a confusion matrix (true classes by predicted classes) as W&B's chart."""
         self._later(lambda: self._send(WandbRow(row, {name: _confusion_chart(name, labels, counts_CC)}), {}))
 
-    def save_model(self, name: str, folder: Path, facts: dict[str, Any], texts: dict[str, Any]) -> None:
-        """Upload an exported model as an artifact made from a token store, of which W&B learns the facts alone."""
+    def save_model(self, name: str, folder: Path, metadata: dict[str, Any], texts: dict[str, Any]) -> None:
+        """Upload an exported model as an artifact. Of its token store, W&B gets only the metadata `texts`."""
         if self.config.tracking.log_model:
-            self._later(lambda: self._upload(name, folder, facts, texts))
+            self._later(lambda: self._upload(name, folder, metadata, texts))
 
     def finish(self, exit_code: int) -> list[str]:
-        """End the run, or stop waiting for it. 0: it ended well; `RESUMABLE`: it is to go on, which W&B calls preempted.
+        """Finish the W&B run within a time limit.
+
+        Args:
+            exit_code: 0: success; `RESUMABLE`: the run will resume, which W&B shows as preempted.
 
         Returns:
-            Where to look at it, a line each.
+            Lines that say how to view the run.
         """
-        patience = self.config.tracking.wandb_timeout
-        seconds, grace = (patience, SECONDS_TO_LEAVE / 2) if exit_code == 0 else (min(patience, SECONDS_TO_LEAVE), 0)
+        timeout = self.config.tracking.wandb_timeout
+        seconds, grace = (timeout, SHUTDOWN_SECONDS / 2) if exit_code == 0 else (min(timeout, SHUTDOWN_SECONDS), 0)
         if exit_code == RESUMABLE:
             self._later(lambda: self._run.mark_preempting())
         if not _is_done(self._later(lambda: self._run.finish(exit_code)), seconds + grace):
-            self._fail(f"W&B did not take all in {seconds:g} seconds: {self._sync()}")
-            kill_wandbs_process()
+            self._fail(f"W&B did not receive all data within {seconds:g} seconds: {self._sync()}")
+            kill_service_process()
         self._thread.shutdown(wait=False)
-        if self._failed or exit_code != 0:  # else its end would hold this process up, while others have ended
-            leave(SECONDS_TO_LEAVE)
-        return self._where() if self._run is not None else []
+        if self._failed or exit_code != 0:  # else it would delay the exit of this process
+            shut_down(SHUTDOWN_SECONDS)
+        return self._how_to_view() if self._run is not None else []
 
     def _later(self, call: Callable[[], object]) -> Future[None]:
         def guarded() -> None:
@@ -135,15 +144,15 @@ class WandbRun:
             try:
                 call()
             except TimeoutError:
-                patience = f"tracking.wandb_timeout={self.config.tracking.wandb_timeout:g} seconds"
-                self._fail(f"W&B did not take all in {patience}: {self._sync()}")
+                timeout = f"tracking.wandb_timeout={self.config.tracking.wandb_timeout:g} seconds"
+                self._fail(f"W&B did not receive all data within {timeout}: {self._sync()}")
             except Exception as error:
                 self._fail(f"W&B failed ({on_one_line(error)}): {self._sync()}")
 
         return self._thread.submit(guarded)
 
     def _fail(self, message: str) -> None:
-        """Give W&B up. Only the first reason is said; others follow from it."""
+        """Stop using W&B. Only the first failure is printed, because it causes the others."""
         if not self._failed:
             self._failed = True
             warn(message)
@@ -151,8 +160,8 @@ class WandbRun:
     def _start(self) -> None:
         import wandb
 
-        if self._mode == "online" and (error := why_unreachable(SECONDS_TO_ANSWER)):
-            warn(f"W&B cannot be reached ({error}): the run goes on offline")
+        if self._mode == "online" and (error := why_unreachable(ANSWER_SECONDS)):
+            warn(f"W&B cannot be reached ({error}): the run continues offline")
             self._mode = "offline"
             stop_telemetry()
         try:
@@ -160,9 +169,9 @@ class WandbRun:
         except wandb.Error as error:
             if self._mode == "offline":
                 raise
-            warn(f"W&B could not start ({on_one_line(error)}): the run goes on offline")
+            warn(f"W&B could not start ({on_one_line(error)}): the run continues offline")
             self._mode = "offline"
-            leave(SECONDS_TO_LEAVE)  # its process holds the run's id
+            shut_down(SHUTDOWN_SECONDS)  # its service process holds the run's id
             self._run = self._init(self._mode)
         for stage in ("lm", "classifier"):
             self._run.define_metric(f"{stage}/step", hidden=True)
@@ -170,70 +179,70 @@ class WandbRun:
         for row in self._earlier:
             self._send(row, {})
         if self._mode == "online":
-            mark_as_sent(self._folder, self.id)  # the rows of offline starts are this one's now
+            mark_as_sent(self._folder, self.id)  # this start has sent the rows of offline starts
 
     def _init(self, mode: str) -> Any:
         wandb = quiet_wandb()
-        if self._goes_on and mode == "offline":
-            self._known = self._last_in_files()
-        patience = self.config.tracking.wandb_timeout
+        if self._resumes and mode == "offline":
+            self._last_known = self._last_in_files()
+        timeout = self.config.tracking.wandb_timeout
         arguments = dict(self._init_arguments.arguments)
         if mode == "offline":
             arguments.pop("resume", None)
         run = wandb.init(
             dir=str(self.config.run_dir),
-            config=self.facts,
+            config=self.metadata,
             mode=mode,  # type: ignore[arg-type]
             id=self.id,
             **arguments,
             settings=wandb.Settings(
                 **self._init_arguments.settings,
-                finish_timeout=patience,
+                finish_timeout=timeout,
                 finish_timeout_raises=True,
             ),
         )
         if mode == "online":
-            self._known = run.starting_step - 1
-            if not self._goes_on:
+            self._last_known = run.starting_step - 1
+            if not self._resumes:
                 self._append_to(run.starting_step)
         return run
 
     def _append_to(self, num_rows: int) -> None:
-        """Have the history begin behind the rows of a W&B run that WANDB_RUN_ID and WANDB_RESUME name."""
+        """Append to the rows of an existing W&B run, set by WANDB_RUN_ID and WANDB_RESUME."""
         self._first_row_file.unlink(missing_ok=True)
         self._first_row = num_rows
         if num_rows:
             self._first_row_file.write_text(str(num_rows), encoding="utf-8")
 
     def _last_in_files(self) -> int:
-        """The last row that the files of earlier starts have, which are made fit for `wandb sync`."""
+        """Return the last row in the files of earlier starts, after truncating incomplete records for `wandb sync`."""
         for path in files_of(self._folder, self.id):
             cut_off_incomplete(path)
         in_files = last_row(self._folder, self.id)
-        if in_files is None and self._was_here:  # sent, and removed since
+        if in_files is None and self._was_started:  # the files were sent and removed
             return max((row.number + self._first_row for row in self._earlier), default=-1)
         return -1 if in_files is None else in_files
 
     def _send(self, row: WandbRow, tables: dict[str, Table]) -> None:
         import wandb
 
-        if (step := row.number + self._first_row) > self._known:
-            as_wandbs = {name: wandb.Table(list(t.columns), [list(r) for r in t.rows]) for name, t in tables.items()}
-            self._run.log({**row.values, **as_wandbs}, step=step)
+        if (step := row.number + self._first_row) > self._last_known:
+            wandb_tables = {name: wandb.Table(list(t.columns), [list(r) for r in t.rows]) for name, t in tables.items()}
+            self._run.log({**row.values, **wandb_tables}, step=step)
 
-    def _upload(self, name: str, folder: Path, facts: dict[str, Any], texts: dict[str, Any]) -> None:
+    def _upload(self, name: str, folder: Path, metadata: dict[str, Any], texts: dict[str, Any]) -> None:
         import wandb
 
         if self._mode != "online":
             return
         self._run.use_artifact(wandb.Artifact(f"{self.config.name}-texts", type="dataset", metadata=texts))
-        model = wandb.Artifact(f"{self.config.name}-{name}", type="model", metadata=facts)
+        model = wandb.Artifact(f"{self.config.name}-{name}", type="model", metadata=metadata)
         model.add_dir(str(folder))
         self._run.log_artifact(model)
 
-    def _where(self) -> list[str]:
+    def _how_to_view(self) -> list[str]:
         if self._failed:
-            return []  # it was said
+            return []  # the warning has named the command
         if self._mode == "online":
             return [f"W&B: {self._run.url}"]
         return where_offline(self._folder, self.id)
@@ -250,20 +259,24 @@ def _read_number(path: Path) -> int:
 
 
 def where_offline(folder: Path, run_id: str) -> list[str]:
-    """The commands that help with what a run has written offline into W&B's folder; none where all of it was sent."""
+    """Return the commands that send and show the offline files of a run; none if all were sent."""
     paths = unsent_files(folder, run_id)
     if not paths:
         return []
     part = "the run" if len(paths) == 1 else "its last start"
-    return [f"W&B is offline: {sync_command(folder, run_id)}", f"look at {part} here: wandb beta leet {paths[-1].parent}"]
+    return [
+        f"W&B is offline: {sync_command(folder, run_id)}",
+        f"view {part} in the terminal: wandb beta leet {paths[-1].parent}",
+    ]
 
 
 def sync_command(folder: Path, run_id: str) -> str:
+    """Return the command that sends the offline files of a run."""
     return f"send it with: wandb sync {folder}/offline-run-*-{run_id}"
 
 
 def _confusion_chart(name: str, labels: Sequence[str], counts_CC: Sequence[Sequence[int]]) -> Any:
-    """W&B's own chart of a confusion matrix; made from counts, where its function wants each document."""
+    """Return W&B's chart of a confusion matrix, made from counts; `wandb.plot.confusion_matrix` needs every document."""
     import wandb
 
     cells = [(i, j, n) for i, counts in enumerate(counts_CC) for j, n in enumerate(counts)]

@@ -1,8 +1,8 @@
-"""The project's dashboard on W&B, from code: a saved view with the panels that a run of the two stages is read by.
+"""W&B dashboard as code: a saved view with the panels of both training stages.
 
-It has an address of its own and is replaced where it is, so it can be saved again after each change of this file; what was
-moved about in it by hand is lost then. Each panel names its metrics and its step axis, because W&B's own axis counts the
-lines of both stages together. GPUs and layer groups are listed, not matched by a pattern: a line that no run has stays away.
+The view has a fixed address, so saving it again replaces it. Trade-off: changes made to it in the browser are lost. Each
+panel names its metrics and its step axis, because W&B's own axis counts the rows of both stages. GPUs and layer groups are
+listed instead of matched by a pattern; W&B does not draw a metric that no run has.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from ulmfit_dist.tracking.wandb_environment import wandb_project
 from ulmfit_dist.tracking.wandb_process import quiet_wandb
 
 NAME = "ulmfit-dist"
-"""Of the view, as it is shown."""
+"""Displayed name of the view."""
 ADDRESS = "ulmfitdist"
-"""Of the view: `nw=ulmfitdist` at the end of the project's address."""
+"""Address of the view: `nw=ulmfitdist` at the end of the project's URL."""
 VIEW = f"nw-{ADDRESS}-v"
-"""The view as W&B keeps it."""
+"""Internal name of the view in W&B."""
 STAGES = {"lm": "language model", "classifier": "classifier"}
 UNITS = {"lm": "tokens", "classifier": "examples"}
 GPUS = 8
-"""Of a node, at most: W&B watches those of rank 0's."""
+"""Maximum number of GPUs per node; W&B samples those of rank 0's node."""
 TIMEOUT = 20
-"""Seconds that W&B has to answer."""
+"""Time limit for W&B's API, in seconds."""
 TIME = "RelativeTime(Process)"
-"""The axis of system metrics, which are sampled by the clock."""
+"""X axis of system metrics, which are sampled by wall time."""
 
 
 class Plot(NamedTuple):
-    """A line plot: metrics over an axis; stacked ones add up."""
+    """Line plot of metrics over an axis; stacked metrics add up."""
 
     title: str
     x: str
@@ -45,19 +45,19 @@ class Plot(NamedTuple):
 
 
 def dashboard(config: Config, entity: str | None, dry_run: bool) -> str:
-    """Save the dashboard of the config's project, or show it.
+    """Save the dashboard of the config's project, or return it as JSON.
 
     Args:
-        config: its tracking.project is the dashboard's, its tracking.group says whether runs are grouped, and its model
-            how many layer groups there are. WANDB_PROJECT and WANDB_RUN_GROUP replace defaults.
-        entity: the user or team that the project is of; None for WANDB_ENTITY, or that of whoever is logged in.
-        dry_run: whether to leave it at the JSON that W&B would get.
+        config: tracking.project is the project of the dashboard, tracking.group groups its runs, and model.n_layers sets
+            the number of layer groups. WANDB_PROJECT and WANDB_RUN_GROUP replace defaults.
+        entity: user or team of the project; None: WANDB_ENTITY, or the default of the login.
+        dry_run: return the JSON of the view without saving it.
 
     Returns:
-        The JSON, or the dashboard's address.
+        The JSON, or the dashboard's URL.
 
     Raises:
-        UserError: wandb-workspaces is not installed; nobody is logged in; W&B does not answer, or refuses.
+        UserError: wandb-workspaces is not installed, there is no login, or W&B does not answer or rejects the dashboard.
     """
     project = wandb_project(config.tracking, os.environ)
     entity = entity or os.environ.get("WANDB_ENTITY") or None
@@ -70,7 +70,7 @@ def dashboard(config: Config, entity: str | None, dry_run: bool) -> str:
 
 
 def sections(config: Config) -> dict[str, list[Plot]]:
-    """The line plots of each section, in order."""
+    """Return the line plots of each section, in order."""
     groups = {"lm": config.model.n_layers + 1, "classifier": config.model.n_layers + 2}
     optimization: list[Plot] = []
     for stage, name in STAGES.items():
@@ -128,7 +128,7 @@ def _of_gpus(metric: str) -> list[str]:
 
 
 def _workspace(config: Config, entity: str, project: str) -> Any:
-    """The dashboard as wandb-workspaces has it."""
+    """Return the dashboard as a `wandb_workspaces` Workspace."""
     try:
         import wandb_workspaces.workspaces as ws
     except ImportError:
@@ -161,12 +161,12 @@ def _panel(section: str, plot: Plot) -> Any:
         log_y=plot.log or None,
         plot_type="stacked-area" if plot.stacked else None,
     )
-    panel._id = f"{zlib.crc32(f'{section}/{plot.title}'.encode()):08x}"  # the same in each build, where theirs is random
+    panel._id = f"{zlib.crc32(f'{section}/{plot.title}'.encode()):08x}"  # deterministic; the default id is random
     return panel
 
 
 def _save(workspace: Any) -> str:
-    """Save the dashboard, in the place of an earlier one; returns its address."""
+    """Save the dashboard, replacing an earlier one, and return its URL."""
     import wandb
 
     quiet_wandb()
@@ -175,14 +175,14 @@ def _save(workspace: Any) -> str:
         workspace._internal_id = _saved_id(workspace.entity, workspace.project)
         return str(workspace.save().url)
     except wandb.errors.UsageError:
-        raise UserError("nobody is logged in to W&B: `wandb login`, or set WANDB_API_KEY; --dry-run needs neither") from None
-    except Exception as error:  # of wandb's own process, and of its server: they share no class
-        what = " ".join(str(error).split()).rstrip(".")
-        raise UserError(f"W&B does not take the dashboard: {what}: look at `wandb status`, or `wandb login` again") from None
+        raise UserError("no login to W&B: run `wandb login`, or set WANDB_API_KEY; --dry-run needs neither") from None
+    except Exception as error:  # errors of wandb's service process and its server have no common class
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise UserError(f"W&B rejects the dashboard: {reason}: check `wandb status`, or run `wandb login` again") from None
 
 
 def _saved_id(entity: str, project: str) -> str:
-    """The id of the view where it was saved before; empty where it was not."""
+    """Return the id of the saved view; empty if it was never saved."""
     from wandb_workspaces.workspaces import internal
 
     try:

@@ -1,12 +1,12 @@
-"""A training step that is repeated with smaller micro-batches when a rank has run out of memory.
+"""Repetition of a training step with smaller micro-batches after a rank has run out of memory.
 
 A GPU raises `torch.OutOfMemoryError` at an allocation, on one rank, while the others start to exchange gradients. The failed
-rank completes that exchange with meaningless values (`gradient_exchange.py`); then all ranks vote, on the host, and if
-one has failed, all drop their gradients, halve the micro-batch size and repeat the step from its beginning. Dropout masks
-follow from positions and hidden states are kept by row, so the model is that of a run with the smaller size. Optimizer and
-loss scaler have not seen the failed attempt.
+rank completes that exchange with meaningless values (`gradient_exchange.py`); then all ranks compare their status on the
+host, and if one has failed, all drop their gradients, halve the micro-batch size and repeat the step from its beginning.
+Dropout masks depend on positions only and hidden states are kept by row, so the model is that of a run with the smaller
+size. The failed attempt does not reach optimizer and loss scaler.
 
-The trade-off: several ranks exchange one integer per step (two of a classifier's, one of a validation's), over the CPU, so
+Trade-off: several ranks exchange one integer per step (two in a classifier step, one in a validation step), over the CPU, so
 nothing waits for the device; and the running statistics of the head's batch norm are copied before each step. Callbacks get
 `after_pred`, `after_loss` and the backward events again when a step is repeated.
 """
@@ -39,14 +39,14 @@ ADVICE = {
     "lm": "lower lm.seq_len, model.n_hid or model.emb_sz, or use a GPU with more memory",
     "classifier": "lower classifier.max_len, model.n_hid or model.emb_sz, or use a GPU with more memory",
 }
-"""Advice for a stage whose micro-batches cannot be made smaller."""
+"""Advice by stage, for micro-batches that cannot be smaller."""
 
 
 class RankOutOfMemoryError(Exception):
-    """A rank has run out of memory. Raised on all ranks, at the same place.
+    """Out of memory on a rank. Raised on all ranks, at the same point.
 
     Args:
-        figures: by failed rank, those of its error.
+        figures: sizes from the error message, by failed rank.
     """
 
     def __init__(self, figures: dict[int, str]):
@@ -59,11 +59,11 @@ class RankOutOfMemoryError(Exception):
 
 
 def agree_on_memory(learner: DistributedLearner, part: Callable[[], Value], has_exchange: bool = False) -> Value:
-    """Run a part of a step on every rank; return what it returns, or fail on all ranks. Collective.
+    """Run a part of a step on every rank; return its value, or fail on all ranks. Collective.
 
     Args:
-        part: holds no collective but DDP's exchange of gradients.
-        has_exchange: whether it holds that exchange, which a failed rank then completes.
+        part: calls no collective except DDP's gradient exchange.
+        has_exchange: whether it contains that exchange, which a failed rank then completes.
 
     Raises:
         RankOutOfMemoryError: a rank has run out of memory in it.
@@ -75,14 +75,13 @@ def agree_on_memory(learner: DistributedLearner, part: Callable[[], Value], has_
         if not is_out_of_memory(error):
             raise
         figures = figures_of(error)
-    if figures is not None:  # not within `except`, where the error's traceback would hold the memory of the failed part
+    if figures is not None:  # outside of `except`, where the error's traceback would hold the memory of the failed part
         release(learner)
         if has_exchange:
             learner.accelerate.complete_exchange()
     if runtime.highest(int(figures is not None)):
-        raise RankOutOfMemoryError(
-            {rank: each for rank, each in enumerate(runtime.all_gather_object(figures)) if each is not None}
-        )
+        of_ranks = enumerate(runtime.all_gather_object(figures))
+        raise RankOutOfMemoryError({rank: figures for rank, figures in of_ranks if figures is not None})
     return value  # type: ignore[return-value]
 
 
@@ -90,14 +89,14 @@ def repeat_when_out_of_memory(learner: DistributedLearner, compute_gradients: Ca
     """Compute the gradients of a step, again with smaller micro-batches if a rank runs out of memory. Collective.
 
     Args:
-        compute_gradients: of `learner.micro_batches`; its parts agree by `agree_on_memory`.
+        compute_gradients: computes those of `learner.micro_batches`; runs its parts through `agree_on_memory`.
 
     Raises:
-        UserError: the micro-batches cannot be made smaller, or gradients of earlier steps would be lost.
+        UserError: the micro-batches cannot be smaller, or gradients of earlier steps would be lost.
     """
     accelerate = learner.accelerate
-    learner.cut_again()  # the loader may have prepared this step before the size changed
-    begin, is_repeatable = StepState.of(learner), not accelerate.has_gradients
+    learner.recut_micro_batches()  # the loader may have prepared this step before the size changed
+    saved, is_repeatable = StepState.of(learner), not accelerate.has_gradients
     while True:
         accelerate.has_gradients = True
         accelerate.begin_exchange()
@@ -105,19 +104,19 @@ def repeat_when_out_of_memory(learner: DistributedLearner, compute_gradients: Ca
             compute_gradients()
             return
         except RankOutOfMemoryError as error:
-            failure = error.with_traceback(None)  # whose frames would hold memory
+            failure = error.with_traceback(None)  # its frames would hold memory
         release(learner)
         smaller = _smaller_size(learner, failure, is_repeatable)
         accelerate.renew()
         learner.limit_micro_batches(smaller)
-        learner.cut_again()
-        begin.restore(learner)
+        learner.recut_micro_batches()
+        saved.restore(learner)
 
 
 def refuse_validation(learner: DistributedLearner, failure: RankOutOfMemoryError) -> UserError:
-    """The error, on all ranks, of a validation in which a rank has run out of memory."""
-    share, global_rows = learner.accelerate.share, learner.dl.global_batch_size  # a rank may have no row of a last batch
-    rows, smaller = share.rows_at_once(global_rows), share.halved(global_rows)
+    """Return the error, for all ranks, of a validation in which a rank has run out of memory."""
+    shard, global_rows = learner.accelerate.shard, learner.dl.global_batch_size  # a rank may have no row of a last batch
+    rows, smaller = shard.rows_at_once(global_rows), shard.halved(global_rows)
     advice = ADVICE[learner.stage] if smaller is None else f"set runtime.micro_batch_size={smaller}"
     return mark_collective(
         UserError(f"{learner.stage}: out of memory in a validation at {rows} row(s) per micro-batch on {failure}: {advice}")
@@ -125,7 +124,7 @@ def refuse_validation(learner: DistributedLearner, failure: RankOutOfMemoryError
 
 
 def release(learner: DistributedLearner) -> None:
-    """Free the graph of a failed attempt, and give the device's unused memory back."""
+    """Free the graph of a failed attempt and the device's cached memory."""
     learner.release()
     gc.collect()
     if learner.accelerate.runtime.device.type == "cuda":
@@ -133,26 +132,28 @@ def release(learner: DistributedLearner) -> None:
 
 
 def _smaller_size(learner: DistributedLearner, failure: RankOutOfMemoryError, is_repeatable: bool) -> int:
-    """Half the micro-batch size, the same on all ranks, with a line that says so. Raises UserError."""
-    share, batch = learner.accelerate.share, learner.micro_batches[0]
-    rows, smaller = share.rows_at_once(batch.global_rows), share.halved(batch.global_rows)
-    found = f"{learner.stage}: out of memory at {rows} row(s) per micro-batch on {failure}"
+    """Return half the micro-batch size, the same on all ranks, and print it. Raises UserError."""
+    shard, batch = learner.accelerate.shard, learner.micro_batches[0]
+    rows, smaller = shard.rows_at_once(batch.global_rows), shard.halved(batch.global_rows)
+    error = f"{learner.stage}: out of memory at {rows} row(s) per micro-batch on {failure}"
     if smaller is None:
-        raise mark_collective(UserError(f"{found}, the smallest possible: {ADVICE[learner.stage]}"))
+        raise mark_collective(UserError(f"{error}, the smallest possible: {ADVICE[learner.stage]}"))
     if not is_repeatable:
-        raise mark_collective(UserError(f"{found}, with gradients of earlier steps: set runtime.micro_batch_size={smaller}"))
-    logger.info(f"{found}: continuing with {smaller}; set runtime.micro_batch_size={smaller} to start there")
+        raise mark_collective(UserError(f"{error}, with gradients of earlier steps: set runtime.micro_batch_size={smaller}"))
+    learner.accelerate.logger.info(
+        f"{error}: continuing with {smaller}; set runtime.micro_batch_size={smaller} to start there"
+    )
     return smaller
 
 
 @dataclass
 class StepState:
-    """The state that an attempt at a step changes, as it was before.
+    """Copy of the state that an attempt at a step changes.
 
     Attributes:
-        rows: of the micro-batches.
-        hidden_states: of the encoder, by first row. Their tensors are replaced by a step, not changed.
-        buffers: copies of the model's, such as the running statistics of batch norm.
+        rows: rows of each micro-batch.
+        hidden_states: hidden states of the encoder by first row. A step replaces their tensors and does not change them.
+        buffers: copies of the model's buffers, such as the running statistics of batch norm.
     """
 
     rows: list[range]
@@ -165,25 +166,26 @@ class StepState:
         return cls(rows, dict(hidden_states), [buffer.clone() for buffer in learner.model.buffers()])
 
     def restore(self, learner: DistributedLearner) -> None:
-        """Put it back, hidden states cut to the micro-batches of now."""
+        """Restore it, hidden states cut to the current micro-batches."""
         for buffer, saved in zip(learner.model.buffers(), self.buffers, strict=True):
             buffer.copy_(saved)
-        now = [batch.rows for batch in learner.micro_batches]
-        encoder_of(learner.model).hidden_states = cut_states(self.hidden_states, self.rows, now)
+        rows = [batch.rows for batch in learner.micro_batches]
+        encoder_of(learner.model).hidden_states = cut_states(self.hidden_states, self.rows, rows)
 
 
-def cut_states(states: dict[int, Hidden], before: Sequence[range], now: Sequence[range]) -> dict[int, Hidden]:
-    """Hidden states by first row, of the same rows cut in another way; empty where not all rows have one.
+def cut_states(states: dict[int, Hidden], old_rows: Sequence[range], new_rows: Sequence[range]) -> dict[int, Hidden]:
+    """Return hidden states by first row, cut into other micro-batches; empty if not all rows have one.
 
     Args:
-        before, now: the rows of the micro-batches, in the same order.
+        states: by first row of the old micro-batches.
+        old_rows, new_rows: rows of the old and the new micro-batches, in the same order.
     """
-    if not all(rows.start in states for rows in before):
+    if not all(rows.start in states for rows in old_rows):
         return {}
-    pieces = [states[rows.start] for rows in before]
+    pieces = [states[rows.start] for rows in old_rows]
     whole = [tuple(torch.cat(parts, dim=1) for parts in zip(*layer, strict=True)) for layer in zip(*pieces, strict=True)]
-    ends = list(accumulate(len(rows) for rows in now))
+    ends = list(accumulate(len(rows) for rows in new_rows))
     return {
         rows.start: [tuple(part[:, end - len(rows) : end].contiguous() for part in layer) for layer in whole]
-        for rows, end in zip(now, ends, strict=True)
+        for rows, end in zip(new_rows, ends, strict=True)
     }

@@ -1,13 +1,13 @@
-"""The two training steps: from a rank's micro-batches of a global batch to one optimizer step.
+"""Training steps of both stages: from a rank's micro-batches of a global batch to one optimizer step.
 
-The language model's loss is a mean over tokens: micro-batches go forward and backward one after the other, their losses
-weighed by their share, and DDP adds up the ranks.
+The language model's loss is a mean over tokens: micro-batches run forward and backward one after the other, their losses
+weighted by their share of the rows, and DDP sums the gradients over the ranks.
 
-The classifier's head has a batch norm, which is no mean over documents. So the ranks put together what the encoder made of
-all documents, a few numbers each, and every rank computes head and loss of the whole global batch: the same numbers on all
-of them. Then each takes the gradient back through its own documents. Where micro-batches are to save memory, the encoder
-reads each once for the head and once more for the gradient: a third more work, and the memory of one. (It keeps a graph at
-both: without one torch's LSTM takes another path on a CPU, which rounds differently.)
+The classifier's head has a batch norm, so its loss is not a mean over documents. The ranks therefore exchange the encoder's
+pooled output of all documents, a few numbers each, and every rank computes head and loss of the whole global batch: the same
+numbers on all of them. Then each rank propagates the gradient through its own documents. Trade-off: where micro-batches save
+memory, the encoder runs forward twice, once for the head and once for the gradient, which is a third more work. (Both passes
+build a graph: without one torch's LSTM takes another code path on a CPU, which rounds differently.)
 
 B: documents of the global batch, b: rows of a micro-batch, T: tokens of a step, E: width of the embedding.
 """
@@ -28,11 +28,13 @@ from ulmfit_dist.training.learner import DistributedLearner
 from ulmfit_dist.training.out_of_memory import agree_on_memory
 
 Encoded = tuple[Tensor, Tensor]
-"""What the head reads of each document, [b, 3E], and the encoder's output, [b, T, E]."""
+"""Pooled output of each document, [b, 3E], which is the head's input, and the encoder's output, [b, T, E]."""
 
 
 class LMLearner(DistributedLearner):
-    """`after_pred`, `after_loss` and the backward events come once per micro-batch, all others once per step."""
+    """Trains a language model. `after_pred`, `after_loss` and the backward events occur per micro-batch, others per step."""
+
+    keeps_hidden_states = True
 
     def replace_modules(self, replace: Callable[[nn.Module], nn.Module]) -> None:
         self.model = replace(self.model)  # type: ignore[assignment]
@@ -61,13 +63,15 @@ class LMLearner(DistributedLearner):
 
 
 class ClassifierLearner(DistributedLearner):
-    """All events come once per step; `pred` and `yb` are those of the global batch.
+    """Trains a classifier. All events occur once per step; `pred` and `yb` are those of the global batch.
 
     Attributes:
-        pooled: what the head reads of the global batch's documents, [B, 3E].
-        targets: of the global batch, [B] or [B, classes].
-        encoded: of each micro-batch, or of the last one where the encoder reads each document twice.
+        pooled: pooled encoder output of the global batch, [B, 3E], the head's input.
+        targets: targets of the global batch, [B] or [B, classes].
+        encoded: encoder output of each micro-batch, or only of the last one where the encoder runs twice.
     """
+
+    keeps_hidden_states = False
 
     pooled: Tensor
     targets: Tensor
@@ -93,13 +97,13 @@ class ClassifierLearner(DistributedLearner):
         self.__dict__.pop("pooled", None)
 
     def _encode_documents(self) -> None:
-        """The head's input for this rank's documents, and their targets, in their rows of the global batch."""
+        """Compute the head's input and the targets of this rank's documents, in their rows of the global batch."""
         batches = self.micro_batches
-        self.reads_twice = len(batches) > 1 and self.accelerate.share.micro_batch_size is not None
+        self.runs_twice = len(batches) > 1 and self.accelerate.shard.micro_batch_size is not None
         self.encoded = []
         pooled: list[Tensor] = []
         for batch in batches:
-            if self.reads_twice:
+            if self.runs_twice:
                 self.encoded = [self._encode_without_graph(batch)]
             else:
                 self.encoded.append(self._encode(batch))
@@ -107,7 +111,7 @@ class ClassifierLearner(DistributedLearner):
         self.pooled, self.targets = in_rows(pooled, batches), in_rows([batch.y for batch in batches], batches)
 
     def _classify(self) -> None:
-        """Head, loss and backward pass of the global batch."""
+        """Compute head, loss and gradients of the global batch."""
         output_bTE = self.encoded[-1][1]
         self.xb = (torch.cat([batch.x for batch in self.micro_batches]),)
         self.yb = (self.targets,)
@@ -134,7 +138,7 @@ class ClassifierLearner(DistributedLearner):
         return pooled_bE.detach(), output_bTE.detach()
 
     def _backward(self) -> None:
-        """Through the head, then through the encoder, from what it made of the micro-batches, or makes of them anew."""
+        """Propagate through the head, then through the encoder: from its stored outputs, or from a second forward pass."""
         with _one_thread(self.pooled.device):
             self.accelerate.backward(self.loss_grad)
         pooled_grad_BE = self.pooled.grad
@@ -143,14 +147,14 @@ class ClassifierLearner(DistributedLearner):
             return
         for number, batch in enumerate(self.micro_batches):
             with self.accelerate.gradients(self.model[0], number, len(self.micro_batches)):
-                pooled_bE, output_bTE = self._encode(batch) if self.reads_twice else self.encoded[number]
+                pooled_bE, output_bTE = self._encode(batch) if self.runs_twice else self.encoded[number]
                 scale = self.accelerate.scale
                 regularization = self.regularization(output_bTE, output_bTE) * (batch.weight * scale)
                 self.accelerate.backward(regularization, (pooled_bE, pooled_grad_BE[_slice(batch.rows)] * scale))
 
 
 def in_rows(pieces: Sequence[Tensor], batches: Sequence[MicroBatch]) -> Tensor:
-    """Rows [b, ...] of micro-batches in their places among the rows [B, ...] of the global batch; zeros in the others'."""
+    """Return rows [b, ...] of micro-batches at their positions in the global batch [B, ...], zeros elsewhere."""
     rows_B = pieces[0].new_zeros(batches[0].global_rows, *pieces[0].shape[1:])
     for piece_b, batch in zip(pieces, batches, strict=True):
         rows_B[_slice(batch.rows)] = piece_b
@@ -159,9 +163,9 @@ def in_rows(pieces: Sequence[Tensor], batches: Sequence[MicroBatch]) -> Tensor:
 
 @contextmanager
 def _one_thread(device: torch.device) -> Iterator[None]:
-    """Compute on one CPU thread: the sums of the head's small products are split over threads, and round differently.
+    """Compute on one CPU thread, because sums of the head's small products round differently when split over threads.
 
-    Nothing changes for a GPU, where the number of threads is a condition that compiled functions are compiled for.
+    Does nothing for a GPU, where compiled functions would be compiled again for another number of threads.
     """
     if device.type != "cpu":
         yield

@@ -1,4 +1,4 @@
-"""Makes a Python process simulate a GPU from the import of torch on, where this folder is in PYTHONPATH."""
+"""Simulation of a GPU in every Python process with this folder in PYTHONPATH, from the import of torch."""
 
 import importlib.abc
 import importlib.util
@@ -28,11 +28,11 @@ def after_compile(module):
 
 
 HOOKS = {"torch": (before_torch, after_torch), "ulmfit_dist.cuda.compile": (lambda module: None, after_compile)}
-"""What is called before and after a module's import."""
+"""Functions to call before and after a module's import."""
 
 
 class HookedLoader(importlib.abc.Loader):
-    """A module's own loader, and the module's hooks."""
+    """Loader of a module that calls the module's hooks."""
 
     def __init__(self, loader, before, after):
         self.loader, self.before, self.after = loader, before, after
@@ -50,7 +50,7 @@ class HookedLoader(importlib.abc.Loader):
 
 
 class HookedFinder(importlib.abc.MetaPathFinder):
-    """Finds modules with hooks where they are, once each."""
+    """Finder of modules with hooks, once each."""
 
     def find_spec(self, name, path, target=None):
         if name not in HOOKS:

@@ -28,9 +28,9 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print the comparison."""
-    from ulmfit_dist.stages.compare import compare_words, describe_comparison
+    from ulmfit_dist.stages.compare import compare_arguments, describe_comparison
 
-    figures = compare_words(args.runs, args.against)
+    figures = compare_arguments(args.runs, args.against)
     if is_main_process():
         print(json.dumps(figures, indent=1) if args.json else "\n".join(describe_comparison(figures)))
 

@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> None:
     texts = read_texts(args)
     check_output(args)
     silence_warnings()
-    from ulmfit_dist.stages.evaluate_ensemble import Ensemble
+    from ulmfit_dist.inference.ensemble import Ensemble
 
     label_texts(texts, Ensemble(args.runs, trust_remote_code=args.trust_remote_code), args.output)
 

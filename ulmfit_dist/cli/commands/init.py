@@ -32,11 +32,11 @@ def run(args: argparse.Namespace) -> None:
     from ulmfit_dist.config.loading import load_config
     from ulmfit_dist.distributed.runtime import Runtime
     from ulmfit_dist.recipes.dataset_profile import TextOptions
-    from ulmfit_dist.recipes.init import describe_result, init
+    from ulmfit_dist.recipes.init import RecipeOptions, describe_result, init
 
     runtime = Runtime(load_config(None, ["data.path=.", *args.overrides]).runtime)  # reads no text
     options = TextOptions(tuple(args.text), args.label, args.target, args.lang, tuple(args.overrides))
     with runtime:
         show = None if args.json else runtime.print
-        result = init(args.path, runtime, options, args.minutes, args.name, args.output, show)
+        result = init(args.path, runtime, options, RecipeOptions(args.minutes, args.name, args.output), show)
         runtime.print(json.dumps(result.to_dict(), indent=1, ensure_ascii=False) if args.json else describe_result(result))

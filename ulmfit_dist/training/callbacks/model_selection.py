@@ -1,8 +1,8 @@
-"""Which epoch's model is exported, and whether training ends before its recipe does.
+"""Selection of the epoch whose model is exported, and early stopping.
 
-Both follow from the validation's score after each epoch, and rank 0 decides, so that none trains on while another stops. The
-best epoch's weights are in its checkpoint, which is kept anyway; what is known of it is part of each checkpoint, so a run
-that was killed selects and stops as one that was not.
+Both follow from the validation score after each epoch, and rank 0 decides, so that all ranks stop together. The best epoch's
+weights are in its checkpoint, which is kept in any case; its result is part of each checkpoint, so a killed run selects and
+stops as an uninterrupted one. Trade-off: if that checkpoint is damaged, the last epoch's model is exported.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from fastai.callback.core import Callback
 
-from ulmfit_dist.config.schema import StageConfig
+from ulmfit_dist.training.callbacks.order import CallbackOrder
 from ulmfit_dist.utils.log import get_logger
 
 logger = get_logger(__name__)
@@ -21,14 +21,14 @@ logger = get_logger(__name__)
 
 @dataclass(frozen=True)
 class EpochResult:
-    """An epoch and what its validation has found.
+    """Validation result of an epoch.
 
     Attributes:
-        number: of the stage, from 1.
-        step: optimizer steps of the stage up to its end, which its checkpoint is named by.
-        score: higher is better.
-        metrics: of the validation, by name.
-        tables: what else is to be seen of it; on rank 0.
+        number: number of the epoch in the stage, from 1.
+        step: optimizer steps of the stage at its end, which name its checkpoint.
+        score: validation score; higher is better.
+        metrics: validation metrics by name.
+        tables: artifacts of the epoch as JSON; on rank 0.
     """
 
     number: int
@@ -39,23 +39,24 @@ class EpochResult:
 
 
 class ModelSelectionCallback(Callback):
-    """Remembers the best epoch, and stops when there was none better for some epochs.
+    """Keeps the result of the best epoch, and stops the stage after some epochs without improvement.
 
-    Of equally good epochs the last is exported, as it is the one whose checkpoint is kept; for patience they are no better.
+    Of equal scores the last epoch is exported, because its checkpoint is the one that is kept; an equal score does not count
+    as an improvement.
 
     Args:
-        settings: of the stage.
-        tables: what there is to be seen of the last evaluation.
+        patience: epochs without improvement after which the stage stops; None: never.
+        tables: returns the artifacts of the last validation.
 
     Attributes:
         best: the best epoch so far.
-        waited: epochs since one that was better than all before it.
+        waited: epochs since the last improvement.
     """
 
-    order = 85  # after what is logged of an epoch, before its checkpoint
+    order = CallbackOrder.MODEL_SELECTION
 
-    def __init__(self, settings: StageConfig, tables: Callable[[], dict[str, Any]]):
-        self.patience, self.tables = settings.early_stopping_patience, tables
+    def __init__(self, patience: int | None, tables: Callable[[], dict[str, Any]]):
+        self.patience, self.tables = patience, tables
         self.best: EpochResult | None = None
         self.waited = 0
 
@@ -68,15 +69,15 @@ class ModelSelectionCallback(Callback):
             )
         if self.patience is not None:
             runtime = learn.accelerate.runtime
-            learn.is_stopped = runtime.broadcast_object(self.waited >= self.patience)
-            if learn.is_stopped:
-                logger.info(f"{learn.stage}: ends here: {self.waited} epoch(s) in a row were no better than the best before")
+            learn.train_state.is_stopped = runtime.broadcast_object(self.waited >= self.patience)
+            if learn.train_state.is_stopped:
+                logger.info(f"{learn.stage}: stopped early: no improvement in {self.waited} epoch(s)")
 
     def state_dict(self) -> dict[str, Any]:
-        """The best epoch and the waiting, as JSON."""
+        """Return the best epoch and the epochs since the last improvement, as JSON."""
         return {"best": None if self.best is None else asdict(self.best), "waited": self.waited}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Restore both."""
         self.best = None if state["best"] is None else EpochResult(**state["best"])
         self.waited = int(state["waited"])

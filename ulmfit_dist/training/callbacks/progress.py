@@ -1,4 +1,8 @@
-"""The progress of a stage's training: a bar or lines for each epoch and each validation, with the time that is left."""
+"""Progress of a stage's training: a bar or lines for each epoch and each validation, with the remaining time.
+
+The remaining time follows from the expected cost of the epochs, which the plan has estimated, and the time spent so far.
+Trade-off: it assumes that the relative costs of the epochs are right.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +12,17 @@ from collections.abc import Sequence
 from fastai.callback.core import Callback
 
 from ulmfit_dist.distributed.runtime import Runtime
+from ulmfit_dist.training.callbacks.order import CallbackOrder
 from ulmfit_dist.utils.formatting import duration
 from ulmfit_dist.utils.progress import Progress
 
 
 class StageClock:
-    """The time that is left of a stage, from the share of its expected cost that is done.
+    """Remaining time of a stage, from the completed share of its expected cost.
 
     Args:
         epoch_costs: cost of each epoch of the stage, in any unit: expected seconds, or steps.
-        later_seconds: expected duration of what follows the stage; None: not known.
+        later_seconds: expected duration, in seconds, of the work after the stage; None: unknown.
     """
 
     def __init__(self, epoch_costs: Sequence[float], later_seconds: float | None = None):
@@ -25,12 +30,12 @@ class StageClock:
         self._first: float | None = None
 
     def left(self, epoch: int, share: float, seconds: float) -> float | None:
-        """Return the seconds that are left of the stage; None where they cannot be known yet.
+        """Return the remaining seconds of the stage; None as long as they are unknown.
 
         Args:
-            epoch: epochs of the stage that are done.
-            share: share of the next one that is done.
-            seconds: duration of the work since the first call, which is made before it.
+            epoch: completed epochs of the stage.
+            share: completed share of the current epoch.
+            seconds: time since the first call, which must be made before the first step.
         """
         done = sum(self.epoch_costs[:epoch]) + share * sum(self.epoch_costs[epoch : epoch + 1])
         if self._first is None:
@@ -39,7 +44,7 @@ class StageClock:
         return max(0.0, (sum(self.epoch_costs) - done) * seconds / worked) if worked > 0 else None
 
     def describe(self, left: float | None, elapsed: float) -> str:
-        """Return the elapsed time of the stage, and the time that is left of it and of the run, as text."""
+        """Return the elapsed time of the stage, and the remaining time of stage and run, as text."""
         parts = [f"{duration(elapsed)} elapsed"]
         if left is not None:
             parts.append(f"{duration(left)} left of the stage")
@@ -52,12 +57,12 @@ class StageProgressCallback(Callback):
     """Shows the progress of each epoch and of each validation.
 
     Args:
-        runtime: of this rank; only rank 0 shows anything.
-        unit: "tokens" or "examples": unit of the throughput.
-        clock: of the stage.
+        runtime: of this rank; only rank 0 prints.
+        unit: unit of the throughput, "tokens" or "examples".
+        clock: remaining time of the stage.
     """
 
-    order = 81  # after TrackingCallback, whose loss it shows
+    order = CallbackOrder.PROGRESS
 
     def __init__(self, runtime: Runtime, unit: str, clock: StageClock):
         self.runtime, self.unit, self.clock = runtime, unit, clock
@@ -66,10 +71,11 @@ class StageProgressCallback(Callback):
 
     def before_train(self) -> None:
         learn = self.learn
-        self._open("", len(learn.dls.train), learn.first_step)
+        first_step = learn.train_state.first_step
+        self._open("", len(learn.dls.train), first_step)
         if self.started is None:
             self.started = time.perf_counter()
-            self.clock.left(learn.stage_epoch, learn.first_step / max(1, len(learn.dls.train)), 0.0)
+            self.clock.left(learn.stage_epoch, first_step / max(1, len(learn.dls.train)), 0.0)
 
     def before_validate(self) -> None:
         if self.started is not None:
@@ -104,7 +110,7 @@ class StageProgressCallback(Callback):
 
     def _open(self, what: str, total: int, first: int = 0) -> None:
         learn = self.learn
-        epoch = learn.stage_epoch + (0 if what else 1)  # which StagePosition counts at the end of the training in it
+        epoch = learn.stage_epoch + (0 if what else 1)  # EpochCounter counts it before its validation
         label = f"{learn.stage}, epoch {epoch} of {len(self.clock.epoch_costs)}{what}"
         self.bar = Progress(label, total, self.runtime.is_main, self.unit, first)
         self.bar.__enter__()

@@ -1,16 +1,20 @@
-"""The callback that says where the time of a step goes."""
+"""The callback that attributes the time of a step to its parts.
+
+Trade-off: a part ends where the next callback event begins, so the time of a callback counts as the part that it runs in.
+"""
 
 from __future__ import annotations
 
 from fastai.callback.core import Callback
 
 from ulmfit_dist.distributed.runtime import Runtime
+from ulmfit_dist.training.callbacks.order import CallbackOrder
 
 
 class TimingCallback(Callback):
-    """Ends the laps of `runtime.step_timer` as a step goes on; what waits for other ranks ends its own there."""
+    """Ends the intervals of `runtime.step_timer` during a step; collectives end their own."""
 
-    order, run_valid = 95, False  # after all others: what they do belongs to the lap that they do it in
+    order, run_valid = CallbackOrder.TIMING, False
 
     def __init__(self, runtime: Runtime):
         self.step_timer = runtime.step_timer
