@@ -242,7 +242,7 @@ def test_ranks_that_were_launched_differently_are_refused():
         "python3 /venv/bin/accelerate-launch",
         "python -m accelerate.commands.launch",
         "python -u -m accelerate.commands.accelerate_cli launch",
-        "python -m ulmfit_dist.launch.launcher",
+        "python -m ulmfit_dist.launch",
         "python /site-packages/accelerate/commands/launch.py",
     ],
 )
