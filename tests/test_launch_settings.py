@@ -62,7 +62,7 @@ def write_config(path: Path, *lines: str) -> Path:
 def test_a_default_of_accelerates_changes_nothing():
     settings = read("--multi_gpu", "--num_processes", "2")
     assert settings == LaunchSettings()
-    for recipe in ("auto", "no", "bf16", "fp16"):
+    for recipe in ("auto", "fp32", "bf16", "fp16"):
         assert precision_of(recipe=recipe) == recipe
     runtime = RuntimeConfig(micro_batch_size=4)
     assert settings.applied_to(runtime, has_gpu=True) == runtime
@@ -81,7 +81,7 @@ def test_a_no_that_is_named_counts_and_agrees_with_every_full_precision():
         precision_of("--mixed_precision", "no", recipe="bf16")
 
 
-@pytest.mark.parametrize(("flag", "recipe"), [("bf16", "fp16"), ("fp16", "no"), ("bf16", "fp64")])
+@pytest.mark.parametrize(("flag", "recipe"), [("bf16", "fp16"), ("fp16", "fp32"), ("bf16", "fp64")])
 def test_a_recipe_with_another_precision_is_refused(flag: str, recipe: str):
     with pytest.raises(UserError) as error:
         precision_of("--mixed_precision", flag, recipe=recipe)
