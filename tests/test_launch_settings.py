@@ -302,6 +302,7 @@ def test_a_run_computes_as_the_launcher_names(tmp_path: Path, monkeypatch: pytes
     assert [len(batch.rows) for batch in next(iter(classifier_loaders(config, runtime, store)[0]))] == [2, 2]
 
 
+@pytest.mark.distributed
 def test_named_steps_train_the_model_of_the_same_micro_batches_bit_by_bit(
     recipe: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

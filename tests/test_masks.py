@@ -36,6 +36,7 @@ def assert_equal(computed: Sequence[Tensor]) -> None:
             assert torch.equal(tensor, compute_masks([mask], CPU)[0])
 
 
+@pytest.mark.distributed
 @needs_compiler
 def test_the_cuda_kernel_computes_the_masks_of_a_cpu(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(masks_module, "compile_source", cuda_on_cpu.compile_source)

@@ -21,6 +21,7 @@ def said(cell) -> str:
     return "".join(parts)
 
 
+@pytest.mark.distributed
 def test_the_bbc_news_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for folder in ("examples", "configs"):
         shutil.copytree(ROOT / folder, tmp_path / folder)

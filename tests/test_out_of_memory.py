@@ -166,6 +166,7 @@ def test_a_step_that_was_prepared_before_the_size_changed_is_cut_again(runtime: 
     assert learner.dls.valid.shard.micro_batch_size == runtime.micro_batch_size == 3
 
 
+@pytest.mark.distributed
 def test_a_run_keeps_the_smaller_size(corpus: Path, recipe: Path, tmp_path: Path):
     words = ["run", recipe, *TINY, f"data.path={corpus}", f"data.cache_dir={tmp_path}/cache", f"runs_dir={tmp_path}"]
     words += ["name=run", "tracking.log_interval=1", "tracking.wandb_mode=disabled", "lm.phases=[{epochs: 1, lr: 1e-2}]"]

@@ -76,6 +76,7 @@ def test_a_text_is_read_as_far_as_in_training(classifier: TextClassifier, monkey
     assert classifier._encode([whole])[0].tolist() == expected[:: -1 if backwards else 1].tolist()
 
 
+@pytest.mark.distributed
 def test_one_text_is_labelled_as_fastai_labels_it(classifier: TextClassifier):
     made_up = pd.DataFrame({"text": ["a text"] * CLASSES, "label": classifier.labels})
     vocab = {"text_vocab": VOCAB, "y_block": CategoryBlock(vocab=classifier.labels)}

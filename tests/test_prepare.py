@@ -189,6 +189,7 @@ def test_a_cache_that_cannot_be_written_is_named_and_one_with_a_store_is_enough(
         assert re.fullmatch(r"ulmfit-dist: error: \S+ cannot be made \(Read-only file system\): set data\.cache.*\n", said)
 
 
+@pytest.mark.distributed
 def test_worker_processes_make_the_same_shards(large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(builder_module, "DOCUMENTS_PER_WORKER", 1000)
     made = {}
@@ -204,6 +205,7 @@ def test_worker_processes_make_the_same_shards(large: Path, tmp_path: Path, monk
     assert made[1] == made[2]
 
 
+@pytest.mark.distributed
 def test_a_workers_error_is_the_users(large: Path, tmp_path: Path):
     source = open_source(DataConfig(path=str(large)))
     source.splits["train"].paths[123] = tmp_path / "gone.txt"
@@ -218,6 +220,7 @@ def die_in_a_worker(i: int, main: int) -> int:
     return i
 
 
+@pytest.mark.distributed
 def test_a_killed_worker_is_told():
     with pytest.raises(UserError, match="a worker process exited before it finished"):
         list(run_in_workers(partial(int, os.getpid()), die_in_a_worker, range(6), 2))

@@ -122,6 +122,7 @@ def test_an_estimate_counts_the_steps_of_all_epochs_and_grows_with_the_corpus(
         assert thrice.num_parameters - once.num_parameters == (5000 - len(store.vocab)) * (12 + (stage == "lm"))
 
 
+@pytest.mark.distributed
 def test_a_plan_that_measures_changes_nothing(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     short = ("lm.phases=[{epochs: 1, lr: 1e-2}]", "classifier.phases=[{epochs: 2, lr: 1e-2}]", f"runs_dir={tmp_path}")
     place = [f"data.path={make_folder(tmp_path / 'texts', 20)}", f"data.cache_dir={tmp_path / 'cache'}"]
