@@ -27,6 +27,7 @@ from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.inference.generator import LanguageModel
 from ulmfit_dist.models.bundle import save_bundle
 from ulmfit_dist.models.networks import build_language_model
+from ulmfit_dist.models.sampling import Sampling
 from ulmfit_dist.rng.counter_based import seed_torch
 from ulmfit_dist.stages.prepare import prepare
 
@@ -52,7 +53,8 @@ def ours(case: str, top_p: float | None = None) -> Measured:
         save_bundle(Path(folder) / "lm", model, config, store, labels=None, training=training)
         language_model = LanguageModel(folder, device())
     samples = int(case.split()[0])
-    return _measured(lambda: language_model.generate(PROMPT, WORDS, TEMPERATURE, samples, top_p=top_p), samples)
+    sampling = Sampling(TEMPERATURE, top_p=top_p)
+    return _measured(lambda: language_model.generate(PROMPT, WORDS, samples, sampling=sampling), samples)
 
 
 def workload() -> tuple[Config, TokenStore, nn.Module]:

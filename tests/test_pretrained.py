@@ -19,7 +19,7 @@ from fastai_runs import CONFIG, SIZES, VOCAB, lm_logits, make_models, make_table
 from ulmfit_dist.config.schema import ClassifierConfig, LMConfig, ModelConfig
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.models.networks import build_classifier, build_language_model, encoder_of
-from ulmfit_dist.models.pretrained import PATIENCE, fetch, load_pretrained, load_pretrained_encoder
+from ulmfit_dist.models.pretrained import DOWNLOAD_TIMEOUT, fetch, load_pretrained, load_pretrained_encoder
 
 MODEL = ModelConfig(**SIZES)
 OLD_VOCAB = ["xxunk", "xxpad", "xxbos", "the", "cat", "sat"]
@@ -246,7 +246,7 @@ def test_the_first_rank_of_a_node_fetches_weights_and_no_other(monkeypatch: pyte
     for is_first in (True, False):
         for name in ("wt103_fwd", "runs/wiki-de", None):
             fetch(name, SimpleNamespace(fail_together=nullcontext, is_local_main=is_first))
-    assert fetched == [(external.URLs.WT103_FWD, PATIENCE)]
+    assert fetched == [(external.URLs.WT103_FWD, DOWNLOAD_TIMEOUT)]
     assert socket.getdefaulttimeout() is None
 
 

@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "Runtime": "ulmfit_dist.distributed.runtime",
+    "Sampling": "ulmfit_dist.models.sampling",
     "TextOptions": "ulmfit_dist.recipes.dataset_profile",
     "Tokenizer": "ulmfit_dist.data.tokenizers.word",
     "TokenStore": "ulmfit_dist.data.token_store",

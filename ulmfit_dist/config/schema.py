@@ -92,7 +92,7 @@ class DataConfig:
     on_duplicates: str = choice("warn", "drop", "error")
     """Texts that are both trained on and evaluated on: warn, drop them from training, or stop with an error."""
     quoting: bool | None = None
-    """Whether quoted fields of a CSV or TSV file may contain delimiters. null: true for CSV, false for TSV."""
+    """Parse quotes in CSV and TSV files, so that quoted fields may contain delimiters. null: true for CSV, false for TSV."""
     subset: str | None = None
     """Configuration name of the hub data set."""
     num_proc: int = count(2)

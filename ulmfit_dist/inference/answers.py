@@ -1,4 +1,4 @@
-"""Answers of an exported classifier to documents of a token store, and the figures that they come to.
+"""Predictions of an exported classifier for documents of a token store, and their metrics.
 
 N: documents, C: classes, or 1 for a regression.
 """
@@ -28,35 +28,35 @@ from ulmfit_dist.models.bundle import ModelBundle, load_model
 def compute_answers(
     exported: ModelBundle, store: TokenStore, documents_N: np.ndarray, runtime: Runtime, trust: bool = False
 ) -> Tensor:
-    """Return probabilities of the classes, or numbers, float64 [N, C], on every rank. Collective.
+    """Return class probabilities, or the values of a regression, float64 [N, C], on every rank. Collective.
 
     Args:
         documents_N: indices in the store, ascending.
-        trust: whether to call what the model's config names.
+        trust: call user-defined functions of the model's config.
     """
     target = exported.config.classifier.target
     outputs = num_outputs(target, exported.labels or [])
     answers_NC = torch.zeros(len(documents_N), outputs, dtype=torch.float64, device=runtime.device)
 
-    def keep(prediction: Tensor, batch: MicroBatch) -> None:
-        assert batch.documents is not None  # the classifier's batches are of documents
+    def store_answers(prediction: Tensor, batch: MicroBatch) -> None:
+        assert batch.documents is not None  # always set in the classifier's batches
         answers_NC[np.searchsorted(documents_N, batch.documents)] = answers_of(prediction, target)
 
     with runtime.fail_together():
         batches: ClassifierLoader = classifier_batches(exported.config, runtime, store, documents_N)
         model = in_precision(load_model(exported, runtime.device, trust), "classifier", runtime)
-        read_batches(model, batches, keep, runtime)
+        read_batches(model, batches, store_answers, runtime)
     return runtime.all_reduce_sum(answers_NC)
 
 
 def figures_of_answers(
     answers_NC: Tensor, y_N: Tensor, targets: Targets, settings: ClassifierConfig, runtime: Runtime
 ) -> dict[str, Any]:
-    """Return the metrics of answers that every rank has: each counts a share of the documents. Collective."""
-    mine = slice(runtime.rank, None, runtime.world_size)
+    """Return the metrics of answers that every rank holds: each rank counts its part of the documents. Collective."""
+    local = slice(runtime.rank, None, runtime.world_size)
     metrics = build_objective_metrics(targets, settings, trust=False)
     metrics.reset(runtime.device)
-    metrics.add(outputs_of(answers_NC, targets.kind)[mine], y_N.to(runtime.device)[mine])
+    metrics.add(outputs_of(answers_NC, targets.kind)[local], y_N.to(runtime.device)[local])
     if isinstance(metrics, ClassifierMetrics):
         return classifier_figures(metrics, targets.names, runtime)
     return dict(metrics.compute(runtime))
@@ -65,7 +65,7 @@ def figures_of_answers(
 def figures_of_documents(
     exported: ModelBundle, store: TokenStore, documents_N: np.ndarray, answers_NC: Tensor, runtime: Runtime
 ) -> dict[str, Any]:
-    """Return the figures of documents of a store, as `with_intervals`. Collective."""
+    """Return the metrics of documents of a store, with intervals as in `with_intervals`. Collective."""
     config = exported.config
     targets = read_targets(store, config.classifier, config.data.label_delim)
     y_N = targets.of(store.labels[documents_N])
@@ -74,12 +74,13 @@ def figures_of_documents(
 
 
 def with_intervals(figures: dict[str, Any], answers_NC: Tensor, y_N: Tensor, config: Config) -> dict[str, Any]:
-    """Return figures of documents that chose nothing, with the 95 % interval of each metric.
+    """Return figures of documents that no choice depends on, with the 95 % interval of each metric.
 
     Args:
         figures: as `figures_of_answers` returns them.
-        answers_NC: probabilities or numbers, float64 [N, C].
+        answers_NC: probabilities or values, float64 [N, C].
         y_N: the targets.
+        config: config of the classifier.
 
     Returns:
         `num_documents`, `loss`, the metrics by name, and for each `<name>_interval`, [low, high].

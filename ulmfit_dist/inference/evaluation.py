@@ -1,4 +1,4 @@
-"""Forward passes of an exported model over the batches of an evaluation, and the figures of a classifier."""
+"""Forward passes of an exported model over the batches of an evaluation, and the metrics of a classifier."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from ulmfit_dist.utils.progress import Progress
 
 
 def classifier_figures(metrics: ClassifierMetrics, labels: Sequence[str], runtime: Runtime) -> dict[str, Any]:
-    """All that an evaluation of a classifier has found. Collective.
+    """Return all figures of an evaluation of a classifier. Collective.
 
     Returns:
-        Beside the metrics: `expected_calibration_error` and `reliability`, the table that it is made from; `brier_score`;
+        The metrics; `expected_calibration_error` and `reliability`, the table that it is computed from; `brier_score`;
         `classes` with precision, recall, F1 and support of each; and `confusion_matrix`, documents by true class (rows) and
         predicted class, in the order of the labels.
     """
@@ -37,9 +37,9 @@ def classifier_figures(metrics: ClassifierMetrics, labels: Sequence[str], runtim
 
 
 def in_precision(model: nn.Module, stage: str, runtime: Runtime) -> nn.Module:
-    """The model, its modules in mixed precision that are so while they are trained, what they give in fp32.
+    """Return the model with the same modules in mixed precision as in training, and their outputs in fp32.
 
-    Those are the modules that `replace_modules` of the stage's learner replaces: a classifier pools in fp32.
+    These are the modules that `replace_modules` of the stage's learner replaces: a classifier pools in fp32.
     """
 
     def prepare_module(module: nn.Module) -> nn.Module:
@@ -56,7 +56,7 @@ def in_precision(model: nn.Module, stage: str, runtime: Runtime) -> nn.Module:
 def read_batches(
     model: nn.Module, valid: RankLoader, update: Callable[[Tensor, MicroBatch], None], runtime: Runtime
 ) -> None:
-    """Have a model read this rank's batches; each is given to `update` with what came out.
+    """Run a model on this rank's batches, and call `update` with the output and the micro-batch.
 
     Raises:
         UserError: out of memory.

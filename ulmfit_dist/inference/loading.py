@@ -1,6 +1,6 @@
-"""Exported models as Python objects: `load_classifier` and `load_language_model`.
+"""Loaders of exported models for the Python API: `load_classifier` and `load_language_model`.
 
-They are functions of the public API in a module of their own, since `api.py` imports all stages, and so the trainer.
+They are not in `api.py`, because that imports all stages, and so the trainer.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from ulmfit_dist.inference.predictor import TextClassifier
 def load_classifier(
     folder: str | Path, device: torch.device | str = "cpu", trust_remote_code: bool = False
 ) -> TextClassifier:
-    """An exported classifier: `.predict(list_of_str)` gives labels and probabilities; `.predict_one(str)` for one text."""
+    """Return an exported classifier: `.predict(texts)` returns labels and probabilities, `.predict_one(text)` of one text."""
     return TextClassifier(folder, device, trust_remote_code)
 
 
 def load_language_model(
     folder: str | Path, device: torch.device | str = "cpu", trust_remote_code: bool = False
 ) -> LanguageModel:
-    """An exported language model: `.generate(prompt)` gives texts."""
+    """Return an exported language model: `.generate(prompt)` returns texts."""
     return LanguageModel(folder, device, trust_remote_code)

@@ -1,4 +1,4 @@
-"""What a classifier says of a text, by what it was trained for (`classifier.target`)."""
+"""Predictions of a classifier by its target (`classifier.target`): class, classes or value of a text."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ulmfit_dist.config.schema import ClassifierConfig
 
 @dataclass(frozen=True)
 class Prediction:
-    """The class of a text. It unpacks in the order of fastai's `learn.predict`.
+    """The predicted class of a text; it unpacks in the order of fastai's `learn.predict`.
 
     Attributes:
         label: the most probable class.
-        index: its place in the list of classes.
-        probabilities: by class, in that order; they sum to 1.
+        index: index of the class.
+        probabilities: probability by class, in the order of the classes; they sum to 1.
     """
 
     label: str
@@ -36,12 +36,12 @@ class Prediction:
 
 @dataclass(frozen=True)
 class MulticategoryPrediction:
-    """The classes of a text that may have several, or none.
+    """The predicted classes of a text: none, one or several.
 
     Attributes:
-        labels: those whose probability is above `classifier.threshold`.
-        indices: their places in the list of classes.
-        probabilities: by class, in that order; each for itself.
+        labels: classes with a probability above `classifier.threshold`.
+        indices: indices of these classes.
+        probabilities: probability by class, in the order of the classes; they are independent.
     """
 
     labels: list[str]
@@ -57,7 +57,7 @@ class MulticategoryPrediction:
 
 @dataclass(frozen=True)
 class RegressionPrediction:
-    """The number that a text is given."""
+    """The predicted value of a text."""
 
     value: float
 
@@ -69,7 +69,7 @@ AnyPrediction = Prediction | MulticategoryPrediction | RegressionPrediction
 
 
 def answers_of(outputs_bC: Tensor, target: str) -> Tensor:
-    """What a classifier says of documents, float64 [b, outputs], from what its network gives: probabilities, or numbers."""
+    """Return the probabilities of documents, or the values of a regression, float64 [b, outputs], for network outputs."""
     outputs_bC = outputs_bC.double()
     if target == "category":
         return outputs_bC.softmax(dim=1)
@@ -77,19 +77,19 @@ def answers_of(outputs_bC: Tensor, target: str) -> Tensor:
 
 
 def outputs_of(answers_bC: Tensor, target: str) -> Tensor:
-    """What a network would have given for these answers: `answers_of` the other way round, but for a constant."""
+    """Return network outputs for these answers, up to a constant: the inverse of `answers_of`."""
     if target == "category":
         return answers_bC.clamp_min(torch.finfo(answers_bC.dtype).tiny).log()
     return torch.logit(answers_bC, eps=1e-15) if target == "multicategory" else answers_bC
 
 
 def prediction_of(outputs: Sequence[float], labels: Sequence[str], settings: ClassifierConfig) -> AnyPrediction:
-    """The prediction of one text.
+    """Return the prediction of one text.
 
     Args:
-        outputs: the probabilities of its classes, or its number alone.
+        outputs: probabilities of the classes, or the single value of a regression.
         labels: names of the classes.
-        settings: what the classifier was trained for, and from which probability on a text has a class.
+        settings: config of the classifier, for its target and threshold.
     """
     if settings.target == "regression":
         return RegressionPrediction(outputs[0])

@@ -1,10 +1,10 @@
-"""Labels for texts, from an exported classifier.
+"""Predictions of an exported classifier for texts.
 
-Documents of like length are computed together, as many as make up a number of tokens: few long ones or many short ones. So
-neither padding nor memory grows with the longest. A document's answer does not depend on the others: rows are filled up to
-whole chunks of `seq_len`, so that `max_len` cuts each at a place of its own. The price: up to a chunk less one of padding.
+Documents of similar length form a batch of a given number of tokens: few long documents or many short ones. So the longest
+document increases neither padding nor memory. A document's prediction does not depend on the others: rows are padded to whole
+chunks of `seq_len`, so that `max_len` cuts each document at its own position. Trade-off: up to `seq_len` - 1 tokens of padding.
 
-b: documents of a batch, T: tokens of the longest document, filled up to whole chunks.
+b: documents of a batch, T: tokens of the longest document, padded to whole chunks.
 """
 
 from __future__ import annotations
@@ -30,37 +30,37 @@ from ulmfit_dist.models.bundle import load_model, model_folder, read_bundle
 from ulmfit_dist.utils.memory import explain_out_of_memory
 
 BATCH_TOKENS = 64 * 512
-"""Tokens of a batch, padding included, at most; a document with more is a batch of its own."""
+"""Maximum number of tokens per batch, padding included; a document with more tokens is one batch."""
 CHARACTERS_AT_ONCE = 1 << 24
-"""Of texts that are tokenized and sorted together: some ten thousand articles, a hundred MB at work."""
+"""Characters of the texts that are tokenized and sorted together: about ten thousand articles, a hundred MB of memory."""
 TEXTS_AT_ONCE = 1 << 16
-"""Texts that are tokenized and sorted together at most."""
+"""Maximum number of texts that are tokenized and sorted together."""
 
 
 class Classifier(ABC):
-    """What gives texts probabilities, and so labels; or numbers, where it was trained for a regression.
+    """Base class of classifiers: returns class probabilities and labels of texts, or the values of a regression.
 
-    Threads may share one: nothing of a call is kept in it. `texts` are a list, tuple, array, pandas Series, column of a
+    Threads may share a classifier: a call does not modify it. `texts` are a list, tuple, array, pandas Series, column of a
     `datasets.Dataset`, or an iterator, of strings.
 
     Attributes:
         labels: names of the classes.
-        settings: what it was trained for.
+        settings: config of the classifier.
     """
 
     labels: list[str]
     settings: ClassifierConfig
 
     def predict_proba(self, texts: Iterable[str], batch_tokens: int = BATCH_TOKENS) -> np.ndarray:
-        """Probabilities of the classes, float64 [texts, classes], in the order of the texts; of a regression its numbers.
+        """Return class probabilities, or the values of a regression, float64 [texts, classes], in the order of the texts.
 
-        An iterator is read in parts, so only the probabilities of all its texts are in memory at once, not the texts.
+        An iterator is read in parts, so that its texts are not in memory all at once.
 
         Args:
-            batch_tokens: tokens that are computed together at most, unless a single document has more: memory and speed.
+            batch_tokens: maximum number of tokens per batch, unless one document has more; more are faster and take memory.
 
         Raises:
-            UserError: out of memory; or, which is a TypeError or ValueError too, something else than texts.
+            UserError: out of memory; or an item is not a text, in which case it is a TypeError or ValueError as well.
         """
         none = np.empty((0, num_outputs(self.settings.target, self.labels)))
         return np.concatenate([none, *self.iter_predict_proba(texts, batch_tokens)])
@@ -68,15 +68,15 @@ class Classifier(ABC):
     def iter_predict_proba(
         self, texts: Iterable[str], batch_tokens: int = BATCH_TOKENS, part_texts: int = TEXTS_AT_ONCE
     ) -> Iterator[np.ndarray]:
-        """Yield the rows of `predict_proba` in parts, in order: of an iterator only the texts of one part are in memory.
+        """Yield the rows of `predict_proba` in parts, in order; only the texts of one part are read from an iterator.
 
         Args:
-            batch_tokens: as that of `predict_proba`.
-            part_texts: texts that are read at most before their rows are yielded; fewer where they are long, some ten
-                thousand articles. A text's row depends on the others of its part by rounding alone.
+            batch_tokens: as in `predict_proba`.
+            part_texts: maximum number of texts per part; long texts, such as articles, make smaller parts. The other texts
+                of a part affect a row only by rounding.
 
         Raises:
-            UserError: as `predict_proba`, when the texts are not of a right type, or when a part is asked for.
+            UserError: as `predict_proba`; immediately if `texts` has a wrong type, else when the part is computed.
         """
         if part_texts < 1:
             raise UserError(f"part_texts={part_texts}: give a whole number of at least 1")
@@ -84,15 +84,15 @@ class Classifier(ABC):
 
     @abstractmethod
     def _predict_part(self, texts: Sequence[str], batch_tokens: int) -> np.ndarray:
-        """The rows of texts that fit in memory."""
+        """Return the rows of a part of the texts, which fits in memory."""
 
     def predict(self, texts: Iterable[str], batch_tokens: int = BATCH_TOKENS) -> list[AnyPrediction]:
-        """One prediction per text, in order. Arguments and errors are those of `predict_proba`."""
+        """Return one prediction per text, in order. Arguments and errors are those of `predict_proba`."""
         rows = self.predict_proba(texts, batch_tokens).tolist()
         return [prediction_of(row, self.labels, self.settings) for row in rows]
 
     def predict_one(self, text: str) -> AnyPrediction:
-        """The prediction of a single text: `label, index, probabilities = classifier.predict_one("I liked it!")`."""
+        """Return the prediction of a single text: `label, index, probabilities = classifier.predict_one("I liked it!")`."""
         return self.predict([check_text(text, "text")])[0]
 
 
@@ -101,16 +101,16 @@ class TextClassifier(Classifier):
 
     Args:
         folder: a run directory, or its `classifier/`.
-        device: where to compute.
-        trust_remote_code: whether to call what the model's config names of yours (tokenizer.rules, model.arch).
+        device: device of the model.
+        trust_remote_code: call user-defined functions of the model's config (tokenizer.rules, model.arch).
 
     Raises:
-        UserError: no classifier there, or a damaged one.
+        UserError: the classifier is missing or damaged.
     """
 
     def __init__(self, folder: str | Path, device: torch.device | str = "cpu", trust_remote_code: bool = False):
         exported = read_bundle(model_folder(Path(folder), "classifier"))
-        assert exported.labels is not None  # model_folder has looked for them
+        assert exported.labels is not None  # model_folder checks for them
         self.config, self.labels, self.device = exported.config, exported.labels, torch.device(device)
         self.settings = exported.config.classifier
         self.tokenizer = open_tokenizer(exported.config.tokenizer, exported.folder, trust_remote_code)
@@ -130,22 +130,22 @@ class TextClassifier(Classifier):
         return outputs_NC
 
     def _encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """The ids of each text that the model reads, in its order."""
+        """Return the token ids of each text as the model reads them: truncated, and reversed for a backward model."""
         (ids, lengths), tokens = self.tokenizer.encode_with_tokens(texts)
-        distinct, places = np.unique(ids, return_inverse=True)
+        distinct, indices = np.unique(ids, return_inverse=True)
         known = np.array([self.ids.get(tokens[i], UNK_ID) for i in distinct.tolist()], dtype=np.int64)
         direction = -1 if self.config.model.backwards else 1
-        documents = np.split(known[places], np.cumsum(lengths)[:-1])
+        documents = np.split(known[indices], np.cumsum(lengths)[:-1])
         return [document[: self.config.classifier.max_doc_tokens][::direction] for document in documents]
 
     @torch.no_grad()
     def _outputs(self, x_bT: torch.Tensor) -> np.ndarray:
-        """Probabilities of each document's classes, or its number, float64 [b, outputs]. Longest document first."""
+        """Return class probabilities, or values, float64 [b, outputs], of documents, longest first."""
         return answers_of(for_one_call(self.model)(x_bT.to(self.device))[0], self.settings.target).cpu().numpy()
 
 
 def token_batches(lengths: Sequence[int], seq_len: int, batch_tokens: int) -> Iterator[list[int]]:
-    """Documents by index, longest first, in batches of at most `batch_tokens` with padding, and at least one document."""
+    """Yield indices of documents, longest first, in batches of at most `batch_tokens` with padding, or of one document."""
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     start = 0
     while start < len(order):
@@ -159,7 +159,7 @@ def _whole_chunks(num_tokens: int, seq_len: int) -> int:
 
 
 def _parts(texts: Iterator[str], part_texts: int) -> Iterator[list[str]]:
-    """The texts in runs of at most `part_texts`, and of `CHARACTERS_AT_ONCE` or little more."""
+    """Yield lists of at most `part_texts` texts, which end when they exceed `CHARACTERS_AT_ONCE`."""
     part: list[str] = []
     characters = 0
     for text in texts:

@@ -1,8 +1,8 @@
-"""Temperature scaling of probabilities (Guo et al., 2017): one number per member of an ensemble, fitted to valid.
+"""Temperature scaling of probabilities (Guo et al., 2017): one temperature per member of an ensemble.
 
-Logits are divided by the temperature. It does not change which class is the most probable, only how sure a member is, so
-that the mean of several is not that of the surest one. It is fitted to valid, by which the epoch and C were chosen, never to
-test.
+Logits are divided by the temperature. It does not change the most probable class, only the confidence, so that the most
+confident member does not dominate the mean. It is fitted to the validation split, never to test. Trade-off: epoch and C were
+chosen on the same split.
 
 N: documents, C: classes.
 """
@@ -18,7 +18,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from ulmfit_dist.inference.outputs import answers_of, outputs_of
 
 BOUNDS = (0.05, 20.0)
-"""Temperatures that are searched."""
+"""Range of the search for a temperature."""
 
 
 def fit_temperature(answers_NC: Tensor, y: Tensor, target: str) -> float:
@@ -26,8 +26,8 @@ def fit_temperature(answers_NC: Tensor, y: Tensor, target: str) -> float:
 
     Args:
         answers_NC: probabilities of the classes, float64 [N, C].
-        y: true classes, int64 [N], or whether each class is true, float32 [N, C].
-        target: category or multicategory: a number has no temperature.
+        y: true classes, int64 [N], or 1 for each true class, float32 [N, C].
+        target: category or multicategory; a regression has no temperature.
     """
     assert target != "regression"
     logits_NC = outputs_of(answers_NC.cpu(), target)
@@ -44,6 +44,6 @@ def fit_temperature(answers_NC: Tensor, y: Tensor, target: str) -> float:
 
 
 def scale_answers(answers_NC: Tensor, temperature: float, target: str) -> Tensor:
-    """Return probabilities, float64 [N, C], at a temperature."""
+    """Return the probabilities, float64 [N, C], scaled by a temperature."""
     assert target != "regression"
     return answers_of(outputs_of(answers_NC, target) / temperature, target)

@@ -37,7 +37,7 @@ class ClassifierLoss(nn.Module):
         return F.cross_entropy(logits_BC, y_B, weight=weights_C, label_smoothing=self.label_smoothing)
 
     def _weights_like(self, logits_BC: Tensor) -> Tensor | None:
-        """Return the weights in the dtype and on the device of the logits, copied once: each copy synchronizes with a GPU."""
+        """Return the weights in the dtype and on the device of the logits, copied once: a copy waits for a GPU."""
         if self.class_weights is None:
             return None
         if self.weights_C is None or (self.weights_C.device, self.weights_C.dtype) != (logits_BC.device, logits_BC.dtype):
@@ -60,8 +60,8 @@ def build_loss(settings: ClassifierConfig, labels: np.ndarray, names: list[str])
         weights = balanced_weights(np.bincount(labels, minlength=len(names)))
     elif weights is not None and len(weights) != len(names):
         raise UserError(
-            f"classifier.class_weights={weights} has {len(weights)} entries, but there are {len(names)} classes: give one weight "
-            f"per class ({', '.join(names)}, in this order), or balanced"
+            f"classifier.class_weights={weights} has {len(weights)} entries, but there are {len(names)} classes: give one "
+            f"weight per class ({', '.join(names)}, in this order), or balanced"
         )
     return ClassifierLoss(settings.label_smoothing, weights)
 

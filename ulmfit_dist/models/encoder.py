@@ -51,7 +51,7 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def layer_groups(self) -> list[nn.Module]:
-        """Return the groups for freezing and learning rates: `model.n_layers` modules, lowest first, without the embedding."""
+        """Return the groups for freezing and learning rates: `model.n_layers` modules, lowest first; not the embedding."""
 
     def reset(self) -> None:
         """Reset the hidden states of all rows."""

@@ -1,11 +1,11 @@
-"""Cross-entropy of a linear decoder, without its logits.
+"""Cross-entropy of a linear decoder that never materializes all logits.
 
-A step of 64 x 72 tokens over 60,000 words has 1.1 GB of logits in fp32, and as much again for their gradient: on a CPU
-they are most of the step's time, on a GPU most of its memory. Here they exist for some hundred tokens at a time, and the
-gradients are made in the same pass, while they are in the cache. What is left is three matrix products and three passes over
-the logits: the bias is one more column of the weight, against one more feature that is always 1, so that adding it, and its
-gradient, are the products' business. On a GPU the passes over the logits are one kernel (`softmax_gradient.py`), and the
-weight's gradient is accumulated in fp32 by the products. The price: backward through the loss can run once.
+A step of 64 x 72 tokens with a vocabulary of 60,000 has 1.1 GB of logits in fp32, and the same again for their gradient: on
+a CPU they take most of the step's time, on a GPU most of its memory. Here the tokens are processed in chunks, and the
+gradients are computed in the same pass, while a chunk's logits are in the cache. This takes three matrix products and three
+passes over the logits: the bias is an additional column of the weight, multiplied by a feature that is always 1, so the
+products include the bias and its gradient. On a GPU the passes are one kernel (`softmax_gradient.py`), and the products
+accumulate the weight's gradient in fp32. Trade-off: backward through the loss can run only once.
 
 N: tokens, E: width of the embedding, F: the same with the bias, V: vocabulary, n: tokens of a chunk.
 """
@@ -22,15 +22,14 @@ from ulmfit_dist.data.batches import IGNORED
 from ulmfit_dist.models.softmax_gradient import add_product, softmax_gradient_on
 
 CHUNK_TOKENS = {"cpu": 256, "cuda": 2048}
-"""Tokens whose logits are alive at a time; on a GPU with two bytes of memory for each logit, and fewer where it needs more.
-Fewer read and write the weight's gradient more often, more gain little."""
+"""Tokens per chunk, by device type; on a GPU for two bytes of memory per logit, and fewer if a logit takes more. Smaller
+chunks read and write the weight's gradient more often; larger ones gain little."""
 SCORED_TOKENS = {"cpu": 256, "cuda": 512}
-"""The same for scores, whose logits are copied to fp32."""
+"""Tokens per chunk of `DecoderLoss.score`, whose logits are copied to fp32, by device type."""
 FP16_GRADIENT_SCALE = 256.0
-"""Factor of the logits' gradient in fp16 on a GPU: a probability of one in 60,000 is below fp16's normal numbers."""
-
+"""Factor of the logits' gradient in fp16 on a GPU: a probability of 1 / 60,000 is subnormal in fp16."""
 ALIGNED = 8
-"""What the number of features with the bias is filled up to a multiple of: matrix products like it."""
+"""Multiple to which the number of features with the bias is padded, for fast matrix products."""
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -85,7 +84,7 @@ def _loss_and_gradients(
 def _on_gpu(
     x_NE: Tensor, weight_VE: Tensor, bias_V: Tensor, y_N: Tensor, dtype: torch.dtype, scale: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As `_loss_and_gradients`, the gradients multiplied by `scale`; logits are read and written as seldom as can be."""
+    """As `_loss_and_gradients`, with gradients multiplied by `scale` and as few passes over the logits as possible."""
     width = x_NE.shape[1]
     x_NF, weight_VF = _with_bias(x_NE.detach(), weight_VE.detach(), bias_V.detach(), dtype)
     weight_low = weight_VF[:, :width]
@@ -106,7 +105,7 @@ def _on_gpu(
 
 
 def _with_bias(x_NE: Tensor, weight_VE: Tensor, bias_V: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Tokens and words with features more: the bias, and what fills them up; [N, F] and [V, F]."""
+    """Return inputs [N, F] and weight [V, F] with the bias as an additional feature, padded to `ALIGNED` features."""
     width = weight_VE.shape[1]
     added = ALIGNED - width % ALIGNED
     x_NF = F.pad(x_NE.to(dtype), (0, added))
@@ -128,7 +127,7 @@ class ActivationRegularization:
         self.alpha, self.beta = alpha, beta
 
     def __call__(self, dropped_bTE: Tensor, raw_bTE: Tensor) -> Tensor:
-        """What to add to a mean loss: a scalar."""
+        """Return the penalty to add to a mean loss, a scalar."""
         penalty = self.alpha * dropped_bTE.pow(2).mean()
         if raw_bTE.shape[1] > 1:
             penalty = penalty + self.beta * (raw_bTE[:, 1:] - raw_bTE[:, :-1]).pow(2).mean()
@@ -136,7 +135,7 @@ class ActivationRegularization:
 
 
 class Scores(NamedTuple):
-    """Sums over tokens: divide by `tokens` for means. float64 scalars."""
+    """Sums over tokens, float64 scalars; divide by `tokens` for means."""
 
     loss: Tensor
     correct: Tensor
@@ -148,21 +147,21 @@ class DecoderLoss:
 
     Args:
         decoder: the last layer; its weight may be tied to the embedding.
-        dtype: type of the three matrix products; sums and probabilities keep the type of the parameters.
+        dtype: dtype of the three matrix products; sums and probabilities keep the dtype of the parameters.
     """
 
     def __init__(self, decoder: nn.Linear, dtype: torch.dtype):
         self.decoder, self.dtype = decoder, dtype
 
     def __call__(self, x_bTE: Tensor, y_bT: Tensor) -> Tensor:
-        """Mean cross-entropy over the targets, all of which count; differentiable, once."""
+        """Return the mean cross-entropy over all targets; differentiable once."""
         x_NE, y_N = x_bTE.flatten(0, 1), y_bT.flatten()
         total = _LinearCrossEntropy.apply(x_NE, self.decoder.weight, self.decoder.bias, y_N, self.dtype)
         return total / len(y_N)
 
     @torch.no_grad()
     def score(self, x_bTE: Tensor, y_bT: Tensor) -> Scores:
-        """Summed cross-entropy, tokens guessed right and tokens counted; `IGNORED` targets are none."""
+        """Return the summed cross-entropy, the correct tokens and the number of tokens; `IGNORED` targets do not count."""
         x_NE, y_N = x_bTE.flatten(0, 1).to(self.dtype), y_bT.flatten()
         weight_VE, bias_V = self.decoder.weight.to(self.dtype), self.decoder.bias
         loss, correct = bias_V.new_zeros((), dtype=torch.float64), bias_V.new_zeros((), dtype=torch.float64)
@@ -174,10 +173,10 @@ class DecoderLoss:
         return Scores(loss, correct, (y_N != IGNORED).sum().double())
 
 
-def _chunks(y_N: Tensor, most: int) -> list[slice]:
-    """Slices of like size: the products of a small rest would be split over threads, and round by their number."""
+def _chunks(y_N: Tensor, max_tokens: int) -> list[slice]:
+    """Return slices of similar size: a small last chunk would be split over threads, so its rounding depends on them."""
     num_tokens = len(y_N)
-    num_chunks = -(-num_tokens // most)
+    num_chunks = -(-num_tokens // max_tokens)
     ends = [num_tokens * (i + 1) // num_chunks for i in range(num_chunks)]
     return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
 

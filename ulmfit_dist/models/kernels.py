@@ -11,10 +11,10 @@ from ulmfit_dist.models.softmax_gradient import softmax_gradient_on
 
 
 def compile_kernels(device: torch.device, loss: object) -> list[str]:
-    """Compile dropout masks and, for a `DecoderLoss`, the loss; return how, and the seconds it took.
+    """Compile dropout masks and, for a `DecoderLoss`, the loss; return log lines with the compiler and the seconds.
 
-    They would be compiled at their first use in any case, and once in a process: a later stage gets no lines. A CPU needs
-    none.
+    Kernels are compiled once per process, at the latest at their first use, so a later stage returns no lines, and neither
+    does a CPU.
     """
     compile_masks(device.type)
     if isinstance(loss, DecoderLoss):

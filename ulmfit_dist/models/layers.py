@@ -1,7 +1,7 @@
-"""Layers that fastai's networks have beside torch's, without fastai.
+"""fastai's layers that torch does not have, reimplemented without importing fastai.
 
-Keys, initial weights and outputs are fastai's, so a `state_dict` may be exchanged, and a seed gives the same network. The
-trade-off: `isinstance` with a fastai class is False. fastai's learner and callbacks do not need it: they call `reset()`.
+Keys, initial weights and outputs are fastai's, so a `state_dict` can be exchanged, and a seed gives the same network.
+Trade-off: `isinstance` with a fastai class is False. fastai's learner and callbacks do not need it: they call `reset()`.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ BATCH_NORM_BIAS = 1e-3
 
 
 class SequentialRNN(nn.Sequential):
-    """Modules in sequence, of which those with a `reset` method have hidden states."""
+    """Modules in sequence; those with a `reset` method have hidden states."""
 
     if TYPE_CHECKING:
 
         def __getitem__(self, index: Any) -> Any:
-            """Return a module: of the network's own classes, with their attributes."""
+            """Return a module; typed as Any because the attributes depend on its class."""
 
     def reset(self) -> None:
         """Reset the hidden states of all modules."""
@@ -30,7 +30,7 @@ class SequentialRNN(nn.Sequential):
 
 
 class SigmoidRange(nn.Module):
-    """A sigmoid that is stretched to the range from `low` to `high`."""
+    """Sigmoid scaled to the range from `low` to `high`."""
 
     def __init__(self, low: float, high: float):
         super().__init__()

@@ -1,12 +1,12 @@
-"""Dropout masks: each computed from its position, on a GPU all masks of a step by one kernel.
+"""Dropout masks, each computed from its position; on a GPU all masks of a step by one kernel.
 
-A mask is rows of a Philox stream: row r of a mask with H features owns the ceil(H / 16) counters from r * ceil(H / 16) on,
-and sixteen random bits decide on an element. So a row's mask does not depend on the rows that are computed with it, and
-neither do its bits on the device: CPU and GPU make the same.
+A mask consists of rows of a Philox stream: row r of a mask with H features has the ceil(H / 16) counters from
+r * ceil(H / 16), and each element takes sixteen random bits. So a row's mask does not depend on the rows that are computed
+with it, nor its bits on the device.
 
-On a CPU each mask is computed where it is used. On a GPU that would be a hundred small kernels per step, so `StepMasks`
-remembers which masks were used together, and computes all of them when the first one is requested at the next position.
-Nothing depends on what it remembers but speed: a mask that was not computed in advance is computed alone.
+On a CPU each mask is computed when it is used. On a GPU that would be a hundred small kernels per step, so `StepMasks`
+records which masks were used together, and computes all of them when the first one is requested at the next position. Only
+speed depends on the record: a mask that was not computed in advance is computed by a kernel launch for this mask only.
 """
 
 from __future__ import annotations
@@ -24,20 +24,19 @@ from ulmfit_dist.rng import philox
 from ulmfit_dist.rng.philox import Key, random_words, signed, words_of
 
 LEVELS = 1 << 16
-"""Probabilities that can be told apart."""
+"""Number of distinct probabilities."""
 PER_BLOCK = 16
-"""Elements that one counter of the generator decides on."""
+"""Elements per counter of the generator."""
 
 Kernel = Callable[[Tensor, Tensor, int], None]
-"""Computes a table's masks, int64 [masks, columns], into a buffer, int64, that has room for them; the third is the number
-of counters."""
+"""Function of a table of masks, int64 [masks, columns], an int64 buffer for their values, and the number of counters."""
 
 
 class Mask(NamedTuple):
-    """A mask of zeros and 1 / (1 - p), [rows, num_features]; one for all rows is row 0 of a stream.
+    """A mask of zeros and 1 / (1 - p), [rows, num_features]; a mask for all rows is row 0 of a stream.
 
-    Sixteen bits decide on an element: p is rounded to a multiple of 2^-16, and what is kept is scaled by the rounded one,
-    so that the mean stays exact.
+    With sixteen bits per element, p is rounded to a multiple of 2^-16. Kept elements are scaled by the rounded p, so the
+    mean is exact.
     """
 
     key: Key
@@ -48,37 +47,37 @@ class Mask(NamedTuple):
 
     @property
     def blocks_per_row(self) -> int:
-        """Counters that a row owns."""
+        """Number of counters per row."""
         return -(-self.num_features // PER_BLOCK)
 
     @property
     def width(self) -> int:
-        """Elements that a row's counters decide on."""
+        """Elements per row, padded to whole counters."""
         return self.blocks_per_row * PER_BLOCK
 
     @property
     def num_blocks(self) -> int:
-        """Counters of all rows."""
+        """Number of counters of all rows."""
         return len(self.rows) * self.blocks_per_row
 
     @property
     def dropped(self) -> int:
-        """Levels at which an element is dropped."""
+        """Number of levels at which an element is dropped."""
         return min(round(self.p * LEVELS), LEVELS - 1)
 
     @property
     def threshold(self) -> int:
-        """The lowest 16 bits that keep an element, as a signed number."""
+        """Lowest int16 that keeps an element."""
         return self.dropped - LEVELS // 2
 
     @property
     def scale(self) -> float:
-        """Factor of the elements that are kept."""
+        """Factor of kept elements."""
         return LEVELS / (LEVELS - self.dropped)
 
 
 def compute_masks(masks: Sequence[Mask], device: torch.device) -> list[Tensor]:
-    """The masks, each [rows, num_features]: on a GPU by one kernel, on a CPU one after the other."""
+    """Return the masks, each [rows, num_features]; on a GPU one kernel computes all of them."""
     if device.type == "cpu":
         return [_on_cpu(mask) for mask in masks]
     kernel = _kernel(device.type)
@@ -128,7 +127,7 @@ def _words_per_block(mask: Mask) -> int:
 
 
 def _from_words(masks: Sequence[Mask], device: torch.device) -> list[Tensor]:
-    """As `_from_kernel`, from one call of the generator, by torch's operations."""
+    """As `_from_kernel`, by torch's operations on one call of the generator."""
     table = _table(masks, device)
     ends, keys_2m = table[:, 0].contiguous(), table[:, 1:3].t()
     block_n = torch.arange(sum(mask.num_blocks for mask in masks), device=device)
@@ -145,17 +144,16 @@ def _from_words(masks: Sequence[Mask], device: torch.device) -> list[Tensor]:
 
 
 def compile_masks(device_type: str) -> None:
-    """Compile the kernel of a type of device now, and not at the first mask."""
+    """Compile the kernel of a device type before the first mask."""
     if _kernel(device_type) is None:
         philox._kernel(device_type)
 
 
 @functools.cache
 def _kernel(device_type: str) -> Kernel | None:
-    """The kernel that computes all masks of a step; None where the generator's words are computed first.
+    """Return the kernel that computes all masks of a step; None to compute them by torch's operations.
 
-    A simulated GPU replaces this function. What it returns may read `table` and write `buffer` in any way that gives the
-    bytes of `cuda/dropout_masks.cu`.
+    A simulated GPU replaces this function by one whose kernel writes the same bytes as `cuda/dropout_masks.cu`.
     """
     if device_type != "cuda":
         return None
@@ -163,7 +161,7 @@ def _kernel(device_type: str) -> Kernel | None:
 
 
 def _from_nvrtc(device: torch.device) -> Kernel:
-    """Compile the kernel, and compare it with the masks of a CPU."""
+    """Compile the kernel, and compare its masks with those of a CPU."""
     launch = compile_source("dropout_masks")
 
     def kernel(table: Tensor, buffer: Tensor, num_blocks: int) -> None:
@@ -172,12 +170,12 @@ def _from_nvrtc(device: torch.device) -> Kernel:
     trial = [Mask((1, 2), range(1), 9000, 0.5, torch.float32), Mask((3, 4), range(1, 9, 2), 30, 0.1, torch.bfloat16)]
     for mask, computed in zip(trial, _from_kernel(kernel, trial, device), strict=True):
         if not torch.equal(computed.cpu(), _on_cpu(mask)):
-            raise CompilationError("its masks are not those of a CPU")
+            raise CompilationError("its masks differ from those of a CPU")
     return kernel
 
 
 class Use(NamedTuple):
-    """A mask as a network uses it in each step, `per_row` or one for all rows."""
+    """Use of a mask in a step of a network; `per_row`: one mask per row, else one for all rows."""
 
     site: str
     num_features: int
@@ -190,7 +188,7 @@ Compute = Callable[[Sequence[Use]], list[Tensor]]
 
 
 class StepMasks:
-    """Masks of one position, computed together: those that the step before used after the same first one."""
+    """Masks of one position, computed together: those that an earlier step used after the same first mask."""
 
     def __init__(self) -> None:
         self._at: object = None
@@ -202,8 +200,9 @@ class StepMasks:
         """Return a mask at a position.
 
         Args:
-            at: the position; masks that were computed at another one are dropped.
-            compute: computes masks of this position.
+            at: the position; masks of earlier positions are discarded.
+            use: the mask to return.
+            compute: function that computes masks of this position.
         """
         if at != self._at:
             if self._used:

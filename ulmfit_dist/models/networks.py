@@ -1,11 +1,10 @@
-"""fastai's language model and text classifier on an encoder, fit for rows that are computed in pieces.
+"""fastai's language model and text classifier on an encoder, for batches that are split over ranks and micro-batches.
 
-The networks are fastai's: same modules, same `state_dict` keys, same sums. They run differently: the encoder keeps hidden
-states by row, so micro-batches take turns; dropout masks are computed from where they are used (`dropout.py`); the language
-model's forward stops before the decoder, which the loss fuses (`fused_cross_entropy.py`); the part of a document that is
-not
-pooled is read without keeping a graph (fastai detaches it, so the gradients are the same). Two bugs, by which the result of
-a document depended on the others in its batch, and so on the number of ranks, are fixed: see `SentenceEncoder` and
+Modules, `state_dict` keys and sums are fastai's. The forward differs: the encoder keeps hidden states per row, so that
+micro-batches can alternate; dropout masks are computed from their position (`dropout.py`); the language model's forward
+stops before the decoder, which is fused with the loss (`fused_cross_entropy.py`); the part of a document that is not pooled
+is computed without a graph (fastai detaches it, so the gradients are the same). Two bugs of fastai's are fixed, by which a
+document's result depends on the others in its batch, and so on the number of ranks: see `SentenceEncoder` and
 `PoolingLinearClassifier`.
 
 b: rows of a micro-batch, T: tokens of a step, E: width of the embedding.
@@ -31,20 +30,20 @@ from ulmfit_dist.models.registry import make_encoder
 
 LM_DROPOUTS = {"output_p": 0.1, "hidden_p": 0.15, "input_p": 0.25, "embed_p": 0.02, "weight_p": 0.2}
 CLASSIFIER_DROPOUTS = {"output_p": 0.4, "hidden_p": 0.3, "input_p": 0.4, "embed_p": 0.05, "weight_p": 0.5}
-"""fastai's dropout probabilities, before they are multiplied by `drop_mult`."""
+"""fastai's dropout probabilities, to be multiplied by `drop_mult`."""
 
 
 class SentenceEncoder(nn.Module):
-    """fastai's encoder of whole documents, longest first: in chunks, each read by the rows that have begun.
+    """fastai's encoder of whole documents, longest first: in chunks, each computed for the rows that have tokens in it.
 
-    The last chunk is read by all rows. fastai reads it by as many rows as have a token there, but takes the first ones,
-    so in some batches it never reads the last words of a document.
+    The last chunk is computed for all rows. fastai computes it for as many rows as have a token at its first position, but
+    takes the first rows, so in some batches it omits the last tokens of a document.
 
     Args:
         bptt: tokens of a chunk.
-        module: the encoder of a chunk.
+        module: encoder of a chunk.
         pad_idx: id of padding.
-        max_len: tokens at the end of a document whose output is pooled, at least; None: all.
+        max_len: minimum number of tokens at the end of a document whose output is pooled; None: all.
     """
 
     def __init__(self, bptt: int, module: Encoder, pad_idx: int, max_len: int | None):
@@ -55,12 +54,12 @@ class SentenceEncoder(nn.Module):
         reset_hidden_states(self.module)
 
     def forward(self, x_bT: Tensor, chunk_rows: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
-        """The output [b, T, E] of what is pooled, and its padding mask [b, T].
+        """Return the output of the pooled tokens, [b, T, E], and their padding mask, [b, T].
 
         Args:
-            x_bT: token ids; padding in front in whole chunks.
-            chunk_rows: by how many rows each chunk is read, which a loader knows (`MicroBatch`). None: they are counted in
-                `x_bT`, for which the CPU waits for a GPU.
+            x_bT: token ids; padded at the beginning by whole chunks.
+            chunk_rows: number of rows per chunk, from the loader (`MicroBatch`). None: counted in `x_bT`, for which the CPU
+                waits for a GPU.
         """
         num_rows, num_tokens = x_bT.shape
         self.reset()
@@ -84,16 +83,16 @@ class SentenceEncoder(nn.Module):
 
 
 class PoolingLinearClassifier(nn.Module):
-    """fastai's head on the last, the highest and the mean output of a document.
+    """fastai's head on the last, maximum and mean output of a document.
 
-    fastai looks for the last one by counting the padding in the last `bptt` positions; for a document shorter than that,
-    among longer ones, it counts the padding in front too, and takes the output of a position before the document.
+    fastai finds the last output by counting the padding in the last `bptt` positions. For a document shorter than that in a
+    batch with longer ones, it also counts the padding before the document, and takes the output of a padding position.
 
     Args:
         widths: features of the input, of the hidden layers and of the output.
         dropouts: probability of a feature to be dropped before each layer.
-        position: where the network is used.
-        y_range: lowest and highest output; None: any.
+        position: position of the forward pass.
+        y_range: minimum and maximum output; None: no limits.
     """
 
     def __init__(
@@ -114,31 +113,31 @@ class PoolingLinearClassifier(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, encoded: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """(logits [b, outputs], output, output) from the encoder's output [b, T, E] and its padding mask [b, T]."""
+        """Return (logits [b, outputs], output, output) for the encoder's output [b, T, E] and its padding mask [b, T]."""
         output_bTE, padding_bT = encoded
         return self.layers(concat_pool(output_bTE, padding_bT)), output_bTE, output_bTE
 
 
 class LinearDecoder(nn.Module):
-    """fastai's decoder, which leaves the product with the vocabulary to the loss."""
+    """fastai's decoder, except that the loss computes the product with the vocabulary."""
 
     def __init__(self, encoder: Encoder, output_p: float):
         super().__init__()
         vocab_size, width = encoder.encoder.weight.shape
         self.decoder = nn.Linear(width, vocab_size)
-        nn.init.uniform_(self.decoder.weight, -INITIAL_RANGE, INITIAL_RANGE)  # not kept, but drawn, as in fastai
+        nn.init.uniform_(self.decoder.weight, -INITIAL_RANGE, INITIAL_RANGE)  # overwritten below, but fastai draws it
         nn.init.zeros_(self.decoder.bias)
         self.decoder.weight = encoder.encoder.weight
         self.output_dp = RowDropout(output_p, "output", encoder.position)
 
     def forward(self, x_bTE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(what to decode, raw output, dropped-out output), each [b, T, E]."""
+        """Return (input of the loss, raw output, dropped-out output), each [b, T, E]."""
         dropped_bTE = self.output_dp(x_bTE)
         return dropped_bTE, x_bTE, dropped_bTE
 
 
 def build_language_model(vocab_size: int, model: ModelConfig, settings: LMConfig) -> SequentialRNN:
-    """Encoder and tied decoder with fresh weights; keys as in fastai's `get_language_model`."""
+    """Return an encoder and a tied decoder with initial weights; keys as in fastai's `get_language_model`."""
     dropouts = _dropouts(LM_DROPOUTS, settings.drop_mult)
     output_p = dropouts.pop("output_p")
     encoder = make_encoder(vocab_size, model, dropouts)
@@ -146,7 +145,7 @@ def build_language_model(vocab_size: int, model: ModelConfig, settings: LMConfig
 
 
 def build_classifier(vocab_size: int, num_outputs: int, model: ModelConfig, settings: ClassifierConfig) -> SequentialRNN:
-    """Encoder and pooling head with fresh weights; keys as in fastai's `get_text_classifier`."""
+    """Return an encoder and a pooling head with initial weights; keys as in fastai's `get_text_classifier`."""
     dropouts = _dropouts(CLASSIFIER_DROPOUTS, settings.drop_mult)
     output_p = dropouts.pop("output_p")
     encoder = make_encoder(vocab_size, model, dropouts)
@@ -158,19 +157,19 @@ def build_classifier(vocab_size: int, num_outputs: int, model: ModelConfig, sett
 
 
 def lm_groups(model: nn.Module) -> list[list[nn.Parameter]]:
-    """Parameters of the layer groups, as of fastai's `awd_lstm_lm_split`: layers, lowest first; embedding and decoder."""
+    """Return the parameter groups of fastai's `awd_lstm_lm_split`: layers, lowest first; embedding and decoder."""
     embedding, layers = _groups_of_encoder(model)
     return [*layers, _distinct([*embedding, *model[1].parameters()])]  # type: ignore[index, operator]
 
 
 def classifier_groups(model: nn.Module) -> list[list[nn.Parameter]]:
-    """As `lm_groups`, after fastai's `awd_lstm_clas_split`: embedding, layers, head."""
+    """Return the parameter groups of fastai's `awd_lstm_clas_split`: embedding, layers, head."""
     embedding, layers = _groups_of_encoder(model)
     return [embedding, *layers, list(model[1].parameters())]  # type: ignore[index, operator]
 
 
 def encoder_of(model: nn.Module) -> Encoder:
-    """The encoder inside a language model or a classifier, also while they are wrapped for training."""
+    """Return the encoder of a language model or a classifier, which may be wrapped for training."""
     first = _bare(_bare(model)[0])  # type: ignore[index]
     encoder = first.module if isinstance(first, SentenceEncoder) else first
     assert isinstance(encoder, Encoder)
@@ -178,14 +177,14 @@ def encoder_of(model: nn.Module) -> Encoder:
 
 
 def awd_lstm_of(model: nn.Module) -> AWDLSTM:
-    """The encoder of a model without `model.arch`."""
+    """Return the encoder of a model without `model.arch`."""
     encoder = encoder_of(model)
     assert isinstance(encoder, AWDLSTM)
     return encoder
 
 
 def _groups_of_encoder(model: nn.Module) -> tuple[list[nn.Parameter], list[list[nn.Parameter]]]:
-    """The embedding, with all that is in no layer, and the layers."""
+    """Return the parameters outside of the layers, such as the embedding, and those of each layer."""
     encoder = encoder_of(model)
     layers = [list(layer.parameters()) for layer in encoder.layer_groups()]
     in_layers = {parameter for layer in layers for parameter in layer}
@@ -205,7 +204,7 @@ def _dropouts(probabilities: dict[str, float], drop_mult: float) -> dict[str, fl
 
 
 def concat_pool(output_bTE: Tensor, padding_bT: Tensor) -> Tensor:
-    """Last, maximum and mean of each document's outputs, [b, 3E] (Howard & Ruder, 2018, section 3.3)."""
+    """Return last, maximum and mean of each document's outputs, [b, 3E] (Howard & Ruder, 2018, section 3.3)."""
     text_bT = ~padding_bT
     positions_T = torch.arange(text_bT.shape[1], device=text_bT.device)
     last_b = (positions_T * text_bT).amax(1)
@@ -216,9 +215,9 @@ def concat_pool(output_bTE: Tensor, padding_bT: Tensor) -> Tensor:
 
 
 def _stack(outputs: list[Tensor | None], num_rows: int, bptt: int) -> Tensor:
-    """Chunks side by side, [b, T, E]; zeros for rows that had not begun."""
+    """Return the chunks side by side, [b, T, E], with zeros for rows without tokens in a chunk."""
     last = outputs[-1]
-    assert last is not None  # all rows read the last chunk
+    assert last is not None  # the last chunk is computed for all rows
     empty = last.new_zeros(0, bptt, last.shape[2])
     pieces = [empty if output is None else output for output in outputs]
     return torch.cat([F.pad(piece, (0, 0, 0, 0, 0, num_rows - len(piece))) for piece in pieces], dim=1)

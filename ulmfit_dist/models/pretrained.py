@@ -1,7 +1,7 @@
-"""What a model starts from: weights that were trained elsewhere, fitted to the vocabulary at hand.
+"""Pretrained weights, converted to the vocabulary of a model.
 
-They are those that fastai keeps for download, files of fastai's (`fastai_weights.py`), or a language model that was exported
-here. As in fastai, a word that they know keeps its embedding, and one that they lack gets the mean of all.
+Sources are fastai's downloads, fastai's files (`fastai_weights.py`), and exported language models. As in fastai, a token in
+both vocabularies keeps its embedding, and any other gets the mean embedding. Trade-off: nothing is learned from its pieces.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from ulmfit_dist.models.encoder import Encoder
 from ulmfit_dist.models.fastai_weights import PIECE, find_files, read_tokens, read_weights
 
 WIKITEXT = {"wt103_fwd": "WT103_FWD", "wt103_bwd": "WT103_BWD"}
-PATIENCE = 60
-"""Seconds that a server may be silent."""
+DOWNLOAD_TIMEOUT = 60
+"""Timeout of a silent server, in seconds."""
 
 
 @dataclass
 class Pretrained:
-    """A language model that was trained elsewhere, or its encoder alone.
+    """A pretrained language model, or only its encoder.
 
     Attributes:
-        path: where it comes from.
-        state: tensors by the keys of fastai's language model; those of an encoder alone have no `1.decoder`.
-        tokens: by id.
-        backwards: which way it reads; None where its files do not say.
+        path: path of the weights.
+        state: tensors by the keys of fastai's language model; without `1.decoder` if there is only an encoder.
+        tokens: tokens by id.
+        backwards: it was trained on reversed texts; None if its files do not record this.
     """
 
     path: Path
@@ -44,7 +44,7 @@ class Pretrained:
     backwards: bool | None = None
 
     def fitted_to(self, vocab: Sequence[str]) -> dict[str, Tensor]:
-        """The state for another vocabulary, as fastai's `load_pretrained` makes it."""
+        """Return the state for another vocabulary, as in fastai's `load_pretrained`."""
         embedding = "0.encoder.weight"
         rows = self._rows(vocab)
         weight = _rows_or_mean(self.state[embedding], rows)
@@ -56,80 +56,82 @@ class Pretrained:
         return {key: value for key, value in state.items() if not _is_dropped_out(key, state)}
 
     def known(self, vocab: Sequence[str]) -> int:
-        """How many tokens of a vocabulary it knows."""
+        """Return how many tokens of a vocabulary are in this one."""
         known = set(self.tokens)
         return sum(token in known for token in vocab)
 
     def _rows(self, vocab: Sequence[str]) -> Tensor:
-        """The row of each token of a vocabulary in this one's weights, int64 [V]; -1 for tokens that are missing."""
+        """Return the row of each token in these weights, int64 [V]; -1 for missing tokens."""
         ids = {token: i for i, token in enumerate(self.tokens)}
         return torch.tensor([ids.get(token, -1) for token in vocab])
 
 
 def load_pretrained(model: nn.Module, name: str, vocab: list[str], config: ModelConfig) -> int:
-    """Give a language model pretrained weights; words that they lack get the mean embedding, as in fastai.
+    """Load pretrained weights into a language model; tokens without an embedding get the mean, as in fastai.
 
     Args:
-        model: made by `build_language_model` for `vocab`.
-        name: as model.pretrained in the config.
+        model: a language model from `build_language_model` for `vocab`.
+        name: value of model.pretrained in the config.
         vocab: tokens by id of the model.
+        config: config of the model.
 
     Returns:
-        How many tokens of the vocabulary the weights know.
+        The number of tokens of the vocabulary that have a pretrained embedding.
 
     Raises:
-        UserError: no such files and no network, files that are not what they should be, weights of another size.
+        UserError: the files are missing and cannot be downloaded, are not valid, or have weights of another size.
     """
-    found = open_pretrained(name, "model.pretrained", config)
-    if not any(key.startswith("1.decoder.") for key in found.state):
+    pretrained = open_pretrained(name, "model.pretrained", config)
+    if not any(key.startswith("1.decoder.") for key in pretrained.state):
         raise UserError(
-            f"{found.path} holds an encoder alone: give it as classifier.encoder, or a whole language model here"
+            f"{pretrained.path} contains only an encoder: set classifier.encoder to it, and model.pretrained to a language "
+            f"model with its decoder"
         )
-    _check(found, vocab, config)
-    _load(model, found.fitted_to(vocab), found.path)
-    return found.known(vocab)
+    _check(pretrained, vocab, config)
+    _load(model, pretrained.fitted_to(vocab), pretrained.path)
+    return pretrained.known(vocab)
 
 
 def load_pretrained_encoder(encoder: Encoder, name: str, vocab: list[str], config: ModelConfig) -> int:
-    """As `load_pretrained`, for the encoder of a classifier: as fastai's `text_classifier_learner(pretrained=True)` does."""
-    found = open_pretrained(name, "classifier.encoder", config)
-    _check(found, vocab, config)
-    state = found.fitted_to(vocab)
-    _load(encoder, {key.removeprefix("0."): value for key, value in state.items() if key.startswith("0.")}, found.path)
-    return found.known(vocab)
+    """As `load_pretrained`, for the encoder of a classifier, like fastai's `text_classifier_learner(pretrained=True)`."""
+    pretrained = open_pretrained(name, "classifier.encoder", config)
+    _check(pretrained, vocab, config)
+    state = pretrained.fitted_to(vocab)
+    _load(encoder, {key.removeprefix("0."): value for key, value in state.items() if key.startswith("0.")}, pretrained.path)
+    return pretrained.known(vocab)
 
 
 def open_pretrained(name: str, key: str, config: ModelConfig) -> Pretrained:
-    """Read what a config's key names.
+    """Return the pretrained weights that a key of the config names.
 
     Args:
-        name: wt103_fwd or wt103_bwd, which are fetched by fastai's own downloader and kept; a run directory or an exported
-            language model; a .pth of fastai's, or the folder of one.
-        key: what messages call it.
-        config: of the model that is to have the weights.
+        name: wt103_fwd or wt103_bwd, which are downloaded by fastai and cached; a run directory or an exported language
+            model; a .pth of fastai's, or its folder.
+        key: the key of the config, for messages.
+        config: config of the model that gets the weights.
     """
-    place = _download(name) if name in WIKITEXT else Path(name).expanduser()
-    folder = find_model(place, "lm")
+    path = _download(name) if name in WIKITEXT else Path(name).expanduser()
+    folder = find_model(path, "lm")
     if folder is not None:
         exported = read_bundle(folder)
         _check_arch(folder, exported.config.model.arch, config)
-        state = load_model(exported, trust=True).state_dict()  # it is the config's own class
+        state = load_model(exported, trust=True).state_dict()  # trusted: the config names the same class
         return Pretrained(folder, state, exported.vocab, exported.config.model.backwards)
-    if find_model(place, "classifier") is not None:
+    if find_model(path, "classifier") is not None:
         raise UserError(f"{key}={name} is a classifier: give a language model, or a run directory that has one")
-    if not place.exists():
+    if not path.exists():
         raise UserError(f"{key}={name}: neither {' nor '.join(WIKITEXT)}, nor a run, an exported model or a .pth file")
-    weights, tokens = find_files(place)
+    weights, tokens = find_files(path)
     _check_arch(weights, None, config)
     backwards = name == "wt103_bwd" if name in WIKITEXT else None
     return Pretrained(weights, read_weights(weights), read_tokens(tokens), backwards)
 
 
 def fetch(name: str | None, runtime: Runtime) -> None:
-    """Have fastai's weights on each node, downloaded by its first rank while the others wait. Collective.
+    """Download fastai's weights on the first rank of each node, if `name` is one of them. Collective.
 
     Raises:
-        UserError: on every rank, where a node cannot fetch them.
+        UserError: on every rank, if a node cannot download them.
     """
     with runtime.fail_together():
         if name in WIKITEXT and runtime.is_local_main:
@@ -137,7 +139,7 @@ def fetch(name: str | None, runtime: Runtime) -> None:
 
 
 def has_weights(name: str) -> bool:
-    """Return whether fastai's weights of this name are on this machine already."""
+    """Return whether fastai's weights of this name are in the cache of this machine."""
     from fastai.data.external import URLs, fastai_cfg
 
     try:
@@ -147,8 +149,11 @@ def has_weights(name: str) -> bool:
 
 
 def describe_match(name: str, known: int, vocab: Sequence[str]) -> str:
-    """What is said of pretrained weights that were fitted to a vocabulary."""
-    return f"pretrained {name}: {known:,} of {len(vocab):,} words of the vocabulary known, the others get the mean embedding"
+    """Return a log line about pretrained weights and the vocabulary."""
+    return (
+        f"pretrained {name}: {known:,} of {len(vocab):,} tokens of the vocabulary have a pretrained embedding, the others "
+        f"get the mean embedding"
+    )
 
 
 def _download(name: str) -> Path:
@@ -156,32 +161,32 @@ def _download(name: str) -> Path:
 
     url = getattr(URLs, WIKITEXT[name])
     try:
-        place = fastai_cfg().path("model") / Path(url).stem
+        folder = fastai_cfg().path("model") / Path(url).stem
     except OSError as error:
         raise UserError(
-            f"model.pretrained={name}: fastai has no place for it: set FASTAI_HOME to a folder ({error})"
+            f"model.pretrained={name}: fastai's cache folder is not available ({error}): set FASTAI_HOME to a folder"
         ) from None
-    if place.is_dir():
-        return Path(place)
+    if folder.is_dir():
+        return Path(folder)
     try:
-        with _patience(PATIENCE):
+        with _socket_timeout(DOWNLOAD_TIMEOUT):
             return Path(untar_data(url, c_key="model"))
     except Exception as error:
         raise UserError(
-            f"model.pretrained={name}: {url} cannot be fetched ({type(error).__name__}): fetch it on a machine with a "
-            f"network and unpack it to {place}, or set model.pretrained to a folder with its .pth and .pkl, or to null"
+            f"model.pretrained={name}: {url} cannot be downloaded ({type(error).__name__}): download it on a "
+            f"machine with a network and unpack it to {folder}, or set model.pretrained to a folder with its .pth and .pkl, or to null"
         ) from None
 
 
 def _rows_or_mean(weights: Tensor, rows: Tensor) -> Tensor:
-    """Rows of weights, and the mean of all rows for -1."""
+    """Return rows of weights, with the mean of all rows for -1."""
     taken = weights[rows]
     taken[rows < 0] = weights.mean(0)
     return taken
 
 
 def _is_dropped_out(key: str, state: Mapping[str, Tensor]) -> bool:
-    """Return whether a tensor is what dropout left of another one: files of fastai's first releases hold both."""
+    """Return whether a tensor is another one after dropout: files of fastai's first releases contain both."""
     parts = key.split(".")
     if "module" in parts:
         del parts[len(parts) - 1 - parts[::-1].index("module")]
@@ -189,8 +194,8 @@ def _is_dropped_out(key: str, state: Mapping[str, Tensor]) -> bool:
 
 
 @contextmanager
-def _patience(seconds: float) -> Iterator[None]:
-    """Give up on a server that is silent for so long; fastai's downloader would wait for ever."""
+def _socket_timeout(seconds: float) -> Iterator[None]:
+    """Set the default timeout of sockets: fastai's downloader has none."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:
@@ -199,39 +204,44 @@ def _patience(seconds: float) -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
-def _check(found: Pretrained, vocab: Sequence[str], config: ModelConfig) -> None:
-    """Raise UserError for weights that are not those of their words, or not for such a model and such texts."""
-    weights, path = found.state, found.path
+def _check(pretrained: Pretrained, vocab: Sequence[str], config: ModelConfig) -> None:
+    """Raise UserError if the weights do not fit their tokens, the config or the tokenizer of the texts."""
+    weights, path, tokens = pretrained.state, pretrained.path, pretrained.tokens
     vocab_size, emb_sz = weights["0.encoder.weight"].shape
-    if vocab_size != len(found.tokens):
-        raise UserError(f"{path}: weights for {vocab_size:,} words, but {len(found.tokens):,} in the .pkl: not of one model")
+    if vocab_size != len(tokens):
+        raise UserError(
+            f"{path}: weights for {vocab_size:,} tokens, but the .pkl has {len(tokens):,}: give the two files of one model"
+        )
     n_layers = config.n_layers if config.arch else len({key.split(".")[2] for key in weights if key.startswith("0.rnns.")})
     hidden = weights.get("0.rnns.0.weight_hh_l0_raw")
     n_hid = hidden.shape[-1] if hidden is not None and n_layers > 1 else config.n_hid  # a single layer has another width
     if (emb_sz, n_hid, n_layers) != (config.emb_sz, config.n_hid, config.n_layers):
         raise UserError(
-            f"{path} has emb_sz={emb_sz}, n_hid={n_hid}, n_layers={n_layers}, the model section asks for "
-            f"{config.emb_sz}, {config.n_hid}, {config.n_layers}: set them alike, or take other weights"
+            f"{path} has emb_sz={emb_sz}, n_hid={n_hid}, n_layers={n_layers}, but the model section has "
+            f"{config.emb_sz}, {config.n_hid}, {config.n_layers}: set the values of the weights, or use other weights"
         )
-    if found.backwards not in (None, config.backwards):
+    if pretrained.backwards not in (None, config.backwards):
         raise UserError(
-            f"{path} reads {_way(not config.backwards)}, model.backwards={str(config.backwards).lower()} asks for "
-            f"{_way(config.backwards)}: set it to {str(found.backwards).lower()}, or take other weights"
+            f"{path} was trained with model.backwards={str(pretrained.backwards).lower()}, but the config has "
+            f"model.backwards={str(config.backwards).lower()}: set it to {str(pretrained.backwards).lower()}, or use other "
+            f"weights"
         )
-    if _has_pieces(found.tokens) != _has_pieces(vocab):
-        theirs, ours = ("pieces", "words") if _has_pieces(found.tokens) else ("words", "pieces")
-        raise UserError(f"{path} reads {theirs}, the texts are {ours}: set tokenizer.type as it was for {path}")
+    if _has_pieces(tokens) != _has_pieces(vocab):
+        of_weights, of_texts = ("pieces", "words") if _has_pieces(tokens) else ("words", "pieces")
+        raise UserError(
+            f"{path} was trained on {of_weights}, but the texts are tokenized to {of_texts}: set tokenizer.type to that "
+            f"of the weights"
+        )
 
 
 def _check_arch(path: Path, arch: str | None, config: ModelConfig) -> None:
-    """Raise UserError for weights of another kind of encoder."""
+    """Raise UserError if the weights are of another class of encoder."""
     if arch != config.arch:
-        theirs, ours = (f"model.arch={name}" if name else "AWD-LSTM" for name in (arch, config.arch))
-        raise UserError(f"{path} is of {theirs}, the config asks for {ours}: set model.arch as it was, or take another")
-
-
-def _way(backwards: bool) -> str:
-    return "backwards" if backwards else "forwards"
+        of_weights, of_config = (f"model.arch={name}" if name else "AWD-LSTM" for name in (arch, config.arch))
+        raise UserError(
+            f"{path} has {of_weights}, but the config has {of_config}: set model.arch to that of the weights, or use other "
+            f"weights"
+        )
 
 
 def _has_pieces(tokens: Sequence[str]) -> bool:

@@ -1,13 +1,13 @@
-"""Text that a language model makes up.
+"""Sampling of text from a language model.
 
-What is there is read once, equal beginnings as one; after that each word is one step of the LSTM, for all samples together.
-That step is not the network's forward, which is made for many tokens: for one, on a CPU, torch's LSTM takes longer to
-rearrange its weights than to multiply by them, and fastai's dropout copies them before that. So weights are looked up once,
-and a step is a cell for each layer. The price: these lines know what the network's layers are.
+The prompts are computed once, equal prompts only once; after that each token is one step of the LSTM for all samples. That
+step is not the network's forward, which is designed for many tokens: for one token, torch's LSTM on a CPU takes longer to
+rearrange its weights than to multiply by them, and fastai's dropout copies them before. So the weights are collected once,
+and a step is an LSTM cell per layer. Trade-off: this module depends on the layers of the network.
 
-As in fastai, words are drawn from the model's distribution, sharpened by the temperature, and never `xxunk`; here by the
-number that belongs to seed, word and sample, so a text does not depend on how many are written with it. (Where sums round
-differently, as on another kind of processor, one word in some ten thousand is another, and its text goes on from there.)
+As in fastai, tokens are drawn from the model's distribution, scaled by the temperature, and never `xxunk`. The random number
+is a function of seed, token position and sample, so a text does not depend on the number of samples. (If sums round
+differently, as on another type of processor, about one token in ten thousand differs, and so does the rest of its text.)
 
 b: samples, T: tokens, E: width of the embedding, V: vocabulary.
 """
@@ -31,18 +31,18 @@ from ulmfit_dist.rng.counter_based import uniform
 
 @dataclass(frozen=True)
 class Sampling:
-    """How words are drawn from a distribution: temperature, then top-k, top-p and min-p, in Hugging Face's order.
+    """Sampling options: temperature, then top-k, top-p and min-p, in Hugging Face's order.
 
-    Each cut is a floor under the probabilities. So the most likely word always stays, and words that are as likely as each
-    other stay or go together: top-k and top-p keep more words than they say where the last ones tie.
+    Each filter is a minimum probability. So the most likely token always remains, and tokens of equal probability are kept
+    or removed together: with ties, top-k and top-p keep more tokens.
 
     Attributes:
-        temperature: below 1 sharpens the distribution.
-        top_k: this many words stay, the most likely ones (Fan et al., 2018).
-        top_p: the fewest words stay that have this share of the probability together (Holtzman et al., 2020, section 3.1).
-        min_p: words stay that are at least this likely relative to the most likely one (Nguyen et al., 2024,
-            https://arxiv.org/abs/2407.01082). fastai's `min_p` is another: a probability as such, the same where the model
-            is sure and where it is not, looked at before the temperature, and without effect where no word has it.
+        temperature: divisor of the logits; below 1 sharpens the distribution.
+        top_k: keep the k most likely tokens (Fan et al., 2018).
+        top_p: keep the fewest tokens whose total probability is at least p (Holtzman et al., 2020, section 3.1).
+        min_p: keep tokens whose probability is at least p times that of the most likely one (Nguyen et al., 2024,
+            https://arxiv.org/abs/2407.01082). fastai's `min_p` differs: it is an absolute probability, compared before the
+            temperature, and without effect if no token has it.
 
     Raises:
         UserError: a value that is out of range.
@@ -57,14 +57,14 @@ class Sampling:
         if not 0.01 <= self.temperature <= 1e6:
             raise UserError(f"temperature={self.temperature}: give a number from 0.01 to a million")
         if self.top_k is not None and not (self.top_k >= 1 and self.top_k % 1 == 0):
-            raise UserError(f"top_k={self.top_k}: give a whole number of at least 1, or leave it out to keep all words")
+            raise UserError(f"top_k={self.top_k}: give a whole number of at least 1, or leave it out to keep all tokens")
         if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise UserError(f"top_p={self.top_p}: give a share above 0 and up to 1, or leave it out to keep all words")
+            raise UserError(f"top_p={self.top_p}: give a number above 0 and at most 1, or leave it out to keep all tokens")
         if self.min_p is not None and not 0 <= self.min_p <= 1:
-            raise UserError(f"min_p={self.min_p}: give a share from 0 to 1, or leave it out to keep all words")
+            raise UserError(f"min_p={self.min_p}: give a number from 0 to 1, or leave it out to keep all tokens")
 
     def probabilities(self, logits_bV: Tensor) -> Tensor:
-        """How likely words are drawn, [b, V]: 0 for those that are cut; the others' are not scaled up to a sum of 1."""
+        """Return unnormalized probabilities, [b, V]: 0 for tokens that are filtered out."""
         p_bV = torch.softmax(logits_bV / self.temperature, dim=1)
         if self.top_k is not None:
             p_bV = _from(p_bV.topk(min(int(self.top_k), p_bV.shape[1])).values[:, -1:], p_bV)
@@ -76,7 +76,7 @@ class Sampling:
 
 
 def never_drawn(vocab: Sequence[str]) -> list[int]:
-    """Ids that are no word of a text: xxunk, xxpad and what fills the vocabulary up."""
+    """Return the ids that are never sampled: xxunk, xxpad and the padding of the vocabulary."""
     return [UNK_ID, PAD_ID, *(i for i, token in enumerate(vocab) if token == FILLER)]
 
 
@@ -84,21 +84,22 @@ def never_drawn(vocab: Sequence[str]) -> list[int]:
 def continue_tokens(
     model: nn.Module,
     tokens_bT: Tensor,
-    words: int,
+    num_tokens: int,
     sampling: Sampling,
     never: Sequence[int],
     *position: int | str,
 ) -> Tensor:
-    """The tokens and `words` more, int64 [b, T + words]. The model's hidden states are reset.
+    """Return the tokens and `num_tokens` more, int64 [b, T + num_tokens]. Resets the model's hidden states.
 
     Args:
         model: a language model, in evaluation mode.
-        tokens_bT: ids of the beginnings, int64, on the model's device.
-        sampling: how words are drawn.
-        never: ids that are not drawn.
-        position: what the draws are computed from: the same one gives the same texts.
+        tokens_bT: ids of the prompts, int64, on the model's device.
+        num_tokens: tokens to sample per prompt.
+        sampling: sampling options.
+        never: ids that are not sampled.
+        position: key of the random numbers: the same one gives the same texts.
     """
-    numbers = torch.stack([uniform(len(tokens_bT), *position, word) for word in range(words)])
+    numbers = torch.stack([uniform(len(tokens_bT), *position, index) for index in range(num_tokens)])
     reader = (_Reader if type(encoder_of(model)) is AWDLSTM else _Rereader)(model, never)
     drawn: list[Tensor] = []
     for number_b in numbers:
@@ -108,18 +109,18 @@ def continue_tokens(
 
 
 def pick(p_bV: Tensor, number_b: Tensor) -> Tensor:
-    """An index for each row, int64 [b]: where the cumulative probabilities pass the row's number, one from 0 to 1."""
-    cumulative_bV = p_bV.double().cpu().cumsum(1)  # a GPU's sums have no order of their own
+    """Return an index per row, int64 [b]: the first whose cumulative probability exceeds the row's number in [0, 1)."""
+    cumulative_bV = p_bV.double().cpu().cumsum(1)  # the order of a GPU's sums is not fixed
     targets_b1 = number_b[:, None].cpu() * cumulative_bV[:, -1:]
     return torch.searchsorted(cumulative_bV, targets_b1, right=True)[:, 0].clamp(max=p_bV.shape[1] - 1).to(p_bV.device)
 
 
 class _Reader:
-    """A language model that says what comes next: after beginnings of any length, then word by word.
+    """Next-token logits of an AWD-LSTM: for prompts of any length, then token by token.
 
     Args:
         model: a language model, in evaluation mode.
-        never: ids whose logits are minus infinity.
+        never: ids whose logits are set to minus infinity.
     """
 
     def __init__(self, model: nn.Module, never: Sequence[int]):
@@ -132,17 +133,17 @@ class _Reader:
         ]
 
     def prefill(self, tokens_bT: Tensor) -> Tensor:
-        """Logits of the words after these beginnings, [b, V]."""
-        different_uT, number_b = tokens_bT.unique(dim=0, return_inverse=True)
+        """Return the logits of the token after each prompt, [b, V]."""
+        unique_uT, index_b = tokens_bT.unique(dim=0, return_inverse=True)
         self.encoder.reset()
-        output_bE = self.model(different_uT)[0][number_b, -1]
+        output_bE = self.model(unique_uT)[0][index_b, -1]
         (hidden,) = self.encoder.hidden_states.values()
         self.encoder.reset()
-        self.hidden = [tuple(state[0, number_b].to(self.bias_V.dtype) for state in layer) for layer in hidden]
+        self.hidden = [tuple(state[0, index_b].to(self.bias_V.dtype) for state in layer) for layer in hidden]
         return self._logits(output_bE)
 
     def decode_step(self, token_b: Tensor) -> Tensor:
-        """Logits of the words after one more token of each text, [b, V]."""
+        """Return the logits of the token after one more token of each text, [b, V]."""
         output_bE = F.embedding(token_b, self.encoder.encoder.weight)
         for layer, weights in enumerate(self.weights):
             self.hidden[layer] = torch.lstm_cell(output_bE, self.hidden[layer], *weights)
@@ -154,7 +155,7 @@ class _Reader:
 
 
 class _Rereader:
-    """As `_Reader`, for any encoder: it reads all again for each word."""
+    """As `_Reader`, for any encoder: computes the whole text again for each token."""
 
     def __init__(self, model: nn.Module, never: Sequence[int]):
         self.model, self.encoder, self.never = model, encoder_of(model), list(never)
@@ -172,11 +173,11 @@ class _Rereader:
 
 
 def _floor_of_nucleus(p_bV: Tensor, top_p: float) -> Tensor:
-    """Probability of the least likely word among the fewest that have this share of the row's sum, [b, 1]."""
-    rising_bV = torch.from_numpy(np.sort(p_bV.cpu().numpy()))  # 20 times as fast as torch's
-    cumulative_bV = rising_bV.double().cumsum(1)
+    """Return the lowest probability among the fewest tokens with a fraction `top_p` of the row's sum, [b, 1]."""
+    ascending_bV = torch.from_numpy(np.sort(p_bV.cpu().numpy()))  # 20 times as fast as torch's
+    cumulative_bV = ascending_bV.double().cumsum(1)
     first_b1 = torch.searchsorted(cumulative_bV, (1 - top_p) * cumulative_bV[:, -1:], right=True)
-    return rising_bV.gather(1, first_b1.clamp(max=p_bV.shape[1] - 1)).to(p_bV.device)
+    return ascending_bV.gather(1, first_b1.clamp(max=p_bV.shape[1] - 1)).to(p_bV.device)
 
 
 def _from(floor_b1: Tensor, p_bV: Tensor) -> Tensor:

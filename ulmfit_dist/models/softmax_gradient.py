@@ -1,4 +1,7 @@
-"""Cross-entropy, its gradient in place of the logits, and products accumulated in fp32: on a GPU one kernel each.
+"""Cross-entropy with its gradient in place of the logits, and matrix products accumulated in fp32, for `DecoderLoss`.
+
+On a GPU each is one kernel, which is compiled at run time and compared with torch's operations; without a compiler those
+operations are used. Trade-off: the first use in a process takes seconds.
 
 n: tokens of a chunk, V: vocabulary.
 """
@@ -23,16 +26,16 @@ from ulmfit_dist.cuda.compile import (
 from ulmfit_dist.utils.memory import is_out_of_memory
 
 SoftmaxGradient = Callable[[Tensor, Tensor, Tensor, float], object]
-"""Takes logits [n, V], targets int64 [n], losses fp32 [n] and a factor. Writes the cross-entropy of each row to the losses,
-and `(softmax - onehot) * factor` in place of the logits."""
+"""Function of logits [n, V], targets int64 [n], losses fp32 [n] and a factor. It writes the cross-entropy of each row to the
+losses, and `(softmax - onehot) * factor` to the logits."""
 
 DEFINES = {torch.float32: "LOGITS_FP32", torch.float16: "LOGITS_FP16", torch.bfloat16: "LOGITS_BF16"}
-"""Names of types in `cuda/softmax_gradient.cu`."""
+"""Macro by dtype in `cuda/softmax_gradient.cu`."""
 NAME = "softmax gradients"
 
 
 def softmax_gradient_on(device_type: str, dtype: torch.dtype) -> tuple[SoftmaxGradient, int]:
-    """The function for logits of a type, and the bytes of memory that a logit takes, those of the function included."""
+    """Return the function for logits of a dtype, and its memory per logit, in bytes, the logit included."""
     compiled = _kernel(device_type, dtype)
     if compiled is not None:
         return compiled, dtype.itemsize
@@ -41,7 +44,7 @@ def softmax_gradient_on(device_type: str, dtype: torch.dtype) -> tuple[SoftmaxGr
 
 @torch.no_grad()
 def softmax_gradient(logits_nV: Tensor, y_n: Tensor, losses_n: Tensor, scale: float) -> None:
-    """The function in torch's operations: softmax in fp32, rounded to the type of the logits at the end."""
+    """Compute by torch's operations: softmax in fp32, rounded to the dtype of the logits at the end."""
     y_n1 = y_n[:, None]
     log_p_nV = torch.log_softmax(wide := logits_nV.float(), 1, out=wide)
     log_p_n1 = log_p_nV.gather(1, y_n1)
@@ -51,7 +54,7 @@ def softmax_gradient(logits_nV: Tensor, y_n: Tensor, losses_n: Tensor, scale: fl
 
 
 def _by_inductor(logits_nV: Tensor, y_n: Tensor, losses_n: Tensor, scale: Tensor) -> None:
-    """The function as `torch.compile` makes one kernel of it: no scatter, the factor a tensor."""
+    """As `softmax_gradient`, in a form that `torch.compile` fuses to one kernel: without scatter, the factor a tensor."""
     log_p_nV = torch.log_softmax(logits_nV.float(), 1)
     losses_n.copy_(-log_p_nV.gather(1, y_n[:, None])[:, 0])
     is_target_nV = torch.arange(logits_nV.shape[1], device=y_n.device) == y_n[:, None]
@@ -60,9 +63,9 @@ def _by_inductor(logits_nV: Tensor, y_n: Tensor, losses_n: Tensor, scale: Tensor
 
 @functools.cache
 def _kernel(device_type: str, dtype: torch.dtype) -> SoftmaxGradient | None:
-    """The kernel for logits of a type; None where they are computed by torch's operations.
+    """Return the kernel for logits of a dtype; None to use torch's operations.
 
-    A simulated GPU replaces this function: what it returns computes what `softmax_gradient` does.
+    A simulated GPU replaces this function by one that returns an equivalent of `softmax_gradient`.
     """
     if device_type != "cuda" or dtype not in DEFINES:
         return None
@@ -78,7 +81,7 @@ def _kernel(device_type: str, dtype: torch.dtype) -> SoftmaxGradient | None:
 
 
 def _from_nvrtc(dtype: torch.dtype, device: torch.device) -> SoftmaxGradient:
-    """Compile the kernel, and compare it with torch's operations."""
+    """Compile the kernel, and compare its results with those of torch's operations."""
     launch = compile_source("softmax_gradient", f"-D{DEFINES[dtype]}")
 
     def kernel(logits_nV: Tensor, y_n: Tensor, losses_n: Tensor, scale: float) -> None:
@@ -103,7 +106,7 @@ def _from_inductor(dtype: torch.dtype, device: torch.device) -> SoftmaxGradient:
 
 
 def _compare(kernel: SoftmaxGradient, dtype: torch.dtype, device: torch.device) -> None:
-    """Raise an error if a kernel does not compute what torch's operations do, to two units in the last place."""
+    """Raise CompilationError if a kernel differs from torch's operations by more than two units in the last place."""
     for num_words in (1000, 1003):  # rows that begin at a multiple of 16 bytes, and others
         logits = torch.linspace(-9, 9, 4 * num_words).view(num_words, 4).t().contiguous().to(device, dtype)
         y, results = torch.arange(0, 400, 100, device=device), []
@@ -111,14 +114,14 @@ def _compare(kernel: SoftmaxGradient, dtype: torch.dtype, device: torch.device) 
             gradient, losses = logits.clone(), torch.empty(4, device=device)
             function(gradient, y, losses, 8.0)
             results.append((losses.cpu(), gradient.float().cpu()))
-        for expected, found in zip(*results, strict=True):
+        for expected, computed in zip(*results, strict=True):
             limit = 2 * torch.finfo(torch.float32 if expected is results[0][0] else dtype).eps
-            if not (found - expected).norm() <= max(limit, 1e-5) * expected.norm():
-                raise CompilationError("it does not compute what torch's operations do")
+            if not (computed - expected).norm() <= max(limit, 1e-5) * expected.norm():
+                raise CompilationError("its results differ from those of torch's operations")
 
 
 def add_product(total: Tensor, a: Tensor, b: Tensor, is_first: bool) -> None:
-    """Add `a @ b` to a matrix of the same or a wider type, or write it there if it is the first."""
+    """Add `a @ b` to a matrix of the same or a wider dtype, or overwrite the matrix if it is the first product."""
     beta = 0 if is_first else 1
     if total.dtype == a.dtype:
         torch.addmm(total, a, b, beta=beta, out=total)
@@ -140,7 +143,7 @@ def _accumulates(device_type: str) -> bool:
         torch.addmm(total, low, low, out_dtype=torch.float32, out=total)
     except (NotImplementedError, RuntimeError) as error:
         if is_out_of_memory(error):
-            raise  # which says nothing about the product
+            raise  # not a missing feature
         messages.append(f"weight gradients: products are not accumulated in fp32: {str(error).splitlines()[0]}")
         return False
     return True

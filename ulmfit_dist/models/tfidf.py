@@ -1,7 +1,7 @@
 """TF-IDF features of documents, from the token ids of a store: 1- and 2-grams, sublinear counts, rows of unit length.
 
 The columns are the n-grams of at least `MIN_DOCUMENTS` training documents. Past `MAX_TOKENS` training tokens n-grams are
-hashed to `HASHED_FEATURES` columns instead: that needs no table of them, and a collision adds up the counts of two.
+hashed to `HASHED_FEATURES` columns instead, which needs no table of n-grams. Trade-off: a collision adds the counts of two.
 
 N: documents, F: columns, P: pairs of a document and an n-gram in it.
 """
@@ -19,10 +19,10 @@ from ulmfit_dist.data.token_store import TokenStore
 
 MIN_DOCUMENTS = 2
 MAX_TOKENS = 20_000_000
-"""Training tokens up to which n-grams have columns of their own."""
+"""Maximum number of training tokens without hashing."""
 HASHED_FEATURES = 2**20
 TOKENS_PER_BLOCK = 1_000_000
-"""Tokens of the documents that are counted at a time, which bounds the memory of counting to some 100 MB."""
+"""Tokens per block of documents, which limits the memory of counting to about 100 MB."""
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 """2**64 divided by the golden ratio, for multiplicative hashing (Knuth, The Art of Computer Programming, vol. 3, 6.4)."""
 
@@ -37,15 +37,15 @@ class Pairs(NamedTuple):
 
 
 class TfidfFeatures:
-    """Features that are fitted to training documents.
+    """TF-IDF features, fitted to training documents.
 
     Args:
-        store: the documents.
+        store: token store of the documents.
         train_N: indices of the training documents, int64 [N].
-        max_tokens: training tokens up to which n-grams have columns of their own.
+        max_tokens: maximum number of training tokens without hashing.
 
     Attributes:
-        is_hashed: whether n-grams are hashed.
+        is_hashed: n-grams are hashed.
         train: features of the training documents, float32 [N, F].
     """
 
@@ -70,26 +70,26 @@ class TfidfFeatures:
             else:
                 columns = np.minimum(np.searchsorted(self._ngrams, pairs.ngrams), max(0, width - 1))
                 is_known = self._ngrams[columns] == pairs.ngrams if width else np.full(len(columns), False)
-            places = pairs.documents[is_known], columns[is_known].astype(np.int64)
+            indices = pairs.documents[is_known], columns[is_known].astype(np.int64)
             shape = pairs.num_documents, width
-            blocks.append(csr_matrix((pairs.counts[is_known].astype(np.float32), places), shape=shape))
+            blocks.append(csr_matrix((pairs.counts[is_known].astype(np.float32), indices), shape=shape))
         return vstack(blocks, format="csr")
 
 
 def find_ngrams(store: TokenStore, documents_N: np.ndarray) -> np.ndarray:
     """Return the n-grams of at least `MIN_DOCUMENTS` documents, ascending int64."""
-    found = [np.unique(pairs.ngrams, return_counts=True) for pairs in count_ngrams(store, documents_N)]
-    if not found:
+    blocks = [np.unique(pairs.ngrams, return_counts=True) for pairs in count_ngrams(store, documents_N)]
+    if not blocks:
         return np.empty(0, np.int64)
-    ngrams, where = np.unique(np.concatenate([part for part, _ in found]), return_inverse=True)
-    counts = np.bincount(where, weights=np.concatenate([number for _, number in found]))
+    ngrams, indices = np.unique(np.concatenate([block for block, _ in blocks]), return_inverse=True)
+    counts = np.bincount(indices, weights=np.concatenate([counts for _, counts in blocks]))
     return ngrams[counts >= MIN_DOCUMENTS]
 
 
 def count_ngrams(store: TokenStore, documents_N: np.ndarray) -> Iterator[Pairs]:
-    """Yield the n-grams of documents, in blocks of some `TOKENS_PER_BLOCK` tokens.
+    """Yield the n-grams of documents, in blocks of about `TOKENS_PER_BLOCK` tokens.
 
-    An n-gram is a number: the id of one token, or V + first * V + second of two, with a vocabulary of V tokens.
+    An n-gram is encoded as the id of its token, or as V + first * V + second of two, with a vocabulary of V tokens.
     """
     size = len(store.vocab)
     ends = np.cumsum(store.lengths[documents_N])

@@ -28,9 +28,10 @@ def run(args: argparse.Namespace) -> None:
     """Print the texts, numbered."""
     silence_warnings()
     from ulmfit_dist.inference.generator import LanguageModel
+    from ulmfit_dist.models.sampling import Sampling
 
     model = LanguageModel(args.run, trust_remote_code=args.trust_remote_code)
-    options = {"top_k": args.top_k, "top_p": args.top_p, "min_p": args.min_p, "keep_lines": args.keep_lines}
-    texts = model.generate(args.prompt, args.words, args.temperature, args.samples, args.seed, **options)
+    sampling = Sampling(args.temperature, args.top_k, args.top_p, args.min_p)
+    texts = model.generate(args.prompt, args.words, args.samples, args.seed, sampling, args.keep_lines)
     for number, text in enumerate(texts, 1):
         print(f"{number}: {text}")

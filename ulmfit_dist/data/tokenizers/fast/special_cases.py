@@ -52,7 +52,7 @@ class SpecialCases:
 
     @property
     def has_spanning(self) -> bool:
-        """Whether exceptions contain a space; only those in lower case, because texts are in lower case."""
+        """True if exceptions contain a space; only those in lower case count, because texts are in lower case."""
         return self._spanning is not None
 
     def may_span(self, chunk: str) -> bool:
