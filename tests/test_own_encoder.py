@@ -181,9 +181,13 @@ def as_lists(learn: LMLearner) -> dict[int, list]:
     ("arch", "model", "said"),
     [
         ("examples.my_encoder.LSTMEncoder", {}, "cannot be imported"),
-        ("torch.nn.LSTM", {}, "is no class of ulmfit_dist.models.encoder.Encoder: derive it from that"),
-        ("ulmfit_dist.models.encoder.Encoder", {}, "cannot be made .*abstract"),
-        ("examples.my_encoder.GRUEncoder", {"arch_kwargs": {"depth": 2}}, "cannot be made .*depth.*model.arch_kwargs"),
+        ("torch.nn.LSTM", {}, "is not a subclass of ulmfit_dist.models.encoder.Encoder: derive it from that"),
+        ("ulmfit_dist.models.encoder.Encoder", {}, "cannot be instantiated .*abstract"),
+        (
+            "examples.my_encoder.GRUEncoder",
+            {"arch_kwargs": {"depth": 2}},
+            "cannot be instantiated .*depth.*model.arch_kwargs",
+        ),
         ("test_own_encoder.Narrow", {}, r"\(40, 5\), not of vocabulary and model.emb_sz, \(40, 6\)"),
         ("test_own_encoder.Bag", {}, r"layer_groups\(\) gives 1, model.n_layers is 3"),
     ],

@@ -43,7 +43,7 @@ def test_a_classifier_straight_from_a_pretrained_model(place: Path, recipe: Path
     straight = [*shared, "model.pretrained=wiki", "classifier.encoder=pretrained", "name=straight"]
     said = succeed(straight, processes=2, cwd=place)
     assert "pretrained wiki: " in said
-    assert "words of the vocabulary known, the others get the mean embedding" in said
+    assert "tokens of the vocabulary have a pretrained embedding, the others get the mean embedding" in said
     assert "\nlm " not in said
     assert "\nreport: " in said
     assert not (place / "straight/lm").exists()

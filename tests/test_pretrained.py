@@ -156,20 +156,20 @@ def test_special_tokens_of_fastais_sentencepiece_keep_what_they_have_learned(fil
 
 
 def test_weights_that_do_not_fit_are_refused(files: Path):
-    with pytest.raises(UserError, match="n_hid=8, n_layers=2, the model section asks for 6, 9, 2"):
+    with pytest.raises(UserError, match="n_hid=8, n_layers=2, but the model section has 6, 9, 2"):
         load_pretrained(fresh(), str(files), NEW_VOCAB, ModelConfig(emb_sz=6, n_hid=9, n_layers=2))
     pieces = ["\u2581the", "\u2581cat", "s"]
-    with pytest.raises(UserError, match=r"reads words, the texts are pieces: set tokenizer\.kind"):
+    with pytest.raises(UserError, match=r"was trained on words, but the texts are tokenized to pieces: set tokenizer\.type"):
         load_pretrained(fresh(pieces), str(files), pieces, MODEL)
     (files / "itos_wt103.pkl").write_bytes(pickle.dumps(OLD_VOCAB[:-1]))
-    with pytest.raises(UserError, match=r"weights for 6 words, but 5 in the \.pkl"):
+    with pytest.raises(UserError, match=r"weights for 6 tokens, but the \.pkl has 5"):
         load_pretrained(fresh(), str(files), NEW_VOCAB, MODEL)
 
 
 def test_a_model_that_reads_the_other_way_is_refused(tmp_path: Path):
     backwards = dataclasses.replace(MODEL, backwards=True)
     make_models(tmp_path / "run", dataclasses.replace(CONFIG, model=backwards))
-    with pytest.raises(UserError, match=r"reads backwards, model\.backwards=false asks for forwards: set it to true"):
+    with pytest.raises(UserError, match=r"model\.backwards=true, but the config has model\.backwards=false: set it to true"):
         load_pretrained(fresh(VOCAB), str(tmp_path / "run"), VOCAB, MODEL)
     load_pretrained(fresh(VOCAB), str(tmp_path / "run"), VOCAB, backwards)
 
@@ -182,8 +182,8 @@ def test_places_without_weights_are_named_with_their_mend(trained, files: Path, 
     refused = {
         "/nowhere": r"model\.pretrained=/nowhere: neither wt103_fwd nor wt103_bwd, nor a run",
         str(tmp_path / "empty"): r"expected a \.pth file with the weights and a \.pkl file",
-        str(files): r"the weights are in which of lstm_wt103\.pth, other\.pth\? name one of them",
-        str(folder / "bare_encoder.pth"): r"bare_encoder\.pth holds an encoder alone: give it as classifier\.encoder",
+        str(files): r"one \.pth file with the weights, but there are lstm_wt103\.pth, other\.pth: give the path of one file",
+        str(folder / "bare_encoder.pth"): r"bare_encoder\.pth contains only an encoder: set classifier\.encoder to it",
         str(tmp_path / "run/classifier"): "is a classifier: give a language model",
     }
     for name, said in refused.items():

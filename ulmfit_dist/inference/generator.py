@@ -35,9 +35,7 @@ class LanguageModel:
     def __init__(self, folder: str | Path, device: torch.device | str = "cpu", trust_remote_code: bool = False):
         exported = read_bundle(model_folder(Path(folder), "lm"))
         if exported.config.model.backwards:
-            raise UserError(
-                f"{exported.folder} has model.backwards=true, so it cannot continue a prompt: use a forward model"
-            )
+            raise UserError(f"{exported.folder} has model.backwards=true, so it cannot continue a prompt: use another model")
         self.vocab, self.device, self.config = exported.vocab, torch.device(device), exported.config.tokenizer
         self.tokenizer = open_tokenizer(exported.config.tokenizer, exported.folder, trust_remote_code)
         self.ids, self.never = token_ids(exported.vocab), never_drawn(exported.vocab)
@@ -52,7 +50,7 @@ class LanguageModel:
         sampling: Sampling = DEFAULT_SAMPLING,
         keep_lines: bool = False,
     ) -> list[str]:
-        """Return the prompt continued by `words` tokens, once per sample, as plain text. The same seed returns the same texts.
+        """Return the prompt continued by `words` tokens, once per sample, as plain text. The same seed gives the same texts.
 
         Args:
             prompt: the beginning of the text.
@@ -63,8 +61,8 @@ class LanguageModel:
             keep_lines: keep line breaks instead of replacing each by a space.
 
         Raises:
-            UserError: words or samples are not positive, or out of memory; or the prompt is not a text, in which case it is a
-                TypeError or ValueError as well.
+            UserError: words or samples are not positive, or out of memory; or the prompt is not a text, in which case it is
+                a TypeError or ValueError as well.
         """
         check_text(prompt, "prompt")
         for name, value in (("words", words), ("samples", samples)):

@@ -16,7 +16,7 @@ from ulmfit_dist.inference.predictor import TextClassifier
 def load_classifier(
     folder: str | Path, device: torch.device | str = "cpu", trust_remote_code: bool = False
 ) -> TextClassifier:
-    """Return an exported classifier: `.predict(texts)` returns labels and probabilities, `.predict_one(text)` of one text."""
+    """Return an exported classifier: `.predict(texts)` and `.predict_one(text)` return labels and probabilities."""
     return TextClassifier(folder, device, trust_remote_code)
 
 

@@ -1,8 +1,9 @@
 """Predictions of an exported classifier for texts.
 
 Documents of similar length form a batch of a given number of tokens: few long documents or many short ones. So the longest
-document increases neither padding nor memory. A document's prediction does not depend on the others: rows are padded to whole
-chunks of `seq_len`, so that `max_len` cuts each document at its own position. Trade-off: up to `seq_len` - 1 tokens of padding.
+document increases neither padding nor memory. A document's prediction does not depend on the others: rows are padded to
+whole chunks of `seq_len`, so that `max_len` cuts each document at its own position. Trade-off: up to `seq_len` - 1 tokens of
+padding.
 
 b: documents of a batch, T: tokens of the longest document, padded to whole chunks.
 """
