@@ -123,7 +123,7 @@ def test_training_without_a_step_is_refused():
     with pytest.raises(RuntimeError, match="set step and rows"):
         model(torch.randint(2, 40, (4, 7)))
     encoder_of(model).position.step = 0
-    with pytest.raises(RuntimeError, match="numbers 0 rows of an input of 4"):
+    with pytest.raises(RuntimeError, match="has 0 rows, but the input has 4"):
         model(torch.randint(2, 40, (4, 7)))
     encoder_of(model).position.rows = range(4)
     assert torch.isfinite(model(torch.randint(2, 40, (4, 7)))[0]).all()

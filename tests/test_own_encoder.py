@@ -186,7 +186,7 @@ def as_lists(learn: LMLearner) -> dict[int, list]:
         (
             "examples.my_encoder.GRUEncoder",
             {"arch_kwargs": {"depth": 2}},
-            "cannot be instantiated .*depth.*model.arch_kwargs",
+            "cannot be instantiated .*depth.*arch_kwargs",
         ),
         ("test_own_encoder.Narrow", {}, r"\(40, 5\), not of vocabulary and model.emb_sz, \(40, 6\)"),
         ("test_own_encoder.Bag", {}, r"layer_groups\(\) gives 1, model.n_layers is 3"),
