@@ -55,7 +55,9 @@ def test_balanced_weights_make_classes_count_alike():
 
 
 def test_weights_that_do_not_fit_the_classes_are_refused():
-    with pytest.raises(UserError, match=r"has 2 entries, but there are 3 classes: give one weight per class \(x, y, z, in this order\)"):
+    with pytest.raises(
+        UserError, match=r"has 2 entries, but there are 3 classes: give one weight per class \(x, y, z, in this order\)"
+    ):
         build_loss(ClassifierConfig(class_weights=[1, 2]), np.arange(3), ["x", "y", "z"])
 
 

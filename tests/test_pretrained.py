@@ -221,7 +221,9 @@ def test_a_file_that_would_run_code_is_refused_and_runs_nothing(files: Path, nam
 @pytest.mark.parametrize("state", [[1], {"model": torch.ones(2)}, {"a": 1}, {"0.encoder.weight": torch.ones(2)}, {}])
 def test_a_file_of_something_else_is_refused(files: Path, state: object):
     torch.save(state, files / "lstm_wt103.pth")
-    with pytest.raises(UserError, match=r"lstm_wt103\.pth: (refused, because it is not a state_dict|not the state of fastai's AWD-LSTM)"):
+    with pytest.raises(
+        UserError, match=r"lstm_wt103\.pth: (refused, because it is not a state_dict|not the state of fastai's AWD-LSTM)"
+    ):
         load_pretrained(fresh(), str(files), NEW_VOCAB, MODEL)
 
 
