@@ -273,7 +273,7 @@ def test_weights_that_were_brought_are_found_without_a_network(files: Path, monk
     try:
         backwards = dataclasses.replace(MODEL, backwards=True)
         assert load_pretrained(fresh(), "wt103_bwd", NEW_VOCAB, backwards) == 4
-        with pytest.raises(UserError, match="model.backwards=true"):
+        with pytest.raises(UserError, match=r"model\.backwards=true"):
             load_pretrained_encoder(fresh_encoder(), "wt103_bwd", NEW_VOCAB, MODEL)
     finally:
         place.unlink()

@@ -80,8 +80,8 @@ class RowDropout(nn.Module):
 
     Args:
         p: probability of an element to be dropped.
-        site: the place in the network.
-        position: where the network is used.
+        site: site in the network.
+        position: position of the forward pass.
     """
 
     def __init__(self, p: float, site: str, position: DropoutContext):
@@ -110,8 +110,8 @@ class WeightDropout(nn.Module):
     Args:
         module: an LSTM with one layer.
         weight_p: probability of a weight to be dropped.
-        site: the place in the network.
-        position: where the network is used.
+        site: site in the network.
+        position: position of the forward pass.
     """
 
     def __init__(self, module: nn.LSTM, weight_p: float, site: str, position: DropoutContext):
@@ -150,8 +150,8 @@ class EmbeddingDropout(nn.Module):
     Args:
         emb: the embedding.
         embed_p: probability of a token to be dropped.
-        site: the place in the network.
-        position: where the network is used.
+        site: site in the network.
+        position: position of the forward pass.
     """
 
     def __init__(self, emb: nn.Embedding, embed_p: float, site: str, position: DropoutContext):

@@ -48,7 +48,7 @@ def reset_hidden_states(module: nn.Module) -> None:
 
 
 def head_block(n_in: int, n_out: int, dropout: nn.Module | None, activation: nn.Module | None) -> nn.Sequential:
-    """Batch norm, dropout, linear layer without bias, activation: fastai's `LinBnDrop`.
+    """Return batch norm, dropout, linear layer without bias and activation: fastai's `LinBnDrop`.
 
     Args:
         n_in, n_out: input and output features.

@@ -108,7 +108,7 @@ def _kept(bits: Tensor, mask: Mask) -> Tensor:
 
 
 def _table(masks: Sequence[Mask], device: torch.device) -> Tensor:
-    """The kernel's input, int64 [masks, 10], its columns in the order of `cuda/dropout_masks.cu`."""
+    """Return the kernel's input, int64 [masks, 10], its columns in the order of `cuda/dropout_masks.cu`."""
     lines, end, offset = [], 0, 0
     for mask in masks:
         end += mask.num_blocks

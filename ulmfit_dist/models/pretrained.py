@@ -174,8 +174,8 @@ def _download(name: str) -> Path:
     except Exception as error:
         raise UserError(
             f"model.pretrained={name}: {url} cannot be downloaded ({type(error).__name__}): download it on "
-            f"a machine with a network and unpack it to {folder}, or set model.pretrained to a folder with its .pth and .pkl, "
-            f"or to null"
+            f"a machine with a network and unpack it to {folder}, or set model.pretrained to a folder with its .pth and "
+            f".pkl, or to null"
         ) from None
 
 
