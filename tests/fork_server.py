@@ -296,25 +296,25 @@ def _fork_ranks(connection: socket.socket) -> Request | None:
             request, _ = receive(connection)
         except (EOFError, ConnectionError):
             return None
-        theirs, go = os.pipe()
-        ours, told = os.pipe()
+        reference, go = os.pipe()
+        ours, message = os.pipe()
         between = os.fork()
         if between == 0:
             rank = os.fork()
             if rank != 0:
-                os.write(told, struct.pack("!i", rank))
+                os.write(message, struct.pack("!i", rank))
                 os._exit(0)
-            for file in (go, ours, told):
+            for file in (go, ours, message):
                 os.close(file)
-            is_child_of_launcher = os.read(theirs, 1)
-            os.close(theirs)
+            is_child_of_launcher = os.read(reference, 1)
+            os.close(reference)
             if not is_child_of_launcher:
                 os._exit(1)
             return Request(*request)
         os.waitpid(between, 0)
         send(connection, *struct.unpack("!i", os.read(ours, 4)))
         os.write(go, b"!")
-        for file in (theirs, go, ours, told):
+        for file in (reference, go, ours, message):
             os.close(file)
 
 

@@ -91,8 +91,8 @@ def metrics(run: Path) -> list[dict]:
 
 def history(*paths: Path) -> list[dict]:
     """The rows of W&B's history in its files, one file after the other."""
-    found = (record.history for path in paths for record in records(path) if record.HasField("history"))
-    return [{(i.key or i.nested_key[0]): json.loads(i.value_json) for i in history.item} for history in found]
+    actual = (record.history for path in paths for record in records(path) if record.HasField("history"))
+    return [{(i.key or i.nested_key[0]): json.loads(i.value_json) for i in history.item} for history in actual]
 
 
 def weights(run: Path, stage: str) -> dict[str, torch.Tensor]:
@@ -102,7 +102,7 @@ def weights(run: Path, stage: str) -> dict[str, torch.Tensor]:
 def same_bits(run: Path, other: Path) -> bool:
     """Whether two runs ended with the same models."""
     pairs = [(weights(run, stage), weights(other, stage)) for stage in STAGES]
-    return all(torch.equal(mine[name], theirs[name]) for mine, theirs in pairs for name in theirs)
+    return all(torch.equal(ours[name], reference[name]) for ours, reference in pairs for name in reference)
 
 
 def wait_for_training(process: subprocess.Popen[str], notes: Path) -> float:

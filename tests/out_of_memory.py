@@ -160,14 +160,14 @@ class Outcomes:
         stage, places, settings = SCENARIOS[name]
         failures = [OutOfMemory(*place) for place in places]
         try:
-            found = trained(stage, self.store, self.runtime, failures, **settings)
+            actual = trained(stage, self.store, self.runtime, failures, **settings)
         except UserError as error:
             return {"errors": self.runtime.all_gather_object(str(error))}
         size = self.runtime.micro_batch_size
         expected = self._reference(stage, **{**settings, "micro_batch_size": size})
         return {
             "sizes": self.runtime.all_gather_object(size),
-            "differences": self.runtime.all_gather_object(difference(found, expected)),
+            "differences": self.runtime.all_gather_object(difference(actual, expected)),
         }
 
     def _reference(self, stage: str, **settings: Any) -> dict[str, Tensor]:

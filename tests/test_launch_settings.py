@@ -166,13 +166,13 @@ def test_steps_that_are_no_number_are_refused(steps: str):
 
 def micro_batches(steps: int, batch: int, world_size: int = 1, canonical_ranks: int | None = None) -> list[list[int]]:
     """Sizes of the micro-batches of each rank."""
-    found = []
+    actual = []
     for rank in range(world_size):
         share = make_batch_shard(rank, world_size, RuntimeConfig(canonical_ranks=canonical_ranks))
         share = share.in_steps(Named(steps, f"--gradient_accumulation_steps {steps}"), batch, "lm.global_batch_size")
         rows = batch // share.num_canonical_ranks
-        found.append([len(piece) for _ in share.canonical_ranks for piece in share.cut(range(rows), batch)])
-    return found
+        actual.append([len(piece) for _ in share.canonical_ranks for piece in share.cut(range(rows), batch)])
+    return actual
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 8])

@@ -205,13 +205,13 @@ def opening(paths: Sequence[Path]) -> list[str]:
 
 def job_processes(conf: str) -> list[int]:
     """Processes of jobs of the SLURM with this configuration file."""
-    found = []
+    actual = []
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             words = (folder / "environ").read_bytes().split(b"\0")
             if f"SLURM_CONF={conf}".encode() in words and any(word.startswith(b"SLURM_JOB_ID=") for word in words):
-                found.append(int(folder.name))
-    return found
+                actual.append(int(folder.name))
+    return actual
 
 
 def node_of(pid: int) -> str:
