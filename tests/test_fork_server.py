@@ -72,7 +72,7 @@ def test_a_fork_is_as_a_new_process(tmp_path: Path, as_text: bool):
 
 def test_forks_end_with_their_code_or_signal_and_read_their_own_variables(tmp_path: Path):
     for text, code, output in [
-        ("import sys; print('said', end=''); sys.exit(3)", 3, "printed"),
+        ("import sys; print('said', end=''); sys.exit(3)", 3, "said"),
         ("raise KeyError(1)", 1, ""),
         ("import os; print('x', flush=True); os.kill(os.getpid(), 9)", -9, "x\n"),
         ("import os; os._exit(4)", 4, ""),

@@ -105,7 +105,7 @@ def test_fastais_own_encoder_can_be_loaded(config: Config):
     encoder = encoder_of(learn.model)
     reference = AWD_LSTM(*encoder.encoder.weight.shape, n_hid=20, n_layers=2)
     (learn.path / "models").mkdir(parents=True)
-    torch.save(reference.state_dict(), learn.path / "models" / "theirs.pth")
+    torch.save(reference.state_dict(), learn.path / "models" / "reference.pth")
     learn.load_encoder("reference")
     assert_equal(encoder_of(learn.model).state_dict(), reference.state_dict())
 
