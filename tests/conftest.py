@@ -1,4 +1,4 @@
-"""What the tests share: a corpus made on the spot, and real processes."""
+"""Fixtures and helpers of all tests: a generated corpus, and real processes."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ TINY = (
 """Overrides that make a recipe run in seconds."""
 
 LEARNING = ("lm.drop_mult=0.2", "classifier.drop_mult=0.2", "classifier.grad_clip=0.1", "runtime.canonical_ranks=4")
-"""What else the runs have that are to learn something."""
+"""Further overrides of runs that must learn something."""
 
 RECIPE = (
     *TINY,
@@ -252,7 +252,7 @@ def run_dirs(tmp_path_factory: pytest.TempPathFactory, corpus: Path, recipe: Pat
         (folder / "two.err").write_text(printed.stderr)
 
     made = made_once(tmp_path_factory, "runs", make)
-    folder = shutil.copytree(made, tmp_path_factory.mktemp("own") / "runs", symlinks=True)  # some tests go on with a run
+    folder = shutil.copytree(made, tmp_path_factory.mktemp("own") / "runs", symlinks=True)  # some tests resume a run
     return {name: folder / name for name in ("one", "two")} | {"caches": folder}
 
 

@@ -46,7 +46,7 @@ LOADING = (
     "ARROW_", "ATEN_", "BLIS_", "CUBLAS_", "CUDA_", "DNNL_", "FASTAI_", "FSSPEC_", "GOMP_", "HF_", "KMP_", "LANG", "LC_",
     "LD_", "MALLOC_", "MKL_", "NVIDIA_", "OMP_", "ONEDNN_", "OPENBLAS_", "PYTHON", "PYTORCH_", "TQDM_", "TZ", "XDG_",
 )  # fmt: skip
-"""What the names of variables begin with that libraries may read while they load, unseen by Python."""
+"""Prefixes of environment variables that libraries may read while they load, unseen by Python."""
 LAUNCHER = ("-m", "accelerate.commands.launch")
 PR_SET_NAME, PR_SET_CHILD_SUBREAPER = 15, 36
 
@@ -91,7 +91,7 @@ def _read(connection: socket.socket, size: int) -> bytes:
 
 
 def fixed(name: str, read: frozenset[str]) -> bool:
-    """Whether a variable must be what it was in the server: libraries may have read it at their import."""
+    """Return True if a variable must have its value in the server: libraries may have read it at their import."""
     return name in read or name.startswith(LOADING)
 
 

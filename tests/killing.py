@@ -21,7 +21,7 @@ from ulmfit_dist.tracking.wandb_files import records
 
 STAGES = ("lm", "classifier")
 BY_THE_CLOCK = ("_per_second", "_seconds", "communication_mb", "memory_gb")
-"""What the names of metrics end with that no two runs agree upon."""
+"""Suffixes of metrics that differ between any two runs."""
 
 
 def start(words: Sequence[object], processes: int, notes: Path, *options: str, real: bool = False) -> subprocess.Popen[str]:
@@ -70,7 +70,7 @@ def kill_all(process: subprocess.Popen[str]) -> None:
 
 
 def steps_noted(notes: Path) -> int:
-    """How many lines the processes have noted so far."""
+    """Number of lines that the processes have noted so far."""
     return sum(path.read_bytes().count(b"\n") for path in notes.glob("*.txt"))
 
 
@@ -100,7 +100,7 @@ def weights(run: Path, stage: str) -> dict[str, torch.Tensor]:
 
 
 def same_bits(run: Path, other: Path) -> bool:
-    """Whether two runs ended with the same models."""
+    """Return True if two runs ended with the same models."""
     pairs = [(weights(run, stage), weights(other, stage)) for stage in STAGES]
     return all(torch.equal(ours[name], reference[name]) for ours, reference in pairs for name in reference)
 
@@ -114,7 +114,7 @@ def wait_for_training(process: subprocess.Popen[str], notes: Path) -> float:
 
 
 def finish(process: subprocess.Popen[str]) -> str:
-    """What a process that must succeed has said."""
+    """Return the output of a process that must succeed."""
     output, errors = process.communicate()
     assert process.returncode == 0, output + errors
     return output + errors

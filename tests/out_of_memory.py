@@ -149,7 +149,7 @@ SCENARIOS: dict[str, tuple[str, list[Place], dict[str, Any]]] = {
 
 
 class Outcomes:
-    """What becomes of scenarios, beside runs with their micro-batch size from the start. Collective."""
+    """Outcomes of scenarios, beside runs with their micro-batch size from the start. Collective."""
 
     def __init__(self, store: TokenStore, runtime: Runtime):
         self.store, self.runtime = store, runtime

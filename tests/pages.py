@@ -54,7 +54,7 @@ def links(page: Path) -> list[Snippet]:
 
 
 def anchors(page: Path) -> set[str]:
-    """What #anchors a page has: its headings, as GitHub turns them into anchors."""
+    """Return the #anchors of a page: its headings, as GitHub turns them into anchors."""
     headings = re.findall(r"^#+ +(.+?) *$", prose(page), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 

@@ -1,4 +1,4 @@
-"""Label smoothing and class weights: the numbers by hand, fastai's and torch's, and on one rank and two."""
+"""Label smoothing and class weights: computed step by step, fastai's and torch's, and on one rank and two."""
 
 import copy
 import pickle

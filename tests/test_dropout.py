@@ -27,7 +27,7 @@ def rows_dropped(rows: range, p: float = 0.5, step: int = 3, site: str = "input"
 
 
 def weight_dropped(p: float, dropout: type[awdlstm.WeightDropout]) -> torch.Tensor:
-    """What the LSTM computes with, in place of weights of one."""
+    """Weights that the LSTM computes with, in place of ones."""
     lstm = nn.LSTM(8, 300)
     nn.init.ones_(lstm.weight_hh_l0)
     ours = (lstm, p, "weights 0", position()) if dropout is WeightDropout else (lstm, p)

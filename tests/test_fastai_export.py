@@ -29,7 +29,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def read_in_fastai(lines: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, table: pd.DataFrame | None = None) -> dict:
-    """What the lines leave, run as they are in a folder of their own."""
+    """Variables that the script defines, run as it is in a folder of its own."""
     monkeypatch.chdir(folder)
     names = {"df": make_table() if table is None else table}
     exec(lines.read_text(), names)
@@ -49,7 +49,7 @@ def test_fastai_reads_an_export_and_computes_the_same(run: Path, tmp_path: Path,
 
 
 def assert_same_predictions(run: Path, actual: dict) -> None:
-    """Of our classifier and fastai's, for texts one by one."""
+    """Probabilities of our classifier and fastai's, for texts one by one."""
     ours = load_classifier(run)
     for text in actual["df"].text[:5]:
         with actual["learn"].no_bar():

@@ -34,7 +34,7 @@ from ulmfit_dist.stages.classifier import classifier_loaders
 from ulmfit_dist.stages.lm import lm_loaders
 
 EXPORTED = {"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_DYNAMO_BACKEND": "NO"}
-"""What Accelerate exports where nothing is named."""
+"""Variables that Accelerate exports by default."""
 
 
 def read(*argv: str, environ: dict[str, str] | None = None, **exported: str) -> LaunchSettings:
@@ -48,7 +48,7 @@ def precision_of(*argv: str, recipe: str = "auto", has_gpu: bool = True, **expor
 
 @pytest.fixture(autouse=True)
 def default_file(tmp_path: Path):
-    """Where Accelerate's config file would be, if there were one."""
+    """Path of Accelerate's config file, which does not exist yet."""
     path = tmp_path / "default_config.yaml"
     with patch("accelerate.commands.config.default_config_file", str(path)):
         yield path

@@ -42,7 +42,7 @@ def run(config: Config) -> Path:
 
 
 def letters(text: str) -> str:
-    """What is left of a text without spaces, marks and capitals: fastai does not mark a single capital."""
+    """Return a text without spaces, marks and capitals: fastai does not mark a single capital."""
     return re.sub(r"\W", "", text.lower())
 
 

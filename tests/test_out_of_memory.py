@@ -37,7 +37,7 @@ def store(tmp_path: Path) -> TokenStore:
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, list[Any]]]:
-    """What has become of each scenario on two ranks: rank 0's value, and rank 1's."""
+    """Outcome of each scenario on two ranks: rank 0's value, and rank 1's."""
     tests = Path(__file__).parent
     words = [tests / "out_of_memory.py", tmp_path_factory.mktemp("oom") / "store"]
     result = launch(words, 2, PYTHONPATH=f"{tests.parent}:{tests}")

@@ -157,7 +157,7 @@ def test_documents_without_a_word_or_unreadable_are_left_out_and_told(recipe: Pa
 
 
 def fail(arguments: list[str]) -> str:
-    """Run a command that must fail for what the user can mend; returns what it said."""
+    """Run a command that must fail with a user error; returns its standard error."""
     result = command(arguments)
     assert result.returncode == 2, result.stdout + result.stderr
     return result.stderr

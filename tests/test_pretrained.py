@@ -1,4 +1,4 @@
-"""What models start from: files that fastai has written, Wikipedia-shaped ones, and models that were exported here."""
+"""Initial weights: files written by fastai, Wikipedia-shaped ones, and models exported here."""
 
 import dataclasses
 import os

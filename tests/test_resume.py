@@ -1,4 +1,4 @@
-"""Runs that are killed and go on: real processes, real kills, every file read back."""
+"""Runs that are killed and resumed: real processes, real kills, every file read back."""
 
 import json
 import os
@@ -54,13 +54,13 @@ def wait_for_save(process: subprocess.Popen[str], run: Path) -> None:
 
 
 def catches(pid: int, number: signal.Signals) -> bool:
-    """Whether a process has a handler for a signal."""
+    """Return True if a process has a handler for a signal."""
     (caught,) = re.findall(r"SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
     return bool(int(caught, 16) >> (number - 1) & 1)
 
 
 def assert_has_every_line_once(rows: list[dict], run: Path) -> None:
-    """Whether W&B's history is metrics.jsonl, and ever goes on."""
+    """Return True if W&B's history is metrics.jsonl, in order."""
     assert [row["_step"] for row in rows] == sorted({row["_step"] for row in rows})
     rows = [row for row in rows if "classifier/most_wrong" not in row]
     for row, line in zip(rows, metrics(run), strict=True):

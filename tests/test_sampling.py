@@ -1,4 +1,5 @@
-"""What words are drawn from, and texts written word by word against the slow way: all that is there, read for each word."""
+"""Distributions that words are sampled from, and cached generation against the reference path, which reads the whole text
+for each word."""
 
 import pytest
 import torch

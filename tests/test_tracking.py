@@ -159,7 +159,7 @@ def test_wandbs_run_stays_the_same_until_the_training_is_another(tmp_path: Path)
     line = (tmp_path / "a/metrics.jsonl").read_text()
     assert started(tmp_path, offline, lines=line, run_id=first) == first
     assert started(tmp_path, offline, lines=line) == first  # a checkpoint of a start without W&B
-    assert started(tmp_path, offline) != first  # begun anew
+    assert started(tmp_path, offline) != first  # another training
     second = (tmp_path / "a/wandb/run_id").read_text()
     (tmp_path / "a/metrics.jsonl").unlink()
     assert started(tmp_path, offline, fresh=True) != second

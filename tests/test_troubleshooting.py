@@ -35,7 +35,7 @@ def modules() -> list[Path]:
 
 
 def messages(path: Path) -> list[str]:
-    """What the errors of a module say, with `...` for what is filled in."""
+    """Return the messages of a module's errors, with `...` for values."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name))
     output = ["".join(parts(call.args[0])) for call in calls if call.func.id in ERRORS and call.args]
@@ -59,7 +59,7 @@ def documented_messages() -> list[str]:
 
 
 def covers(documented: str, message: str) -> bool:
-    """Whether the fixed words of a documented message occur in one of the program, in their order."""
+    """Return True if the fixed words of a documented message occur in one of the program, in their order."""
     position = 0
     for piece in documented.split(OPEN):
         position = message.find(piece.strip(), position)

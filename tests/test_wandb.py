@@ -251,7 +251,7 @@ def test_a_server_that_is_none_of_wandbs_counts_as_none(
     no_login.setenv("WANDB_INIT_TIMEOUT", "2")
     no_login.setattr(BaseHTTPRequestHandler, "log_message", lambda *_: None)
     no_login.setenv("WANDB_API_KEY", KEY)
-    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as other:  # says 501, whatever it is asked
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as other:  # answers every request with 501
         threading.Thread(target=other.serve_forever, kwargs={"poll_interval": 0.05}).start()
         no_login.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{other.server_port}")
         run = WandbRun(config(tmp_path), "online", {})

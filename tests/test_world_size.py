@@ -158,7 +158,7 @@ def test_perplexity_is_the_exponential_of_the_loss_and_learning_happens(run_dirs
 def classifier_alone(
     run_dirs: dict[str, Path], corpus: Path, recipe: Path, folder: Path, words: list[str], **kwargs
 ) -> Path:
-    """The classifier trained anew on the encoder of a run."""
+    """The classifier trained again on the encoder of a run."""
     (folder / "run").mkdir()
     (folder / "run" / "lm").symlink_to(run_dirs["one"] / "lm")
     place = [f"data.path={corpus}", f"data.cache_dir={run_dirs['caches']}/cache1", f"runs_dir={folder}"]

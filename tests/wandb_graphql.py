@@ -1,4 +1,4 @@
-"""What the W&B server of the tests keeps, and its answers to GraphQL: one method per operation, named as the operation is.
+"""State of the W&B server of the tests, and its answers to GraphQL: one method per operation, with its name.
 
 A real server reads the query; this one knows wandb's own queries by their names, and answers with more than they ask for.
 Asked for something else, it says who is logged in.
@@ -17,7 +17,7 @@ PROJECT = {"id": "project", "internalId": "project", "name": "ulmfit", "entity":
 
 
 class Run:
-    """What the server knows of a run.
+    """State of a run on the server.
 
     Attributes:
         history: lines of its history by offset.
@@ -269,7 +269,7 @@ class Server:
         return next(artifact for artifact in self.artifacts if artifact.id == artifact_id)
 
     def _file(self, artifact_id: str, name: str) -> dict[str, Any]:
-        """Where a file of an artifact is to be sent."""
+        """Return the upload URL of an artifact's file."""
         url = f"{self.url}/artifact/{artifact_id}/{name}"
         place = {"id": name, "name": name, "displayName": name, "storagePath": name, "uploadUrl": url}
         return {**place, "uploadHeaders": [], "uploadMultipartUrls": None, "artifact": {"id": artifact_id}}

@@ -168,7 +168,7 @@ def let_the_time_run_out(job: Job) -> None:
 
 
 def is_rank(pid: int) -> bool:
-    """Whether this is a rank, and not its launcher, or a process of W&B's."""
+    """Return True for a rank, not for its launcher or a process of W&B's."""
     with suppress(OSError):
         words = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
         is_ours = b"\0ulmfit_dist\0" in Path(f"/proc/{pid}/cmdline").read_bytes()
