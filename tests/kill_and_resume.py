@@ -87,7 +87,7 @@ def compare(folder: Path, kills: int, ranks: Sequence[int], seed: int, overrides
         half_done = [str(path.relative_to(run / "checkpoints")) for path in run.glob("checkpoints/*/.step-*")]
         print(f"kill {number + 1:2}, {processes} rank(s), {stage} step {step}", *half_done, flush=True)
     output = finish(start([*words, "name=killed"], next(lives), notes))
-    print(*[line for line in output.splitlines() if "resuming" in line or "damaged" in line], sep="\n")
+    print(*[line for line in output.splitlines() if "resumes from" in line or "damaged" in line], sep="\n")
     report(folder)
 
 
