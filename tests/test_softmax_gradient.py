@@ -28,7 +28,7 @@ def kernel_of(how: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> 
     return module._from_nvrtc(dtype, torch.device("cpu"))
 
 
-ways = pytest.mark.parametrize("how", ["torch", "inductor", pytest.param("cuda", marks=needs_compiler)])
+ways = pytest.mark.parametrize("how", ["torch", "inductor", pytest.param("cuda", marks=[needs_compiler, pytest.mark.distributed])])
 dtypes = pytest.mark.parametrize("dtype", LIMITS)
 
 
@@ -107,6 +107,7 @@ def test_a_kernel_that_computes_something_else_is_refused(dtype: torch.dtype):
         module._compare(wrong, dtype, torch.device("cpu"))
 
 
+@pytest.mark.distributed
 @needs_compiler
 @pytest.mark.parametrize("target", [-100, 40])
 def test_a_target_that_is_no_word_gives_nan_and_is_not_read(target: int, monkeypatch: pytest.MonkeyPatch):
