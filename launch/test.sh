@@ -17,6 +17,7 @@ if [ "${1:-}" = --simulated-gpu ]; then
 fi
 if [ "${1:-}" = --fast ]; then
     shift
+    export TOKENIZER_EXAMPLES="${TOKENIZER_EXAMPLES:-20}" # a sixth of what all tests draw
     exec python -m pytest -m unit --numprocesses 2 --dist worksteal "$@"
 fi
 [ $# -gt 0 ] || set -- --numprocesses 2 --dist loadfile --no-loadscope-reorder

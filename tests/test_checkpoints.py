@@ -88,7 +88,7 @@ def lose_file(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "output"),
     [
         (truncate, r"optimizer\.safetensors: has \d+ bytes, but the manifest lists \d+"),
         (flip, r"model\.safetensors: checksum differs from the manifest"),
@@ -97,10 +97,10 @@ def lose_file(path: Path) -> None:
     ],
 )
 def test_a_damaged_one_is_named_and_the_one_before_is_used(
-    stage: CheckpointManager, damage: Callable[[Path], None], said: str
+    stage: CheckpointManager, damage: Callable[[Path], None], output: str
 ):
     damage(stage.at(30))
-    with pytest.raises(CorruptCheckpointError, match=said):
+    with pytest.raises(CorruptCheckpointError, match=output):
         verify(stage.at(30))
     step, skipped = newest(stage)
     assert step == 20
@@ -225,10 +225,10 @@ def test_a_full_disk_is_reported_and_the_last_good_one_stays(tmp_path: Path, cap
             writer.wait()
             assert newest(writer.manager) == ({1: 1, 2: 1, 3: 3}[step], [])
             assert (writer.error is not None) == (step == 2)
-    said = capsys.readouterr().err
-    assert "step-00000002 could not be written" in said
-    assert "No space left on device" in said
-    assert f"the last good checkpoint is {writer.manager.at(1)}; training continues" in said
+    output = capsys.readouterr().err
+    assert "step-00000002 could not be written" in output
+    assert "No space left on device" in output
+    assert f"the last good checkpoint is {writer.manager.at(1)}; training continues" in output
 
 
 def test_a_folder_that_can_no_longer_be_written_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -246,8 +246,8 @@ def test_a_folder_that_can_no_longer_be_written_is_reported(tmp_path: Path, caps
 def test_a_config_that_has_changed_is_refused_with_its_keys():
     then = {**to_dict(Config()), "seed": 7}
     then["model"] = {**then["model"], "n_hid": 20}
-    found = differences("lm", Config(), then, "a", "b")
-    assert found == ["seed (now 42, then 7)", "model.n_hid (now 1152, then 20)", "data"]
+    actual = differences("lm", Config(), then, "a", "b")
+    assert actual == ["seed (now 42, then 7)", "model.n_hid (now 1152, then 20)", "data"]
     harmless = Config(name="other")
     harmless.checkpoint.keep_latest, harmless.tracking.log_interval, harmless.runtime.micro_batch_size = 9, 9, 9
     harmless.classifier.wd = 0.5  # not the language model's

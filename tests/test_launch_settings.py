@@ -34,7 +34,7 @@ from ulmfit_dist.stages.classifier import classifier_loaders
 from ulmfit_dist.stages.lm import lm_loaders
 
 EXPORTED = {"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_DYNAMO_BACKEND": "NO"}
-"""What Accelerate exports where nothing is named."""
+"""Variables that Accelerate exports by default."""
 
 
 def read(*argv: str, environ: dict[str, str] | None = None, **exported: str) -> LaunchSettings:
@@ -48,7 +48,7 @@ def precision_of(*argv: str, recipe: str = "auto", has_gpu: bool = True, **expor
 
 @pytest.fixture(autouse=True)
 def default_file(tmp_path: Path):
-    """Where Accelerate's config file would be, if there were one."""
+    """Path of Accelerate's config file, which does not exist yet."""
     path = tmp_path / "default_config.yaml"
     with patch("accelerate.commands.config.default_config_file", str(path)):
         yield path
@@ -166,13 +166,13 @@ def test_steps_that_are_no_number_are_refused(steps: str):
 
 def micro_batches(steps: int, batch: int, world_size: int = 1, canonical_ranks: int | None = None) -> list[list[int]]:
     """Sizes of the micro-batches of each rank."""
-    found = []
+    actual = []
     for rank in range(world_size):
         share = make_batch_shard(rank, world_size, RuntimeConfig(canonical_ranks=canonical_ranks))
         share = share.in_steps(Named(steps, f"--gradient_accumulation_steps {steps}"), batch, "lm.global_batch_size")
         rows = batch // share.num_canonical_ranks
-        found.append([len(piece) for _ in share.canonical_ranks for piece in share.cut(range(rows), batch)])
-    return found
+        actual.append([len(piece) for _ in share.canonical_ranks for piece in share.cut(range(rows), batch)])
+    return actual
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 8])

@@ -49,11 +49,11 @@ def test_a_stage_stops_after_epochs_without_improvement(halfway: bool):
 
 
 def test_wrong_values_are_named():
-    for override, said in (
+    for override, output in (
         ("lm.export_epoch=first", "did you mean .last.?"),
         ("classifier.early_stopping_patience=0", "at least 1"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=output):
             load_config(None, ["data.path=x", override])
 
 
@@ -68,15 +68,15 @@ def test_the_best_epochs_model_is_exported_also_after_a_stop(corpus: Path, recip
     words += ["classifier.phases=[{epochs: 3, lr: 2e-2},{epochs: 9, lr: 1.0}]", "runtime.canonical_ranks=2"]
     words += ["checkpoint.keep_latest=1", "classifier.callbacks=[test_own_parts.StopsItself]"]
     here = {"PYTHONPATH": f"{Path(__file__).parents[1]}:{Path(__file__).parent}"}
-    said = succeed(["run", *words, "name=alone"], **here)
+    output = succeed(["run", *words, "name=alone"], **here)
     run = tmp_path / "alone"
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     epochs = [line for line in lines if "classifier/valid_loss" in line]
     accuracies = [line["classifier/accuracy"] for line in epochs]
     best = max(range(len(epochs)), key=lambda i: (accuracies[i], i))
     assert best < len(epochs) - 1 < 11
-    assert "classifier: stopped early: no improvement in " in said
-    assert f"classifier: exporting epoch {best + 1} of {len(epochs)}, the best: valid_loss" in said
+    assert "classifier: stopped early: no improvement in " in output
+    assert f"classifier: exporting epoch {best + 1} of {len(epochs)}, the best: valid_loss" in output
     summary = json.loads((run / "summary.json").read_text())["classifier"]
     for metric in ("valid_loss", "accuracy", "f1_macro"):
         assert summary[metric] == epochs[best][f"classifier/{metric}"]
@@ -90,6 +90,6 @@ def test_the_best_epochs_model_is_exported_also_after_a_stop(corpus: Path, recip
 
     stopped = command(["run", *words, "name=stopped"], 2, STOP_AFTER=str(epochs[best]["step"] + 5), **here)
     assert "stopped by SIGTERM after step" in stopped.stderr
-    said = succeed(["run", *words, "name=stopped"], **here)
-    assert f"exporting epoch {best + 1} of {len(epochs)}, the best" in said
+    output = succeed(["run", *words, "name=stopped"], **here)
+    assert f"exporting epoch {best + 1} of {len(epochs)}, the best" in output
     assert same_bits(tmp_path / "stopped", run)

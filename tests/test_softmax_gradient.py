@@ -28,7 +28,7 @@ def kernel_of(how: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> 
     return module._from_nvrtc(dtype, torch.device("cpu"))
 
 
-ways = pytest.mark.parametrize("how", ["torch", "inductor", pytest.param("cuda", marks=needs_compiler)])
+ways = pytest.mark.parametrize("how", ["torch", "inductor", pytest.param("cuda", marks=[needs_compiler, pytest.mark.distributed])])
 dtypes = pytest.mark.parametrize("dtype", LIMITS)
 
 
@@ -79,8 +79,8 @@ def test_the_gpu_branch_of_the_loss_is_autograds(
     assert len(loss_module._chunks(y, 8)) == 3
     total, *gradients = loss_module._on_gpu(*inputs, y, dtype, scale)
     assert total.item() == pytest.approx(exact.item(), rel=tolerance / 2)
-    for found, wanted in zip(gradients, expected, strict=True):
-        assert (found / scale - wanted).norm() <= tolerance * wanted.norm()
+    for actual, wanted in zip(gradients, expected, strict=True):
+        assert (actual / scale - wanted).norm() <= tolerance * wanted.norm()
 
 
 def test_a_chunk_takes_the_memory_that_it_is_allowed():
@@ -107,6 +107,7 @@ def test_a_kernel_that_computes_something_else_is_refused(dtype: torch.dtype):
         module._compare(wrong, dtype, torch.device("cpu"))
 
 
+@pytest.mark.distributed
 @needs_compiler
 @pytest.mark.parametrize("target", [-100, 40])
 def test_a_target_that_is_no_word_gives_nan_and_is_not_read(target: int, monkeypatch: pytest.MonkeyPatch):

@@ -76,9 +76,9 @@ def test_the_loss_falls(mixed: Runs, stage: str):
 
 @pytest.mark.parametrize(("stage", "steps"), [("lm", 100), ("classifier", 1)])
 def test_the_first_losses_are_nearly_those_of_fp32(mixed: Runs, exact: Path, stage: str, steps: int):
-    found, expected = losses(mixed[stage], stage)[:steps], losses(exact, stage)[:steps]
-    assert found == pytest.approx(expected, rel=2e-2)
-    assert found != expected
+    actual, expected = losses(mixed[stage], stage)[:steps], losses(exact, stage)[:steps]
+    assert actual == pytest.approx(expected, rel=2e-2)
+    assert actual != expected
 
 
 @pytest.mark.parametrize("stage", STAGES)
