@@ -91,6 +91,6 @@ def test_where_wikipedias_weights_cannot_be_fetched_all_ranks_end_with_one_line(
     words = ["run", recipe, *TINY, *PLACE, "data.path=texts", "model.pretrained=wt103_fwd", "classifier.encoder=pretrained"]
     result = command([*words, "name=wt"], processes=2, cwd=place, FASTAI_HOME=str(tmp_path), **nowhere)
     (output,) = [line for line in result.stderr.splitlines() if line.startswith("ulmfit-dist: error:")]
-    assert "cannot be fetched (URLError): fetch it on a machine with a network and unpack it to" in output
+    assert "cannot be downloaded (URLError): download it on a machine with a network and unpack it to" in output
     assert "exitcode  : 2" in result.stderr  # in the launcher's report
     assert not (place / "wt").exists()

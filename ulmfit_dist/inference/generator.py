@@ -13,7 +13,8 @@ from ulmfit_dist.data.vocab import UNK_ID, token_ids
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.inference.per_call import for_one_call
 from ulmfit_dist.models.bundle import load_model, model_folder, read_bundle
-from ulmfit_dist.models.sampling import Sampling, continue_tokens, never_drawn
+from ulmfit_dist.models.sampling import Sampling as Sampling
+from ulmfit_dist.models.sampling import continue_tokens, never_drawn
 from ulmfit_dist.utils.memory import explain_out_of_memory
 
 DEFAULT_SAMPLING = Sampling()

@@ -27,8 +27,7 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace) -> None:
     """Print the texts, numbered."""
     silence_warnings()
-    from ulmfit_dist.inference.generator import LanguageModel
-    from ulmfit_dist.models.sampling import Sampling
+    from ulmfit_dist.inference.generator import LanguageModel, Sampling
 
     model = LanguageModel(args.run, trust_remote_code=args.trust_remote_code)
     sampling = Sampling(args.temperature, args.top_k, args.top_p, args.min_p)
