@@ -89,7 +89,7 @@ def test_semicolons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_no_header_is_asked_for(tmp_path: Path):
     write_csv(tmp_path / "a.csv", None, [(label, text) for text, label in documents(60)])
-    assert "a.csv: its first line looks like a row, not like names of columns" in asked(tmp_path, "a.csv")
+    assert "a.csv: the first line looks like a row, not like column names" in asked(tmp_path, "a.csv")
 
 
 @pytest.mark.distributed
@@ -242,7 +242,7 @@ def test_the_language_is_never_assumed(tmp_path: Path, monkeypatch: pytest.Monke
     card = init(tmp_path, "a.csv", "--lang", "nl")
     assert load_config(tmp_path / card["recipe"]).tokenizer.lang == "nl"
     assert (
-        "spaCy has no such language" in command_here(["init", "a.csv", "--lang", "qq", "--name", "b"], cwd=tmp_path).stderr
+        "not a language of spaCy" in command_here(["init", "a.csv", "--lang", "qq", "--name", "b"], cwd=tmp_path).stderr
     )
 
 
@@ -331,7 +331,7 @@ def test_a_test_split_is_cut_from_texts_that_have_none(
     card = init(tmp_path, "news.csv", *([f"data.test_pct={share}"] if share is not None else []))
     assert card["splits"].get("test", 0) == tested
     assert len(prepared(tmp_path, card, monkeypatch).split("test")) == tested
-    assert ("to test on" in card["splits_reason"]) is (tested > 0)
+    assert ("held out for test" in card["splits_reason"]) is (tested > 0)
 
 
 def test_texts_with_a_test_split_keep_it(tmp_path: Path):

@@ -100,7 +100,7 @@ def test_one_text_is_labelled_as_fastai_labels_it(classifier: TextClassifier):
         ("I liked it!", r"texts is one string, .*: give a list, texts=\[text\]"),
         (pd.DataFrame({"text": ["a"]}), "texts is a DataFrame: give the column"),
         (["a", None], r"texts\[1\] is None"),
-        (["a \ud83d"], r"texts\[0\] holds U\+D83D at character 2"),
+        (["a \ud83d"], r"texts\[0\] has U\+D83D at character 2"),
     ],
 )
 def test_what_is_no_list_of_texts_is_refused_before_anything_is_computed(

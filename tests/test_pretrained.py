@@ -159,7 +159,7 @@ def test_weights_that_do_not_fit_are_refused(files: Path):
     with pytest.raises(UserError, match="n_hid=8, n_layers=2, the model section asks for 6, 9, 2"):
         load_pretrained(fresh(), str(files), NEW_VOCAB, ModelConfig(emb_sz=6, n_hid=9, n_layers=2))
     pieces = ["\u2581the", "\u2581cat", "s"]
-    with pytest.raises(UserError, match=r"reads words, the texts are pieces: set tokenizer\.kind"):
+    with pytest.raises(UserError, match=r"reads words, the texts are pieces: set tokenizer\.type"):
         load_pretrained(fresh(pieces), str(files), pieces, MODEL)
     (files / "itos_wt103.pkl").write_bytes(pickle.dumps(OLD_VOCAB[:-1]))
     with pytest.raises(UserError, match=r"weights for 6 words, but 5 in the \.pkl"):
