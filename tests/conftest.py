@@ -1,4 +1,4 @@
-"""What the tests share: a corpus made on the spot, and real processes."""
+"""Fixtures and helpers of all tests: a generated corpus, and real processes."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ TINY = (
 """Overrides that make a recipe run in seconds."""
 
 LEARNING = ("lm.drop_mult=0.2", "classifier.drop_mult=0.2", "classifier.grad_clip=0.1", "runtime.canonical_ranks=4")
-"""What else the runs have that are to learn something."""
+"""Further overrides of runs that must learn something."""
 
 RECIPE = (
     *TINY,
@@ -246,13 +246,13 @@ def run_dirs(tmp_path_factory: pytest.TempPathFactory, corpus: Path, recipe: Pat
     def make(folder: Path) -> None:
         shared = [recipe, f"data.path={corpus}", *TINY, *LEARNING, f"runs_dir={folder}"]
         succeed(["run", *shared, "name=one", f"data.cache_dir={folder}/cache1"], OMP_NUM_THREADS="2")
-        said = command(["run", *shared, "name=two", f"data.cache_dir={folder}/cache2"], processes=2, real=True)
-        assert said.returncode == 0, said.stdout + said.stderr
-        (folder / "two.out").write_text(said.stdout)
-        (folder / "two.err").write_text(said.stderr)
+        printed = command(["run", *shared, "name=two", f"data.cache_dir={folder}/cache2"], processes=2, real=True)
+        assert printed.returncode == 0, printed.stdout + printed.stderr
+        (folder / "two.out").write_text(printed.stdout)
+        (folder / "two.err").write_text(printed.stderr)
 
     made = made_once(tmp_path_factory, "runs", make)
-    folder = shutil.copytree(made, tmp_path_factory.mktemp("own") / "runs", symlinks=True)  # some tests go on with a run
+    folder = shutil.copytree(made, tmp_path_factory.mktemp("own") / "runs", symlinks=True)  # some tests resume a run
     return {name: folder / name for name in ("one", "two")} | {"caches": folder}
 
 

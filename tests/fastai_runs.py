@@ -67,6 +67,6 @@ def make_table(rows: int = 40) -> pd.DataFrame:
 
 @torch.no_grad()
 def lm_logits(model: nn.Module, x_bT: torch.Tensor) -> torch.Tensor:
-    """Of our language model, [b, T, V]: its forward leaves the decoder to the loss."""
+    """Logits of our language model, [b, T, V]: its forward leaves the decoder to the loss."""
     model[0].reset()
     return model[1].decoder(model(x_bT)[0])

@@ -46,7 +46,7 @@ LOADING = (
     "ARROW_", "ATEN_", "BLIS_", "CUBLAS_", "CUDA_", "DNNL_", "FASTAI_", "FSSPEC_", "GOMP_", "HF_", "KMP_", "LANG", "LC_",
     "LD_", "MALLOC_", "MKL_", "NVIDIA_", "OMP_", "ONEDNN_", "OPENBLAS_", "PYTHON", "PYTORCH_", "TQDM_", "TZ", "XDG_",
 )  # fmt: skip
-"""What the names of variables begin with that libraries may read while they load, unseen by Python."""
+"""Prefixes of environment variables that libraries may read while they load, unseen by Python."""
 LAUNCHER = ("-m", "accelerate.commands.launch")
 PR_SET_NAME, PR_SET_CHILD_SUBREAPER = 15, 36
 
@@ -91,7 +91,7 @@ def _read(connection: socket.socket, size: int) -> bytes:
 
 
 def fixed(name: str, read: frozenset[str]) -> bool:
-    """Whether a variable must be what it was in the server: libraries may have read it at their import."""
+    """Return True if a variable must have its value in the server: libraries may have read it at their import."""
     return name in read or name.startswith(LOADING)
 
 
@@ -296,25 +296,25 @@ def _fork_ranks(connection: socket.socket) -> Request | None:
             request, _ = receive(connection)
         except (EOFError, ConnectionError):
             return None
-        theirs, go = os.pipe()
-        ours, told = os.pipe()
+        reference, go = os.pipe()
+        ours, message = os.pipe()
         between = os.fork()
         if between == 0:
             rank = os.fork()
             if rank != 0:
-                os.write(told, struct.pack("!i", rank))
+                os.write(message, struct.pack("!i", rank))
                 os._exit(0)
-            for file in (go, ours, told):
+            for file in (go, ours, message):
                 os.close(file)
-            is_child_of_launcher = os.read(theirs, 1)
-            os.close(theirs)
+            is_child_of_launcher = os.read(reference, 1)
+            os.close(reference)
             if not is_child_of_launcher:
                 os._exit(1)
             return Request(*request)
         os.waitpid(between, 0)
         send(connection, *struct.unpack("!i", os.read(ours, 4)))
         os.write(go, b"!")
-        for file in (theirs, go, ours, told):
+        for file in (reference, go, ours, message):
             os.close(file)
 
 

@@ -36,13 +36,13 @@ class Server:
         self.env = {**(_usual or os.environ), **OF_THE_SERVER}
         self.env.pop("PYTEST_CURRENT_TEST", None)
         self.owner = os.getpid()
-        self.connection, theirs = socket.socketpair()
+        self.connection, reference = socket.socketpair()
         self.process = subprocess.Popen(
-            [sys.executable, fork_server.__file__, str(theirs.fileno())],
-            cwd=OF_THE_SERVER["PYTHONPATH"], env={**self.env, **NO_THREADS}, pass_fds=[theirs.fileno()],
+            [sys.executable, fork_server.__file__, str(reference.fileno())],
+            cwd=OF_THE_SERVER["PYTHONPATH"], env={**self.env, **NO_THREADS}, pass_fds=[reference.fileno()],
             stdout=subprocess.DEVNULL,
         )  # fmt: skip
-        theirs.close()
+        reference.close()
         self.names: frozenset[str] = receive(self.connection)[0]
 
     def close(self) -> None:
@@ -86,9 +86,9 @@ class Forked(subprocess.Popen):
             self._files.append(os.open(os.devnull, os.O_WRONLY))
             return None, self._files[-1]
         assert kind == subprocess.PIPE
-        ours, theirs = os.pipe()
-        self._files.append(theirs)
-        return open(ours, encoding="utf-8"), theirs
+        ours, reference = os.pipe()
+        self._files.append(reference)
+        return open(ours, encoding="utf-8"), reference
 
     def _try_wait(self, wait_flags: int) -> tuple[int, int]:
         if wait_flags & os.WNOHANG and not select.select([self._status], [], [], 0)[0]:

@@ -86,28 +86,28 @@ def compare(folder: Path, kills: int, ranks: Sequence[int], seed: int, overrides
         stage, step, _ = max((key for key, _ in rows_read(notes)), key=lambda key: (STAGES.index(key[0]), key[1]))
         half_done = [str(path.relative_to(run / "checkpoints")) for path in run.glob("checkpoints/*/.step-*")]
         print(f"kill {number + 1:2}, {processes} rank(s), {stage} step {step}", *half_done, flush=True)
-    said = finish(start([*words, "name=killed"], next(lives), notes))
-    print(*[line for line in said.splitlines() if "goes on" in line or "damaged" in line], sep="\n")
+    output = finish(start([*words, "name=killed"], next(lives), notes))
+    print(*[line for line in output.splitlines() if "resumes from" in line or "damaged" in line], sep="\n")
     report(folder)
 
 
 def report(folder: Path) -> None:
     """Compare what the two runs have read, trained and logged."""
-    expected, found = dict(rows_read(folder / "alone-notes")), list(rows_read(folder / "killed-notes"))
-    keys = {key for key, _ in found}
-    print(f"rows of training steps: {len(expected)} read alone, {len(keys)} by the other, {len(found) - len(keys)} twice")
-    others = sum(expected.get(key) != ids for key, ids in found)
+    expected, actual = dict(rows_read(folder / "alone-notes")), list(rows_read(folder / "killed-notes"))
+    keys = {key for key, _ in actual}
+    print(f"rows of training steps: {len(expected)} read alone, {len(keys)} by the other, {len(actual) - len(keys)} twice")
+    others = sum(expected.get(key) != ids for key, ids in actual)
     print(f"  with other token ids: {others}; never read: {len(expected.keys() - keys)}")
     for stage in STAGES:
-        mine, theirs = weights(folder / "killed", stage), weights(folder / "alone", stage)
-        bits = all(torch.equal(mine[name], theirs[name]) for name in theirs)
-        largest = max((mine[name] - theirs[name]).abs().max().item() for name in theirs)
+        ours, reference = weights(folder / "killed", stage), weights(folder / "alone", stage)
+        bits = all(torch.equal(ours[name], reference[name]) for name in reference)
+        largest = max((ours[name] - reference[name]).abs().max().item() for name in reference)
         print(f"{stage}: final weights {'equal bit by bit' if bits else f'differ by {largest:.1e} at most'}")
-    mine, theirs = metrics(folder / "killed"), metrics(folder / "alone")
-    assert [list(line) for line in mine] == [list(line) for line in theirs]
-    pairs = [(a[key], b[key]) for a, b in zip(mine, theirs, strict=True) for key in b if isinstance(b[key], float)]
+    ours, reference = metrics(folder / "killed"), metrics(folder / "alone")
+    assert [list(line) for line in ours] == [list(line) for line in reference]
+    pairs = [(a[key], b[key]) for a, b in zip(ours, reference, strict=True) for key in b if isinstance(b[key], float)]
     largest = max(abs(a - b) / max(abs(b), 1e-30) for a, b in pairs)
-    print(f"metrics.jsonl: {len(mine)} lines in both, figures differ by {largest:.1e} at most, relatively")
+    print(f"metrics.jsonl: {len(ours)} lines in both, figures differ by {largest:.1e} at most, relatively")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from ulmfit_dist.tracking.wandb_files import records
 
 STAGES = ("lm", "classifier")
 BY_THE_CLOCK = ("_per_second", "_seconds", "communication_mb", "memory_gb")
-"""What the names of metrics end with that no two runs agree upon."""
+"""Suffixes of metrics that differ between any two runs."""
 
 
 def start(words: Sequence[object], processes: int, notes: Path, *options: str, real: bool = False) -> subprocess.Popen[str]:
@@ -70,7 +70,7 @@ def kill_all(process: subprocess.Popen[str]) -> None:
 
 
 def steps_noted(notes: Path) -> int:
-    """How many lines the processes have noted so far."""
+    """Number of lines that the processes have noted so far."""
     return sum(path.read_bytes().count(b"\n") for path in notes.glob("*.txt"))
 
 
@@ -91,8 +91,8 @@ def metrics(run: Path) -> list[dict]:
 
 def history(*paths: Path) -> list[dict]:
     """The rows of W&B's history in its files, one file after the other."""
-    found = (record.history for path in paths for record in records(path) if record.HasField("history"))
-    return [{(i.key or i.nested_key[0]): json.loads(i.value_json) for i in history.item} for history in found]
+    actual = (record.history for path in paths for record in records(path) if record.HasField("history"))
+    return [{(i.key or i.nested_key[0]): json.loads(i.value_json) for i in history.item} for history in actual]
 
 
 def weights(run: Path, stage: str) -> dict[str, torch.Tensor]:
@@ -100,9 +100,9 @@ def weights(run: Path, stage: str) -> dict[str, torch.Tensor]:
 
 
 def same_bits(run: Path, other: Path) -> bool:
-    """Whether two runs ended with the same models."""
+    """Return True if two runs ended with the same models."""
     pairs = [(weights(run, stage), weights(other, stage)) for stage in STAGES]
-    return all(torch.equal(mine[name], theirs[name]) for mine, theirs in pairs for name in theirs)
+    return all(torch.equal(ours[name], reference[name]) for ours, reference in pairs for name in reference)
 
 
 def wait_for_training(process: subprocess.Popen[str], notes: Path) -> float:
@@ -114,7 +114,7 @@ def wait_for_training(process: subprocess.Popen[str], notes: Path) -> float:
 
 
 def finish(process: subprocess.Popen[str]) -> str:
-    """What a process that must succeed has said."""
+    """Return the output of a process that must succeed."""
     output, errors = process.communicate()
     assert process.returncode == 0, output + errors
     return output + errors

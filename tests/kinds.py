@@ -1,7 +1,7 @@
 """Kinds of tests: `unit`, which start no process, `distributed`, which do, `slurm` and `gpu`.
 
 A test is marked by its folder, or because its code, that of its fixtures or of what they call in this folder starts a
-process. Where only the package does, the test is marked by hand; `guard` fails a unit test that starts one.
+process. Where only the package does, the test has an explicit marker; `guard` fails a unit test that starts one.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def _uses_processes(item: pytest.Item) -> bool:
 
 
 def starts_process(function: Callable) -> bool:
-    """Whether a function of this folder, or one that it names, starts a process."""
+    """Return True if a function of this folder, or one that it names, starts a process."""
     function = getattr(function, "__wrapped__", function)
     code = getattr(function, "__code__", None)
     return code is not None and _is_here(code.co_filename) and _code_starts(code, function.__globals__)
@@ -78,7 +78,7 @@ def _code_starts(code: types.CodeType, names: dict[str, Any]) -> bool:
 
 
 def _starts(named: Any, code: types.CodeType) -> bool:
-    """Whether what some code names is a module with a starter that it uses, a starter, or something here that starts."""
+    """Return True if code names a module whose starter it uses, a starter, or a function here that starts a process."""
     if isinstance(named, types.ModuleType):
         if named in STARTERS:
             return bool(STARTERS[named] & set(code.co_names))

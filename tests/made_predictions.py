@@ -51,9 +51,9 @@ def write_answers(
     return run
 
 
-def one_hot(said: Sequence[str], classes: Sequence[str]) -> np.ndarray:
+def one_hot(output: Sequence[str], classes: Sequence[str]) -> np.ndarray:
     """Return answers that give each document one class, float64 [N, C]."""
-    return np.eye(len(classes))[[list(classes).index(name) for name in said]]
+    return np.eye(len(classes))[[list(classes).index(name) for name in output]]
 
 
 def right_on(labels: Sequence[str], right: Sequence[bool]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Run directories as a quick start leaves them, made up in a moment."""
+"""Run directories as a quick start leaves them, written directly."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PHASES = {
     "classifier": [{"epochs": 1, "lr": 0.02, "freeze_to": -1}, {"epochs": 4, "lr": [0.001479, 0.01], "freeze_to": 0}],
 }
 STEPS = {"lm": 245, "classifier": 111}
-"""Of an epoch."""
+"""Steps of an epoch."""
 GROUPS = {"lm": 4, "classifier": 4}
 SPEED = {"lm": 9700.0, "classifier": 58.0}
 UNIT = {"lm": "tokens_per_second", "classifier": "examples_per_second"}

@@ -149,7 +149,7 @@ SCENARIOS: dict[str, tuple[str, list[Place], dict[str, Any]]] = {
 
 
 class Outcomes:
-    """What becomes of scenarios, beside runs with their micro-batch size from the start. Collective."""
+    """Outcomes of scenarios, beside runs with their micro-batch size from the start. Collective."""
 
     def __init__(self, store: TokenStore, runtime: Runtime):
         self.store, self.runtime = store, runtime
@@ -160,14 +160,14 @@ class Outcomes:
         stage, places, settings = SCENARIOS[name]
         failures = [OutOfMemory(*place) for place in places]
         try:
-            found = trained(stage, self.store, self.runtime, failures, **settings)
+            actual = trained(stage, self.store, self.runtime, failures, **settings)
         except UserError as error:
             return {"errors": self.runtime.all_gather_object(str(error))}
         size = self.runtime.micro_batch_size
         expected = self._reference(stage, **{**settings, "micro_batch_size": size})
         return {
             "sizes": self.runtime.all_gather_object(size),
-            "differences": self.runtime.all_gather_object(difference(found, expected)),
+            "differences": self.runtime.all_gather_object(difference(actual, expected)),
         }
 
     def _reference(self, stage: str, **settings: Any) -> dict[str, Tensor]:

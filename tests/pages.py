@@ -33,13 +33,13 @@ class Snippet:
 def fenced(page: Path) -> list[Snippet]:
     """The blocks between lines of ```."""
     text = page.read_text(encoding="utf-8")
-    return [Snippet(_place(page, text, found.start()), found[1], found[2]) for found in FENCED.finditer(text)]
+    return [Snippet(_place(page, text, actual.start()), actual[1], actual[2]) for actual in FENCED.finditer(text)]
 
 
 def inline(page: Path) -> list[Snippet]:
     """Code in lines of text, between single backticks."""
     text = prose(page)
-    return [Snippet(_place(page, text, found.start()), "inline", found[1]) for found in re.finditer(r"`([^`\n]+)`", text)]
+    return [Snippet(_place(page, text, actual.start()), "inline", actual[1]) for actual in re.finditer(r"`([^`\n]+)`", text)]
 
 
 def prose(page: Path) -> str:
@@ -50,25 +50,25 @@ def prose(page: Path) -> str:
 def links(page: Path) -> list[Snippet]:
     """The targets of links, and of pictures."""
     text = re.sub(r"`[^`\n]+`", lambda code: "_" * len(code[0]), prose(page))
-    return [Snippet(_place(page, text, found.start()), "", found[1]) for found in re.finditer(r"\]\(([^)\n]*)\)", text)]
+    return [Snippet(_place(page, text, actual.start()), "", actual[1]) for actual in re.finditer(r"\]\(([^)\n]*)\)", text)]
 
 
 def anchors(page: Path) -> set[str]:
-    """What #anchors a page has: its headings, as GitHub turns them into anchors."""
+    """Return the #anchors of a page: its headings, as GitHub turns them into anchors."""
     headings = re.findall(r"^#+ +(.+?) *$", prose(page), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def written(language: str, by: str) -> list[Snippet]:
     """The blocks of a language on all pages, and what is within `<<EOF` and `EOF` of commands that match `by`."""
-    found = []
+    actual = []
     for block in (block for page in PAGES for block in fenced(page)):
         if block.language == language:
-            found.append(block)
+            actual.append(block)
         if block.language == "bash":
             here = HERE_DOCUMENT.finditer(block.text)
-            found += [Snippet(block.place, language, text[4]) for text in here if re.search(by, text[1])]
-    return found
+            actual += [Snippet(block.place, language, text[4]) for text in here if re.search(by, text[1])]
+    return actual
 
 
 def commands() -> Iterator[tuple[str, list[str]]]:

@@ -14,7 +14,7 @@ from corpora import WRITERS, Rows
 from made_classifiers import lettered_store
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from ulmfit_dist import model
+from ulmfit_dist import models
 from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.models.tfidf import HASHED_FEATURES, TfidfFeatures
 from ulmfit_dist.tracking.wandb_files import records
@@ -41,13 +41,13 @@ def sorted_columns(features: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("tokens_per_block", [1_000_000, 50])
 def test_features_are_scikit_learns(store: TokenStore, tokens_per_block: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(model.tfidf, "TOKENS_PER_BLOCK", tokens_per_block)
+    monkeypatch.setattr(models.tfidf, "TOKENS_PER_BLOCK", tokens_per_block)
     train, others = np.arange(0, 60), np.arange(60, 80)
     features = TfidfFeatures(store, train)
     expected = np.concatenate(expected_features(store, train, others))
-    found = np.concatenate([features.train.toarray(), features.transform(others).toarray()])
-    assert found.shape == expected.shape
-    np.testing.assert_allclose(sorted_columns(found), sorted_columns(expected), atol=1e-6)
+    actual = np.concatenate([features.train.toarray(), features.transform(others).toarray()])
+    assert actual.shape == expected.shape
+    np.testing.assert_allclose(sorted_columns(actual), sorted_columns(expected), atol=1e-6)
 
 
 def test_many_tokens_are_hashed_to_columns_of_the_same_counts(store: TokenStore):
@@ -140,8 +140,8 @@ def test_a_run_measures_the_baseline_once_before_it_trains(recipe: Path, tmp_pat
     run = tmp_path / "run"
     summary = json.loads((run / "summary.json").read_text())
     expected = json.loads(succeed_here(["baseline", *given[1:], "--json"]))
-    found = {name: summary["baseline"][name] for name in expected}
-    assert {**found, "seconds": 0} == {**expected, "seconds": 0}
+    actual = {name: summary["baseline"][name] for name in expected}
+    assert {**actual, "seconds": 0} == {**expected, "seconds": 0}
     first_line = next(i for i, line in enumerate(lines) if line.startswith("baseline: TF-IDF"))
     (header,) = [i for i, line in enumerate(lines) if line.startswith("stage") and "f1_macro" in line and "phase" in line]
     assert first_line < next(i for i, line in enumerate(lines) if "perplexity" in line)

@@ -62,9 +62,9 @@ def test_lm_batches_are_fastais_where_nothing_is_shuffled(store: TokenStore):
     ours = lm_batches(store)
     ours._order, ours._ends = ours.documents, np.cumsum(store.lengths)  # the order of the corpus, the cut of training
     documents = L([(torch.from_numpy(store.document(i).astype(np.int64)),) for i in range(len(store))])
-    theirs = list(LMDataLoader(documents, lens=store.lengths.tolist(), bs=B, seq_len=T))
-    assert len(theirs) == len(ours)
-    for step, (x, y) in enumerate(theirs):
+    reference = list(LMDataLoader(documents, lens=store.lengths.tolist(), bs=B, seq_len=T))
+    assert len(reference) == len(ours)
+    for step, (x, y) in enumerate(reference):
         assert torch.equal(stacked(ours, step)[0], torch.as_tensor(x))
         assert torch.equal(stacked(ours, step)[1], torch.as_tensor(y))
 
@@ -247,8 +247,8 @@ def test_classifier_ranks_have_equally_many_micro_batches_none_empty(store: Toke
 def test_padding_is_fastais(store: TokenStore):
     documents = sorted((store.document(i) for i in range(9)), key=len, reverse=True)
     width = len(documents[0])
-    theirs = [pad_chunk(torch.from_numpy(d.astype(np.int64)), seq_len=T, pad_len=width) for d in documents]
-    assert torch.equal(pad_chunks(documents, width, T), torch.stack(theirs))
+    reference = [pad_chunk(torch.from_numpy(d.astype(np.int64)), seq_len=T, pad_len=width) for d in documents]
+    assert torch.equal(pad_chunks(documents, width, T), torch.stack(reference))
 
 
 @pytest.mark.parametrize("seed", [1, None])

@@ -44,17 +44,17 @@ def prepared(printed: str) -> TokenStore:
 def labels(store: TokenStore) -> dict[str, Counter[str]]:
     """Documents of each label, by split; "" stands for none."""
     names = {NO_LABEL: "", **dict(enumerate(store.label_names))}
-    found = {
+    actual = {
         split: Counter(names[label] for label in store.labels[store.split(split)].tolist()) for split in store.meta["splits"]
     }
-    return {split: counts for split, counts in found.items() if counts}
+    return {split: counts for split, counts in actual.items() if counts}
 
 
 HALVES = Counter(neg=20, pos=20)
 
 
 @pytest.mark.parametrize(
-    ("source", "path", "others", "expected", "said"),
+    ("source", "path", "others", "expected", "output"),
     [
         ("parquet", "02", ["data.splits={train: 'part-*'}"], {"train": Counter(neg=30, pos=30)}, ""),
         ("csv", "03", [], {"train": HALVES, "valid": Counter(neg=10, pos=10)}, ""),
@@ -77,7 +77,7 @@ def test_an_input_is_read(
     path: str,
     others: list[str],
     expected: dict[str, Counter],
-    said: str,
+    output: str,
     recipe: Path,
     cases: Path,
     tmp_path: Path,
@@ -89,8 +89,8 @@ def test_an_input_is_read(
     assert "\x00" not in "".join(store.vocab)
     assert "\ufeff" not in "".join(store.vocab)
     lines = [line for line in result.stderr.splitlines() if "equal texts in two splits" not in line]
-    assert len(lines) == bool(said), lines
-    assert said in result.stderr
+    assert len(lines) == bool(output), lines
+    assert output in result.stderr
 
 
 def test_a_file_of_the_same_name_size_and_time_is_another(recipe: Path, cases: Path, tmp_path: Path):

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: whole or not there, damage found, nothing in them run."""
+"""Checkpoints on disk: complete or absent, damage is detected, and no code in them runs."""
 
 import json
 import os
@@ -52,7 +52,7 @@ def newest(stage: CheckpointManager) -> tuple[int | None, list[str]]:
 
 
 def seal(path: Path) -> None:
-    """Make the manifest true of whatever lies there, as an attacker would."""
+    """Write a manifest that matches the files, as an attacker would."""
     files = {name: {"bytes": (path / name).stat().st_size, "xxh3": folder_module._checksum(path / name)} for name in FILES}
     (path / "manifest.json").write_text(json.dumps({"format": folder_module.FORMAT, "score": None, "files": files}))
 
@@ -60,7 +60,7 @@ def seal(path: Path) -> None:
 FILES = folder_module.FILES
 
 
-def test_what_is_written_is_read_again(stage: CheckpointManager):
+def test_a_written_checkpoint_is_read_again(stage: CheckpointManager):
     path = stage.at(30)
     verify(path)
     assert torch.equal(read_tensors(path)["model"]["w"], torch.full((10,), 30.0))
@@ -88,7 +88,7 @@ def lose_file(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "output"),
     [
         (truncate, r"optimizer\.safetensors: has \d+ bytes, but the manifest lists \d+"),
         (flip, r"model\.safetensors: checksum differs from the manifest"),
@@ -97,10 +97,10 @@ def lose_file(path: Path) -> None:
     ],
 )
 def test_a_damaged_one_is_named_and_the_one_before_is_used(
-    stage: CheckpointManager, damage: Callable[[Path], None], said: str
+    stage: CheckpointManager, damage: Callable[[Path], None], output: str
 ):
     damage(stage.at(30))
-    with pytest.raises(CorruptCheckpointError, match=said):
+    with pytest.raises(CorruptCheckpointError, match=output):
         verify(stage.at(30))
     step, skipped = newest(stage)
     assert step == 20
@@ -169,7 +169,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("attack", HOSTILE)
-def test_a_hostile_one_is_passed_over(stage: CheckpointManager, attack: Callable[[Path], None]):
+def test_a_hostile_one_is_skipped(stage: CheckpointManager, attack: Callable[[Path], None]):
     attack(stage.at(30))
     step, skipped = newest(stage)
     assert (step, len(skipped)) == (20, 1)
@@ -225,10 +225,10 @@ def test_a_full_disk_is_reported_and_the_last_good_one_stays(tmp_path: Path, cap
             writer.wait()
             assert newest(writer.manager) == ({1: 1, 2: 1, 3: 3}[step], [])
             assert (writer.error is not None) == (step == 2)
-    said = capsys.readouterr().err
-    assert "step-00000002 could not be written" in said
-    assert "No space left on device" in said
-    assert f"the last good checkpoint is {writer.manager.at(1)}; training continues" in said
+    output = capsys.readouterr().err
+    assert "step-00000002 could not be written" in output
+    assert "No space left on device" in output
+    assert f"the last good checkpoint is {writer.manager.at(1)}; training continues" in output
 
 
 def test_a_folder_that_can_no_longer_be_written_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -243,11 +243,11 @@ def test_a_folder_that_can_no_longer_be_written_is_reported(tmp_path: Path, caps
     assert "step-00000002 could not be written" in capsys.readouterr().err
 
 
-def test_a_config_that_no_longer_fits_is_told_by_its_keys():
+def test_a_config_that_has_changed_is_refused_with_its_keys():
     then = {**to_dict(Config()), "seed": 7}
     then["model"] = {**then["model"], "n_hid": 20}
-    found = differences("lm", Config(), then, "a", "b")
-    assert found == ["seed (now 42, then 7)", "model.n_hid (now 1152, then 20)", "data"]
+    actual = differences("lm", Config(), then, "a", "b")
+    assert actual == ["seed (now 42, then 7)", "model.n_hid (now 1152, then 20)", "data"]
     harmless = Config(name="other")
     harmless.checkpoint.keep_latest, harmless.tracking.log_interval, harmless.runtime.micro_batch_size = 9, 9, 9
     harmless.classifier.wd = 0.5  # not the language model's
@@ -256,7 +256,7 @@ def test_a_config_that_no_longer_fits_is_told_by_its_keys():
     assert differences("lm", Config(), {}, "a", "a") != []
 
 
-def test_a_run_of_before_a_key_was_there_goes_on():
+def test_a_run_from_before_a_key_existed_resumes():
     then = to_dict(Config())
     then["lm"] = {**then["lm"], "phases": [{"epochs": 1, "lr": 1e-2, "freeze_to": -1}, {"epochs": 9, "lr": 1e-3}]}
     del then["classifier"]["encoder"]

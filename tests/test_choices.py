@@ -64,8 +64,8 @@ def contents(source):
 
 
 def test_a_folders_labels_and_splits_are_what_functions_of_the_path_say(place: Path):
-    found = contents(opened("data.get_y=mine.label_of", "data.splitter=mine.split_of"))
-    assert found == {
+    actual = contents(opened("data.get_y=mine.label_of", "data.splitter=mine.split_of"))
+    assert actual == {
         "train": ([f"{topic} {i}" for topic in ("ham", "spam") for i in (3, 4, 5)], [None, "h", "h", None, "s", "s"]),
         "valid": (["ham 0", "spam 0"], ["h", "s"]),
         "unlabelled": (["ham 1", "spam 1"], [None, None]),
@@ -113,7 +113,7 @@ def test_a_splitter_is_asked_once_and_a_changed_function_is_another_source(place
 
 
 def test_what_a_function_does_wrong_is_one_line_with_its_document(place: Path):
-    for overrides, said in [
+    for overrides, output in [
         (["data.get_y=mine.fails"], "data.get_y=mine.fails fails on texts/ham/0.txt: AttributeError"),
         (["data.get_y=mine.nonsense"], "data.get_y=mine.nonsense returned a dict for texts/ham/0.txt"),
         (["data.splitter=mine.fails"], "data.splitter=mine.fails fails on texts/ham/0.txt: AttributeError"),
@@ -128,7 +128,7 @@ def test_what_a_function_does_wrong_is_one_line_with_its_document(place: Path):
     ]:
         with pytest.raises(UserError) as error:
             contents(opened(*overrides))
-        assert said in str(error.value)
+        assert output in str(error.value)
         assert "\n" not in str(error.value)
 
 
@@ -144,8 +144,8 @@ def test_two_ranks_go_by_the_functions_and_a_model_from_elsewhere_does_not_call_
     refused = command_here(["evaluate", "runs/run"], cwd=place)
     assert refused.returncode == 2
     assert "its data.splitter would call mine.is_valid" in refused.stderr
-    found = succeed(["evaluate", "runs/run", "--json", "--trust-remote-code", "--precision", "fp32"], cwd=place)
-    assert "perplexity" in json.loads(found[found.index("{") :])["lm"]
+    actual = succeed(["evaluate", "runs/run", "--json", "--trust-remote-code", "--precision", "fp32"], cwd=place)
+    assert "perplexity" in json.loads(actual[actual.index("{") :])["lm"]
 
 
 def test_the_example_does_what_it_says():

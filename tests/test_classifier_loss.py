@@ -1,4 +1,4 @@
-"""Label smoothing and class weights: the numbers by hand, fastai's and torch's, and on one rank and two."""
+"""Label smoothing and class weights: computed step by step, fastai's and torch's, and on one rank and two."""
 
 import copy
 import pickle
@@ -60,15 +60,15 @@ def test_weights_that_do_not_fit_the_classes_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "output"),
     [
         ("classifier.label_smoothing=1", "a share from 0 to below 1"),
         ("classifier.class_weights=even", "give balanced, null, or a list"),
         ("classifier.class_weights=[1,0]", "numbers above 0"),
     ],
 )
-def test_wrong_values_are_named(override: str, said: str):
-    with pytest.raises(UserError, match=said):
+def test_wrong_values_are_named(override: str, output: str):
+    with pytest.raises(UserError, match=output):
         load_config(None, ["data.path=x", override])
 
 

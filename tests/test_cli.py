@@ -120,7 +120,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("data", "overrides", "said"),
+    ("data", "overrides", "printed"),
     [
         ("nowhere", [], "no such file or folder"),
         ("empty", [], "no .txt files"),
@@ -136,10 +136,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_wrong_input_is_one_line_and_nothing_is_trained(
-    place: Path, recipe: Path, data: str, overrides: list[str], said: str
+    place: Path, recipe: Path, data: str, overrides: list[str], printed: str
 ):
     words = ["run", recipe, *TINY, f"data.path={place / data}", f"runs_dir={place}/runs", f"data.cache_dir={place}/cache"]
-    refused([*words, *(word.format(place=place) for word in overrides), "--quiet"], said)
+    refused([*words, *(word.format(place=place) for word in overrides), "--quiet"], printed)
     assert not (place / "runs").exists()
 
 
@@ -195,9 +195,9 @@ def test_training_needs_no_text_once_a_store_is_prepared(run_dirs: dict[str, Pat
 def test_evaluate_finds_the_figures_of_the_training(run_dirs: dict[str, Path], processes: int | None):
     words = ["evaluate", "--json", run_dirs["one"], "--precision", "fp32"]
     text = succeed(words, processes) if processes else succeed_here(words)
-    found = json.loads(text[text.index("{") :])
+    actual = json.loads(text[text.index("{") :])
     summary = json.loads((run_dirs["one"] / "summary.json").read_text())
-    classifier = found["classifier"]
+    classifier = actual["classifier"]
     confusion = np.array(classifier.pop("confusion_matrix"))
     assert confusion.sum() == 52  # every document of the validation split, once
     assert confusion.trace() / 52 == classifier["accuracy"]
@@ -210,7 +210,7 @@ def test_evaluate_finds_the_figures_of_the_training(run_dirs: dict[str, Path], p
     assert sum(distances) / 52 == pytest.approx(classifier.pop("expected_calibration_error"))
     assert 0 < classifier.pop("brier_score") < 2
     for stage in ("lm", "classifier"):
-        for name, value in found[stage].items():
+        for name, value in actual[stage].items():
             assert value == pytest.approx(summary[stage][name], rel=1e-9), (stage, name)
 
 

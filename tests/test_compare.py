@@ -52,8 +52,8 @@ def test_figures_of_one_class_each_are_those_of_other_code():
     rng = np.random.default_rng(0)
     y_N = rng.integers(0, 4, 300)
     first_N, second_N = (np.where(rng.random(300) < p, y_N, rng.integers(0, 4, 300)) for p in (0.6, 0.7))
-    found = compare_answers(np.eye(4)[first_N], np.eye(4)[second_N], y_N, "category")
-    accuracy, f1 = found.differences["accuracy"], found.differences["f1_macro"]
+    actual = compare_answers(np.eye(4)[first_N], np.eye(4)[second_N], y_N, "category")
+    accuracy, f1 = actual.differences["accuracy"], actual.differences["f1_macro"]
     right_first, right_second = first_N == y_N, second_N == y_N
     assert accuracy[:3] == pytest.approx([right_first.mean(), right_second.mean(), right_second.mean() - right_first.mean()])
     macro = [f1_score(y_N, said_N, average="macro") for said_N in (first_N, second_N)]
@@ -65,9 +65,9 @@ def test_figures_of_one_class_each_are_those_of_other_code():
     interval = resampled(lambda rows: macro_f1(y_N[rows], second_N[rows]) - macro_f1(y_N[rows], first_N[rows]), 300)
     assert f1[3:] == pytest.approx(interval, abs=0.012)
     first_only, second_only = int((right_first & ~right_second).sum()), int((right_second & ~right_first).sum())
-    assert (found.test.first_better, found.test.second_better) == (first_only, second_only)
+    assert (actual.test.first_better, actual.test.second_better) == (first_only, second_only)
     tail = sum(math.comb(first_only + second_only, k) for k in range(min(first_only, second_only) + 1))
-    assert found.test.p == pytest.approx(min(1, 2 * tail / 2 ** (first_only + second_only)))
+    assert actual.test.p == pytest.approx(min(1, 2 * tail / 2 ** (first_only + second_only)))
 
 
 def macro_f1(y_N: np.ndarray, said_N: np.ndarray) -> float:
@@ -80,30 +80,30 @@ def test_figures_of_several_classes_are_those_of_other_code():
     rng = np.random.default_rng(0)
     y_NC = rng.random((200, 3)) < 0.4
     first_NC, second_NC = (np.clip(y_NC * p + rng.random((200, 3)) * 0.6, 0, 1) for p in (0.3, 0.5))
-    found = compare_answers(first_NC, second_NC, y_NC, "multicategory", (0.5, 0.6))
-    said = first_NC > 0.5, second_NC > 0.6
-    exact = [(said_NC == y_NC).all(1) for said_NC in said]
+    actual = compare_answers(first_NC, second_NC, y_NC, "multicategory", (0.5, 0.6))
+    output = first_NC > 0.5, second_NC > 0.6
+    exact = [(said_NC == y_NC).all(1) for said_NC in output]
     expected = {
-        "accuracy": [(said_NC == y_NC).mean() for said_NC in said],
-        "f1_macro": [f1_score(y_NC, said_NC, average="macro") for said_NC in said],
-        "f1_micro": [f1_score(y_NC, said_NC, average="micro") for said_NC in said],
+        "accuracy": [(said_NC == y_NC).mean() for said_NC in output],
+        "f1_macro": [f1_score(y_NC, said_NC, average="macro") for said_NC in output],
+        "f1_micro": [f1_score(y_NC, said_NC, average="micro") for said_NC in output],
         "exact_match": [right.mean() for right in exact],
     }
-    assert found.differences.keys() == expected.keys()
+    assert actual.differences.keys() == expected.keys()
     for name, (one, other) in expected.items():
-        assert found.differences[name][:3] == pytest.approx([one, other, other - one])
+        assert actual.differences[name][:3] == pytest.approx([one, other, other - one])
     interval = resampled(lambda rows: exact[1][rows].mean() - exact[0][rows].mean(), 200)
-    assert found.differences["exact_match"][3:] == pytest.approx(interval, abs=0.015)
+    assert actual.differences["exact_match"][3:] == pytest.approx(interval, abs=0.015)
     discordant = int((exact[0] != exact[1]).sum())
-    assert found.test.p == pytest.approx(scipy.stats.binomtest(int((exact[0] & ~exact[1]).sum()), discordant).pvalue)
-    assert found.tested == "exact_match"
+    assert actual.test.p == pytest.approx(scipy.stats.binomtest(int((exact[0] & ~exact[1]).sum()), discordant).pvalue)
+    assert actual.tested == "exact_match"
 
 
 def test_figures_of_numbers_are_those_of_other_code():
     rng = np.random.default_rng(0)
     y_N = rng.normal(size=200)
     first_N, second_N = y_N + rng.normal(size=200), y_N + 0.7 * rng.normal(size=200)
-    found = compare_answers(first_N[:, None], second_N[:, None], y_N, "regression")
+    actual = compare_answers(first_N[:, None], second_N[:, None], y_N, "regression")
     errors = [np.abs(said_N - y_N) for said_N in (first_N, second_N)]
     expected = {
         "rmse": [np.sqrt((error**2).mean()) for error in errors],
@@ -111,12 +111,12 @@ def test_figures_of_numbers_are_those_of_other_code():
         "r2": [r2_score(y_N, said_N) for said_N in (first_N, second_N)],
     }
     for name, (one, other) in expected.items():
-        assert found.differences[name][:3] == pytest.approx([one, other, other - one])
+        assert actual.differences[name][:3] == pytest.approx([one, other, other - one])
     interval = resampled(lambda rows: errors[1][rows].mean() - errors[0][rows].mean(), 200)
-    assert found.differences["mae"][3:] == pytest.approx(interval, abs=0.02)
-    assert found.test.p == pytest.approx(scipy.stats.wilcoxon(errors[0], errors[1]).pvalue)
-    assert found.test.second_better == (errors[1] < errors[0]).sum()
-    assert "Wilcoxon" in found.test.name
+    assert actual.differences["mae"][3:] == pytest.approx(interval, abs=0.02)
+    assert actual.test.p == pytest.approx(scipy.stats.wilcoxon(errors[0], errors[1]).pvalue)
+    assert actual.test.second_better == (errors[1] < errors[0]).sum()
+    assert "Wilcoxon" in actual.test.name
 
 
 def test_the_interval_of_a_difference_holds_the_true_one_about_nineteen_times_in_twenty():
@@ -124,8 +124,10 @@ def test_the_interval_of_a_difference_holds_the_true_one_about_nineteen_times_in
     for _ in range(num_runs):
         y_N = rng.integers(0, 2, 200)
         hard_N = rng.random(200)  # of both: a pair goes together
-        said = [np.where(0.7 * hard_N + 0.3 * rng.random(200) < p, y_N, 1 - y_N) for p in (0.60, 0.66)]
-        _, _, _, low, high = compare_answers(np.eye(2)[said[0]], np.eye(2)[said[1]], y_N, "category").differences["accuracy"]
+        output = [np.where(0.7 * hard_N + 0.3 * rng.random(200) < p, y_N, 1 - y_N) for p in (0.60, 0.66)]
+        _, _, _, low, high = compare_answers(np.eye(2)[output[0]], np.eye(2)[output[1]], y_N, "category").differences[
+            "accuracy"
+        ]
         held += low <= true_difference() <= high
     assert 0.88 <= held / num_runs <= 0.99
 
@@ -166,31 +168,33 @@ def test_compare_prints_both_runs_their_difference_and_what_can_be_concluded(tmp
 
 def test_json_has_the_figures_and_the_same_each_time(tmp_path: Path):
     first, second = make_pair(tmp_path, share(80), share(83))
-    found = json.loads(succeed_here(["compare", "--json", first, second]))
-    assert found == json.loads(succeed_here(["compare", first, "--json", second])) == ulmfit_dist.compare(first, str(second))
-    assert (found["split"], found["num_documents"]) == ("test", N)
-    assert found["metrics"]["accuracy"]["difference"] == pytest.approx(3 / N)
-    assert found["test"] == {
+    actual = json.loads(succeed_here(["compare", "--json", first, second]))
+    assert (
+        actual == json.loads(succeed_here(["compare", first, "--json", second])) == ulmfit_dist.compare(first, str(second))
+    )
+    assert (actual["split"], actual["num_documents"]) == ("test", N)
+    assert actual["metrics"]["accuracy"]["difference"] == pytest.approx(3 / N)
+    assert actual["test"] == {
         "name": "McNemar's exact test",
         "metric": "accuracy",
         "first_better": 0,
         "second_better": 3,
         "p": 0.25,
     }
-    assert found["conclusion"].startswith("the difference of 0.0250 in accuracy may be chance (0.0000 to 0.0583")
+    assert actual["conclusion"].startswith("the difference of 0.0250 in accuracy may be chance (0.0000 to 0.0583")
 
 
 def test_a_difference_of_few_documents_is_not_called_better_though_its_interval_leaves_out_zero(tmp_path: Path):
-    found = compare(*make_pair(tmp_path, share(80), share(85)))  # 5 of 5: p = 2 / 2**5
-    assert found["metrics"]["accuracy"]["interval"][0] > 0
-    assert found["conclusion"].startswith("the difference of 0.0417 in accuracy may be chance (")
-    assert found["conclusion"].endswith("but p = 0.0625)")
+    actual = compare(*make_pair(tmp_path, share(80), share(85)))  # 5 of 5: p = 2 / 2**5
+    assert actual["metrics"]["accuracy"]["interval"][0] > 0
+    assert actual["conclusion"].startswith("the difference of 0.0417 in accuracy may be chance (")
+    assert actual["conclusion"].endswith("but p = 0.0625)")
 
 
 def test_runs_that_are_right_on_the_same_documents_do_not_differ(tmp_path: Path):
-    found = compare(*make_pair(tmp_path, share(80), share(80)))
-    assert found["test"]["p"] == 1
-    assert found["conclusion"].startswith("no difference in accuracy: ")
+    actual = compare(*make_pair(tmp_path, share(80), share(80)))
+    assert actual["test"]["p"] == 1
+    assert actual["conclusion"].startswith("no difference in accuracy: ")
 
 
 @pytest.mark.parametrize(
@@ -221,8 +225,8 @@ def test_figures_as_text(value: float, text: str):
 def test_validation_documents_are_named_as_such(tmp_path: Path):
     for name, right in (("A", 80), ("B", 100)):
         write_answers(tmp_path / name, LABELS, right_on(LABELS, share(right)), split="valid")
-    said = succeed_here(["compare", tmp_path / "A", tmp_path / "B"])
-    assert said.startswith("valid: 120 documents, the same in both (no labelled test split: ")
+    output = succeed_here(["compare", tmp_path / "A", tmp_path / "B"])
+    assert output.startswith("valid: 120 documents, the same in both (no labelled test split: ")
 
 
 def test_the_same_texts_are_the_same_whatever_else_the_stores_hold(tmp_path: Path):
@@ -251,9 +255,9 @@ def test_several_classes_and_numbers_through_the_files(tmp_path: Path):
     numbers = [str(i % 7) for i in range(60)]
     y_N1 = np.array(numbers, dtype=float)[:, None]
     near, far = (write_answers(tmp_path / str(off), numbers, y_N1 + off, "regression") for off in (0.1, 0.5))
-    found = compare(far, near)
-    assert found["metrics"]["mae"]["difference"] == pytest.approx(-0.4)
-    assert found["conclusion"] == f"{near} is better by 0.4000 in mae (0.4000 to 0.4000)"
+    actual = compare(far, near)
+    assert actual["metrics"]["mae"]["difference"] == pytest.approx(-0.4)
+    assert actual["conclusion"] == f"{near} is better by 0.4000 in mae (0.4000 to 0.4000)"
     assert "has the smaller error on 60" in succeed_here(["compare", far, near])
 
 
@@ -349,7 +353,7 @@ def test_a_damaged_file_is_one_line_whatever_is_damaged(tmp_path: Path):
         (lambda table: with_column(table, "label", ["a"] * (N - 1) + ["\x1b[31m"]), "labels outside the classes"),
         (lambda table: with_column(table, "probabilities", [[0.5, 0.5, math.nan]] * N), "probabilities outside 0 to 1"),
         (lambda table: with_column(table, "probabilities", [[0.5, 0.5, None]] * N), "missing probabilities"),
-        (lambda table: with_column(table, "probabilities", [[0.5] * 3] * (N - 1) + [[0.5]]), "not 3 probabilities"),
+        (lambda table: with_column(table, "probabilities", [[0.5] * 3] * (N - 1) + [[0.5]]), "without 3 probabilities"),
         (lambda table: with_column(table, "probabilities", ["x"] * N), ""),
     ],
 )
@@ -394,10 +398,10 @@ def make_seeds(folder: Path, side: str, numbers: list[int], **others: object) ->
 
 def test_seeds_are_compared_by_mean_and_spread_with_welchs_interval(tmp_path: Path):
     first, second = make_seeds(tmp_path, "A", [80, 84, 85]), make_seeds(tmp_path, "B", [95, 96, 99, 94])
-    found = json.loads(succeed_here(["compare", *first, "--", *second, "--json"]))
-    assert found == ulmfit_dist.compare(first, second)
+    actual = json.loads(succeed_here(["compare", *first, "--", *second, "--json"]))
+    assert actual == ulmfit_dist.compare(first, second)
     a, b = np.array([80, 84, 85]) / N, np.array([95, 96, 99, 94]) / N
-    accuracy = found["metrics"]["accuracy"]
+    accuracy = actual["metrics"]["accuracy"]
     assert accuracy["first"] == {"mean": pytest.approx(a.mean()), "std": pytest.approx(a.std(ddof=1)), "values": a.tolist()}
     assert accuracy["second"]["std"] == pytest.approx(b.std(ddof=1))
     parts = a.var(ddof=1) / 3, b.var(ddof=1) / 4
@@ -414,12 +418,12 @@ def test_seeds_are_compared_by_mean_and_spread_with_welchs_interval(tmp_path: Pa
 
 def test_one_seed_has_no_spread_and_the_output_says_so(tmp_path: Path):
     first, second = make_seeds(tmp_path, "A", [80]), make_seeds(tmp_path, "B", [95, 96])
-    said = succeed_here(["compare", *first, "--", *second])
-    assert f"{first[0]} is a single run: without a standard deviation, the difference has no interval" in said
-    assert said.splitlines()[-1].endswith("in accuracy has no interval: a single run has no standard deviation")
-    found = compare(first, second)["metrics"]["accuracy"]
-    assert (found["first"]["std"], found["interval"]) == (None, None)
-    assert "±" not in said.splitlines()[2]
+    output = succeed_here(["compare", *first, "--", *second])
+    assert f"{first[0]} is a single run: without a standard deviation, the difference has no interval" in output
+    assert output.splitlines()[-1].endswith("in accuracy has no interval: a single run has no standard deviation")
+    actual = compare(first, second)["metrics"]["accuracy"]
+    assert (actual["first"]["std"], actual["interval"]) == (None, None)
+    assert "±" not in output.splitlines()[2]
     assert compare(make_seeds(tmp_path, "C", [90, 90]), make_seeds(tmp_path, "D", [95, 95]))["conclusion"].endswith(
         "has no interval: the runs of each side have equal figures"
     )
@@ -444,9 +448,9 @@ def test_seeds_on_other_documents(tmp_path: Path):
 def test_welchs_interval_holds_the_true_difference_nineteen_times_in_twenty():
     rng, held = np.random.default_rng(0), 0
     for _ in range(400):
-        found = welch_interval(rng.normal(0, 1, 4).tolist(), rng.normal(0.5, 3, 5).tolist())
-        assert found is not None
-        held += found[0] <= 0.5 <= found[1]
+        actual = welch_interval(rng.normal(0, 1, 4).tolist(), rng.normal(0.5, 3, 5).tolist())
+        assert actual is not None
+        held += actual[0] <= 0.5 <= actual[1]
     assert 0.92 <= held / 400 <= 0.98
 
 

@@ -63,15 +63,15 @@ def test_a_language_model_of_all_texts_is_the_same_in_all_folds(store: TokenStor
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "output"),
     [
         (["data.folds=1"], "at least 2"),
         (["data.folds=3", "data.fold=3"], "from 0 to below data.folds=3"),
         (["data.fold=1"], "from 0 to below"),
     ],
 )
-def test_wrong_folds_are_named(overrides: list[str], said: str):
-    with pytest.raises(UserError, match=said):
+def test_wrong_folds_are_named(overrides: list[str], output: str):
+    with pytest.raises(UserError, match=output):
         load_config(None, ["data.path=x", *overrides])
 
 
@@ -82,11 +82,11 @@ def test_without_folds_there_is_nothing_to_do():
 
 def test_figures_are_mean_and_sample_deviation():
     summaries = [{"classifier": {"accuracy": value, "examples_per_second": 9.0}} for value in (0.8, 0.9, 1.0)]
-    found = average(summaries)
-    assert found["classifier"].keys() == {"accuracy"}
-    assert found["classifier"]["accuracy"]["mean"] == pytest.approx(0.9)
-    assert found["classifier"]["accuracy"]["std"] == pytest.approx(0.1)
-    assert list(describe_figures(found)) == ["classifier  accuracy      0.9000 ± 0.1000  (0.8000 0.9000 1.0000)"]
+    actual = average(summaries)
+    assert actual["classifier"].keys() == {"accuracy"}
+    assert actual["classifier"]["accuracy"]["mean"] == pytest.approx(0.9)
+    assert actual["classifier"]["accuracy"]["std"] == pytest.approx(0.1)
+    assert list(describe_figures(actual)) == ["classifier  accuracy      0.9000 ± 0.1000  (0.8000 0.9000 1.0000)"]
 
 
 def test_a_fold_keeps_what_it_has_unless_all_is_to_be_trained_again(tmp_path: Path):
@@ -96,13 +96,13 @@ def test_a_fold_keeps_what_it_has_unless_all_is_to_be_trained_again(tmp_path: Pa
             (tmp_path / name / stage).mkdir(parents=True)
             (tmp_path / name / stage / "training.json").write_text(content)
 
-    def found() -> list[str]:
+    def actual() -> list[str]:
         return [path.read_text() for path in sorted((tmp_path / "cv-fold-1").glob("*/training.json"))]
 
     copy_language_model(tmp_path / "cv-fold-0", config, fresh=False)
-    assert found() == ["old", "old"]
+    assert actual() == ["old", "old"]
     copy_language_model(tmp_path / "cv-fold-0", config, fresh=True)
-    assert found() == ["new"]
+    assert actual() == ["new"]
     (config.run_dir / "classifier").mkdir()
     copy_language_model(tmp_path / "cv-fold-0", config, fresh=True)  # the same one: what was trained on it meanwhile stays
     assert (config.run_dir / "classifier").is_dir()
@@ -111,18 +111,18 @@ def test_a_fold_keeps_what_it_has_unless_all_is_to_be_trained_again(tmp_path: Pa
 def test_folds_are_runs_and_what_is_done_is_not_done_again(corpus: Path, recipe: Path, tmp_path: Path):
     words = [recipe, f"data.path={corpus}", *TINY, f"data.cache_dir={tmp_path}/cache", f"runs_dir={tmp_path}", "name=cv"]
     words += ["lm.valid_pct=0.2", "lm.phases=[{lr: 5e-2}]", "classifier.phases=[{epochs: 2, lr: 2e-2}]", "data.folds=2"]
-    said = succeed(["cross-validate", *words], 2)
+    output = succeed(["cross-validate", *words], 2)
     runs = [tmp_path / f"cv-fold-{fold}" for fold in range(2)]
     values = [json.loads((run / "summary.json").read_text())["classifier"]["accuracy"] for run in runs]
-    found = json.loads((tmp_path / "cv" / "cross_validation.json").read_text())["classifier"]["accuracy"]
-    assert found == {"mean": statistics.fmean(values), "std": statistics.stdev(values), "folds": values}
-    assert f"accuracy      {found['mean']:.4f} ± {found['std']:.4f}" in said
+    actual = json.loads((tmp_path / "cv" / "cross_validation.json").read_text())["classifier"]["accuracy"]
+    assert actual == {"mean": statistics.fmean(values), "std": statistics.stdev(values), "folds": values}
+    assert f"accuracy      {actual['mean']:.4f} ± {actual['std']:.4f}" in output
     models = [(run / "lm" / "model.safetensors").read_bytes() for run in runs]
     assert models[0] == models[1]
     assert len({path.name.split("-")[-1] for run in runs for path in (run / "wandb").glob("offline-run-*")}) == 2
 
     before = [(run / "classifier" / "training.json").stat().st_mtime_ns for run in runs]
-    assert f"accuracy      {found['mean']:.4f}" in succeed(["cross-validate", *words])
+    assert f"accuracy      {actual['mean']:.4f}" in succeed(["cross-validate", *words])
     assert [(run / "classifier" / "training.json").stat().st_mtime_ns for run in runs] == before
 
     (tmp_path / "split").mkdir()

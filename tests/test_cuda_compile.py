@@ -92,8 +92,8 @@ def test_the_loss_is_compiled_once_for_all_sizes(compilations: dict[str, int]):
 def nvrtc() -> ctypes.CDLL | None:
     """Return NVRTC as installed by pip, with torch's CUDA wheels or `nvidia-cuda-nvrtc`, which needs no GPU."""
     places = (find_spec("nvidia") or find_spec("torch")).submodule_search_locations
-    found = [path for place in places for path in sorted(Path(place).glob("*/lib/libnvrtc.so.*"))]
-    return ctypes.CDLL(str(found[0])) if found else None
+    actual = [path for place in places for path in sorted(Path(place).glob("*/lib/libnvrtc.so.*"))]
+    return ctypes.CDLL(str(actual[0])) if actual else None
 
 
 @pytest.mark.skipif(nvrtc() is None, reason="no NVRTC is installed")

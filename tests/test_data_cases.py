@@ -84,30 +84,30 @@ KINDS = [*WRITERS, "frame"]
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["valid", "validation", "val", "dev", "eval", "Validation"])
 def test_a_valid_split_is_known_by_each_of_its_names(kind: str, name: str):
-    found = splits_of(kind, {"train": 12, name: 4})
-    assert {split: len(documents) for split, documents in found.splits.items()} == {"train": 12, "valid": 4}
-    assert found.notices == []
+    actual = splits_of(kind, {"train": 12, name: 4})
+    assert {split: len(documents) for split, documents in actual.splits.items()} == {"train": 12, "valid": 4}
+    assert actual.notices == []
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_valid_and_test_are_two_splits_and_none_shares_a_text(kind: str):
-    found = splits_of(kind, {"train": 12, "valid": 4, "test": 6, "unsupervised": 2})
-    assert {split: len(documents) for split, documents in found.splits.items()} == {
+    actual = splits_of(kind, {"train": 12, "valid": 4, "test": 6, "unsupervised": 2})
+    assert {split: len(documents) for split, documents in actual.splits.items()} == {
         "train": 12,
         "valid": 4,
         "unlabelled": 2,
         "test": 6,
     }
-    sides = [set(texts(found, split)) for split in found.splits]
+    sides = [set(texts(actual, split)) for split in actual.splits]
     assert sum(map(len, sides)) == len(set.union(*sides)) == 24
-    assert set(labels(found)["unlabelled"]) == {None}
+    assert set(labels(actual)["unlabelled"]) == {None}
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_not_used_is_named_with_its_number(kind: str):
-    found = splits_of(kind, {"train": 12, "val": 4, "dev": 2, "extra": 3})
-    assert {split: len(documents) for split, documents in found.splits.items()} == {"train": 12, "valid": 4}
-    (notice,) = found.notices
+    actual = splits_of(kind, {"train": 12, "val": 4, "dev": 2, "extra": 3})
+    assert {split: len(documents) for split, documents in actual.splits.items()} == {"train": 12, "valid": 4}
+    (notice,) = actual.notices
     assert "not used: " in notice
     assert "extra" in notice
     assert "dev" in notice
@@ -187,9 +187,9 @@ def test_hidden_files_and_folders_are_skipped(kind: str):
     writer("in/.ipynb_checkpoints/train", rows(3, 50))
     writer("in/__MACOSX/train", rows(3, 60))
     write("in/.DS_Store", b"\0")
-    found = opened(source, "in")
-    assert len(found.splits["train"]) == 6
-    assert found.notices == []
+    actual = opened(source, "in")
+    assert len(actual.splits["train"]) == 6
+    assert actual.notices == []
 
 
 def test_texts_of_other_case_compressed_ones_and_linked_folders_are_read():
@@ -200,10 +200,10 @@ def test_texts_of_other_case_compressed_ones_and_linked_folders_are_read():
     os.symlink(Path("far").resolve(), "in/c")
     os.symlink(Path("in").resolve(), "in/a/loop")
     os.symlink("nowhere", "in/a/dead.txt")
-    found = opened("folder", "in")
-    assert sorted(texts(found)) == ["four", "one", "three", "two"]
-    assert labels(found)["train"] == {"a": 2, "b": 1, "c": 1}
-    assert found.notices == ["data.path=in: not used: 1 broken link(s): a/dead.txt"]
+    actual = opened("folder", "in")
+    assert sorted(texts(actual)) == ["four", "one", "three", "two"]
+    assert labels(actual)["train"] == {"a": 2, "b": 1, "c": 1}
+    assert actual.notices == ["data.path=in: not used: 1 broken link(s): a/dead.txt"]
 
 
 def test_the_same_folder_on_two_sides_is_refused():
@@ -219,9 +219,9 @@ def test_imdb_as_its_authors_pack_it():
     write("in/train/urls_pos.txt", "http://")
     write("in/train/labeledBow.feat", "9 0:9")
     write("in/imdb.vocab", "the")
-    found = opened("folder", "in")
-    assert labels(found) == {"train": {"a": 3, "b": 3}, "unlabelled": {None: 1}, "test": {"a": 2, "b": 2}}
-    (notice,) = found.notices
+    actual = opened("folder", "in")
+    assert labels(actual) == {"train": {"a": 3, "b": 3}, "unlabelled": {None: 1}, "test": {"a": 2, "b": 2}}
+    (notice,) = actual.notices
     for name in ("train/urls_pos.txt", "labeledBow.feat", "imdb.vocab"):
         assert name in notice
 
@@ -248,8 +248,8 @@ def test_compressed_tables_are_read_alone_and_in_folders_of_splits(kind: str, su
     (plain,) = Path("plain").iterdir()
     write(f"in/{plain.name}{suffix}", PACKED[suffix](plain.read_bytes()))
     write(f"in/test{plain.suffix}{suffix}", PACKED[suffix](plain.read_bytes().replace(b"number", b"other")))
-    found = opened(source, "in")
-    assert labels(found) == {"train": {"a": 4, "b": 4}, "test": {"a": 4, "b": 4}}
+    actual = opened(source, "in")
+    assert labels(actual) == {"train": {"a": 4, "b": 4}, "test": {"a": 4, "b": 4}}
     assert opened(source, f"in/{plain.name}{suffix}").identity == opened(source, str(plain)).identity
 
 
@@ -260,9 +260,9 @@ def test_a_byte_order_mark_is_read_and_is_no_text(kind: str, encoding: str):
     writer("in/train", [("für öl", "a"), ("zwei", "b")])
     for file in (file for file in Path("in").rglob("*") if file.is_file()):
         file.write_bytes(file.read_text("utf-8").replace("\n", "\r\n").encode(encoding))
-    found = opened(source, "in")
-    assert [text.strip() for text in texts(found)] == ["für öl", "zwei"]
-    assert labels(found) == {"train": {"a": 1, "b": 1}}
+    actual = opened(source, "in")
+    assert [text.strip() for text in texts(actual)] == ["für öl", "zwei"]
+    assert labels(actual) == {"train": {"a": 1, "b": 1}}
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "folder"])
@@ -299,8 +299,8 @@ def test_a_nul_character_is_refused_replaced_or_skipped(kind: str):
 )
 def test_headers_of_spreadsheets(head: str):
     write("x.csv", f"{head}one, two;a\nthree;b\n")
-    found = opened("csv", "x.csv")
-    assert (texts(found), labels(found)) == (["one, two", "three"], {"train": {"a": 1, "b": 1}})
+    actual = opened("csv", "x.csv")
+    assert (texts(actual), labels(actual)) == (["one, two", "three"], {"train": {"a": 1, "b": 1}})
 
 
 def test_a_column_that_is_there_twice_is_refused_and_another_one_is_not():
@@ -376,9 +376,9 @@ def test_a_spreadsheet_and_an_archive_are_refused(name: str):
 def test_a_test_file_without_labels_is_read_and_said_to_have_none():
     write("in/train.csv", csv_text(rows(4)))
     write("in/test.csv", "id,text\n1,one\n2,two\n")
-    found = opened("csv", "in")
-    assert labels(found)["test"] == {None: 2}
-    assert "the test split has no labels" in found.notices[0]
+    actual = opened("csv", "in")
+    assert labels(actual)["test"] == {None: 2}
+    assert "the test split has no labels" in actual.notices[0]
 
 
 @pytest.mark.parametrize("path", ["02", "1e3", "a #1", "a: b", "[x]", "no", "*x"])

@@ -79,7 +79,8 @@ def test_every_config_loads(tmp_path: Path):
 
 
 def test_every_key_in_a_line_of_text_exists_and_takes_its_value():
-    check(found_by(inline), lambda code: error_of(check_keys, code.text))
+    inlines = [code for code in found_by(inline) if not code.place.startswith("CHANGELOG.md")]  # which names old keys, too
+    check(inlines, lambda code: error_of(check_keys, code.text))
 
 
 def test_python_compiles_and_its_imports_exist():

@@ -63,9 +63,9 @@ def on_two_ranks(tmp_path: Path, function, *more: tuple[str, ...]) -> list[Findi
         context = context_of(tmp_path, *more[rank])
         context.rank, context.world_size = rank, 2
         context.monitor = Monitor(rank, names, stores, report=lambda results: None)
-        found = function(context)
+        actual = function(context)
         context.monitor.reported()
-        return found
+        return actual
 
     port = free_port()
     with ThreadPoolExecutor(2) as threads:
@@ -81,22 +81,22 @@ def test_a_folder_that_the_ranks_do_not_share_is_named(tmp_path: Path):
     assert here.status is Status.OK
     assert there.status is Status.FAILURE
     assert "a file of rank 0 is not visible on rank" in there.details
-    assert {found.status for found in on_two_ranks(tmp_path, check, (), ())} == {Status.OK}
+    assert {actual.status for actual in on_two_ranks(tmp_path, check, (), ())} == {Status.OK}
 
 
 def test_ranks_with_other_configs_are_named(tmp_path: Path):
-    found = on_two_ranks(tmp_path, ranks.check_agreement, (), ("seed=7",))
-    assert {one.status for one in found} == {Status.FAILURE}
-    assert "rank 1 has config" in found[0].details
+    actual = on_two_ranks(tmp_path, ranks.check_agreement, (), ("seed=7",))
+    assert {one.status for one in actual} == {Status.FAILURE}
+    assert "rank 1 has config" in actual[0].details
     assert {one.status for one in on_two_ranks(tmp_path, ranks.check_agreement, (), ())} == {Status.OK}
 
 
 def test_ranks_that_share_a_gpu_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(ranks, "has_gpu", lambda: True)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
-    found = on_two_ranks(tmp_path, ranks.check_devices, (), ())
-    assert {one.status for one in found} == {Status.FAILURE}
-    assert "several ranks use GPU 3" in found[0].details
+    actual = on_two_ranks(tmp_path, ranks.check_devices, (), ())
+    assert {one.status for one in actual} == {Status.FAILURE}
+    assert "several ranks use GPU 3" in actual[0].details
 
 
 def test_batches_that_the_ranks_cannot_share_are_named(tmp_path: Path):
@@ -115,7 +115,7 @@ def test_one_process_is_checked_from_the_launch_to_the_speed(tmp_path: Path):
     assert done.returncode == 0, done.stdout + done.stderr
     content = json.loads(done.stdout)
     assert content["ok"]
-    assert not [found for found in content["checks"] if found["details"] == "not reached"]
+    assert not [actual for actual in content["checks"] if actual["details"] == "not reached"]
     assert "bitwise equal" in row(done.stdout, "classifier: the same steps twice")["details"]
     assert content["measured"]["tokens_per_second"] > 0
     assert content["overrides"] == "runtime.precision=fp32"
@@ -155,15 +155,15 @@ def test_two_ranks_are_checked_together(tmp_path: Path):
     assert done.returncode == 0, done.stdout + done.stderr
     content = json.loads(done.stdout)
     assert content["world_size"] == 2
-    assert all(found["ranks"].keys() == {"0", "1"} for found in content["checks"])
-    for name, said in (
+    assert all(actual["ranks"].keys() == {"0", "1"} for actual in content["checks"])
+    for name, output in (
         ("all-reduce", "GB/s inside the node"),
         ("object collectives", "ms"),
         ("heartbeat", "connected"),
         ("run directory, shared", "2 of 2"),
         ("lm: the same steps twice", "on all ranks"),
     ):
-        assert said in row(done.stdout, name)["details"]
+        assert output in row(done.stdout, name)["details"]
 
 
 def test_a_missing_rank_and_a_refused_port_are_named_within_a_minute(tmp_path: Path):
@@ -171,16 +171,16 @@ def test_a_missing_rank_and_a_refused_port_are_named_within_a_minute(tmp_path: P
     alone = {0: start(0, 2, first, tmp_path / "a"), 1: start(1, 2, second, tmp_path / "b")}
     store_at(first)  # rank 0 has begun to wait
     started = time.monotonic()
-    said = {rank: process.communicate(timeout=120) for rank, process in alone.items()}
+    output = {rank: process.communicate(timeout=120) for rank, process in alone.items()}
     assert time.monotonic() - started < MINUTE
     assert [process.returncode for process in alone.values()] == [2, 2]
-    assert f"rank 1 of 2 has not joined at 127.0.0.1:{first}" in row(said[0][0], "rendezvous")["details"]
-    assert f"rank 1 cannot reach rank 0 at 127.0.0.1:{second}" in row(said[1][0], "rendezvous")["details"]
-    assert "Connection refused" in row(said[1][0], "rendezvous")["details"]
-    assert row(said[1][0], "run directory")["status"] == "ok"  # checks of one rank still run
-    assert "rendezvous" in said[0][1]
-    assert "rendezvous" in said[1][1]
-    assert "Traceback" not in said[0][1] + said[1][1]
+    assert f"rank 1 of 2 has not joined at 127.0.0.1:{first}" in row(output[0][0], "rendezvous")["details"]
+    assert f"rank 1 cannot reach rank 0 at 127.0.0.1:{second}" in row(output[1][0], "rendezvous")["details"]
+    assert "Connection refused" in row(output[1][0], "rendezvous")["details"]
+    assert row(output[1][0], "run directory")["status"] == "ok"  # checks of one rank still run
+    assert "rendezvous" in output[0][1]
+    assert "rendezvous" in output[1][1]
+    assert "Traceback" not in output[0][1] + output[1][1]
 
 
 def stop(process: subprocess.Popen[str], number: signal.Signals, rank: int, port: int) -> None:
@@ -202,6 +202,6 @@ def test_a_rank_that_hangs_is_named_within_a_minute(stopped: int, number: signal
         both[stopped].kill()
         both[stopped].communicate()
     assert both[1 - stopped].returncode == 2, out + err
-    failed = [found for found in json.loads(out)["checks"] if found["status"] == "failure"]
+    failed = [actual for actual in json.loads(out)["checks"] if actual["status"] == "failure"]
     assert len(failed) == 1
     assert f"rank {stopped} (" in failed[0]["details"]

@@ -27,7 +27,7 @@ def rows_dropped(rows: range, p: float = 0.5, step: int = 3, site: str = "input"
 
 
 def weight_dropped(p: float, dropout: type[awdlstm.WeightDropout]) -> torch.Tensor:
-    """What the LSTM computes with, in place of weights of one."""
+    """Weights that the LSTM computes with, in place of ones."""
     lstm = nn.LSTM(8, 300)
     nn.init.ones_(lstm.weight_hh_l0)
     ours = (lstm, p, "weights 0", position()) if dropout is WeightDropout else (lstm, p)
@@ -44,22 +44,22 @@ def words_dropped(p: float, dropout: type[awdlstm.EmbeddingDropout]) -> torch.Te
     return dropout(*ours)(torch.arange(20_000)[None])[0].detach()
 
 
-def check_statistics(ours: torch.Tensor, theirs: torch.Tensor, p: float) -> None:
+def check_statistics(ours: torch.Tensor, reference: torch.Tensor, p: float) -> None:
     """The same values; kept as often, within what chance allows."""
     assert ours.unique().tolist() == pytest.approx([0, 1 / (1 - p)], rel=2e-5)
-    assert theirs.unique().tolist() == pytest.approx([0, 1 / (1 - p)], rel=2e-5)
+    assert reference.unique().tolist() == pytest.approx([0, 1 / (1 - p)], rel=2e-5)
     limit = 4 * (p * (1 - p) / ours.numel()) ** 0.5
-    for mask in (ours, theirs):
+    for mask in (ours, reference):
         assert (mask != 0).double().mean().item() == pytest.approx(1 - p, abs=limit)
         assert mask.double().mean().item() == pytest.approx(1, abs=limit / (1 - p))
 
 
 @pytest.mark.parametrize("p", PROBABILITIES)
 def test_row_dropout_has_fastais_statistics_and_is_constant_over_time(p: float):
-    ours, theirs = rows_dropped(range(B), p), awdlstm.RNNDropout(p)(torch.ones(B, T, H))
-    for mask in (ours, theirs):
+    ours, reference = rows_dropped(range(B), p), awdlstm.RNNDropout(p)(torch.ones(B, T, H))
+    for mask in (ours, reference):
         assert torch.equal(mask, mask[:, :1].expand_as(mask))
-    check_statistics(ours[:, 0], theirs[:, 0], p)
+    check_statistics(ours[:, 0], reference[:, 0], p)
     kept_per_row = (ours[:, 0] != 0).double().mean(1)
     assert kept_per_row.std().item() == pytest.approx((p * (1 - p) / H) ** 0.5, rel=0.5)
 
@@ -71,10 +71,10 @@ def test_weight_dropout_has_fastais_statistics(p: float):
 
 @pytest.mark.parametrize("p", PROBABILITIES)
 def test_embedding_dropout_has_fastais_statistics_and_drops_whole_words(p: float):
-    ours, theirs = words_dropped(p, EmbeddingDropout), words_dropped(p, awdlstm.EmbeddingDropout)
-    for mask in (ours, theirs):
+    ours, reference = words_dropped(p, EmbeddingDropout), words_dropped(p, awdlstm.EmbeddingDropout)
+    for mask in (ours, reference):
         assert torch.equal(mask[:, 0], mask[:, 1])
-    check_statistics(ours[:, 0], theirs[:, 0], p)
+    check_statistics(ours[:, 0], reference[:, 0], p)
 
 
 @pytest.mark.parametrize("rows", [range(0, 32), range(17, 18), range(1, 64, 2), range(3, 60, 4)])
@@ -155,11 +155,11 @@ def test_the_gpu_branch_computes_a_weight_dropped_lstm_from_one_flat_tensor(
             output, state = lstm_from_flat_weights(layer.module, x_bTE, hidden, dtype)
     assert {part.dtype for part in (output, *state)} == {dtype}
     tolerance = {"rtol": 0, "atol": {torch.float32: 1e-6, torch.bfloat16: 2e-2, torch.float16: 2e-3}[dtype]}
-    for found, wanted in zip((output, *state), (expected[0], *expected[1]), strict=True):
-        torch.testing.assert_close(found.float(), wanted, **tolerance)
+    for actual, wanted in zip((output, *state), (expected[0], *expected[1]), strict=True):
+        torch.testing.assert_close(actual.float(), wanted, **tolerance)
     gradients = torch.autograd.grad(output.float().sum(), list(layer.parameters()))
-    for found, wanted in zip(gradients, expected_gradients, strict=True):
-        torch.testing.assert_close(found, wanted, rtol=0, atol=10 * tolerance["atol"])
+    for actual, wanted in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=0, atol=10 * tolerance["atol"])
     assert len(calls) == 2
     for weights in calls:  # cuDNN's order: input weights, hidden weights, their biases
         assert [tuple(weight.shape) for weight in weights] == [(20, 4), (20, 5), (20,), (20,)]

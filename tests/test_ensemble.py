@@ -68,13 +68,13 @@ def test_an_ensemble_gives_the_mean_of_its_members(runs: list[Path]):
 
 
 def test_its_members_are_measured_as_by_themselves(runs: list[Path], runtime: Runtime):
-    found = evaluate_ensemble(runs, runtime)
-    for member, run in zip(found["members"], runs, strict=True):
+    actual = evaluate_ensemble(runs, runtime)
+    for member, run in zip(actual["members"], runs, strict=True):
         alone = evaluate(run, runtime)["classifier"]
         assert member.pop("run") == str(run)
         assert len(member) == 5
         assert member == pytest.approx({name: alone[name] for name in member}, rel=1e-9)
-    assert found["ensemble"].keys() == alone.keys()
+    assert actual["ensemble"].keys() == alone.keys()
 
 
 def test_an_ensemble_is_measured_by_the_mean_of_probabilities(tmp_path: Path, store: TokenStore, runtime: Runtime):
@@ -83,9 +83,9 @@ def test_an_ensemble_is_measured_by_the_mean_of_probabilities(tmp_path: Path, st
     runs = [make_classifier(tmp_path / f"run{seed}", store, seed, config) for seed, config in enumerate(configs)]
     documents = split_documents(store, CONFIG).classifier_valid
     mean_NC = np.mean([one_by_one(run, [store.document(i) for i in documents]) for run in runs], axis=0)
-    found, label_N = evaluate_ensemble(runs, runtime)["ensemble"], store.labels[documents]
-    assert found["accuracy"] == pytest.approx((mean_NC.argmax(1) == label_N).mean())
-    assert found["valid_loss"] == pytest.approx(-np.log(mean_NC[np.arange(len(label_N)), label_N]).mean(), rel=1e-5)
+    actual, label_N = evaluate_ensemble(runs, runtime)["ensemble"], store.labels[documents]
+    assert actual["accuracy"] == pytest.approx((mean_NC.argmax(1) == label_N).mean())
+    assert actual["valid_loss"] == pytest.approx(-np.log(mean_NC[np.arange(len(label_N)), label_N]).mean(), rel=1e-5)
 
 
 @pytest.mark.parametrize("target", ["multicategory", "regression"])
@@ -101,14 +101,14 @@ def test_several_classes_and_numbers_are_measured_by_their_mean(
     mean_NC = np.mean([one_by_one(run, [store.document(i) for i in documents]) for run in runs], axis=0)
     truth_N = np.array([[1, 1, 0], [0, 1, 0], [1, 0, 1]] if target == "multicategory" else [[1], [2.5], [4]])
     truth_NC = truth_N[store.labels[documents]]
-    found = evaluate_ensemble(runs, runtime)
+    actual = evaluate_ensemble(runs, runtime)
     if target == "multicategory":
-        assert found["ensemble"]["accuracy"] == pytest.approx(((mean_NC > 0.5) == truth_NC).mean())
+        assert actual["ensemble"]["accuracy"] == pytest.approx(((mean_NC > 0.5) == truth_NC).mean())
         loss_NC = -np.log(np.where(truth_NC == 1, mean_NC, 1 - mean_NC))
-        assert found["ensemble"]["valid_loss"] == pytest.approx(loss_NC.mean(), rel=1e-5)
+        assert actual["ensemble"]["valid_loss"] == pytest.approx(loss_NC.mean(), rel=1e-5)
     else:
-        assert found["ensemble"]["rmse"] == pytest.approx(np.sqrt(((mean_NC - truth_NC) ** 2).mean()), rel=1e-5)
-    for member, run in zip(found["members"], runs, strict=True):
+        assert actual["ensemble"]["rmse"] == pytest.approx(np.sqrt(((mean_NC - truth_NC) ** 2).mean()), rel=1e-5)
+    for member, run in zip(actual["members"], runs, strict=True):
         alone = evaluate(run, runtime)["classifier"]
         assert member["valid_loss"] == pytest.approx(alone["valid_loss"], rel=1e-9)
 
@@ -123,15 +123,15 @@ def one_by_one(run: Path, documents: list[np.ndarray]) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("config", "said"),
+    ("config", "printed"),
     [
         (replace(CONFIG, seed=7), r"run1/classifier was validated on other documents than .*run0/classifier.* same seed"),
         (replace(CONFIG, data=replace(CONFIG.data, valid_pct=0.2)), "same seed and data.valid_pct"),
     ],
 )
-def test_other_validation_documents_are_refused(tmp_path: Path, store: TokenStore, runtime: Runtime, config, said: str):
+def test_other_validation_documents_are_refused(tmp_path: Path, store: TokenStore, runtime: Runtime, config, printed: str):
     runs = [make_classifier(tmp_path / f"run{i}", store, i, c) for i, c in enumerate((CONFIG, config))]
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=printed):
         evaluate_ensemble(runs, runtime)
     assert len(load_ensemble(runs).predict(["a b c"])) == 1  # new texts are new to both
 
@@ -150,10 +150,10 @@ def test_another_store_is_refused(runs: list[Path], runtime: Runtime, tmp_path: 
 
 def test_labels_must_be_the_same(runs: list[Path], runtime: Runtime):
     write_json(runs[2] / "classifier" / "labels.json", ["a", "c", "b"])
-    said = r"run2/classifier has other labels \(a, c, b\) than .*run0/classifier \(a, b, c\)"
-    with pytest.raises(UserError, match=said):
+    printed = r"run2/classifier has other labels \(a, c, b\) than .*run0/classifier \(a, b, c\)"
+    with pytest.raises(UserError, match=printed):
         load_ensemble(runs)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=printed):
         evaluate_ensemble(runs, runtime)
 
 
@@ -200,27 +200,27 @@ def test_the_baseline_is_a_member_at_temperatures_fitted_to_valid(
         np.arange(80) % 3 == 0, said_2N[0], np.where(np.arange(80) % 3 == 1, said_2N[1], store.labels)
     )
     documents, config = by_split(store), read_bundle(runs[0] / "classifier").config
-    _, facts, linear, _ = baseline_answers(config, runtime, store)
+    _, metadata, linear, _ = baseline_answers(config, runtime, store)
     answers = [{side: answers_of_run(run, store, part, runtime) for side, part in documents.items()} for run in runs[:2]]
     answers.append(linear)
     temperatures = [best_temperature(part["valid"], store.labels[documents["valid"]]) for part in answers]
     assert len({round(temperature, 2) for temperature in temperatures}) == 3
-    found = evaluate_ensemble(runs[:2], runtime, with_baseline=True)
-    members = [*found["members"], found["baseline"]]
+    actual = evaluate_ensemble(runs[:2], runtime, with_baseline=True)
+    members = [*actual["members"], actual["baseline"]]
     assert [member["temperature"] for member in members] == pytest.approx(temperatures, rel=1e-3)
     for side, documents_N in documents.items():
         scaled = [at_temperature(part[side], t) for part, t in zip(answers, temperatures, strict=True)]
         mean_NC, label_N = np.mean(scaled, axis=0), store.labels[documents_N]
-        figures = found["ensemble"] if side == "valid" else found["ensemble"]["test"]
+        figures = actual["ensemble"] if side == "valid" else actual["ensemble"]["test"]
         loss = -np.log(mean_NC[np.arange(len(label_N)), label_N]).mean()
         assert figures["valid_loss" if side == "valid" else "loss"] == pytest.approx(loss, rel=1e-4)
         assert figures["accuracy"] == pytest.approx((mean_NC.argmax(1) == label_N).mean())
     baseline = compute_baseline(config, runtime, store)
-    assert found["baseline"]["C"] == facts["C"] == baseline["C"]
-    assert found["baseline"]["accuracy"] == baseline["valid"]["accuracy"]
-    assert found["baseline"]["test"]["accuracy_interval"] == baseline["test"]["accuracy_interval"]
+    assert actual["baseline"]["C"] == metadata["C"] == baseline["C"]
+    assert actual["baseline"]["accuracy"] == baseline["valid"]["accuracy"]
+    assert actual["baseline"]["test"]["accuracy_interval"] == baseline["test"]["accuracy_interval"]
     monkeypatch.setattr(evaluate_data_module, "prepare", lambda config, runtime: store)
-    for member, run in zip(found["members"], runs, strict=False):
+    for member, run in zip(actual["members"], runs, strict=False):
         alone = evaluate(run, runtime, split="test")["classifier"]
         assert member["test"].keys() > {"loss", "accuracy", "accuracy_interval"}
         for name, value in member["test"].items():
@@ -230,13 +230,13 @@ def test_the_baseline_is_a_member_at_temperatures_fitted_to_valid(
 
 def test_labels_of_the_test_split_do_not_change_a_temperature(runs: list[Path], store: TokenStore, runtime: Runtime):
     split_in_three(store)
-    found = []
+    actual = []
     for shift in (0, 1):
         store.labels[60:] = (store.labels[60:] + shift) % 3
-        found.append(evaluate_ensemble(runs[:1], runtime, with_baseline=True))
-    assert found[0]["ensemble"]["test"]["accuracy"] != found[1]["ensemble"]["test"]["accuracy"]
-    assert found[0]["members"][0]["temperature"] == found[1]["members"][0]["temperature"]
-    assert found[0]["baseline"]["accuracy"] == found[1]["baseline"]["accuracy"]
+        actual.append(evaluate_ensemble(runs[:1], runtime, with_baseline=True))
+    assert actual[0]["ensemble"]["test"]["accuracy"] != actual[1]["ensemble"]["test"]["accuracy"]
+    assert actual[0]["members"][0]["temperature"] == actual[1]["members"][0]["temperature"]
+    assert actual[0]["baseline"]["accuracy"] == actual[1]["baseline"]["accuracy"]
 
 
 def test_temperatures_of_several_classes_are_of_their_logits():
@@ -259,13 +259,13 @@ def test_numbers_are_averaged_with_the_baseline_as_they_are(tmp_path: Path, stor
     run = make_classifier(tmp_path / "run", store, 0, config)
     documents = by_split(store, config)
     _, _, linear, _ = baseline_answers(config, runtime, store)
-    found = evaluate_ensemble([run], runtime, with_baseline=True)
-    assert found["members"][0]["temperature"] is None
-    for side, figures in (("valid", found["ensemble"]), ("test", found["ensemble"]["test"])):
+    actual = evaluate_ensemble([run], runtime, with_baseline=True)
+    assert actual["members"][0]["temperature"] is None
+    for side, figures in (("valid", actual["ensemble"]), ("test", actual["ensemble"]["test"])):
         mean_N1 = (answers_of_run(run, store, documents[side], runtime) + linear[side]) / 2
         errors_N = mean_N1[:, 0] - np.array([1, 2.5, 4])[store.labels[documents[side]]]
         assert figures["rmse"] == pytest.approx(np.sqrt((errors_N**2).mean()), rel=1e-5)
-    assert list(describe_ensemble(found))[-1] == ("numbers are averaged unscaled: a temperature applies to probabilities")
+    assert list(describe_ensemble(actual))[-1] == ("numbers are averaged unscaled: a temperature applies to probabilities")
 
 
 def test_the_command_prints_a_table_or_json(runs: list[Path], store: TokenStore, capsys: pytest.CaptureFixture[str]):
@@ -273,17 +273,17 @@ def test_the_command_prints_a_table_or_json(runs: list[Path], store: TokenStore,
     words = ["ensemble", str(runs[0]), "--with-baseline", "--precision", "fp32"]
     assert main([*words, "--json"]) == 0
     out = capsys.readouterr().out
-    found = json.loads(out[out.index("{") :])
+    actual = json.loads(out[out.index("{") :])
     assert main(words) == 0
     lines = capsys.readouterr().out.splitlines()
-    models = {str(runs[0]): found["members"][0], "baseline": found["baseline"], "ensemble": found["ensemble"]}
+    models = {str(runs[0]): actual["members"][0], "baseline": actual["baseline"], "ensemble": actual["ensemble"]}
     for model, valid in models.items():
         on_valid, on_test = [line for line in lines if line.startswith(f"{model} ")]
         assert f"{valid['accuracy']:.4f}" in on_valid
         low, high = valid["test"]["accuracy_interval"]
         assert f"{valid['test']['accuracy']:.4f}" in on_test
         assert on_test.endswith(f"{low:.4f} to {high:.4f}")
-    assert any(f"{found['members'][0]['temperature']:.3f}" in line for line in lines)
+    assert any(f"{actual['members'][0]['temperature']:.3f}" in line for line in lines)
     assert main([*words, "--text", "a b"]) == 2
     assert "--with-baseline measures, it does not label" in capsys.readouterr().err
     assert main(["ensemble", *map(str, runs), "--precision", "fp32"]) == 0
@@ -308,19 +308,19 @@ def test_forward_and_backward_are_measured_on_any_number_of_ranks(run_dirs: dict
     words = ["run", recipe, f"data.path={corpus}", *TINY, *LEARNING, f"data.cache_dir={folder}/cache1", f"runs_dir={folder}"]
     succeed([*words, "name=backwards", "model.backwards=true"])
     runs = [run_dirs["one"], folder / "backwards"]
-    found = []
+    actual = []
     for processes in (1, 2):
         text = succeed(["ensemble", *runs, "--precision", "fp32", "--with-baseline", "--json"], processes)
-        found.append(json.loads(text[text.index("{") :]))
-    assert found[0]["baseline"].keys() == found[1]["baseline"].keys()
-    for name, value in found[0]["baseline"].items():
-        assert value == pytest.approx(found[1]["baseline"][name], rel=1e-6), name
-    for one, two in zip(found[0]["members"], found[1]["members"], strict=True):
+        actual.append(json.loads(text[text.index("{") :]))
+    assert actual[0]["baseline"].keys() == actual[1]["baseline"].keys()
+    for name, value in actual[0]["baseline"].items():
+        assert value == pytest.approx(actual[1]["baseline"][name], rel=1e-6), name
+    for one, two in zip(actual[0]["members"], actual[1]["members"], strict=True):
         assert one["temperature"] == pytest.approx(two["temperature"], rel=1e-3)
     for name in ("valid_loss", "accuracy", "f1_macro", "expected_calibration_error", "brier_score"):
-        assert found[0]["ensemble"][name] == pytest.approx(found[1]["ensemble"][name], rel=1e-6), name
-    assert found[0]["ensemble"]["confusion_matrix"] == found[1]["ensemble"]["confusion_matrix"]
-    losses = [member["valid_loss"] for member in found[0]["members"]]
+        assert actual[0]["ensemble"][name] == pytest.approx(actual[1]["ensemble"][name], rel=1e-6), name
+    assert actual[0]["ensemble"]["confusion_matrix"] == actual[1]["ensemble"]["confusion_matrix"]
+    losses = [member["valid_loss"] for member in actual[0]["members"]]
     assert losses[0] != losses[1]
-    assert found[0]["ensemble"]["valid_loss"] < found[0]["baseline"]["valid_loss"]
+    assert actual[0]["ensemble"]["valid_loss"] < actual[0]["baseline"]["valid_loss"]
     assert succeed(["ensemble", *runs, "--text", " ".join(TOPICS["food"] * 3)]).startswith("food (0)")

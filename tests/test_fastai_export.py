@@ -29,7 +29,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def read_in_fastai(lines: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, table: pd.DataFrame | None = None) -> dict:
-    """What the lines leave, run as they are in a folder of their own."""
+    """Variables that the script defines, run as it is in a folder of its own."""
     monkeypatch.chdir(folder)
     names = {"df": make_table() if table is None else table}
     exec(lines.read_text(), names)
@@ -37,23 +37,23 @@ def read_in_fastai(lines: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, t
 
 
 def test_fastai_reads_an_export_and_computes_the_same(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    found = read_in_fastai(export_to_fastai(run, tmp_path / "out"), tmp_path, monkeypatch)
-    assert isinstance(found["lm"], LMLearner)
-    assert isinstance(found["learn"], TextLearner)
+    actual = read_in_fastai(export_to_fastai(run, tmp_path / "out"), tmp_path, monkeypatch)
+    assert isinstance(actual["lm"], LMLearner)
+    assert isinstance(actual["learn"], TextLearner)
     ours = make_models(tmp_path / "again")  # the same weights
-    theirs = found["lm"].model.eval()
-    theirs.reset()
+    reference = actual["lm"].model.eval()
+    reference.reset()
     with torch.no_grad():
-        torch.testing.assert_close(theirs(X)[0], lm_logits(ours["lm"], X), rtol=1e-5, atol=1e-5)
-    assert_same_predictions(run, found)
+        torch.testing.assert_close(reference(X)[0], lm_logits(ours["lm"], X), rtol=1e-5, atol=1e-5)
+    assert_same_predictions(run, actual)
 
 
-def assert_same_predictions(run: Path, found: dict) -> None:
-    """Of our classifier and fastai's, for texts one by one."""
+def assert_same_predictions(run: Path, actual: dict) -> None:
+    """Probabilities of our classifier and fastai's, for texts one by one."""
     ours = load_classifier(run)
-    for text in found["df"].text[:5]:
-        with found["learn"].no_bar():
-            _, index, probabilities = found["learn"].predict(text)
+    for text in actual["df"].text[:5]:
+        with actual["learn"].no_bar():
+            _, index, probabilities = actual["learn"].predict(text)
         prediction = ours.predict([text])[0]
         assert (prediction.label, prediction.index) == (LABELS[int(index)], int(index))
         assert probabilities.tolist() == pytest.approx(list(prediction.probabilities.values()), abs=1e-5)
@@ -77,13 +77,13 @@ def test_fastai_says_the_same_of_several_classes_and_numbers(
         table["label"] = [f"{a};{b}" if a != b else a for a, b in zip(table.label, table.label[::-1], strict=True)]
     else:
         table["label"] = [float(i % 5) for i in range(len(table))]
-    found = read_in_fastai(export_to_fastai(tmp_path / "run"), tmp_path, monkeypatch, table)
-    said = load_classifier(tmp_path / "run").predict_proba([*table.text[:5]])
-    assert np.ptp(said, axis=0).min() > 1e-4
-    for text, expected in zip(table.text[:5], said, strict=True):
-        with found["learn"].no_bar():
-            assert found["learn"].predict(text)[2].tolist() == pytest.approx(expected.tolist(), rel=1e-5, abs=1e-6)
-    assert type(found["learn"].loss_func).__name__ == (
+    actual = read_in_fastai(export_to_fastai(tmp_path / "run"), tmp_path, monkeypatch, table)
+    output = load_classifier(tmp_path / "run").predict_proba([*table.text[:5]])
+    assert np.ptp(output, axis=0).min() > 1e-4
+    for text, expected in zip(table.text[:5], output, strict=True):
+        with actual["learn"].no_bar():
+            assert actual["learn"].predict(text)[2].tolist() == pytest.approx(expected.tolist(), rel=1e-5, abs=1e-6)
+    assert type(actual["learn"].loss_func).__name__ == (
         "BCEWithLogitsLossFlat" if settings["target"] == "multicategory" else "BaseLoss"
     )
 
@@ -100,16 +100,16 @@ def test_fastai_reads_pieces_of_words_as_we_do(tmp_path: Path, monkeypatch: pyte
 
 
 def test_an_encoder_of_an_export_is_that_of_fastais_classifier(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    found = read_in_fastai(export_to_fastai(run / "lm", tmp_path / "out"), tmp_path, monkeypatch)
+    actual = read_in_fastai(export_to_fastai(run / "lm", tmp_path / "out"), tmp_path, monkeypatch)
     expected = make_models(tmp_path / "again")["lm"][0].state_dict()
-    torch.testing.assert_close(dict(found["learn"].model[0].module.state_dict()), dict(expected), rtol=0, atol=0)
+    torch.testing.assert_close(dict(actual["learn"].model[0].module.state_dict()), dict(expected), rtol=0, atol=0)
 
 
 def test_words_that_a_model_lacks_get_the_mean_in_fastai(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    found = read_in_fastai(export_to_fastai(run / "lm", tmp_path / "out"), tmp_path, monkeypatch)
-    dls = found["TextDataLoaders"].from_df(make_table(), text_col="text", is_lm=True, text_vocab=[*VOCAB[:20], "new"])
-    learner = found["language_model_learner"](
-        dls, found["AWD_LSTM"], config={**found["awd_lstm_lm_config"], **SIZES}, pretrained=False
+    actual = read_in_fastai(export_to_fastai(run / "lm", tmp_path / "out"), tmp_path, monkeypatch)
+    dls = actual["TextDataLoaders"].from_df(make_table(), text_col="text", is_lm=True, text_vocab=[*VOCAB[:20], "new"])
+    learner = actual["language_model_learner"](
+        dls, actual["AWD_LSTM"], config={**actual["awd_lstm_lm_config"], **SIZES}, pretrained=False
     )
     learner.load_pretrained(tmp_path / "out/lm.pth", tmp_path / "out/lm.pkl")
     embeddings = make_models(tmp_path / "again")["lm"][0].encoder.weight
@@ -138,7 +138,7 @@ def test_what_differs_from_fastais_defaults_is_in_the_lines(tmp_path: Path):
     make_models(tmp_path / "run", config)
     lines = export_to_fastai(tmp_path / "run").read_text()
     compile(lines, "load.py", "exec")
-    for said in (
+    for output in (
         "backwards=True",
         "WordTokenizer('de')",
         "the first 100 tokens",
@@ -146,7 +146,7 @@ def test_what_differs_from_fastais_defaults_is_in_the_lines(tmp_path: Path):
         "lin_ftrs=[7, 5]",
         "ps=[0.1, 0.1]",
     ):
-        assert said in lines
+        assert output in lines
 
 
 def test_a_folder_without_models_is_refused(tmp_path: Path, run: Path, capsys: pytest.CaptureFixture[str]):

@@ -56,11 +56,11 @@ class StepLosses(Callback):
     """The training loss of each step."""
 
     def before_fit(self) -> None:
-        self.found = getattr(self, "found", [])
+        self.actual = getattr(self, "actual", [])
 
     def after_batch(self) -> None:
         if self.learn.training:
-            self.found.append(self.learn.loss.item())
+            self.actual.append(self.learn.loss.item())
 
 
 class Replay:
@@ -99,7 +99,7 @@ def cross_entropy(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(logits.flatten(0, -2), y.flatten())
 
 
-def theirs(build, ours: Learner, config: dict[str, float], **kwargs) -> Learner:
+def reference(build, ours: Learner, config: dict[str, float], **kwargs) -> Learner:
     """fastai's learner, with our weights and batches."""
     dls = DataLoaders(Replay(ours.dls.train), Replay(ours.dls.valid), device="cpu")
     dls.vocab, dls.c = [f"w{i}" for i in range(V)], CLASSES
@@ -121,17 +121,17 @@ def losses(learner: Learner, phases: list[Phase], ours: bool) -> list[float]:
         for phase in phases:
             learner.freeze_to(phase.freeze_to)
             learner.fit_one_cycle(phase.epochs, learning_rate(phase))
-    return recorded.found
+    return recorded.actual
 
 
 @pytest.mark.parametrize(("runtime", "tolerance"), [("fp64", 1e-8), ("fp32", 1e-5)], indirect=["runtime"])
 def test_fifty_steps_of_the_language_model_are_fastais(store: TokenStore, runtime: Runtime, tolerance: float):
     ours = lm_learner(CONFIG, runtime, store)
-    fastais = theirs(language_model_learner, ours, awd_lstm_lm_config)
-    expected, found = losses(fastais, CONFIG.lm.phases, ours=False), losses(ours, CONFIG.lm.phases, ours=True)
-    assert len(found) >= 50
-    assert found == pytest.approx(expected, rel=tolerance)
-    assert found[-1] < found[0]
+    fastais = reference(language_model_learner, ours, awd_lstm_lm_config)
+    expected, actual = losses(fastais, CONFIG.lm.phases, ours=False), losses(ours, CONFIG.lm.phases, ours=True)
+    assert len(actual) >= 50
+    assert actual == pytest.approx(expected, rel=tolerance)
+    assert actual[-1] < actual[0]
 
 
 def classifier_of_ours(settings: ClassifierConfig, runtime: Runtime, store: TokenStore) -> ClassifierLearner:
@@ -148,23 +148,23 @@ def test_fifty_steps_of_the_classifier_are_fastais(store: TokenStore, runtime: R
     settings = CONFIG.classifier
     ours = classifier_of_ours(settings, runtime, store)
     head = {"seq_len": T, "max_len": settings.max_len, "lin_ftrs": settings.lin_ftrs, "ps": [0.0]}
-    fastais = theirs(text_classifier_learner, ours, awd_lstm_clas_config, loss_func=cross_entropy, **head)
-    expected, found = losses(fastais, settings.phases, ours=False), losses(ours, settings.phases, ours=True)
-    assert len(found) >= 50
-    assert found == pytest.approx(expected, rel=1e-8)
-    assert found[-1] < found[0]
+    fastais = reference(text_classifier_learner, ours, awd_lstm_clas_config, loss_func=cross_entropy, **head)
+    expected, actual = losses(fastais, settings.phases, ours=False), losses(ours, settings.phases, ours=True)
+    assert len(actual) >= 50
+    assert actual == pytest.approx(expected, rel=1e-8)
+    assert actual[-1] < actual[0]
 
 
 class HyperParameters(Callback):
     """Learning rate and momentum of each trained layer group, step by step."""
 
     def before_fit(self) -> None:
-        self.found = getattr(self, "found", [])
+        self.actual = getattr(self, "actual", [])
 
     def after_batch(self) -> None:
         if self.learn.training:
             trained = self.learn.opt.hypers[self.learn.opt.frozen_idx :]
-            self.found.append([(hyper["lr"], hyper["mom"], hyper["wd"]) for hyper in trained])
+            self.actual.append([(hyper["lr"], hyper["mom"], hyper["wd"]) for hyper in trained])
 
 
 @pytest.mark.parametrize("runtime", ["fp32"], indirect=True)
@@ -176,12 +176,12 @@ def test_the_recipe_of_five_epochs_has_the_schedule_of_fine_tune(store: TokenSto
     dls.vocab, dls.c = [f"w{i}" for i in range(V)], CLASSES
     config = {**awd_lstm_clas_config, **SIZES}
     fastais = text_classifier_learner(dls, AWD_LSTM, config=config, drop_mult=0.5, pretrained=False, loss_func=cross_entropy)
-    expected, found = HyperParameters(), HyperParameters()
+    expected, actual = HyperParameters(), HyperParameters()
     with fastais.no_bar(), fastais.no_logging():
         fastais.fine_tune(4, 1e-2, cbs=expected)
-    ours.add_cb(found)
+    ours.add_cb(actual)
     run_phases(ours, recipe.phases)
-    assert len(found.found) == 5 * len(train)
-    assert {len(groups) for groups in found.found} == {1, 5}
-    for mine, theirs in zip(found.found, expected.found, strict=True):
-        np.testing.assert_allclose(mine, theirs, rtol=1e-12)
+    assert len(actual.actual) == 5 * len(train)
+    assert {len(groups) for groups in actual.actual} == {1, 5}
+    for own_part, reference in zip(actual.actual, expected.actual, strict=True):
+        np.testing.assert_allclose(own_part, reference, rtol=1e-12)

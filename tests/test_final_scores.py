@@ -62,12 +62,12 @@ def test_each_kind_of_target_is_scored_with_intervals_and_its_predictions_give_t
     rows = [row for row in rows if row["split"] == "test"]
     assert len(rows) == 21
     if kind == "category":
-        mine = np.mean([row["label"] == row["predicted"] for row in rows])
+        ours = np.mean([row["label"] == row["predicted"] for row in rows])
     elif kind == "regression":
-        mine = np.mean([abs(float(row["label"]) - row["number"]) for row in rows])
+        ours = np.mean([abs(float(row["label"]) - row["number"]) for row in rows])
     else:
-        mine = f1_micro([(set(row["label"].split(";")), set(filter(None, row["predicted"].split(";")))) for row in rows])
-    assert mine == pytest.approx(figures[metric], rel=1e-5)
+        ours = f1_micro([(set(row["label"].split(";")), set(filter(None, row["predicted"].split(";")))) for row in rows])
+    assert ours == pytest.approx(figures[metric], rel=1e-5)
     read = read_predictions(tmp_path / "run")
     test = read.splits["test"]
     (as_compared,) = sample_of([test.answers], test.y, read.target, [read.threshold]).exact()
@@ -81,7 +81,7 @@ def test_each_kind_of_target_is_scored_with_intervals_and_its_predictions_give_t
 
 
 def f1_micro(pairs: list[tuple[set[str], set[str]]]) -> float:
-    return 2 * sum(len(true & said) for true, said in pairs) / sum(len(true) + len(said) for true, said in pairs)
+    return 2 * sum(len(true & output) for true, output in pairs) / sum(len(true) + len(output) for true, output in pairs)
 
 
 def test_a_run_that_ended_before_its_predictions_were_written_scores_once_more_to_the_same_figures(
@@ -114,12 +114,12 @@ def test_a_run_that_ended_before_its_predictions_were_written_scores_once_more_t
 
 def test_a_fold_does_not_score_the_test_split_and_a_run_without_labels_there_says_so(recipe: Path, tmp_path: Path):
     folder = tmp_path / "folds"
-    said = succeed_here(["run", *words_of(folder, recipe, valid=False), "data.folds=3", "data.fold=1"])
-    assert "the test split is not scored in a cross-validation" in said
+    output = succeed_here(["run", *words_of(folder, recipe, valid=False), "data.folds=3", "data.fold=1"])
+    assert "the test split is not scored in a cross-validation" in output
     assert "test" not in summary(folder / "run")["classifier"]
     folder = tmp_path / "unlabelled"
-    said = succeed_here(["run", *words_of(folder, recipe, labelled=False)])
-    assert "the test split has no labels: it is not scored" in said
+    output = succeed_here(["run", *words_of(folder, recipe, labelled=False)])
+    assert "the test split has no labels: it is not scored" in output
     assert "test" not in summary(folder / "run")["classifier"]
     rows = pyarrow.parquet.read_table(folder / "run" / "predictions.parquet").to_pylist()
     assert {row["split"] for row in rows} == {"valid"}
@@ -142,7 +142,7 @@ def test_new_texts_of_each_kind_of_file_give_the_figures_of_their_predictions(ki
     (path,) = tmp_path.iterdir()
     figures = json.loads(succeed_here(["evaluate", trained / "run", "--data", path, "--json"]))["classifier"]
     predicted = load_classifier(trained / "run").predict([text for text, _ in rows])
-    right = [label == found.label for (_, label), found in zip(rows, predicted, strict=True)]
+    right = [label == actual.label for (_, label), actual in zip(rows, predicted, strict=True)]
     assert figures["accuracy"] == pytest.approx(np.mean(right))
     assert figures["num_documents"] == 20
     assert not math.isnan(figures["loss"])

@@ -57,14 +57,14 @@ def environment() -> dict[str, str]:
 def test_a_fork_is_as_a_new_process(tmp_path: Path, as_text: bool):
     (tmp_path / "facts.py").write_text(FACTS)
     words = [sys.executable, *(["-c", FACTS] if as_text else ["facts.py"]), "a", "b c"]
-    said = []
+    printed = []
     for popen in (forked.popen, forked.real_popen):
         process = popen(words, tmp_path, environment(), subprocess.PIPE, subprocess.PIPE, new_session=True)
         assert isinstance(process, forked.Forked) == (popen is forked.popen)
         output, errors = process.communicate(timeout=60)
         assert (process.returncode, errors) == (0, "")
-        said.append(output.splitlines())
-    (fork, *numbers), (new, *others) = said
+        printed.append(output.splitlines())
+    (fork, *numbers), (new, *others) = printed
     assert json.loads(fork) == json.loads(new)
     assert numbers[0] == others[0]
     assert not set(numbers[1].split()) & set(launch(words[1:], cwd=tmp_path).stdout.splitlines()[2].split())
@@ -95,7 +95,7 @@ def test_what_libraries_read_at_their_import_gets_a_real_process(variables: dict
 
 
 def test_ranks_have_the_environment_of_the_real_launcher(tmp_path: Path):
-    facts = []
+    metadata = []
     for real in (True, False):
         folder = tmp_path / str(real)
         folder.mkdir()
@@ -108,9 +108,9 @@ def test_ranks_have_the_environment_of_the_real_launcher(tmp_path: Path):
             for variables in (rank["environment"], rank["variables"]):
                 for name in OF_A_LAUNCH & variables.keys():
                     variables[name] = "other"
-        facts.append(ranks)
-    assert facts[0] == facts[1]
-    assert [rank["environment"]["LOCAL_RANK"] for rank in facts[1]] == ["0", "1"]
+        metadata.append(ranks)
+    assert metadata[0] == metadata[1]
+    assert [rank["environment"]["LOCAL_RANK"] for rank in metadata[1]] == ["0", "1"]
 
 
 def test_a_rank_that_fails_ends_the_others_and_the_launcher(tmp_path: Path):

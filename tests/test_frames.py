@@ -107,7 +107,7 @@ def test_files_may_have_such_a_column_too(kind: str, tmp_path: Path):
 def test_what_is_wrong_is_one_line(tmp_path: Path):
     several = DatasetDict({"dev": Dataset.from_dict({"text": ["a"]})})
     flagged = FRAME.assign(is_valid=["yes", "no", "no", "no"])
-    for texts, overrides, said in [
+    for texts, overrides, output in [
         (["a", "b"], [], "expected a pandas DataFrame, or a Hugging Face Dataset or DatasetDict, not a list"),
         (FRAME["text"], [], "not a Series"),
         (FRAME, ["data.text_col=[body]"], "no column 'body' in the train split; its columns are: text, label, other"),
@@ -124,7 +124,7 @@ def test_what_is_wrong_is_one_line(tmp_path: Path):
     ]:
         with pytest.raises(UserError) as error:
             opened(texts, tmp_path, *overrides)
-        assert said in str(error.value)
+        assert output in str(error.value)
         assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="its texts come from Python"):
         open_source(load_config(None, ["data.source=frame"]).data)

@@ -76,8 +76,10 @@ def model(run_dirs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyP
     return tmp_path / "run"
 
 
-@pytest.mark.parametrize(("attack", "said"), ATTACKS, ids=[attack.__name__ for attack, _ in ATTACKS])
-def test_a_model_that_was_tampered_with_is_refused_and_runs_nothing(model: Path, attack: Callable[[Path], None], said: str):
+@pytest.mark.parametrize(("attack", "output"), ATTACKS, ids=[attack.__name__ for attack, _ in ATTACKS])
+def test_a_model_that_was_tampered_with_is_refused_and_runs_nothing(
+    model: Path, attack: Callable[[Path], None], output: str
+):
     for stage in ("lm", "classifier"):
         attack(model / stage)
     uses = [
@@ -86,7 +88,7 @@ def test_a_model_that_was_tampered_with_is_refused_and_runs_nothing(model: Path,
         lambda: evaluate(model, Runtime(RuntimeConfig(precision="fp32"))),
     ]
     for use in uses:
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=output):
             use()
     assert not list(Path().iterdir())
 

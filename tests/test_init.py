@@ -95,10 +95,10 @@ def test_no_header_is_asked_for(tmp_path: Path):
 @pytest.mark.distributed
 def test_labels_in_words_train_a_classifier(tmp_path: Path):
     write_csv(tmp_path / "news.csv", ["title", "text", "label"], [("a title of it", *row) for row in documents(150)])
-    said = succeed_here(["init", "news.csv", "--minutes", "1"], cwd=tmp_path)
-    assert said.splitlines()[-1].strip() == "ulmfit-dist run news.yaml"
-    assert "text        text: the only column of prose" in said  # the titles are all equal
-    assert "classes     3:" in said
+    output = succeed_here(["init", "news.csv", "--minutes", "1"], cwd=tmp_path)
+    assert output.splitlines()[-1].strip() == "ulmfit-dist run news.yaml"
+    assert "text        text: the only column of prose" in output  # the titles are all equal
+    assert "classes     3:" in output
     succeed_here(["run", "news.yaml"], cwd=tmp_path)
     summary = json.loads((tmp_path / "runs/news/summary.json").read_text())
     assert summary["classifier"]["accuracy"] > 0.6
@@ -278,7 +278,7 @@ def test_a_table_of_file_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "output"),
     [
         (["nothing.csv"], "nothing.csv: no such file or folder"),
         (["a.csv"], "columns a and b look like texts: give --text a, --text b or both"),
@@ -291,13 +291,13 @@ def test_a_table_of_file_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         (["a.docx"], "expected a folder of .txt files, or a .csv"),
     ],
 )
-def test_questions_are_one_line(words: list[str], said: str, tmp_path: Path):
+def test_questions_are_one_line(words: list[str], output: str, tmp_path: Path):
     rows = [(text, text[::-1].replace(".", "x "), y) for text, y in documents(60) if y != "sport"]
     write_csv(tmp_path / "a.csv", ["a", "b", "y"], rows)
     write_csv(tmp_path / "few.csv", ["text", "label"], documents(6))
     write_csv(tmp_path / "pipe.csv", ["text", "label"], documents(30), "|")
     (tmp_path / "a.docx").write_text("x")
-    assert said in asked(tmp_path, *words)
+    assert output in asked(tmp_path, *words)
 
 
 def test_overrides_are_in_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -39,15 +39,15 @@ PROSE = [
 N = len(PROSE)
 
 
-def choose(table: dict[str, list], **said) -> Choice:
+def choose(table: dict[str, list], **output) -> Choice:
     columns = [profile_column(name, values) for name, values in table.items()]
     rows = [dict(zip(table, values, strict=True)) for values in zip(*table.values(), strict=True)]
-    return choose_columns(columns, rows, "texts.csv", **said)
+    return choose_columns(columns, rows, "texts.csv", **output)
 
 
-def question(table: dict[str, list], **said) -> str:
+def question(table: dict[str, list], **output) -> str:
     with pytest.raises(UserError) as error:
-        choose(table, **said)
+        choose(table, **output)
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -75,14 +75,14 @@ IDS = [str(i) for i in range(N)]
     ],
 )
 def test_text_and_label_are_found(table: dict[str, list], text: list[str], label: str | None):
-    found = choose(table)
-    assert (found.text, found.label) == (text, label)
-    assert found.text_reason
-    assert found.label_reason
+    actual = choose(table)
+    assert (actual.text, actual.label) == (text, label)
+    assert actual.text_reason
+    assert actual.label_reason
 
 
 @pytest.mark.parametrize(
-    ("table", "said", "asked"),
+    ("table", "output", "asked"),
     [
         (
             {"a": PROSE, "b": PROSE[::-1], "y": CLASSES},
@@ -96,14 +96,14 @@ def test_text_and_label_are_found(table: dict[str, list], text: list[str], label
         ({"a": PROSE, "y": CLASSES}, {"text": ["z"]}, "--text z: texts.csv has no such column"),
     ],
 )
-def test_what_cannot_be_told_is_a_question_of_one_line(table: dict[str, list], said: dict, asked: str):
-    assert asked in question(table, **said)
+def test_what_cannot_be_told_is_a_question_of_one_line(table: dict[str, list], output: dict, asked: str):
+    assert asked in question(table, **output)
 
 
 def test_what_the_user_says_is_taken():
     table = {"a": PROSE, "b": PROSE[::-1], "y": CLASSES, "z": CLASSES[::-1]}
-    found = choose(table, text=["a", "b"], label="z")
-    assert (found.text, found.label) == (["a", "b"], "z")
+    actual = choose(table, text=["a", "b"], label="z")
+    assert (actual.text, actual.label) == (["a", "b"], "z")
     assert choose(table, text=["b"], label="none").label is None
 
 
@@ -127,9 +127,9 @@ def test_columns_of_splits_and_of_files_are_no_labels():
     ],
 )
 def test_a_header_that_is_a_row_is_seen(header: list[str], rows: list[dict], reason: str | None):
-    found = looks_headless(header, rows)
-    assert (found is None) == (reason is None)
-    assert reason is None or reason in (found or "")
+    actual = looks_headless(header, rows)
+    assert (actual is None) == (reason is None)
+    assert reason is None or reason in (actual or "")
 
 
 @pytest.mark.parametrize(
@@ -153,9 +153,9 @@ def test_a_header_that_is_a_row_is_seen(header: list[str], rows: list[dict], rea
     ],
 )
 def test_labels_are_understood(labels: dict[str, int], column: str, target: str, delimiter: str, missing: str | None):
-    found = read_labels(labels, column, "texts.csv")
-    assert (found.target, found.delimiter, found.missing) == (target, delimiter, missing)
-    assert found.reason
+    actual = read_labels(labels, column, "texts.csv")
+    assert (actual.target, actual.delimiter, actual.missing) == (target, delimiter, missing)
+    assert actual.reason
 
 
 @pytest.mark.parametrize(

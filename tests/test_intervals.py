@@ -23,34 +23,34 @@ def test_intervals_are_those_of_drawing_documents():
     y_N = rng.integers(0, 4, 300)
     answers_NC = answers(rng, y_N, 0.7, 4)
     said_N = answers_NC.argmax(1)
-    found = metric_intervals(answers_NC, y_N, ClassifierConfig(), seed=1)
+    actual = metric_intervals(answers_NC, y_N, ClassifierConfig(), seed=1)
     expected = {
         "accuracy": drawn(rng, 300, lambda rows: (said_N == y_N)[rows].mean()),
         "f1_macro": drawn(rng, 300, lambda rows: f1_score(y_N[rows], said_N[rows], average="macro")),
     }
-    assert found.keys() == expected.keys()
+    assert actual.keys() == expected.keys()
     for name, interval in expected.items():
-        assert found[name] == pytest.approx(interval, abs=0.012)
-    assert found == metric_intervals(answers_NC, y_N, ClassifierConfig(), seed=1)
-    assert found != metric_intervals(answers_NC, y_N, ClassifierConfig(), seed=2)
+        assert actual[name] == pytest.approx(interval, abs=0.012)
+    assert actual == metric_intervals(answers_NC, y_N, ClassifierConfig(), seed=1)
+    assert actual != metric_intervals(answers_NC, y_N, ClassifierConfig(), seed=2)
 
 
 def test_intervals_of_several_classes_and_of_numbers():
     rng = np.random.default_rng(0)
     y_NC = rng.random((200, 3)) < 0.4
     probabilities_NC = np.clip(y_NC * 0.5 + rng.random((200, 3)) * 0.6, 0, 1)
-    found = metric_intervals(probabilities_NC, y_NC, ClassifierConfig(target="multicategory"), seed=1)
+    actual = metric_intervals(probabilities_NC, y_NC, ClassifierConfig(target="multicategory"), seed=1)
     said_NC = probabilities_NC > 0.5
-    assert found["accuracy"] == pytest.approx(drawn(rng, 200, lambda rows: (said_NC == y_NC)[rows].mean()), abs=0.015)
+    assert actual["accuracy"] == pytest.approx(drawn(rng, 200, lambda rows: (said_NC == y_NC)[rows].mean()), abs=0.015)
     f1 = drawn(rng, 200, lambda rows: f1_score(y_NC[rows], said_NC[rows], average="micro"))
-    assert found["f1_micro"] == pytest.approx(f1, abs=0.015)
+    assert actual["f1_micro"] == pytest.approx(f1, abs=0.015)
     numbers_N = rng.normal(size=200)
     given_N1 = numbers_N[:, None] + rng.normal(size=(200, 1)) * 0.5
-    found = metric_intervals(given_N1, numbers_N, ClassifierConfig(target="regression"), seed=1)
+    actual = metric_intervals(given_N1, numbers_N, ClassifierConfig(target="regression"), seed=1)
     error_N = given_N1[:, 0] - numbers_N
-    assert found["rmse"] == pytest.approx(drawn(rng, 200, lambda rows: np.sqrt((error_N[rows] ** 2).mean())), abs=0.015)
+    assert actual["rmse"] == pytest.approx(drawn(rng, 200, lambda rows: np.sqrt((error_N[rows] ** 2).mean())), abs=0.015)
     r2 = drawn(rng, 200, lambda rows: 1 - (error_N[rows] ** 2).mean() / numbers_N[rows].var())
-    assert found["r2"] == pytest.approx(r2, abs=0.02)
+    assert actual["r2"] == pytest.approx(r2, abs=0.02)
 
 
 def test_the_interval_of_accuracy_holds_the_true_one_nine_times_in_ten_at_least():

@@ -1,4 +1,4 @@
-"""Lines of metrics.jsonl that are written when the next one's step comes, so that no GPU is waited for."""
+"""Lines of metrics.jsonl that are written at the step of the next line, so that training does not wait for the GPU."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LOG_EVERY = 2
 
 
 class Fit:
-    """Steps of a training whose losses, rates and gradients are given, and the lines that they leave."""
+    """Training steps with given losses, rates and gradients, and the lines that they log."""
 
     def __init__(self, is_late: bool):
         self.lines: list[dict[str, Any]] = []
@@ -68,7 +68,7 @@ class Fit:
         self.weight.grad = None
 
     def end(self) -> list[dict[str, Any]]:
-        """End the epoch; returns all lines without what is measured by a clock."""
+        """End the epoch; return all lines without measured times."""
         self.tracking.after_train()
         self.tracking.runtime.step_timer.stop()
         self.tracking.after_epoch()
@@ -154,15 +154,15 @@ def test_a_copy_from_a_gpu_is_launched_and_waited_for_only_when_it_is_read(monke
     assert calls[2:] == ["wait", "read"]
 
 
-@pytest.mark.parametrize(("device", "found"), [("cpu", [2, None, 4]), ("cuda", [None, 2, None])])
-def test_a_status_exchange_reads_on_a_gpu_the_copies_that_the_last_one_launched(device: str, found: list[int | None]):
+@pytest.mark.parametrize(("device", "actual"), [("cpu", [2, None, 4]), ("cuda", [None, 2, None])])
+def test_a_status_exchange_reads_on_a_gpu_the_copies_that_the_last_one_launched(device: str, actual: list[int | None]):
     callback = CheckpointCallback.__new__(CheckpointCallback)
     callback.runtime, callback.losses, callback.copied = SimpleNamespace(device=torch.device(device)), [], []  # type: ignore
     seen = []
     for losses in ([(1, 1.0), (2, torch.nan)], [(3, 2.0)], [(4, torch.inf)]):
         callback.losses += [(step, torch.tensor(loss)) for step, loss in losses]
         seen.append(callback._bad_step())
-    assert seen == found
+    assert seen == actual
     callback._copy_losses()
     assert callback._bad_step() == (4 if device == "cuda" else None)
 

@@ -34,7 +34,7 @@ from ulmfit_dist.stages.classifier import classifier_loaders
 from ulmfit_dist.stages.lm import lm_loaders
 
 EXPORTED = {"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_DYNAMO_BACKEND": "NO"}
-"""What Accelerate exports where nothing is named."""
+"""Variables that Accelerate exports by default."""
 
 
 def read(*argv: str, environ: dict[str, str] | None = None, **exported: str) -> LaunchSettings:
@@ -48,7 +48,7 @@ def precision_of(*argv: str, recipe: str = "auto", has_gpu: bool = True, **expor
 
 @pytest.fixture(autouse=True)
 def default_file(tmp_path: Path):
-    """Where Accelerate's config file would be, if there were one."""
+    """Path of Accelerate's config file, which does not exist yet."""
     path = tmp_path / "default_config.yaml"
     with patch("accelerate.commands.config.default_config_file", str(path)):
         yield path
@@ -62,7 +62,7 @@ def write_config(path: Path, *lines: str) -> Path:
 def test_a_default_of_accelerates_changes_nothing():
     settings = read("--multi_gpu", "--num_processes", "2")
     assert settings == LaunchSettings()
-    for recipe in ("auto", "no", "bf16", "fp16"):
+    for recipe in ("auto", "fp32", "bf16", "fp16"):
         assert precision_of(recipe=recipe) == recipe
     runtime = RuntimeConfig(micro_batch_size=4)
     assert settings.applied_to(runtime, has_gpu=True) == runtime
@@ -75,13 +75,13 @@ def test_a_flag_sets_the_precision_that_the_recipe_leaves_open(flag: list[str]):
 
 
 def test_a_no_that_is_named_counts_and_agrees_with_every_full_precision():
-    assert precision_of("--mixed_precision", "no") == "no"
+    assert precision_of("--mixed_precision", "no") == "fp32"
     assert precision_of("--mixed_precision", "no", recipe="fp64") == "fp64"
     with pytest.raises(UserError, match=r"^accelerate launch --mixed_precision no and runtime\.precision=bf16 differ: "):
         precision_of("--mixed_precision", "no", recipe="bf16")
 
 
-@pytest.mark.parametrize(("flag", "recipe"), [("bf16", "fp16"), ("fp16", "no"), ("bf16", "fp64")])
+@pytest.mark.parametrize(("flag", "recipe"), [("bf16", "fp16"), ("fp16", "fp32"), ("bf16", "fp64")])
 def test_a_recipe_with_another_precision_is_refused(flag: str, recipe: str):
     with pytest.raises(UserError) as error:
         precision_of("--mixed_precision", flag, recipe=recipe)
@@ -96,7 +96,7 @@ def test_fp16_without_a_gpu_is_refused_by_the_name_that_it_was_given():
 
 @pytest.mark.parametrize("name", ["fp8", "int8"])
 def test_precisions_that_there_are_not_are_refused(name: str):
-    with pytest.raises(UserError, match=f"no mixed precision {name}: use bf16, fp16 or no"):
+    with pytest.raises(UserError, match=f"does not support mixed precision {name}: use bf16, fp16 or no"):
         read(ACCELERATE_MIXED_PRECISION=name)
 
 
@@ -166,13 +166,13 @@ def test_steps_that_are_no_number_are_refused(steps: str):
 
 def micro_batches(steps: int, batch: int, world_size: int = 1, canonical_ranks: int | None = None) -> list[list[int]]:
     """Sizes of the micro-batches of each rank."""
-    found = []
+    actual = []
     for rank in range(world_size):
         share = make_batch_shard(rank, world_size, RuntimeConfig(canonical_ranks=canonical_ranks))
         share = share.in_steps(Named(steps, f"--gradient_accumulation_steps {steps}"), batch, "lm.global_batch_size")
         rows = batch // share.num_canonical_ranks
-        found.append([len(piece) for _ in share.canonical_ranks for piece in share.cut(range(rows), batch)])
-    return found
+        actual.append([len(piece) for _ in share.canonical_ranks for piece in share.cut(range(rows), batch)])
+    return actual
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 8])

@@ -89,9 +89,9 @@ def test_every_package_is_in_the_table():
 
 
 def test_only_packages_that_train_import_fastai():
-    found = set()
+    actual = set()
     for path in PACKAGE.rglob("*.py"):
         at_import = imported_by(ast.parse(path.read_text(encoding="utf-8")).body)
         if any(module.split(".")[0] in ("fastai", "fastcore") for module in at_import):
-            found.add(path.relative_to(PACKAGE).parts[0].removesuffix(".py"))
-    assert found == TRAINS
+            actual.add(path.relative_to(PACKAGE).parts[0].removesuffix(".py"))
+    assert actual == TRAINS

@@ -66,9 +66,9 @@ def test_a_notebook_trains_as_with_fastai_and_the_rest_reads_its_export(config: 
     classifier.export()
     prediction = load_classifier(config.run_dir).predict(["goal match team score"])[0]
     assert prediction.label in prediction.probabilities
-    found = evaluate(config.run_dir, Runtime(RuntimeConfig(precision="fp32")))
-    assert found["classifier"]["accuracy"] == classifier.valid_metrics["accuracy"]
-    assert found["lm"]["valid_loss"] == pytest.approx(learn.valid_metrics["valid_loss"], rel=1e-6)
+    actual = evaluate(config.run_dir, Runtime(RuntimeConfig(precision="fp32")))
+    assert actual["classifier"]["accuracy"] == classifier.valid_metrics["accuracy"]
+    assert actual["lm"]["valid_loss"] == pytest.approx(learn.valid_metrics["valid_loss"], rel=1e-6)
 
 
 @pytest.mark.parametrize("build", [lm_learner, classifier_learner])
@@ -103,11 +103,11 @@ def test_fastais_own_encoder_can_be_loaded(config: Config):
 
     learn = lm_learner(config)
     encoder = encoder_of(learn.model)
-    theirs = AWD_LSTM(*encoder.encoder.weight.shape, n_hid=20, n_layers=2)
+    reference = AWD_LSTM(*encoder.encoder.weight.shape, n_hid=20, n_layers=2)
     (learn.path / "models").mkdir(parents=True)
-    torch.save(theirs.state_dict(), learn.path / "models" / "theirs.pth")
-    learn.load_encoder("theirs")
-    assert_equal(encoder_of(learn.model).state_dict(), theirs.state_dict())
+    torch.save(reference.state_dict(), learn.path / "models" / "reference.pth")
+    learn.load_encoder("reference")
+    assert_equal(encoder_of(learn.model).state_dict(), reference.state_dict())
 
 
 def test_callbacks_are_the_users(config: Config):
@@ -203,9 +203,9 @@ if __name__ == "__main__":
 def test_learners_train_on_two_ranks_as_on_one_and_a_rank_may_end_before_the_others(texts: Path, tmp_path: Path):
     (tmp_path / "script.py").write_text(SCRIPT)
     words = [tmp_path / "script.py", *TINY, *LEARNING, f"data.path={texts}", f"data.cache_dir={texts.parent}/cache"]
-    found = [launch(words, ranks, cwd=tmp_path) for ranks in (1, 2)]
-    for result in found:
+    actual = [launch(words, ranks, cwd=tmp_path) for ranks in (1, 2)]
+    for result in actual:
         assert result.returncode == 0, result.stdout + result.stderr
         assert "error" not in result.stderr
-    rows = [[re.sub(r" *[\d,]+ +\d+:\d\d$", "", line) for line in result.stdout.splitlines()] for result in found]
+    rows = [[re.sub(r" *[\d,]+ +\d+:\d\d$", "", line) for line in result.stdout.splitlines()] for result in actual]
     assert rows[0] == rows[1]  # speed and time apart

@@ -15,15 +15,14 @@ logger = get_logger("ulmfit_dist.tests")
 
 
 @pytest.fixture(autouse=True)
-def pristine(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def pristine() -> Iterator[None]:
     """The package's logger as `import ulmfit_dist` leaves it, and a root logger without handlers."""
     root = logging.getLogger()
-    before, level, propagate = log.ROOT.handlers, log.ROOT.level, log.ROOT.propagate
-    monkeypatch.setattr(root, "handlers", [])
-    log.ROOT.handlers, log.ROOT.propagate = [logging.NullHandler()], True
+    before = root.handlers, log.ROOT.handlers, log.ROOT.level, log.ROOT.propagate
+    root.handlers, log.ROOT.handlers, log.ROOT.propagate = [], [logging.NullHandler()], True
     log.ROOT.setLevel(logging.NOTSET)
     yield
-    log.ROOT.handlers, log.ROOT.propagate = before, propagate
+    root.handlers, log.ROOT.handlers, level, log.ROOT.propagate = before
     log.ROOT.setLevel(level)
 
 
@@ -103,6 +102,10 @@ def test_a_users_own_configuration_is_left_as_it_is(name: str | None, monkeypatc
     assert len(configured.handlers) == 1
     assert log.ROOT.propagate
     log.ROOT.manager._clear_cache()  # type: ignore[attr-defined]
+
+
+def test_a_module_that_is_run_as_a_program_logs_to_the_package():
+    assert get_logger("__main__").logger is log.ROOT
 
 
 def test_a_level_of_the_user_is_kept(monkeypatch: pytest.MonkeyPatch):

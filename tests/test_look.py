@@ -42,7 +42,7 @@ def run(config: Config) -> Path:
 
 
 def letters(text: str) -> str:
-    """What is left of a text without spaces, marks and capitals: fastai does not mark a single capital."""
+    """Return a text without spaces, marks and capitals: fastai does not mark a single capital."""
     return re.sub(r"\W", "", text.lower())
 
 
@@ -134,12 +134,12 @@ def test_the_command_prints_the_tables_of_python(config: Config, run: Path, reci
 
 
 def test_what_is_wrong_is_one_line(config: Config, tmp_path: Path):
-    for ask, said in [
+    for ask, output in [
         (lambda: show_batch(config, rows=0), "rows=0: give a whole number"),
         (lambda: show_results(tmp_path), "no exported model here"),
         (lambda: show_results(tmp_path, "lm"), "no lm model here"),
     ]:
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=output):
             ask()
     result = command_here(["show-results", tmp_path, "a=1"])
     assert result.returncode == 2

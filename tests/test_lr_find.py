@@ -47,13 +47,13 @@ class Losses(Callback):
     order, run_valid = 50, False
 
     def __init__(self):
-        self.smooth, self.rates, self.found = AvgSmoothLoss(beta=0.98), [], []
+        self.smooth, self.rates, self.actual = AvgSmoothLoss(beta=0.98), [], []
 
     def after_batch(self) -> None:
         self.smooth.accumulate(self.learn)
         self.learn.smooth_loss = self.smooth.value
         self.rates.append(self.learn.opt.hypers[-1]["lr"])
-        self.found.append(self.smooth.value.item())
+        self.actual.append(self.smooth.value.item())
 
 
 class NoFile(LRFinder):
@@ -71,15 +71,15 @@ class NoFile(LRFinder):
 
 
 def test_rates_losses_and_suggestions_are_fastais(learner: LMLearner):
-    found = range_test(learner, 1e-4, 10, 60)
+    actual = range_test(learner, 1e-4, 10, 60)
     recorded = Losses()
     learner.fit(60 // len(learner.dls.train) + 1, cbs=[NoFile(1e-4, 10, 60), recorded])
-    assert len(found.rates) > 20
-    assert found.rates == pytest.approx(recorded.rates, rel=1e-6)
-    assert found.smoothed == pytest.approx(recorded.found, rel=1e-5)
-    rates, losses = torch.tensor(recorded.rates[6:-5]), torch.tensor(recorded.found[6:-5])
+    assert len(actual.rates) > 20
+    assert actual.rates == pytest.approx(recorded.rates, rel=1e-6)
+    assert actual.smoothed == pytest.approx(recorded.actual, rel=1e-5)
+    rates, losses = torch.tensor(recorded.rates[6:-5]), torch.tensor(recorded.actual[6:-5])
     for method in (SuggestionMethod.Valley, SuggestionMethod.Steep, SuggestionMethod.Minimum):
-        assert found.suggest(method) == pytest.approx(method(rates, losses, 60)[0], rel=1e-4)
+        assert actual.suggest(method) == pytest.approx(method(rates, losses, 60)[0], rel=1e-4)
 
 
 def test_a_learner_is_afterwards_what_it_was(learner: LMLearner):
@@ -99,8 +99,8 @@ def test_the_rates_of_lower_layers_are_spread_as_the_phases(learner: LMLearner):
     learner.add_cb(
         type("Rates", (Callback,), {"order": 70, "before_step": lambda self: seen.append(self.opt.hypers[0]["lr"])})
     )
-    found = range_test(learner, 1e-4, 1, 20, spread=0.1)
-    assert seen == pytest.approx([0.1 * rate for rate in found.rates])
+    actual = range_test(learner, 1e-4, 1, 20, spread=0.1)
+    assert seen == pytest.approx([0.1 * rate for rate in actual.rates])
 
 
 def test_a_loss_that_diverges_ends_the_test(learner: LMLearner):
@@ -110,25 +110,25 @@ def test_a_loss_that_diverges_ends_the_test(learner: LMLearner):
 def test_a_notebook_calls_it_on_a_config(corpus: Path, tmp_path: Path):
     place = [f"data.path={corpus}", f"data.cache_dir={tmp_path}/cache", f"runs_dir={tmp_path}"]
     config = load_config(None, [*TINY, *place, "data.num_proc=1"])
-    found = find_learning_rate(config, "lm", num_steps=20)
-    assert len(found.rates) == 20
-    assert found.suggestions().keys() == {"valley", "steep", "minimum"}
+    actual = find_learning_rate(config, "lm", num_steps=20)
+    assert len(actual.rates) == 20
+    assert actual.suggestions().keys() == {"valley", "steep", "minimum"}
     with pytest.raises(UserError, match="0 < start < end"):
         find_learning_rate(config, "lm", start=1.0, end=0.1)
 
 
 def test_too_few_steps_are_told():
-    found = LRFinderResult([1e-7] * 12, [1.0] * 12, [1.0] * 12, num_steps=100)
+    actual = LRFinderResult([1e-7] * 12, [1.0] * 12, [1.0] * 12, num_steps=100)
     with pytest.raises(UserError, match="start at a lower rate"):
-        found.suggestions()
+        actual.suggestions()
 
 
 def test_two_ranks_find_what_one_does_and_leave_no_model(corpus: Path, recipe: Path, tmp_path: Path):
     words = [recipe, f"data.path={corpus}", *TINY, f"data.cache_dir={tmp_path}/cache", f"runs_dir={tmp_path}"]
     words += ["runtime.precision=fp64", "lm.global_batch_size=16", "lm.callbacks=[examples.my_callback.LowerRates]"]
-    said = {name: succeed(["lr-find", *words, f"name={name}", *WORDS], n) for name, n in (("one", 1), ("two", 2))}
-    for name in said:
-        assert "for the first phase, by fastai's default: lr: " in said[name]
+    output = {name: succeed(["lr-find", *words, f"name={name}", *WORDS], n) for name, n in (("one", 1), ("two", 2))}
+    for name in output:
+        assert "for the first phase, by fastai's default: lr: " in output[name]
         assert sorted(path.name for path in (tmp_path / name).iterdir()) == ["lr_find_lm.jsonl", "lr_find_lm.png"]
         assert (tmp_path / name / "lr_find_lm.png").stat().st_size > 5000
     one, two = (
@@ -136,9 +136,9 @@ def test_two_ranks_find_what_one_does_and_leave_no_model(corpus: Path, recipe: P
         for name in ("one", "two")
     )
     assert len(one) == 40
-    for mine, theirs in zip(two, one, strict=True):
-        assert mine == pytest.approx(theirs, rel=1e-9)
-    assert said["one"].replace("/one/", "") == said["two"].replace("/two/", "")
+    for ours, reference in zip(two, one, strict=True):
+        assert ours == pytest.approx(reference, rel=1e-9)
+    assert output["one"].replace("/one/", "") == output["two"].replace("/two/", "")
 
 
 def test_a_classifier_needs_its_language_model(corpus: Path, recipe: Path, tmp_path: Path):

@@ -22,7 +22,7 @@ MASKS = [
     Mask(KEYS[3], range(4, 4), 40, 0.5, torch.bfloat16),
     Mask(KEYS[4], range(0, 7), 33, 0.9999999, torch.float64),
 ]
-"""Of all types; rows in steps, one row, no row; widths that fill no block."""
+"""Masks of all types; rows in steps, one row, no row; widths that fill no block."""
 
 needs_compiler = pytest.mark.skipif(not cuda_on_cpu.HAS_COMPILER, reason="no g++ is installed")
 

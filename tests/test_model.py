@@ -24,21 +24,21 @@ FASTAI_SIZES = {"emb_sz": 6, "n_hid": 8, "n_layers": 3}
 
 def language_models(drop_mult: float = 1.0):
     ours = build_language_model(V, SIZES, LMConfig(drop_mult=drop_mult))
-    theirs = core.get_language_model(awdlstm.AWD_LSTM, V, {**awdlstm.awd_lstm_lm_config, **FASTAI_SIZES}, drop_mult)
-    theirs.load_state_dict(ours.state_dict())
-    return ours, theirs
+    counterpart = core.get_language_model(awdlstm.AWD_LSTM, V, {**awdlstm.awd_lstm_lm_config, **FASTAI_SIZES}, drop_mult)
+    counterpart.load_state_dict(ours.state_dict())
+    return ours, counterpart
 
 
 def classifiers(max_len: int = 20):
     ours = build_classifier(V, 3, SIZES, ClassifierConfig(seq_len=5, max_len=max_len, drop_mult=0, head_dropout=0))
-    theirs = core.get_text_classifier(awdlstm.AWD_LSTM, V, 3, 5, FASTAI_SIZES, 0, ps=[0.0], max_len=max_len)
-    theirs.load_state_dict(ours.state_dict())
-    return ours, theirs
+    counterpart = core.get_text_classifier(awdlstm.AWD_LSTM, V, 3, 5, FASTAI_SIZES, 0, ps=[0.0], max_len=max_len)
+    counterpart.load_state_dict(ours.state_dict())
+    return ours, counterpart
 
 
 def test_states_are_interchangeable_with_fastais():
-    for ours, theirs in (language_models(), classifiers()):
-        assert list(ours.state_dict()) == list(theirs.state_dict())
+    for ours, counterpart in (language_models(), classifiers()):
+        assert list(ours.state_dict()) == list(counterpart.state_dict())
 
 
 @pytest.mark.parametrize("n_layers", [1, 2, 4])
@@ -57,16 +57,16 @@ def test_a_seed_gives_fastais_initial_weights(n_layers: int):
     for build in builders:
         torch.manual_seed(3)
         results.append([*build().state_dict().items(), ("drawn next", torch.rand(1))])
-    for ours, theirs in (results[:2], results[2:]):
-        assert [name for name, _ in ours] == [name for name, _ in theirs]
-        assert all(torch.equal(value, expected) for (_, value), (_, expected) in zip(ours, theirs, strict=True))
+    for ours, counterpart in (results[:2], results[2:]):
+        assert [name for name, _ in ours] == [name for name, _ in counterpart]
+        assert all(torch.equal(value, expected) for (_, value), (_, expected) in zip(ours, counterpart, strict=True))
 
 
 def test_language_model_computes_what_fastais_does_step_after_step():
-    ours, theirs = (model.eval() for model in language_models())
+    ours, counterpart = (model.eval() for model in language_models())
     for _ in range(3):
         x = torch.randint(2, V, (4, 7))
-        decoded, raw, dropped = theirs(x)
+        decoded, raw, dropped = counterpart(x)
         features, our_raw, our_dropped = ours(x)
         torch.testing.assert_close(ours[1].decoder(features), decoded)
         torch.testing.assert_close((our_raw, our_dropped), (raw, dropped))
@@ -94,20 +94,20 @@ def test_rows_in_turns_keep_their_hidden_states():
 
 @pytest.mark.parametrize("max_len", [20, 7])
 def test_classifier_and_its_gradients_are_fastais(max_len: int):
-    ours, theirs = (model.double() for model in classifiers(max_len))
+    ours, counterpart = (model.double() for model in classifiers(max_len))
     x = torch.full((4, 18), 1)
     for row, begin, end in ((0, 0, 18), (1, 0, 16), (2, 5, 16), (3, 10, 16)):
         x[row, begin:end] = torch.randint(2, V, (end - begin,))
-    for rnn in theirs[0].module.rnns:
+    for rnn in counterpart[0].module.rnns:
         rnn.weight_p = 1e-15  # fastai's fails with zero
     y = torch.tensor([0, 1, 2, 0])
-    losses = [F.cross_entropy(model.train()(x)[0], y) for model in (ours, theirs)]
+    losses = [F.cross_entropy(model.train()(x)[0], y) for model in (ours, counterpart)]
     torch.testing.assert_close(losses[0], losses[1])
     for loss in losses:
         loss.backward()
-    for (name, mine), their in zip(ours.named_parameters(), theirs.parameters(), strict=True):
-        torch.testing.assert_close(mine.grad, their.grad, msg=lambda text, name=name: f"{name}: {text}")
-    torch.testing.assert_close(ours.eval()(x)[0], theirs.eval()(x)[0])
+    for (name, own_part), their in zip(ours.named_parameters(), counterpart.parameters(), strict=True):
+        torch.testing.assert_close(own_part.grad, their.grad, msg=lambda text, name=name: f"{name}: {text}")
+    torch.testing.assert_close(ours.eval()(x)[0], counterpart.eval()(x)[0])
 
 
 def test_a_documents_logits_do_not_depend_on_its_batch():
@@ -149,8 +149,8 @@ def test_gradients_in_each_precision_are_autograds(dtype: torch.dtype, tolerance
     loss.backward()
     exact.backward()
     assert loss.item() == pytest.approx(exact.item(), rel=tolerance / 2)
-    for found, expected in zip(decoder.parameters(), exact_decoder.parameters(), strict=True):
-        assert (found.grad.double() - expected.grad).norm() <= tolerance * expected.grad.norm()
+    for actual, expected in zip(decoder.parameters(), exact_decoder.parameters(), strict=True):
+        assert (actual.grad.double() - expected.grad).norm() <= tolerance * expected.grad.norm()
 
 
 def test_scores_count_what_is_not_ignored():
@@ -177,11 +177,11 @@ def test_classifier_metrics_are_sklearns():
     for rows in (range(0, 30), range(30, 50)):
         part = slice(rows.start, rows.stop)
         metrics.update(logits[part], MicroBatch(torch.empty(0), y[part], rows, 50, 0))
-    found = metrics.compute(Runtime(RuntimeConfig(precision="fp32")))
+    actual = metrics.compute(Runtime(RuntimeConfig(precision="fp32")))
     guessed = logits.argmax(1)
-    assert found["accuracy"] == pytest.approx(accuracy_score(y, guessed))
-    assert found["f1_macro"] == pytest.approx(f1_score(y, guessed, average="macro"))
-    assert found["valid_loss"] == pytest.approx(F.cross_entropy(logits, y).item(), rel=1e-6)
+    assert actual["accuracy"] == pytest.approx(accuracy_score(y, guessed))
+    assert actual["f1_macro"] == pytest.approx(f1_score(y, guessed, average="macro"))
+    assert actual["valid_loss"] == pytest.approx(F.cross_entropy(logits, y).item(), rel=1e-6)
 
 
 def test_f1_leaves_out_classes_that_do_not_occur():

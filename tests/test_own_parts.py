@@ -65,10 +65,10 @@ def test_metrics_are_of_all_documents_at_once_and_in_the_order_of_the_store():
     for rows in (np.arange(0, 30, 2)[::-1], np.arange(1, 30, 2)):
         batch = SimpleNamespace(documents=rows.copy(), y=torch.from_numpy(y[rows]))
         metrics.update(torch.from_numpy(logits[rows]), batch)
-    found = metrics.compute(Runtime(RuntimeConfig(precision="fp32")))
+    actual = metrics.compute(Runtime(RuntimeConfig(precision="fp32")))
     shares = torch.from_numpy(logits).softmax(1).numpy()
     second = np.sort(logits, axis=1)[:, 1]
-    assert found == pytest.approx(
+    assert actual == pytest.approx(
         {
             "among_two": (logits[np.arange(30), y] >= second).mean(),
             "f1_weighted": f1_score(y, logits.argmax(1), average="weighted"),
@@ -87,7 +87,7 @@ def test_an_evaluation_forgets_the_one_before():
 
 
 @pytest.mark.parametrize(
-    ("entries", "said"),
+    ("entries", "output"),
     [
         (["fastai.metrics.F1Score"], "F1Score fails on 3 classes .*average='binary'.*: check its arguments"),
         (["fastai.metrics.F2Score"], "'fastai.metrics.F2Score' cannot be imported"),
@@ -98,13 +98,13 @@ def test_an_evaluation_forgets_the_one_before():
         (["torch.add"], "torch.add fails on 3 classes"),
     ],
 )
-def test_metrics_that_would_fail_are_refused_before_training(entries: list, said: str):
-    with pytest.raises(UserError, match=said):
+def test_metrics_that_would_fail_are_refused_before_training(entries: list, output: str):
+    with pytest.raises(UserError, match=output):
         build_metrics(entries, *answers(3))
 
 
 @pytest.mark.parametrize(
-    ("entries", "said"),
+    ("entries", "output"),
     [
         (["fastai.callback.tracker.EarlyStoppingCallback"], "needs fastai's own training loop: use early_stopping_patience"),
         (["fastai.callback.core.event"], "is not a subclass of fastai's Callback"),
@@ -114,10 +114,10 @@ def test_metrics_that_would_fail_are_refused_before_training(entries: list, said
         (["examples.my_callback.LowerRates"] * 2, "the learner already has a 'lower_rates'"),
     ],
 )
-def test_callbacks_that_cannot_work_are_refused(entries: list, said: str):
+def test_callbacks_that_cannot_work_are_refused(entries: list, output: str):
     learner = SimpleNamespace()
     learner.add_cb = lambda callback: setattr(learner, callback.name, callback)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=output):
         add_callbacks(learner, "lm", entries)
 
 
@@ -157,7 +157,7 @@ def test_own_parts_do_the_same_on_one_rank_on_two_and_in_a_run_that_was_stopped(
     words += ["runtime.precision=fp64", "tracking.wandb_mode=disabled", "lm.phases=[{lr: 5e-2}]"]
     words += ["classifier.phases=[{epochs: 6, lr: 5e-2}]", "classifier.global_batch_size=16"]
     here = {"PYTHONPATH": f"{Path(__file__).parents[1]}:{Path(__file__).parent}"}
-    said = succeed(["run", *words, "name=one"], **here)
+    output = succeed(["run", *words, "name=one"], **here)
     stopped = command(["run", *words, "name=two"], 2, STOP_AFTER="42", **here)
     assert "stopped by SIGTERM after step" in stopped.stderr
     succeed(["run", *words, "name=two"], 2, **here)
@@ -173,7 +173,7 @@ def test_own_parts_do_the_same_on_one_rank_on_two_and_in_a_run_that_was_stopped(
         assert values["two"] == pytest.approx(values["one"], rel=1e-6)
         summary = json.loads((tmp_path / "two" / "summary.json").read_text())
         assert summary["classifier"][metric] == values["two"][-1]
-        assert metric in said
+        assert metric in output
     accuracies = [line["classifier/accuracy"] for line in epochs["one"]]
     assert any(now <= max(accuracies[:i]) for i, now in enumerate(accuracies[:-1]) if i), accuracies
 

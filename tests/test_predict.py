@@ -41,7 +41,7 @@ def texts_of(lengths: list[int]) -> list[str]:
 
 
 def probabilities(classifier: TextClassifier, texts: list[str], **settings: int) -> np.ndarray:
-    return np.array([[*found.probabilities.values()] for found in classifier.predict(texts, **settings)])
+    return np.array([[*actual.probabilities.values()] for actual in classifier.predict(texts, **settings)])
 
 
 def test_answers_come_in_the_order_of_the_texts_and_do_not_depend_on_the_others(classifier: TextClassifier):
@@ -50,7 +50,7 @@ def test_answers_come_in_the_order_of_the_texts_and_do_not_depend_on_the_others(
     assert np.ptp(alone, axis=0).max() > 0.01  # else any order would do
     for settings in ({}, {"batch_tokens": 40}, {"batch_tokens": 1}):
         np.testing.assert_allclose(probabilities(classifier, texts, **settings), alone, atol=1e-6)
-    assert [found.label for found in classifier.predict(texts)] == ["abc"[i] for i in alone.argmax(1)]
+    assert [actual.label for actual in classifier.predict(texts)] == ["abc"[i] for i in alone.argmax(1)]
 
 
 def test_a_long_list_is_read_in_parts(classifier: TextClassifier, monkeypatch: pytest.MonkeyPatch):
@@ -197,6 +197,6 @@ def test_evaluate_computes_what_validation_does_in_bf16(runtime: Runtime, tmp_pa
         save_bundle(config.run_dir / stage, learner.model, config, store, labels, {"data_fingerprint": "x"})
         expected[stage] = learner.valid_metrics
     monkeypatch.setattr(evaluate_module, "prepare", lambda config, runtime: store)
-    found = evaluate(config.run_dir, runtime)
+    actual = evaluate(config.run_dir, runtime)
     for stage, metrics in expected.items():
-        assert {name: found[stage][name] for name in metrics} == pytest.approx(metrics, rel=1e-9), stage
+        assert {name: actual[stage][name] for name in metrics} == pytest.approx(metrics, rel=1e-9), stage

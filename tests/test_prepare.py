@@ -157,7 +157,7 @@ def test_documents_without_a_word_or_unreadable_are_left_out_and_told(recipe: Pa
 
 
 def fail(arguments: list[str]) -> str:
-    """Run a command that must fail for what the user can mend; returns what it said."""
+    """Run a command that must fail with a user error; returns its standard error."""
     result = command(arguments)
     assert result.returncode == 2, result.stdout + result.stderr
     return result.stderr
@@ -167,8 +167,8 @@ def test_a_full_disk_stops_with_one_line_and_goes_on_when_there_is_room(
     undisturbed: Path, large: Path, recipe: Path, tmp_path: Path
 ):
     with mounted(tmp_path / "cache", "600k"):
-        said = fail(words(recipe, large, tmp_path / "cache"))
-        *progress, line = said.splitlines()  # on a slow machine the disk is full only after a line of progress
+        output = fail(words(recipe, large, tmp_path / "cache"))
+        *progress, line = output.splitlines()  # on a slow machine the disk is full only after a line of progress
         assert all(other.startswith("tokenizing: ") for other in progress)
         assert re.fullmatch(r"ulmfit-dist: error: \S+/local-\d+\.\S+: cannot be written \(No space left on device\)", line)
         assert not list((tmp_path / "cache").glob("*/meta.json"))
@@ -185,8 +185,8 @@ def test_a_cache_that_cannot_be_written_is_named_and_one_with_a_store_is_enough(
         shutil.copytree(undisturbed, tmp_path / "cache" / undisturbed.name)
         subprocess.run(["mount", "-o", "remount,ro", tmp_path / "cache"], check=True)
         assert "texts: 3,000 documents" in succeed(words(recipe, large, tmp_path / "cache"), processes=2)
-        said = fail([*words(recipe, large, tmp_path / "cache"), "tokenizer.min_freq=7"])
-        assert re.fullmatch(r"ulmfit-dist: error: \S+ cannot be made \(Read-only file system\): set data\.cache.*\n", said)
+        output = fail([*words(recipe, large, tmp_path / "cache"), "tokenizer.min_freq=7"])
+        assert re.fullmatch(r"ulmfit-dist: error: \S+ cannot be made \(Read-only file system\): set data\.cache.*\n", output)
 
 
 @pytest.mark.distributed

@@ -24,8 +24,8 @@ def place(tmp_path_factory: pytest.TempPathFactory, recipe: Path) -> Path:
     texts = [make_text(topic, rng.randint(10, 40), rng) for topic in TOPICS for _ in range(40)]
     (folder / "wiki.jsonl").write_text("".join(f"{json.dumps({'text': text})}\n" for text in texts))
     source = ["data.source=json", "data.path=wiki.jsonl", "name=wiki"]
-    said = succeed(["pretrain", recipe, *TINY, *PLACE, *source], cwd=folder)
-    assert "classifier" not in said
+    output = succeed(["pretrain", recipe, *TINY, *PLACE, *source], cwd=folder)
+    assert "classifier" not in output
     make_folder(folder / "texts", per_class=40)
     return folder
 
@@ -41,16 +41,16 @@ def test_a_pretrained_language_model_is_a_run_of_its_own(place: Path, recipe: Pa
 def test_a_classifier_straight_from_a_pretrained_model(place: Path, recipe: Path):
     shared = ["run", recipe, *TINY, *PLACE, "data.path=texts", "runtime.canonical_ranks=2"]
     straight = [*shared, "model.pretrained=wiki", "classifier.encoder=pretrained", "name=straight"]
-    said = succeed(straight, processes=2, cwd=place)
-    assert "pretrained wiki: " in said
-    assert "words of the vocabulary known, the others get the mean embedding" in said
-    assert "\nlm " not in said
-    assert "\nreport: " in said
+    output = succeed(straight, processes=2, cwd=place)
+    assert "pretrained wiki: " in output
+    assert "words of the vocabulary known, the others get the mean embedding" in output
+    assert "\nlm " not in output
+    assert "\nreport: " in output
     assert not (place / "straight/lm").exists()
     assert load_classifier(place / "straight").predict([" ".join(TOPICS["food"])])[0].label in TOPICS
     succeed([*shared, "classifier.encoder=wiki/lm", "name=named"], cwd=place)  # the same by its place, on one rank
-    mine, theirs = (load_file(place / name / "classifier/model.safetensors") for name in ("straight", "named"))
-    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+    ours, reference = (load_file(place / name / "classifier/model.safetensors") for name in ("straight", "named"))
+    assert all(torch.equal(ours[name], reference[name]) for name in reference)
     assert "classifier: already trained" in succeed_here([*straight, "lm.wd=0.3", "--verbose"], cwd=place)
 
 
@@ -74,23 +74,23 @@ def test_a_classifier_on_an_encoder_from_elsewhere_goes_on_where_it_was_stopped(
     process.communicate()
     assert process.returncode == 85
     assert "classifier: resumes from" in finish(start([*words, "name=stopped"], 1, tmp_path / "notes"))
-    mine, theirs = (load_file(tmp_path / name / "classifier/model.safetensors") for name in ("stopped", "whole"))
-    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+    ours, reference = (load_file(tmp_path / name / "classifier/model.safetensors") for name in ("stopped", "whole"))
+    assert all(torch.equal(ours[name], reference[name]) for name in reference)
 
 
 def test_a_language_model_starts_from_a_pretrained_one(place: Path, recipe: Path):
     words = ["lm", recipe, *TINY, *PLACE, "data.path=texts", "model.pretrained=wiki", "lm.phases=[{lr: 1e-9}]", "name=tuned"]
     assert "pretrained wiki: " in succeed(words, cwd=place)
-    mine, theirs = (load_file(place / name / "lm/model.safetensors") for name in ("tuned", "wiki"))
+    ours, reference = (load_file(place / name / "lm/model.safetensors") for name in ("tuned", "wiki"))
     for name in ("0.rnns.0.weight_hh_l0_raw", "0.rnns.1.module.weight_ih_l0"):
-        torch.testing.assert_close(mine[name], theirs[name], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(ours[name], reference[name], rtol=1e-4, atol=1e-5)
 
 
 def test_where_wikipedias_weights_cannot_be_fetched_all_ranks_end_with_one_line(place: Path, recipe: Path, tmp_path: Path):
     nowhere = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
     words = ["run", recipe, *TINY, *PLACE, "data.path=texts", "model.pretrained=wt103_fwd", "classifier.encoder=pretrained"]
     result = command([*words, "name=wt"], processes=2, cwd=place, FASTAI_HOME=str(tmp_path), **nowhere)
-    (said,) = [line for line in result.stderr.splitlines() if line.startswith("ulmfit-dist: error:")]
-    assert "cannot be fetched (URLError): fetch it on a machine with a network and unpack it to" in said
+    (output,) = [line for line in result.stderr.splitlines() if line.startswith("ulmfit-dist: error:")]
+    assert "cannot be fetched (URLError): fetch it on a machine with a network and unpack it to" in output
     assert "exitcode  : 2" in result.stderr  # in the launcher's report
     assert not (place / "wt").exists()

@@ -1,4 +1,4 @@
-"""What models start from: files that fastai has written, Wikipedia-shaped ones, and models that were exported here."""
+"""Initial weights: files written by fastai, Wikipedia-shaped ones, and models exported here."""
 
 import dataclasses
 import os
@@ -68,28 +68,28 @@ def fresh_encoder(vocab: list[str] = NEW_VOCAB):
 
 def test_weights_are_matched_to_the_vocabulary_as_fastai_does(files: Path):
     for place in (files, files / "lstm_wt103.pth"):
-        ours, theirs = fresh(), fresh()
+        ours, reference = fresh(), fresh()
         assert load_pretrained(ours, str(place), NEW_VOCAB, MODEL) == 4
-        load_ignore_keys(theirs, match_embeds(torch.load(files / "lstm_wt103.pth"), OLD_VOCAB, NEW_VOCAB))
-        torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=0, atol=0)
+        load_ignore_keys(reference, match_embeds(torch.load(files / "lstm_wt103.pth"), OLD_VOCAB, NEW_VOCAB))
+        torch.testing.assert_close(ours.state_dict(), reference.state_dict(), rtol=0, atol=0)
 
 
 def test_a_classifiers_encoder_is_matched_as_by_fastais_pretrained_learner(files: Path):
     ours = fresh_encoder()
     assert load_pretrained_encoder(ours, str(files), NEW_VOCAB, MODEL) == 4
-    theirs = core.get_text_classifier(AWD_LSTM, len(NEW_VOCAB), 3, config={**awdlstm.awd_lstm_clas_config, **SIZES})
-    load_ignore_keys(theirs[0], match_embeds(torch.load(files / "lstm_wt103.pth"), OLD_VOCAB, NEW_VOCAB))
-    torch.testing.assert_close(dict(ours.state_dict()), dict(theirs[0].module.state_dict()), rtol=0, atol=0)
+    reference = core.get_text_classifier(AWD_LSTM, len(NEW_VOCAB), 3, config={**awdlstm.awd_lstm_clas_config, **SIZES})
+    load_ignore_keys(reference[0], match_embeds(torch.load(files / "lstm_wt103.pth"), OLD_VOCAB, NEW_VOCAB))
+    torch.testing.assert_close(dict(ours.state_dict()), dict(reference[0].module.state_dict()), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", ["lm.pth", "bare.pth"])
 def test_what_fastai_has_saved_computes_the_same_here(trained, name: str):
-    theirs, _, folder = trained
+    reference, _, folder = trained
     ours = fresh(VOCAB).eval()
     assert load_pretrained(ours, str(folder / name), VOCAB, MODEL) == len(VOCAB)
-    theirs.reset()
+    reference.reset()
     with torch.no_grad():
-        torch.testing.assert_close(lm_logits(ours, X), theirs(X)[0], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(lm_logits(ours, X), reference(X)[0], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["lm.pth", "bare_encoder.pth", "classifier.pth"])
@@ -102,13 +102,13 @@ def test_an_encoder_is_taken_from_whatever_fastai_has_saved(trained, name: str):
 
 
 def test_a_classifier_of_fastais_has_our_keys_and_probabilities(trained):
-    _, theirs, _ = trained
+    _, reference, _ = trained
     ours = build_classifier(len(VOCAB), 3, MODEL, dataclasses.replace(CONFIG.classifier, lin_ftrs=[50])).eval()
-    ours.load_state_dict(theirs.state_dict())
+    ours.load_state_dict(reference.state_dict())
     for document in X:
         x = document[None, :20]  # whole chunks: fastai reads the same tokens
         with torch.no_grad():
-            torch.testing.assert_close(ours(x)[0].softmax(1), theirs(x)[0].softmax(1), rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(ours(x)[0].softmax(1), reference(x)[0].softmax(1), rtol=1e-5, atol=1e-5)
 
 
 def test_a_model_exported_here_is_pretrained_for_others(tmp_path: Path):
@@ -147,8 +147,8 @@ def test_a_file_of_the_shape_of_wikitexts_is_read(tmp_path: Path):
 
 def test_special_tokens_of_fastais_sentencepiece_keep_what_they_have_learned(files: Path):
     """It puts pieces of them into its vocabulary, and learns those."""
-    theirs = ["xxunk", "xxpad", "xxbos", "\u2581xxbos", "\u2581the", "cat"]
-    (files / "itos_wt103.pkl").write_bytes(pickle.dumps(theirs))
+    reference = ["xxunk", "xxpad", "xxbos", "\u2581xxbos", "\u2581the", "cat"]
+    (files / "itos_wt103.pkl").write_bytes(pickle.dumps(reference))
     ours = fresh(["xxunk", "xxbos", "\u2581the"])
     assert load_pretrained(ours, str(files), ["xxunk", "xxbos", "\u2581the"], MODEL) == 3
     learned = torch.load(files / "lstm_wt103.pth")["0.encoder.weight"]
@@ -186,8 +186,8 @@ def test_places_without_weights_are_named_with_their_mend(trained, files: Path, 
         str(folder / "bare_encoder.pth"): r"bare_encoder\.pth holds an encoder alone: give it as classifier\.encoder",
         str(tmp_path / "run/classifier"): "is a classifier: give a language model",
     }
-    for name, said in refused.items():
-        with pytest.raises(UserError, match=said):
+    for name, output in refused.items():
+        with pytest.raises(UserError, match=output):
             load_pretrained(fresh(), name, NEW_VOCAB, MODEL)
 
 

@@ -1,4 +1,4 @@
-"""How many processes the launch scripts start, and what they refuse before they do."""
+"""Number of processes of the launch scripts, and input that they refuse before they start any."""
 
 import pytest
 from conftest import ROOT

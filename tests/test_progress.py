@@ -36,9 +36,9 @@ def lines_of(capsys: pytest.CaptureFixture[str], clock: list[float], seconds: fl
         for _ in range(total):
             clock[0] += seconds
             bar.advance(counted=10, loss=1.5)
-    found = capsys.readouterr()
-    assert found.out == ""
-    return found.err.splitlines()
+    actual = capsys.readouterr()
+    assert actual.out == ""
+    return actual.err.splitlines()
 
 
 def test_a_line_comes_at_each_tenth(capsys: pytest.CaptureFixture[str], clock: list[float]):

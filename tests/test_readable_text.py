@@ -40,10 +40,10 @@ def is_spaced(text: str) -> tuple[str, list[bool]]:
 
 
 def differing_gaps(text: str, shown: str) -> list[str]:
-    """What comes behind each gap that differs from the text's."""
-    (letters, expected), (shown_letters, found) = is_spaced(text), is_spaced(shown)
+    """Text after each gap that differs from the original's."""
+    (letters, expected), (shown_letters, actual) = is_spaced(text), is_spaced(shown)
     assert letters == shown_letters
-    return [letters[i : i + 10] for i, (a, b) in enumerate(zip(expected, found, strict=True)) if i and a != b]
+    return [letters[i : i + 10] for i, (a, b) in enumerate(zip(expected, actual, strict=True)) if i and a != b]
 
 
 @pytest.mark.parametrize(("lang", "text"), [(lang, text) for lang, texts in SENTENCES.items() for text in texts])

@@ -156,7 +156,7 @@ def test_a_matrix_that_is_none_is_left_out(tmp_path: Path, matrix: Any):
     run = make_run(tmp_path / "run", stages=())
     (run / "tables.json").write_text(json.dumps({"classifier": {"labels": ["a", "b"], "confusion_matrix": matrix}}))
     words = [text for _, text in read(run).texts]
-    assert any(word.startswith("the confusion matrix of tables.json is not") for word in words)
+    assert any(word.startswith("the confusion matrix of tables.json does not") for word in words)
     assert "Confusion matrix" not in words
 
 

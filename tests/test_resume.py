@@ -1,4 +1,4 @@
-"""Runs that are killed and go on: real processes, real kills, every file read back."""
+"""Runs that are killed and resumed: real processes, real kills, every file read back."""
 
 import json
 import os
@@ -54,18 +54,18 @@ def wait_for_save(process: subprocess.Popen[str], run: Path) -> None:
 
 
 def catches(pid: int, number: signal.Signals) -> bool:
-    """Whether a process has a handler for a signal."""
+    """Return True if a process has a handler for a signal."""
     (caught,) = re.findall(r"SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
     return bool(int(caught, 16) >> (number - 1) & 1)
 
 
 def assert_has_every_line_once(rows: list[dict], run: Path) -> None:
-    """Whether W&B's history is metrics.jsonl, and ever goes on."""
+    """Return True if W&B's history is metrics.jsonl, in order."""
     assert [row["_step"] for row in rows] == sorted({row["_step"] for row in rows})
     rows = [row for row in rows if "classifier/most_wrong" not in row]
     for row, line in zip(rows, metrics(run), strict=True):
-        found = {name: row[name] for name in line if "/" in name}
-        assert found == pytest.approx({name: line[name] for name in found}, rel=1e-12)
+        actual = {name: row[name] for name in line if "/" in name}
+        assert actual == pytest.approx({name: line[name] for name in actual}, rel=1e-12)
 
 
 def test_a_run_that_is_killed_again_and_again_ends_as_one_left_alone(begin: Start, alone: Path, tmp_path: Path):
@@ -85,18 +85,18 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_left_alone(begin: Star
     process = begin(*RECIPE, "name=run")
     wait_for_step(process, notes, "classifier", 80)
     kill_all(process)
-    said = finish(begin(*RECIPE, "name=run"))
-    assert "lm: already trained" in said
-    assert "classifier: resumes from" in said
+    printed = finish(begin(*RECIPE, "name=run"))
+    assert "lm: already trained" in printed
+    assert "classifier: resumes from" in printed
 
     assert same_bits(run, alone / "run")
-    for mine, theirs in zip(metrics(run), metrics(alone / "run"), strict=True):
-        assert mine.pop("stage") == theirs.pop("stage")
-        assert mine == pytest.approx(theirs, rel=1e-12)  # logged sums over ranks are added up in another order
-    expected, found = dict(rows_read(alone / "notes")), list(rows_read(notes))
-    assert all(expected[key] == ids for key, ids in found)
-    assert expected.keys() == {key for key, _ in found}
-    assert len(found) > len(expected)  # some steps were made twice: what was not saved
+    for ours, reference in zip(metrics(run), metrics(alone / "run"), strict=True):
+        assert ours.pop("stage") == reference.pop("stage")
+        assert ours == pytest.approx(reference, rel=1e-12)  # logged sums over ranks are added up in another order
+    expected, actual = dict(rows_read(alone / "notes")), list(rows_read(notes))
+    assert all(expected[key] == ids for key, ids in actual)
+    assert expected.keys() == {key for key, _ in actual}
+    assert len(actual) > len(expected)  # some steps were made twice: what was not saved
     (run_id,) = {path.name.split("-")[-1] for path in (run / "wandb").glob("offline-run-*")}  # through all lives
     assert_has_every_line_once(history(*files_of(run / "wandb", run_id)), run)
 
@@ -108,9 +108,9 @@ def test_a_run_goes_on_to_the_same_bits_on_another_number_of_ranks(begin: Start,
         process = begin(*words, processes=processes)
         wait_for_step(process, notes, stage, step)
         kill_all(process)
-    said = finish(begin(*words, processes=2))
-    assert "classifier: resumes from" in said
-    assert "written on 4 rank(s)" in said
+    printed = finish(begin(*words, processes=2))
+    assert "classifier: resumes from" in printed
+    assert "written on 4 rank(s)" in printed
     assert same_bits(tmp_path / "run", run_dirs["one"])
 
 
@@ -129,8 +129,8 @@ def test_when_a_rank_dies_the_others_name_it_and_end_and_a_restart_goes_on(begin
     process = begin(*RECIPE, "name=run", options=("--max_restarts", "1"), real=True)
     wait_for_step(process, notes, "lm", 70)
     os.kill(ranks_of(process)[0], signal.SIGKILL)
-    said = finish(process)
-    assert re.search(r"error: rank 0 \(\S+ process \d+\) exited without an error", said)
+    printed = finish(process)
+    assert re.search(r"error: rank 0 \(\S+ process \d+\) exited without an error", printed)
     assert same_bits(tmp_path / "run", alone / "run")
 
 
@@ -140,16 +140,16 @@ def test_signals_end_a_run_with_85_and_what_no_longer_fits_is_refused(begin: Sta
     process = begin(*words, processes=1)
     wait_for_training(process, notes)
     os.kill(process.pid, signal.SIGUSR1)
-    said = process.communicate(timeout=30)[1]
+    printed = process.communicate(timeout=30)[1]
     assert process.returncode == 85
-    assert "ulmfit-dist: stopped by SIGUSR1 after step" in said
-    (saved,) = re.findall(r"lm is saved in (\S+);", said)
+    assert "ulmfit-dist: stopped by SIGUSR1 after step" in printed
+    (saved,) = re.findall(r"lm is saved in (\S+);", printed)
     assert json.loads(Path(saved, "state.json").read_text())["train_state"]["first_step"] > 0
 
     process = begin(*words, "lm.wd=0.3", "checkpoint.keep_latest=5", processes=1)
-    said = process.communicate(timeout=60)[1]
+    printed = process.communicate(timeout=60)[1]
     assert process.returncode == 2
-    assert f"{saved} was made with another lm.wd (now 0.3, then 0.1): start over with --fresh" in said
+    assert f"{saved} was made with another lm.wd (now 0.3, then 0.1): start over with --fresh" in printed
 
     process = begin(*words, "checkpoint.keep_latest=5", "tracking.log_interval=3", processes=1)  # harmless
     wait_for_training(process, notes)
@@ -189,13 +189,13 @@ def test_a_fresh_start_that_is_killed_goes_on_and_leaves_the_models_before_aside
     output = process.communicate()[0]
     assert process.returncode == 85
     assert re.search(r"lm: resumes from \S+/step-00000000, written on 1 rank", output)
-    said = finish(begin(*words, processes=1))
-    assert "lm: resumes from" in said
-    assert "already trained" not in said
+    printed = finish(begin(*words, processes=1))
+    assert "lm: resumes from" in printed
+    assert "already trained" not in printed
     exported = [json.loads((tmp_path / "run" / stage / "training.json").read_text()) for stage in STAGES]
     assert len({training["training_id"] for training in exported}) == 2
-    said = finish(begin(*words, processes=1))
-    assert [line.rsplit(":", 1)[0] for line in said.splitlines() if ": already" in line][:2] == [
+    printed = finish(begin(*words, processes=1))
+    assert [line.rsplit(":", 1)[0] for line in printed.splitlines() if ": already" in line][:2] == [
         f"{stage}: already trained" for stage in STAGES
     ]
 
@@ -219,9 +219,9 @@ def test_a_full_disk_does_not_stop_a_run(begin: Start, tmp_path: Path):
         wait_for_step(process, notes, "lm", 90)
         assert before <= {path.name for path in run.glob("checkpoints/lm/step-*")}
         filler.unlink()
-        said = finish(process)
-        assert "could not be written (" in said
-        assert "No space left on device" in said
+        printed = finish(process)
+        assert "could not be written (" in printed
+        assert "No space left on device" in printed
         assert max(path.name for path in run.glob("checkpoints/lm/step-*")) > max(before)
         steps = [line["step"] for line in metrics(run) if "lm/learning_rate" in line]
         assert steps == list(range(5, steps[-1] + 1, 5))  # not a line is missing
@@ -236,8 +236,10 @@ def test_a_loss_that_is_no_number_stops_with_the_step_and_keeps_the_last_good_ch
     result = command(["lm", recipe, *place, *words])
     assert result.returncode == 2
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("ulmfit-dist: error:")]
-    found = re.search(r"lm phase 1 epoch 1: .* is NaN or inf at step (\d+); the last good checkpoint is (\S+)\. Lower", line)
-    assert found is not None, line
+    actual = re.search(
+        r"lm phase 1 epoch 1: .* is NaN or inf at step (\d+); the last good checkpoint is (\S+)\. Lower", line
+    )
+    assert actual is not None, line
     assert "Lower the phase's lr" in line
-    assert Path(found[2]).is_dir()
-    assert int(Path(found[2]).name[5:]) < int(found[1])
+    assert Path(actual[2]).is_dir()
+    assert int(Path(actual[2]).name[5:]) < int(actual[1])

@@ -114,11 +114,11 @@ def test_a_skipped_row_counts_and_those_after_it_keep_their_numbers(tmp_path: Pa
     lines[5:5] = [b'bad,"quo"te', b"\xff,a", b"one,two,three"]
     (tmp_path / "all.csv").write_bytes(b"\r\n".join(lines))
     read = opened(tmp_path / "all.csv", on_error="skip")
-    found = list(read.rows(0, len(read)))
-    assert [i for i, row in enumerate(found) if isinstance(row, BadRow)] == [4, 5, 6]
-    assert len(found) == NUM_ROWS + 3
-    for start, stop in slices(len(found)):
-        assert list(read.rows(start, stop)) == found[start:stop]
+    actual = list(read.rows(0, len(read)))
+    assert [i for i, row in enumerate(actual) if isinstance(row, BadRow)] == [4, 5, 6]
+    assert len(actual) == NUM_ROWS + 3
+    for start, stop in slices(len(actual)):
+        assert list(read.rows(start, stop)) == actual[start:stop]
 
 
 def test_the_digest_is_of_what_is_read(tmp_path: Path):

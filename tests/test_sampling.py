@@ -1,4 +1,5 @@
-"""What words are drawn from, and texts written word by word against the slow way: all that is there, read for each word."""
+"""Distributions that words are sampled from, and cached generation against the reference path, which reads the whole text
+for each word."""
 
 import pytest
 import torch
@@ -118,8 +119,8 @@ def test_a_value_out_of_range_is_one_line_that_names_it(bad: dict[str, float]):
 
 def test_words_are_picked_as_often_as_they_are_likely_and_never_where_they_are_cut():
     p_bV = Sampling(1, top_k=3).probabilities(KNOWN[:1].log()).expand(20_000, -1)
-    found = torch.bincount(pick(p_bV, uniform(20_000, *POSITION)), minlength=5) / 20_000
-    torch.testing.assert_close(found, torch.tensor([0, 4 / 7, 0, 1 / 7, 2 / 7]), atol=0.015, rtol=0)
+    actual = torch.bincount(pick(p_bV, uniform(20_000, *POSITION)), minlength=5) / 20_000
+    torch.testing.assert_close(actual, torch.tensor([0, 4 / 7, 0, 1 / 7, 2 / 7]), atol=0.015, rtol=0)
 
 
 @torch.no_grad()

@@ -44,11 +44,11 @@ def test_a_class_is_scored_by_its_row_and_its_column():
 
 def test_scores_of_classes_are_sklearns(documents: tuple[torch.Tensor, torch.Tensor]):
     probability_NC, label_N = documents
-    found = class_scores("abcd", measured(probability_NC, label_N).confusion_CC.numpy())
+    actual = class_scores("abcd", measured(probability_NC, label_N).confusion_CC.numpy())
     expected = precision_recall_fscore_support(
         label_N, probability_NC.argmax(1), labels=range(CLASSES), zero_division=np.nan
     )
-    columns = zip(*(scores[1:] for scores in found), strict=True)
+    columns = zip(*(scores[1:] for scores in actual), strict=True)
     for column, sklearns in zip(columns, expected, strict=True):
         np.testing.assert_allclose(np.array(column, dtype=float), sklearns)
 

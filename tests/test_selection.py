@@ -1,4 +1,4 @@
-"""Which epoch is exported, and when a stage ends before its recipe does."""
+"""Selection of the exported epoch, and early stopping."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ from ulmfit_dist.training.train_state import TrainState
 
 
 def after(scores: list[float], patience: int | None = None, halfway: bool = False) -> ModelSelectionCallback:
-    """A selection that has seen these scores; where it is to be halfway, by way of a checkpoint."""
+    """Return a selection after these scores; halfway: restored from a checkpoint after half of them."""
     selection = ModelSelectionCallback(patience, lambda: {"of": len(scores)})
     for number, score in enumerate(scores, 1):
         if halfway and number == len(scores) // 2:
@@ -34,13 +34,13 @@ def after(scores: list[float], patience: int | None = None, halfway: bool = Fals
 
 
 @pytest.mark.parametrize("halfway", [False, True])
-def test_the_last_of_the_best_epochs_is_kept_in_mind(halfway: bool):
+def test_the_last_of_the_best_epochs_is_selected(halfway: bool):
     best = after([0.1, 0.9, 0.3, 0.9, 0.2], halfway=halfway).best
     assert (best.number, best.step, best.score) == (4, 40, 0.9)
 
 
 @pytest.mark.parametrize("halfway", [False, True])
-def test_a_stage_ends_after_epochs_that_were_no_better(halfway: bool):
+def test_a_stage_stops_after_epochs_without_improvement(halfway: bool):
     stopped = after([0.1, 0.5, 0.5, 0.4, 0.9], patience=2, halfway=halfway)
     assert stopped.learn.train_state.is_stopped
     assert stopped.learn.stage_epoch == 4
@@ -49,11 +49,11 @@ def test_a_stage_ends_after_epochs_that_were_no_better(halfway: bool):
 
 
 def test_wrong_values_are_named():
-    for override, said in (
+    for override, output in (
         ("lm.export_epoch=first", "did you mean .last.?"),
         ("classifier.early_stopping_patience=0", "at least 1"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=output):
             load_config(None, ["data.path=x", override])
 
 
@@ -68,15 +68,15 @@ def test_the_best_epochs_model_is_exported_also_after_a_stop(corpus: Path, recip
     words += ["classifier.phases=[{epochs: 3, lr: 2e-2},{epochs: 9, lr: 1.0}]", "runtime.canonical_ranks=2"]
     words += ["checkpoint.keep_latest=1", "classifier.callbacks=[test_own_parts.StopsItself]"]
     here = {"PYTHONPATH": f"{Path(__file__).parents[1]}:{Path(__file__).parent}"}
-    said = succeed(["run", *words, "name=alone"], **here)
+    output = succeed(["run", *words, "name=alone"], **here)
     run = tmp_path / "alone"
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     epochs = [line for line in lines if "classifier/valid_loss" in line]
     accuracies = [line["classifier/accuracy"] for line in epochs]
     best = max(range(len(epochs)), key=lambda i: (accuracies[i], i))
     assert best < len(epochs) - 1 < 11
-    assert "classifier: stopped early: no improvement in " in said
-    assert f"classifier: exporting epoch {best + 1} of {len(epochs)}, the best: valid_loss" in said
+    assert "classifier: stopped early: no improvement in " in output
+    assert f"classifier: exporting epoch {best + 1} of {len(epochs)}, the best: valid_loss" in output
     summary = json.loads((run / "summary.json").read_text())["classifier"]
     for metric in ("valid_loss", "accuracy", "f1_macro"):
         assert summary[metric] == epochs[best][f"classifier/{metric}"]
@@ -90,6 +90,6 @@ def test_the_best_epochs_model_is_exported_also_after_a_stop(corpus: Path, recip
 
     stopped = command(["run", *words, "name=stopped"], 2, STOP_AFTER=str(epochs[best]["step"] + 5), **here)
     assert "stopped by SIGTERM after step" in stopped.stderr
-    said = succeed(["run", *words, "name=stopped"], **here)
-    assert f"exporting epoch {best + 1} of {len(epochs)}, the best" in said
+    output = succeed(["run", *words, "name=stopped"], **here)
+    assert f"exporting epoch {best + 1} of {len(epochs)}, the best" in output
     assert same_bits(tmp_path / "stopped", run)

@@ -27,7 +27,7 @@ def config(**settings) -> TokenizerConfig:
 
 @pytest.mark.parametrize("model_type", ["unigram", "bpe"])
 def test_special_tokens_stay_whole_and_all_words_come_back(model_type: str):
-    settings = config(model_type=model_type, pieces=64)
+    settings = config(sp_model_type=model_type, sp_vocab_size=64)
     model = make_model(settings, TEXTS)
     assert model == make_model(settings, TEXTS)
     tokenizer = SentencePieceTokenizer(model)
@@ -52,7 +52,7 @@ def test_a_model_from_elsewhere_is_used_as_it_is(tmp_path: Path):
         minloglevel=2,
     )
     (tmp_path / "m.model").write_bytes(content.getvalue())
-    model = make_model(config(model=str(tmp_path / "m.model")), [])
+    model = make_model(config(sp_model=str(tmp_path / "m.model")), [])
     assert words_of_pieces(SentencePieceTokenizer(model).tokenize(["Hello WORLD"])[0]) == [
         "xxbos",
         "xxmaj",
@@ -64,9 +64,9 @@ def test_a_model_from_elsewhere_is_used_as_it_is(tmp_path: Path):
 
 def test_what_is_wrong_with_a_model_is_told(tmp_path: Path):
     with pytest.raises(UserError, match=r"nowhere: cannot be read \(No such file"):
-        make_model(config(model=str(tmp_path / "nowhere")), [])
-    with pytest.raises(UserError, match=r"tokenizer\.pieces=3: SentencePiece cannot be trained.*required_chars"):
-        make_model(config(model_type="bpe", pieces=3), TEXTS)
+        make_model(config(sp_model=str(tmp_path / "nowhere")), [])
+    with pytest.raises(UserError, match=r"tokenizer\.sp_vocab_size=3: SentencePiece cannot be trained.*required_chars"):
+        make_model(config(sp_model_type="bpe", sp_vocab_size=3), TEXTS)
     with pytest.raises(UserError, match="not a SentencePiece model"):
         SentencePieceTokenizer(b"damaged")
 

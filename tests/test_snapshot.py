@@ -1,4 +1,4 @@
-"""A learner's state, captured and put into another learner, in one process."""
+"""State of a learner, captured and restored into another learner, in one process."""
 
 import json
 from pathlib import Path
@@ -75,7 +75,7 @@ def begin_epoch(state: LearnerStateDict) -> None:
 
 
 @pytest.mark.parametrize("micro_batch_size", [None, 1, 2])
-def test_a_state_that_is_put_into_another_learner_is_captured_again(store: TokenStore, micro_batch_size: int | None):
+def test_a_restored_state_is_captured_again(store: TokenStore, micro_batch_size: int | None):
     tensors, state = trained(learner_state(store), seed=0).capture(HERE)
     other = learner_state(store, micro_batch_size=micro_batch_size)
     other.restore(tensors, as_on_disk(state))
@@ -99,7 +99,7 @@ def test_a_snapshot_is_a_copy(store: TokenStore):
     assert torch.equal(tensors["model"]["0.encoder.weight"], before)
 
 
-def test_a_loss_scaler_goes_on_where_it_was(store: TokenStore):
+def test_a_loss_scaler_is_restored(store: TokenStore):
     state = trained(learner_state(store), seed=0)
     state.runtime.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     state.runtime.accelerator.scaler.scale(torch.zeros(1))
@@ -127,7 +127,7 @@ def test_a_micro_batch_size_to_which_a_lack_of_memory_led_is_kept(
         learner_state(store).restore(tensors, {**as_on_disk(saved), "micro_batch_size": 0})
 
 
-def test_a_weight_that_is_no_number_is_seen(store: TokenStore):
+def test_a_weight_that_is_nan_is_detected(store: TokenStore):
     state = learner_state(store)
     assert state.is_finite()
     state.parameters["1.decoder.bias"].data[3] = float("nan")

@@ -80,8 +80,8 @@ def test_the_gpu_branch_of_the_loss_is_autograds(
     assert len(loss_module._chunks(y, 8)) == 3
     total, *gradients = loss_module._on_gpu(*inputs, y, dtype, scale)
     assert total.item() == pytest.approx(exact.item(), rel=tolerance / 2)
-    for found, wanted in zip(gradients, expected, strict=True):
-        assert (found / scale - wanted).norm() <= tolerance * wanted.norm()
+    for actual, wanted in zip(gradients, expected, strict=True):
+        assert (actual / scale - wanted).norm() <= tolerance * wanted.norm()
 
 
 def test_a_chunk_takes_the_memory_that_it_is_allowed():

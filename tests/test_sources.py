@@ -143,7 +143,7 @@ GOOD = {
 
 
 @pytest.mark.parametrize(
-    ("kind", "line", "said", "replaced"),
+    ("kind", "line", "output", "replaced"),
     [
         ("csv", b"bad \xff\xfe,a", "line 3: byte 5 of the line is not UTF-8", "bad \ufffd\ufffd"),
         ("csv", b"one,two,three", "line 3 has 3 fields, but the header has 2", None),
@@ -156,7 +156,7 @@ GOOD = {
     ],
 )
 def test_a_bad_line_is_refused_with_file_and_number_or_replaced_or_skipped(
-    kind: str, line: bytes, said: str, replaced: str | None, tmp_path: Path
+    kind: str, line: bytes, output: str, replaced: str | None, tmp_path: Path
 ):
     file = tmp_path / f"all.{ {'csv': 'csv', 'json': 'jsonl'}[kind] }"
     *first, last = GOOD[kind]
@@ -165,7 +165,7 @@ def test_a_bad_line_is_refused_with_file_and_number_or_replaced_or_skipped(
     for on_error in ("strict",) if replaced is not None else ("strict", "replace"):
         with pytest.raises(UserError) as error:
             opened(*overrides, f"data.on_error={on_error}")
-        assert str(error.value).startswith(f"{file}, {said}")
+        assert str(error.value).startswith(f"{file}, {output}")
     if replaced is not None:
         assert contents(opened(*overrides, "data.on_error=replace"))["train"][0] == ["one", replaced, "two"]
     assert contents(opened(*overrides, "data.on_error=skip"))["train"][0] == ["one", None, "two"]
@@ -207,7 +207,7 @@ def test_what_is_missing_is_named(tmp_path: Path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "nothing.csv").write_text("text,label\n")
     (tmp_path / "broken.csv").write_text('text,label\n"open,a\n')
-    for overrides, said in [
+    for overrides, output in [
         (["data.path=/nowhere/at/all"], "no such file or folder"),
         ([f"data.path={tmp_path / 'empty'}"], "no .txt files"),
         ([f"data.path={tmp_path}", "data.splits={train: tr}"], "named by data.splits.train"),
@@ -220,5 +220,5 @@ def test_what_is_missing_is_named(tmp_path: Path):
     ]:
         with pytest.raises(UserError) as error:
             opened(*overrides)
-        assert said in str(error.value)
+        assert output in str(error.value)
         assert "\n" not in str(error.value)

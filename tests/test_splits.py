@@ -56,14 +56,14 @@ def tokens_read(store: TokenStore, config: Config, epochs: int = 2) -> dict[str,
     read: dict[str, set[int]] = {}
     for stage, loaders in (("lm", lm_loaders), ("classifier", classifier_loaders)):
         for side, loader in zip(("train", "valid"), loaders(config, runtime, store), strict=True):
-            found = read.setdefault(f"{stage} {side}", set())
+            actual = read.setdefault(f"{stage} {side}", set())
             for epoch in range(epochs if side == "train" else 1):
                 if side == "train":
                     loader.epoch = epoch
                 for batches in loader:
                     for batch in batches:
-                        found |= set(batch.x.flatten().tolist())
-                        found |= set(batch.y.flatten().tolist()) if stage == "lm" else set()
+                        actual |= set(batch.x.flatten().tolist())
+                        actual |= set(batch.y.flatten().tolist()) if stage == "lm" else set()
     return read
 
 

@@ -16,7 +16,7 @@ Batches LMBatches ClassifierBatches StageFolder CheckpointWriter DamagedError Le
 RateRange Exported OwnMetrics Growing Ragged Lexicon StopRequest StoreBuilder WrongPrediction EpochRows TextFiles
 from_main tensors_from_main copy_from_main sum_by_pairs leave_at_end renew_scaler quieten open_door watch_from share_of_rank
 moved_ahead by_hand take_best tables_of has_export virtual_ranks compress_gradients no_label get_label local_cache
-shard_documents arch_options truncate_to every_minutes every_steps log_every laps trust_remote_code
+shard_documents arch_options truncate_to every_minutes every_steps log_every laps trust_rules
 """.split()
 """Identifiers of earlier versions."""
 

@@ -38,8 +38,8 @@ def test_an_agent_trains_what_the_sweep_proposes(run_dirs: dict[str, Path], corp
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep))
     with wandb_server() as server:
         assert "Creating sweep with ID: sweep0" in wandb(["sweep", "sweep.yaml"], server, tmp_path)
-        said = wandb(["agent", "me/ulmfit/sweep0", "--count", "1"], server, tmp_path)
-    assert len(server.runs) == 1, said
+        output = wandb(["agent", "me/ulmfit/sweep0", "--count", "1"], server, tmp_path)
+    assert len(server.runs) == 1, output
     ((run_id, run),) = server.runs.items()
     assert server.sweeps["sweep0"].runs == [run_id]
     assert (run.sweep, run.exit_code) == ("sweep0", 0)
@@ -60,8 +60,8 @@ def test_the_command_and_every_value_of_a_sweep_are_a_config(path: Path, monkeyp
     recipe, *words = rest.split()
     assert run
     assert words.pop() == "${args_no_hyphens}"
-    for key, said in sweep["parameters"].items():
-        for value in said.get("values") or [said["min"], said["max"]]:
+    for key, output in sweep["parameters"].items():
+        for value in output.get("values") or [output["min"], output["max"]]:
             config = load_config(recipe, [*words, f"{key}={value}"])
             assert config.name == f"{path.stem}-a1b2"
             assert config.tracking.project == sweep["project"]

@@ -107,30 +107,30 @@ def test_metrics_of_several_classes_are_fastais():
     torch.manual_seed(0)
     outputs, y = torch.randn(B, C), (torch.rand(B, C) > 0.6).float()
     settings = ClassifierConfig(target="multicategory", threshold=0.4)
-    found = measured(Targets("multicategory", [*"abcd"], torch.zeros(1, C)), settings, outputs, y)
-    assert found["valid_loss"] == pytest.approx(BCEWithLogitsLossFlat()(outputs, y).item(), rel=1e-6)
-    assert found["accuracy"] == pytest.approx(accuracy_multi(outputs, y, thresh=0.4).item())
+    actual = measured(Targets("multicategory", [*"abcd"], torch.zeros(1, C)), settings, outputs, y)
+    assert actual["valid_loss"] == pytest.approx(BCEWithLogitsLossFlat()(outputs, y).item(), rel=1e-6)
+    assert actual["accuracy"] == pytest.approx(accuracy_multi(outputs, y, thresh=0.4).item())
     for average in ("macro", "micro"):
-        assert found[f"f1_{average}"] == pytest.approx(fastais(F1ScoreMulti(thresh=0.4, average=average), outputs, y))
+        assert actual[f"f1_{average}"] == pytest.approx(fastais(F1ScoreMulti(thresh=0.4, average=average), outputs, y))
 
 
 def test_metrics_of_numbers_are_fastais():
     torch.manual_seed(0)
     outputs, y = torch.randn(B, 1), torch.randn(B)
-    found = measured(Targets("regression", [], torch.zeros(1)), NUMBER, outputs, y)
-    assert found["valid_loss"] == pytest.approx(MSELossFlat()(outputs, y).item(), rel=1e-6)
-    assert found["mae"] == pytest.approx(mae(outputs, y).item(), rel=1e-6)
-    assert found["rmse"] == pytest.approx(fastais(rmse, outputs, y), rel=1e-6)
-    assert found["r2"] == pytest.approx(r2_score(y, outputs))  # what fastai's R2Score calls
+    actual = measured(Targets("regression", [], torch.zeros(1)), NUMBER, outputs, y)
+    assert actual["valid_loss"] == pytest.approx(MSELossFlat()(outputs, y).item(), rel=1e-6)
+    assert actual["mae"] == pytest.approx(mae(outputs, y).item(), rel=1e-6)
+    assert actual["rmse"] == pytest.approx(fastais(rmse, outputs, y), rel=1e-6)
+    assert actual["r2"] == pytest.approx(r2_score(y, outputs))  # what fastai's R2Score calls
 
 
 def test_the_losses_are_fastais():
     outputs, y = torch.randn(B, C), (torch.rand(B, C) > 0.6).float()
     several, number = Targets("multicategory", [*"abcd"], torch.zeros(1, C)), Targets("regression", [], torch.zeros(1))
-    found = build_objective_loss(MULTI, several, np.zeros(1))(outputs, y)
-    torch.testing.assert_close(found, BCEWithLogitsLossFlat()(outputs, y))
-    found = build_objective_loss(NUMBER, number, np.zeros(1))(outputs[:, :1], y[:, 0])
-    torch.testing.assert_close(found, MSELossFlat()(outputs[:, :1], y[:, 0]))
+    actual = build_objective_loss(MULTI, several, np.zeros(1))(outputs, y)
+    torch.testing.assert_close(actual, BCEWithLogitsLossFlat()(outputs, y))
+    actual = build_objective_loss(NUMBER, number, np.zeros(1))(outputs[:, :1], y[:, 0])
+    torch.testing.assert_close(actual, MSELossFlat()(outputs[:, :1], y[:, 0]))
 
 
 @pytest.mark.parametrize("loss", [binary_cross_entropy, squared_error])
@@ -161,14 +161,14 @@ def test_several_classes_are_learned_alike_by_one_rank_and_two(tmp_path: Path, r
     words = [recipe, "data.source=csv", f"data.path={table}", "data.label_delim='|'", "classifier.target=multicategory"]
     words += [*TINY, LONGER, "runtime.canonical_ranks=2", "lm.drop_mult=0.2", "classifier.drop_mult=0.2"]
     words += [f"runs_dir={tmp_path}", f"data.cache_dir={tmp_path / 'cache'}"]
-    said = succeed(["run", *words, "name=one"])
+    output = succeed(["run", *words, "name=one"])
     succeed(["run", *words, "name=two"], processes=2)
     weights = [safetensors.torch.load_file(tmp_path / name / "classifier" / "model.safetensors") for name in ("one", "two")]
     assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
 
     summary = json.loads((tmp_path / "one" / "summary.json").read_text())["classifier"]
     assert summary["f1_macro"] > 0.8
-    assert f"{summary['f1_macro']:.4f}" in said
+    assert f"{summary['f1_macro']:.4f}" in output
     evaluated = json.loads(succeed_here(["evaluate", "--json", tmp_path / "one"]))["classifier"]
     assert evaluated["f1_macro"] == pytest.approx(summary["f1_macro"])
 
@@ -183,13 +183,13 @@ def test_numbers_are_learned_within_their_range(tmp_path: Path, recipe: Path):
     words = [recipe, "data.source=csv", f"data.path={table}", "data.missing_label=null", "classifier.target=regression"]
     words += [*TINY, LONGER, "classifier.y_range=[-4, 4]", "lm.drop_mult=0.2", "classifier.drop_mult=0.2"]
     words += [f"runs_dir={tmp_path}", f"data.cache_dir={tmp_path / 'cache'}", "name=run"]
-    said = succeed(["run", *words])
+    output = succeed(["run", *words])
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())["classifier"]
     assert summary["r2"] > 0.5
     assert math.sqrt(summary["valid_loss"]) == pytest.approx(summary["rmse"])
-    assert f"{summary['r2']:.4f}" in said
+    assert f"{summary['r2']:.4f}" in output
     food, sport = (" ".join(TOPICS[topic]) for topic in ("food", "sport"))
-    low, high = (found.value for found in load_classifier(tmp_path / "run").predict([food, sport]))
+    low, high = (actual.value for actual in load_classifier(tmp_path / "run").predict([food, sport]))
     assert -4 <= low < 0 < high <= 4
     assert float(succeed_here(["predict", tmp_path / "run", sport]).split()[0]) == pytest.approx(high, abs=1e-3)
 

@@ -100,8 +100,8 @@ def test_threads_get_the_probabilities_of_one(run: Path):
     expected = [alone.predict_proba(texts).tobytes() for texts in BATCHES]
     assert len(set(expected)) == THREADS
     shared = load_classifier(run)
-    found = in_threads(lambda texts: shared.predict_proba(texts).tobytes(), BATCHES)
-    assert found == [[answer] * ROUNDS for answer in expected]
+    actual = in_threads(lambda texts: shared.predict_proba(texts).tobytes(), BATCHES)
+    assert actual == [[answer] * ROUNDS for answer in expected]
 
 
 def test_threads_get_the_labels_of_one_from_an_ensemble(run: Path):
@@ -115,8 +115,8 @@ def test_threads_get_the_generated_texts_of_one(run: Path):
     alone, shared = load_language_model(run), load_language_model(run)
     expected = [alone.generate(prompt, words=8, samples=2) for prompt in prompts]
     assert len({str(texts) for texts in expected}) > THREADS // 2
-    found = in_threads(lambda prompt: shared.generate(prompt, words=8, samples=2), prompts)
-    assert found == [[answer] * ROUNDS for answer in expected]
+    actual = in_threads(lambda prompt: shared.generate(prompt, words=8, samples=2), prompts)
+    assert actual == [[answer] * ROUNDS for answer in expected]
 
 
 def test_an_answer_does_not_depend_on_what_was_asked_before(run: Path):

@@ -41,7 +41,7 @@ _fastais: dict[str, TokenizeWithRules] = {}
 
 
 def fastai_tokens(texts: list[str], lang: str = "en") -> list[list[str]]:
-    """What fastai gives; a text a call, which `parallel_tokenize` would put out of order."""
+    """Return fastai's tokens; one text per call, because `parallel_tokenize` would change their order."""
     if lang not in _fastais:
         _fastais[lang] = TokenizeWithRules(WordTokenizer(lang))
     return [list(tokens) for tokens in _fastais[lang](texts)]
@@ -70,7 +70,7 @@ PIECES = [
     " @.@ ",
     " no no no ",
 ]
-"""What fastai's rules and spaCy take notice of."""
+"""Strings that fastai's rules and spaCy treat specially."""
 rich_texts = st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=3)), max_size=14).map("".join)
 EXAMPLES = int(os.environ.get("TOKENIZER_EXAMPLES", "120"))
 _tokenizers: dict[str, Tokenizer] = {}
@@ -150,5 +150,5 @@ def test_local_ids_map_to_the_vocabulary():
     ("lang", "library"), [("th", "pythainlp"), ("zh", "jieba"), ("ja", "sudachipy"), ("ko", "natto-py"), ("vi", "pyvi")]
 )
 def test_a_language_that_spacy_splits_by_another_library_is_one_for_sentencepiece(lang: str, library: str):
-    with pytest.raises(UserError, match=f"^tokenizer.lang='{lang}': [^\n]*{library}[^\n]*tokenizer.type: sentencepiece"):
+    with pytest.raises(UserError, match=f"^tokenizer.lang='{lang}': [^\n]*{library}[^\n]*tokenizer.type=sentencepiece"):
         Tokenizer(lang)

@@ -112,11 +112,11 @@ def test_the_smoothed_loss_is_fastais(run_dirs: dict[str, Path]):
 
 def test_no_word_of_the_texts_leaves_the_token_store_unasked(run_dirs: dict[str, Path]):
     words = [word.encode() for word in ("cheese", "pepper", "keyboard", "season")]
-    told = [
+    message = [
         path for name in ("wandb", "") for path in (run_dirs["two"] / name).glob("**/*" if name else "*.*") if path.is_file()
     ]
-    assert {"report.html", "tables.json", "metrics.jsonl"} <= {path.name for path in told}
-    assert [path for path in told if any(word in path.read_bytes() for word in words)] == []
+    assert {"report.html", "tables.json", "metrics.jsonl"} <= {path.name for path in message}
+    assert [path for path in message if any(word in path.read_bytes() for word in words)] == []
     mistakes = json.loads((run_dirs["two"] / "tables.json").read_text())["classifier"]
     assert mistakes["labels"] == ["food", "sport", "tech"]
     assert sum(map(sum, mistakes["confusion_matrix"])) == 52
@@ -138,14 +138,14 @@ def test_texts_of_an_earlier_start_go_where_texts_are_not_wanted():
     assert without_texts(tables) == {"labels": ["a"], "most_wrong": [{"document": 3, "label": "a"}]}
 
 
-def started(folder: Path, *words: str, fresh: bool = False, stage: str = "lm", **found: str) -> str | None:
+def started(folder: Path, *words: str, fresh: bool = False, stage: str = "lm", **actual: str) -> str | None:
     """Return the W&B run id of a start that logs a line."""
     config = load_config(
         overrides=["data.source=bbc_news", "runtime.precision=fp32", f"runs_dir={folder}", "name=a", *words]
     )
     tracker = Tracker(config, Runtime(config.runtime))
     tracker.fresh = fresh
-    tracker.start_stage(stage, **found)
+    tracker.start_stage(stage, **actual)
     tracker.log(stage, {"phase": 0, "epoch": 0, "step": 5, "tokens": 50}, {"loss": 1.0})
     tracker.close(1)
     return tracker.run_id
@@ -159,7 +159,7 @@ def test_wandbs_run_stays_the_same_until_the_training_is_another(tmp_path: Path)
     line = (tmp_path / "a/metrics.jsonl").read_text()
     assert started(tmp_path, offline, lines=line, run_id=first) == first
     assert started(tmp_path, offline, lines=line) == first  # a checkpoint of a start without W&B
-    assert started(tmp_path, offline) != first  # begun anew
+    assert started(tmp_path, offline) != first  # another training
     second = (tmp_path / "a/wandb/run_id").read_text()
     (tmp_path / "a/metrics.jsonl").unlink()
     assert started(tmp_path, offline, fresh=True) != second

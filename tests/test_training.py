@@ -1,4 +1,4 @@
-"""The pieces of a training step, on one process."""
+"""Parts of a training step, in one process."""
 
 from types import SimpleNamespace
 

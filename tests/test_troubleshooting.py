@@ -17,7 +17,7 @@ def test_each_message_of_the_page_is_one_of_the_program():
     known = [message for path in modules() for message in messages(path)]
     documented = documented_messages()
     assert len(documented) > 60
-    assert [said for said in documented if not any(covers(said, message) for message in known)] == []
+    assert [output for output in documented if not any(covers(output, message) for message in known)] == []
 
 
 def test_each_module_that_refuses_something_is_on_the_page():
@@ -25,7 +25,7 @@ def test_each_module_that_refuses_something_is_on_the_page():
         str(path.relative_to(ROOT))
         for path in modules()
         if (known := messages(path))
-        and not any(covers(said, message) for said in documented_messages() for message in known)
+        and not any(covers(output, message) for output in documented_messages() for message in known)
     ]
     assert missing == [], "add their messages to docs/troubleshooting.md"
 
@@ -35,11 +35,11 @@ def modules() -> list[Path]:
 
 
 def messages(path: Path) -> list[str]:
-    """What the errors of a module say, with `...` for what is filled in."""
+    """Return the messages of a module's errors, with `...` for values."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name))
-    said = ["".join(parts(call.args[0])) for call in calls if call.func.id in ERRORS and call.args]
-    return [message for message in said if re.search(r"\w", message)]
+    output = ["".join(parts(call.args[0])) for call in calls if call.func.id in ERRORS and call.args]
+    return [message for message in output if re.search(r"\w", message)]
 
 
 def parts(node: ast.expr) -> Iterator[str]:
@@ -59,7 +59,7 @@ def documented_messages() -> list[str]:
 
 
 def covers(documented: str, message: str) -> bool:
-    """Whether the fixed words of a documented message occur in one of the program, in their order."""
+    """Return True if the fixed words of a documented message occur in one of the program, in their order."""
     position = 0
     for piece in documented.split(OPEN):
         position = message.find(piece.strip(), position)

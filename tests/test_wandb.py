@@ -107,9 +107,9 @@ def test_an_online_run_sends_its_history_its_texts_and_its_model(
     ]
     words += ["tracking.log_text=true", "tracking.log_model=true", "tracking.num_samples=2", "tracking.tags=[short]"]
     with wandb_server() as server:
-        said = succeed(words, WANDB_MODE="online", WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY)
+        output = succeed(words, WANDB_MODE="online", WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY)
     ((run_id, run),) = server.runs.items()
-    assert f"W&B: {server.url}/me/ulmfit/runs/{run_id}" in said
+    assert f"W&B: {server.url}/me/ulmfit/runs/{run_id}" in output
     assert run.exit_code == 0
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [row["lm/step"] for row in run.history.values()] == [line["step"] for line in lines]
@@ -159,9 +159,9 @@ def test_starts_without_a_network_make_one_run_when_they_are_sent(server: Server
     again = WandbRun(config(tmp_path), "offline", {}, first.id, rows(range(4)))
     for row in rows(range(4, 7)):
         again.log(row)
-    said = again.finish(0)
+    output = again.finish(0)
     assert [row["_step"] for row in written(folder, first.id)] == list(range(7))
-    command = said[0].removeprefix("W&B is offline: send it with: ")
+    command = output[0].removeprefix("W&B is offline: send it with: ")
     subprocess.run(f"{sys.executable} -m {command}", shell=True, check=True, cwd=tmp_path, capture_output=True)
     assert [row["_step"] for row in server.runs[first.id].history.values()] == list(range(7))
 
@@ -170,10 +170,10 @@ def test_an_online_start_takes_over_what_offline_ones_have_not_sent(server: Serv
     offline = WandbRun(config(tmp_path), "offline", {})
     for row in rows(range(3)):
         offline.log(row)
-    said = offline.finish(1)
+    output = offline.finish(1)
     time.sleep(1)  # W&B's folders are named by the second
     WandbRun(config(tmp_path), "online", {}, offline.id, rows(range(3))).finish(0)
-    command = said[0].removeprefix("W&B is offline: send it with: ")
+    command = output[0].removeprefix("W&B is offline: send it with: ")
     subprocess.run(f"{sys.executable} -m {command}", shell=True, check=True, cwd=tmp_path, capture_output=True)
     assert [row["_step"] for row in server.runs[offline.id].history.values()] == [0, 1, 2]
     assert where_offline(tmp_path / "a/wandb", offline.id) == []
@@ -251,14 +251,14 @@ def test_a_server_that_is_none_of_wandbs_counts_as_none(
     no_login.setenv("WANDB_INIT_TIMEOUT", "2")
     no_login.setattr(BaseHTTPRequestHandler, "log_message", lambda *_: None)
     no_login.setenv("WANDB_API_KEY", KEY)
-    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as other:  # says 501, whatever it is asked
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as other:  # answers every request with 501
         threading.Thread(target=other.serve_forever, kwargs={"poll_interval": 0.05}).start()
         no_login.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{other.server_port}")
         run = WandbRun(config(tmp_path), "online", {})
         run.log(rows(range(1))[0])
-        said = run.finish(0)
+        output = run.finish(0)
         other.shutdown()
-    assert said[0].startswith("W&B is offline: ")
+    assert output[0].startswith("W&B is offline: ")
     assert re.fullmatch(r"warning: W&B could not start \(.*\): the run continues offline\n", capsys.readouterr().err)
     assert [row["_step"] for row in written(tmp_path / "a/wandb", run.id)] == [0]
 

@@ -29,22 +29,22 @@ def config(*words: str) -> Config:
 
 
 def test_defaults_yield_to_the_environment():
-    found = init_arguments(config(), ALL)
-    assert found.arguments == {"project": "p", "name": "n", "group": "g", "tags": ["t", "u"]}
-    assert (found.run_id, found.messages) == (None, [])
+    actual = init_arguments(config(), ALL)
+    assert actual.arguments == {"project": "p", "name": "n", "group": "g", "tags": ["t", "u"]}
+    assert (actual.run_id, actual.messages) == (None, [])
 
 
 def test_without_variables_there_are_the_configs_values():
-    found = init_arguments(config("name=a"), {"WANDB_PROJECT": "", "WANDB_TAGS": " ", "PATH": "/bin"})
-    assert found.arguments == {"project": "ulmfit", "name": "a", "group": None, "tags": []}
-    assert found.settings == {
+    actual = init_arguments(config("name=a"), {"WANDB_PROJECT": "", "WANDB_TAGS": " ", "PATH": "/bin"})
+    assert actual.arguments == {"project": "ulmfit", "name": "a", "group": None, "tags": []}
+    assert actual.settings == {
         "silent": True,
         "console": "off",
         "disable_git": True,
         "disable_code": True,
         "init_timeout": 30,
     }
-    assert found.messages == []
+    assert actual.messages == []
 
 
 @pytest.mark.parametrize(
@@ -57,9 +57,9 @@ def test_without_variables_there_are_the_configs_values():
     ],
 )
 def test_a_value_in_the_recipe_wins_and_one_line_names_both(word: str, argument: str, value: Any, line: str):
-    found = init_arguments(config(word), ALL)
-    assert found.arguments[argument] == value
-    assert found.messages == [line]
+    actual = init_arguments(config(word), ALL)
+    assert actual.arguments[argument] == value
+    assert actual.messages == [line]
 
 
 def test_equal_values_need_no_line():
@@ -84,26 +84,26 @@ def test_settings_of_ours_yield_too(variable: str, value: str, setting: str):
 
 
 def test_a_new_run_takes_the_environments_id():
-    found = init_arguments(config(), {"WANDB_RUN_ID": "mine", "WANDB_RESUME": "must"})
-    assert (found.run_id, found.messages) == ("mine", [])
-    assert "resume" not in found.arguments  # W&B reads it itself
+    actual = init_arguments(config(), {"WANDB_RUN_ID": "mine", "WANDB_RESUME": "must"})
+    assert (actual.run_id, actual.messages) == ("mine", [])
+    assert "resume" not in actual.arguments  # W&B reads it itself
     assert init_arguments(config(), {"WANDB_RESUME": "auto"}).arguments["resume"] == "allow"
 
 
 def test_a_run_that_resumes_keeps_its_id_and_says_so():
     variables = {"WANDB_RUN_ID": "other", "WANDB_RESUME": "never"}
-    found = init_arguments(config(), variables, resumed="mine")
-    assert (found.run_id, found.arguments["resume"]) == ("mine", "allow")
+    actual = init_arguments(config(), variables, resumed="mine")
+    assert (actual.run_id, actual.arguments["resume"]) == ("mine", "allow")
     why = "runs/run resumes the W&B run mine (--fresh starts a new one)"
-    assert found.messages == [f"ignoring WANDB_RUN_ID=other: {why}", f"ignoring WANDB_RESUME=never: {why}"]
+    assert actual.messages == [f"ignoring WANDB_RUN_ID=other: {why}", f"ignoring WANDB_RESUME=never: {why}"]
     assert init_arguments(config(), {"WANDB_RUN_ID": "mine", "WANDB_RESUME": "must"}, resumed="mine").messages == []
 
 
 def test_in_a_sweep_its_agent_decides_project_and_id():
     variables = {"WANDB_SWEEP_ID": "s", "WANDB_PROJECT": "p", "WANDB_RUN_ID": "theirs"}
-    found = init_arguments(config("tracking.project=q"), variables, resumed="mine")
-    assert (found.arguments["project"], found.run_id) == ("p", "theirs")
-    assert found.messages == ["ignoring tracking.project=q: the sweep sets WANDB_PROJECT=p"]
+    actual = init_arguments(config("tracking.project=q"), variables, resumed="mine")
+    assert (actual.arguments["project"], actual.run_id) == ("p", "theirs")
+    assert actual.messages == ["ignoring tracking.project=q: the sweep sets WANDB_PROJECT=p"]
 
 
 def test_files_stay_in_the_run_directory(tmp_path: Path):
@@ -115,11 +115,11 @@ def test_files_stay_in_the_run_directory(tmp_path: Path):
 def test_folds_have_names_ids_and_a_group_of_their_own(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("WANDB_RUN_GROUP", "g")
     folds = configs_of_folds(config("data.folds=2"))
-    found = [init_arguments(fold, {**ALL, "WANDB_RUN_ID": "mine"}) for fold in folds]
-    assert [each.run_id for each in found] == ["mine-fold-0", "mine-fold-1"]
-    assert [each.arguments["name"] for each in found] == ["n-fold-0", "n-fold-1"]
-    assert [each.arguments["group"] for each in found] == ["g", "g"]
-    assert [each.messages for each in found] == [[], []]
+    actual = [init_arguments(fold, {**ALL, "WANDB_RUN_ID": "mine"}) for fold in folds]
+    assert [each.run_id for each in actual] == ["mine-fold-0", "mine-fold-1"]
+    assert [each.arguments["name"] for each in actual] == ["n-fold-0", "n-fold-1"]
+    assert [each.arguments["group"] for each in actual] == ["g", "g"]
+    assert [each.messages for each in actual] == [[], []]
 
 
 def test_the_mode():

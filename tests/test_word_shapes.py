@@ -13,7 +13,7 @@ from ulmfit_dist.data.tokenizers.fast.word_shapes import WordShapes, splits_a_ru
 
 
 def tokenizer(**expressions: str | re.Pattern[str]) -> SimpleNamespace:
-    """What `WordShapes` reads of a spaCy tokenizer."""
+    """Attributes of a spaCy tokenizer that `WordShapes` reads."""
     compiled = {name: re.compile(expression) for name, expression in expressions.items()}
     searches = {name: expression.search for name, expression in compiled.items()}
     names = ("prefix_search", "suffix_search", "infix_finditer", "token_match", "url_match")

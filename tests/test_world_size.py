@@ -72,16 +72,16 @@ def lines(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def assert_same_lines(found: list[dict], expected: list[dict], rel: float) -> None:
+def assert_same_lines(actual: list[dict], expected: list[dict], rel: float) -> None:
     """The same metrics in the same lines, but for what depends on the clock."""
-    assert len(found) == len(expected)
-    for mine, theirs in zip(found, expected, strict=True):
-        assert list(mine) == list(theirs)
-        for name in mine:
+    assert len(actual) == len(expected)
+    for ours, reference in zip(actual, expected, strict=True):
+        assert list(ours) == list(reference)
+        for name in ours:
             if name == "stage":
-                assert mine[name] == theirs[name]
+                assert ours[name] == reference[name]
             elif not name.endswith(BY_THE_CLOCK):
-                assert mine[name] == pytest.approx(theirs[name], rel=rel), name
+                assert ours[name] == pytest.approx(reference[name], rel=rel), name
 
 
 def losses(run: Path, stage: str) -> list[float]:
@@ -100,17 +100,17 @@ def figures(run: Path, stage: str) -> dict[str, float]:
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("other", OTHERS)
 def test_every_steps_loss_is_that_of_one_rank(fp64_runs: Path, other: str, stage: str):
-    expected, found = (losses(fp64_runs / cut, stage) for cut in ("one", other))
+    expected, actual = (losses(fp64_runs / cut, stage) for cut in ("one", other))
     assert summary(fp64_runs / other)["world_size"] == CUTS[other][0]
-    assert len(found) == len(expected) >= 200
-    assert found == pytest.approx(expected, rel=1e-9)
+    assert len(actual) == len(expected) >= 200
+    assert actual == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("other", OTHERS)
 def test_every_line_of_the_metrics_is_that_of_one_rank(fp64_runs: Path, other: str):
-    one, found = (lines(fp64_runs / cut) for cut in ("one", other))
+    one, actual = (lines(fp64_runs / cut) for cut in ("one", other))
     assert len(one) > 400
-    assert_same_lines(found, one, rel=1e-9)
+    assert_same_lines(actual, one, rel=1e-9)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -125,9 +125,9 @@ def test_final_weights_and_metrics_are_those_of_one_rank(fp64_runs: Path, other:
 @pytest.mark.parametrize("other", ["two", "four"])
 def test_fp32_weights_have_the_bits_of_one_rank_where_all_compute_as_four(fp32_runs: Path, other: str, stage: str):
     assert summary(fp32_runs / other)["world_size"] == CUTS[other][0]
-    expected, found = (losses(fp32_runs / cut, stage) for cut in ("one", other))
-    assert len(found) == len(expected) >= 200
-    assert found == pytest.approx(expected, rel=1e-6)
+    expected, actual = (losses(fp32_runs / cut, stage) for cut in ("one", other))
+    assert len(actual) == len(expected) >= 200
+    assert actual == pytest.approx(expected, rel=1e-6)
     one, other_weights = (weights(fp32_runs / cut, stage) for cut in ("one", other))
     assert list(one) == list(other_weights)
     assert all(torch.equal(one[key], other_weights[key]) for key in one)
@@ -158,7 +158,7 @@ def test_perplexity_is_the_exponential_of_the_loss_and_learning_happens(run_dirs
 def classifier_alone(
     run_dirs: dict[str, Path], corpus: Path, recipe: Path, folder: Path, words: list[str], **kwargs
 ) -> Path:
-    """The classifier trained anew on the encoder of a run."""
+    """The classifier trained again on the encoder of a run."""
     (folder / "run").mkdir()
     (folder / "run" / "lm").symlink_to(run_dirs["one"] / "lm")
     place = [f"data.path={corpus}", f"data.cache_dir={run_dirs['caches']}/cache1", f"runs_dir={folder}"]

@@ -1,4 +1,4 @@
-"""What the W&B server of the tests keeps, and its answers to GraphQL: one method per operation, named as the operation is.
+"""State of the W&B server of the tests, and its answers to GraphQL: one method per operation, with its name.
 
 A real server reads the query; this one knows wandb's own queries by their names, and answers with more than they ask for.
 Asked for something else, it says who is logged in.
@@ -17,7 +17,7 @@ PROJECT = {"id": "project", "internalId": "project", "name": "ulmfit", "entity":
 
 
 class Run:
-    """What the server knows of a run.
+    """State of a run on the server.
 
     Attributes:
         history: lines of its history by offset.
@@ -89,13 +89,13 @@ class Artifact:
         is_committed: whether its maker has said that it is complete.
     """
 
-    def __init__(self, artifact_id: str, version: int, said: dict[str, Any]):
-        self.id, self.version, self.digest = artifact_id, version, str(said["digest"])
-        self.name, self.type = str(said["artifactCollectionName"]), str(said["artifactTypeName"])
-        self.aliases = [alias["alias"] for alias in said.get("aliases") or []]
-        self.metadata: dict[str, Any] = json.loads(said.get("metadata") or "{}")
+    def __init__(self, artifact_id: str, version: int, output: dict[str, Any]):
+        self.id, self.version, self.digest = artifact_id, version, str(output["digest"])
+        self.name, self.type = str(output["artifactCollectionName"]), str(output["artifactTypeName"])
+        self.aliases = [alias["alias"] for alias in output.get("aliases") or []]
+        self.metadata: dict[str, Any] = json.loads(output.get("metadata") or "{}")
         self.files: dict[str, bytes] = {}
-        self.made_by: str | None = said.get("runName")
+        self.made_by: str | None = output.get("runName")
         self.used_by: list[str] = []
         self.is_committed = False
 
@@ -142,8 +142,8 @@ class Sweep:
     def next_run(self) -> dict[str, Any]:
         """A command for an agent: a run with the first, or lowest, value of each parameter."""
         self.runs.append(f"{self.name}run{len(self.runs)}")
-        said = self.config["parameters"].items()
-        values = {name: {"value": values["values"][0] if "values" in values else values["min"]} for name, values in said}
+        output = self.config["parameters"].items()
+        values = {name: {"value": values["values"][0] if "values" in values else values["min"]} for name, values in output}
         return {"type": "run", "run_id": self.runs[-1], "program": self.config.get("program"), "args": values}
 
 
@@ -167,36 +167,36 @@ class Server:
 
     def answer(self, query: str, variables: dict[str, Any]) -> dict[str, Any]:
         """The data that a query or mutation asks for; of one that nothing here knows of: who is logged in."""
-        found = re.search(r"(?:query|mutation)\s+(\w+)", query)
-        operation = re.sub("(?<=[a-z])(?=[A-Z])", "_", found[1]).lower() if found else ""
+        actual = re.search(r"(?:query|mutation)\s+(\w+)", query)
+        operation = re.sub("(?<=[a-z])(?=[A-Z])", "_", actual[1]).lower() if actual else ""
         return getattr(self, operation, self.viewer)(variables.get("input", variables))
 
     def viewer(self, _: dict[str, Any]) -> dict[str, Any]:
         viewer = {"id": "me", "username": "me", "entity": "me", "flags": "{}", "teams": {"edges": []}}
         return {"viewer": viewer, "serverInfo": {"cliVersionInfo": {}, "latestLocalVersionInfo": None, "features": []}}
 
-    def upsert_bucket(self, said: dict[str, Any]) -> dict[str, Any]:
-        inserted = said["name"] not in self.runs
-        run = self.runs.setdefault(said["name"], Run())
-        run.upsert(said)
-        return {"upsertBucket": {"bucket": run.bucket(said["name"]), "inserted": inserted}}
+    def upsert_bucket(self, output: dict[str, Any]) -> dict[str, Any]:
+        inserted = output["name"] not in self.runs
+        run = self.runs.setdefault(output["name"], Run())
+        run.upsert(output)
+        return {"upsertBucket": {"bucket": run.bucket(output["name"]), "inserted": inserted}}
 
-    def run_resume_status(self, said: dict[str, Any]) -> dict[str, Any]:
-        found = self.runs.get(said["name"])
-        bucket = None if found is None else found.bucket(said["name"])
+    def run_resume_status(self, output: dict[str, Any]) -> dict[str, Any]:
+        actual = self.runs.get(output["name"])
+        bucket = None if actual is None else actual.bucket(output["name"])
         return {"model": {"name": "ulmfit", "entity": {"name": "me"}, "bucket": bucket}}
 
-    def create_run_files(self, said: dict[str, Any]) -> dict[str, Any]:
-        files = [{"name": name, "uploadUrl": f"{self.url}/upload/{said['run']}/{name}"} for name in said["files"]]
-        return {"createRunFiles": {"runID": said["run"], "uploadHeaders": [], "files": files}}
+    def create_run_files(self, output: dict[str, Any]) -> dict[str, Any]:
+        files = [{"name": name, "uploadUrl": f"{self.url}/upload/{output['run']}/{name}"} for name in output["files"]]
+        return {"createRunFiles": {"runID": output["run"], "uploadHeaders": [], "files": files}}
 
-    def artifact_type(self, said: dict[str, Any]) -> dict[str, Any]:
-        types = [{"artifactType": {"name": artifact.type}} for artifact in self.versions(said["name"].partition(":")[0])]
+    def artifact_type(self, output: dict[str, Any]) -> dict[str, Any]:
+        types = [{"artifactType": {"name": artifact.type}} for artifact in self.versions(output["name"].partition(":")[0])]
         return {"project": {"artifact": types[0] if types else None}}
 
-    def create_artifact(self, said: dict[str, Any]) -> dict[str, Any]:
-        versions = self.versions(said["artifactCollectionName"])
-        made = Artifact(_id("Artifact", len(self.artifacts)), len(versions), said)
+    def create_artifact(self, output: dict[str, Any]) -> dict[str, Any]:
+        versions = self.versions(output["artifactCollectionName"])
+        made = Artifact(_id("Artifact", len(self.artifacts)), len(versions), output)
         same = next((version for version in versions if version.digest == made.digest), None)
         for version in versions:  # an alias is of one version, the last to get it
             version.aliases = [alias for alias in version.aliases if alias not in made.aliases]
@@ -206,56 +206,59 @@ class Server:
             same.aliases += made.aliases
         return {"createArtifact": {"artifact": (same or made).node()}}
 
-    def create_artifact_manifest(self, said: dict[str, Any]) -> dict[str, Any]:
-        manifest = {"id": said["artifactID"], "file": self._file(said["artifactID"], said["name"])}
+    def create_artifact_manifest(self, output: dict[str, Any]) -> dict[str, Any]:
+        manifest = {"id": output["artifactID"], "file": self._file(output["artifactID"], output["name"])}
         return {"createArtifactManifest": {"artifactManifest": manifest}}
 
-    def update_artifact_manifest(self, said: dict[str, Any]) -> dict[str, Any]:
-        manifest = {"id": said["artifactManifestID"], "file": self._file(said["artifactManifestID"], "wandb_manifest.json")}
+    def update_artifact_manifest(self, output: dict[str, Any]) -> dict[str, Any]:
+        manifest = {
+            "id": output["artifactManifestID"],
+            "file": self._file(output["artifactManifestID"], "wandb_manifest.json"),
+        }
         return {"updateArtifactManifest": {"artifactManifest": manifest}}
 
-    def create_artifact_files(self, said: dict[str, Any]) -> dict[str, Any]:
-        files = [self._file(file["artifactID"], file["name"]) for file in said["artifactFiles"]]
+    def create_artifact_files(self, output: dict[str, Any]) -> dict[str, Any]:
+        files = [self._file(file["artifactID"], file["name"]) for file in output["artifactFiles"]]
         return {"createArtifactFiles": {"files": {"edges": [{"node": file} for file in files]}}}
 
-    def commit_artifact(self, said: dict[str, Any]) -> dict[str, Any]:
-        artifact = self.artifact_of(said["artifactID"])
+    def commit_artifact(self, output: dict[str, Any]) -> dict[str, Any]:
+        artifact = self.artifact_of(output["artifactID"])
         artifact.is_committed = True
         return {"commitArtifact": {"artifact": artifact.node()}}
 
-    def use_artifact(self, said: dict[str, Any]) -> dict[str, Any]:
-        artifact = self.artifact_of(said["artifactID"])
-        artifact.used_by.append(said["runName"])
+    def use_artifact(self, output: dict[str, Any]) -> dict[str, Any]:
+        artifact = self.artifact_of(output["artifactID"])
+        artifact.used_by.append(output["runName"])
         return {"useArtifact": {"artifact": artifact.node()}}
 
-    def artifact_by_id(self, said: dict[str, Any]) -> dict[str, Any]:
-        return {"artifact": self.artifact_of(said["id"]).node()}
+    def artifact_by_id(self, output: dict[str, Any]) -> dict[str, Any]:
+        return {"artifact": self.artifact_of(output["id"]).node()}
 
-    def upsert_sweep(self, said: dict[str, Any]) -> dict[str, Any]:
-        sweep = Sweep(f"sweep{len(self.sweeps)}", said["config"])
+    def upsert_sweep(self, output: dict[str, Any]) -> dict[str, Any]:
+        sweep = Sweep(f"sweep{len(self.sweeps)}", output["config"])
         self.sweeps[sweep.name] = sweep
         return {"upsertSweep": {"sweep": {"name": sweep.name, "project": PROJECT}, "configValidationWarnings": []}}
 
-    def sweep_with_runs(self, said: dict[str, Any]) -> dict[str, Any]:
-        sweep = self.sweeps[said["sweep"]]
+    def sweep_with_runs(self, output: dict[str, Any]) -> dict[str, Any]:
+        sweep = self.sweeps[output["sweep"]]
         return {"project": {"sweep": {"id": sweep.name, "name": sweep.name, "config": sweep.text, "runs": {"edges": []}}}}
 
-    def create_agent(self, said: dict[str, Any]) -> dict[str, Any]:
-        return {"createAgent": {"agent": {"id": said["sweep"]}}}
+    def create_agent(self, output: dict[str, Any]) -> dict[str, Any]:
+        return {"createAgent": {"agent": {"id": output["sweep"]}}}
 
-    def heartbeat(self, said: dict[str, Any]) -> dict[str, Any]:
-        is_busy = bool(json.loads(said["runState"]))
-        commands = [] if is_busy else [self.sweeps[said["id"]].next_run()]
-        return {"agentHeartbeat": {"agent": {"id": said["id"]}, "commands": json.dumps(commands)}}
+    def heartbeat(self, output: dict[str, Any]) -> dict[str, Any]:
+        is_busy = bool(json.loads(output["runState"]))
+        commands = [] if is_busy else [self.sweeps[output["id"]].next_run()]
+        return {"agentHeartbeat": {"agent": {"id": output["id"]}, "commands": json.dumps(commands)}}
 
-    def upsert_view2(self, said: dict[str, Any]) -> dict[str, Any]:
-        inserted = said["name"] not in self.views
-        self.views[said["name"]] = said
-        return {"upsertView": {"view": {"id": _id("View", said["name"]), "name": said["name"]}, "inserted": inserted}}
+    def upsert_view2(self, output: dict[str, Any]) -> dict[str, Any]:
+        inserted = output["name"] not in self.views
+        self.views[output["name"]] = output
+        return {"upsertView": {"view": {"id": _id("View", output["name"]), "name": output["name"]}, "inserted": inserted}}
 
-    def view(self, said: dict[str, Any]) -> dict[str, Any]:
-        found = [view for name, view in self.views.items() if name == said["viewName"]]
-        nodes = [{**view, "id": _id("View", view["name"])} for view in found]
+    def view(self, output: dict[str, Any]) -> dict[str, Any]:
+        actual = [view for name, view in self.views.items() if name == output["viewName"]]
+        nodes = [{**view, "id": _id("View", view["name"])} for view in actual]
         return {"project": {"allViews": {"edges": [{"node": node} for node in nodes]}}}
 
     def versions(self, name: str) -> list[Artifact]:
@@ -266,7 +269,7 @@ class Server:
         return next(artifact for artifact in self.artifacts if artifact.id == artifact_id)
 
     def _file(self, artifact_id: str, name: str) -> dict[str, Any]:
-        """Where a file of an artifact is to be sent."""
+        """Return the upload URL of an artifact's file."""
         url = f"{self.url}/artifact/{artifact_id}/{name}"
         place = {"id": name, "name": name, "displayName": name, "storagePath": name, "uploadUrl": url}
         return {**place, "uploadHeaders": [], "uploadMultipartUrls": None, "artifact": {"id": artifact_id}}

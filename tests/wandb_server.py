@@ -1,7 +1,7 @@
 """A small W&B server on loopback: what wandb's own processes ask of one, kept in memory.
 
 It takes runs, their history line by line at the offsets that it is sent with, files, artifacts, sweeps and workspaces; and
-it answers who asks for a run to go on with, as the real one does: where its history ends. `wandb_graphql.py` is what it
+it answers a request to resume a run, as the real one does, with the end of its history. `wandb_graphql.py` is what it
 keeps and answers, this file is the way there.
 """
 

@@ -73,9 +73,14 @@ def make_texts(folder: Path, documents: int = 120) -> Path:
     ]
     store = make_store(folder, ids, topics, [*SPECIAL, *(f"w{i}" for i in range(len(SPECIAL), V))])
     num_tokens = int(store.lengths.sum())
-    facts = {"num_tokens": num_tokens, "vocab_size": V, "longest": int(store.lengths.max()), "tokens": {"train": num_tokens}}
-    facts |= {"unknown": {"train": 0}, "num_empty": 0, "num_skipped": 0, "tokenizer": asdict(TokenizerConfig())}
-    write_json(folder / "meta.json", {**store.meta, **facts})
+    metadata = {
+        "num_tokens": num_tokens,
+        "vocab_size": V,
+        "longest": int(store.lengths.max()),
+        "tokens": {"train": num_tokens},
+    }
+    metadata |= {"unknown": {"train": 0}, "num_empty": 0, "num_skipped": 0, "tokenizer": asdict(TokenizerConfig())}
+    write_json(folder / "meta.json", {**store.meta, **metadata})
     return folder
 
 

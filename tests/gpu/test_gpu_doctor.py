@@ -40,7 +40,7 @@ def examined(folder: Path, capsys: pytest.CaptureFixture[str], *more: str) -> di
 @pytest.mark.parametrize("precision", ["fp32", *PRECISIONS])
 def test_every_check_of_a_gpu_is_made(precision: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     content = examined(tmp_path, capsys, f"runtime.precision={precision}")
-    checks = {found["check"]: found for found in content["checks"]}
+    checks = {actual["check"]: actual for actual in content["checks"]}
     assert content["ok"]
     for name in (
         "device",
@@ -76,7 +76,7 @@ def test_two_ranks_have_a_gpu_each(tmp_path: Path):
     path = os.environ.get("PYTHONPATH", str(ROOT))  # also makes the processes simulate, where this one does
     done = command(words, processes=2, ACCELERATE_USE_CPU="false", PYTHONPATH=path)
     assert done.returncode == 0, done.stdout + done.stderr
-    checks = {found["check"]: found for found in json.loads(done.stdout)["checks"]}
+    checks = {actual["check"]: actual for actual in json.loads(done.stdout)["checks"]}
     assert "one GPU each" in checks["one device each"]["details"]
     assert "GB/s inside the node" in checks["all-reduce"]["details"]
     for name in ("heartbeat", "object collectives", "lm: the same steps twice", "largest batch"):
@@ -111,28 +111,28 @@ def largest_batch(folder: Path, monkeypatch: pytest.MonkeyPatch, most_rows: int)
 
 
 def test_a_config_whose_batch_does_not_fit_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    found = largest_batch(tmp_path, monkeypatch, 7)
-    assert found.status is Status.FAILURE
-    assert "lm.global_batch_size=8 does not fit the memory" in found.details
-    assert "runtime.micro_batch_size" in found.fix
+    actual = largest_batch(tmp_path, monkeypatch, 7)
+    assert actual.status is Status.FAILURE
+    assert "lm.global_batch_size=8 does not fit the memory" in actual.details
+    assert "runtime.micro_batch_size" in actual.fix
 
 
 def test_the_search_for_the_largest_batch_ends_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(performance, "SECONDS", 0.0)
-    found = largest_batch(tmp_path, monkeypatch, 32)
-    assert found.status is Status.OK
-    assert "lm.global_batch_size=8, 8 rows per rank; search ended at its time limit" in found.details
+    actual = largest_batch(tmp_path, monkeypatch, 32)
+    assert actual.status is Status.OK
+    assert "lm.global_batch_size=8, 8 rows per rank; search ended at its time limit" in actual.details
 
 
 def test_gpus_of_a_slurm_node_without_ranks_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "1", "SLURM_GPUS_ON_NODE": "4", "LOCAL_WORLD_SIZE": "2"}
     for name, value in job.items():
         monkeypatch.setenv(name, value)
-    found = services.check_slurm(context_of(tmp_path))
-    assert found.status is Status.WARNING
-    assert "4 GPU(s) on this node" in found.details
-    assert "2 rank(s) on this node" in found.details
-    assert "start 4 ranks per node" in found.fix
+    actual = services.check_slurm(context_of(tmp_path))
+    assert actual.status is Status.WARNING
+    assert "4 GPU(s) on this node" in actual.details
+    assert "2 rank(s) on this node" in actual.details
+    assert "start 4 ranks per node" in actual.fix
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert services.check_slurm(context_of(tmp_path)).status is Status.OK
 
@@ -150,6 +150,6 @@ def test_a_step_that_waits_is_named(tmp_path: Path, capsys: pytest.CaptureFixtur
 
     monkeypatch.setattr(performance, "train_steps", waiting)
     content = examined(tmp_path, capsys, "runtime.precision=fp32")
-    (found,) = [found for found in content["checks"] if found["check"] == "no GPU syncs"]
-    assert found["status"] == "warning"
-    assert "synchronize with the GPU" in found["details"]
+    (actual,) = [actual for actual in content["checks"] if actual["check"] == "no GPU syncs"]
+    assert actual["status"] == "warning"
+    assert "synchronize with the GPU" in actual["details"]

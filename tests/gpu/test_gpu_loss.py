@@ -21,8 +21,8 @@ def step_of(num_rows: int, num_tokens: int, vocab_size: int) -> tuple[Tensor, Te
     return x_bTE.to(DEVICE).requires_grad_(), y_bT.to(DEVICE), decoder.to(DEVICE)
 
 
-def relative_error(found: Tensor, expected: Tensor) -> float:
-    return ((found.double() - expected.double()).norm() / expected.double().norm()).item()
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    return ((actual.double() - expected.double()).norm() / expected.double().norm()).item()
 
 
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 2e-2)])
@@ -33,9 +33,9 @@ def test_loss_and_gradients_are_those_of_autograd(dtype: torch.dtype, limit: flo
         logits = x.flatten(0, 1) @ decoder.weight.T + decoder.bias
         expected = F.cross_entropy(logits, y.flatten())
         gradients = torch.autograd.grad(expected, inputs)
-        found = DecoderLoss(decoder, dtype)(x, y)
-        found.backward()
-    assert relative_error(found.detach(), expected.detach()) < limit
+        actual = DecoderLoss(decoder, dtype)(x, y)
+        actual.backward()
+    assert relative_error(actual.detach(), expected.detach()) < limit
     for tensor, gradient in zip(inputs, gradients, strict=True):
         assert tensor.grad.dtype == torch.float32
         assert relative_error(tensor.grad, gradient) < limit

@@ -27,8 +27,8 @@ def test_a_run_out_of_memory_in_its_first_steps_is_one_of_smaller_micro_batches(
         size = summary[stage]["micro_batch_size"]
         assert 4 <= size < 16
         whole = train(small_config(texts, tmp_path, *words, "name=whole", f"runtime.micro_batch_size={size}"), stage)
-        found, expected = (load_file(run / stage / "model.safetensors") for run in (failed, whole))
-        assert all(torch.equal(found[name], expected[name]) for name in expected), stage
+        actual, expected = (load_file(run / stage / "model.safetensors") for run in (failed, whole))
+        assert all(torch.equal(actual[name], expected[name]) for name in expected), stage
 
 
 @pytest.mark.skipif(not HAS_TWO_GPUS, reason="two GPUs are needed")

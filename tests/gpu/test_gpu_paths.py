@@ -60,22 +60,22 @@ def losses(run: Path, stage: str) -> list[float]:
 
 def test_evaluation_finds_the_figures_of_the_training_again(base: Config):
     with running(base) as runtime, flat_lstm_weights():
-        found = evaluate(base.run_dir, runtime)
+        actual = evaluate(base.run_dir, runtime)
     summary = json.loads((base.run_dir / "summary.json").read_text())
     for stage in STAGES:
-        assert found[stage]["valid_loss"] == pytest.approx(summary[stage]["valid_loss"], rel=tolerance(base))
+        assert actual[stage]["valid_loss"] == pytest.approx(summary[stage]["valid_loss"], rel=tolerance(base))
 
 
 def test_the_mean_of_a_model_and_itself_is_the_model(base: Config):
     with running(base) as runtime, flat_lstm_weights():
-        found = evaluate_ensemble([base.run_dir, base.run_dir], runtime)
-    assert found["ensemble"]["accuracy"] == found["members"][0]["accuracy"] == found["members"][1]["accuracy"]
+        actual = evaluate_ensemble([base.run_dir, base.run_dir], runtime)
+    assert actual["ensemble"]["accuracy"] == actual["members"][0]["accuracy"] == actual["members"][1]["accuracy"]
 
 
 def test_predictions_are_those_of_a_cpu(base: Config):
     with flat_lstm_weights():
-        found = load_classifier(base.run_dir, device=DEVICE).predict_proba(TEXTS)
-    np.testing.assert_allclose(found, load_classifier(base.run_dir).predict_proba(TEXTS), atol=1e-5)
+        actual = load_classifier(base.run_dir, device=DEVICE).predict_proba(TEXTS)
+    np.testing.assert_allclose(actual, load_classifier(base.run_dir).predict_proba(TEXTS), atol=1e-5)
 
 
 def test_the_same_seed_generates_the_same_texts(base: Config):
@@ -95,9 +95,9 @@ def test_samples_of_each_epoch_are_logged(base: Config):
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_learning_rate_range_is_tested(stage: str, base: Config):
     with running(base) as runtime, flat_lstm_weights():
-        found = find_learning_rate(base, runtime, stage, num_steps=20)
-    assert len(found.rates) >= 5
-    assert min(found.losses) < found.losses[0]
+        actual = find_learning_rate(base, runtime, stage, num_steps=20)
+    assert len(actual.rates) >= 5
+    assert min(actual.losses) < actual.losses[0]
 
 
 def test_micro_batches_train_as_whole_batches_do(base: Config, texts: Path, tmp_path: Path):

@@ -76,9 +76,9 @@ def test_the_loss_falls(mixed: Runs, stage: str):
 
 @pytest.mark.parametrize(("stage", "steps"), [("lm", 100), ("classifier", 1)])
 def test_the_first_losses_are_nearly_those_of_fp32(mixed: Runs, exact: Path, stage: str, steps: int):
-    found, expected = losses(mixed[stage], stage)[:steps], losses(exact, stage)[:steps]
-    assert found == pytest.approx(expected, rel=2e-2)
-    assert found != expected
+    actual, expected = losses(mixed[stage], stage)[:steps], losses(exact, stage)[:steps]
+    assert actual == pytest.approx(expected, rel=2e-2)
+    assert actual != expected
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -115,7 +115,7 @@ def test_the_weights_of_an_lstm_lie_in_one_piece(wanted: str, texts: Path, tmp_p
 
 
 @needs_cuda
-def test_cudnn_complains_of_weights_that_lie_scattered():
+def test_cudnn_warns_of_noncontiguous_weights():
     """The warning exists, so the test above can fail."""
     lstm, x = nn.LSTM(16, 16, device=DEVICE), torch.randn(3, 2, 16, device=DEVICE)
     lstm.weight_hh_l0 = nn.Parameter(lstm.weight_hh_l0.detach().clone())

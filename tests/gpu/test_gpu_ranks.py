@@ -73,12 +73,12 @@ def test_both_ranks_have_the_same_weights_after_each_phase(notes: Notes):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_two_ranks_train_as_one_does(stage: str, folder: Path, precision: str):
-    found, expected = (
+    actual, expected = (
         [line[key] for line in metrics(folder / run) for key in (f"{stage}/loss", f"{stage}/valid_loss") if key in line]
         for run in ("two", "one")
     )
-    assert len(found) > 4
-    assert found == pytest.approx(expected, rel=1e-3 if precision == "fp32" else 3e-2)
+    assert len(actual) > 4
+    assert actual == pytest.approx(expected, rel=1e-3 if precision == "fp32" else 3e-2)
 
 
 @pytest.mark.skipif(not IS_SIMULATED, reason="counted on the simulated GPU; on a real one torch's warning says it")

@@ -83,8 +83,8 @@ def test_a_command_that_is_killed_goes_on_to_the_bits_of_one_left_alone(texts: P
         time.sleep(0.002)
     kill_all(process)
     assert not (tmp_path / "killed" / "lm").exists()
-    said = finish(start([*words, "name=killed"], notes))
-    assert "lm: resumes from" in said
-    assert "step-00000000" not in said
-    found, expected = (weights(tmp_path / name, "lm") for name in ("killed", "alone"))
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    output = finish(start([*words, "name=killed"], notes))
+    assert "lm: resumes from" in output
+    assert "step-00000000" not in output
+    actual, expected = (weights(tmp_path / name, "lm") for name in ("killed", "alone"))
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)

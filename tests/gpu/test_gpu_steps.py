@@ -54,7 +54,7 @@ def test_an_optimizer_step_is_that_of_a_cpu(texts: Path, tmp_path: Path):
 @needs_cuda
 @pytest.mark.parametrize("precision", ["fp32", PRECISIONS[0]])
 def test_nothing_waits_for_the_gpu_in_a_step(precision: str, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """From one step to a later one all of training goes on, but no line is logged, and the ranks exchange no status."""
+    """Between the two steps no line is logged, and the ranks exchange no status."""
     words = (
         "checkpoint={interval_steps: null, interval_minutes: null}",
         "tracking.log_interval=1000",

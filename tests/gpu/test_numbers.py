@@ -41,8 +41,8 @@ def test_masks_of_a_step_are_those_of_a_cpu_however_they_are_computed(way: str, 
     if way == "words":
         monkeypatch.setattr("ulmfit_dist.rng.philox._kernel", lambda device_type: philox)
     on_gpu, on_cpu = (compute_masks(MASKS, torch.device(device)) for device in ("cuda", "cpu"))
-    for found, expected in zip(on_gpu, on_cpu, strict=True):
-        assert torch.equal(found.cpu(), expected)
+    for actual, expected in zip(on_gpu, on_cpu, strict=True):
+        assert torch.equal(actual.cpu(), expected)
 
 
 def test_kernels_need_no_compiler():

@@ -47,10 +47,10 @@ def count(precision: str, overrides: list[str]) -> dict[str, tuple[Any, int]]:
 
     from ulmfit_dist.training.train_steps import ClassifierLearner, LMLearner
 
-    found: dict[str, tuple[Any, int]] = {}
+    actual: dict[str, tuple[Any, int]] = {}
     real_steps = {kind: kind._train_step for kind in (LMLearner, ClassifierLearner)}
     for kind, train_step in real_steps.items():
-        kind._train_step = counted(train_step, found)
+        kind._train_step = counted(train_step, actual)
     try:
         with tempfile.TemporaryDirectory() as folder, redirect_stdout(StringIO()):
             texts = small_runs.make_texts(Path(folder) / "texts", DOCUMENTS)
@@ -60,10 +60,10 @@ def count(precision: str, overrides: list[str]) -> dict[str, tuple[Any, int]]:
     finally:
         for kind, train_step in real_steps.items():
             kind._train_step = train_step
-    return found
+    return actual
 
 
-def counted(train_step: Any, found: dict[str, tuple[Any, int]]) -> Any:
+def counted(train_step: Any, actual: dict[str, tuple[Any, int]]) -> Any:
     """Return a learner's training step that stores the counts of the counted step in `found`."""
     from simulated_gpu.counters import COUNTERS, MEMORY
 
@@ -72,7 +72,7 @@ def counted(train_step: Any, found: dict[str, tuple[Any, int]]) -> Any:
             COUNTERS.clear()
             MEMORY.reset_peak()
         elif self.stage_step == COUNTED_STEP + 1:
-            found[self.stage] = copy.deepcopy(COUNTERS), MEMORY.peak
+            actual[self.stage] = copy.deepcopy(COUNTERS), MEMORY.peak
         train_step(self)
 
     return step

@@ -93,10 +93,10 @@ class Memory:
     def allocation_of(self, tensor: Tensor) -> Allocation:
         """Return the allocation of a tensor in CPU memory; tensors of the same storage share it."""
         storage = tensor.untyped_storage()
-        found = self.storages.get(storage._cdata)
-        if found is None:
-            found = self.storages[storage._cdata] = Allocation(self, storage.nbytes())
-        return found
+        actual = self.storages.get(storage._cdata)
+        if actual is None:
+            actual = self.storages[storage._cdata] = Allocation(self, storage.nbytes())
+        return actual
 
 
 class Allocation:

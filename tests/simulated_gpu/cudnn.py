@@ -41,8 +41,8 @@ class CudnnLSTM(torch.autograd.Function):
             raise RuntimeError("cudnn RNN backward can only be called in training mode")
         pairs = [(r, g.inner.float()) for r, g in zip(ctx.results, gradients, strict=True) if g is not None]
         results, given = zip(*pairs, strict=True)
-        found = torch.autograd.grad(results, ctx.given, given, allow_unused=True)
-        return None, None, *(None if g is None else SimulatedTensor(g.to(ctx.dtype), ctx.device) for g in found)
+        actual = torch.autograd.grad(results, ctx.given, given, allow_unused=True)
+        return None, None, *(None if g is None else SimulatedTensor(g.to(ctx.dtype), ctx.device) for g in actual)
 
 
 def lstm(x: Tensor, hx: Any, weights: Any, *options: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -56,13 +56,13 @@ def gpu_only_lines(package: Path) -> dict[Path, list[Statement]]:
         walk(module.tree.body, module)
     while add_functions(modules):
         pass
-    found = {}
+    actual = {}
     for module in modules:
         source = module.path.read_text().splitlines()
         lines = sorted({**module.partly, **module.lines}.items())
         if lines:
-            found[module.path] = [Statement(first, last, source[first - 1].strip()) for first, last in lines]
-    return found
+            actual[module.path] = [Statement(first, last, source[first - 1].strip()) for first, last in lines]
+    return actual
 
 
 def value_on_cpu(node: ast.expr, values: dict[str, bool]) -> bool | None:
@@ -106,17 +106,17 @@ def _name(node: ast.expr) -> str | None:
 
 def known_names(tree: ast.Module) -> dict[str, bool]:
     """Return names and attributes whose assignments in a file are all conditions with one value on a CPU."""
-    found: dict[str, set[bool | None]] = {}
+    actual: dict[str, set[bool | None]] = {}
     for node in ast.walk(tree):
         if isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value is not None:
             for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
                 name = _name(target)
                 if name is not None:
-                    found.setdefault(name, set()).add(value_on_cpu(node.value, {}))
+                    actual.setdefault(name, set()).add(value_on_cpu(node.value, {}))
     for node in ast.walk(tree):
         if isinstance(node, ast.arg):
-            found.setdefault(node.arg, set()).add(None)
-    return {name: values.pop() for name, values in found.items() if len(values) == 1 and None not in values}  # type: ignore[misc]
+            actual.setdefault(node.arg, set()).add(None)
+    return {name: values.pop() for name, values in actual.items() if len(values) == 1 and None not in values}  # type: ignore[misc]
 
 
 def walk(statements: list[ast.stmt], module: Module) -> None:
@@ -191,12 +191,12 @@ def add_functions(modules: list[Module]) -> bool:
 
 def _functions_by_name(modules: list[Module]) -> dict[str, tuple[Module, ast.FunctionDef]]:
     """Return the functions and methods with a unique name."""
-    found: dict[str, list[tuple[Module, ast.FunctionDef]]] = {}
+    actual: dict[str, list[tuple[Module, ast.FunctionDef]]] = {}
     for module in modules:
         for node in ast.walk(module.tree):
             if isinstance(node, ast.FunctionDef):
-                found.setdefault(node.name, []).append((module, node))
-    return {name: places[0] for name, places in found.items() if len(places) == 1}
+                actual.setdefault(node.name, []).append((module, node))
+    return {name: places[0] for name, places in actual.items() if len(places) == 1}
 
 
 def _names_used(tree: ast.Module) -> Iterator[tuple[ast.stmt, ast.Name | ast.Attribute]]:

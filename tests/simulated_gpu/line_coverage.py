@@ -52,13 +52,13 @@ def save() -> None:
 
 def measured() -> dict[Path, set[int]]:
     """Return the executed lines, by file."""
-    found: dict[Path, set[int]] = {}
+    actual: dict[Path, set[int]] = {}
     for path in Path(os.environ[FOLDER]).glob("lines.*"):
         data = coverage.CoverageData(str(path))
         data.read()
         for file in data.measured_files():
-            found.setdefault(Path(file), set()).update(data.lines(file) or ())
-    return found
+            actual.setdefault(Path(file), set()).update(data.lines(file) or ())
+    return actual
 
 
 def missing(executed: dict[Path, set[int]]) -> list[tuple[Path, Statement]]:
@@ -79,12 +79,12 @@ def problems(executed: dict[Path, set[int]]) -> list[str]:
     """Return a message per missing statement, and per unnecessary entry of `ALLOWED`."""
     absent = missing(executed)
     keys = {_key(path, statement) for path, statement in absent}
-    found = [
+    actual = [
         f"not executed by any test: {path.relative_to(PACKAGE.parent)}:{statement.first}: {statement.source}"
         for path, statement in absent
         if _key(path, statement) not in ALLOWED
     ]
-    return found + [f"ALLOWED names a line that is executed, or gone: {key}" for key in ALLOWED if key not in keys]
+    return actual + [f"ALLOWED names a line that is executed, or gone: {key}" for key in ALLOWED if key not in keys]
 
 
 def summary(executed: dict[Path, set[int]]) -> list[str]:

@@ -76,7 +76,7 @@ class SimulatedTensor(torch.Tensor):
 
 @dataclass(frozen=True)
 class Signature:
-    """What `dispatch` needs to know of an operation.
+    """Properties of an operation that `dispatch` uses.
 
     Attributes:
         name: without namespace and overload.

@@ -74,7 +74,7 @@ def expected(texts: Path, precision: str, tmp_path_factory: pytest.TempPathFacto
 def assert_masks_are_those_of_a_cpu() -> None:
     wanted = [Mask((5, 6), range(1), 500, 0.2, torch.float32), Mask((1, 2), range(3, 60, 4), 130, 0.25, torch.bfloat16)]
     on_gpu, on_cpu = (compute_masks(wanted, torch.device(device)) for device in ("cuda", "cpu"))
-    assert all(torch.equal(found.cpu(), mask) for found, mask in zip(on_gpu, on_cpu, strict=True))
+    assert all(torch.equal(actual.cpu(), mask) for actual, mask in zip(on_gpu, on_cpu, strict=True))
 
 
 @pytest.mark.usefixtures("_without_nvrtc")

@@ -14,9 +14,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:RNN module weights")
 
 def test_numbers_are_those_of_a_cpu():
     a, b = torch.randn(5, 7), torch.randn(7, 3)
-    found = (a.cuda() @ b.cuda()).relu().sum(1)
-    assert found.device == torch.device("cuda", 0)
-    assert torch.equal(found.cpu(), (a @ b).relu().sum(1))
+    actual = (a.cuda() @ b.cuda()).relu().sum(1)
+    assert actual.device == torch.device("cuda", 0)
+    assert torch.equal(actual.cpu(), (a @ b).relu().sum(1))
 
 
 def test_tensors_of_two_devices_are_refused():
@@ -134,14 +134,14 @@ def lstm_on_gpu() -> tuple[nn.LSTM, torch.Tensor]:
 
 def test_lstms_compute_what_a_cpu_does(simulated_gpu: Counters):
     lstm, x = lstm_on_gpu()
-    found, _ = lstm(x)
-    found.sum().backward()
+    actual, _ = lstm(x)
+    actual.sum().backward()
     gradient = lstm.weight_hh_l0.grad.cpu()
     lstm.zero_grad()
     lstm.to("cpu")
     expected, _ = lstm(x.cpu())
     expected.sum().backward()
-    torch.testing.assert_close(found.detach().cpu(), expected.detach())
+    torch.testing.assert_close(actual.detach().cpu(), expected.detach())
     torch.testing.assert_close(gradient, lstm.weight_hh_l0.grad)
     assert simulated_gpu.lstms == 1
 

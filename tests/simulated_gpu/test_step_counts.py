@@ -18,8 +18,8 @@ def counted(request: pytest.FixtureRequest):
 
 @pytest.mark.parametrize("stage", ["lm", "classifier"])
 def test_a_step_launches_few_kernels(stage: str, counted):
-    precision, found = counted
-    counters, _ = found[stage]
+    precision, actual = counted
+    counters, _ = actual[stage]
     assert counters.lstms == 3
     assert counters.kernels.total() <= MOST_KERNELS[stage] + (MOST_KERNELS_OF_A_SCALER if precision == "fp16" else 0)
 

@@ -50,7 +50,8 @@ PreemptMode=REQUEUE
 PartitionName=tests Nodes=node[1-2] Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=60
 PartitionName=urgent Nodes=node[1-2] MaxTime=INFINITE State=UP PriorityTier=2
 """
-"""Of SLURM's defaults the tests meet: KillWait 30 s, SlurmdTimeout 300 s, and two minutes in the queue after a requeue."""
+"""Defaults of SLURM that the tests meet: KillWait 30 s, SlurmdTimeout 300 s, and two minutes in the queue after a
+requeue."""
 
 
 def missing_programs() -> list[str]:
@@ -118,7 +119,7 @@ class Cluster:
                 os.kill(pid, signal.SIGKILL)
 
     def ask(self, *words: str) -> str:
-        """What one of SLURM's commands prints."""
+        """Return the output of one of SLURM's commands."""
         done = subprocess.run(words, env=self.environment, capture_output=True, text=True, timeout=30)
         assert done.returncode == 0, f"{shlex.join(words)}: {done.stderr}"
         return done.stdout.strip()
@@ -146,7 +147,7 @@ class Job:
         self.cluster, self.number = cluster, number
 
     def fact(self, name: str) -> str:
-        """What SLURM says of it, such as JobState."""
+        """A property of the job, such as JobState."""
         for word in self.cluster.ask("scontrol", "show", "job", self.number).split():
             if word.startswith(f"{name}="):
                 return word.partition("=")[2]
@@ -166,7 +167,7 @@ class Job:
         self.cluster.ask("scontrol", "update", f"JobId={self.number}", "StartTime=now+2")
 
     def log(self) -> str:
-        """What it has written by now, on all nodes."""
+        """Return its output so far, on all nodes."""
         path = Path(self.cluster.ask("scontrol", "show", "job", self.number).partition(" StdOut=")[2].splitlines()[0])
         paths = [path, *sorted(path.parent.glob(f"{path.stem}-node*.log"))]
         return "".join(f"--- {path.name}\n{path.read_text()}" for path in paths if path.exists())
@@ -205,13 +206,13 @@ def opening(paths: Sequence[Path]) -> list[str]:
 
 def job_processes(conf: str) -> list[int]:
     """Processes of jobs of the SLURM with this configuration file."""
-    found = []
+    actual = []
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             words = (folder / "environ").read_bytes().split(b"\0")
             if f"SLURM_CONF={conf}".encode() in words and any(word.startswith(b"SLURM_JOB_ID=") for word in words):
-                found.append(int(folder.name))
-    return found
+                actual.append(int(folder.name))
+    return actual
 
 
 def node_of(pid: int) -> str:

@@ -168,7 +168,7 @@ def let_the_time_run_out(job: Job) -> None:
 
 
 def is_rank(pid: int) -> bool:
-    """Whether this is a rank, and not its launcher, or a process of W&B's."""
+    """Return True for a rank, not for its launcher or a process of W&B's."""
     with suppress(OSError):
         words = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
         is_ours = b"\0ulmfit_dist\0" in Path(f"/proc/{pid}/cmdline").read_bytes()
@@ -187,16 +187,16 @@ def test_an_array_of_three_seeds_is_three_runs_in_one_group(submit: Submit, tmp_
     for task in range(3):
         log = tmp_path / f"ulmfit-{job.number}_{task}.log"
         wait_until(lambda log=log: "wandb beta leet" in log.read_text(), log.name, 120)
-    facts = []
+    metadata = []
     for run in runs:
         (path,) = (run / "wandb").glob("offline-run-*/run-*.wandb")
         wait_until(
             lambda path=path: bool(run_records(path)), f"W&B's service to write {path}", 120
         )  # it ends after the ranks
-        facts += run_records(path)[:1]
-    assert [fact.display_name for fact in facts] == [run.name for run in runs]
-    assert {fact.run_group for fact in facts} == {"reviews"}
-    assert len({fact.run_id for fact in facts}) == 3
+        metadata += run_records(path)[:1]
+    assert [fact.display_name for fact in metadata] == [run.name for run in runs]
+    assert {fact.run_group for fact in metadata} == {"reviews"}
+    assert len({fact.run_id for fact in metadata}) == 3
     assert not any(same_bits(runs[0], other) for other in runs[1:])
 
 
@@ -204,11 +204,11 @@ def test_two_nodes_prepare_the_bytes_of_one(submit: Submit, run_dirs: dict[str, 
     job = submit("prepare.sbatch", f"data.cache_dir={tmp_path}/cache", NETWORK_INTERFACE="lo")
     job.wait_for("COMPLETED", "FAILED")
     assert job.state == "COMPLETED", job.log()
-    mine, theirs = store_in(tmp_path / "cache"), store_in(run_dirs["caches"] / "cache1")
-    names = {path.name for path in theirs.iterdir()}
-    assert {path.name for path in mine.iterdir()} == names
+    ours, reference = store_in(tmp_path / "cache"), store_in(run_dirs["caches"] / "cache1")
+    names = {path.name for path in reference.iterdir()}
+    assert {path.name for path in ours.iterdir()} == names
     for name in names:
-        assert (mine / name).read_bytes() == (theirs / name).read_bytes(), name
+        assert (ours / name).read_bytes() == (reference / name).read_bytes(), name
 
 
 def test_submit_runs_a_job_that_reads_its_nodes_own_copy_of_the_tokens(
@@ -257,8 +257,8 @@ def test_wrong_words_end_the_job_before_anything_is_started(submit: Submit, tmp_
         submit("array.sbatch", SWEEP="sweep.txt", options=("--array=1",)): "sweep.txt, task 1: No closing quotation",
         submit("array.sbatch", SWEEP="sweep.txt", options=("--array=2",)): "sweep.txt has 2 line(s) of arguments",
     }
-    for job, said in jobs.items():
+    for job, output in jobs.items():
         job.wait_for("FAILED", seconds=30)
         assert job.fact("ExitCode") == "2:0"
-        assert said in job.log()
+        assert output in job.log()
         assert len(job.log().splitlines()) == 2, job.log()  # the name of the log, and the error

@@ -150,7 +150,7 @@ def check_compression(compression: str | None, precision: str, has_gpu: bool) ->
     if compression == "fp16" and precision == "fp16":
         raise UserError(
             "runtime.gradient_compression=fp16 overflows with runtime.precision=fp16, which scales the loss: "
-            "set runtime.gradient_compression to bf16 or null"
+            "set runtime.gradient_compression=bf16 or null"
         )
 
 

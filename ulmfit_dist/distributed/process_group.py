@@ -17,6 +17,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 import torch.distributed as dist
+
+# Default arguments of this module's functions hold the process group that exists at its import. Imported later, by DDP, it
+# would keep the group's threads alive past the end, where they may abort the process (pytorch issue 190489).
+import torch.distributed.nn.functional
 from accelerate import PartialState
 from accelerate.state import AcceleratorState
 
@@ -38,7 +42,7 @@ _opened: tuple[ProcessGroup, ProcessGroup] | None = None
 """The default group, and the control group opened with it."""
 
 _abandoned = False
-"""True after an error of this rank alone: the groups stay open until the process ends."""
+"""True after an error of this rank only: the groups stay open until the process ends."""
 
 
 def accelerate_states() -> States:
@@ -108,7 +112,7 @@ def abandon_process_group() -> None:
 def destroy_process_group() -> None:
     """End the groups' threads before the interpreter finalizes, where one that takes the GIL would abort the process.
 
-    For scripts, which do not exit through `exit.py`. After an error of this rank alone the groups stay open, because
+    For scripts, which do not exit through `exit.py`. After an error of this rank only, the groups stay open, because
     destroying them would wait for the other ranks in a pending collective.
     """
     if _abandoned or getattr(sys, "last_value", None) is not None:

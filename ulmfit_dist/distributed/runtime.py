@@ -57,9 +57,6 @@ class Runtime(Collectives):
                 settings contradict each other; or this is a tokenizer worker.
         """
         refuse_in_worker()
-        # Default arguments of this module's functions hold the process group that exists at its import. Imported later, by
-        # DDP, it would keep the group's threads alive past the end, where they may abort the process (pytorch issue 190489).
-
         from ulmfit_dist.distributed.devices import uses_gpu
         from ulmfit_dist.distributed.launch_settings import read_launch_settings
         from ulmfit_dist.distributed.numerics import configure_numerics, limit_threads_of_fork

@@ -1,6 +1,6 @@
-"""AWD-LSTM (Merity et al., 2017) as in fastai: same modules, keys, initial weights and sums.
+"""AWD-LSTM (Merity et al., 2017), with the modules, keys, initial weights and sums of fastai's.
 
-Its state is kept by row (`encoder.py`), and its dropout masks are computed from their position (`dropout.py`).
+The hidden state is kept per row (`encoder.py`), and dropout masks are computed from their position (`dropout.py`).
 
 b: rows of a micro-batch, T: tokens of a step, E: width of the embedding.
 """
@@ -18,14 +18,14 @@ from ulmfit_dist.models.dropout import EmbeddingDropout, RowDropout, WeightDropo
 from ulmfit_dist.models.encoder import Encoder, Hidden
 
 INITIAL_RANGE = 0.1
-"""Largest initial weight of an embedding or a decoder, and the smallest, negative."""
+"""Bound of the uniform initial weights of embedding and decoder: from minus this to this."""
 
 
 class AWDLSTM(Encoder):
-    """fastai's encoder.
+    """The AWD-LSTM encoder.
 
     Args:
-        vocab_size: V.
+        vocab_size: size of the vocabulary, V.
         model: sizes of the network.
         dropouts: `embed_p`, `input_p`, `hidden_p` and `weight_p`, probabilities.
     """
@@ -43,7 +43,9 @@ class AWDLSTM(Encoder):
             WeightDropout(nn.LSTM(n_in, n_out, batch_first=True), dropouts["weight_p"], f"weights {layer}", self.position)
             for layer, (n_in, n_out) in enumerate(pairwise(widths))
         )
-        nn.init.uniform_(self.encoder.weight, -INITIAL_RANGE, INITIAL_RANGE)  # after the LSTMs, as fastai draws it
+        nn.init.uniform_(
+            self.encoder.weight, -INITIAL_RANGE, INITIAL_RANGE
+        )  # after the LSTMs, in the order of fastai's draws
         self.input_dp = RowDropout(dropouts["input_p"], "input", self.position)
         self.hidden_dps = nn.ModuleList(
             RowDropout(dropouts["hidden_p"], f"hidden {layer}", self.position) for layer in range(self.n_layers)
@@ -51,13 +53,13 @@ class AWDLSTM(Encoder):
 
     def read(self, x_bT: Tensor, state: Hidden) -> tuple[Tensor, Hidden]:
         output = self.input_dp(self.encoder_dp(x_bT))
-        carried: Hidden = []
+        new_state: Hidden = []
         for layer, (rnn, dropout) in enumerate(zip(self.rnns, self.hidden_dps, strict=True)):
             output, hidden = rnn(output, state[layer])
-            carried.append(hidden)
+            new_state.append(hidden)
             if layer != self.n_layers - 1:
                 output = dropout(output)
-        return output, carried
+        return output, new_state
 
     def zero_state(self, num_rows: int) -> Hidden:
         def zeros(width: int) -> Tensor:

@@ -1,11 +1,11 @@
-"""Exported models: a folder that holds all that inference needs, and nothing that could run code.
+"""Exported models: a folder with everything that inference needs. It holds data only, so loading it cannot run code.
 
-model.safetensors     weights, keys as in fastai's state_dict, tied ones once
+model.safetensors     weights by the keys of fastai's state_dict; tied weights once
 vocab.json            tokens by id
-config.yaml           the run's config: sizes of the network, tokenizer
-labels.json           class names by index, none for a regression; a classifier's only
-sentencepiece.model   what makes its tokens, if that is SentencePiece
-training.json         what it was trained on and how well it did
+config.yaml           config of the run: network sizes, tokenizer
+labels.json           class names by index, empty for a regression; only of a classifier
+sentencepiece.model   SentencePiece model, if the tokenizer uses one
+training.json         data fingerprint and metrics of the training
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from ulmfit_dist.utils.imports import check_trust
 
 WEIGHTS = "model.safetensors"
 LONGEST_TEXT = 1 << 20
-"""Bytes of config.yaml or training.json that are read at most."""
+"""Maximum size of config.yaml and training.json, in bytes."""
 
 
 @dataclass
 class ModelBundle:
-    """What an exported folder says, weights aside."""
+    """The content of an exported folder, except for the weights."""
 
     folder: Path
     config: Config
@@ -52,10 +52,10 @@ class ModelBundle:
 def save_bundle(
     folder: Path, model: nn.Module, config: Config, store: TokenStore, labels: list[str] | None, training: dict[str, Any]
 ) -> None:
-    """Write an export beside its place and rename it there, so that it is whole or not there.
+    """Export a model atomically: write a temporary folder beside `folder` and rename it.
 
     Args:
-        store: what the model was trained on: vocabulary and tokenizer are its.
+        store: the token store that the model was trained on, for vocabulary and tokenizer.
 
     Raises:
         UserError: the folder cannot be written.
@@ -65,7 +65,7 @@ def save_bundle(
         temporary.mkdir(parents=True, exist_ok=True)
         safetensors.torch.save_model(model, str(temporary / WEIGHTS))
         write_bytes(temporary / "config.yaml", to_yaml(config).encode())
-        shutil.copymode(temporary / "config.yaml", temporary / WEIGHTS)  # safetensors lets nobody else read it
+        shutil.copymode(temporary / "config.yaml", temporary / WEIGHTS)  # safetensors makes it readable for its owner only
         write_json(temporary / "vocab.json", store.vocab)
         write_json(temporary / "training.json", training)
         if (store.path / MODEL_FILE).exists():
@@ -83,7 +83,7 @@ def save_bundle(
 
 
 def find_model(run: Path, stage: str) -> Path | None:
-    """The export of a stage, given a run directory or the export itself; None where there is neither."""
+    """Return the export of a stage, given a run directory or the export itself; None if there is neither."""
     for folder in (run / stage, run):
         if (folder / WEIGHTS).is_file() and (stage == "lm") is not (folder / "labels.json").is_file():
             return folder
@@ -91,7 +91,7 @@ def find_model(run: Path, stage: str) -> Path | None:
 
 
 def read_bundle(folder: Path) -> ModelBundle:
-    """Read all but the weights. Raises UserError where a file is missing or unreadable."""
+    """Read everything except the weights. Raises UserError if a file is missing or unreadable."""
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"{folder}: no exported model here (no {WEIGHTS})")
     is_classifier = (folder / "labels.json").is_file()
@@ -108,7 +108,7 @@ def read_bundle(folder: Path) -> ModelBundle:
 
 
 def _read_config(path: Path) -> Config:
-    """The config of an export: whoever wrote it, no larger than ours, and without the aliases that can make YAML grow."""
+    """Return the config of an export: of limited size, and without YAML aliases, which can expand to any size."""
     try:
         content = read_bounded(path, LONGEST_TEXT)
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(content)):
@@ -127,13 +127,13 @@ def _read_training(path: Path) -> dict[str, Any]:
 
 
 def load_model(exported: ModelBundle, device: torch.device | str = "cpu", trust: bool = False) -> nn.Module:
-    """The network of an export with its weights, ready to infer.
+    """Return the network of an export with its weights, in evaluation mode.
 
     Args:
-        trust: whether a class that its config names (model.arch) may be made.
+        trust: instantiate a user-defined class that the config names (model.arch).
 
     Raises:
-        UserError: the weights do not fit the config; no trust.
+        UserError: the weights do not fit the config, or model.arch is set and not trusted.
     """
     config = exported.config
     if config.model.arch is not None:
@@ -148,13 +148,14 @@ def load_model(exported: ModelBundle, device: torch.device | str = "cpu", trust:
 
 
 def load_encoder(encoder: Encoder, exported: ModelBundle, vocab: list[str], model: ModelConfig) -> None:
-    """Give an encoder the weights of an exported language model.
+    """Load the weights of an exported language model into an encoder.
 
     Args:
-        encoder: as `model` says.
+        encoder: an encoder that was built from `model`.
+        vocab: tokens by id of the texts.
 
     Raises:
-        UserError: the language model reads by another vocabulary, or is of another size.
+        UserError: the language model has another vocabulary or another size.
     """
     if exported.vocab != vocab:
         raise UserError(
@@ -169,7 +170,7 @@ def load_encoder(encoder: Encoder, exported: ModelBundle, vocab: list[str], mode
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Read a safetensors file into a network. Raises UserError for a damaged file or one that does not fit."""
+    """Load a safetensors file into a network. Raises UserError if the file is damaged or does not fit the network."""
     try:
         safetensors.torch.load_model(model, str(path))
     except (safetensors.SafetensorError, OSError) as error:
@@ -184,7 +185,7 @@ def _first_problem(error: RuntimeError) -> str:
 
 
 def model_folder(run: Path, stage: str) -> Path:
-    """The export of a stage, given a run directory or the export itself. Raises UserError where there is neither."""
+    """Return the export of a stage, given a run directory or the export itself. Raises UserError if there is neither."""
     folder = find_model(run, stage)
     if folder is None:
         raise UserError(f"{run}: no {stage} model here: give a run directory that has one, or an exported model's folder")

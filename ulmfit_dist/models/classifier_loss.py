@@ -1,8 +1,8 @@
 """The classifier's training loss: cross-entropy with smoothed labels and weighted classes.
 
-It is torch's, so a weighted mean divides by the weights of its documents, and not by their number. That is no mean of the
-ranks' means; but every rank computes the loss of the whole global batch (`training/train_steps.py`), so it is the same on
-any number of ranks. Validation measures the plain cross-entropy, which stays comparable whatever the training loss is.
+As in torch, the weighted mean divides by the sum of the documents' weights, not by their number, so it is not the mean of
+the ranks' means. Every rank therefore computes the loss of the whole global batch (`training/train_steps.py`), which is the
+same on any number of ranks. Validation measures the unweighted cross-entropy, which is comparable between training losses.
 
 B: documents of the global batch, C: classes.
 """
@@ -18,11 +18,11 @@ from ulmfit_dist.errors import UserError
 
 
 class ClassifierLoss(nn.Module):
-    """Mean cross-entropy over the documents of a batch, each weighed by its class.
+    """Mean cross-entropy over the documents of a batch, weighted by class.
 
     Args:
-        label_smoothing: share of a target's probability that is spread over all classes (Szegedy et al., 2016).
-        class_weights: of each class; None for equal ones.
+        label_smoothing: fraction of a target's probability that is spread over all classes (Szegedy et al., 2016).
+        class_weights: weight of each class; None for equal weights.
     """
 
     def __init__(self, label_smoothing: float = 0.0, class_weights: list[float] | None = None):
@@ -32,12 +32,12 @@ class ClassifierLoss(nn.Module):
         self.register_buffer("weights_C", None, persistent=False)
 
     def forward(self, logits_BC: Tensor, y_B: Tensor) -> Tensor:
-        """A scalar."""
+        """Return the loss, a scalar."""
         weights_C = self._weights_like(logits_BC)
         return F.cross_entropy(logits_BC, y_B, weight=weights_C, label_smoothing=self.label_smoothing)
 
     def _weights_like(self, logits_BC: Tensor) -> Tensor | None:
-        """The weights in type and on device of the logits, moved there once: a copy in each step would wait for a GPU."""
+        """Return the weights in the dtype and on the device of the logits, copied once: each copy synchronizes with a GPU."""
         if self.class_weights is None:
             return None
         if self.weights_C is None or (self.weights_C.device, self.weights_C.dtype) != (logits_BC.device, logits_BC.dtype):
@@ -46,27 +46,27 @@ class ClassifierLoss(nn.Module):
 
 
 def build_loss(settings: ClassifierConfig, labels: np.ndarray, names: list[str]) -> ClassifierLoss:
-    """The loss that a config asks for.
+    """Return the training loss of a config.
 
     Args:
-        labels: of the training documents, by index.
-        names: of the classes.
+        labels: class indices of the training documents.
+        names: names of the classes.
 
     Raises:
-        UserError: as many weights as there are no classes.
+        UserError: the number of weights differs from the number of classes.
     """
     weights = settings.class_weights
     if weights == "balanced":
         weights = balanced_weights(np.bincount(labels, minlength=len(names)))
     elif weights is not None and len(weights) != len(names):
         raise UserError(
-            f"classifier.class_weights={weights} are {len(weights)}, for {len(names)} classes: give a weight for each of "
-            f"{', '.join(names)}, in this order"
+            f"classifier.class_weights={weights} has {len(weights)} entries, but there are {len(names)} classes: give one weight "
+            f"per class ({', '.join(names)}, in this order), or balanced"
         )
     return ClassifierLoss(settings.label_smoothing, weights)
 
 
 def balanced_weights(counts_C: np.ndarray) -> list[float]:
-    """Weights by which every class counts alike: the mean number of documents over a class's own; 1 for a class of none."""
+    """Return weights that balance the classes: mean documents per class / documents of the class; 1 for an empty class."""
     mean = counts_C.sum() / np.count_nonzero(counts_C)
     return [float(mean / count) if count else 1.0 for count in counts_C]

@@ -1,10 +1,10 @@
-"""fastai's dropouts, their masks computed from where they are used (`masks.py`).
+"""fastai's dropout layers, with masks computed from their position (`masks.py`).
 
-A mask is a function of seed, stage, step and place in the network; a row's mask of the row's number in the global batch,
-too. So the rows of a batch are dropped alike whichever rank computes them, in whichever micro-batch, on a CPU or a GPU.
-Weights and embeddings have one mask for all rows, and so the same one on all ranks.
+A mask is a function of seed, stage, step and site in the network; a row's mask also depends on the row's number in the
+global batch. So a row gets the same mask on every rank, in every micro-batch, on a CPU and on a GPU. Weights and embeddings
+have one mask for all rows, which is the same on all ranks. Trade-off: the step and the rows must be set before a forward.
 
-V: words of the vocabulary, b: rows of a micro-batch, T: tokens of a step, H: features.
+V: tokens of the vocabulary, b: rows of a micro-batch, T: tokens of a step, H: features.
 """
 
 from __future__ import annotations
@@ -27,11 +27,13 @@ RECURRENT = "weight_hh_l0"
 
 @dataclass
 class DropoutContext:
-    """Where a network is used: shared by its dropouts, and moved on by who trains it.
+    """Position of a forward pass: shared by the dropout layers of a network, and advanced by the training step.
 
     Attributes:
-        seed, stage, step: of the run, and the optimizer steps of the stage so far. Training needs a step to be set.
-        chunk: which part of its documents the classifier's encoder reads.
+        seed: seed of the run.
+        stage: name of the stage.
+        step: optimizer steps of the stage so far; required in training.
+        chunk: index of the chunk that the classifier's encoder reads.
         rows: numbers of the input's rows in the global batch.
     """
 
@@ -43,21 +45,21 @@ class DropoutContext:
     _step_masks: StepMasks = field(default_factory=StepMasks, init=False, repr=False, compare=False)
 
     def key(self, site: str) -> Key:
-        """The key of the masks of one place in the network."""
+        """Return the generator's key for the masks of a site in the network."""
         if self.step is None:
             raise RuntimeError(
-                "dropout is computed from the step: set step and rows of encoder_of(model).position before it"
+                "dropout masks depend on the step: set step and rows of encoder_of(model).position before the forward"
             )
         return derive_key(self.seed, self.stage, "dropout", self.step, self.chunk, site)
 
     def row_mask(self, site: str, rows: range, num_features: int, p: float, like: Tensor) -> Tensor:
-        """[b, H] of the first rows of `rows`; as the function of this name, on a GPU computed with others of the step."""
+        """Return the mask of the first rows of `rows`, [b, H]; on a GPU it is computed with the other masks of the step."""
         if like.device.type == "cpu":
             return row_mask(self.key(site), rows, num_features, p, like)
         return self._of_step(Use(site, num_features, p, like.dtype, True), like.device)[: len(rows)]
 
     def shared_mask(self, site: str, num_elements: int, p: float, like: Tensor) -> Tensor:
-        """[num_elements]; as the function of this name, on a GPU computed with others of the step."""
+        """Return a mask for all rows, [num_elements]; on a GPU it is computed with the other masks of the step."""
         if like.device.type == "cpu":
             return shared_mask(self.key(site), num_elements, p, like)
         return self._of_step(Use(site, num_elements, p, like.dtype, False), like.device)[0]
@@ -74,7 +76,7 @@ class DropoutContext:
 
 
 class RowDropout(nn.Module):
-    """Dropout of features, for each row and the whole step: fastai's `RNNDropout`, and `nn.Dropout` on [b, H].
+    """Dropout of features, one mask per row for the whole step: fastai's `RNNDropout`, and `nn.Dropout` on [b, H].
 
     Args:
         p: probability of an element to be dropped.
@@ -87,12 +89,12 @@ class RowDropout(nn.Module):
         self.p, self.site, self.position = p, site, position
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [b, T, H] or [b, H], of the rows `position.rows`, or the first of them."""
+        """Return x, [b, T, H] or [b, H], with dropout; its rows are `position.rows`, or the first of them."""
         if not self.training or self.p == 0:
             return x
         rows = self.position.rows[: len(x)]
-        if (len(rows), len(x)) != (1, 2) and len(rows) != len(x):  # the encoder reads a single row as two
-            raise RuntimeError(f"position.rows numbers {len(rows)} rows of an input of {len(x)}")
+        if (len(rows), len(x)) != (1, 2) and len(rows) != len(x):  # the encoder duplicates a single row
+            raise RuntimeError(f"position.rows has {len(rows)} rows, but the input has {len(x)}")
         mask_bH = self.position.row_mask(self.site, rows, x.shape[-1], self.p, x)
         return x * (mask_bH if x.dim() == 2 else mask_bH[:, None])
 
@@ -101,12 +103,12 @@ class RowDropout(nn.Module):
 
 
 class WeightDropout(nn.Module):
-    """fastai's dropout of the hidden-to-hidden weights, one mask for all rows; a probability of zero is allowed.
+    """fastai's dropout of the hidden-to-hidden weights, one mask for all rows; the probability may be zero.
 
-    The parameter is `weight_hh_l0_raw` of this module; the LSTM's own `weight_hh_l0` is what is left of it in a step.
+    The parameter is `weight_hh_l0_raw` of this module; `weight_hh_l0` of the LSTM is the parameter after dropout.
 
     Args:
-        module: the LSTM, of one layer.
+        module: an LSTM with one layer.
         weight_p: probability of a weight to be dropped.
         site: the place in the network.
         position: where the network is used.
@@ -134,20 +136,20 @@ class WeightDropout(nn.Module):
 
     def _dropped(self, raw: Tensor) -> Tensor:
         if not self.training or self.weight_p == 0:
-            return raw.view_as(raw)  # not a parameter, for which torch keeps the name
+            return raw.view_as(raw)  # a view: torch would register a parameter under this name
         mask = self.position.shared_mask(f"{self.site}.{RECURRENT}", raw.numel(), self.weight_p, raw)
         return raw * mask.view_as(raw)
 
     def reset(self) -> None:
-        """Nothing is kept between steps: the weights are set anew in each forward."""
+        """Do nothing: each forward sets the weights, so no state is kept between steps."""
 
 
 class EmbeddingDropout(nn.Module):
-    """fastai's dropout of whole words, one mask for all rows; only the words that are read are multiplied.
+    """fastai's dropout of whole tokens, one mask for all rows; only the rows of the embedding that are read are multiplied.
 
     Args:
         emb: the embedding.
-        embed_p: probability of a word to be dropped.
+        embed_p: probability of a token to be dropped.
         site: the place in the network.
         position: where the network is used.
     """
@@ -156,17 +158,17 @@ class EmbeddingDropout(nn.Module):
         super().__init__()
         self.emb, self.embed_p, self.site, self.position = emb, embed_p, site, position
 
-    def forward(self, words_bT: Tensor) -> Tensor:
-        """[b, T, H] from token ids."""
-        embedded_bTH = F.embedding(words_bT, self.emb.weight, self.emb.padding_idx)
+    def forward(self, ids_bT: Tensor) -> Tensor:
+        """Return the embeddings of token ids with dropout, [b, T, H]."""
+        embedded_bTH = F.embedding(ids_bT, self.emb.weight, self.emb.padding_idx)
         if not self.training or self.embed_p == 0:
             return embedded_bTH
         mask_V = self.position.shared_mask(self.site, len(self.emb.weight), self.embed_p, embedded_bTH)
-        return embedded_bTH * mask_V[words_bT][..., None]
+        return embedded_bTH * mask_V[ids_bT][..., None]
 
 
 def _keep_parameters() -> None:
-    """Take the place of `flatten_parameters` in an LSTM whose weights are replaced in each step."""
+    """Do nothing: replaces `flatten_parameters` of an LSTM whose weights change in each step."""
 
 
 def lstm_from_flat_weights(
@@ -193,7 +195,7 @@ def lstm_from_flat_weights(
 
 
 class _Flattened(torch.autograd.Function):
-    """Tensors side by side in one of another type. Copied and converted by one kernel, and their gradients by one."""
+    """Tensors side by side in one of another dtype: one kernel copies and converts them, and one their gradients."""
 
     @staticmethod
     def forward(ctx: Any, dtype: torch.dtype, *tensors: Tensor) -> Tensor:
@@ -210,10 +212,10 @@ class _Flattened(torch.autograd.Function):
 
 
 def row_mask(key: Key, rows: range, num_features: int, p: float, like: Tensor) -> Tensor:
-    """[b, H] of zeros and 1 / (1 - p), in type and on device of `like`: each row's own, whatever the others are."""
+    """Return a mask of 0 and 1 / (1 - p), [b, H], in dtype and on device of `like`; rows do not depend on each other."""
     return compute_masks([Mask(key, rows, num_features, p, like.dtype)], like.device)[0]
 
 
 def shared_mask(key: Key, num_elements: int, p: float, like: Tensor) -> Tensor:
-    """[num_elements] of zeros and 1 / (1 - p), in type and on device of `like`."""
+    """Return a mask of 0 and 1 / (1 - p), [num_elements], in dtype and on device of `like`."""
     return compute_masks([Mask(key, range(1), num_elements, p, like.dtype)], like.device)[0][0]

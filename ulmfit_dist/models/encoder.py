@@ -1,7 +1,7 @@
-"""What reads a text for a language model or a classifier: token ids in, a vector for each token out, its state kept by row.
+"""Interface of the encoders of language model and classifier: token ids to one vector per token, with state per row.
 
-AWD-LSTM (`awd_lstm.py`) is one; `model.arch` names another, a class of the user's. Rows are computed in micro-batches that
-take turns, so the state is that of rows, and not of the module.
+AWD-LSTM (`awd_lstm.py`) is the default; `model.arch` names a user-defined class. The state is stored per row, not in the
+module, because the micro-batches of a step alternate. Trade-off: the caller must set `position.rows` before each forward.
 
 b: rows of a micro-batch, T: tokens of a step, E: width of the embedding.
 """
@@ -17,17 +17,16 @@ from torch.nn import functional as F
 from ulmfit_dist.models.dropout import DropoutContext
 
 Hidden = list[tuple[Tensor, ...]]
-"""State of each layer: one tensor or two, [1, b, width]; empty for a network that reads each step for itself."""
+"""State of each layer: one tensor or two, [1, b, width]; empty for a network without state."""
 
 
 class Encoder(nn.Module, ABC):
-    """An encoder of texts.
+    """Base class of the encoders.
 
     Attributes:
         encoder: the embedding, `nn.Embedding` of [V, E], which the language model's decoder shares.
-        position: where the next input stands: what dropout masks are computed from (`dropout.py`), and whose state to go on
-            with.
-        hidden_states: the state by first row; a row that is not there begins with `zero_state`.
+        position: position of the next input: determines the dropout masks (`dropout.py`) and the rows whose state is used.
+        hidden_states: state by first row; rows without an entry begin with `zero_state`.
     """
 
     encoder: nn.Embedding
@@ -39,41 +38,41 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def read(self, x_bT: Tensor, state: Hidden) -> tuple[Tensor, Hidden]:
-        """The output for each token, [b, T, E], and the state behind the last one.
+        """Return the output of each token, [b, T, E], and the state after the last token.
 
         Args:
-            x_bT: token ids, int64; xxpad in front of a document that is shorter than others.
-            state: of the rows, behind what they have read before.
+            x_bT: token ids, int64; shorter documents are padded at the beginning with xxpad.
+            state: state of the rows after their previous tokens.
         """
 
     @abstractmethod
     def zero_state(self, num_rows: int) -> Hidden:
-        """The state of rows that have read nothing; `[]` where none is kept."""
+        """Return the initial state of rows; `[]` for an encoder without state."""
 
     @abstractmethod
     def layer_groups(self) -> list[nn.Module]:
-        """What freezing and learning rates tell apart: `model.n_layers` modules, the lowest first, without the embedding."""
+        """Return the groups for freezing and learning rates: `model.n_layers` modules, lowest first, without the embedding."""
 
     def reset(self) -> None:
-        """Forget all rows."""
+        """Reset the hidden states of all rows."""
         self.hidden_states: dict[int, Hidden] = {}
 
     def forward(self, x_bT: Tensor) -> Tensor:
-        """Read the next tokens of the rows `position.rows`, or of the first of them."""
+        """Encode the next tokens of the rows `position.rows`, or of the first of them, [b, T, E]."""
         num_rows = len(x_bT)
-        if num_rows == 1 and self.training:  # a product with a single row is split over threads, and rounds by their number
+        if num_rows == 1 and self.training:  # a one-row product is split over threads: its rounding depends on their number
             x_bT = torch.cat([x_bT, x_bT])
         output, state = self.read(x_bT, self._state(len(x_bT)))
-        kept = [tuple(part[:, :num_rows].detach() for part in layer) for layer in state]
-        self.hidden_states[self.position.rows.start] = kept
+        detached = [tuple(part[:, :num_rows].detach() for part in layer) for layer in state]
+        self.hidden_states[self.position.rows.start] = detached
         return output[:num_rows]
 
     def _state(self, num_rows: int) -> Hidden:
-        """The state to go on with, cut or filled up with zeros to the rows of the input."""
-        known = self.hidden_states.get(self.position.rows.start)
-        if known is None:
+        """Return the stored state of the rows, truncated or padded with zeros to the rows of the input."""
+        stored = self.hidden_states.get(self.position.rows.start)
+        if stored is None:
             return self.zero_state(num_rows)
-        return [tuple(_fit_rows(part, num_rows) for part in layer) for layer in known]
+        return [tuple(_fit_rows(part, num_rows) for part in layer) for layer in stored]
 
 
 def _fit_rows(state_1bH: Tensor, num_rows: int) -> Tensor:

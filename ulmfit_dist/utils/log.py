@@ -57,8 +57,8 @@ class ConsoleHandler(logging.Handler):
 
 
 def get_logger(name: str) -> RankLogger:
-    """Return the logger of a module: `logger = get_logger(__name__)`."""
-    return RankLogger(logging.getLogger(name), {})
+    """Return the logger of a module: `logger = get_logger(__name__)`; for `python -m`, the logger of the package."""
+    return RankLogger(ROOT if name == "__main__" else logging.getLogger(name), {})
 
 
 def is_main_process() -> bool:
