@@ -348,4 +348,4 @@ def test_no_test_split_is_cut_from_few_labels_or_of_rare_classes(tmp_path: Path)
     write_csv(tmp_path / "rare.csv", ["text", "label"], [*documents(300), *rare])
     card = init(tmp_path, "rare.csv")
     assert card["splits"] == {"train": 312}
-    assert any("has too few documents to be in it and in train" in notice for notice in card["notices"])
+    assert any("has too few documents to be in test and in train" in notice for notice in card["notices"])
