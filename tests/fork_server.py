@@ -48,6 +48,8 @@ LOADING = (
 )  # fmt: skip
 """Prefixes of environment variables that libraries may read while they load, unseen by Python."""
 LAUNCHER = ("-m", "accelerate.commands.launch")
+AT_A_KEYBOARD = signal.getsignal(signal.SIGINT)
+"""The handler that this process has begun with: none where whoever started it ignores the signal."""
 PR_SET_NAME, PR_SET_CHILD_SUBREAPER = 15, 36
 
 
@@ -179,9 +181,8 @@ def _serve(connection: socket.socket) -> Request | None:
 
 def _become(request: Request) -> Request:
     """Make a fork what a new process is: folder, environment, arguments, signals, seeds."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGCHLD):
-        signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, AT_A_KEYBOARD)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if request.new_session:
         os.setsid()
     os.chdir(request.cwd)

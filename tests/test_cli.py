@@ -73,7 +73,7 @@ def test_config_prints_each_key_with_its_meaning():
     text = succeed_here(["config", "configs/quickstart.yaml", "lm.global_batch_size=48"])
     (line,) = [line for line in text.splitlines() if line.startswith("lm.global_batch_size")]
     assert line.startswith("lm.global_batch_size: 48 ")
-    assert "# Rows that the corpus is cut into" in line
+    assert "# Rows that the token stream is cut into" in line
 
 
 def test_config_gives_scripts_single_values(capsys: pytest.CaptureFixture[str]):

@@ -308,7 +308,7 @@ def test_what_cannot_be_compared_is_one_line(tmp_path: Path):
     for other, message in cases.values():
         refused([first, other], message)
     refused([], "0 run(s) and no '--'")
-    refused([first], "'ulmfit-dist compare A B', or two sides of several seeds, 'ulmfit-dist compare A-1 A-2 -- B-1 B-2'")
+    refused([first], "'ulmfit-dist compare A B', or two groups of runs, 'ulmfit-dist compare A-1 A-2 -- B-1 B-2'")
     refused([first, "B", "C"], "3 run(s) and no '--' between two groups: compare two runs, 'ulmfit-dist compare A B', or")
     refused([first, "--"], "no run on one side of the comparison")
     refused(["--", first, "--", "B"], "'--' is given twice")

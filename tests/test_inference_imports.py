@@ -11,6 +11,8 @@ import pytest
 from conftest import ROOT
 from fastai_runs import make_models
 
+pytestmark = pytest.mark.distributed  # each test reads the modules of a new interpreter
+
 NEVER_LOADED = {
     *("fastai", "fastcore", "fastprogress", "wandb", "sklearn", "scipy", "pandas", "matplotlib", "datasets", "accelerate"),
     *("ulmfit_dist.training", "ulmfit_dist.tracking", "ulmfit_dist.checkpointing", "ulmfit_dist.stages", "ulmfit_dist.api"),

@@ -160,7 +160,7 @@ SAGEMAKER = ("ec2_instance_type: ml.p3.2xlarge", "iam_role_name: role")
         (["distributed_type: DEEPSPEED"], "distributed_type: DEEPSPEED in .* requests DeepSpeed"),
         (["distributed_type: MEGATRON_LM"], "requests Megatron-LM"),
         (["distributed_type: XLA"], "requests a TPU"),
-        (["distributed_type: 'NO'", "mixed_precision: fp8"], "mixed_precision: fp8 in .*: ulmfit-dist has no"),
+        (["distributed_type: 'NO'", "mixed_precision: fp8"], "mixed_precision: fp8 in .*: ulmfit-dist does not support"),
         (
             [
                 "compute_environment: AMAZON_SAGEMAKER",

@@ -102,7 +102,7 @@ def test_all_that_a_caller_needs_lies_beside_it(exported: tuple[TextClassifier, 
 
 def test_a_graph_that_differs_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     run = make_classifier(tmp_path, lettered_store(tmp_path / "store"))
-    monkeypatch.setattr(onnx_graph, "_in_order_of_onnx", lambda weight, hidden_size: weight)
+    monkeypatch.setattr(onnx_graph, "_reorder_gates", lambda weight, hidden_size: weight)
     with pytest.raises(UserError, match=r"its probabilities differ by up to 0\.\d+, and .*%, from the model's"):
         export_to_onnx(run, tmp_path / "model.onnx")
     assert not [*tmp_path.glob("*model.onnx*")]

@@ -92,7 +92,7 @@ def test_an_evaluation_forgets_the_one_before():
         (["fastai.metrics.F1Score"], "F1Score fails on 3 classes .*average='binary'.*: check its arguments"),
         (["fastai.metrics.F2Score"], "'fastai.metrics.F2Score' cannot be imported"),
         (["fastai.metrics.accuracy"], "fastai.metrics.accuracy has the name of another metric, accuracy"),
-        ([{"path": "fastai.metrics.RocAuc", "max": 3}], "cannot be made .*'max'"),
+        ([{"path": "fastai.metrics.RocAuc", "max": 3}], "cannot be created .*'max'"),
         ([{"module": "x"}], "give module.name, or {path: module.name, argument: value}"),
         (["builtins.dict"], "returns a dict: give a function of logits and targets"),
         (["torch.add"], "torch.add fails on 3 classes"),

@@ -28,7 +28,8 @@ def kernel_of(how: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> 
     return module._from_nvrtc(dtype, torch.device("cpu"))
 
 
-ways = pytest.mark.parametrize("how", ["torch", "inductor", pytest.param("cuda", marks=[needs_compiler, pytest.mark.distributed])])
+cuda = pytest.param("cuda", marks=[needs_compiler, pytest.mark.distributed])
+ways = pytest.mark.parametrize("how", ["torch", "inductor", cuda])
 dtypes = pytest.mark.parametrize("dtype", LIMITS)
 
 

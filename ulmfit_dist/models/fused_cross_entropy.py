@@ -143,7 +143,7 @@ class Scores(NamedTuple):
 
 
 class DecoderLoss:
-    """Loss of a language model whose forward stops before its decoder (`models/awd_lstm.py`).
+    """Loss of a language model whose forward stops before its decoder (`networks.py`).
 
     Args:
         decoder: the last layer; its weight may be tied to the embedding.

@@ -140,9 +140,7 @@ def _smaller_size(learner: DistributedLearner, failure: RankOutOfMemoryError, is
         raise mark_collective(UserError(f"{error}, the smallest possible: {ADVICE[learner.stage]}"))
     if not is_repeatable:
         raise mark_collective(UserError(f"{error}, with gradients of earlier steps: set runtime.micro_batch_size={smaller}"))
-    learner.accelerate.logger.info(
-        f"{error}: continuing with {smaller}; set runtime.micro_batch_size={smaller} to start there"
-    )
+    logger.info(f"{error}: continuing with {smaller}; set runtime.micro_batch_size={smaller} to start there")
     return smaller
 
 
