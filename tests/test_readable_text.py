@@ -9,6 +9,7 @@ from fastai.text.core import fix_html
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ulmfit_dist import Sampling, load_language_model
 from ulmfit_dist.data.tokenizers.detokenize import UNKNOWN, detokenize
 from ulmfit_dist.data.tokenizers.word import Tokenizer
 
@@ -127,3 +128,12 @@ def test_generated_text_is_a_line_and_names_unknown_words_of_the_prompt(run_dirs
     line, *others = [line for line in text.splitlines() if line.startswith("1: ")]
     assert line.startswith("1: The match, Qwertzian's (fa) was ")
     assert not others
+
+
+def test_generate_takes_sampling_options_and_keeps_lines(run_dirs: dict[str, Path]):
+    model = load_language_model(run_dirs["one"])
+    first, second = model.generate("The match\nwas", 8, samples=2, sampling=Sampling(top_k=1), keep_lines=True)
+    assert first == second
+    assert first.startswith("The match\nwas ")
+    drawn, *others = model.generate("The match", 8, samples=4, sampling=Sampling(temperature=5))
+    assert set(others) != {drawn}

@@ -93,9 +93,9 @@ def add_files(parser: Parser) -> None:
     parser.add_argument("--output", type=Path, metavar="F", help="write JSON lines to a file")
 
 
-def add_json(parser: Parser, what: str = "figures") -> None:
+def add_json(parser: Parser, content: str = "figures") -> None:
     """Add `--json`."""
-    parser.add_argument("--json", action="store_true", help=f"print the {what} as JSON")
+    parser.add_argument("--json", action="store_true", help=f"print the {content} as JSON")
 
 
 def add_precision(parser: Parser) -> None:

@@ -68,8 +68,8 @@ class TokenStoreBuilder:
         self.folder, self.source, self.tokenizer = folder, source, tokenizer
         self.shards = list(_cut(source, documents_per_shard))
 
-    def tokenize(self, which: Iterable[int], num_workers: int, shown: bool) -> None:
-        """Tokenize those of the shards `which` that are missing.
+    def tokenize(self, shards: Iterable[int], num_workers: int, shown: bool) -> None:
+        """Tokenize those of the shards that are missing.
 
         Args:
             num_workers: maximum number of processes; a small corpus is tokenized in this one.
@@ -78,7 +78,7 @@ class TokenStoreBuilder:
         Raises:
             UserError: a document cannot be read, or a file cannot be written.
         """
-        missing = [i for i in which if not self._local(i).exists()]
+        missing = [i for i in shards if not self._local(i).exists()]
         if not missing:
             return
         num_documents = sum(map(self.num_documents, missing))
@@ -144,11 +144,11 @@ class TokenStoreBuilder:
         write_json(self.folder / "vocab.json", build_vocab(counts, self.tokenizer.min_freq, self.tokenizer.max_vocab))
         write_json(self._labels_file, _sorted_labels(labels))
 
-    def map(self, which: Iterable[int], num_workers: int) -> None:
-        """Write the shards `which` with the ids of the vocabulary, in threads: numpy and Arrow release the GIL."""
+    def map(self, shards: Iterable[int], num_workers: int) -> None:
+        """Write the shards with the ids of the vocabulary, in threads: numpy and Arrow release the GIL."""
         indices = self.open_indices()
         with ThreadPoolExecutor(max(num_workers, 1)) as pool:
-            for _ in pool.map(lambda i: self.map_shard(i, indices), which):
+            for _ in pool.map(lambda i: self.map_shard(i, indices), shards):
                 pass
 
     def open_indices(self) -> Indices:
@@ -202,17 +202,17 @@ class TokenStoreBuilder:
         for leftover in self.folder.glob("local-*"):
             leftover.unlink()
 
-    def remake(self, which: Iterable[int], meta: dict[str, Any]) -> None:
+    def remake(self, shards: Iterable[int], meta: dict[str, Any]) -> None:
         """Build damaged shards of a finished store again.
 
         Raises:
             UserError: the result differs from the checksums, so the texts have changed.
         """
-        which = list(which)
+        shards = list(shards)
         write_json(self._labels_file, meta["labels"])
-        self.tokenize(which, num_workers=1, shown=False)
-        self.map(which, num_workers=1)
-        for i in which:
+        self.tokenize(shards, num_workers=1, shown=False)
+        self.map(shards, num_workers=1)
+        for i in shards:
             if shard_checksum(self.folder / shard_stem(i, len(self.shards))) != meta["checksums"][i]:
                 raise UserError(
                     f"{self.folder}: damaged, and the texts have changed since: delete the folder and prepare it again"

@@ -143,9 +143,9 @@ def shard_checksum(stem: Path) -> str:
     return digest.hexdigest()
 
 
-def damaged_shards(path: Path, meta: dict[str, Any], which: Iterable[int]) -> list[int]:
-    """Return those of the shards `which` that do not match the checksums of `meta.json`."""
-    stems = {i: path / shard_stem(i, meta["num_shards"]) for i in which}
+def damaged_shards(path: Path, meta: dict[str, Any], shards: Iterable[int]) -> list[int]:
+    """Return those of the shards that do not match the checksums of `meta.json`."""
+    stems = {i: path / shard_stem(i, meta["num_shards"]) for i in shards}
     return [i for i, stem in stems.items() if shard_checksum(stem) != meta["checksums"][i]]
 
 

@@ -19,27 +19,27 @@ class RaggedArray:
         self._values = GrowableArray(dtype)
         self._starts, self._lengths = GrowableArray(np.int64), GrowableArray(np.int64)
 
-    def set(self, which: np.ndarray, values: np.ndarray, lengths: np.ndarray) -> None:
+    def set(self, indices: np.ndarray, values: np.ndarray, lengths: np.ndarray) -> None:
         """Set rows.
 
         Args:
-            which: indices of the rows, int [rows].
+            indices: indices of the rows, int [rows].
             values: values of the rows, concatenated.
             lengths: number of values of each row, int [rows].
         """
         start = len(self._values)
         self._values.put(np.arange(start, start + len(values)), values)
-        self._starts.put(which, start + np.cumsum(lengths) - lengths)
-        self._lengths.put(which, lengths)
+        self._starts.put(indices, start + np.cumsum(lengths) - lengths)
+        self._lengths.put(indices, lengths)
 
-    def get(self, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def get(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the values of rows, concatenated, and the number of values of each, int64 [rows]."""
-        return _gather(self._values, self._starts[which], self._lengths[which])
+        return _gather(self._values, self._starts[indices], self._lengths[indices])
 
 
-def take_rows(values: np.ndarray, lengths: np.ndarray, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def take_rows(values: np.ndarray, lengths: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return rows of concatenated values, in the format of `RaggedArray.get`."""
-    return _gather(values, (np.cumsum(lengths) - lengths)[which], lengths[which])
+    return _gather(values, (np.cumsum(lengths) - lengths)[indices], lengths[indices])
 
 
 def _gather(values: np.ndarray | GrowableArray, starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -57,16 +57,16 @@ class GrowableArray:
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, which: np.ndarray) -> np.ndarray:
-        return self._array[which]
+    def __getitem__(self, indices: np.ndarray) -> np.ndarray:
+        return self._array[indices]
 
-    def put(self, which: np.ndarray, values: np.ndarray) -> None:
+    def put(self, indices: np.ndarray, values: np.ndarray) -> None:
         """Set values at indices (int), which may be beyond the end."""
-        if not len(which):
+        if not len(indices):
             return
-        self._length = max(self._length, int(which.max()) + 1)
+        self._length = max(self._length, int(indices.max()) + 1)
         if self._length > len(self._array):
             grown = np.zeros(2 * self._length, dtype=self._array.dtype)
             grown[: len(self._array)] = self._array
             self._array = grown
-        self._array[which] = values
+        self._array[indices] = values
