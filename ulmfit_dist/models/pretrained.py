@@ -1,7 +1,7 @@
 """Pretrained weights, converted to the vocabulary of a model.
 
 Sources are fastai's downloads, fastai's files (`fastai_weights.py`), and exported language models. As in fastai, a token in
-both vocabularies keeps its embedding, and any other gets the mean embedding. Trade-off: nothing is learned from its pieces.
+both vocabularies keeps its embedding, and any other gets the mean embedding. Trade-off: new tokens all start alike.
 """
 
 from __future__ import annotations
