@@ -71,8 +71,8 @@ RECIPE = (
 
 LONGEST_FIRST = (
     "test_world_size", "test_slurm", "test_resume", "test_doctor_ranks", "test_prepare", "test_exit", "test_cli",
-    "test_frames", "test_ensemble", "test_imdb", "test_cross_validation", "test_pretrain", "test_rendezvous", "test_home",
-    "test_learners",
+    "test_in_memory", "test_evaluate_ensemble", "test_imdb", "test_cross_validation", "test_pretrain", "test_rendezvous",
+    "test_home", "test_notebook_learners",
 )  # fmt: skip
 """Files that take longest: begun first, so that processes which share the files end together."""
 

@@ -1,7 +1,7 @@
 """fastai's special tokens and text rules, implemented without fastai, whose import takes longer than most tokenization.
 
 The functions have the names of fastai 2.8's and return the same strings for every text. Trade-off: the rules are implemented
-twice, so `tests/test_rules.py` compares each of them with fastai's on random texts.
+twice, so `tests/data/tokenizers/test_rules.py` compares each of them with fastai's on random texts.
 """
 
 from __future__ import annotations

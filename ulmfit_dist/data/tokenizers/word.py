@@ -4,7 +4,7 @@ There are two paths. The reference path applies fastai's rules (`rules.py`) and 
 its tokens are fastai's by construction. The fast path (`data/tokenizers/fast/chunk_cache.py`) looks up most words of a text
 in a cache. It requires fastai's default rules and a tokenizer of spaCy's standard class; the reference path handles
 everything else, and the few texts for which the fast path cannot prove its result. Trade-off: two paths, which
-`tests/test_tokens.py` compares.
+`tests/data/tokenizers/test_word_tokens.py` compares.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import pytest
 from ulmfit_dist.distributed.rendezvous import read_meeting
 from ulmfit_dist.errors import RESUMABLE, USER_ERROR, UserError
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 RANK = """
 import sys
 from ulmfit_dist.distributed import rendezvous, signals

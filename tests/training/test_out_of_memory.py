@@ -38,7 +38,7 @@ def store(tmp_path: Path) -> TokenStore:
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, list[Any]]]:
     """Outcome of each scenario on two ranks: rank 0's value, and rank 1's."""
-    tests = Path(__file__).parent
+    tests = Path(__file__).parents[1]
     words = [tests / "out_of_memory.py", tmp_path_factory.mktemp("oom") / "store"]
     result = launch(words, 2, PYTHONPATH=f"{tests.parent}:{tests}")
     assert result.returncode == 0, result.stdout + result.stderr

@@ -67,7 +67,7 @@ def test_the_best_epochs_model_is_exported_also_after_a_stop(corpus: Path, recip
     ]
     words += ["classifier.phases=[{epochs: 3, lr: 2e-2},{epochs: 9, lr: 1.0}]", "runtime.canonical_ranks=2"]
     words += ["checkpoint.keep_latest=1", "classifier.callbacks=[test_own_parts.StopsItself]"]
-    here = {"PYTHONPATH": f"{Path(__file__).parents[1]}:{Path(__file__).parent}"}
+    here = {"PYTHONPATH": f"{Path(__file__).parents[2]}:{Path(__file__).parents[1]}"}
     output = succeed(["run", *words, "name=alone"], **here)
     run = tmp_path / "alone"
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

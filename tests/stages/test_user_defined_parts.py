@@ -156,7 +156,7 @@ def test_own_parts_do_the_same_on_one_rank_on_two_and_in_a_run_that_was_stopped(
     ]
     words += ["runtime.precision=fp64", "tracking.wandb_mode=disabled", "lm.phases=[{lr: 5e-2}]"]
     words += ["classifier.phases=[{epochs: 6, lr: 5e-2}]", "classifier.global_batch_size=16"]
-    here = {"PYTHONPATH": f"{Path(__file__).parents[1]}:{Path(__file__).parent}"}
+    here = {"PYTHONPATH": f"{Path(__file__).parents[2]}:{Path(__file__).parents[1]}"}
     output = succeed(["run", *words, "name=one"], **here)
     stopped = command(["run", *words, "name=two"], 2, STOP_AFTER="42", **here)
     assert "stopped by SIGTERM after step" in stopped.stderr

@@ -7,7 +7,7 @@ from fastai.text import core
 from fastai.text.data import make_vocab
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_tokens import EXAMPLES, PIECES, TEXTS, rich_texts
+from test_word_tokens import EXAMPLES, PIECES, TEXTS, rich_texts
 
 from ulmfit_dist.data.tokenizers import rules
 from ulmfit_dist.data.tokenizers.rules import SPECIAL_TOKENS, TEXT_RULES, compose, replace_space
