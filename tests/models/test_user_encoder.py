@@ -131,7 +131,7 @@ def test_both_stages_and_what_is_done_with_their_models(words: list[str], tmp_pa
 
 
 def test_a_text_is_continued_by_what_an_own_encoder_reads():
-    model = build_language_model(40, replace(SIZES, arch="test_own_encoder.Constant"), LMConfig()).eval()
+    model = build_language_model(40, replace(SIZES, arch="test_user_encoder.Constant"), LMConfig()).eval()
     likeliest = int(model[1].decoder(torch.ones(SIZES.emb_sz)).argmax())
     tokens = continue_tokens(model, torch.tensor([[2, 3]]), 4, Sampling(top_k=1), [], 1)
     assert tokens.tolist() == [[2, 3, *[likeliest] * 4]]
@@ -154,7 +154,7 @@ def test_rows_in_turns_train_as_all_at_once(words: list[str]):
 @pytest.mark.parametrize(("arch", "names"), [("GRU", {"0.h", "1.h"}), ("Bag", set())])
 def test_its_state_is_part_of_a_checkpoint(arch: str, names: set[str], words: list[str]):
     if arch == "Bag":
-        words = [*words, "model.arch=test_own_encoder.Bag", "model.n_layers=1"]
+        words = [*words, "model.arch=test_user_encoder.Bag", "model.n_layers=1"]
     config = load_config(None, words)
     learn, other = (lm_learner(config) for _ in range(2))
     learn.pct_train = 0.1
@@ -188,8 +188,8 @@ def as_lists(learn: LMLearner) -> dict[int, list]:
             {"arch_kwargs": {"depth": 2}},
             "cannot be instantiated .*depth.*arch_kwargs",
         ),
-        ("test_own_encoder.Narrow", {}, r"\(40, 5\), not of vocabulary and model.emb_sz, \(40, 6\)"),
-        ("test_own_encoder.Bag", {}, r"layer_groups\(\) gives 1, model.n_layers is 3"),
+        ("test_user_encoder.Narrow", {}, r"\(40, 5\), not of vocabulary and model.emb_sz, \(40, 6\)"),
+        ("test_user_encoder.Bag", {}, r"layer_groups\(\) gives 1, model.n_layers is 3"),
     ],
 )
 def test_what_cannot_be_an_encoder_is_refused(arch: str, model: dict, printed: str):

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, command, command_here, succeed, succeed_here
+from conftest import ROOT, TINY, command, command_here, succeed, succeed_here
 from fastai.callback.core import Callback
 from safetensors.torch import load_file
 from sklearn.metrics import f1_score, roc_auc_score
@@ -28,11 +28,11 @@ METRICS = [
     "examples.my_metric.among_two",
     {"path": "fastai.metrics.F1Score", "average": "weighted", "name": "f1_weighted"},
     {"path": "fastai.metrics.RocAuc"},
-    "test_own_parts.first_label",
+    "test_user_defined_parts.first_label",
 ]
 IN_THE_CONFIG = (
     "classifier.metrics=[examples.my_metric.among_two,{path: fastai.metrics.F1Score, average: weighted, name: f1_weighted}]",
-    "classifier.callbacks=[{path: examples.my_callback.LowerRates, factor: 0.5}, test_own_parts.StopsItself]",
+    "classifier.callbacks=[{path: examples.my_callback.LowerRates, factor: 0.5}, test_user_defined_parts.StopsItself]",
     "lm.callbacks=[fastai.callback.training.ShortEpochCallback]",
 )
 
@@ -110,7 +110,7 @@ def test_metrics_that_would_fail_are_refused_before_training(entries: list, outp
         (["fastai.callback.core.event"], "is not a subclass of fastai's Callback"),
         (["examples.my_callback.Missing"], "cannot be imported"),
         ([{"path": "examples.my_callback.LowerRates", "speed": 3}], "cannot be created .*speed"),
-        (["test_own_parts.ModelSelectionCallback"], "the learner already has a 'model_selection'"),
+        (["test_user_defined_parts.ModelSelectionCallback"], "the learner already has a 'model_selection'"),
         (["examples.my_callback.LowerRates"] * 2, "the learner already has a 'lower_rates'"),
     ],
 )
@@ -156,7 +156,8 @@ def test_own_parts_do_the_same_on_one_rank_on_two_and_in_a_run_that_was_stopped(
     ]
     words += ["runtime.precision=fp64", "tracking.wandb_mode=disabled", "lm.phases=[{lr: 5e-2}]"]
     words += ["classifier.phases=[{epochs: 6, lr: 5e-2}]", "classifier.global_batch_size=16"]
-    here = {"PYTHONPATH": f"{Path(__file__).parents[2]}:{Path(__file__).parents[1]}"}
+    folders = (ROOT, ROOT / "tests", ROOT / "tests/stages")
+    here = {"PYTHONPATH": os.pathsep.join(map(str, folders))}
     output = succeed(["run", *words, "name=one"], **here)
     stopped = command(["run", *words, "name=two"], 2, STOP_AFTER="42", **here)
     assert "stopped by SIGTERM after step" in stopped.stderr

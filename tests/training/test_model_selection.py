@@ -1,11 +1,12 @@
 """Selection of the exported epoch, and early stopping."""
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import TINY, command, succeed, succeed_here
+from conftest import ROOT, TINY, command, succeed, succeed_here
 from killing import same_bits
 from safetensors.torch import load_file
 
@@ -66,8 +67,9 @@ def test_the_best_epochs_model_is_exported_also_after_a_stop(corpus: Path, recip
         "classifier.early_stopping_patience=2",
     ]
     words += ["classifier.phases=[{epochs: 3, lr: 2e-2},{epochs: 9, lr: 1.0}]", "runtime.canonical_ranks=2"]
-    words += ["checkpoint.keep_latest=1", "classifier.callbacks=[test_own_parts.StopsItself]"]
-    here = {"PYTHONPATH": f"{Path(__file__).parents[2]}:{Path(__file__).parents[1]}"}
+    words += ["checkpoint.keep_latest=1", "classifier.callbacks=[test_user_defined_parts.StopsItself]"]
+    folders = (ROOT, ROOT / "tests", ROOT / "tests/stages")
+    here = {"PYTHONPATH": os.pathsep.join(map(str, folders))}
     output = succeed(["run", *words, "name=alone"], **here)
     run = tmp_path / "alone"
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
