@@ -230,8 +230,8 @@ def test_a_script_that_prepares_without_a_main_guard_is_told_so(large: Path, tmp
     script = tmp_path / "script.py"
     script.write_text(
         "from ulmfit_dist import load_config, prepare\n"
-        "from ulmfit_dist.data import builder\n"
-        "builder.DOCUMENTS_PER_WORKER = 100\n"
+        "from ulmfit_dist.data import store_builder\n"
+        "store_builder.DOCUMENTS_PER_WORKER = 100\n"
         f"prepare(load_config(None, ['data.path={large}', 'data.cache_dir={tmp_path}']))\n"
     )
     result = launch([script])
