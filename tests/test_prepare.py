@@ -236,7 +236,7 @@ def test_a_script_that_prepares_without_a_main_guard_is_told_so(large: Path, tmp
     )
     result = launch([script])
     assert result.returncode == 1
-    assert "put what it does below: if __name__ == '__main__':" in result.stderr
+    assert "guard its entry point with: if __name__ == '__main__':" in result.stderr
     assert "UserError: a worker process ended" in result.stderr
 
 
