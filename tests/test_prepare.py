@@ -237,7 +237,7 @@ def test_a_script_that_prepares_without_a_main_guard_is_told_so(large: Path, tmp
     result = launch([script])
     assert result.returncode == 1
     assert "guard its entry point with: if __name__ == '__main__':" in result.stderr
-    assert "UserError: a worker process ended" in result.stderr
+    assert "UserError: a worker process exited" in result.stderr
 
 
 def test_labels_are_sorted_as_numbers_where_all_are_numbers():
