@@ -230,14 +230,14 @@ def test_a_script_that_prepares_without_a_main_guard_is_told_so(large: Path, tmp
     script = tmp_path / "script.py"
     script.write_text(
         "from ulmfit_dist import load_config, prepare\n"
-        "from ulmfit_dist.data import builder\n"
-        "builder.DOCUMENTS_PER_WORKER = 100\n"
+        "from ulmfit_dist.data import store_builder\n"
+        "store_builder.DOCUMENTS_PER_WORKER = 100\n"
         f"prepare(load_config(None, ['data.path={large}', 'data.cache_dir={tmp_path}']))\n"
     )
     result = launch([script])
     assert result.returncode == 1
-    assert "put what it does below: if __name__ == '__main__':" in result.stderr
-    assert "UserError: a worker process ended" in result.stderr
+    assert "guard its entry point with: if __name__ == '__main__':" in result.stderr
+    assert "UserError: a worker process exited" in result.stderr
 
 
 def test_labels_are_sorted_as_numbers_where_all_are_numbers():
