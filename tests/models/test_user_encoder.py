@@ -188,8 +188,8 @@ def as_lists(learn: LMLearner) -> dict[int, list]:
             {"arch_kwargs": {"depth": 2}},
             "cannot be instantiated .*depth.*arch_kwargs",
         ),
-        ("test_user_encoder.Narrow", {}, r"\(40, 5\), not of vocabulary and model.emb_sz, \(40, 6\)"),
-        ("test_user_encoder.Bag", {}, r"layer_groups\(\) gives 1, model.n_layers is 3"),
+        ("test_user_encoder.Narrow", {}, r"\(40, 5\), expected vocabulary and model.emb_sz, \(40, 6\)"),
+        ("test_user_encoder.Bag", {}, r"layer_groups\(\) returns 1 groups, but model.n_layers is 3"),
     ],
 )
 def test_what_cannot_be_an_encoder_is_refused(arch: str, model: dict, printed: str):
