@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Run all tests in two processes, each a file at a time. Arguments are passed to pytest, which is then one process:
 # bash launch/test.sh -k vocab
-# bash launch/test.sh --fast [ARG ...]: run the unit tests, which start no process, in a minute.
+# bash launch/test.sh --fast [ARG ...]: run the unit tests, which start no process.
 # bash launch/test.sh --simulated-gpu [ARG ...]: run the tests of GPU code on a simulated GPU, on machines without one.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
