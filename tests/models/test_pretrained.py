@@ -222,7 +222,7 @@ def test_a_file_that_would_run_code_is_refused_and_runs_nothing(files: Path, nam
 def test_a_file_of_something_else_is_refused(files: Path, state: object):
     torch.save(state, files / "lstm_wt103.pth")
     with pytest.raises(
-        UserError, match=r"lstm_wt103\.pth: (refused, because it is not a state_dict|not the state of fastai's AWD-LSTM)"
+        UserError, match=r"lstm_wt103\.pth: (refused: it is not a state_dict|not a state_dict of fastai's AWD-LSTM)"
     ):
         load_pretrained(fresh(), str(files), NEW_VOCAB, MODEL)
 

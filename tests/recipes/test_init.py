@@ -102,9 +102,10 @@ def test_labels_in_words_train_a_classifier(tmp_path: Path):
     succeed_here(["run", "news.yaml"], cwd=tmp_path)
     summary = json.loads((tmp_path / "runs/news/summary.json").read_text())
     assert summary["classifier"]["accuracy"] > 0.6
-    assert "exists already" in command_here(["init", "news.csv"], cwd=tmp_path).stderr
+    assert "already exists" in command_here(["init", "news.csv"], cwd=tmp_path).stderr
     assert (
-        "a run of this name exists already" in command_here(["init", "news.csv", "--output", "b.yaml"], cwd=tmp_path).stderr
+        "a run with this name already exists"
+        in command_here(["init", "news.csv", "--output", "b.yaml"], cwd=tmp_path).stderr
     )
 
 

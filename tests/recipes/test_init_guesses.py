@@ -91,7 +91,7 @@ def test_text_and_label_are_found(table: dict[str, list], text: list[str], label
         ),
         ({"a": PROSE, "k": CLASSES, "z": CLASSES[::-1]}, {}, "which column is the label? (candidates: k, z)"),
         ({"text": PROSE, "author": [f"A. Name{i}" for i in range(N)]}, {}, "or --label none to train only a language model"),
-        ({"y": CLASSES, "n": IDS}, {}, "no column looks like texts (columns: y, n): give --text COL"),
+        ({"y": CLASSES, "n": IDS}, {}, "no column looks like text (columns: y, n): give --text COL"),
         ({"a": PROSE, "y": CLASSES}, {"label": "z"}, "--label z: texts.csv has no such column; its columns are: a, y"),
         ({"a": PROSE, "y": CLASSES}, {"text": ["z"]}, "--text z: texts.csv has no such column"),
     ],

@@ -285,7 +285,7 @@ def test_the_command_prints_a_table_or_json(runs: list[Path], store: TokenStore,
         assert on_test.endswith(f"{low:.4f} to {high:.4f}")
     assert any(f"{actual['members'][0]['temperature']:.3f}" in line for line in lines)
     assert main([*words, "--text", "a b"]) == 2
-    assert "--with-baseline measures, it does not label" in capsys.readouterr().err
+    assert "--with-baseline cannot label texts" in capsys.readouterr().err
     assert main(["ensemble", *map(str, runs), "--precision", "fp32"]) == 0
     assert "temperature" not in capsys.readouterr().out
 

@@ -55,7 +55,7 @@ def server(no_login: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 def config(folder: Path, **tracking: Any) -> Config:
-    words = [f"tracking.{key}={value}" for key, value in {"patience": 120, **tracking}.items()]
+    words = [f"tracking.{key}={value}" for key, value in {"wandb_timeout": 120, **tracking}.items()]
     composed = load_config(overrides=["data.source=bbc_news", f"runs_dir={folder}", "name=a", *words])
     composed.run_dir.mkdir(parents=True, exist_ok=True)
     return composed
@@ -203,7 +203,7 @@ def test_a_process_of_wandbs_that_hangs_is_not_waited_for(
     no_login: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ):
     no_login.setattr("ulmfit_dist.tracking.wandb_run.SHUTDOWN_SECONDS", 1)
-    run = WandbRun(config(tmp_path, patience=0.5), "offline", {})
+    run = WandbRun(config(tmp_path, wandb_timeout=0.5), "offline", {})
     run.log(rows(range(1))[0])
     run._thread.submit(lambda: None).result()
     (core,) = [child for child in psutil.Process().children() if child.name().startswith("wandb")]
@@ -263,13 +263,13 @@ def test_a_server_that_is_none_of_wandbs_counts_as_none(
     assert [row["_step"] for row in written(tmp_path / "a/wandb", run.id)] == [0]
 
 
-def test_a_server_that_dies_costs_no_more_than_the_patience_and_nothing_is_lost(
+def test_a_server_that_dies_costs_no_more_than_the_timeout_and_nothing_is_lost(
     no_login: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ):
     no_login.setenv("WANDB_API_KEY", KEY)
     with wandb_server() as server:
         no_login.setenv("WANDB_BASE_URL", server.url)
-        run = WandbRun(config(tmp_path, patience=1), "online", {})
+        run = WandbRun(config(tmp_path, wandb_timeout=1), "online", {})
         for row in rows(range(3)):
             run.log(row)
         while run.id not in server.runs:

@@ -87,12 +87,12 @@ def test_a_repeated_first_step_is_bit_by_bit_that_of_smaller_micro_batches(
         ),
         (
             "lm validation",
-            f"lm: out of memory in a validation at 4 row(s) per micro-batch on rank 1 ({FIGURES}): set "
+            f"lm: out of memory in validation at 4 row(s) per micro-batch on rank 1 ({FIGURES}): set "
             f"runtime.micro_batch_size=2",
         ),
         (
             "classifier validation",
-            f"classifier: out of memory in a validation at 4 row(s) per micro-batch on rank 0 ({FIGURES}): set "
+            f"classifier: out of memory in validation at 4 row(s) per micro-batch on rank 0 ({FIGURES}): set "
             f"runtime.micro_batch_size=2",
         ),
     ],
@@ -143,7 +143,7 @@ def test_gradients_of_earlier_steps_are_not_lost(runtime: Runtime, store: TokenS
         def before_step(self) -> None:
             raise CancelBatchException
 
-    with pytest.raises(UserError, match=r"with gradients of earlier steps: set runtime\.micro_batch_size=4$"):
+    with pytest.raises(UserError, match=r"with accumulated gradients: set runtime\.micro_batch_size=4$"):
         lm_learner(config_of(), runtime, store).fit_one_cycle(1, 1e-2, cbs=Accumulates())
 
 

@@ -62,13 +62,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         with torch.serialization.safe_globals(_parts_of_an_optimizer()):
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise UserError(f"{path}: refused, because it is damaged or not only tensors ({type(error).__name__})") from None
+        raise UserError(f"{path}: refused: it is damaged or contains more than tensors ({type(error).__name__})") from None
     state = state.get("model", state) if isinstance(state, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{path}: refused, because it is not a state_dict of tensors")
+        raise UserError(f"{path}: refused: it is not a state_dict of tensors")
     prefix = next((prefix for prefix in ENCODER_PREFIXES if f"{prefix}encoder.weight" in state), None)
     if prefix is None or state[f"{prefix}encoder.weight"].ndim != 2:
-        raise UserError(f"{path}: not the state of fastai's AWD-LSTM (no encoder.weight)")
+        raise UserError(f"{path}: not a state_dict of fastai's AWD-LSTM (no encoder.weight)")
     encoder = {f"0.{key.removeprefix(prefix)}": value for key, value in state.items() if key.startswith(prefix)}
     return encoder | {key: value for key, value in state.items() if key.startswith("1.decoder.")}
 
@@ -78,7 +78,7 @@ def read_tokens(path: Path) -> list[str]:
     try:
         tokens = _ListUnpickler(io.BytesIO(read_bounded(path, LONGEST_VOCAB))).load()
     except Exception as error:
-        raise UserError(f"{path}: refused, because it is not a list of tokens ({error})") from None
+        raise UserError(f"{path}: refused: it is not a list of tokens ({error})") from None
     if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
         raise UserError(f"{path}: not a list of tokens")
     return [SPECIAL_PIECES.get(token) or token for token in tokens]

@@ -157,12 +157,12 @@ def _check_free(recipe: Path, name: str, options: TextOptions) -> None:
     if not re.fullmatch(r"\w[\w.+-]*", name):
         raise UserError(f"--name {name!r}: give a plain name of letters, digits, '.', '+', '-' and '_'")
     if recipe.exists():
-        raise UserError(f"{recipe} exists already: give another name by --name, or another file by --output")
+        raise UserError(f"{recipe} already exists: give another name with --name, or another file with --output")
     if not recipe.absolute().parent.is_dir():
         raise UserError(f"--output {recipe}: no folder {recipe.parent}")
     run = Path(options.values.get("runs_dir", Config().runs_dir)) / name
     if run.exists():
-        raise UserError(f"{run}: a run of this name exists already: give another name by --name")
+        raise UserError(f"{run}: a run with this name already exists: give another name with --name")
 
 
 def _choose(profile: Profile, runtime: Runtime, minutes: float) -> tuple[Plan, Durations, bool]:

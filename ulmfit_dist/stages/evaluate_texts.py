@@ -77,7 +77,7 @@ def evaluate_texts(run: Path, path: Path, runtime: Runtime, trust: bool = False)
                 texts.append(text)
                 names.append(label)
         if not texts:
-            raise UserError(f"{path}: no text has a label: name its column by data.label_col in the run's config")
+            raise UserError(f"{path}: no text has a label: name the label column as in the run's config (data.label_col)")
         y_N = _targets(names, labels, config, path)
         if num_skipped:
             logger.warning(f"{path}: skipping {num_skipped:,} documents that have no label or cannot be read")

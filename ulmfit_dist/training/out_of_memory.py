@@ -119,7 +119,7 @@ def refuse_validation(learner: DistributedLearner, failure: RankOutOfMemoryError
     rows, smaller = shard.rows_at_once(global_rows), shard.halved(global_rows)
     advice = ADVICE[learner.stage] if smaller is None else f"set runtime.micro_batch_size={smaller}"
     return mark_collective(
-        UserError(f"{learner.stage}: out of memory in a validation at {rows} row(s) per micro-batch on {failure}: {advice}")
+        UserError(f"{learner.stage}: out of memory in validation at {rows} row(s) per micro-batch on {failure}: {advice}")
     )
 
 
@@ -139,7 +139,7 @@ def _smaller_size(learner: DistributedLearner, failure: RankOutOfMemoryError, is
     if smaller is None:
         raise mark_collective(UserError(f"{error}, the smallest possible: {ADVICE[learner.stage]}"))
     if not is_repeatable:
-        raise mark_collective(UserError(f"{error}, with gradients of earlier steps: set runtime.micro_batch_size={smaller}"))
+        raise mark_collective(UserError(f"{error}, with accumulated gradients: set runtime.micro_batch_size={smaller}"))
     logger.info(f"{error}: continuing with {smaller}; set runtime.micro_batch_size={smaller} to start there")
     return smaller
 

@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> None:
         _evaluate(args)
         return
     if args.with_baseline:
-        raise UserError("--with-baseline measures, it does not label: leave out --text and --file, or --with-baseline")
+        raise UserError("--with-baseline cannot label texts: leave out --text and --file, or --with-baseline")
     texts = read_texts(args)
     check_output(args)
     silence_warnings()

@@ -200,7 +200,7 @@ def _choose_text(columns: Sequence[Column], table: str) -> tuple[list[str], str]
     prose = [column for column in columns if column.is_prose]
     if not prose:
         shown = ", ".join(column.name for column in columns)
-        raise UserError(f"{table}: no column looks like texts (columns: {shown}): give --text COL")
+        raise UserError(f"{table}: no column looks like text (columns: {shown}): give --text COL")
     if len(prose) == 1:
         return [prose[0].name], f"the only column of prose, {_size(prose[0])}"
     known = [column for name in TEXT_NAMES for column in prose if column.name.lower() == name]
