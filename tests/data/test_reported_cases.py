@@ -130,4 +130,4 @@ def test_linked_folders_are_followed_and_a_dangling_link_is_one_line(recipe: Pat
 def test_a_language_that_takes_another_library_names_sentencepiece(recipe: Path, cases: Path, tmp_path: Path):
     result = command_here(words(recipe, cases, tmp_path, "csv", "16/x.csv", "tokenizer.lang=th"))
     assert result.returncode == 2
-    assert "set tokenizer.type: sentencepiece" in result.stderr
+    assert "set tokenizer.type=sentencepiece" in result.stderr

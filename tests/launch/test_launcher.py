@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.commands import launch as accelerate_launch
-from conftest import ROOT
+from conftest import ROOT, launch
 
 from ulmfit_dist.distributed.launch_settings import read_config_file
 from ulmfit_dist.errors import UserError
@@ -202,3 +202,12 @@ def test_the_readmes_launcher_prints_nothing_of_its_own_beside_another_launch(tm
         result = subprocess.run([*map(str, command)], env=environment, capture_output=True, text=True, timeout=120)
     assert sorted(result.stdout) == ["0", "1"]
     assert (result.stderr, result.returncode) == ("", 0)
+
+
+def test_no_module_of_torchruns_agent_logs_errors():
+    script = (
+        "import logging; from ulmfit_dist.launch.launcher import _silence_elastic; _silence_elastic();"
+        "names = [name for name in logging.root.manager.loggerDict if name.startswith('torch.distributed.elastic')];"
+        "print(len(names) > 5, {logging.getLogger(name).isEnabledFor(logging.ERROR) for name in names})"
+    )
+    assert launch(["-c", script], real=True).stdout.strip() == "True {False}"

@@ -312,8 +312,8 @@ def test_what_cannot_be_compared_is_one_line(tmp_path: Path):
     refused([first, "B", "C"], "3 run(s) and no '--' between two groups: compare two runs, 'ulmfit-dist compare A B', or")
     refused([first, "--"], "no run on one side of the comparison")
     refused(["--", first, "--", "B"], "'--' is given twice")
-    refused([first, "B", "--frsh"], "unknown: --frsh")
-    refused([first, "--", "B", "--frsh"], "unknown: --frsh")
+    refused([first, "B", "--frsh"], "unrecognized arguments: --frsh")
+    refused([first, "--", "B", "--frsh"], "unrecognized arguments: --frsh")
 
 
 def test_a_damaged_file_is_one_line_whatever_is_damaged(tmp_path: Path):

@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from ulmfit_dist.launch.node_wait import join_timeout, read_nodes, watch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # logs the ranks' exit codes
+    _silence_elastic()
     args = launch_command_parser().parse_args(argv)
     try:
         config_file = find_config_file(args)
@@ -81,6 +81,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except subprocess.CalledProcessError as error:  # a single process
         return exit_code([error.returncode])
     return 0
+
+
+def _silence_elastic() -> None:
+    """Silence torchrun's agent, which logs exit codes of ranks, and a traceback if another node leaves first.
+
+    Some of its modules set a level on their own logger when they are imported, so that of the parent is not enough.
+    """
+    import torch.distributed.elastic.agent.server.api
+    import torch.distributed.elastic.rendezvous.dynamic_rendezvous  # noqa: F401
+
+    name = "torch.distributed.elastic"
+    for module in [name, *(other for other in logging.root.manager.loggerDict if other.startswith(f"{name}."))]:
+        logging.getLogger(module).setLevel(logging.CRITICAL)
 
 
 def find_config_file(args: argparse.Namespace) -> str | None:
