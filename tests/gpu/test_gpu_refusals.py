@@ -39,7 +39,7 @@ def test_fp64_is_refused(tmp_path: Path):
 
 def test_scaled_gradients_are_not_compressed_to_fp16(tmp_path: Path):
     config = small_config(tmp_path, tmp_path, "runtime.precision=fp16", "runtime.gradient_compression=fp16")
-    with pytest.raises(UserError, match=r"set runtime\.gradient_compression=bf16, or null"), running(config):
+    with pytest.raises(UserError, match=r"set runtime\.gradient_compression=bf16 or null"), running(config):
         pass
 
 
@@ -47,7 +47,7 @@ def test_a_process_group_of_cpus_is_refused(tmp_path: Path):
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         with (
-            pytest.raises(UserError, match="process group of gloo, and GPUs need nccl: set ACCELERATE_USE_CPU before"),
+            pytest.raises(UserError, match="process group uses gloo, but GPUs need nccl: set ACCELERATE_USE_CPU before"),
             running(small_config(tmp_path, tmp_path, "runtime.precision=fp32")),
         ):
             pass
