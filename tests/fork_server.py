@@ -97,6 +97,14 @@ def fixed(name: str, read: frozenset[str]) -> bool:
     return name in read or name.startswith(LOADING)
 
 
+def differing(env: Mapping[str, str], other: Mapping[str, str]) -> set[str]:
+    """Names of variables that differ; PYTHONPATH may have more folders after those of the other, which a fork adds."""
+    names = {name for name in {*env, *other} if env.get(name) != other.get(name)}
+    if env.get("PYTHONPATH", "").startswith(f"{other.get('PYTHONPATH')}{os.pathsep}"):
+        names.discard("PYTHONPATH")
+    return names
+
+
 def main() -> None:
     """Serve; in each fork, run what was requested as the interpreter would, up to its real finalization."""
     connection = socket.socket(fileno=int(sys.argv[1]))
@@ -186,6 +194,7 @@ def _become(request: Request) -> Request:
     if request.new_session:
         os.setsid()
     os.chdir(request.cwd)
+    sys.path[: len(_search_path(os.environ))] = _search_path(request.env)
     for name in [name for name in os.environ if name not in request.env]:
         del os.environ[name]
     os.environ.update(request.env)
@@ -199,6 +208,11 @@ def _become(request: Request) -> Request:
     np.random.seed()  # Python's own generator is seeded again in each fork
     torch.default_generator.seed()
     return request
+
+
+def _search_path(env: Mapping[str, str]) -> list[str]:
+    """Return the folders that PYTHONPATH adds to `sys.path`."""
+    return [str(Path(folder).absolute()) for folder in env.get("PYTHONPATH", "").split(os.pathsep) if folder]
 
 
 def _run(request: Request) -> None:
@@ -272,7 +286,7 @@ def _with_nursery(request: Request, names: frozenset[str]) -> Request:
         assert handler._stdout is None
         assert handler._stderr is None
         assert args[0] == sys.executable
-        other = [name for name in {*env, *request.env} if fixed(name, names) and env.get(name) != request.env.get(name)]
+        other = [name for name in differing(env, request.env) if fixed(name, names)]
         assert not other, f"{other} came too late for a fork: start this launcher as a real process"
         send(here, (args[1:], env, os.getcwd(), True))
         child: Any = subprocess.Popen.__new__(subprocess.Popen)

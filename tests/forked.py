@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import fork_server
-from fork_server import fixed, receive, send
+from fork_server import differing, fixed, receive, send
 
 OF_THE_SERVER = {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
 """Variables of the server, beside those of the tests: as the helpers that start processes have them."""
@@ -128,8 +128,8 @@ def popen(
     """A process of this Python with text streams: a fork of the server, or a real one where its variables ask for that."""
     with _lock:
         server = _running_server()
-        differing = {name for name in {*env, *server.env} if env.get(name) != server.env.get(name)}
-        if env.get("ACCELERATE_USE_CPU") == "true" and not any(fixed(name, server.names) for name in differing):
+        is_alike = not any(fixed(name, server.names) for name in differing(env, server.env))
+        if env.get("ACCELERATE_USE_CPU") == "true" and is_alike:
             return Forked(server, argv, cwd, env, stdout, stderr, new_session)
     return real_popen(argv, cwd, env, stdout, stderr, new_session)
 

@@ -87,7 +87,19 @@ def test_forks_end_with_their_code_or_signal_and_read_their_own_variables(tmp_pa
     assert process.wait() == process.poll() == -signal.SIGTERM
 
 
-@pytest.mark.parametrize("variables", [{"OMP_NUM_THREADS": "2"}, {"HF_HOME": "/x"}, {"PYTHONHASHSEED": "1"}, {"HOME": "/"}])
+def test_a_fork_imports_from_more_folders_as_a_new_process_does(tmp_path: Path):
+    (tmp_path / "module_of_the_test.py").write_text("")
+    words = [sys.executable, "-c", "import sys, module_of_the_test; print(sys.path, module_of_the_test.__file__)"]
+    printed = []
+    for popen in (forked.popen, forked.real_popen):
+        variables = environment() | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, tmp_path)))}
+        process = popen(words, ROOT, variables, subprocess.PIPE, subprocess.PIPE)
+        assert isinstance(process, forked.Forked) == (popen is forked.popen)
+        printed.append(process.communicate(timeout=60))
+    assert printed[0] == printed[1]
+
+
+@pytest.mark.parametrize("variables", [{"OMP_NUM_THREADS": "2"}, {"HF_HOME": "/x"}, {"PYTHONHASHSEED": "1"}, {"HOME": "/"}, {"PYTHONPATH": "/x"}])
 def test_what_libraries_read_at_their_import_gets_a_real_process(variables: dict[str, str], tmp_path: Path):
     process = forked.popen([sys.executable, "-c", ""], tmp_path, environment() | variables)
     assert not isinstance(process, forked.Forked)

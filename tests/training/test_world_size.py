@@ -19,11 +19,11 @@ from safetensors.torch import load_file
 RECIPE = (
     *TINY,
     "model={emb_sz: 16, n_hid: 20, n_layers: 3}",
-    "lm.phases=[{epochs: 1, lr: 1e-2, freeze_to: -1}, {epochs: 3, lr: 5e-3}]",
+    "lm.phases=[{epochs: 1, lr: 1e-2, freeze_to: -1}, {epochs: 1, lr: 5e-3}]",
     "lm.grad_clip=0.3",
     # the default rates: a factor of 2.6 from layer group to layer group
-    "classifier.phases=[{epochs: 4, lr: 2e-2, freeze_to: -1}, {epochs: 3, lr: [2.188e-4, 1e-2], freeze_to: -2},"
-    " {epochs: 2, lr: [1.094e-4, 5e-3], freeze_to: -3}, {epochs: 2, lr: [2.188e-5, 1e-3], freeze_to: 0}]",
+    "classifier.phases=[{epochs: 1, lr: 2e-2, freeze_to: -1}, {epochs: 1, lr: [2.188e-4, 1e-2], freeze_to: -2},"
+    " {epochs: 1, lr: [1.094e-4, 5e-3], freeze_to: -3}, {epochs: 1, lr: [2.188e-5, 1e-3], freeze_to: 0}]",
     "classifier.grad_clip=0.1",
     "tracking.log_interval=1",
     "tracking.wandb_mode=disabled",
@@ -102,14 +102,14 @@ def figures(run: Path, stage: str) -> dict[str, float]:
 def test_every_steps_loss_is_that_of_one_rank(fp64_runs: Path, other: str, stage: str):
     expected, actual = (losses(fp64_runs / cut, stage) for cut in ("one", other))
     assert summary(fp64_runs / other)["world_size"] == CUTS[other][0]
-    assert len(actual) == len(expected) >= 200
+    assert len(actual) == len(expected) >= 76
     assert actual == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("other", OTHERS)
 def test_every_line_of_the_metrics_is_that_of_one_rank(fp64_runs: Path, other: str):
     one, actual = (lines(fp64_runs / cut) for cut in ("one", other))
-    assert len(one) > 400
+    assert len(one) > 160
     assert_same_lines(actual, one, rel=1e-9)
 
 
@@ -126,7 +126,7 @@ def test_final_weights_and_metrics_are_those_of_one_rank(fp64_runs: Path, other:
 def test_fp32_weights_have_the_bits_of_one_rank_where_all_compute_as_four(fp32_runs: Path, other: str, stage: str):
     assert summary(fp32_runs / other)["world_size"] == CUTS[other][0]
     expected, actual = (losses(fp32_runs / cut, stage) for cut in ("one", other))
-    assert len(actual) == len(expected) >= 200
+    assert len(actual) == len(expected) >= 76
     assert actual == pytest.approx(expected, rel=1e-6)
     one, other_weights = (weights(fp32_runs / cut, stage) for cut in ("one", other))
     assert list(one) == list(other_weights)
