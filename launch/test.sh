@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Run all tests in two processes, each a file at a time. Arguments are passed to pytest, which is then one process:
+# Run all tests in three processes, each a file at a time; some tests only wait. Arguments are passed to pytest, one process:
 # bash launch/test.sh -k vocab
 # bash launch/test.sh --fast [ARG ...]: run the unit tests, which start no process.
 # bash launch/test.sh --simulated-gpu [ARG ...]: run the tests of GPU code on a simulated GPU, on machines without one.
@@ -20,5 +20,5 @@ if [ "${1:-}" = --fast ]; then
     export TOKENIZER_EXAMPLES="${TOKENIZER_EXAMPLES:-20}" # a sixth of what all tests draw
     exec python -m pytest -m unit --numprocesses 2 --dist worksteal "$@"
 fi
-[ $# -gt 0 ] || set -- --numprocesses 2 --dist loadfile --no-loadscope-reorder
+[ $# -gt 0 ] || set -- --numprocesses 3 --dist loadfile --no-loadscope-reorder
 exec python -m pytest "$@"

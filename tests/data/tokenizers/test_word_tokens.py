@@ -1,5 +1,6 @@
 """Tokens and vocabulary against fastai's own."""
 
+import functools
 import os
 from collections import Counter
 from pathlib import Path
@@ -73,15 +74,14 @@ PIECES = [
 """Strings that fastai's rules and spaCy treat specially."""
 rich_texts = st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=3)), max_size=14).map("".join)
 EXAMPLES = int(os.environ.get("TOKENIZER_EXAMPLES", "120"))
-_tokenizers: dict[str, Tokenizer] = {}
+_cached_tokenizer = functools.cache(Tokenizer)
 
 
 @pytest.mark.parametrize("lang", ["en", "de", "fr", "es", "ru"])
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(rich_texts, min_size=1, max_size=4))
 def test_tokens_are_fastais_on_any_text(lang: str, texts: list[str]):
-    tokenizer = _tokenizers.setdefault(lang, Tokenizer(lang))
-    assert tokenizer.tokenize(texts) == fastai_tokens(texts, lang)
+    assert _cached_tokenizer(lang).tokenize(texts) == fastai_tokens(texts, lang)
 
 
 def test_a_line_of_a_megabyte_is_tokenized():

@@ -7,10 +7,12 @@ texts, so short texts are joined.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ulmfit_dist.config.schema import TokenizerConfig
 from ulmfit_dist.data.tokenizers.word import LIBRARIES
@@ -53,13 +55,13 @@ def detect_language(texts: Sequence[str], origin: str) -> Language:
         UserError: py3langid is not installed, or no language has 60 % of the samples.
     """
     try:
-        from py3langid.langid import MODEL_FILE, LanguageIdentifier
+        from py3langid.langid import MODEL_FILE
     except ImportError:
         raise UserError(
             "the language of the texts is not set: give --lang XX (such as --lang en), or pip install "
             "'ulmfit-dist[language]' to detect it"
         ) from None
-    identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    identifier = _load_identifier(MODEL_FILE)
     pieces = list(cut_pieces(texts))
     counts = Counter(identifier.classify(piece)[0] for piece in pieces)
     ranked = counts.most_common(3)
@@ -68,6 +70,14 @@ def detect_language(texts: Sequence[str], origin: str) -> Language:
         raise UserError(f"{origin}: which language is it? ({shares or 'no text to detect it from'}): give --lang XX")
     code, number = ranked[0]
     return Language(SPACY_CODES.get(code, code), number / len(pieces), f"detected by py3langid in {len(pieces)} samples")
+
+
+@functools.cache
+def _load_identifier(path: str) -> Any:
+    """Return py3langid's model, loaded once per process because that takes 0.4 s."""
+    from py3langid.langid import LanguageIdentifier
+
+    return LanguageIdentifier.from_model_file(path, norm_probs=True)
 
 
 def cut_pieces(texts: Sequence[str]) -> Iterator[str]:

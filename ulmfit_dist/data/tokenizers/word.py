@@ -23,6 +23,12 @@ from ulmfit_dist.errors import UserError
 
 LIBRARIES = {"th": "pythainlp", "zh": "jieba or spacy-pkuseg", "ja": "sudachipy", "ko": "mecab-ko by natto-py", "vi": "pyvi"}
 """Libraries that spaCy uses for languages without spaces, by language."""
+TOKENIZER_ARGUMENTS = (
+    "rules", "prefix_search", "suffix_search", "infix_finditer", "token_match", "url_match", "faster_heuristics",
+)  # fmt: skip
+"""Arguments of spaCy's `Tokenizer` that the language determines."""
+_standard_tokenizers: dict[str, Any] = {}
+"""A tokenizer of each language used so far, if of spaCy's standard class: never called, only copied."""
 
 
 class Tokenizer(TextTokenizer):
@@ -80,14 +86,13 @@ class Tokenizer(TextTokenizer):
 def _spacy_tokenizer(lang: str) -> Any:
     """Return spaCy's tokenizer of a language, with fastai's special tokens as exceptions."""
     try:
-        import spacy
         from spacy.symbols import ORTH
     except ImportError:
         raise UserError(
             "tokenizing needs spaCy: pip install spacy; or set data.token_store to a prepared token store"
         ) from None
     try:
-        tokenizer = spacy.blank(lang).tokenizer
+        tokenizer = _new_tokenizer(lang)
     except ImportError as error:
         if "E048" in str(error):
             raise UserError(f"tokenizer.lang={lang!r}: give spaCy's code of a language, such as en or de") from None
@@ -98,6 +103,21 @@ def _spacy_tokenizer(lang: str) -> Any:
     for token in SPECIAL_TOKENS:
         tokenizer.add_special_case(token, [{ORTH: token}])
     return tokenizer
+
+
+def _new_tokenizer(lang: str) -> Any:
+    """Return `spacy.blank(lang).tokenizer`; a second one of a standard language takes a third of the time."""
+    import spacy
+    from spacy.vocab import Vocab
+
+    if lang not in _standard_tokenizers:
+        tokenizer = spacy.blank(lang).tokenizer
+        if not _is_standard_class(tokenizer):
+            return tokenizer
+        _standard_tokenizers[lang] = tokenizer
+    return type(_standard_tokenizers[lang])(
+        Vocab(), **{name: getattr(_standard_tokenizers[lang], name) for name in TOKENIZER_ARGUMENTS}
+    )
 
 
 def _unsupported_language(lang: str) -> UserError:

@@ -13,9 +13,31 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+
+
+EXPRESSIONS = ("prefix_search", "suffix_search", "infix_finditer", "token_match", "url_match")
+"""Attributes of a spaCy tokenizer that split words."""
+
+
+class Patterns(NamedTuple):
+    """What exceptions look like without the search for exceptions; depends only on the language.
+
+    Attributes:
+        pairs: consecutive tokens of exceptions.
+        outcomes: tokens of exceptions that the final search may find, by their longest token.
+        spanning: matches the longest part of an exception that contains a space; None if there is none.
+    """
+
+    pairs: frozenset[tuple[str, str]]
+    outcomes: dict[str, list[list[str]]]
+    spanning: re.Pattern[str] | None
+
+
+_known_patterns: dict[tuple, Patterns] = {}
+"""Patterns by the tokenizer's rules and expressions: most of the time that a tokenizer takes to create."""
 
 
 class SpecialCases:
@@ -31,23 +53,17 @@ class SpecialCases:
     """
 
     def __init__(self, tokenizer: Any):
+        from spacy.symbols import ORTH
         from spacy.tokenizer import Tokenizer
 
         self.tokenizer = tokenizer
-        affixes = {name: getattr(tokenizer, name) for name in ("prefix_search", "suffix_search", "infix_finditer")}
-        matches = {name: getattr(tokenizer, name) for name in ("token_match", "url_match")}
-        self.without = Tokenizer(tokenizer.vocab, rules={}, **affixes, **matches)
-        patterns = {case: _texts(self.without(case)) for case in tokenizer.rules}
-        self.pairs = {pair for pattern in patterns.values() for pair in pairwise(pattern)}
-        within_longer = {token for pattern in patterns.values() if len(pattern) > 1 for token in pattern}
-        self._outcomes: defaultdict[str, list[list[str]]] = defaultdict(list)  # by the longest token
-        for case, pattern in patterns.items():
-            outcome = _texts(tokenizer(case))
-            if outcome != pattern and (len(pattern) > 1 or pattern[0] in within_longer):
-                self._outcomes[max(outcome, key=len)].append(outcome)
-        spaced = [case.split() for case in tokenizer.rules if case == case.lower() and len(case.split()) > 1]
-        longest = sorted({max(parts, key=len) for parts in spaced})
-        self._spanning = re.compile("|".join(map(re.escape, longest))) if longest else None
+        arguments = {name: getattr(tokenizer, name) for name in EXPRESSIONS}
+        self.without = Tokenizer(tokenizer.vocab, rules={}, **arguments)
+        rules = tuple((case, tuple(part[ORTH] for part in parts)) for case, parts in tokenizer.rules.items())
+        key = rules, *arguments.values()
+        if key not in _known_patterns:
+            _known_patterns[key] = _find_patterns(tokenizer, self.without)
+        self.pairs, self._outcomes, self._spanning = _known_patterns[key]
         self.keys = np.array([tokenizer.vocab.strings[token] for token in self._outcomes], dtype=np.uint64)
 
     @property
@@ -86,6 +102,25 @@ class SpecialCases:
         if inner not in rules:
             return _texts(self.without(chunk))
         return [*prefixes, *_texts(tokenizer(inner)), *reversed(suffixes)]
+
+
+def _find_patterns(tokenizer: Any, without: Any) -> Patterns:
+    """Return the patterns of the exceptions of a tokenizer.
+
+    Args:
+        without: the same tokenizer without exceptions.
+    """
+    tokens = {case: _texts(without(case)) for case in tokenizer.rules}
+    pairs = frozenset(pair for pattern in tokens.values() for pair in pairwise(pattern))
+    within_longer = {token for pattern in tokens.values() if len(pattern) > 1 for token in pattern}
+    outcomes: defaultdict[str, list[list[str]]] = defaultdict(list)
+    for case, pattern in tokens.items():
+        outcome = _texts(tokenizer(case))
+        if outcome != pattern and (len(pattern) > 1 or pattern[0] in within_longer):
+            outcomes[max(outcome, key=len)].append(outcome)
+    spaced = [case.split() for case in tokenizer.rules if case == case.lower() and len(case.split()) > 1]
+    longest = sorted({max(parts, key=len) for parts in spaced})
+    return Patterns(pairs, dict(outcomes), re.compile("|".join(map(re.escape, longest))) if longest else None)
 
 
 def _contains(tokens: list[str], part: list[str]) -> bool:

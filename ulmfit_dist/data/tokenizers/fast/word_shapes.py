@@ -12,6 +12,7 @@ A shape has the length of its word. Words are in lower case; only the letters a 
 
 from __future__ import annotations
 
+import functools
 import importlib
 import re
 import sys
@@ -95,6 +96,11 @@ def _distinguished_letters(search: Any, is_prefix: bool) -> Distinguished:
     expression = getattr(search, "__self__", None)
     if not isinstance(expression, re.Pattern) or expression.flags & (re.IGNORECASE | re.LOCALE):
         return {_ALWAYS: LETTERS}
+    return _letters_of_pattern(expression, is_prefix)
+
+
+@functools.lru_cache(maxsize=64)
+def _letters_of_pattern(expression: re.Pattern[str], is_prefix: bool) -> Distinguished:
     distinguished, _ = _walk(_parser.parse(expression.pattern, expression.flags), is_prefix)
     return distinguished
 
