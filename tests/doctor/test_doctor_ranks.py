@@ -72,7 +72,9 @@ def on_two_ranks(tmp_path: Path, function, *more: tuple[str, ...]) -> list[Findi
         return list(threads.map(rank_of, range(2)))
 
 
-def test_a_folder_that_the_ranks_do_not_share_is_named(tmp_path: Path):
+def test_a_folder_that_the_ranks_do_not_share_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(storage, "VISIBILITY_TIMEOUT", 0.3)
+
     def check(context: Context) -> Finding:
         storage.writable("runs_dir")(context)
         return storage.shared("runs_dir")(context)

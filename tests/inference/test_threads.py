@@ -31,7 +31,7 @@ from ulmfit_dist.models.bundle import save_bundle
 from ulmfit_dist.models.networks import build_language_model, encoder_of
 from ulmfit_dist.rng.counter_based import seed_torch
 
-THREADS, ROUNDS = 32, 3
+THREADS, ROUNDS = 32, 2
 
 Argument = TypeVar("Argument")
 Answer = TypeVar("Answer")

@@ -227,7 +227,7 @@ def test_two_hundred_thousand_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     from ulmfit_dist.recipes.dataset_profile import TextOptions, profile_texts
 
     texts = [text for text, _ in documents(500)]
-    rows = [(texts[i % 499], "abc"[i // 80_000]) for i in range(200_000)]  # sorted by class
+    rows = [(f"{texts[i % 499]} {i}", "abc"[i // 80_000]) for i in range(200_000)]  # sorted by class
     write_csv(tmp_path / "big.csv", ["text", "label"], rows)
     monkeypatch.chdir(tmp_path)
     card = profile_texts("big.csv", TextOptions()).card

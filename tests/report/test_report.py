@@ -64,14 +64,20 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_run(tmp_path_factory.mktemp("runs") / "quickstart")
 
 
+@pytest.fixture(scope="module")
+def page(run: Path) -> Page:
+    """The report of `run`."""
+    return read(run)
+
+
 def assert_has_the_summarys_figures(page: Page, run: Path) -> None:
     summary = json.loads((run / "summary.json").read_text())
     shown = {float(str(data["value"])) for data in page.all("data")}
     assert shown == {value for stage in ("lm", "classifier") for value in summary[stage].values()}
 
 
-def test_final_figures_are_those_of_the_summary(run: Path):
-    assert_has_the_summarys_figures(read(run), run)
+def test_final_figures_are_those_of_the_summary(run: Path, page: Page):
+    assert_has_the_summarys_figures(page, run)
 
 
 def test_a_training_ends_with_its_report(run_dirs: dict[str, Path]):
@@ -80,8 +86,7 @@ def test_a_training_ends_with_its_report(run_dirs: dict[str, Path]):
     assert len(page.all("svg")) > 10
 
 
-def test_nothing_leads_out_of_the_page_and_nothing_runs(run: Path):
-    page = read(run)
+def test_nothing_leads_out_of_the_page_and_nothing_runs(run: Path, page: Page):
     for tag, attributes in page.tags:
         assert tag not in ("script", "link", "iframe", "object", "embed", "img", "base", "form")
         assert not [name for name in attributes if name.startswith("on")]
@@ -95,8 +100,7 @@ def test_nothing_leads_out_of_the_page_and_nothing_runs(run: Path):
     assert str(policy).startswith("default-src 'none'")
 
 
-def test_every_reference_has_one_target(run: Path):
-    page = read(run)
+def test_every_reference_has_one_target(run: Path, page: Page):
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
     html = (run / "report.html").read_text()
@@ -104,8 +108,7 @@ def test_every_reference_has_one_target(run: Path):
     assert targets | set(re.findall(r"url\(#([^)]*)\)", html)) <= set(ids)
 
 
-def test_all_of_a_run_is_there(run: Path):
-    page = read(run)
+def test_all_of_a_run_is_there(run: Path, page: Page):
     headings = {text for tag, text in page.texts if tag in ("h2", "h3")}
     assert headings >= {"Loss", "Perplexity", "Learning rate", "Validation accuracy", "Validation accuracy and macro-F1"}
     assert headings >= {"Throughput", "Where the time of a step goes", "Gradient norm", "Memory", "Confusion matrix"}
@@ -134,8 +137,8 @@ def test_the_confusion_matrix_is_that_of_the_run(run: Path):
     assert shown == json.loads((run / "tables.json").read_text())["classifier"]["confusion_matrix"]
 
 
-def test_the_reliability_of_labels_is_that_of_the_run(run: Path):
-    words = [text for _, text in read(run).texts]
+def test_the_reliability_of_labels_is_that_of_the_run(page: Page):
+    words = [text for _, text in page.texts]
     place = words.index("0.60 to 0.67")
     assert words[place : place + 8] == ["0.60 to 0.67", "81", "0.600", "0.900", "0.93 to 1.00", "126", "0.933", "0.900"]
 
