@@ -223,16 +223,18 @@ def test_thai_is_learned_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     prepared(tmp_path, card, monkeypatch)
 
 
-def test_two_hundred_thousand_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_classes_are_counted_also_beyond_the_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from ulmfit_dist.data.profile.survey import SAMPLE_DOCUMENTS
     from ulmfit_dist.recipes.dataset_profile import TextOptions, profile_texts
 
+    assert SAMPLE_DOCUMENTS < 25_000
     texts = [text for text, _ in documents(500)]
-    rows = [(f"{texts[i % 499]} {i}", "abc"[i // 80_000]) for i in range(200_000)]  # sorted by class
+    rows = [(f"{texts[i % 499]} {i}", "abc"[i // 12_000]) for i in range(30_000)]  # sorted by class
     write_csv(tmp_path / "big.csv", ["text", "label"], rows)
     monkeypatch.chdir(tmp_path)
     card = profile_texts("big.csv", TextOptions()).card
-    assert (card.documents, card.counted) == (200_000, 200_000)
-    assert card.classes == {"a": 80_000, "b": 80_000, "c": 40_000}
+    assert (card.documents, card.counted) == (30_000, 30_000)
+    assert card.classes == {"a": 12_000, "b": 12_000, "c": 6_000}
 
 
 def test_the_language_is_never_assumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
