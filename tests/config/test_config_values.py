@@ -159,7 +159,7 @@ def test_each_phase_is_checked(phase: str, expected: str):
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["data.path=null"], "data.path is not set: data.source=folder needs it"),
+        (["data.path=null"], "data.path is not set: data.source=folder requires it"),
         (["data.splits={dev: a}"], "a key of data.splits='dev' is not known; known are: train, valid, unlabelled, test"),
         (["data.fold=1"], "data.fold=1: give a number from 0 to below data.folds=None"),
         (["data.folds=3", "data.fold=-1"], "data.fold=-1: give a number from 0 to below data.folds=3"),

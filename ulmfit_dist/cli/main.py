@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None, ends_process: bool = False) -> int:
             time.sleep(SECONDS_OF_RANK_0)
         return USER_ERROR
     except RankLostError as error:
-        print(f"ulmfit-dist: error: {error}; so {rank_name()} stops, too", file=sys.stderr, flush=True)
+        print(f"ulmfit-dist: error: {error}; {rank_name()} stops as well", file=sys.stderr, flush=True)
         return FAILED
     except ResumableInterrupt as interrupt:
         report(interrupt)

@@ -66,7 +66,7 @@ def _check_split_names(data: DataConfig) -> None:
 def _check_path(data: DataConfig) -> None:
     """Check that a source on disk or on the hub has a path, unless a token store replaces it."""
     if data.path is None and data.token_store is None and data.source not in ("bbc_news", "frame"):
-        raise UserError(f"data.path is not set: data.source={data.source} needs it")
+        raise UserError(f"data.path is not set: data.source={data.source} requires it")
 
 
 def _check_fold(data: DataConfig) -> None:

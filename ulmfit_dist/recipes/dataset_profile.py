@@ -168,7 +168,7 @@ def _choose(inputs: Input, path: str, options: TextOptions) -> tuple[list[Column
             return [], Choice([], "a document is a .txt file", None, "set by --label none")
         return [], Choice([], "a document is a .txt file", "label", "the folder of the file")
     if not inputs.rows:
-        raise UserError(f"{path}: no readable row: check data.encoding and the file format")
+        raise UserError(f"{path}: no row can be read: check data.encoding and the file format")
     columns = [
         profile_column(name, [row.get(name) for row in inputs.rows], inputs.types.get(name, "string"))
         for name in inputs.columns

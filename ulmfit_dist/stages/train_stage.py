@@ -101,7 +101,7 @@ def build(context: RunContext, stage: Stage, resume_point: ResumePoint | None, c
     _start(context, stage, checkpoints, resume_point)
     canonical_ranks = runtime.settings.canonical_ranks
     if canonical_ranks is not None and not learner.dls.train.shard.exact:
-        logger.debug(
+        logger.warning(
             f"ignoring runtime.canonical_ranks={canonical_ranks}: not a multiple of world size {runtime.world_size}"
         )
     for message in compile_kernels(runtime.device, learner.loss_func):

@@ -146,7 +146,7 @@ def test_a_file_that_changes_while_it_is_read_is_named(tmp_path: Path):
     (tmp_path / "all.csv").write_bytes(csv_of(rows(lines_in_cells=False)))
     read = opened(tmp_path / "all.csv")
     (tmp_path / "all.csv").write_bytes(csv_of(rows(lines_in_cells=False)[:9]))
-    with pytest.raises(UserError, match="changed while it was read"):
+    with pytest.raises(UserError, match="changed while it was being read"):
         list(read.rows(5, 20))
 
 

@@ -65,7 +65,7 @@ def read_items(
         try:
             value, end = json.JSONDecoder().raw_decode(text)
         except ValueError:
-            raise UserError(f"{stream.file}: changed while it was read: start again") from None
+            raise UserError(f"{stream.file}: changed while it was being read: start again") from None
         yield _item(value, text[:end], options, number + 1)
 
 

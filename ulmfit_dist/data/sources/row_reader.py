@@ -117,7 +117,7 @@ class FileRows:
     def _take(self) -> Row | BadRow:
         parsed = next(self._parsed, None) if self._parsed is not None else None
         if parsed is None:
-            raise UserError(f"{self.file}: changed while it was read: start again")
+            raise UserError(f"{self.file}: changed while it was being read: start again")
         self._next_row += 1
         return parsed.row
 
