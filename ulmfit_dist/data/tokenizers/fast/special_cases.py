@@ -23,7 +23,7 @@ EXPRESSIONS = ("prefix_search", "suffix_search", "infix_finditer", "token_match"
 
 
 class Patterns(NamedTuple):
-    """What exceptions look like without the search for exceptions; depends only on the language.
+    """Exceptions without the search for exceptions, which depend only on the language.
 
     Attributes:
         pairs: consecutive tokens of exceptions.
