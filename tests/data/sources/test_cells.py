@@ -108,12 +108,12 @@ def test_values_may_be_indices_of_classes():
 def test_what_is_no_label_is_named_with_its_column(value: Any, reason: str):
     with pytest.raises(BadCell, match=f"^: column 'stars' holds {reason}"):
         label_name(value, ";", None, column="stars")
-    with pytest.raises(BadCell, match="^: column 'label' holds"):
+    with pytest.raises(BadCell, match=r"^: column 'label' holds"):
         label_name(value, ";", None)
 
 
 def test_a_label_has_no_nul_whatever_data_on_error_is():
-    with pytest.raises(BadCell, match="^: column 'stars' has NUL characters"):
+    with pytest.raises(BadCell, match=r"^: column 'stars' has NUL characters"):
         label_name("a\0", ";", None, column="stars")
 
 
