@@ -133,7 +133,9 @@ def test_a_cell_whose_lines_have_labels_is_reported():
         "texts, set data.quoting=false"
     ]
     rows.add({"text": "b\nc\nd", "label": "neg"}, 8, ['"b\n', 'c;"pos"\n', 'd",neg\n'])
-    assert "lines 6 to 7: one cell spans these lines and looks like several rows, and 1 more such rows: " in rows.notices()[0]
+    assert (
+        "lines 6 to 7: one cell spans these lines and looks like several rows, and 1 more such rows: " in rows.notices()[0]
+    )
 
 
 def test_the_label_is_counted_from_the_end_of_a_line():
@@ -146,7 +148,7 @@ def test_the_label_is_counted_from_the_end_of_a_line():
     assert len(rows.notices()) == 1
     last = swallowed(["text", "label"])
     last.add({"text": "a", "label": "pos"}, 2, ())
-    last.add({"text": "a", "label": "x"}, 3, ["b,c\n", 'd,pos\n'])  # the last line is that of the row's label
+    last.add({"text": "a", "label": "x"}, 3, ["b,c\n", "d,pos\n"])  # the last line is that of the row's label
     last.add({"text": "a", "label": "x"}, 3, ["pos\n", "d,x\n"])  # a line of one field
     assert last.notices() == []
 

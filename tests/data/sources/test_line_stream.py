@@ -124,7 +124,9 @@ def test_a_damaged_or_incomplete_file_is_one_line(packed: str, tmp_path: Path):
     middle = len(content) // 2
     flipped = content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1 :]
     for spoiled in (content[:-9], *([flipped] if packed != "zstd" else [])):  # which has no checksum by default
-        with pytest.raises(UserError, match=r"^.*a\.txt: cannot be decompressed, damaged or incomplete \(.*\): copy it again$"):
+        with pytest.raises(
+            UserError, match=r"^.*a\.txt: cannot be decompressed, damaged or incomplete \(.*\): copy it again$"
+        ):
             opened(tmp_path, spoiled, "latin-1").read(-1)
 
 
@@ -177,7 +179,7 @@ def test_utf_16_or_32_without_a_mark_is_named_with_its_setting(encoding: str, tm
 def test_a_file_with_few_nuls_or_few_bytes_is_text(tmp_path: Path):
     for content in (b"\0a\0b\0c\0", b"a\0bcdefgh", b"abcd\0fgh\n", b""):
         assert opened(tmp_path, content).read(-1) == content
-    for content in (b"\0a\0b\0c\0d", b"abcd\0fgh\0\n", b"abcd\0"*2):
+    for content in (b"\0a\0b\0c\0d", b"abcd\0fgh\0\n", b"abcd\0" * 2):
         with pytest.raises(UserError, match="bytes are NUL"):
             opened(tmp_path, content)
 
