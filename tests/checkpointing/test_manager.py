@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import xxhash
 from conftest import mounted
 
 from ulmfit_dist.checkpointing import manager as folder_module
@@ -19,8 +20,10 @@ from ulmfit_dist.checkpointing.manager import (
     Checkpoint,
     CheckpointManager,
     CorruptCheckpointError,
+    read_lines,
     read_state,
     read_tensors,
+    remove_stage,
     verify,
 )
 from ulmfit_dist.checkpointing.resume import _find
@@ -217,6 +220,150 @@ def test_what_a_kill_left_is_tidied_up_and_nothing_is_lost(stage: CheckpointMana
     assert newest(stage) == (30, [])
 
 
+def test_a_step_that_is_saved_again_replaces_the_earlier_one(stage: CheckpointManager):
+    stage.write(content(30, score=0.5, elements=3), keep_latest=3)
+    assert read_tensors(stage.at(30))["model"]["w"].tolist() == [30, 30, 30]
+    assert newest(stage) == (30, [])
+    assert sorted(path.name for path in stage.path.iterdir()) == ["step-00000010", "step-00000020", "step-00000030"]
+
+
+def test_a_folder_between_two_names_gives_way_to_its_successor(stage: CheckpointManager):
+    shutil.copytree(stage.at(10), stage.path / ".step-00000030.old")  # killed after its successor was renamed
+    (stage.path / ".step-00000040.old.tmp").mkdir()  # not one of ours
+    stage.tidy()
+    assert newest(stage) == (30, [])
+    assert [path.name for path in sorted(stage.path.glob(".*"))] == [".step-00000040.old.tmp"]
+
+
+def test_steps_are_ordered_as_numbers_and_other_names_are_no_checkpoints(stage: CheckpointManager):
+    for name in ("step-100000000", "step-99999999", "step-7", "step-00000099.bak", "other"):
+        shutil.copytree(stage.at(10), stage.path / name)
+    (stage.path / "step-00000098").touch()
+    names = [path.name for path in stage.newest_first()]
+    assert names == ["step-100000000", "step-99999999", "step-00000030", "step-00000020", "step-00000010"]
+    assert stage.at(123_456_789).name == "step-123456789"
+    assert CheckpointManager(stage.checkpoints, "classifier").newest_first() == []
+
+
+def test_the_best_is_kept_by_its_score_and_a_score_must_be_a_finite_number(tmp_path: Path):
+    stage = CheckpointManager(tmp_path, "lm")
+    for step, score in ((1, 0.5), (2, float("nan")), (3, float("inf")), (4, 0.25), (5, 0.5)):
+        stage.write(content(step, score), keep_latest=1)
+        if step == 4:
+            assert [path.name for path in stage.newest_first()] == ["step-00000004", "step-00000001"]
+    assert [path.name for path in stage.newest_first()] == ["step-00000005"]
+    for written in (True, "0.9", None, [1]):
+        manifest = json.loads((stage.at(5) / "manifest.json").read_text())
+        (stage.at(5) / "manifest.json").write_text(json.dumps({**manifest, "score": written}))
+        assert folder_module._score(stage.at(5)) is None
+    (stage.at(5) / "manifest.json").write_text("no JSON")
+    assert folder_module._score(stage.at(5)) is None
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_nothing_and_earlier_ones_stay(stage: CheckpointManager):
+    wrong = content(40)
+    wrong.state["not JSON"] = {1}
+    with pytest.raises(TypeError):
+        stage.write(wrong, keep_latest=1)
+    assert sorted(path.name for path in stage.path.iterdir()) == ["step-00000010", "step-00000020", "step-00000030"]
+    assert (stage.checkpoints / "latest").resolve() == stage.at(30)
+
+
+def test_the_link_to_the_latest_is_relative_and_never_in_the_way(stage: CheckpointManager):
+    assert os.readlink(stage.checkpoints / "latest") == "lm/step-00000030"
+    (stage.checkpoints / f".latest.{os.getpid()}").touch()  # left by a killed run whose process had this number
+    CheckpointManager(stage.checkpoints, "classifier").write(content(1), keep_latest=1)
+    assert os.readlink(stage.checkpoints / "latest") == "classifier/step-00000001"
+    (stage.checkpoints / "latest").unlink()
+    (stage.checkpoints / "latest").mkdir()  # what no link can replace
+    stage.write(content(31), keep_latest=4)
+    assert newest(stage) == (31, [])
+    assert sorted(path.name for path in stage.checkpoints.iterdir()) == ["classifier", "latest", "lm"]
+
+
+def test_a_stage_is_removed_with_its_model_and_no_other_stage_is(stage: CheckpointManager, tmp_path: Path):
+    other = CheckpointManager(stage.checkpoints, "classifier")
+    other.write(content(1), keep_latest=1)
+    for name in ("lm", "classifier"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").touch()
+    remove_stage(tmp_path, stage.checkpoints, "lm")
+    remove_stage(tmp_path, stage.checkpoints, "lm")  # nothing is left: no error
+    assert not (tmp_path / "lm").exists()
+    assert not stage.path.exists()
+    assert (tmp_path / "classifier" / "model.safetensors").is_file()
+    assert newest(other) == (1, [])
+
+
+def test_a_checkpoint_has_its_lines_state_and_score_in_utf_8(tmp_path: Path):
+    stage = CheckpointManager(tmp_path, "lm")
+    checkpoint = content(1, 0.5)
+    checkpoint.lines, checkpoint.state["name"] = "é\n😀\n", "ü"
+    path = stage.write(checkpoint, keep_latest=1)
+    assert path == stage.at(1)
+    assert read_lines(path) == "é\n😀\n"
+    assert read_state(path) == checkpoint.state
+    manifest = json.loads((path / "manifest.json").read_text())
+    assert (manifest["format"], manifest["score"], list(manifest["files"])) == (folder_module.FORMAT, 0.5, list(FILES))
+    assert read_tensors(path).keys() == {"model", "optimizer", "hidden_states"}
+    (path / "metrics.jsonl").unlink()
+    with pytest.raises(CorruptCheckpointError, match=r"^metrics\.jsonl: "):
+        read_lines(path)
+
+
+def rewrite(**changes: object) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        manifest = json.loads((path / "manifest.json").read_text())
+        (path / "manifest.json").write_text(json.dumps({**manifest, **changes}))
+
+    return write
+
+
+def drop_file(path: Path) -> None:
+    manifest = json.loads((path / "manifest.json").read_text())
+    del manifest["files"]["state.json"]
+    (path / "manifest.json").write_text(json.dumps(manifest))
+
+
+def folder_for_a_file(path: Path) -> None:
+    (path / "state.json").unlink()
+    (path / "state.json").mkdir()
+
+
+def link_for_a_manifest(path: Path) -> None:
+    (path / "manifest.json").replace(path / "elsewhere")
+    (path / "manifest.json").symlink_to(path / "elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (rewrite(format=1), r"manifest\.json: format 1, but this version reads 2"),
+        (rewrite(format=None), r"manifest\.json: format None"),
+        (rewrite(files=None), r"manifest\.json: does not list model\.safetensors"),
+        (rewrite(files=list(FILES)), r"manifest\.json: does not list model\.safetensors"),
+        (drop_file, r"manifest\.json: does not list"),
+        (folder_for_a_file, r"state\.json: missing, or not a regular file"),
+        (link_for_a_manifest, r"manifest\.json: a link, not a regular file"),
+        (manifest_of_lists, r"model\.safetensors: has \d+ bytes, but the manifest lists None"),
+        (manifest_of_gigabytes, r"manifest\.json: "),
+        (manifest_of_brackets, r"manifest\.json: "),
+    ],
+)
+def test_a_manifest_that_does_not_describe_its_folder_is_named(
+    stage: CheckpointManager, change: Callable[[Path], None], reason: str
+):
+    change(stage.at(30))
+    with pytest.raises(CorruptCheckpointError, match=f"^{reason}"):
+        verify(stage.at(30))
+
+
+def test_a_checksum_is_of_the_whole_file(tmp_path: Path):
+    content = os.urandom(1 << 20) + b"end"
+    (tmp_path / "a").write_bytes(content)
+    assert folder_module._checksum(tmp_path / "a") == xxhash.xxh3_128_hexdigest(content)
+
+
 def test_a_full_disk_is_reported_and_the_last_good_one_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     with mounted(tmp_path / "small", "1m"):
         writer = AsyncCheckpointWriter(CheckpointManager(tmp_path / "small" / "checkpoints", "lm"), keep_latest=2)
@@ -267,6 +414,37 @@ def test_a_run_from_before_a_key_existed_resumes():
     shaped = Config()
     shaped.lm.phases[0].pct_start = 0.99
     assert differences("lm", shaped, to_dict(Config()), "a", "a") == ["lm.phases[0].pct_start (now 0.99, then None)"]
+
+
+def test_a_language_model_with_a_share_of_its_own_is_the_same_in_all_folds():
+    one, other = Config(), Config()
+    one.data.folds, one.data.fold, other.data.folds, other.data.fold = 3, 0, 3, 1
+    changed = ["data.fold (now 1, then 0)"]
+    assert differences("lm", other, to_dict(one), "a", "a") == changed
+    assert differences("classifier", other, to_dict(one), "a", "a") == changed
+    one.lm.valid_pct = other.lm.valid_pct = 0.1
+    assert differences("lm", other, to_dict(one), "a", "a") == []
+    other.data.valid_pct = 0.3
+    assert [name.partition(" ")[0] for name in differences("lm", other, to_dict(one), "a", "a")] == ["data.valid_pct"]
+
+
+def test_metrics_and_baseline_may_change_and_phases_are_compared_one_by_one():
+    now, then = Config(), Config()
+    now.classifier.metrics, now.classifier.baseline = ["sklearn.metrics.accuracy_score"], not then.classifier.baseline
+    assert differences("classifier", now, to_dict(then), "a", "a") == []
+    now.classifier.phases = then.classifier.phases[:1]
+    (changed,) = differences("classifier", now, to_dict(then), "a", "a")
+    assert changed.startswith("classifier.phases (now [{")  # of another number: as a whole
+    assert differences("classifier", then, to_dict(then), "a", "b") == ["data"]
+
+
+def test_a_section_that_an_earlier_version_lacked_counts_as_its_defaults():
+    now, then = Config(), to_dict(Config())
+    then["model"] = {key: value for key, value in then["model"].items() if key != "n_hid"}
+    then["classifier"] = {**then["classifier"], "lin_ftrs": "none"}
+    assert differences("classifier", now, then, "a", "a") == ["classifier.lin_ftrs (now [50], then none)"]
+    now.model.n_hid = 20
+    assert differences("lm", now, then, "a", "a") == ["model.n_hid (now 20, then 1152)"]
 
 
 def test_a_classifier_on_an_encoder_from_elsewhere_does_not_depend_on_how_the_run_trains_a_language_model():

@@ -9,13 +9,24 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from conftest import LEARNING, RECIPE, ROOT, TINY, command, mounted
 from killing import STAGES, finish, history, kill_all, metrics, ranks_of, rows_read, same_bits, start, wait_for_training
 
+from ulmfit_dist.checkpointing.manager import Checkpoint, CheckpointManager
+from ulmfit_dist.checkpointing.resume import METADATA, ResumePoint, find_checkpoint
+from ulmfit_dist.config.loading import to_dict
+from ulmfit_dist.config.schema import Config, LMConfig, Phase, RuntimeConfig
+from ulmfit_dist.distributed.runtime import Runtime
+from ulmfit_dist.errors import UserError
+from ulmfit_dist.models.bundle import WEIGHTS, ModelBundle
 from ulmfit_dist.tracking.wandb_files import files_of
+from ulmfit_dist.training.train_state import TrainState
 
 Start = Callable[..., subprocess.Popen[str]]
 
@@ -243,3 +254,129 @@ def test_a_loss_that_is_no_number_stops_with_the_step_and_keeps_the_last_good_ch
     assert "Lower the phase's lr" in line
     assert Path(actual[2]).is_dir()
     assert int(Path(actual[2]).name[5:]) < int(actual[1])
+
+
+PHASES = Config(name="run", lm=LMConfig(phases=[Phase(1, 1e-2), Phase(3, 1e-3)]))
+TENSORS = {"model": {"w": torch.arange(3.0)}, "optimizer": {"w/sqr_avg": torch.ones(3)}, "hidden_states": {}}
+
+
+def state_of(step: int, **changes: object) -> dict:
+    """Return the state of a checkpoint in the second of two phases, as a training writes it."""
+    position = TrainState("lm", num_phases=2, phase=1, stage_epoch=3, stage_step=step, first_epoch=2, first_step=5)
+    metadata = {"training_id": "id", "data_fingerprint": "texts", "world_size": 2, "wandb_run_id": None}
+    assert metadata.keys() == METADATA
+    return {"train_state": {**position.to_json(), **changes}, "config": to_dict(PHASES), **metadata}
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> CheckpointManager:
+    """Checkpoints of steps 10 and 20."""
+    manager = CheckpointManager(tmp_path / "checkpoints", "lm")
+    for step in (10, 20):
+        manager.write(Checkpoint(TENSORS, state_of(step), f"line {step}\n"), keep_latest=2)
+    return manager
+
+
+def found_in(manager: CheckpointManager, stage: str = "lm") -> ResumePoint | None:
+    runtime = Runtime(RuntimeConfig(precision="fp32"))
+    return find_checkpoint(manager.checkpoints, manager.checkpoints.parent, stage, runtime)
+
+
+def damage(path: Path) -> None:
+    (path / "metrics.jsonl").write_text("other lines\n")
+
+
+def test_a_run_resumes_from_the_newest_checkpoint_that_is_intact(
+    manager: CheckpointManager, capsys: pytest.CaptureFixture[str]
+):
+    point = found_in(manager)
+    assert point == ResumePoint(manager.at(20), state_of(20), TrainState.from_json(state_of(20)["train_state"]))
+    assert point.lines() == "line 20\n"
+    assert found_in(manager, "classifier") is None
+    assert capsys.readouterr().err == ""
+    damage(manager.at(20))
+    (manager.path / ".step-00000030.tmp").mkdir()  # left by a kill
+    assert found_in(manager).path == manager.at(10)
+    assert f"skipping {manager.at(20)}: the checkpoint is damaged (metrics.jsonl" in capsys.readouterr().err
+    assert not (manager.path / ".step-00000030.tmp").exists()
+
+
+def test_without_an_intact_checkpoint_only_an_exported_model_lets_a_run_start_its_next_stage(manager: CheckpointManager):
+    for step in (10, 20):
+        damage(manager.at(step))
+    with pytest.raises(UserError, match=r"checkpoints/lm: all checkpoints are damaged: start over with --fresh"):
+        found_in(manager)
+    weights = manager.checkpoints.parent / "lm" / WEIGHTS
+    weights.parent.mkdir()
+    with pytest.raises(UserError, match="all checkpoints are damaged"):
+        found_in(manager)
+    weights.touch()
+    assert found_in(manager) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"stage": "classifier"}, r"ValueError: not a train state of lm with 2 phase\(s\)"),
+        ({"num_phases": 3}, r"ValueError: not a train state of lm with 2 phase\(s\)"),
+        ({"first_epoch": 3}, "ValueError: its position is beyond the end of the phase"),
+        ({"phase": -1}, "ValueError: not a train state"),
+    ],
+)
+def test_a_position_outside_of_the_recipe_is_damage(
+    manager: CheckpointManager, changes: dict, reason: str, capsys: pytest.CaptureFixture[str]
+):
+    manager.write(Checkpoint(TENSORS, state_of(30, **changes)), keep_latest=3)
+    assert found_in(manager).path == manager.at(20)
+    assert re.search(rf"step-00000030: the checkpoint is damaged \(state\.json: {reason}", capsys.readouterr().err)
+
+
+def test_the_end_of_a_training_is_a_position(manager: CheckpointManager):
+    manager.write(Checkpoint(TENSORS, state_of(30, phase=2, first_epoch=0, first_step=0)), keep_latest=3)
+    assert found_in(manager).train_state.is_finished
+
+
+@pytest.mark.parametrize("key", ["train_state", "config", *sorted(METADATA)])
+def test_a_state_without_what_training_needs_first_is_damage(
+    manager: CheckpointManager, key: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    state = state_of(30)
+    del state[key]
+    monkeypatch.setattr(Checkpoint, "step", 30)
+    manager.write(Checkpoint(TENSORS, state), keep_latest=3)
+    assert found_in(manager).path == manager.at(20)
+    named = f"lacks {key}" if key in METADATA else f"KeyError: '{key}'"
+    assert named in capsys.readouterr().err
+
+
+def test_another_config_or_other_texts_are_refused(manager: CheckpointManager):
+    point = found_in(manager)
+    point.check(PHASES, "lm", SimpleNamespace(fingerprint="texts"))
+    for config, fingerprint, changed in (
+        (replace(PHASES, seed=7), "texts", r"seed \(now 7, then 42\)"),
+        (PHASES, "other", "data"),
+        (replace(PHASES, seed=7), "other", r"seed \(now 7, then 42\), data"),
+    ):
+        with pytest.raises(UserError, match=rf"step-00000020 was made with another {changed}: start over .* name=run-2$"):
+            point.check(config, "lm", SimpleNamespace(fingerprint=fingerprint))
+
+
+def test_a_model_is_of_the_same_training_if_its_id_is(manager: CheckpointManager):
+    point = found_in(manager)
+    for training, expected in (({"training_id": "id"}, True), ({"training_id": "other"}, False), ({}, False)):
+        assert point.is_of(ModelBundle(manager.path, PHASES, [], None, training)) is expected
+
+
+def test_tensors_are_read_by_file_and_name_and_damage_after_the_search_is_one_line(manager: CheckpointManager):
+    runtime, point = Runtime(RuntimeConfig(precision="fp32")), found_in(manager)
+    tensors = point.tensors(runtime)
+    assert tensors.keys() == TENSORS.keys()
+    for file, named in TENSORS.items():
+        assert tensors[file].keys() == named.keys()
+        assert all(torch.equal(tensors[file][name], tensor) for name, tensor in named.items())
+    (point.path / "optimizer.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(UserError, match=r"step-00000020: not safetensors"):
+        point.tensors(runtime)
+    (point.path / "metrics.jsonl").write_bytes(b"\xff")
+    with pytest.raises(UserError, match=r"step-00000020: metrics\.jsonl: .*can't decode byte 0xff"):
+        point.lines()

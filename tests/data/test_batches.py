@@ -1,5 +1,6 @@
 """Batches against fastai's, and against themselves on other numbers of ranks. No process is started: a rank is a number."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,13 @@ from fastcore.foundation import L
 from stores import make_store
 
 from ulmfit_dist.config.schema import RuntimeConfig
-from ulmfit_dist.data.batches import IGNORED, BatchLayout, BatchShard, make_batch_shard
+from ulmfit_dist.data.batches import IGNORED, BatchLayout, BatchShard, MicroBatch, make_batch_shard
 from ulmfit_dist.data.classifier_loader import ClassifierLoader, pad_chunks
 from ulmfit_dist.data.lm_loader import STEPS_READ, LMLoader
 from ulmfit_dist.data.prefetch import prefetch_to_device
 from ulmfit_dist.data.token_store import TokenStore, shard_stem
 from ulmfit_dist.data.vocab import PAD_ID
+from ulmfit_dist.distributed.launch_settings import Named
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.models.dropout import DropoutContext
 from ulmfit_dist.models.networks import SentenceEncoder
@@ -342,3 +344,121 @@ def test_a_truncated_document_is_read_from_its_beginning(store: TokenStore, back
             expected = store.document(document)[:7][:: -1 if backwards else 1]
             assert x_T[x_T != PAD_ID].tolist() == expected[expected != PAD_ID].tolist()
         assert batch.global_tokens == sum(min(7, len(store.document(i))) for i in batch.documents)
+
+
+def test_a_shard_is_one_canonical_rank_or_as_many_as_each_rank_gets():
+    assert shard(2, 4) == BatchShard(range(2, 3), 4, None, exact=False)
+    assert shard(1, 2, 3, 8) == BatchShard(range(4, 8), 8, 3, exact=True)
+    assert shard(1, 2, None, 2) == BatchShard(range(1, 2), 2, None, exact=True)
+    assert shard(1, 4, None, 6) == BatchShard(range(1, 2), 4, None, exact=False)
+    assert shard(0, 4, None, 2) == BatchShard(range(1), 4, None, exact=False)
+    assert BatchShard() == shard()
+
+
+@pytest.mark.parametrize(
+    ("of_config", "at_most", "expected"), [(None, None, None), (4, None, 4), (None, 2, 2), (4, 2, 2), (1, 2, 1)]
+)
+def test_a_micro_batch_is_the_smaller_of_config_and_memory(of_config: int | None, at_most: int | None, expected: int | None):
+    settings = RuntimeConfig(micro_batch_size=of_config)
+    assert make_batch_shard(0, 1, settings, at_most).micro_batch_size == expected
+
+
+@pytest.mark.parametrize(
+    ("rows", "micro", "canonical", "sizes"),
+    [
+        (8, None, 1, [8]),
+        (8, 3, 1, [2, 3, 3]),
+        (8, 8, 1, [8]),
+        (8, 99, 1, [8]),
+        (8, 4, 2, [4]),
+        (8, 3, 2, [2, 2]),
+        (7, 2, 2, [1, 2]),  # another rank has four rows, so this one's three are two micro-batches, too
+        (3, 1, 2, [1]),  # the other rank has two rows, but this one has one only
+        (1, 1, 1, [1]),
+    ],
+)
+def test_rows_are_cut_into_micro_batches_of_similar_size(rows: int, micro: int | None, canonical: int, sizes: list[int]):
+    own = BatchShard(range(1), canonical, micro)
+    local = range(10, 10 + rows // canonical)
+    pieces = own.cut(local, rows)
+    assert [len(piece) for piece in pieces] == sizes
+    assert [row for piece in pieces for row in piece] == list(local)
+    assert own.num_pieces(rows) == len(sizes)
+
+
+def test_strided_rows_are_cut_in_their_order():
+    assert BatchShard(range(1), 2, 2).cut(range(1, 9, 2), 8) == [range(1, 5, 2), range(5, 9, 2)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "micro", "canonical", "at_once", "halved"),
+    [
+        (8, None, 1, 8, 4),
+        (8, 4, 1, 4, 2),
+        (7, None, 2, 4, 2),
+        (8, 3, 1, 3, 2),
+        (8, 1, 1, 1, None),
+        (3, 1, 2, 2, None),
+        (2, None, 2, 1, None),
+    ],
+)
+def test_a_micro_batch_is_halved_until_it_has_one_row(
+    rows: int, micro: int | None, canonical: int, at_once: int, halved: int | None
+):
+    own = BatchShard(range(1), canonical, micro)
+    assert own.rows_at_once(rows) == at_once
+    assert own.halved(rows) == halved
+
+
+@pytest.mark.parametrize(
+    ("own", "steps", "expected"),
+    [
+        (BatchShard(), None, None),
+        (BatchShard(), 1, None),
+        (BatchShard(), 2, 4),
+        (BatchShard(), 8, 1),
+        (BatchShard(micro_batch_size=3), 2, 3),
+        (BatchShard(micro_batch_size=3), 4, 2),
+        (BatchShard(range(2, 4), 4), 2, None),
+        (BatchShard(range(2, 4), 4), 4, 1),
+        (BatchShard(range(1, 2), 2), 2, 2),
+        (BatchShard(range(1), 3), 5, None),  # `check` refuses this one
+    ],
+)
+def test_the_launchers_steps_determine_the_micro_batch_size(own: BatchShard, steps: int | None, expected: int | None):
+    named = None if steps is None else Named(steps, "--gradient_accumulation_steps")
+    assert own.in_steps(named, 8, "lm.global_batch_size") == replace(own, micro_batch_size=expected or own.micro_batch_size)
+
+
+@pytest.mark.parametrize(
+    ("own", "steps", "message"),
+    [
+        (
+            BatchShard(),
+            3,
+            "a rank computes 8 rows of k=8, which cannot be cut into 3 equal micro-batches: use one of 1, 2, 4, 8",
+        ),
+        (BatchShard(range(1, 2), 2), 8, "a rank computes 4 rows of k=8, .* use one of 1, 2, 4$"),
+        (BatchShard(range(2), 4), 3, r"4 rows of k=8 as 2 canonical ranks \(runtime.canonical_ranks\), .* use one of 2, 4$"),
+        (BatchShard(range(2), 4), 8, "cannot be cut into 8 equal micro-batches: use one of 2, 4$"),
+    ],
+)
+def test_steps_that_do_not_divide_the_rows_are_refused(own: BatchShard, steps: int, message: str):
+    with pytest.raises(UserError, match=f"^--steps: .*{message}"):
+        own.in_steps(Named(steps, "--steps"), 8, "k")
+
+
+def test_a_batch_that_is_smaller_than_the_ranks_names_the_next_size_only():
+    with pytest.raises(UserError, match=r"k=3 cannot be shared evenly by 4 ranks: make it 4$"):
+        BatchShard(range(1), 4).check(3, "k")
+    BatchShard(range(1), 4).check(8, "k")
+
+
+def test_a_micro_batch_weighs_its_fraction_of_the_rows_and_moves_with_its_metadata():
+    batch = MicroBatch(torch.ones(3, 2), torch.zeros(3), range(1, 4), 12, 24, np.arange(3), [1, 3])
+    assert batch.weight == 0.25
+    moved = batch.to(torch.device("meta"))
+    assert moved.x.device.type == moved.y.device.type == "meta"
+    assert (moved.x.shape, moved.y.shape) == ((3, 2), (3,))
+    assert (moved.rows, moved.global_rows, moved.global_tokens, moved.chunk_rows) == (range(1, 4), 12, 24, [1, 3])
+    assert moved.documents is batch.documents

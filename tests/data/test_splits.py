@@ -11,7 +11,15 @@ from stores import make_store
 
 from ulmfit_dist.config.loading import load_config
 from ulmfit_dist.config.schema import ClassifierConfig, Config, DataConfig, LMConfig, RuntimeConfig
-from ulmfit_dist.data.splits import describe_duplicates, num_dropped, split_documents, valid_is_test
+from ulmfit_dist.data import splits as splits_module
+from ulmfit_dist.data.splits import (
+    describe_duplicates,
+    missing_labels,
+    num_dropped,
+    random_split,
+    split_documents,
+    valid_is_test,
+)
 from ulmfit_dist.data.token_store import NO_LABEL, TokenStore
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
@@ -139,6 +147,122 @@ def test_a_validation_on_the_split_named_test_is_known():
     for name, expected in (("test", True), ("test.csv", True), ("Test-00001-of-00002.parquet", True), ("valid", False)):
         assert valid_is_test(Config(data=DataConfig(splits={"train": "train", "valid": name}))) is expected
     assert not valid_is_test(Config())
+
+
+@pytest.mark.parametrize(
+    ("number", "fraction", "num_valid"), [(20, 0.25, 5), (10, 0.29, 2), (10, 0.31, 3), (3, 0.1, 0), (60, 0.2, 12)]
+)
+def test_a_validation_share_has_exactly_its_fraction_rounded_down(number: int, fraction: float, num_valid: int):
+    documents = np.arange(100, 100 + number)
+    train, valid = random_split(documents, fraction, 42, "valid")
+    assert (len(train), len(valid)) == (number - num_valid, num_valid)
+    assert np.union1d(train, valid).tolist() == documents.tolist()
+    for part in (train, valid):
+        assert part.tolist() == sorted(part.tolist())
+
+
+def test_a_random_split_depends_on_the_seed_and_the_purpose_only():
+    documents = np.arange(1000)
+    valid = random_split(documents, 0.5, 42, "valid")[1]
+    assert random_split(documents, 0.5, 42, "valid")[1].tolist() == valid.tolist()
+    for other in (random_split(documents, 0.5, 43, "valid")[1], random_split(documents, 0.5, 42, "lm_valid")[1]):
+        assert 150 < len(np.intersect1d(valid, other)) < 350
+    assert len(np.intersect1d(valid, np.arange(500))) < 350  # drawn, not the first half
+
+
+def test_the_splits_of_a_store_have_exactly_their_sizes(tmp_path: Path):
+    store = store_of(tmp_path, {"train": 61, "unlabelled": 9, "test": 30})
+    splits = split_documents(store, CONFIG)
+    assert (len(splits.lm_train), len(splits.lm_valid)) == (49 + 9, 12)
+    assert (len(splits.classifier_train), len(splits.classifier_valid)) == (49, 12)
+    assert splits.lm_valid.tolist() == splits.classifier_valid.tolist()
+    own_share = split_documents(store, replace(CONFIG, lm=replace(CONFIG.lm, valid_pct=0.1)))
+    assert (len(own_share.lm_train), len(own_share.lm_valid)) == (63, 7)
+    assert np.union1d(own_share.lm_train, own_share.lm_valid).tolist() == list(range(70))
+    with_test = split_documents(store, replace(CONFIG, lm=replace(CONFIG.lm, valid_pct=0.1, use_test_texts=True)))
+    assert (len(with_test.lm_train), len(with_test.lm_valid)) == (90, 10)
+    shared = split_documents(store, replace(CONFIG, lm=replace(CONFIG.lm, use_test_texts=True)))
+    assert shared.lm_train[-39:].tolist() == list(range(61, 100))
+
+
+def test_documents_without_a_label_are_the_language_models_only(tmp_path: Path):
+    store = store_of(tmp_path, SIZES)
+    store.labels = np.where(np.arange(130) % 10 == 0, NO_LABEL, store.labels)
+    splits = split_documents(store, CONFIG)
+    assert (len(splits.lm_train), len(splits.lm_valid), len(splits.test_texts)) == (80, 20, 30)
+    assert (len(splits.classifier_train), len(splits.classifier_valid), len(splits.test)) == (54, 18, 27)
+    for part in (splits.classifier_train, splits.classifier_valid, splits.test):
+        assert not (part % 10 == 0).any()
+    assert missing_labels(store, CONFIG).startswith(
+        "11 documents have no label: an empty one, or -1 (data.missing_label=-1;"
+    )
+    store.labels[:] = 0
+    assert missing_labels(store, CONFIG) == ""
+
+
+def test_folds_cover_each_document_once_and_each_class_evenly(tmp_path: Path):
+    store = store_of(tmp_path, {"train": 61, "test": 30})
+    parts = [split_documents(store, replace(CONFIG, data=DataConfig(folds=4, fold=fold))) for fold in range(4)]
+    valid = [splits.classifier_valid for splits in parts]
+    assert sorted(np.concatenate(valid).tolist()) == list(range(61))
+    assert [len(part) for part in valid] == [16, 15, 15, 15]
+    for splits in parts:
+        assert np.union1d(splits.classifier_train, splits.classifier_valid).tolist() == list(range(61))
+        assert np.ptp(np.bincount(store.labels[splits.classifier_valid])) <= 1
+    other = split_documents(store, replace(CONFIG, seed=1, data=DataConfig(folds=4, fold=0))).classifier_valid
+    assert other.tolist() != valid[0].tolist()
+    assert np.diff(valid[0]).tolist() != [4] * 15  # shuffled
+
+
+@pytest.mark.parametrize(
+    ("sizes", "data", "message"),
+    [
+        (SIZES, {"folds": 3, "fold": 1}, r"data\.folds=3 .* 20 documents are in a valid split: set data\.folds=null"),
+        ({"train": 3, "test": 5}, {"valid_pct": 0.1}, "3 documents to train on and 0 to validate on: .* data.valid_pct=0.1"),
+        ({"train": 0, "valid": 5}, {}, "0 documents to train on and 5 to validate on"),
+    ],
+)
+def test_splits_that_cannot_be_made_are_named(sizes: dict[str, int], data: dict, message: str, tmp_path: Path):
+    store = store_of(tmp_path, sizes)
+    with pytest.raises(UserError, match=message):
+        split_documents(store, replace(CONFIG, data=replace(CONFIG.data, **data)))
+
+
+def test_a_training_of_duplicates_only_is_refused(tmp_path: Path):
+    store = store_of(tmp_path, {"train": 10, "valid": 10, "test": 5}, np.arange(25, dtype=np.uint64) % 10)
+    with pytest.raises(UserError, match="drop leaves no training document"):
+        split_documents(store, replace(CONFIG, data=replace(CONFIG.data, on_duplicates="drop")))
+
+
+def test_test_texts_that_the_language_model_may_read_are_no_duplicates_of_it(tmp_path: Path):
+    store = store_of(tmp_path, SIZES, hashes_with_duplicates())
+    config = replace(CONFIG, data=replace(CONFIG.data, on_duplicates="drop"), lm=replace(CONFIG.lm, use_test_texts=True))
+    splits = split_documents(store, config)
+    assert set(range(130)) - set(splits.lm_train) - set(splits.lm_valid) == {0, 101}  # texts of its validation
+    assert 61 in splits.lm_valid
+    assert 61 not in splits.classifier_valid
+    assert num_dropped(store, config) == 2
+    assert num_dropped(store, CONFIG) == 0
+    pairs = [(first, other) for first, _, other, _ in splits.sides(reads_test=True)]
+    assert len(pairs) == 4
+    unread = [(first, other) for first, _, other, _ in splits.sides(reads_test=False)]
+    assert unread[:4] == pairs
+    assert unread[4:] == [
+        ("the language model's texts", "the test split"),
+        ("the language model's valid texts", "the test split"),
+    ]
+
+
+def test_a_document_in_two_splits_is_a_bug_that_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    store, cut = store_of(tmp_path, SIZES), splits_module._cut_store
+
+    def overlapping(store: TokenStore, config: Config) -> splits_module.DocumentSplits:
+        splits = cut(store, config)
+        return replace(splits, classifier_train=np.append(splits.classifier_train, splits.classifier_valid[:1]))
+
+    monkeypatch.setattr(splits_module, "_cut_store", overlapping)
+    with pytest.raises(RuntimeError, match="1 documents are in the training split and in the valid split"):
+        split_documents(store, CONFIG)
 
 
 def write_tables(folder: Path, **splits: list[tuple[str, str]]) -> None:

@@ -61,3 +61,12 @@ def test_the_interval_of_accuracy_holds_the_true_one_nine_times_in_ten_at_least(
         low, high = metric_intervals(np.eye(2)[said_N], y_N, ClassifierConfig(), seed)["accuracy"]
         held += low <= 0.8 <= high
     assert 89 <= held <= 100
+
+
+def test_an_interval_stays_the_same_from_version_to_version():
+    """A report that is written again has the same figures."""
+    numbers_N = np.arange(12.0)
+    answers_N1 = (numbers_N + np.sqrt(np.arange(12)))[:, np.newaxis]
+    regression = ClassifierConfig(target="regression")
+    actual = [metric_intervals(answers_N1, numbers_N, regression, seed)["mae"] for seed in (1, 2)]
+    assert actual == [pytest.approx([1.601094, 2.650529]), pytest.approx([1.600843, 2.621892])]

@@ -1,6 +1,7 @@
 """Multi-label classification and regression: labels, metrics, and complete runs."""
 
 import csv
+import dataclasses
 import json
 import math
 import random
@@ -122,6 +123,64 @@ def test_metrics_of_numbers_are_fastais():
     assert actual["mae"] == pytest.approx(mae(outputs, y).item(), rel=1e-6)
     assert actual["rmse"] == pytest.approx(fastais(rmse, outputs, y), rel=1e-6)
     assert actual["r2"] == pytest.approx(r2_score(y, outputs))  # what fastai's R2Score calls
+
+
+def test_a_checkpoint_is_scored_so_that_more_is_better():
+    metrics = {"valid_loss": 0.5, "f1_macro": 0.25, "accuracy": 0.75}
+    assert build_objective_metrics(Targets("multicategory", [*"ab"], torch.zeros(1, 2)), MULTI).score(metrics) == 0.25
+    assert build_objective_metrics(Targets("regression", [], torch.zeros(1)), NUMBER).score(metrics) == -0.5
+
+
+@pytest.mark.parametrize("settings", [MULTI, NUMBER], ids=["multicategory", "regression"])
+def test_sums_are_of_fp64_on_the_device_of_the_model(settings: ClassifierConfig):
+    metrics = build_objective_metrics(Targets(settings.target, [*"ab"], torch.zeros(1, 2)), settings)
+    metrics.reset(torch.device("meta"))
+    for name in ("sums_3C", "totals") if settings is MULTI else ("sums",):
+        assert getattr(metrics, name).dtype == torch.float64
+        assert getattr(metrics, name).device.type == "meta"
+
+
+def test_a_class_is_predicted_above_the_threshold_not_at_it():
+    y = torch.tensor([[1.0, 0], [1, 0]])
+    outputs = torch.tensor([[0.0, 0], [0.1, -0.1]])  # probabilities of exactly one half in the first document
+    metrics = build_objective_metrics(Targets("multicategory", [*"ab"], torch.zeros(1, 2)), MULTI)
+    metrics.reset(torch.device("cpu"))
+    metrics.update(outputs, MicroBatch(torch.ones(2, 1), y, range(2), 2, 2))
+    actual = metrics.compute(Runtime(RuntimeConfig(precision="fp32")))
+    assert actual["accuracy"] == 0.75
+    assert (metrics.hits_C.tolist(), metrics.predicted_C.tolist(), metrics.true_C.tolist()) == ([1, 0], [1, 0], [2, 0])
+    assert actual["f1_macro"] == actual["f1_micro"] == pytest.approx(2 / 3)
+
+
+def test_nothing_that_occurs_or_is_predicted_has_an_f1_of_zero():
+    y = torch.zeros(2, 2)
+    metrics = build_objective_metrics(Targets("multicategory", [*"ab"], torch.zeros(1, 2)), MULTI)
+    metrics.reset(torch.device("cpu"))
+    metrics.update(y - 1, MicroBatch(torch.ones(2, 1), y, range(2), 2, 2))
+    actual = metrics.compute(Runtime(RuntimeConfig(precision="fp32")))
+    assert (actual["accuracy"], actual["f1_macro"], actual["f1_micro"]) == (1, 0, 0)
+
+
+def test_equal_numbers_have_no_r2():
+    metrics = build_objective_metrics(Targets("regression", [], torch.zeros(1)), NUMBER)
+    metrics.reset(torch.device("cpu"))
+    metrics.update(torch.tensor([[1.0], [4]]), MicroBatch(torch.ones(2, 1), torch.tensor([3.0, 3]), range(2), 2, 2))
+    actual = metrics.compute(Runtime(RuntimeConfig(precision="fp32")))
+    assert (actual["valid_loss"], actual["mae"], actual["rmse"]) == (2.5, 1.5, math.sqrt(2.5))
+    assert math.isnan(actual["r2"])
+
+
+@pytest.mark.parametrize("settings", [MULTI, NUMBER], ids=["multicategory", "regression"])
+def test_user_defined_metrics_are_computed_with_the_others_and_start_again_at_a_reset(settings: ClassifierConfig):
+    entry = {"path": "sklearn.metrics.mean_absolute_error", "name": "distance"}
+    targets = Targets(settings.target, [*"ab"], torch.zeros(1, 2))
+    metrics = build_objective_metrics(targets, dataclasses.replace(settings, metrics=[entry]))
+    y = torch.ones(2, 2) if settings is MULTI else torch.ones(2)
+    outputs = torch.zeros(2, 2) if settings is MULTI else torch.full((2, 1), 1.0)
+    for outputs_of_epoch in (outputs + 7, outputs):
+        metrics.reset(torch.device("cpu"))
+        metrics.update(outputs_of_epoch, MicroBatch(torch.ones(2, 1), y, range(2), 2, 2, documents=np.arange(2)))
+    assert metrics.compute(Runtime(RuntimeConfig(precision="fp32")))["distance"] == (1 if settings is MULTI else 0)
 
 
 def test_the_losses_are_fastais():

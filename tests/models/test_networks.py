@@ -6,16 +6,27 @@ import math
 import pytest
 import torch
 from fastai.text.models import awdlstm, core
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ulmfit_dist.config.schema import ClassifierConfig, LMConfig, ModelConfig
 from ulmfit_dist.data.batches import IGNORED, MicroBatch
 from ulmfit_dist.data.classifier_loader import pad_chunks
+from ulmfit_dist.data.vocab import PAD_ID
 from ulmfit_dist.metrics.accumulators import ClassifierMetrics, f1_macro
 from ulmfit_dist.models import fused_cross_entropy as loss_module
+from ulmfit_dist.models.dropout import RowDropout
+from ulmfit_dist.models.encoder import Encoder, Hidden
 from ulmfit_dist.models.fused_cross_entropy import DecoderLoss
-from ulmfit_dist.models.networks import build_classifier, build_language_model, encoder_of
+from ulmfit_dist.models.networks import (
+    SentenceEncoder,
+    build_classifier,
+    build_language_model,
+    classifier_groups,
+    concat_pool,
+    encoder_of,
+    lm_groups,
+)
 
 V = 40
 SIZES = ModelConfig(emb_sz=6, n_hid=8, n_layers=3)
@@ -186,3 +197,88 @@ def test_classifier_metrics_are_sklearns():
 
 def test_f1_leaves_out_classes_that_do_not_occur():
     assert f1_macro(torch.tensor([[3.0, 0, 0], [0, 2, 0], [0, 0, 0]])) == 1
+
+
+class Words(Encoder):
+    """Embeddings of ones with dropout: no state, so that outputs of equal masks are equal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Embedding(V, 64)
+        nn.init.ones_(self.encoder.weight)
+        self.dropout = RowDropout(0.5, "input", self.position)
+
+    def read(self, x_bT: Tensor, state: Hidden) -> tuple[Tensor, Hidden]:
+        return self.dropout(self.encoder(x_bT)), state
+
+    def zero_state(self, num_rows: int) -> Hidden:
+        return []
+
+    def layer_groups(self) -> list[nn.Module]:
+        return []
+
+
+def test_every_chunk_of_a_document_gets_masks_of_its_own_as_in_fastai():
+    encoder = SentenceEncoder(5, Words(), PAD_ID, None).train()
+    encoder.module.position.step, encoder.module.position.rows = 7, range(2)
+    output_bTE, _ = encoder(torch.full((2, 15), 3))
+    for row in output_bTE:
+        masks = [chunk[0] for chunk in row.split(5)]
+        assert all(torch.equal(chunk, mask.expand(5, 64)) for chunk, mask in zip(row.split(5), masks, strict=True))
+        for one, other in ((0, 1), (1, 2), (0, 2)):
+            assert 0.2 < (masks[one] != masks[other]).double().mean() < 0.8
+    assert torch.equal(encoder(torch.full((2, 15), 3))[0], output_bTE)  # the first chunk of a batch is chunk 0 again
+
+
+def test_only_the_pooled_end_of_a_document_has_a_graph_and_is_returned():
+    words = torch.arange(2, 22).view(1, 20)
+    encoder = SentenceEncoder(5, Words(), PAD_ID, 10).eval()
+    output_bTE, padding_bT = encoder(words)
+    assert output_bTE.shape[:2] == padding_bT.shape == (1, 10)
+    output_bTE.sum().backward()
+    gradient_V = encoder.module.encoder.weight.grad.sum(1)
+    assert gradient_V.nonzero().flatten().tolist() == list(range(12, 22))
+    assert encoder(words[:, :10])[0].shape[:2] == (1, 10)
+    assert SentenceEncoder(5, Words(), PAD_ID, 9).eval()(words)[0].shape[1] == 5  # whole chunks within the last nine tokens
+    assert SentenceEncoder(5, Words(), PAD_ID, None).eval()(words)[0].shape[1] == 20
+
+
+def test_rows_without_tokens_in_a_chunk_are_not_computed_and_are_zeros():
+    encoder = SentenceEncoder(2, Words(), PAD_ID, None).eval()
+    computed, read = [], encoder.module.read
+    encoder.module.read = lambda x_bT, state: (computed.append(x_bT.tolist()), read(x_bT, state))[1]
+    x_bT = torch.tensor([[3, 4, 5, 6, 7, 8], [1, 1, 3, 4, 5, 6], [1, 1, 1, 1, 1, 3]])
+    output_bTE, padding_bT = encoder(x_bT)
+    assert computed == [[[3, 4]], [[5, 6], [3, 4]], [[7, 8], [5, 6], [1, 3]]]
+    assert torch.equal(padding_bT, x_bT == 1)
+    assert output_bTE[:, :, 0].tolist() == [[1] * 6, [0, 0, 1, 1, 1, 1], [0, 0, 0, 0, 1, 1]]
+    computed.clear()
+    assert torch.equal(encoder(x_bT, [1, 2, 3])[0], output_bTE)
+    assert [len(rows) for rows in computed] == [1, 2, 3]
+    none_first = encoder(torch.tensor([[1, 1, 3, 4]]), [0, 1])[0]
+    assert none_first[0, :, 0].tolist() == [0, 0, 1, 1]
+
+
+def test_a_document_is_pooled_to_its_last_output_its_maxima_and_its_means():
+    output_bTE = torch.tensor([[[1.0, -5], [4, -2], [2, -3]], [[9, 9], [-6, 8], [-2, 6]]])
+    padding_bT = torch.tensor([[False, False, False], [True, False, False]])
+    pooled = concat_pool(output_bTE, padding_bT)
+    torch.testing.assert_close(pooled, torch.tensor([[2, -3, 4, -2, 7 / 3, -10 / 3], [-2, 6, -2, 8, -4, 7]]))
+    at_the_end = concat_pool(output_bTE, torch.tensor([[False, False, True], [True, False, True]]))
+    torch.testing.assert_close(at_the_end, torch.tensor([[4, -2, 4, -2, 2.5, -3.5], [-6, 8, -6, 8, -6, 8]]))
+
+
+GROUPS = [
+    (language_models, lm_groups, awdlstm.awd_lstm_lm_split),
+    (classifiers, classifier_groups, awdlstm.awd_lstm_clas_split),
+]
+
+
+@pytest.mark.parametrize(("build", "groups", "split"), GROUPS, ids=["language model", "classifier"])
+def test_parameter_groups_are_fastais(build, groups, split):
+    ours, counterpart = build()
+    of_name = {id(parameter): name for name, parameter in ours.named_parameters()}
+    theirs = {id(parameter): name for name, parameter in counterpart.named_parameters()}
+    actual = [[of_name[id(parameter)] for parameter in group] for group in groups(ours)]
+    expected = [[theirs[id(parameter)] for parameter in group] for group in split(counterpart)]
+    assert [sorted(group) for group in actual] == [sorted(set(group)) for group in expected]

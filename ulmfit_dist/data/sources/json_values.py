@@ -16,6 +16,8 @@ from ulmfit_dist.data.sources.line_stream import DECODE_ERRORS, UNREADABLE, Line
 from ulmfit_dist.errors import UserError
 
 SPACES = " \t\r\n"
+ESCAPED = "surrogateescape"
+"""Codec error handler that keeps bytes which cannot be decoded, so that characters can be counted in bytes."""
 
 
 def json_row(text: str, options: ReadOptions, position: str) -> Row | BadRow:
@@ -35,18 +37,24 @@ def scan_list(stream: LineStream, options: ReadOptions) -> Iterator[ParsedRow]:
     Raises:
         UserError: the list is not JSON.
     """
-    text = _decode(b"".join(iter(lambda: stream.read(1 << 20), b"")), stream, options)
+    content = b"".join(iter(lambda: stream.read(1 << 20), b""))
+    is_strict = options.on_error == "strict"
+    text = _decode(content, stream, options) if is_strict else content.decode("utf-8", ESCAPED)
     decoder, number = json.JSONDecoder(), 0
     offset = counted = 0  # bytes of the first `counted` characters
     position = _skip_spaces(text, text.index("[") + 1)
     while text[position : position + 1] != "]" or number > 0:
         number += 1
-        offset, counted = offset + len(text[counted:position].encode()), position
+        offset, counted = offset + len(text[counted:position].encode("utf-8", ESCAPED)), position
         try:
             value, position = decoder.raw_decode(text, position)
         except (ValueError, RecursionError) as error:
             raise UserError(f"{stream.file}: begins as a JSON list, but item {number} is not JSON ({error})") from None
-        yield ParsedRow(_item(value, text[counted:position], options, number), number, offset)
+        item = text[counted:position]
+        if not is_strict and not item.isascii():
+            item = _decode(item.encode("utf-8", ESCAPED), stream, options)
+            value = json.loads(item)
+        yield ParsedRow(_item(value, item, options, number), number, offset)
         position = _skip_spaces(text, position)
         if text[position : position + 1] != ",":
             break
