@@ -4,6 +4,7 @@
 # bash launch/test.sh --fast [ARG ...]: run the unit tests, which start no process.
 # bash launch/test.sh --simulated-gpu [ARG ...]: run the tests of GPU code on a simulated GPU, on machines without one.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+unset PYTHONDONTWRITEBYTECODE # hundreds of processes would each compile the project again
 
 if [ "${1:-}" = --simulated-gpu ]; then
     shift

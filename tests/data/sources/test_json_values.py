@@ -94,7 +94,7 @@ def test_a_file_that_changes_between_two_passes_is_named(tmp_path: Path):
     parsed, stream = scanned(tmp_path, b'[{"text": "a"}, {"text": "b"}]')
     offsets = [row.offset for row in parsed] + [stream.position]
     (tmp_path / "a.json").write_bytes(b'[{"text": "longer"}, {"text": "b"}]')
-    with pytest.raises(UserError, match=r"a\.json: changed while it was read"):
+    with pytest.raises(UserError, match=r"a\.json: changed while it was being read"):
         list(read_items(LineStream(tmp_path / "a.json"), OPTIONS, offsets, 1, 2))
 
 
