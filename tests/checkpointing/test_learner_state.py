@@ -278,9 +278,10 @@ def test_callbacks_with_a_state_are_restored_and_others_are_left_alone(store: To
         assert counting.count == expected
 
 
-def test_restored_moments_are_copies_in_the_dtype_of_their_parameters(store: TokenStore):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_restored_moments_are_copies_in_the_dtype_of_their_parameters(store: TokenStore, dtype: torch.dtype):
     tensors, saved = trained(learner_state(store), seed=0).capture(HERE)
-    moments = {name: moment.double() for name, moment in tensors["optimizer"].items()}
+    moments = {name: moment.to(dtype, copy=True) for name, moment in tensors["optimizer"].items()}
     other = learner_state(store)
     other.restore({**tensors, "optimizer": moments}, as_on_disk(saved))
     for moment in moments.values():
