@@ -95,6 +95,10 @@ def test_carriage_returns_end_lines_only_where_nothing_else_does(encoding: str, 
     assert list(new) == [b"one\rtwo\r\n", b"three"]
 
 
+def test_bytes_of_utf_8_stay_as_they_are_where_line_ends_are_converted(tmp_path: Path):
+    assert opened(tmp_path, b"one\r\xff\r\xc3\xbc").read(-1) == b"one\n\xff\n\xc3\xbc"
+
+
 def test_a_converted_file_of_several_blocks_is_read_whole(tmp_path: Path):
     text = "".join(f"{i} ü\n" for i in range(BLOCK // 6))
     content = text.encode("utf-16")
