@@ -118,6 +118,8 @@ def test_bytes_that_cannot_be_decoded_are_refused_replaced_or_marked(on_error: s
         opened(tmp_path, b"a\x81b", "cp1252").read(-1)
     with pytest.raises(UserError, match="is not utf-16-le"):  # half a character at the end
         list(opened(tmp_path, "ab".encode("utf-16-le")[:-1], "utf-16-le"))
+    escaped = opened(tmp_path, rb"a\ud800b", "unicode_escape", on_error)  # decodes to what UTF-8 does not have
+    assert escaped.read(-1) == b"a?b"
     half = "a\udc00b".encode("utf-16-le", "surrogatepass")
     assert opened(tmp_path, half, "utf-16-le", on_error).read(-1) == expected.encode()
 
