@@ -64,6 +64,13 @@ def test_lines_have_their_positions_and_are_read_again_from_each(packed: str, tm
     assert stream.read(1) == b""
 
 
+@pytest.mark.parametrize("packed", PACKED)
+def test_a_file_of_several_blocks_is_read_whole(packed: str, tmp_path: Path):
+    content = b"".join(b"line %d\n" % i for i in range(BLOCK // 5))
+    assert len(content) > 2 * BLOCK
+    assert b"".join(opened(tmp_path, PACKED[packed](content))) == content
+
+
 @pytest.mark.parametrize("encoding", [*ENCODINGS, "utf-16-le", "utf-16-be", "utf-32-be", "cp1252"])
 def test_another_encoding_is_converted_and_has_positions_in_utf_8(encoding: str, tmp_path: Path):
     marks = {"utf-16-be": b"\xfe\xff", "utf-32-be": b"\x00\x00\xfe\xff", "utf-16-le": b"\xff\xfe"}
