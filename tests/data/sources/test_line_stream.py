@@ -184,7 +184,9 @@ def test_a_compressed_tar_archive_is_refused(pack, tmp_path: Path):
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
 def test_utf_16_or_32_without_a_mark_is_named_with_its_setting(encoding: str, tmp_path: Path):
     number = encoding[4:6]
-    with pytest.raises(UserError, match=rf"not UTF-8 text, \d+% of its bytes are NUL: if it is UTF-{number} .*={encoding}$"):
+    with pytest.raises(
+        UserError, match=rf"a\.txt: not UTF-8 text, \d+% of its bytes are NUL: if it is UTF-{number} .*={encoding}$"
+    ):
         opened(tmp_path, "text, label\n".encode(encoding))
     assert opened(tmp_path, "text, label\n".encode(encoding), encoding).read(-1) == b"text, label\n"
 

@@ -319,3 +319,13 @@ def test_a_shorter_file_is_named_as_changed_and_a_cell_may_be_long(tmp_path: Pat
     assert next(iter(read.rows(0, 1)))["text"] == long.decode()
     with pytest.raises(UserError, match=r"a\.csv: changed while it was read: start again"):
         list(read.rows(0, 2))
+
+
+def test_encoding_quoting_and_errors_apply_to_header_and_rows(tmp_path: Path):
+    content = "text,label,größe\nä,b,\x81\n".encode("latin-1")
+    read = read_of(tmp_path / "a.csv", content.replace(b"\xdf", b"\x81"), encoding="cp1252", on_error="replace")
+    assert read.columns == ["text", "label", "grö\ufffde"]
+    assert list(read.rows(0, 1)) == [{"text": "ä", "label": "b", "grö\ufffde": "\ufffd"}]
+    unquoted = read_of(tmp_path / "a.csv", b'text,label\n"a,b\n', quoting=False)
+    assert list(unquoted.rows(0, 1)) == [{"text": '"a', "label": "b"}]
+    assert list(first_rows(tmp_path / "a.csv", unquoted.options, 1)) == [{"text": '"a', "label": "b"}]
