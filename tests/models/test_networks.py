@@ -278,10 +278,10 @@ GROUPS = [
 @pytest.mark.parametrize(("build", "groups", "split"), GROUPS, ids=["language model", "classifier"])
 def test_parameter_groups_are_fastais(build, groups, split):
     ours, counterpart = build()
-    of_name = {id(parameter): name for name, parameter in ours.named_parameters()}
-    theirs = {id(parameter): name for name, parameter in counterpart.named_parameters()}
-    actual = [[of_name[id(parameter)] for parameter in group] for group in groups(ours)]
-    expected = [[theirs[id(parameter)] for parameter in group] for group in split(counterpart)]
+    name_of = {id(parameter): name for name, parameter in ours.named_parameters()}
+    name_in_fastai = {id(parameter): name for name, parameter in counterpart.named_parameters()}
+    actual = [[name_of[id(parameter)] for parameter in group] for group in groups(ours)]
+    expected = [[name_in_fastai[id(parameter)] for parameter in group] for group in split(counterpart)]
     assert [sorted(group) for group in actual] == [sorted(set(group)) for group in expected]
 
 
