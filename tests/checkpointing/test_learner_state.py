@@ -1,12 +1,14 @@
 """State of a learner, captured and restored into another learner, in one process."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from fastai.callback.core import Callback
 from stores import make_store
 
 from ulmfit_dist.checkpointing.learner_state import LearnerStateDict, ResumeEpoch
@@ -152,3 +154,170 @@ def test_the_state_of_another_model_is_refused(store: TokenStore):
         spoil(*spoiled)
         with pytest.raises(UserError, match="the checkpoint does not fit this model"):
             learner_state(store).restore(*spoiled)
+
+
+def test_weights_that_are_large_but_finite_are_finite(store: TokenStore):
+    state = learner_state(store)
+    state.parameters["0.encoder.weight"].data.fill_(3e38)  # whose squares overflow
+    assert state.is_finite()
+    state.parameters["0.encoder.weight"].data[1, 2] = float("-inf")
+    assert not state.is_finite()
+
+
+def test_a_state_names_what_a_resume_depends_on(store: TokenStore):
+    state = trained(learner_state(store), seed=0)
+    state.learner.limit_micro_batches(2)
+    _, saved = state.capture(HERE)
+    assert saved["train_state"] == HERE.to_json()
+    assert (saved["pct_train"], saved["precision"], saved["micro_batch_size"]) == (0.1, state.runtime.precision, 2)
+    assert saved["scaler"] is None
+    assert saved["optimizer"]["counters"]["0.encoder.weight"] == {"step": 3}
+    assert saved["optimizer"]["counters"]["1.decoder.bias"] == {"do_wd": False}
+    assert len(saved["optimizer"]["hypers"]) == len(state.learner.opt.param_lists)
+
+
+def test_at_the_edge_of_an_epoch_there_is_no_hidden_state_and_no_progress_within_it(store: TokenStore):
+    edge = replace(HERE, first_step=0, first_epoch=1)
+    tensors, saved = trained(learner_state(store), seed=0).capture(edge)
+    assert tensors["hidden_states"] == {}
+    assert saved["pct_train"] == 0
+    other = learner_state(store)
+    other.learner.train_iter = 0
+    other.restore(tensors, as_on_disk(saved))
+    begin_epoch(other)
+    assert other.learner.train_iter == len(other.learner.dls.train)
+    assert other.learner.pct_train == 0.1  # which fastai has set for the epoch
+    assert encoder_of(other.learner.model).hidden_states == {}
+
+
+def test_a_resumed_epoch_continues_at_its_step_and_its_share_of_the_schedule(store: TokenStore):
+    position = replace(HERE, first_epoch=2)
+    tensors, saved = trained(learner_state(store), seed=0).capture(position)
+    other = learner_state(store)
+    other.learner.pct_train, other.learner.train_iter = 0.7, 0
+    other.restore(tensors, as_on_disk(saved))
+    assert other.learner.train_state == position
+    begin_epoch(other)
+    assert other.learner.train_iter == 2 * len(other.learner.dls.train) + 3
+    assert other.learner.pct_train == 0.1
+    (callback,) = [cb for cb in other.learner.cbs if isinstance(cb, ResumeEpoch)]
+    callback.after_train()
+    assert callback not in other.learner.cbs
+
+
+def test_a_new_phase_begins_with_its_own_optimizer(store: TokenStore):
+    tensors, saved = trained(learner_state(store), seed=0).capture(replace(HERE, first_step=0))
+    other = learner_state(store)
+    other.learner.train_iter = 0
+    other.restore(tensors, as_on_disk(saved))
+    begin_epoch(other)
+    assert other.learner.train_iter == 0
+    assert {other.learner.opt.state[parameter].get("step", 0) for parameter in other.parameters.values()} == {0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_refused"),
+    [
+        ({"pct_train": 0}, False),
+        ({"pct_train": 1.01}, False),
+        ({"pct_train": -0.01}, True),
+        ({"pct_train": 1.02}, True),
+        ({"first_step": "steps"}, False),
+        ({"first_step": "steps + 1"}, True),
+        ({"stage": "classifier"}, True),
+        ({"micro_batch_size": True}, True),
+        ({"micro_batch_size": "2"}, True),
+        ({"micro_batch_size": 1}, False),
+    ],
+    ids=str,
+)
+def test_a_position_beyond_the_epoch_is_refused(store: TokenStore, changes: dict, is_refused: bool):
+    tensors, saved = trained(learner_state(store), seed=0).capture(HERE)
+    other = learner_state(store)
+    steps = {"steps": len(other.learner.dls.train), "steps + 1": len(other.learner.dls.train) + 1}
+    for key, value in changes.items():
+        of_train_state = key in ("first_step", "stage")
+        (saved["train_state"] if of_train_state else saved)[key] = steps.get(value, value) if of_train_state else value
+    if is_refused:
+        with pytest.raises(UserError, match="the checkpoint does not fit this model"):
+            other.restore(tensors, as_on_disk(saved))
+    else:
+        other.restore(tensors, as_on_disk(saved))
+
+
+class Counting(Callback):
+    """Callback with a state, as torch's `Stateful`."""
+
+    def __init__(self, count: int):
+        self.count = count
+
+    def state_dict(self) -> dict[str, int]:
+        return {"count": self.count}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.count = state["count"]
+
+
+class OnlySaving(Callback):
+    """Callback whose state cannot be restored."""
+
+    def state_dict(self) -> dict[str, int]:
+        return {"count": 1}
+
+
+def test_callbacks_with_a_state_are_restored_and_others_are_left_alone(store: TokenStore):
+    state = trained(learner_state(store), seed=0)
+    state.learner.add_cbs([Counting(5), OnlySaving()])
+    tensors, saved = state.capture(HERE)
+    assert saved["callbacks"]["counting"] == {"count": 5}
+    assert "only_saving" not in saved["callbacks"]
+    for callbacks, expected in ((saved["callbacks"], 5), ({}, 0)):  # a callback that the run did not have before
+        other, counting = learner_state(store), Counting(0)
+        other.learner.add_cb(counting)
+        other.restore(tensors, {**as_on_disk(saved), "callbacks": callbacks})
+        assert counting.count == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_restored_moments_are_copies_in_the_dtype_of_their_parameters(store: TokenStore, dtype: torch.dtype):
+    tensors, saved = trained(learner_state(store), seed=0).capture(HERE)
+    moments = {name: moment.to(dtype, copy=True) for name, moment in tensors["optimizer"].items()}
+    other = learner_state(store)
+    other.restore({**tensors, "optimizer": moments}, as_on_disk(saved))
+    for moment in moments.values():
+        moment.fill_(7)
+    begin_epoch(other)
+    parameter = other.parameters["0.encoder.weight"]
+    restored = other.learner.opt.state[parameter]["grad_avg"]
+    assert restored.dtype == parameter.dtype == torch.float32
+    assert torch.equal(restored, tensors["optimizer"]["0.encoder.weight/grad_avg"])
+
+
+@pytest.mark.parametrize(("of_state", "dtype"), [(None, torch.float64), ("fp64", torch.float32)])
+def test_hidden_states_of_another_precision_are_converted(store: TokenStore, of_state: str | None, dtype: torch.dtype):
+    tensors, saved = trained(learner_state(store), seed=0).capture(HERE)
+    tensors["hidden_states"] = {name: hidden.double() for name, hidden in tensors["hidden_states"].items()}
+    other = learner_state(store)
+    other.restore(tensors, {**as_on_disk(saved), "precision": of_state or saved["precision"]})
+    begin_epoch(other)
+    for layers in encoder_of(other.learner.model).hidden_states.values():
+        assert {part.dtype for parts in layers for part in parts} == {dtype}
+
+
+def test_buffers_are_saved_and_restored_under_their_names(store: TokenStore):
+    state, other = trained(learner_state(store), seed=0), learner_state(store)
+    for one, value in ((state, 5.0), (other, 0.0)):
+        one.learner.model[1].register_buffer("scale", torch.tensor([value]))
+        one.modules["1.decoder"].register_buffer("shift", torch.tensor([value]))
+    tensors, saved = state.capture(HERE)
+    assert {"1.scale", "1.decoder.shift"} <= tensors["model"].keys()
+    other.restore(tensors, as_on_disk(saved))
+    assert other.learner.model[1].scale.tolist() == other.modules["1.decoder"].shift.tolist() == [5]
+
+
+def test_another_rank_than_the_first_keeps_no_tensors(store: TokenStore, monkeypatch: pytest.MonkeyPatch):
+    state = trained(learner_state(store), seed=0)
+    monkeypatch.setattr(type(state.runtime), "is_main", False)
+    tensors, saved = state.capture(HERE)
+    assert tensors == {}
+    assert saved["train_state"] == HERE.to_json()

@@ -443,7 +443,9 @@ def test_a_section_that_an_earlier_version_lacked_counts_as_its_defaults():
     then["model"] = {key: value for key, value in then["model"].items() if key != "n_hid"}
     then["classifier"] = {**then["classifier"], "lin_ftrs": "none"}
     assert differences("classifier", now, then, "a", "a") == ["classifier.lin_ftrs (now [50], then none)"]
-    now.model.n_hid = 20
+    now.model.arch_kwargs = {"width": 3}
+    assert differences("lm", now, then, "a", "a") == ["model.arch_kwargs.width (now 3, then None)"]
+    now.model.n_hid, now.model.arch_kwargs = 20, {}
     assert differences("lm", now, then, "a", "a") == ["model.n_hid (now 20, then 1152)"]
 
 

@@ -308,7 +308,7 @@ def test_less_than_a_twentieth_of_what_the_classifier_reads_is_padding(seed: int
 DEVICES = ["cpu", "meta", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
-@pytest.mark.parametrize("device", map(torch.device, DEVICES), ids=DEVICES)
+@pytest.mark.parametrize("device", [torch.device(name) for name in DEVICES], ids=DEVICES)
 def test_a_step_is_sent_to_a_gpu_ahead_of_the_one_that_is_used(store: TokenStore, device: torch.device):
     loader, taken = classifier_batches(store, 0, 1, 3), []
     steps = (taken.append(step) or batches for step, batches in enumerate(loader))

@@ -185,6 +185,16 @@ def test_the_splits_of_a_store_have_exactly_their_sizes(tmp_path: Path):
     assert shared.lm_train[-39:].tolist() == list(range(61, 100))
 
 
+def test_splits_are_the_same_in_every_version(tmp_path: Path):
+    """A run that resumes in a later version must not train on what it was validated on."""
+    store = store_of(tmp_path, {"train": 24, "test": 5})
+    splits = split_documents(store, replace(CONFIG, lm=replace(CONFIG.lm, valid_pct=0.2)))
+    assert splits.classifier_valid.tolist() == [5, 9, 15, 21]
+    assert splits.lm_valid.tolist() == [11, 13, 18, 20]
+    folds = split_documents(store, replace(CONFIG, data=DataConfig(folds=5, fold=2)))
+    assert folds.classifier_valid.tolist() == [5, 8, 15, 18, 22]
+
+
 def test_documents_without_a_label_are_the_language_models_only(tmp_path: Path):
     store = store_of(tmp_path, SIZES)
     store.labels = np.where(np.arange(130) % 10 == 0, NO_LABEL, store.labels)

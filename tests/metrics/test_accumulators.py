@@ -125,3 +125,11 @@ def test_squared_distances_are_summed_over_the_classes(runtime: Runtime):
     metrics.add(probability.log(), torch.tensor([0, 1]))
     assert metrics.compute(runtime)["valid_loss"] == pytest.approx(-(math.log(0.5) + math.log(0.1)) / 2)
     assert metrics.brier_score == pytest.approx((0.25 + 0.09 + 0.04 + 0.01 + 0.81 + 0.64) / 2)
+
+
+@pytest.mark.parametrize(("log_probability", "number"), [(1e-9, 14), (-80.0, 0)])
+def test_a_probability_outside_of_its_range_by_rounding_is_in_a_bin_at_the_edge(log_probability: float, number: int):
+    metrics = ClassifierMetrics(2)
+    metrics.reset(CPU)
+    metrics.add(torch.tensor([[log_probability, -100.0]], dtype=torch.float64), torch.tensor([0]))
+    assert metrics.bins_K3[:, 0].nonzero().flatten().tolist() == [number]

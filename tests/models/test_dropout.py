@@ -1,12 +1,16 @@
 """Masks against fastai's, and against themselves where the rows are cut otherwise."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from fastai.text.models import awdlstm
 from torch import nn
 
 from ulmfit_dist.config.schema import ClassifierConfig, LMConfig, ModelConfig
+from ulmfit_dist.models import dropout as dropout_module
 from ulmfit_dist.models.dropout import DropoutContext, EmbeddingDropout, RowDropout, WeightDropout, lstm_from_flat_weights
+from ulmfit_dist.models.masks import compute_masks
 from ulmfit_dist.models.networks import build_classifier, build_language_model, encoder_of
 
 B, T, H = 64, 5, 1150
@@ -166,3 +170,78 @@ def test_the_gpu_branch_computes_a_weight_dropped_lstm_from_one_flat_tensor(
         assert len({weight.untyped_storage().data_ptr() for weight in weights}) == 1
         assert [weight.storage_offset() for weight in weights] == [0, 80, 180, 200]
         assert {weight.dtype for weight in weights} == {dtype}
+
+
+def test_masks_depend_on_seed_stage_step_chunk_and_site():
+    at = {"seed": 42, "stage": "lm", "step": 3, "chunk": 1}
+    keys = [DropoutContext(**at).key("input"), DropoutContext(**at).key("output")]
+    keys += [DropoutContext(**{**at, **other}).key("input") for other in ({"seed": 43}, {"stage": "classifier"})]
+    keys += [DropoutContext(**{**at, **other}).key("input") for other in ({"step": 4}, {"chunk": 0})]
+    assert len(set(keys)) == 6
+    assert DropoutContext(**at, rows=range(5)).key("input") == keys[0]
+    assert keys[0] == (14176821590765691784, 8510495584966028558)  # as in every version: a run may resume in a later one
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_gpu_branch_has_the_masks_of_a_cpu(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(dropout_module, "compute_masks", lambda masks, device: compute_masks(masks, torch.device("cpu")))
+    here, there = torch.ones(1, dtype=dtype), SimpleNamespace(device=torch.device("cuda"), dtype=dtype)
+    for _ in range(2):  # the second step computes all masks of the first in advance
+        at = position(range(2, 12, 2))
+        for at.step in (1, 2):
+            expected = at.row_mask("input", at.rows[:3], 40, 0.25, here)
+            actual = at.row_mask("input", at.rows[:3], 40, 0.25, there)
+            assert (actual.dtype, actual.shape) == (dtype, (3, 40))
+            assert torch.equal(actual, expected)
+            expected = at.shared_mask("weights", 50, 0.5, here)
+            actual = at.shared_mask("weights", 50, 0.5, there)
+            assert (actual.dtype, actual.shape) == (dtype, (50,))
+            assert torch.equal(actual, expected)
+
+
+def test_a_single_row_may_be_duplicated_and_no_other_number_of_rows_fits():
+    dropout = RowDropout(0.5, "input", position(range(3, 4)))
+    twice = dropout(torch.ones(2, T, H))
+    assert torch.equal(twice[0], twice[1])
+    assert torch.equal(twice[:1], rows_dropped(range(3, 4)))
+    with pytest.raises(RuntimeError, match=r"position\.rows has 1 rows, but the input has 3"):
+        dropout(torch.ones(3, T, H))
+    first = RowDropout(0.5, "input", position(range(8)))(torch.ones(5, T, H))  # the rows that have tokens in a chunk
+    assert torch.equal(first, rows_dropped(range(8))[:5])
+
+
+def test_in_evaluation_and_with_a_probability_of_zero_nothing_is_dropped():
+    x, ids = torch.randn(2, 3, 4), torch.tensor([[1, 2]])
+    nowhere = DropoutContext()  # no step is needed
+    for p, is_training in ((0.5, False), (0.0, True)):
+        assert RowDropout(p, "input", nowhere).train(is_training)(x) is x
+        embedding = nn.Embedding(9, 4)
+        assert torch.equal(EmbeddingDropout(embedding, p, "words", nowhere).train(is_training)(ids), embedding(ids))
+        lstm = nn.LSTM(4, 5, batch_first=True)
+        expected = lstm(x)[0]
+        weights = WeightDropout(lstm, p, "weights", nowhere).train(is_training)
+        torch.testing.assert_close(weights(x, (torch.zeros(1, 2, 5), torch.zeros(1, 2, 5)))[0], expected)
+
+
+def test_padding_of_an_embedding_gets_no_gradient():
+    embedding = nn.Embedding(9, 4, padding_idx=1)
+    EmbeddingDropout(embedding, 0.0, "words", position())(torch.tensor([[1, 2, 1]])).sum().backward()
+    assert embedding.weight.grad.sum(1).nonzero().flatten().tolist() == [2]
+
+
+def test_the_dropped_weight_has_one_name_in_a_state_and_starts_as_it_was():
+    lstm = nn.LSTM(4, 5)
+    weight = lstm.weight_hh_l0.detach().clone()
+    module = WeightDropout(lstm, 0.5, "weights", position())
+    assert "weight_hh_l0_raw" in module.state_dict()
+    assert "module.weight_hh_l0" not in module.state_dict()
+    assert torch.equal(module.weight_hh_l0_raw, weight)
+    assert torch.equal(lstm.weight_hh_l0, weight)
+    assert module.weight_hh_l0_raw.requires_grad
+    assert lstm.flatten_parameters() is None
+    module.reset()
+    assert torch.equal(lstm.weight_hh_l0, weight)
+
+
+def test_layers_show_their_probability_and_site():
+    assert "p=0.25, site='input'" in repr(RowDropout(0.25, "input", position()))

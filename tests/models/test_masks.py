@@ -61,6 +61,32 @@ def test_torchs_operations_compute_the_masks_of_a_cpu_in_one_call_of_the_generat
     assert calls == [(4, sum(mask.num_blocks for mask in MASKS))]
 
 
+def test_a_kernel_fills_the_masks_of_its_device(monkeypatch: pytest.MonkeyPatch):
+    """On the meta device, where tensors have no values."""
+    calls = []
+    monkeypatch.setattr(masks_module, "_kernel", lambda device_type: lambda *arguments: calls.append(arguments))
+    computed = compute_masks(MASKS, torch.device("meta"))
+    for mask, tensor in zip(MASKS, computed, strict=True):
+        assert tensor.device.type == "meta"
+        assert (tensor.dtype, tensor.shape) == (mask.dtype, (len(mask.rows), mask.num_features))
+    ((table, buffer, num_blocks),) = calls
+    assert (table.shape, table.dtype, buffer.dtype) == ((len(MASKS), 10), torch.int64, torch.int64)
+    assert num_blocks == sum(mask.num_blocks for mask in MASKS)
+    assert 8 * len(buffer) == sum(mask.num_blocks * 16 * mask.dtype.itemsize for mask in MASKS)
+    calls.clear()
+    assert compute_masks([MASKS[3]], torch.device("meta"))[0].shape == (0, 40)
+    assert calls == []  # nothing to compute
+
+
+def test_a_probability_is_rounded_to_levels_and_kept_elements_are_scaled_by_the_rounded_one():
+    for p, dropped in ((0.5, 1 << 15), (0.25, 1 << 14), (2**-16, 1), (0.4 * 2**-16, 0), (1 - 2**-20, (1 << 16) - 1)):
+        mask = Mask(KEYS[0], range(1), 33, p, torch.float32)
+        assert (mask.dropped, mask.threshold) == (dropped, dropped - (1 << 15))
+        assert mask.scale == 1 / (1 - dropped / 2**16)
+        assert (mask.blocks_per_row, mask.width, mask.num_blocks) == (3, 48, 3)
+    assert Mask(KEYS[0], range(3, 60, 4), 32, 0.5, torch.float32).num_blocks == 15 * 2
+
+
 def test_masks_of_a_step_are_computed_at_its_first_request_once_they_are_known():
     computed: list[list[str]] = []
     masks = StepMasks()

@@ -20,6 +20,7 @@ from ulmfit_dist.models.encoder import Encoder, Hidden
 from ulmfit_dist.models.fused_cross_entropy import DecoderLoss
 from ulmfit_dist.models.networks import (
     SentenceEncoder,
+    awd_lstm_of,
     build_classifier,
     build_language_model,
     classifier_groups,
@@ -277,8 +278,63 @@ GROUPS = [
 @pytest.mark.parametrize(("build", "groups", "split"), GROUPS, ids=["language model", "classifier"])
 def test_parameter_groups_are_fastais(build, groups, split):
     ours, counterpart = build()
-    of_name = {id(parameter): name for name, parameter in ours.named_parameters()}
-    theirs = {id(parameter): name for name, parameter in counterpart.named_parameters()}
-    actual = [[of_name[id(parameter)] for parameter in group] for group in groups(ours)]
-    expected = [[theirs[id(parameter)] for parameter in group] for group in split(counterpart)]
+    name_of = {id(parameter): name for name, parameter in ours.named_parameters()}
+    name_in_fastai = {id(parameter): name for name, parameter in counterpart.named_parameters()}
+    actual = [[name_of[id(parameter)] for parameter in group] for group in groups(ours)]
+    expected = [[name_in_fastai[id(parameter)] for parameter in group] for group in split(counterpart)]
     assert [sorted(group) for group in actual] == [sorted(set(group)) for group in expected]
+
+
+def test_outputs_are_within_a_range_only_where_the_config_has_one():
+    sizes, encoded = (
+        ModelConfig(emb_sz=6, n_hid=8, n_layers=1),
+        (100 * torch.randn(5, 4, 6), torch.zeros(5, 4, dtype=torch.bool)),
+    )
+    inside = build_classifier(V, 1, sizes, ClassifierConfig(y_range=[-1.0, 3.0])).eval()[1](encoded)[0]
+    assert ((inside >= -1) & (inside <= 3)).all()
+    free = build_classifier(V, 1, sizes, ClassifierConfig()).eval()[1]
+    free.layers[-1][-1].weight.data.fill_(100)
+    assert free(encoded)[0].abs().max() > 3
+
+
+def test_the_head_has_its_widths_dropouts_and_activations():
+    sizes = ModelConfig(emb_sz=6, n_hid=8, n_layers=1)
+    settings = ClassifierConfig(lin_ftrs=[7, 5], drop_mult=0.5, head_dropout=0.25)
+    head = build_classifier(V, 3, sizes, settings)[1]
+    linear = [module for module in head.modules() if isinstance(module, nn.Linear)]
+    assert [(layer.in_features, layer.out_features) for layer in linear] == [(18, 7), (7, 5), (5, 3)]
+    dropouts = [module for module in head.modules() if isinstance(module, RowDropout)]
+    assert [(dropout.p, dropout.site) for dropout in dropouts] == [(0.2, "head 0"), (0.25, "head 1"), (0.25, "head 2")]
+    assert [any(isinstance(part, nn.ReLU) for part in block) for block in head.layers] == [True, True, False]
+    assert not [
+        m
+        for m in build_classifier(V, 3, sizes, ClassifierConfig(drop_mult=0, head_dropout=0))[1].modules()
+        if isinstance(m, RowDropout)
+    ]
+
+
+def test_dropout_probabilities_are_fastais_times_drop_mult():
+    sizes = ModelConfig(emb_sz=6, n_hid=8, n_layers=2)
+    for model, (embed, inputs, hidden, weight) in (
+        (build_language_model(V, sizes, LMConfig(drop_mult=0.5)), (0.01, 0.125, 0.075, 0.1)),
+        (build_classifier(V, 3, sizes, ClassifierConfig(drop_mult=0.5)), (0.025, 0.2, 0.15, 0.25)),
+    ):
+        encoder = encoder_of(model)
+        assert encoder.encoder_dp.embed_p == pytest.approx(embed)
+        assert encoder.input_dp.p == pytest.approx(inputs)
+        assert [dropout.p for dropout in encoder.hidden_dps] == pytest.approx([hidden] * 2)
+        assert [rnn.weight_p for rnn in encoder.rnns] == pytest.approx([weight] * 2)
+    assert build_language_model(V, sizes, LMConfig(drop_mult=0.5))[1].output_dp.p == pytest.approx(0.05)
+
+
+def test_the_encoder_of_a_wrapped_or_user_defined_model():
+    language_model, classifier = (
+        build_language_model(V, SIZES, LMConfig()),
+        build_classifier(V, 3, SIZES, ClassifierConfig()),
+    )
+    assert encoder_of(language_model) is language_model[0] is awd_lstm_of(language_model)
+    assert encoder_of(classifier) is classifier[0].module is awd_lstm_of(classifier)
+    language_model[0] = Words()
+    assert encoder_of(language_model) is language_model[0]
+    with pytest.raises(AssertionError):
+        awd_lstm_of(language_model)

@@ -13,7 +13,7 @@ from out_of_memory import config_of, make_texts
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ulmfit_dist.data.batches import MicroBatch
+from ulmfit_dist.data.batches import IGNORED, MicroBatch
 from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.models.networks import encoder_of
@@ -168,6 +168,23 @@ def test_callbacks_of_a_classifier_see_outputs_and_targets_of_the_global_batch(s
     assert actual.outputs.shape == (batch.global_rows, 3)
     assert actual.seen_targets.tolist() == batch.y.tolist()
     assert torch.equal(actual.inputs, batch.x)
+
+
+@pytest.mark.parametrize("settings", [{}, {"micro_batch_size": 3}], ids=["whole", "micro-batches"])
+@pytest.mark.parametrize("stage", ["lm", "classifier"])
+def test_a_validation_has_the_metrics_of_the_models_outputs(stage: str, settings: dict, store: TokenStore, runtime: Runtime):
+    learner, losses = learner_of(stage, store, runtime, **settings), []
+    actual = learner.validate()
+    model = learner_of(stage, store, runtime).model.eval()
+    model.reset()
+    with torch.no_grad():
+        for batches in learner_of(stage, store, runtime).dls.valid:
+            for batch in batches:
+                encoder_of(model).position.rows = batch.rows
+                output = model(batch.x)[0] if stage == "lm" else model[1](model[0](batch.x))[0]
+                logits = model[1].decoder(output).flatten(0, 1) if stage == "lm" else output
+                losses += F.cross_entropy(logits, batch.y.flatten(), reduction="none")[batch.y.flatten() != IGNORED].tolist()
+    assert actual["valid_loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-9)
 
 
 def test_what_a_failed_step_holds_is_released(store: TokenStore, runtime: Runtime):

@@ -118,14 +118,14 @@ def test_a_label_has_no_nul_whatever_data_on_error_is():
 
 
 def test_a_row_is_checked_in_the_columns_that_are_read():
-    options = ReadOptions("json", text=("title", "text"), label="label")
-    good = {"title": "a", "text": "b", "label": "c", "other": ["not read"]}
+    options = ReadOptions("json", text=("title", "text"), label="stars")
+    good = {"title": "a", "text": "b", "stars": "c", "other": ["not read"]}
     assert check_cells(good, options, "line 3") is good
     assert check_cells({"title": "a", "text": "b"}, options, "line 3") == {"title": "a", "text": "b"}
     for change, reason in (
         ({"title": ["x"]}, "line 3: column 'title' holds a list, which is not text"),
         ({"text": "a\0"}, "line 3: column 'text' has NUL characters"),
-        ({"label": {}}, "line 3: column 'label' holds an object, which is not a label"),
+        ({"stars": {}}, "line 3: column 'stars' holds an object, which is not a label"),
     ):
         assert check_cells({**good, **change}, options, "line 3") == BadRow(reason)
     replacing = ReadOptions("json", on_error="replace", text=("text",))

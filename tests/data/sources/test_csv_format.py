@@ -80,6 +80,13 @@ def test_a_header_may_span_lines_and_its_lines_are_counted(tmp_path: Path):
     assert read(tmp_path, content) == (CsvFormat(";", True, ["text", "a\n\nlong; name", "label"]), 4, b"a;b;c\n")
 
 
+def test_bytes_of_a_header_that_cannot_be_decoded_are_replaced(tmp_path: Path):
+    (tmp_path / "a.csv").write_bytes(b'text,"a\n\xff",label\n')
+    assert read_csv_format(LineStream(tmp_path / "a.csv"), None, REQUIRED)[0].columns == ["text", "a\n\ufffd", "label"]
+    (tmp_path / "a.csv").write_bytes(b"text,\xff,label\n")
+    assert read_csv_format(LineStream(tmp_path / "a.csv"), None, REQUIRED)[0].columns == ["text", "\ufffd", "label"]
+
+
 def test_a_quote_in_the_header_that_is_never_closed_is_part_of_a_name(tmp_path: Path):
     form, _, rest = read(tmp_path, 'text,5" size,label\na,b,c\n')
     assert form.columns == ["text", '5" size', "label"]
@@ -100,6 +107,7 @@ def test_a_reader_without_quoting_splits_lines_as_they_are():
     lines = ['"a,b",c\r\n', "\n", "d\n", "e,f"]
     form = CsvFormat(",", False, [])
     assert list(form.reader(lines)) == [['"a', 'b"', "c"], [], ["d"], ["e", "f"]]
+    assert list(form.reader([" a,b\t \n", "  "])) == [[" a", "b\t "], ["  "]]
     assert form.advice == " (set data.quoting=true if fields are quoted)"
     quoted = CsvFormat(",", True, [])
     assert list(quoted.reader(lines)) == [["a,b", "c"], [], ["d"], ["e", "f"]]

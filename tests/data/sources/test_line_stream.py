@@ -64,6 +64,13 @@ def test_lines_have_their_positions_and_are_read_again_from_each(packed: str, tm
     assert stream.read(1) == b""
 
 
+@pytest.mark.parametrize("packed", PACKED)
+def test_a_file_of_several_blocks_is_read_whole(packed: str, tmp_path: Path):
+    content = b"".join(b"line %d\n" % i for i in range(BLOCK // 5))
+    assert len(content) > 2 * BLOCK
+    assert b"".join(opened(tmp_path, PACKED[packed](content))) == content
+
+
 @pytest.mark.parametrize("encoding", [*ENCODINGS, "utf-16-le", "utf-16-be", "utf-32-be", "cp1252"])
 def test_another_encoding_is_converted_and_has_positions_in_utf_8(encoding: str, tmp_path: Path):
     marks = {"utf-16-be": b"\xfe\xff", "utf-32-be": b"\x00\x00\xfe\xff", "utf-16-le": b"\xff\xfe"}
@@ -95,6 +102,10 @@ def test_carriage_returns_end_lines_only_where_nothing_else_does(encoding: str, 
     assert list(new) == [b"one\rtwo\r\n", b"three"]
 
 
+def test_bytes_of_utf_8_stay_as_they_are_where_line_ends_are_converted(tmp_path: Path):
+    assert opened(tmp_path, b"one\r\xff\r\xc3\xbc").read(-1) == b"one\n\xff\n\xc3\xbc"
+
+
 def test_a_converted_file_of_several_blocks_is_read_whole(tmp_path: Path):
     text = "".join(f"{i} ü\n" for i in range(BLOCK // 6))
     content = text.encode("utf-16")
@@ -114,6 +125,8 @@ def test_bytes_that_cannot_be_decoded_are_refused_replaced_or_marked(on_error: s
         opened(tmp_path, b"a\x81b", "cp1252").read(-1)
     with pytest.raises(UserError, match="is not utf-16-le"):  # half a character at the end
         list(opened(tmp_path, "ab".encode("utf-16-le")[:-1], "utf-16-le"))
+    escaped = opened(tmp_path, rb"a\ud800b", "unicode_escape", on_error)  # decodes to what UTF-8 does not have
+    assert escaped.read(-1) == b"a?b"
     half = "a\udc00b".encode("utf-16-le", "surrogatepass")
     assert opened(tmp_path, half, "utf-16-le", on_error).read(-1) == expected.encode()
 
@@ -171,7 +184,9 @@ def test_a_compressed_tar_archive_is_refused(pack, tmp_path: Path):
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
 def test_utf_16_or_32_without_a_mark_is_named_with_its_setting(encoding: str, tmp_path: Path):
     number = encoding[4:6]
-    with pytest.raises(UserError, match=rf"not UTF-8 text, \d+% of its bytes are NUL: if it is UTF-{number} .*={encoding}$"):
+    with pytest.raises(
+        UserError, match=rf"a\.txt: not UTF-8 text, \d+% of its bytes are NUL: if it is UTF-{number} .*={encoding}$"
+    ):
         opened(tmp_path, "text, label\n".encode(encoding))
     assert opened(tmp_path, "text, label\n".encode(encoding), encoding).read(-1) == b"text, label\n"
 
