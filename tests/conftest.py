@@ -261,7 +261,9 @@ def run_dirs(tmp_path_factory: pytest.TempPathFactory, corpus: Path, recipe: Pat
     def make(folder: Path) -> None:
         shared = [recipe, f"data.path={corpus}", *TINY, *LEARNING, f"runs_dir={folder}"]
         with ThreadPoolExecutor(1) as thread:
-            one = thread.submit(succeed, ["run", *shared, "name=one", f"data.cache_dir={folder}/cache1"], OMP_NUM_THREADS="2")
+            one = thread.submit(
+                succeed, ["run", *shared, "name=one", f"data.cache_dir={folder}/cache1"], OMP_NUM_THREADS="2"
+            )
             printed = command(["run", *shared, "name=two", f"data.cache_dir={folder}/cache2"], processes=2, real=True)
             one.result()
         assert printed.returncode == 0, printed.stdout + printed.stderr

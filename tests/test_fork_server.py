@@ -99,7 +99,9 @@ def test_a_fork_imports_from_more_folders_as_a_new_process_does(tmp_path: Path):
     assert printed[0] == printed[1]
 
 
-@pytest.mark.parametrize("variables", [{"OMP_NUM_THREADS": "2"}, {"HF_HOME": "/x"}, {"PYTHONHASHSEED": "1"}, {"HOME": "/"}, {"PYTHONPATH": "/x"}])
+@pytest.mark.parametrize(
+    "variables", [{"OMP_NUM_THREADS": "2"}, {"HF_HOME": "/x"}, {"PYTHONHASHSEED": "1"}, {"HOME": "/"}, {"PYTHONPATH": "/x"}]
+)
 def test_what_libraries_read_at_their_import_gets_a_real_process(variables: dict[str, str], tmp_path: Path):
     process = forked.popen([sys.executable, "-c", ""], tmp_path, environment() | variables)
     assert not isinstance(process, forked.Forked)

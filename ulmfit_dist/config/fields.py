@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import functools
 import math
 import types
 import typing
@@ -92,7 +91,6 @@ def rule_of(item: dataclasses.Field[Any]) -> Rule | None:
     return item.metadata.get(_RULE)
 
 
-@functools.cache
 def type_hints(cls: type) -> dict[str, Any]:
     """Return the resolved types of a dataclass's fields by name."""
     return typing.get_type_hints(cls)

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-
 EXPRESSIONS = ("prefix_search", "suffix_search", "infix_finditer", "token_match", "url_match")
 """Attributes of a spaCy tokenizer that split words."""
 
