@@ -238,8 +238,10 @@ def test_lines_of_marks_and_spaces_are_no_rows(content: bytes, tmp_path: Path):
 
 
 def test_a_json_line_may_begin_with_a_byte_order_mark(tmp_path: Path):
-    read = read_of(tmp_path / "a.json", b'{"text": "X"}\n\xef\xbb\xbf{"text": "a"}\n', "json")
-    assert list(read.rows(0, 2)) == [{"text": "X"}, {"text": "a"}]
+    read = read_of(tmp_path / "a.json", b'{"text": "b"}\n\xef\xbb\xbf{"text": "a"}\n', "json")
+    assert list(read.rows(0, 2)) == [{"text": "b"}, {"text": "a"}]
+    with pytest.raises(UserError, match="line 1 is not JSON"):
+        read_of(tmp_path / "a.json", b'X{"text": "a"}\n', "json")
 
 
 def test_rows_are_read_again_from_any_position(tmp_path: Path):
