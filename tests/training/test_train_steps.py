@@ -151,6 +151,7 @@ def test_a_classifiers_encoder_runs_twice_where_micro_batches_save_memory_only(s
     for settings, times in (
         ({}, 1),
         ({"micro_batch_size": 9}, 1),
+        ({"micro_batch_size": 8}, 2),
         ({"micro_batch_size": 3}, 2),
         ({"canonical_ranks": 2}, 1),
     ):

@@ -122,8 +122,11 @@ def test_cells_that_look_quoted_are_counted_from_their_first_line(tmp_path: Path
     assert cells.notices() == []
     for line, cell in ((9, '"a ""b"" c"'), (10, "a"), (11, '"""a"""')):
         cells.add({"label": "x", "text": cell}, line)
+    for line, cell in ((12, '"""a"'), (13, '"a"""')):  # the doubled quotes are next to the outer ones
+        cells.add({"text": cell}, line)
+        assert cells.count == line - 9
     (notice,) = cells.notices()
-    assert notice.startswith(f"{tmp_path / 'a.csv'}: 2 row(s), the first in line 9, have cells that look quoted")
+    assert notice.startswith(f"{tmp_path / 'a.csv'}: 4 row(s), the first in line 9, have cells that look quoted")
 
 
 def swallowed(columns: list[str], label: str | None = "label") -> SwallowedRows:

@@ -238,8 +238,10 @@ def test_lines_of_marks_and_spaces_are_no_rows(content: bytes, tmp_path: Path):
 
 
 def test_a_json_line_may_begin_with_a_byte_order_mark(tmp_path: Path):
-    read = read_of(tmp_path / "a.json", b'{"text": "X"}\n\xef\xbb\xbf{"text": "a"}\n', "json")
-    assert list(read.rows(0, 2)) == [{"text": "X"}, {"text": "a"}]
+    read = read_of(tmp_path / "a.json", b'{"text": "b"}\n\xef\xbb\xbf{"text": "a"}\n', "json")
+    assert list(read.rows(0, 2)) == [{"text": "b"}, {"text": "a"}]
+    with pytest.raises(UserError, match="line 1 is not JSON"):
+        read_of(tmp_path / "a.json", b'X{"text": "a"}\n', "json")
 
 
 def test_rows_are_read_again_from_any_position(tmp_path: Path):
@@ -329,3 +331,10 @@ def test_encoding_quoting_and_errors_apply_to_header_and_rows(tmp_path: Path):
     unquoted = read_of(tmp_path / "a.csv", b'text,label\n"a,b\n', quoting=False)
     assert list(unquoted.rows(0, 1)) == [{"text": '"a', "label": "b"}]
     assert list(first_rows(tmp_path / "a.csv", unquoted.options, 1)) == [{"text": '"a', "label": "b"}]
+
+
+def test_a_list_is_read_in_its_encoding_too(tmp_path: Path):
+    content = '[{"text": "ä"}, {"text": "b'.encode("cp1252") + b'\x81"}]'
+    read = read_of(tmp_path / "a.json", content, "json", encoding="cp1252", on_error="replace")
+    assert list(read.rows(0, 2)) == [{"text": "ä"}, {"text": "b\ufffd"}]
+    assert list(read.rows(1, 2)) == [{"text": "b\ufffd"}]
