@@ -319,7 +319,7 @@ def test_a_shorter_file_is_named_as_changed_and_a_cell_may_be_long(tmp_path: Pat
     long = b"x" * 200_000  # more than the csv module's default
     read = read_of(tmp_path / "a.csv", b"text,label\n" + long + b",a\n")
     assert next(iter(read.rows(0, 1)))["text"] == long.decode()
-    with pytest.raises(UserError, match=r"a\.csv: changed while it was read: start again"):
+    with pytest.raises(UserError, match=r"a\.csv: changed while it was being read: start again"):
         list(read.rows(0, 2))
 
 
