@@ -228,6 +228,7 @@ def test_folds_cover_each_document_once_and_each_class_evenly(tmp_path: Path):
     ("sizes", "data", "message"),
     [
         (SIZES, {"folds": 3, "fold": 1}, r"data\.folds=3 .* 20 documents are in a valid split: set data\.folds=null"),
+        ({"train": 60, "valid": 1}, {"folds": 3, "fold": 1}, "1 documents are in a valid split"),
         ({"train": 3, "test": 5}, {"valid_pct": 0.1}, "3 documents to train on and 0 to validate on: .* data.valid_pct=0.1"),
         ({"train": 0, "valid": 5}, {}, "0 documents to train on and 5 to validate on"),
     ],

@@ -324,7 +324,8 @@ def test_dropout_probabilities_are_fastais_times_drop_mult():
         assert encoder.input_dp.p == pytest.approx(inputs)
         assert [dropout.p for dropout in encoder.hidden_dps] == pytest.approx([hidden] * 2)
         assert [rnn.weight_p for rnn in encoder.rnns] == pytest.approx([weight] * 2)
-    assert build_language_model(V, sizes, LMConfig(drop_mult=0.5))[1].output_dp.p == pytest.approx(0.05)
+    output_dropout = build_language_model(V, sizes, LMConfig(drop_mult=0.5))[1].output_dp
+    assert (output_dropout.p, output_dropout.site) == (pytest.approx(0.05), "output")
 
 
 def test_the_encoder_of_a_wrapped_or_user_defined_model():
