@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import io
 import os
 import random
@@ -90,6 +91,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     forked.remember_environment()
+    gc.collect()
+    gc.freeze()  # each fit collects garbage, which need not look through the libraries again
 
 
 @pytest.fixture(autouse=True)
