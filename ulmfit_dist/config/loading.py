@@ -59,7 +59,7 @@ def load_config(recipe: str | Path | None = None, overrides: Sequence[str] = (),
             for name in _maps_in(layer.content, Config):
                 if not layer.key.startswith(f"{name}."):
                     OmegaConf.update(merged, name, {}, merge=False)
-            merged = OmegaConf.unsafe_merge(merged, layer.content)  # in place: a copy per layer would take most of the time
+            merged = OmegaConf.unsafe_merge(merged, layer.content)  # in place: copies took a third of the time
         except (OmegaConfBaseException, TypeError, ValueError) as error:
             raise _explain(error, layer.origin) from None
     try:

@@ -106,7 +106,7 @@ def _spacy_tokenizer(lang: str) -> Any:
 
 
 def _new_tokenizer(lang: str) -> Any:
-    """Return `spacy.blank(lang).tokenizer`; a second one of a standard language takes a third of the time."""
+    """Return `spacy.blank(lang).tokenizer`; a second one of a standard language takes two thirds of the time."""
     import spacy
     from spacy.vocab import Vocab
 

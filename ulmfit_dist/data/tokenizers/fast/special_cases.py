@@ -36,7 +36,7 @@ class Patterns(NamedTuple):
 
 
 _known_patterns: dict[tuple, Patterns] = {}
-"""Patterns by the tokenizer's rules and expressions: most of the time that a tokenizer takes to create."""
+"""Patterns by the tokenizer's rules and expressions: finding them took a fifth of the time that creates a tokenizer."""
 
 
 class SpecialCases:
