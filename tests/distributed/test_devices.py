@@ -1,5 +1,6 @@
 """Tests of device selection: GPUs that exist but cannot be used are an error, never a run on CPUs."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from conftest import ROOT
 
 from ulmfit_dist.distributed import devices
 from ulmfit_dist.distributed.devices import driver_version, has_kernels, uses_gpu
-from ulmfit_dist.distributed.env import wants_cpu
+from ulmfit_dist.distributed.env import chosen_device, wants_cpu
 from ulmfit_dist.distributed.launch_settings import Launcher
 from ulmfit_dist.errors import UserError
 
@@ -173,3 +174,32 @@ def test_the_scripts_read_the_same_values(value: str, expected: str, monkeypatch
     done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert (done.stdout.strip(), done.returncode) == (expected, 0 if expected else 2)
     assert ("ACCELERATE_USE_CPU=maybe: give true or false" in done.stderr) is (expected == "")
+
+
+@pytest.mark.parametrize("before", [None, "false"])
+def test_device_cpu_replaces_the_environment_until_the_command_ends(
+    machine: Path, before: str | None, monkeypatch: pytest.MonkeyPatch
+):
+    if before is not None:
+        monkeypatch.setenv("ACCELERATE_USE_CPU", before)
+    with chosen_device("cpu"):
+        assert not uses_gpu()
+    assert os.environ.get("ACCELERATE_USE_CPU") == before
+
+
+def test_device_cuda_needs_a_gpu(machine: Path, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(UserError, match="cannot be used"), chosen_device("cuda"):
+        pass
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(UserError, match="--device cuda: no GPU is visible"), chosen_device("cuda"):
+        pass
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(devices, "_check_kernels", lambda: None)
+    with chosen_device("cuda"):
+        assert uses_gpu()
+
+
+def test_device_cuda_contradicts_an_environment_that_chooses_cpus(machine: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+    with pytest.raises(UserError, match="--device cuda, but ACCELERATE_USE_CPU=true"), chosen_device("cuda"):
+        pass

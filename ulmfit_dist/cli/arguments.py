@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from ulmfit_dist.config.schema import PRECISIONS
+from ulmfit_dist.distributed.env import DEVICES
 from ulmfit_dist.errors import UserError
 
 STAGES = ("lm", "classifier")
@@ -51,6 +52,7 @@ def add_config_command(subparsers: Subparsers, name: str, help: str) -> Parser:
 def add_run_command(subparsers: Subparsers, name: str, help: str) -> Parser:
     """Add a command that trains or prepares on all ranks, and resumes after a signal."""
     parser = add_config_command(subparsers, name, help)
+    add_device(parser)
     add_verbosity(parser)
     parser.set_defaults(is_resumable=True)
     return parser
@@ -71,6 +73,12 @@ def add_verbosity(parser: Parser) -> None:
     group = parser.add_mutually_exclusive_group()
     group.add_argument("--verbose", action="store_true", help="print details, such as precision and checkpoint")
     group.add_argument("--quiet", action="store_true", help="print results, warnings and errors only")
+
+
+def add_device(parser: Parser) -> None:
+    """Add `--device`, which `main` applies before the command runs."""
+    help = "compute on GPUs or CPUs (default: auto, GPUs if any are visible, unless ACCELERATE_USE_CPU is true)"
+    parser.add_argument("--device", choices=DEVICES, default="auto", help=help)
 
 
 def add_fresh(parser: Parser) -> None:

@@ -13,7 +13,7 @@ from contextlib import nullcontext
 from ulmfit_dist.cli.commands import COMMANDS
 from ulmfit_dist.cli.parser import parse
 from ulmfit_dist.distributed import signals
-from ulmfit_dist.distributed.env import is_main_process, rank_name, report, report_error
+from ulmfit_dist.distributed.env import chosen_device, is_main_process, rank_name, report, report_error
 from ulmfit_dist.errors import FAILED, RESUMABLE, USER_ERROR, RankLostError, ResumableInterrupt, UserError
 from ulmfit_dist.utils import log
 from ulmfit_dist.utils.home import replace_unwritable_home
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None, ends_process: bool = False) -> int:
     """
     try:
         args = parse(argv)
-        with log.console(_level(args), keep=ends_process):
+        with log.console(_level(args), keep=ends_process), chosen_device(getattr(args, "device", "auto")):
             message = replace_unwritable_home()
             if message is not None:
                 logger.warning(message)

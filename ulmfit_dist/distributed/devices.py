@@ -26,7 +26,7 @@ DEVICES = Path("/dev")
 """Folder of device files."""
 FIX = (
     "install a matching torch with `TORCH_INDEX=... bash launch/setup.sh` (the 'Get started' page of pytorch.org lists an "
-    "index per CUDA version), or set ACCELERATE_USE_CPU=1 to train on CPUs"
+    "index per CUDA version), or compute on CPUs with --device cpu or ACCELERATE_USE_CPU=1"
 )
 """Fix for a GPU that torch cannot use."""
 
@@ -37,7 +37,7 @@ def uses_gpu() -> bool:
     Raises:
         UserError: if this torch cannot use a visible GPU, or ACCELERATE_USE_CPU is neither true nor false.
     """
-    if wants_cpu() or _launcher_wants_cpu():
+    if wants_cpu() or launcher_wants_cpu():
         return False
     if _is_available():
         _check_kernels()
@@ -55,12 +55,17 @@ def uses_gpu() -> bool:
     return False
 
 
-def _launcher_wants_cpu() -> bool:
+def launcher_wants_cpu() -> bool:
     """Return whether ACCELERATE_USE_CPU is true for the launcher, which may pass Accelerate's default `False` to a rank."""
     if os.environ.get("ACCELERATE_USE_CPU") != "False":
         return False
     launcher = find_launcher()
     return launcher is not None and wants_cpu(launcher.environ)
+
+
+def local_device() -> torch.device:
+    """Return the device of this process without joining a process group: its rank's GPU, or the CPU. Raises UserError."""
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if uses_gpu() else torch.device("cpu")
 
 
 def has_kernels(capability: tuple[int, int], architectures: Iterable[str]) -> bool:

@@ -11,11 +11,14 @@ import os
 import socket
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.utils import log
 
+DEVICES = ("auto", "cpu", "cuda")
+"""Choices of `--device`: `auto` is a GPU if one is visible, else the CPU."""
 TRUE, FALSE = ("1", "y", "yes", "t", "true", "on"), ("0", "n", "no", "f", "false", "off")
 """Values of boolean launch variables, as parsed by Accelerate, in lower case."""
 
@@ -47,6 +50,38 @@ def wants_cpu(environ: Mapping[str, str] | None = None) -> bool:
     if value.lower() not in (*TRUE, *FALSE):
         raise UserError(f"ACCELERATE_USE_CPU={value!r}: give true or false")
     return value.lower() in TRUE
+
+
+@contextmanager
+def chosen_device(device: str) -> Iterator[None]:
+    """Compute on this device inside the context: `--device` of a command, which sets ACCELERATE_USE_CPU.
+
+    Args:
+        device: one of `DEVICES`; "auto" leaves the environment as it is.
+
+    Raises:
+        UserError: "cuda", but there is no usable GPU, or the environment or the launcher chooses CPUs.
+    """
+    before = os.environ.get("ACCELERATE_USE_CPU")
+    if device == "cpu":
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    elif device == "cuda":
+        _require_gpu()
+    try:
+        yield
+    finally:
+        if device == "cpu":
+            os.environ.pop("ACCELERATE_USE_CPU")
+            os.environ.update({} if before is None else {"ACCELERATE_USE_CPU": before})
+
+
+def _require_gpu() -> None:
+    from ulmfit_dist.distributed.devices import launcher_wants_cpu, uses_gpu
+
+    if wants_cpu() or launcher_wants_cpu():
+        raise UserError("--device cuda, but ACCELERATE_USE_CPU=true: unset it, or leave out --device")
+    if not uses_gpu():
+        raise UserError("--device cuda: no GPU is visible: check nvidia-smi and CUDA_VISIBLE_DEVICES, or give --device cpu")
 
 
 def rank_name() -> str:

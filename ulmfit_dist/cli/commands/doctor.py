@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ulmfit_dist.cli.arguments import Subparsers, add_command, add_json
+from ulmfit_dist.cli.arguments import Subparsers, add_command, add_device, add_json
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -14,6 +14,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = add_command(subparsers, "doctor", help)
     parser.add_argument("config", metavar="CONFIG", nargs="?", help="a YAML config (default: the defaults of all keys)")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="keys to set, such as runtime.precision=bf16")
+    add_device(parser)
     add_json(parser, "results")
 
 
