@@ -106,7 +106,9 @@ def add_files(parser: Parser, new_columns: str, prefix: str) -> None:
     parser.add_argument("--file", type=Path, metavar="F", help=help)
     help = "text column of the table; may be repeated (default: data.text_col of the model)"
     parser.add_argument("--text-col", action="append", metavar="COL", help=help)
-    help = f"write all rows with {new_columns}, as .jsonl, .csv, .tsv or .parquet; if interrupted, run the same command again"
+    help = (
+        f"write all rows with {new_columns}, as .jsonl, .csv, .tsv or .parquet; if interrupted, run the same command again"
+    )
     parser.add_argument("--output", type=Path, metavar="F", help=help)
     help = "prefix of the new columns (default: %(default)s)"
     parser.add_argument("--prefix", default=prefix, metavar="P", help=help)

@@ -112,5 +112,3 @@ def hash_file(file: Path) -> str:
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror})") from None
     return state.hexdigest()
-
-

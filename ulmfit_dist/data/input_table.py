@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -32,7 +32,7 @@ BLOCK_ROWS = 2048
 BLOCK_BYTES = 1 << 24
 """Approximate maximum size of a block, in bytes, from the mean size of a row."""
 
-Rows = list[Row] | pa.Table
+Rows: TypeAlias = list[Row] | pa.Table
 """Rows with all their columns: as dictionaries, or of Parquet with their types."""
 
 
@@ -82,8 +82,8 @@ class RecordTable:
 
     def read(self, start: int, stop: int) -> Block:
         rows = list(self._rows.rows(start, stop, self.columns))
-        numbered = enumerate(rows, start + 1)
-        return Block(start, [text_of(row, self._text_col, self._on_error, f"{self.name}, row {n}") for n, row in numbered], rows)
+        named = ((row, f"{self.name}, row {number}") for number, row in enumerate(rows, start + 1))
+        return Block(start, [text_of(row, self._text_col, self._on_error, name) for row, name in named], rows)
 
 
 class ParquetTable:
@@ -154,7 +154,9 @@ def open_input(path: Path, data: DataConfig, text_col: Sequence[str] | None = No
     else:
         table = _open_rows(path, replace(data, source=kind), text_col)
     if kind in ("parquet", "csv", "json"):
-        _check_columns(table, text_col)
+        _check_names(table.name, table.columns, text_col)
+    if isinstance(table, ParquetTable):
+        _check_types(table, text_col)
     if table.num_rows == 0 and (kind == "lines" or not table.columns):
         raise UserError(f"{path}: no text in it")
     return table
@@ -233,11 +235,9 @@ def _open_lines(path: Path, data: DataConfig) -> InputTable:
     return RecordTable(str(path), rows, [TEXT], data.on_error, rows.num_bytes, identity)
 
 
-def _check_columns(table: InputTable, text_col: Sequence[str]) -> None:
-    _check_names(table.name, table.columns, text_col)
-    schema: pa.Schema | None = getattr(table, "schema", None)
-    for column in text_col if schema is not None else ():
-        type_ = schema.field(column).type
+def _check_types(table: ParquetTable, text_col: Sequence[str]) -> None:
+    for column in text_col:
+        type_ = table.schema.field(column).type
         if pa.types.is_nested(type_) or pa.types.is_binary(type_) or pa.types.is_large_binary(type_):
             raise UserError(f"{table.name}: column {column!r} is of type {type_}, which is not text")
 

@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 
 from ulmfit_dist.inference.generator import LanguageModel
-from ulmfit_dist.inference.outputs import MulticategoryPrediction, RegressionPrediction, prediction_of
 from ulmfit_dist.inference.output_table import Columns
+from ulmfit_dist.inference.outputs import MulticategoryPrediction, RegressionPrediction, prediction_of
 from ulmfit_dist.inference.predictor import Classifier
 from ulmfit_dist.models.sampling import Sampling
 

@@ -6,7 +6,16 @@ import argparse
 import json
 from pathlib import Path
 
-from ulmfit_dist.cli.arguments import Subparsers, add_command, add_device, add_files, add_json, add_precision, add_trust
+from ulmfit_dist.cli.arguments import (
+    Subparsers,
+    add_command,
+    add_device,
+    add_files,
+    add_json,
+    add_precision,
+    add_trust,
+    add_verbosity,
+)
 from ulmfit_dist.cli.texts import check_arguments, join_ranks, label
 from ulmfit_dist.errors import UserError
 
@@ -23,6 +32,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--text", action="append", dest="texts", default=[], metavar="TEXT", help="a text; may be repeated")
     add_files(parser, "labels and probabilities", "predicted_")
     add_device(parser)
+    add_verbosity(parser)
     parser.add_argument("--with-baseline", action="store_true", help="evaluate with the TF-IDF baseline as another member")
     add_json(parser)
     add_precision(parser)

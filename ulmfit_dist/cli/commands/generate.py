@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ulmfit_dist.cli.arguments import Subparsers, add_device, add_files, add_model_command
+from ulmfit_dist.cli.arguments import Subparsers, add_device, add_files, add_model_command, add_verbosity
 from ulmfit_dist.cli.texts import annotate, check_arguments, join_ranks, open_table
 from ulmfit_dist.errors import UserError
 
@@ -15,6 +15,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("prompt", metavar="PROMPT", nargs="?", help="the beginning of the text")
     add_files(parser, "the texts that continue the row's prompt", "generated_")
     add_device(parser)
+    add_verbosity(parser)
     parser.add_argument("--words", type=int, default=40, help="tokens to add (default: %(default)s)")
     parser.add_argument("--temperature", type=float, default=0.75, help="lower is more likely text (default: %(default)s)")
     parser.add_argument("--top-k", type=int, metavar="K", help="sample from the K most likely words only, such as 50")

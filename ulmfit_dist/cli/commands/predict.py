@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ulmfit_dist.cli.arguments import Subparsers, add_device, add_files, add_model_command
+from ulmfit_dist.cli.arguments import Subparsers, add_device, add_files, add_model_command, add_verbosity
 from ulmfit_dist.cli.texts import check_arguments, join_ranks, label
 
 
@@ -14,6 +14,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("texts", metavar="TEXT", nargs="*", help="a text (default: one per line from standard input)")
     add_files(parser, "labels and probabilities", "predicted_")
     add_device(parser)
+    add_verbosity(parser)
 
 
 def run(args: argparse.Namespace) -> None:
