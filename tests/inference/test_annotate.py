@@ -227,7 +227,7 @@ def test_an_ensemble_adds_the_mean_of_its_members(tmp_path: Path, run: Path):
     ("argv", "message"),
     [
         (["a text", "--file", "a.csv"], "texts on the command line and --file at once"),
-        (["a text", "--text-col", "body"], "--text-col is for a table: name it with --file"),
+        (["a text", "--text-col", "body"], "--text-col and --set are for a table: name it with --file"),
         (["--file", "none.csv"], "--file none.csv: no such file or folder"),
         (["--file", "a.csv", "--output", "o.doc"], "--output o.doc: unknown ending"),
         (["--file", "a.csv", "--text-col", "body"], "no column 'body'; its columns are: id, text"),

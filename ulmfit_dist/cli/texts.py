@@ -34,7 +34,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     if args.texts and args.file:
         raise UserError("texts on the command line and --file at once: give one of them")
     if args.file is None and (args.text_col or args.set):
-        raise UserError(f"{'--text-col' if args.text_col else '--set'} is for a table: name it with --file")
+        raise UserError("--text-col and --set are for a table: name it with --file")
     if args.file is not None and not args.file.exists():
         raise UserError(f"--file {args.file}: no such file or folder")
     if num_processes() > 1 and args.output is None:

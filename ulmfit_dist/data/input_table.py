@@ -142,7 +142,7 @@ def open_input(path: Path, data: DataConfig, text_col: Sequence[str] | None = No
         raise UserError(f"{path}: no such file or folder")
     kind = kind_of(path)
     if kind in ("folder", "lines") and text_col is not None:
-        raise UserError(f"{path}: {kind_names(kind)} has no columns: leave out --text-col")
+        raise UserError(f"{path}: not a table, so it has no columns: leave out --text-col")
     text_col = list(text_col or data.text_col)
     table: InputTable
     if kind == "parquet":
@@ -168,11 +168,6 @@ def kind_of(path: Path) -> str:
         return "folder"
     kinds = ("csv", "json", "parquet")
     return next((kind for kind in kinds if table_stem(path.name, DataConfig(source=kind)) is not None), "lines")
-
-
-def kind_names(kind: str) -> str:
-    """Return a phrase for a kind without columns."""
-    return {"folder": "a folder of text files", "lines": "a file of lines"}[kind]
 
 
 def rows_per_block(num_bytes: int, num_rows: int) -> int:
@@ -219,9 +214,7 @@ def _open_folder(path: Path, data: DataConfig) -> InputTable:
     """Open a folder of text files, in natural order of their names. Raises UserError."""
     listing = walk(path)
     if not listing.texts:
-        tables = [file.name for file in listing.others if kind_of(file) != "lines"]
-        hint = f": give one of its tables, such as {path / tables[0]}" if tables else ""
-        raise UserError(f"{path}: no .txt file in it{hint}")
+        raise UserError(f"{path}: no .txt file in it: give a folder of text files, or a table such as reviews.csv")
     sizes = [file.stat() for file in listing.texts]
     names = [str(file.relative_to(path)) for file in listing.texts]
     identity = digest([[name, size.st_size, size.st_mtime_ns] for name, size in zip(names, sizes, strict=True)])
