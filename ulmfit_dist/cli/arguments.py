@@ -41,10 +41,10 @@ def add_command(
     return parser
 
 
-def add_config_command(subparsers: Subparsers, name: str, help: str) -> Parser:
-    """Add a command that takes a config and overrides."""
+def add_config_command(subparsers: Subparsers, name: str, help: str, nargs: str | None = None) -> Parser:
+    """Add a command that takes a config and overrides; with `nargs="?"`, the config may be left out."""
     parser = add_command(subparsers, name, help)
-    parser.add_argument("config", metavar="CONFIG", help="a YAML config, such as configs/quickstart.yaml")
+    parser.add_argument("config", metavar="CONFIG", nargs=nargs, help="a YAML config, or the name of a recipe, such as quickstart")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="keys to set, such as lm.global_batch_size=32")
     return parser
 

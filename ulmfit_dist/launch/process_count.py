@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = [argument for argument in arguments if not argument.startswith("-")]  # without --fresh and --verbose
     try:
         if not arguments:
-            raise UserError("no config is given: name one, such as configs/quickstart.yaml")
+            raise UserError("no config is given: name one, such as quickstart, or a YAML file")
         config = load_config(arguments[0], arguments[1:])
         with console():
             if command == "check":
