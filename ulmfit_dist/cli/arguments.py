@@ -75,10 +75,10 @@ def add_verbosity(parser: Parser) -> None:
     group.add_argument("--quiet", action="store_true", help="print results, warnings and errors only")
 
 
-def add_device(parser: Parser) -> None:
-    """Add `--device`, which `main` applies before the command runs."""
+def add_device(parser: Parser, dest: str = "device") -> None:
+    """Add `--device`, which `main` applies before the command runs, unless the value is stored under another name."""
     help = "compute on GPUs or CPUs (default: auto, GPUs if any are visible, unless ACCELERATE_USE_CPU is true)"
-    parser.add_argument("--device", choices=DEVICES, default="auto", help=help)
+    parser.add_argument("--device", dest=dest, choices=DEVICES, default="auto", help=help)
 
 
 def add_fresh(parser: Parser) -> None:
