@@ -9,8 +9,8 @@ from pathlib import Path
 
 from conftest import ROOT
 
-CHECKOUT = ("PYTHONPATH", "VIRTUAL_ENV")
-"""Variables that could make an environment import the checkout."""
+CHECKOUT = ("PYTHONPATH", "VIRTUAL_ENV", "PYTHONDONTWRITEBYTECODE")
+"""Variables that would make an environment import the checkout, or compile the package again in each process."""
 
 
 def build(target: str, folder: Path, source: Path = ROOT) -> Path:

@@ -29,6 +29,7 @@ FIRST_MINUTE = (
     "data.max_documents=60",
     "tokenizer.max_vocab=1000",
     "runtime.precision=fp32",
+    "classifier.baseline=false",
     "checkpoint.interval_steps=1",
     "tracking.wandb_mode=disabled",
 )

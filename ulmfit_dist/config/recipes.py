@@ -35,7 +35,7 @@ def find_recipe(config: str | Path) -> Path:
     name = Path(config).stem
     recipes = packaged_recipes()
     if is_name(config):
-        near = difflib.get_close_matches(name, recipes, n=1, cutoff=0.4)
+        near = difflib.get_close_matches(name, recipes, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise UserError(f"{config}: no such config file or recipe: {hint}{LIST} prints the recipes of the package")
     if name in recipes:
