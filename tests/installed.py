@@ -1,4 +1,4 @@
-"""The project as a user installs it: a wheel, in an environment of its own that finds the other packages where the tests do."""
+"""The project as a user installs it: a wheel in a new environment, with the other packages of the tests' environment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dependencies: what the package imports is declared, constraints.txt pins all of it, and messages name extras that exist."""
+"""Dependencies: what the package imports is declared, constraints.txt pins it, and messages name extras that exist."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NAME_ON_PYPI = {"google": "protobuf", "sklearn": "scikit-learn", "yaml": "pyyaml
 """Distributions by a module of theirs that has another name."""
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 ONLY_FOR_NOTEBOOKS = {"ipykernel", "nbclient"}
-"""Requirements that are not pinned for Python 3.10, whose last versions differ; the notebook's test is skipped without them."""
+"""Requirements without pins for Python 3.10, whose versions of them need another set of pins."""
 
 
 def project() -> dict[str, Any]:
@@ -37,15 +37,15 @@ def project() -> dict[str, Any]:
 def requirements(extras: Iterable[str]) -> list[Requirement]:
     """Return the project's requirements with these extras, as pip reads them; extras may name extras."""
     optional = project()["optional-dependencies"]
-    found = [Requirement(line) for line in project()["dependencies"]]
+    lines = list(map(Requirement, project()["dependencies"]))
     todo = list(extras)
     for extra in todo:
         for requirement in map(Requirement, optional[extra]):
             if requirement.name == "ulmfit-dist":
                 todo += [name for name in requirement.extras if name not in todo]
             else:
-                found.append(requirement)
-    return found
+                lines.append(requirement)
+    return lines
 
 
 def closure(requirements: Sequence[Requirement]) -> set[str]:
@@ -108,13 +108,14 @@ def test_every_import_of_the_package_is_a_declared_dependency():
 
 def test_messages_and_docs_name_extras_that_exist():
     texts = [*(ROOT / "ulmfit_dist").rglob("*.py"), *(ROOT / "docs").glob("*.md"), *(ROOT / "configs").glob("*.yaml")]
-    named = {
+    in_texts = {
         extra
         for path in texts
         for extras in re.findall(r"ulmfit-dist\[([\w, -]+)\]", path.read_text(encoding="utf-8"))
         for extra in re.split(r", *", extras)
     }
-    assert {"demo", "language", "onnx", "sentencepiece", "wandb-dashboard"} <= named <= project()["optional-dependencies"].keys()
+    assert {"demo", "language", "onnx", "sentencepiece", "wandb-dashboard"} <= in_texts
+    assert in_texts <= project()["optional-dependencies"].keys()
 
 
 def imports() -> Iterator[tuple[Path, str]]:

@@ -64,9 +64,7 @@ def names_in(wheel: Path) -> set[str]:
 
 def test_a_wheel_has_the_package_with_recipes_and_slurm_scripts_and_no_tests(wheel: Path):
     package = {
-        str(path.relative_to(ROOT))
-        for path in (ROOT / "ulmfit_dist").rglob("*")
-        if path.is_file() and path.suffix != ".pyc"
+        str(path.relative_to(ROOT)) for path in (ROOT / "ulmfit_dist").rglob("*") if path.is_file() and path.suffix != ".pyc"
     }
     assert {"ulmfit_dist/py.typed", "ulmfit_dist/report/page.html", "ulmfit_dist/cuda/dropout_masks.cu"} <= package
     assert names_in(wheel) == package | set(SHARED)
@@ -84,9 +82,9 @@ def test_a_source_archive_has_the_tests_and_builds_the_same_wheel(wheel: Path, t
 
 
 def test_commands_find_recipes_and_scripts_from_an_empty_folder(programs: Path, tmp_path: Path):
-    code = "import ulmfit_dist; print(ulmfit_dist.__file__)"
-    imported = subprocess.run([programs / "python", "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True)
-    assert Path(imported.stdout).is_relative_to(programs.parent)
+    argv = [programs / "python", "-c", "import ulmfit_dist; print(ulmfit_dist.__file__)"]
+    imported = subprocess.run(argv, cwd=tmp_path, env=environment(), capture_output=True, text=True).stdout
+    assert Path(imported).is_relative_to(programs.parent)
     assert output(programs, tmp_path, "--version") == f"ulmfit-dist {ulmfit_dist.__version__}\n"
     listed = output(programs, tmp_path, "config", "--list")
     assert set(re.findall(r"^\w+(?=  )", listed, re.MULTILINE)) == {path.stem for path in (ROOT / "configs").glob("*.yaml")}

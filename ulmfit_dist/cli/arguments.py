@@ -44,7 +44,9 @@ def add_command(
 def add_config_command(subparsers: Subparsers, name: str, help: str, nargs: str | None = None) -> Parser:
     """Add a command that takes a config and overrides; with `nargs="?"`, the config may be left out."""
     parser = add_command(subparsers, name, help)
-    parser.add_argument("config", metavar="CONFIG", nargs=nargs, help="a YAML config, or the name of a recipe, such as quickstart")
+    parser.add_argument(
+        "config", metavar="CONFIG", nargs=nargs, help="a YAML config, or the name of a recipe, such as quickstart"
+    )
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="keys to set, such as lm.global_batch_size=32")
     return parser
 

@@ -1,7 +1,7 @@
 """Names of recipes: `quickstart` is `quickstart.yaml` in the working directory, else the recipe that the package brings.
 
-So the same command works in a checkout, in an empty folder, and with an edited copy of a packaged recipe. The trade-off: a file
-in the working directory changes what a name means; messages and `config.yaml` of the run contain what was read.
+So the same command works in a checkout, in an empty folder, and with an edited copy of a packaged recipe. The trade-off: a
+file in the working directory changes what a name means; messages and `config.yaml` of the run contain what was read.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ def find_recipe(config: str | Path) -> Path:
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise UserError(f"{config}: no such config file or recipe: {hint}{LIST} prints the recipes of the package")
     if name in recipes:
-        raise UserError(f"{config}: no such config file; {name!r} is a recipe of the package: give its name, without folder and suffix")
+        raise UserError(
+            f"{config}: no such config file; {name!r} is a recipe of the package: give its name, without folder and suffix"
+        )
     raise UserError(f"{config}: no such config file; {LIST} prints the recipes of the package")
 
 

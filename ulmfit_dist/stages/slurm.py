@@ -95,7 +95,7 @@ def batch_script(name: str, argv: Sequence[str], options: Mapping[str, str], fol
 def _check(options: Mapping[str, str]) -> None:
     for option, value in options.items():
         if option in OURS:
-            raise UserError(f"--sbatch {option} is set by submit: to change it, call sbatch with a script in {files_root() / 'slurm'}")
+            raise UserError(f"--sbatch {option} is set by submit: to change it, edit the script that --dry-run prints")
         if not re.fullmatch(r"[a-z][a-z-]*", option) or set(value) & set('"\n'):
             raise UserError(f"--sbatch {option}={value}: expected a long option, OPTION or OPTION=X, without quotes")
 

@@ -1,6 +1,6 @@
 """Files of the project that are no Python modules: recipes, scripts for SLURM.
 
-A checkout has them at its top, in `configs/`, `slurm/` and `launch/`; a wheel has copies in `ulmfit_dist/share/`, which has the
+A checkout has them at its top, in `configs/`, `slurm/` and `launch/`; a wheel has copies in `ulmfit_dist/share/`, with the
 same layout, so scripts find each other by the same relative paths. Trade-off: they have a path only in an unpacked package,
 not in a zip file.
 """
