@@ -54,7 +54,8 @@ class Collectives:
             return values
         self.bytes_given += values.nbytes
         with self.step_timer.exchange():
-            return self.accelerator.reduce(values, reduction="sum")
+            total: torch.Tensor = self.accelerator.reduce(values, reduction="sum")
+            return total
 
     def highest(self, value: int) -> int:
         """Return the highest value of all ranks. It is exchanged between CPUs, without waiting for a device."""

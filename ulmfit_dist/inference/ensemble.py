@@ -39,7 +39,8 @@ class Ensemble(Classifier):
         self.settings = self.members[0].settings
 
     def _predict_part(self, texts: Sequence[str], batch_tokens: int) -> np.ndarray:
-        return np.mean([member._predict_part(texts, batch_tokens) for member in self.members], axis=0)
+        mean: np.ndarray = np.mean([member._predict_part(texts, batch_tokens) for member in self.members], axis=0)
+        return mean
 
 
 def read_members(folders: Sequence[str | Path], least: int = 2) -> list[ModelBundle]:

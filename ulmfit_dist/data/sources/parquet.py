@@ -154,7 +154,8 @@ def class_names(schema: pa.Schema) -> dict[str, list[str]]:
 
 def _values(column: pa.Array, number: int, on_error: str, name: str) -> list[Any]:
     try:
-        return column.to_pylist()
+        values: list[Any] = column.to_pylist()
+        return values
     except UnicodeDecodeError:
         cells = column.cast(pa.large_binary()).to_pylist()
         return [None if cell is None else _decode(cell, number + i, on_error, name) for i, cell in enumerate(cells)]
