@@ -95,10 +95,25 @@ def add_stage(parser: Parser) -> None:
     parser.add_argument("--tokens", action="store_true", help="show the tokens that the model reads, not readable text")
 
 
-def add_files(parser: Parser) -> None:
-    """Add `--file` and `--output` of commands that label texts."""
-    parser.add_argument("--file", type=Path, metavar="F", help="read texts from a file, one per line")
-    parser.add_argument("--output", type=Path, metavar="F", help="write JSON lines to a file")
+def add_files(parser: Parser, new_columns: str, prefix: str) -> None:
+    """Add the arguments of commands that add columns to the rows of a file.
+
+    Args:
+        new_columns: phrase that names the new columns.
+        prefix: their default prefix.
+    """
+    help = "read a CSV, TSV, JSON or Parquet table, a folder of text files, or with another ending a text per line"
+    parser.add_argument("--file", type=Path, metavar="F", help=help)
+    help = "text column of the table; may be repeated (default: data.text_col of the model)"
+    parser.add_argument("--text-col", action="append", metavar="COL", help=help)
+    help = (
+        f"write all rows with {new_columns}, as .jsonl, .csv, .tsv or .parquet; if interrupted, run the same command again"
+    )
+    parser.add_argument("--output", type=Path, metavar="F", help=help)
+    help = "prefix of the new columns (default: %(default)s)"
+    parser.add_argument("--prefix", default=prefix, metavar="P", help=help)
+    help = "how to read the file: data.encoding, data.quoting, or data.on_error=replace; may be repeated"
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=X", help=help)
 
 
 def add_json(parser: Parser, content: str = "figures") -> None:

@@ -140,4 +140,4 @@ _FORMATS: dict[str, Callable[[float], str]] = {
 
 
 def _shown(column: str, value: float | None) -> str:
-    return "" if value is None else _FORMATS.get(column, lambda value: f"{value:.4f}")(value)
+    return "" if value is None else _FORMATS.get(column, "{:.4f}".format)(value)

@@ -192,7 +192,7 @@ class WandbRun:
         run = wandb.init(
             dir=str(self.config.run_dir),
             config=self.metadata,
-            mode=mode,  # type: ignore[arg-type]
+            mode=mode,
             id=self.id,
             **arguments,
             settings=wandb.Settings(
