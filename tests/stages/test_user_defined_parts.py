@@ -31,7 +31,8 @@ METRICS = [
     "test_user_defined_parts.first_label",
 ]
 IN_THE_CONFIG = (
-    "classifier.metrics=[examples.custom_metric.among_two,{path: fastai.metrics.F1Score, average: weighted, name: f1_weighted}]",
+    "classifier.metrics=[examples.custom_metric.among_two, "
+    "{path: fastai.metrics.F1Score, average: weighted, name: f1_weighted}]",
     "classifier.callbacks=[{path: examples.custom_callback.LowerRates, factor: 0.5}, test_user_defined_parts.StopsItself]",
     "lm.callbacks=[fastai.callback.training.ShortEpochCallback]",
 )
