@@ -40,7 +40,7 @@ def main(run: Path) -> None:
             "tokenizer.max_vocab=2000",
             "model={emb_sz: 100, n_hid: 100, n_layers: 1}",  # small, from scratch; docs/fastai.md: pretrained ones
             "lm={global_batch_size: 8, drop_mult: 0.2, phases: [{epochs: 2, lr: 2e-2}]}",
-            "classifier={global_batch_size: 8, drop_mult: 0.2, phases: [{epochs: 8, lr: 2e-2}]}",
+            "classifier={global_batch_size: 8, drop_mult: 0.2, phases: [{epochs: 6, lr: 2e-2}]}",
             "runtime={precision: fp32, canonical_ranks: 2}",  # one process and two train the same weights, bit for bit
             "tracking.wandb_mode=disabled",
         ],
@@ -51,9 +51,9 @@ def main(run: Path) -> None:
         scores = evaluate(config.run_dir, runtime, split="test")["classifier"]
     if runtime.is_main:
         print(f"test accuracy {scores['accuracy']:.4f} on {scores['num_documents']} articles")
+        new.to_parquet(f"{run}.parquet")  # the input of predict_parquet.py
         new = new.assign(predicted=[prediction.label for prediction in classifier.predict(new["article"])])
-        print(new.sample(10, random_state=0))
-        new[["article"]].to_parquet(f"{run}.parquet")  # the input of predict_parquet.py
+        print(new.assign(article=new["article"].str.split("\n").str[0]).sample(10, random_state=0).to_string(index=False))
 
 
 if __name__ == "__main__":  # worker processes import this file
