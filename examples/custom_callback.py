@@ -61,7 +61,7 @@ def main() -> None:
     overrides += ["data.max_documents=30", "tokenizer.max_vocab=1000", "model={emb_sz: 50, n_hid: 50, n_layers: 1}"]
     overrides += ["lm={global_batch_size: 8, drop_mult: 0.1, phases: [{epochs: 6, lr: 5e-2}]}"]
     overrides += ["lm.callbacks=[{path: examples.custom_callback.LowerRates, factor: 0.5, min_delta: 0.1}]"]
-    train_lm(load_config("configs/quickstart.yaml", overrides))
+    train_lm(load_config("quickstart", overrides))
 
 
 if __name__ == "__main__":
