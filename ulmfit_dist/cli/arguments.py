@@ -41,10 +41,12 @@ def add_command(
     return parser
 
 
-def add_config_command(subparsers: Subparsers, name: str, help: str) -> Parser:
-    """Add a command that takes a config and overrides."""
+def add_config_command(subparsers: Subparsers, name: str, help: str, nargs: str | None = None) -> Parser:
+    """Add a command that takes a config and overrides; with `nargs="?"`, the config may be left out."""
     parser = add_command(subparsers, name, help)
-    parser.add_argument("config", metavar="CONFIG", help="a YAML config, such as configs/quickstart.yaml")
+    parser.add_argument(
+        "config", metavar="CONFIG", nargs=nargs, help="a YAML config, or the name of a recipe, such as quickstart"
+    )
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="keys to set, such as lm.global_batch_size=32")
     return parser
 
@@ -75,10 +77,10 @@ def add_verbosity(parser: Parser) -> None:
     group.add_argument("--quiet", action="store_true", help="print results, warnings and errors only")
 
 
-def add_device(parser: Parser) -> None:
-    """Add `--device`, which `main` applies before the command runs."""
+def add_device(parser: Parser, dest: str = "device") -> None:
+    """Add `--device`, which `main` applies before the command runs, unless the value is stored under another name."""
     help = "compute on GPUs or CPUs (default: auto, GPUs if any are visible, unless ACCELERATE_USE_CPU is true)"
-    parser.add_argument("--device", choices=DEVICES, default="auto", help=help)
+    parser.add_argument("--device", dest=dest, choices=DEVICES, default="auto", help=help)
 
 
 def add_fresh(parser: Parser) -> None:
