@@ -158,11 +158,13 @@ class AccelerateLogger:
 
     def _start_mlflow(self, accelerator: Accelerator, resumes: bool) -> None:
         """Start or resume the MLflow run, in `<run_dir>/mlruns` unless MLFLOW_TRACKING_URI is set."""
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # to MLflow's developers
         import mlflow
 
         if "MLFLOW_TRACKING_URI" not in os.environ:
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
             mlflow.set_tracking_uri((self.config.run_dir / "mlruns").absolute().as_uri())
+            os.environ.pop("MLFLOW_TRACKING_URI", None)  # set by MLflow, for its subprocesses: not the user's choice
         id_path = self.config.run_dir / "mlflow.json"
         uri = mlflow.get_tracking_uri()
         saved = json.loads(id_path.read_text(encoding="utf-8")) if resumes and id_path.is_file() else {}
