@@ -332,7 +332,7 @@ class TrackingConfig:
     log_model: bool = False
     """Upload exported models as W&B artifacts; online only."""
     wandb_timeout: float = number(30, "number of seconds", above=0)
-    """Maximum seconds that the end of a run waits for W&B; `wandb sync` uploads the rest."""
+    """Maximum seconds that the end of a run waits for W&B, or another tracker; `wandb sync` uploads the rest."""
 
 
 @dataclass
