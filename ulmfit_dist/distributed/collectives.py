@@ -155,3 +155,9 @@ class Collectives:
             received[name] = torch.empty(shape, dtype=dtype, device=self.device) if local is None else local
         self.broadcast_in_place(received.values())
         return received
+
+
+class OneProcess(Collectives):
+    """Collectives of a process without others, which need no process group, and so neither Accelerate nor a launch."""
+
+    rank, world_size = 0, 1
