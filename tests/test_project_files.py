@@ -11,6 +11,8 @@ import yaml
 from conftest import ROOT
 from pages import commands
 
+import ulmfit_dist
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -83,3 +85,11 @@ def test_the_address_of_the_repository_is_the_same_everywhere():
     files = ("CITATION.cff", "CONTRIBUTING.md", "SECURITY.md", ".github/ISSUE_TEMPLATE/config.yml")
     for text in (*project()["urls"].values(), *map(text_of, files)):
         assert set(re.findall(r"https://github\.com/[\w-]+/ulmfit[\w-]*", text)) == {REPOSITORY}
+
+
+def test_the_version_and_its_date_are_the_same_everywhere():
+    citation = yaml_of("CITATION.cff")
+    newest = re.search(r"^## (.+)$", text_of("CHANGELOG.md"), re.MULTILINE)
+    assert newest is not None
+    assert citation["version"] == ulmfit_dist.__version__
+    assert newest[1] == f"{citation['version']} ({citation['date-released']})"
