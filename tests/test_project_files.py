@@ -21,6 +21,8 @@ else:
 REPOSITORY = "https://github.com/ulmfit-dist/ulmfit-dist"
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
 
+pytestmark = pytest.mark.skipif(not WORKFLOWS, reason="a source archive has neither .github nor .ci")
+
 
 def text_of(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8")
