@@ -17,16 +17,15 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[2]
-ROOT_PAGES = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "CODE_OF_CONDUCT.md")
-"""Pages at the root that the site has, if they exist."""
+ROOT_PAGES = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
+"""Pages at the root that the site has."""
 CODE_OR_LINK = re.compile(r"(^```.*?^```|`[^`\n]+`)|(?<=\]\()([^)\s]+)(?=\))", re.MULTILINE | re.DOTALL)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages at the root."""
     for name in ROOT_PAGES:
-        if (ROOT / name).is_file():
-            files.append(File(name, str(ROOT), config.site_dir, config.use_directory_urls))
+        files.append(File(name, str(ROOT), config.site_dir, config.use_directory_urls))
     return files
 
 
