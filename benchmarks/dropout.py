@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ from torch.nn import functional as F
 
 from benchmarks.machine import machine
 from ulmfit_dist.config.loading import load_config
-from ulmfit_dist.config.schema import Config
+from ulmfit_dist.config.schema import Config, Phase
 from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.models.bundle import save_bundle
@@ -63,7 +64,7 @@ def accuracy(config: Config, runtime: Runtime, store: TokenStore, fastais: bool)
     return {"perplexity": language_model.valid_metrics["perplexity"], "accuracy": classifier.valid_metrics["accuracy"]}
 
 
-def train(learner: DistributedLearner, phases: list, fastais: bool) -> DistributedLearner:
+def train(learner: DistributedLearner, phases: Sequence[Phase], fastais: bool) -> DistributedLearner:
     if fastais:
         use_fastais_dropout(learner.model)
         seed_torch(learner.dropout_context.seed, learner.stage)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,7 +51,7 @@ def fastai_text_block(case: str) -> Measured:
     return _fastai(Datasets(documents, [[Numericalize(vocab)]]), store.lengths)
 
 
-def _fastai(documents: Sequence, lengths: np.ndarray) -> Measured:
+def _fastai(documents: Sequence[Any], lengths: np.ndarray) -> Measured:
     return _measured(iter(LMDataLoader(documents, lens=lengths.tolist(), bs=ROWS, seq_len=TOKENS, shuffle=True)))
 
 
@@ -78,7 +79,7 @@ def random_store(case: str) -> Iterator[TokenStore]:
         yield TokenStore(folder)
 
 
-def _measured(batches: Iterator) -> Measured:
+def _measured(batches: Iterator[Any]) -> Measured:
     torch.set_num_threads(1)
     begin = time.perf_counter()
     next(batches)

@@ -86,7 +86,8 @@ def fastai_learner(config: Config, store: TokenStore, model: nn.Module) -> TextL
 def fastai_probabilities(learner: TextLearner, texts: list[str], **loader: int) -> np.ndarray:
     """Return fastai's probabilities, float64 [texts, classes], in the order of the texts."""
     with learner.no_bar():
-        return learner.get_preds(dl=learner.dls.test_dl(texts, **loader))[0].double().numpy()
+        probabilities: np.ndarray = learner.get_preds(dl=learner.dls.test_dl(texts, **loader))[0].double().numpy()
+        return probabilities
 
 
 def device() -> torch.device:

@@ -5,6 +5,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash launch/setup.sh
 PATH="$PWD/.venv/bin:$PATH"
 source launch/functions.sh
+choose_device "$@"
 
 # accelerate_run PROCESSES CONFIG [ARG ...]: run `ulmfit-dist run` on this machine's GPUs, or on CPU processes after use_cpu.
 accelerate_run() {

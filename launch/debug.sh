@@ -4,7 +4,7 @@
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 config=configs/quickstart.yaml
-if [[ ${1:-} == *.yaml ]]; then
+if [[ -n ${1:-} && $1 != *=* && $1 != -* ]]; then
     config=$1
     shift
 fi

@@ -4,11 +4,46 @@
 # values_of "KEY ..." CONFIG [ARG ...]: print values of the resolved config, one per line, or without keys the whole config.
 # Options among the arguments, such as --fresh, are ignored. An invalid config is an error of one line, before the launch.
 values_of() {
-    local keys=() arguments=() item
+    local keys=() arguments=() item previous=''
     for item in $1; do keys+=(--get "$item"); done
     shift
-    for item in "$@"; do [[ $item == -* ]] || arguments+=("$item"); done
+    for item in "$@"; do
+        [[ $item == -* || $previous == --device ]] || arguments+=("$item")
+        previous=$item
+    done
     python -m ulmfit_dist config "${arguments[@]}" "${keys[@]}"
+}
+
+# device_of [ARG ...]: print the last value of --device among arguments, in either spelling; auto without one.
+device_of() {
+    local device=auto item previous=''
+    for item in "$@"; do
+        [[ $item != --device=* ]] || device=${item#*=}
+        [ "$previous" != --device ] || device=$item
+        previous=$item
+    done
+    echo "$device"
+}
+
+# choose_device [ARG ...]: with --device cpu among arguments, compute on CPUs. Other values are checked, except whether there
+# is a GPU; an invalid one is an error.
+choose_device() {
+    local device
+    device=$(device_of "$@")
+    case $device in
+        auto) ;;
+        cpu) export ACCELERATE_USE_CPU=true ;;
+        cuda)
+            if wants_cpu; then
+                echo "ulmfit-dist: error: --device cuda, but ACCELERATE_USE_CPU=$ACCELERATE_USE_CPU: unset it, or leave out --device" >&2
+                exit 2
+            fi
+            ;;
+        *)
+            echo "ulmfit-dist: error: --device $device: give auto, cpu or cuda" >&2
+            exit 2
+            ;;
+    esac
 }
 
 # visible_gpus: print the number of GPUs to train on; 0 with ACCELERATE_USE_CPU. Unusable GPUs are an error.

@@ -6,6 +6,10 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 gpus=$(visible_gpus)
 if [ "$gpus" -eq 0 ]; then
+    if [ "$(device_of "$@")" = cuda ]; then
+        echo "quickstart.sh: --device cuda: no GPU is visible: check nvidia-smi and CUDA_VISIBLE_DEVICES" >&2
+        exit 2
+    fi
     processes=2
     use_cpu "$processes"
 else

@@ -11,7 +11,7 @@ trap 'asked_to_stop=yes' USR1 TERM
 
 home=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 [ ! -d "$home/.venv" ] || PATH="$home/.venv/bin:$PATH"
-export PYTHONPATH="$home${PYTHONPATH:+:$PYTHONPATH}"
+[ ! -d "$home/ulmfit_dist" ] || export PYTHONPATH="$home${PYTHONPATH:+:$PYTHONPATH}" # not so in an installed package
 # shellcheck source=launch/functions.sh
 source "$home/launch/functions.sh"
 
@@ -34,11 +34,15 @@ fail() {
     exit 2
 }
 
+IS_INSTALLED='import sys; from importlib.util import find_spec
+sys.exit(not all(map(find_spec, ("ulmfit_dist", "torch", "fastai"))))'
+
 # prepare_job CONFIG [ARG ...]: check environment and config before the launch, and set the paths of run and logs.
 prepare_job() {
-    local values
-    python -c 'import sys; from importlib.util import find_spec; sys.exit(not (find_spec("torch") and find_spec("fastai")))' ||
-        fail "no Python with torch and fastai: run 'bash launch/setup.sh' in $home, or activate an environment, then submit"
+    local values setup=''
+    [ ! -f "$home/launch/setup.sh" ] || setup="run 'bash launch/setup.sh' in $home, or "
+    python -c "$IS_INSTALLED" || fail "no Python with ulmfit_dist, torch and fastai: ${setup}activate an environment, then submit"
+    choose_device "$@"
     values=$(values_of "runs_dir name data.cache_dir" "$@")
     mapfile -t values <<< "$values"
     runs_dir=${values[0]} name=${values[1]} cache=${values[2]}
@@ -56,7 +60,7 @@ find_log() {
 # on_nodes COMMAND CONFIG [ARG ...]: run `ulmfit-dist COMMAND` on all ranks of the job, then end or requeue the job.
 on_nodes() {
     local code=0 restarts watcher
-    rendezvous
+    rendezvous "$(device_of "$@")"
     restarts=$(of_job Restarts)
     export SLURM_RESTART_COUNT=${restarts%% *}
     say "$name, start $((SLURM_RESTART_COUNT + 1)): $* on $SLURM_JOB_NUM_NODES node(s) with $PROCESSES_PER_NODE rank(s) each"
@@ -80,9 +84,9 @@ on_nodes() {
 ADDRESS_OF='import psutil, socket, sys
 print(*(address.address for address in psutil.net_if_addrs().get(sys.argv[1], []) if address.family == socket.AF_INET))'
 
-# rendezvous: set address and port of the ranks, and the number of ranks per node.
+# rendezvous DEVICE: set address and port of the ranks, and the number of ranks per node.
 rendezvous() {
-    local head gpus=0
+    local device=$1 head gpus=0
     head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p) # this script runs there
     if [ -n "${NETWORK_INTERFACE:-}" ]; then
         export NCCL_SOCKET_IFNAME=$NETWORK_INTERFACE GLOO_SOCKET_IFNAME=$NETWORK_INTERFACE
@@ -95,7 +99,10 @@ rendezvous() {
     while (: < "/dev/tcp/$ADDRESS/$PORT") 2> /dev/null; do PORT=$((PORT + 1)); done # the port is in use
     if ! wants_cpu; then
         gpus=$(visible_gpus)
-        [ "$gpus" -gt 0 ] || say "no GPU in this job (request GPUs with --gpus-per-node=N): using its CPUs"
+        if [ "$gpus" -eq 0 ]; then
+            [ "$device" != cuda ] || fail "--device cuda: no GPU in this job: request GPUs with --gpus-per-node=N"
+            say "no GPU in this job (request GPUs with --gpus-per-node=N): using its CPUs"
+        fi
     fi
     PROCESSES_PER_NODE=${PROCESSES_PER_NODE:-$((gpus > 0 ? gpus : 1))}
     [ "$gpus" -gt 0 ] || use_cpu "$PROCESSES_PER_NODE"

@@ -20,6 +20,7 @@ from benchmarks.__main__ import NAMES
 from ulmfit_dist.cli.main import COMMANDS
 from ulmfit_dist.cli.parser import parse
 from ulmfit_dist.config.loading import describe, load_config
+from ulmfit_dist.config.recipes import is_name
 from ulmfit_dist.config.reference import page as configuration_page
 from ulmfit_dist.config.schema import Config
 from ulmfit_dist.data.sources import open_source
@@ -188,7 +189,7 @@ def run(argv: list[str]) -> None:
     if PLACEHOLDER.fullmatch(args.config) or args.config in configs_of_readers():
         load_config(None, ["data.path=x", *args.overrides])
     else:
-        load_config(ROOT / args.config, args.overrides)
+        load_config(args.config if is_name(args.config) else ROOT / args.config, args.overrides)
 
 
 def configs_of_readers() -> set[str]:

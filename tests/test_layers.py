@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "models": {"data", "distributed", "rng", "cuda", *BASE},
     "data": {"distributed", "rng", *BASE},
     "distributed": BASE,
-    "config": {"errors"},
+    "config": {"utils", "errors"},
     "utils": {"errors"},
     "rng": {"cuda"},
     "cuda": set(),

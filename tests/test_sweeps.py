@@ -31,7 +31,7 @@ def wandb(words: list[str], server: Server, folder: Path) -> str:
 
 def test_an_agent_trains_what_the_sweep_proposes(run_dirs: dict[str, Path], corpus: Path, recipe: Path, tmp_path: Path):
     sweep = yaml.safe_load((ROOT / "configs/sweeps/quickstart.yaml").read_text())
-    sweep["command"][sweep["command"].index("configs/quickstart.yaml")] = str(recipe)
+    sweep["command"][sweep["command"].index("quickstart")] = str(recipe)
     place = [f"data.path={corpus}", f"data.cache_dir={run_dirs['caches']}/cache1", "runs_dir=runs"]
     sweep["command"][-1:-1] = [*place, *TINY]
     sweep["parameters"] |= FEW

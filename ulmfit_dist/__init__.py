@@ -33,6 +33,7 @@ _PUBLIC = {
     "load_config": "ulmfit_dist.config.loading",
     "load_ensemble": "ulmfit_dist.api",
     "load_language_model": "ulmfit_dist.inference.loading",
+    "predict_file": "ulmfit_dist.inference.predict_file",
     "prepare": "ulmfit_dist.api",
     "show_batch": "ulmfit_dist.api",
     "show_results": "ulmfit_dist.api",

@@ -221,13 +221,14 @@ def test_predict_reads_the_command_line_a_file_and_standard_input(run_dirs: dict
     succeed(["predict", run_dirs["two"], "--file", listed, "--output", output])
     predictions = [json.loads(line) for line in output.read_text().splitlines()]
     assert len(predictions) == 6  # one for each line, the empty one too
-    assert [p["label"] for p in predictions[:4]] == ["food", "sport", "tech", "sport"]
-    assert [p["index"] for p in predictions[:4]] == [0, 1, 2, 1]
-    assert all(sum(p["probabilities"].values()) == pytest.approx(1) for p in predictions)
+    assert [p["predicted_label"] for p in predictions[:4]] == ["food", "sport", "tech", "sport"]
+    assert [p["text"] for p in predictions] == [*texts, "", "one\u2028line"]
+    for row in predictions:
+        assert sum(row[f"predicted_probability_{topic}"] for topic in ("food", "sport", "tech")) == pytest.approx(1)
     assert succeed_here(["predict", run_dirs["two"] / "classifier", texts[2]]).startswith("tech (2)")
     refused(["predict", run_dirs["two"], "--file", tmp_path / "none.txt"], "none.txt")
-    refused(["predict", run_dirs["two"], "--file", tmp_path], "a folder, expected a file with one text per line")
-    refused(["predict", run_dirs["two"], "a text", "--output", tmp_path / "no" / "file"], "no folder")
+    refused(["predict", run_dirs["two"], "--file", tmp_path], "no .txt file in it")
+    refused(["predict", run_dirs["two"], "a text", "--output", tmp_path / "no" / "file.csv"], "no folder")
     refused(["predict", tmp_path, "a text"], "no classifier model here")
     refused(["predict", run_dirs["two"], "a text", "--file", listed], "give one of them")
 

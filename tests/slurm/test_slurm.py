@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from cluster import Cluster, Job, cluster_of_two, job_processes, missing_programs, wait_until
 from conftest import RECIPE, ROOT, TINY, store_in, succeed
+from installed import build, environment, install
 from killing import same_bits
 
 from ulmfit_dist.tracking.wandb_files import records
@@ -26,6 +27,7 @@ pytestmark = pytest.mark.skipif(
     reason=f"SLURM is not installed ({', '.join(missing_programs())} missing): apt-get install slurm-wlm munge",
 )
 SHORT = ("lm.phases=[{epochs: 1, lr: 1e-2}]", "classifier.phases=[{epochs: 1, lr: 2e-2}]")
+WITHOUT_GPU = {"ACCELERATE_USE_CPU": "false", "CUDA_VISIBLE_DEVICES": ""}
 Submit = Callable[..., Job]
 
 
@@ -53,7 +55,7 @@ def submit(cluster: Cluster, house: Path, tmp_path: Path, corpus: Path, recipe: 
 
     def submit(script: str, *words: str, options: tuple[str, ...] = (), **env: str) -> Job:
         words = (str(recipe), *fixed, *words)
-        jobs.append(cluster.submit(*options, house / "slurm" / script, *words, cwd=tmp_path, **surroundings(), **env))
+        jobs.append(cluster.submit(*options, house / "slurm" / script, *words, cwd=tmp_path, **{**surroundings(), **env}))
         return jobs[-1]
 
     yield submit
@@ -211,20 +213,24 @@ def test_two_nodes_prepare_the_bytes_of_one(submit: Submit, run_dirs: dict[str, 
         assert (ours / name).read_bytes() == (reference / name).read_bytes(), name
 
 
-def test_submit_runs_a_job_that_reads_its_nodes_own_copy_of_the_tokens(
-    cluster: Cluster, house: Path, corpus: Path, recipe: Path, tmp_path: Path
+def test_submit_of_an_installed_wheel_runs_a_job_that_reads_its_nodes_own_copy_of_the_tokens(
+    cluster: Cluster, corpus: Path, tmp_path: Path
 ):
-    words = [str(recipe), f"data.path={corpus}", *TINY, *SHORT, "name=sent", "runs_dir=my runs"]
+    pytest.importorskip("hatchling", reason="builds the wheel: pip install hatchling")
+    programs = install(build("wheel", tmp_path / "wheel"), cluster.folder / "venv")
+    words = ["quickstart", "data.source=folder", f"data.path={corpus}", *TINY, *SHORT, "name=sent", "runs_dir=my runs"]
     words += [f"data.cache_dir={tmp_path}/cache", "data.node_cache_dir=${oc.env:SLURM_TMPDIR,local disk}", "--time", "5"]
-    environment = {**cluster.environment, **surroundings(), "PYTHONPATH": str(house)}
-    command = [sys.executable, "-m", "ulmfit_dist", "submit", *words]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    surroundings = environment(SLURM_CONF=cluster.environment["SLURM_CONF"], PATH=cluster.environment["PATH"])
+    command = [programs / "ulmfit-dist", "submit", *words, "--device", "cpu"]
+    done = subprocess.run(command, cwd=tmp_path, env=surroundings, capture_output=True, text=True, check=True)
     job = Job(cluster, done.stdout.split()[1].strip(":"))
     log = tmp_path / f"my runs/sent/slurm/sent-{job.number}.log"
     assert str(log) in done.stdout
     job.wait_for("COMPLETED", "FAILED")
     assert job.state == "COMPLETED", job.log()
     assert "report: my runs/sent/report.html" in log.read_text()
+    assert "no GPU in this job" not in log.read_text()  # the job is not asked to use one
+    assert json.loads((tmp_path / "my runs/sent/environment.json").read_text())["revision"] is None  # not that of a checkout
     assert store_in(tmp_path / "local disk").name == store_in(tmp_path / "cache").name
     assert "(local disk/" in log.read_text()
 
@@ -254,6 +260,9 @@ def test_wrong_words_end_the_job_before_anything_is_started(submit: Submit, tmp_
     (tmp_path / "sweep.txt").write_text("# rates\nlm.drop_mult=0.5\nname=it's\n")
     jobs = {
         submit("multi_node.sbatch", "lm.bathc=3"): "unknown key lm.bathc",
+        submit("multi_node.sbatch", "--device", "gpu"): "--device gpu: give auto, cpu or cuda",
+        submit("multi_node.sbatch", "--device", "cuda"): "--device cuda, but ACCELERATE_USE_CPU=true: unset it",
+        submit("single_node.sbatch", "--device=cuda", **WITHOUT_GPU): "--device cuda: no GPU in this job: request GPUs with",
         submit("array.sbatch", SWEEP="sweep.txt", options=("--array=1",)): "sweep.txt, task 1: No closing quotation",
         submit("array.sbatch", SWEEP="sweep.txt", options=("--array=2",)): "sweep.txt has 2 line(s) of arguments",
     }

@@ -17,7 +17,7 @@ from corpora import WRITERS, Rows
 from ulmfit_dist import load_classifier
 from ulmfit_dist.data.prediction_table import read_predictions
 from ulmfit_dist.metrics.resampling import sample_of
-from ulmfit_dist.stages import final_scores
+from ulmfit_dist.stages import evaluate_texts, final_scores
 
 pytestmark = pytest.mark.distributed  # a run asks git for its revision
 SHORT = [*TINY, "data.source=csv", "lm.phases=[{epochs: 1, lr: 1e-2}]", "classifier.phases=[{epochs: 1, lr: 1e-2}]"]
@@ -146,6 +146,26 @@ def test_new_texts_of_each_kind_of_file_give_the_figures_of_their_predictions(ki
     assert figures["accuracy"] == pytest.approx(np.mean(right))
     assert figures["num_documents"] == 20
     assert not math.isnan(figures["loss"])
+
+
+def test_new_texts_may_have_other_columns(trained: Path, tmp_path: Path):
+    path = tmp_path / "new.csv"
+    path.write_text("text,label\nsome good lamp,a\nsome bad lamp,b\n")
+    expected = succeed_here(["evaluate", trained / "run", "--data", path, "--json"])
+    path.write_text("body,class\nsome good lamp,a\nsome bad lamp,b\n")
+    columns = ["--text-col", "body", "--label-col", "class"]
+    assert succeed_here(["evaluate", trained / "run", "--data", path, *columns, "--json"]) == expected
+    result = command_here(["evaluate", trained / "run", *columns])
+    assert result.returncode == 2
+    assert "--text-col and --label-col are for new texts: name them with --data" in result.stderr
+
+
+def test_new_texts_are_read_in_parts(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "new.csv"
+    path.write_text("text,label\n" + "".join(f"some good lamp {i},{'ab'[i % 4 == 0]}\n" for i in range(10)))
+    whole = succeed_here(["evaluate", trained / "run", "--data", path, "--json"])
+    monkeypatch.setattr(evaluate_texts, "ROWS_AT_ONCE", 3)
+    assert succeed_here(["evaluate", trained / "run", "--data", path, "--json"]) == whole
 
 
 def test_new_texts_without_a_label_are_left_out_and_counted(trained: Path, tmp_path: Path):

@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 from ulmfit_dist.cli.main import main
 from ulmfit_dist.stages import slurm
@@ -22,13 +23,19 @@ def test_the_script_asks_for_what_the_user_asks_for_and_keeps_the_rest(capsys: p
     assert main([*COMMAND, *options]) == 0
     script = capsys.readouterr().out
     asked = directives(script)
-    given = directives((slurm.SCRIPTS / "multi_node.sbatch").read_text())
+    given = directives((ROOT / "slurm/multi_node.sbatch").read_text())
     assert asked.items() >= {"nodes": "2", "gpus-per-node": "4", "time": "1:00", "account": "nlp"}.items()
     assert asked.items() >= {"constraint": "a100", "exclusive": "", "job-name": "quickstart"}.items()
     assert asked["signal"] == given["signal"].split()[0]
     assert asked.keys() >= given.keys()
     assert "requeue" in asked
     subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_device_is_that_of_the_job_not_of_this_machine(device: str, capsys: pytest.CaptureFixture[str]):
+    assert main([*COMMAND, "--device", device]) == 0
+    assert f"on_nodes run configs/quickstart.yaml lm.global_batch_size=512 --device={device}\n" in capsys.readouterr().out
 
 
 def test_words_with_spaces_and_quotes_stay_words(tmp_path: Path):

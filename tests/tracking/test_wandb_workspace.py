@@ -85,7 +85,7 @@ def test_deeper_models_have_more_learning_rates():
 def test_without_the_package_it_says_which_one(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "wandb_workspaces", None)
     monkeypatch.setitem(sys.modules, "wandb_workspaces.workspaces", None)
-    with pytest.raises(UserError, match=r"pip install 'ulmfit-dist\[dashboard\]'"):
+    with pytest.raises(UserError, match=r"pip install 'ulmfit-dist\[wandb-dashboard\]'"):
         dashboard(quickstart(), None, dry_run=True)
 
 

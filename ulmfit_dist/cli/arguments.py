@@ -41,10 +41,12 @@ def add_command(
     return parser
 
 
-def add_config_command(subparsers: Subparsers, name: str, help: str) -> Parser:
-    """Add a command that takes a config and overrides."""
+def add_config_command(subparsers: Subparsers, name: str, help: str, nargs: str | None = None) -> Parser:
+    """Add a command that takes a config and overrides; with `nargs="?"`, the config may be left out."""
     parser = add_command(subparsers, name, help)
-    parser.add_argument("config", metavar="CONFIG", help="a YAML config, such as configs/quickstart.yaml")
+    parser.add_argument(
+        "config", metavar="CONFIG", nargs=nargs, help="a YAML config, or the name of a recipe, such as quickstart"
+    )
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="keys to set, such as lm.global_batch_size=32")
     return parser
 
@@ -75,10 +77,10 @@ def add_verbosity(parser: Parser) -> None:
     group.add_argument("--quiet", action="store_true", help="print results, warnings and errors only")
 
 
-def add_device(parser: Parser) -> None:
-    """Add `--device`, which `main` applies before the command runs."""
+def add_device(parser: Parser, dest: str = "device") -> None:
+    """Add `--device`, which `main` applies before the command runs, unless the value is stored under another name."""
     help = "compute on GPUs or CPUs (default: auto, GPUs if any are visible, unless ACCELERATE_USE_CPU is true)"
-    parser.add_argument("--device", choices=DEVICES, default="auto", help=help)
+    parser.add_argument("--device", dest=dest, choices=DEVICES, default="auto", help=help)
 
 
 def add_fresh(parser: Parser) -> None:
@@ -95,10 +97,25 @@ def add_stage(parser: Parser) -> None:
     parser.add_argument("--tokens", action="store_true", help="show the tokens that the model reads, not readable text")
 
 
-def add_files(parser: Parser) -> None:
-    """Add `--file` and `--output` of commands that label texts."""
-    parser.add_argument("--file", type=Path, metavar="F", help="read texts from a file, one per line")
-    parser.add_argument("--output", type=Path, metavar="F", help="write JSON lines to a file")
+def add_files(parser: Parser, new_columns: str, prefix: str) -> None:
+    """Add the arguments of commands that add columns to the rows of a file.
+
+    Args:
+        new_columns: phrase that names the new columns.
+        prefix: their default prefix.
+    """
+    help = "read a CSV, TSV, JSON or Parquet table, a folder of text files, or with another ending a text per line"
+    parser.add_argument("--file", type=Path, metavar="F", help=help)
+    help = "text column of the table; may be repeated (default: data.text_col of the model)"
+    parser.add_argument("--text-col", action="append", metavar="COL", help=help)
+    help = (
+        f"write all rows with {new_columns}, as .jsonl, .csv, .tsv or .parquet; if interrupted, run the same command again"
+    )
+    parser.add_argument("--output", type=Path, metavar="F", help=help)
+    help = "prefix of the new columns (default: %(default)s)"
+    parser.add_argument("--prefix", default=prefix, metavar="P", help=help)
+    help = "how to read the file: data.encoding, data.quoting, or data.on_error=replace; may be repeated"
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=X", help=help)
 
 
 def add_json(parser: Parser, content: str = "figures") -> None:

@@ -15,11 +15,13 @@ from ulmfit_dist.cli.commands.compare import split_sides
 EXAMPLES = """\
 examples:
   ulmfit-dist init reviews.csv                                  inspects your texts and writes reviews.yaml
-  ulmfit-dist run configs/quickstart.yaml                       one process, all stages
-  accelerate launch -m ulmfit_dist run configs/imdb.yaml        all visible GPUs
-  ulmfit-dist run configs/imdb.yaml lm.global_batch_size=32     any key of the config can be set
-  ulmfit-dist submit configs/imdb.yaml --nodes 2 --gpus-per-node 4 --time 4:00:00        the same under SLURM
-  ulmfit-dist config configs/imdb.yaml                          every key, its value and its meaning
+  ulmfit-dist run reviews.yaml                                  one process, all stages
+  ulmfit-dist config --list                                     recipes that come with the package
+  ulmfit-dist run quickstart                                    one of them, by its name
+  accelerate launch -m ulmfit_dist run imdb                     all visible GPUs
+  ulmfit-dist run imdb lm.global_batch_size=32                  any key of the config can be set
+  ulmfit-dist submit imdb --nodes 2 --gpus-per-node 4 --time 4:00:00        the same under SLURM
+  ulmfit-dist config imdb                                       every key, its value and its meaning
   ulmfit-dist predict runs/quickstart "A late goal won the cup."
 """
 

@@ -1,70 +1,130 @@
-"""Texts to label from the command line, a file or standard input, and their labels as lines or JSON."""
+"""Texts from the command line, standard input or a file, and the new columns of a model for them."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ulmfit_dist.distributed import signals
+from ulmfit_dist.distributed.env import num_processes, silence_warnings
 from ulmfit_dist.errors import UserError
 
 if TYPE_CHECKING:
-    from ulmfit_dist.inference.outputs import AnyPrediction
+    import torch
+
+    from ulmfit_dist.config.schema import DataConfig
+    from ulmfit_dist.data.input_table import InputTable
+    from ulmfit_dist.distributed.collectives import Collectives
+    from ulmfit_dist.inference.annotate import Annotator
     from ulmfit_dist.inference.predictor import Classifier
 
 SHOWN = 60
 """Characters of a text that are printed beside its label."""
+SETTINGS = ("data.encoding", "data.quoting", "data.on_error")
+"""Keys that `--set` takes."""
 
 
-def read_texts(args: argparse.Namespace) -> list[str]:
-    """Return the texts, one per line of a file. An empty line is a text, too, so that labels can be joined to lines.
-
-    Raises:
-        UserError: texts from two places, a file that cannot be read as UTF-8, or no text.
-    """
+def check_arguments(args: argparse.Namespace) -> None:
+    """Check the arguments of `add_files`, before a model is loaded. Raises UserError."""
     if args.texts and args.file:
         raise UserError("texts on the command line and --file at once: give one of them")
-    if args.texts:
-        return list(args.texts)
-    if args.file and args.file.is_dir():
-        raise UserError(f"{args.file}: a folder, expected a file with one text per line")
+    if args.file is None and (args.text_col or args.set):
+        raise UserError("--text-col and --set are for a table: name it with --file")
+    if args.file is not None and not args.file.exists():
+        raise UserError(f"--file {args.file}: no such file or folder")
+    if num_processes() > 1 and args.output is None:
+        raise UserError(f"{num_processes()} processes: give --output, or start one process")
+    if num_processes() > 1 and args.file is None:
+        raise UserError(f"{num_processes()} processes: give the texts with --file, or start one process")
+    if args.output is not None:
+        from ulmfit_dist.inference.output_table import check_suffix
+
+        check_suffix(args.output)
+
+
+@contextmanager
+def join_ranks() -> Iterator[tuple[Collectives, torch.device]]:
+    """Join the other processes of the launch, if there are any. Yields collectives and the device of this process."""
+    silence_warnings()
+    if num_processes() == 1:
+        from ulmfit_dist.distributed.collectives import OneProcess
+        from ulmfit_dist.distributed.devices import local_device
+
+        yield OneProcess(), local_device()
+        return
+    from ulmfit_dist.config.schema import RuntimeConfig
+    from ulmfit_dist.distributed.runtime import Runtime
+
+    with Runtime(RuntimeConfig(precision="fp32")) as runtime:
+        yield runtime, runtime.device
+
+
+def label(args: argparse.Namespace, classifier: Classifier, ranks: Collectives) -> None:
+    """Print the labels of the texts that the arguments name, or write them to `--output`. Collective."""
+    if args.output is None:
+        _print_labels(open_table(args, classifier.data), classifier)
+        return
+    from ulmfit_dist.inference.annotators import Labels
+
+    with ranks.fail_together():
+        table = open_table(args, classifier.data)
+    annotate(table, Labels(classifier, args.prefix), args.output, ranks)
+
+
+def annotate(table: InputTable, annotator: Annotator, output: Path, ranks: Collectives) -> None:
+    """Write the table with the annotator's columns. A signal stops at once, and the same command resumes. Collective."""
+    from ulmfit_dist.inference.annotate import annotate_table
+
+    with signals.at_once():
+        annotate_table(table, annotator, output, ranks)
+
+
+def open_table(args: argparse.Namespace, data: DataConfig) -> InputTable:
+    """Return the texts that the arguments name as a table. Raises UserError.
+
+    Args:
+        data: section of the model's config.
+    """
+    from ulmfit_dist.data.input_table import open_input, table_of_texts
+
+    if args.file is None:
+        return table_of_texts(args.texts or _lines_of_input())
+    return open_input(args.file, _reading(data, args.set), args.text_col)
+
+
+def _reading(data: DataConfig, settings: Sequence[str]) -> DataConfig:
+    """Return the section with the settings of `--set`; invalid bytes are an error by default. Raises UserError."""
+    from ulmfit_dist.config.loading import load_config
+
+    for setting in settings:
+        if setting.partition("=")[0] not in SETTINGS:
+            raise UserError(f"--set {setting}: expected one of {', '.join(SETTINGS)}, such as data.encoding=cp1252")
+    given = load_config(None, ["data.path=x", *settings]).data
+    if given.on_error == "skip":
+        raise UserError("--set data.on_error=skip: each row is written, so give strict or replace")
+    keys = (setting.partition("=")[0].removeprefix("data.") for setting in settings)
+    return replace(data, **{"on_error": "strict", **{key: getattr(given, key) for key in keys}})
+
+
+def _lines_of_input() -> list[str]:
+    """Return the lines of standard input. An empty line is a text, too, so that labels can be joined to lines."""
     try:
-        content = args.file.read_text(encoding="utf-8") if args.file else sys.stdin.read()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{args.file or 'standard input'}: cannot be read as UTF-8 text ({error})") from None
+        content = sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise UserError(f"standard input: cannot be read as UTF-8 text ({error})") from None
     if not content.strip():
-        raise UserError(f"{args.file or 'standard input'}: no text in it, expected one per line")
+        raise UserError("standard input: no text in it, expected one per line")
     return content.removesuffix("\n").split("\n")
 
 
-def check_output(args: argparse.Namespace) -> None:
-    """Raise UserError if the folder of `--output` does not exist."""
-    if args.output is not None and not args.output.parent.is_dir():
-        raise UserError(f"--output {args.output}: no folder {args.output.parent}")
-
-
-def label_texts(texts: Sequence[str], classifier: Classifier, output: Path | None) -> None:
-    """Print the labels of texts, or write them to a file as JSON lines."""
-    from ulmfit_dist.utils.files import write_bytes
-
-    predictions = classifier.predict(texts)
-    if output is None:
-        for line in _lines(texts, predictions):
-            print(line)
-        return
-    lines = (json.dumps(asdict(prediction), ensure_ascii=False) for prediction in predictions)
-    content = "".join(f"{line}\n" for line in lines)
-    if output.exists() and not output.is_file():  # a pipe or a device cannot be replaced
-        output.write_text(content, encoding="utf-8")
-    else:
-        write_bytes(output, content.encode())
-
-
-def _lines(texts: Sequence[str], predictions: Sequence[AnyPrediction]) -> Iterator[str]:
-    for text, prediction in zip(texts, predictions, strict=True):
-        shown = text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
-        yield f"{prediction}  {shown!r}"
+def _print_labels(table: InputTable, classifier: Classifier) -> None:
+    for start in range(0, table.num_rows, table.block_rows):
+        texts = table.read(start, min(start + table.block_rows, table.num_rows)).texts
+        for text, prediction in zip(texts, classifier.predict(texts), strict=True):
+            shown = text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
+            print(f"{prediction}  {shown!r}")

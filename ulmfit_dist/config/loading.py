@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from ulmfit_dist.config.fields import members, type_hints
+from ulmfit_dist.config.recipes import find_recipe, local_recipe, packaged_recipe
 from ulmfit_dist.config.schema import Config, Phase
 from ulmfit_dist.config.validation import check_config
 from ulmfit_dist.errors import UserError, did_you_mean
@@ -43,14 +44,14 @@ def load_config(recipe: str | Path | None = None, overrides: Sequence[str] = (),
     """Compose and check a config.
 
     Args:
-        recipe: a YAML file; None: the defaults only.
+        recipe: a YAML file, or the name of a recipe (`config/recipes.py`); None: the defaults only.
         overrides: `key=value`, such as `lm.global_batch_size=32`; later ones win.
         allow_base: whether the recipe may inherit; False for an exported model, whose config must not name other files.
 
     Raises:
         UserError: an unreadable file, an unknown key, a value of the wrong type or out of range.
     """
-    layers = _read_recipe(Path(recipe), allow_base) if recipe is not None else []
+    layers = _read_recipe(find_recipe(recipe), allow_base) if recipe is not None else []
     layers += map(_read_override, overrides)
     merged = copy.deepcopy(_defaults())
     for layer in layers:
@@ -142,12 +143,27 @@ def _read_recipe(path: Path, allow_base: bool) -> list[Layer]:
             return layers
         if not allow_base:
             raise UserError(f"{path}: base={base!r}: a model's config must be complete: export the model again")
-        inherited = path.parent / base
-        if not inherited.is_file():
-            raise UserError(f"{path}: base={base!r}: no such recipe in {path.parent}: give a path relative to that folder")
-        if inherited.resolve() in seen:
-            raise UserError(f"{path}: base={base!r}: the recipe inherits from itself: remove one base")
-        path = inherited
+        path = _find_base(base, path, seen)
+
+
+def _find_base(base: str, path: Path, seen: Sequence[Path]) -> Path:
+    """Return the path of the base of the recipe at `path`: relative to its folder, else a recipe of the package.
+
+    Args:
+        seen: resolved paths of the recipe and those that inherit from it.
+    """
+    inherited = local_recipe(path.parent, base)
+    packaged = packaged_recipe(base)
+    if inherited is None or (packaged is not None and inherited.resolve() == path.resolve()):
+        inherited = packaged
+    if inherited is None:
+        raise UserError(
+            f"{path}: base={base!r}: no such recipe in {path.parent}: give a path relative to that folder, or the name of a "
+            f"recipe of the package, such as imdb"
+        )
+    if inherited.resolve() in seen:
+        raise UserError(f"{path}: base={base!r}: the recipe inherits from itself: remove one base")
+    return inherited
 
 
 def _pop_base(content: DictConfig, path: Path) -> str | None:
@@ -164,14 +180,12 @@ def _pop_base(content: DictConfig, path: Path) -> str | None:
 
 
 def _read_yaml(path: Path) -> DictConfig:
-    if not path.is_file():
-        raise UserError(f"{path}: no such config file; recipes are in configs/")
     try:
         content = OmegaConf.load(path)
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, DictConfig):
-        raise UserError(f"{path}: expected keys and values at the top level, as in configs/quickstart.yaml")
+        raise UserError(f"{path}: expected keys and values at the top level, such as `name: mine`")
     return content
 
 

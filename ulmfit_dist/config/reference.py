@@ -35,6 +35,7 @@ All keys of `ulmfit_dist/config/schema.py`, which this page is generated from.
 A config is composed of layers, each over the one before: the defaults below, the recipe's bases, the recipe, and the
 overrides on the command line. A recipe is a YAML file with the keys that differ from their defaults. `base: imdb.yaml` at
 its top inherits the keys of another recipe, whose path is relative to the recipe's folder; that one may have a base, too.
+CONFIG and `base` may also be the name of a recipe of the package, such as `imdb`; `ulmfit-dist config --list` prints them.
 An override is `key=value`, such as `lm.global_batch_size=32`. A list or map given whole, such as
 `'data.splits={train: a}'`, replaces the one before; `data.splits.valid=b` sets one entry of a map.
 

@@ -170,7 +170,7 @@ def _check_size(file: pa.parquet.ParquetFile, width: int) -> None:
 def _answers(column: pa.ChunkedArray, num_labels: int) -> np.ndarray:
     """Return probabilities [N, C], or numbers [N, 1], float64."""
     if not num_labels:
-        answers_NC = column.cast(pa.float64()).to_numpy()[:, np.newaxis]
+        answers_NC: np.ndarray = column.cast(pa.float64()).to_numpy()[:, np.newaxis]
         _check(bool(np.isfinite(answers_NC).all()), "NaN or infinite numbers")
         return answers_NC
     lists = column.cast(pa.list_(pa.float64())).combine_chunks()
@@ -187,14 +187,17 @@ def _targets(column: pa.ChunkedArray, target: str, labels: list[str], delimiter:
     """Return the target of each label, as `SplitAnswers.y`; each distinct label is parsed once."""
     encoded = column.cast(pa.string()).combine_chunks().dictionary_encode()
     names, index_N = encoded.dictionary.to_pylist(), encoded.indices.to_numpy(zero_copy_only=False)
+    y: np.ndarray
     if target == "regression":
         values = np.array([float(name) for name in names], dtype=np.float32).astype(np.float64)  # as in training
         _check(all(map(math.isfinite, values.tolist())), "labels are not numbers")
-        return values[index_N]
+        y = values[index_N]
+        return y
     number = {label: i for i, label in enumerate(labels)}
     if target == "category":
         _check(number.keys() >= set(names), "labels outside the classes")
-        return np.array([number[name] for name in names], dtype=np.int64)[index_N]
+        y = np.array([number[name] for name in names], dtype=np.int64)[index_N]
+        return y
     from ulmfit_dist.data.targets import classes_of_label  # imports torch, which only multicategory needs
 
     _check(isinstance(delimiter, str) and delimiter != "", "label_delim is missing")
@@ -203,4 +206,5 @@ def _targets(column: pa.ChunkedArray, target: str, labels: list[str], delimiter:
         classes = classes_of_label(name, delimiter)
         _check(number.keys() >= set(classes), "labels outside the classes")
         is_true[i, [number[part] for part in classes]] = True
-    return is_true[index_N]
+    y = is_true[index_N]
+    return y

@@ -143,7 +143,7 @@ def _without_duplicates(store: TokenStore, splits: DocumentSplits, config: Confi
     """Return the splits without training and validation documents whose text is in a split that measures them."""
 
     def keep(documents: np.ndarray, *measured: np.ndarray) -> np.ndarray:
-        kept = documents[~_shared(store, documents, np.concatenate(measured))]
+        kept: np.ndarray = documents[~_shared(store, documents, np.concatenate(measured))]
         if len(documents) and not len(kept):
             raise UserError("data.on_duplicates=drop leaves no training document: every text is also in another split")
         return kept

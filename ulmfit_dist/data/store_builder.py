@@ -221,7 +221,8 @@ class TokenStoreBuilder:
             leftover.unlink()
 
     def _labels(self) -> list[str]:
-        return json.loads(self._labels_file.read_text("utf-8"))
+        labels: list[str] = json.loads(self._labels_file.read_text("utf-8"))
+        return labels
 
     def _sample(self, num_documents: int) -> Iterator[str]:
         """Yield the texts of about `num_documents` documents, equally many per shard, without the test split."""
@@ -260,7 +261,8 @@ class TokenStoreBuilder:
         return pa.ipc.open_file(self._local(i, ".counts").read_bytes()).read_all()
 
     def _read_metadata(self, i: int) -> dict[str, Any]:
-        return json.loads(self._local(i).read_text(encoding="utf-8"))
+        metadata: dict[str, Any] = json.loads(self._local(i).read_text(encoding="utf-8"))
+        return metadata
 
 
 def text_hash(text: str) -> int:

@@ -102,7 +102,7 @@ class TokenStore:
 def read_meta(path: Path) -> dict[str, Any]:
     """Return the content of a store's `meta.json`. Raises UserError if it is missing or of another format."""
     try:
-        meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
+        meta: dict[str, Any] = json.loads((path / "meta.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no token store here (no meta.json): make one with 'ulmfit-dist prepare'") from None
     except (OSError, ValueError) as error:

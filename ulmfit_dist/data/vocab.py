@@ -117,7 +117,8 @@ def known_tokens(vocab: Sequence[str]) -> pa.Array:
 
 def id_map(tokens: pa.ChunkedArray, known: pa.Array) -> np.ndarray:
     """Return the id of each token in `known_tokens`, uint32; `UNK_ID` for unknown tokens."""
-    return pc.index_in(tokens, value_set=known).fill_null(UNK_ID).to_numpy().astype(np.uint32)
+    ids: np.ndarray = pc.index_in(tokens, value_set=known).fill_null(UNK_ID).to_numpy().astype(np.uint32)
+    return ids
 
 
 def token_ids(vocab: Sequence[str]) -> dict[str, int]:

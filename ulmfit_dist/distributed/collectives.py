@@ -54,7 +54,8 @@ class Collectives:
             return values
         self.bytes_given += values.nbytes
         with self.step_timer.exchange():
-            return self.accelerator.reduce(values, reduction="sum")
+            total: torch.Tensor = self.accelerator.reduce(values, reduction="sum")
+            return total
 
     def highest(self, value: int) -> int:
         """Return the highest value of all ranks. It is exchanged between CPUs, without waiting for a device."""
@@ -154,3 +155,9 @@ class Collectives:
             received[name] = torch.empty(shape, dtype=dtype, device=self.device) if local is None else local
         self.broadcast_in_place(received.values())
         return received
+
+
+class OneProcess(Collectives):
+    """Collectives of a process without others, which need no process group, and so neither Accelerate nor a launch."""
+
+    rank, world_size = 0, 1

@@ -19,16 +19,12 @@ import torch
 from ulmfit_dist.distributed.env import report_error, wants_cpu
 from ulmfit_dist.distributed.launch_settings import find_launcher
 from ulmfit_dist.errors import USER_ERROR, UserError
+from ulmfit_dist.utils.package_files import is_checkout
 
 DRIVER = Path("/proc/driver/nvidia")
 """Folder of files in which NVIDIA's driver describes itself and its GPUs."""
 DEVICES = Path("/dev")
 """Folder of device files."""
-FIX = (
-    "install a matching torch with `TORCH_INDEX=... bash launch/setup.sh` (the 'Get started' page of pytorch.org lists an "
-    "index per CUDA version), or compute on CPUs with --device cpu or ACCELERATE_USE_CPU=1"
-)
-"""Fix for a GPU that torch cannot use."""
 
 
 def uses_gpu() -> bool:
@@ -45,12 +41,12 @@ def uses_gpu() -> bool:
     if torch.cuda.device_count() > 0 and not _is_refused():
         raise UserError(
             f"{torch.cuda.device_count()} GPU(s) ({_model()}) cannot be used: driver {driver_version()} ({_driver_cuda()}), "
-            f"torch {torch.__version__} built for CUDA {torch.version.cuda}: update the driver, or {FIX}"
+            f"torch {torch.__version__} built for CUDA {torch.version.cuda}: update the driver, or {_fix()}"
         )
     if torch.version.cuda is None and torch.version.hip is None and _has_nvidia_gpu():
         raise UserError(
             f"this machine has a GPU ({_model()}, driver {driver_version()}), but torch {torch.__version__} is built "
-            f"without CUDA: {FIX}"
+            f"without CUDA: {_fix()}"
         )
     return False
 
@@ -85,6 +81,14 @@ def has_kernels(capability: tuple[int, int], architectures: Iterable[str]) -> bo
     return False
 
 
+def install_torch() -> str:
+    """Return how to install a torch that fits the driver, with the command of a checkout if this is one."""
+    index = "the 'Get started' page of pytorch.org lists an index per CUDA version"
+    if is_checkout():
+        return f"install a matching torch with `TORCH_INDEX=... bash launch/setup.sh` ({index})"
+    return f"install a matching torch with `pip install --force-reinstall --index-url ... torch` ({index})"
+
+
 def driver_version() -> str:
     """Return the version of NVIDIA's driver, such as "550.54.14"; "unknown" if it cannot be read."""
     match = re.search(r"\s(\d{3,}\.\d+(\.\d+)*)\s", _read(DRIVER / "version"))
@@ -99,6 +103,10 @@ def main() -> int:
         report_error(error)
         return USER_ERROR
     return 0
+
+
+def _fix() -> str:
+    return f"{install_torch()}, or compute on CPUs with --device cpu or ACCELERATE_USE_CPU=1"
 
 
 def _is_available() -> bool:
@@ -117,7 +125,7 @@ def _check_kernels() -> None:
             raise UserError(
                 f"GPU {index} ({torch.cuda.get_device_name(index)}, compute capability {capability[0]}.{capability[1]}, "
                 f"driver {driver_version()}): torch {torch.__version__} for CUDA {torch.version.cuda} has kernels for "
-                f"{', '.join(architectures)} only: {FIX}"
+                f"{', '.join(architectures)} only: {_fix()}"
             )
 
 

@@ -84,6 +84,12 @@ def _require_gpu() -> None:
         raise UserError("--device cuda: no GPU is visible: check nvidia-smi and CUDA_VISIBLE_DEVICES, or give --device cpu")
 
 
+def num_processes() -> int:
+    """Return the number of processes of the launch, before they meet; 1 without a launcher."""
+    value = os.environ.get("WORLD_SIZE", "1")
+    return int(value) if value.isdecimal() else 1
+
+
 def rank_name() -> str:
     """Return the name of this process in messages: rank, host and process id."""
     return f"rank {os.environ.get('RANK', '0')} ({socket.gethostname()}, process {os.getpid()})"

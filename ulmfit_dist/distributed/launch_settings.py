@@ -114,7 +114,7 @@ class Launcher:
 
     def _config_file(self, options: argparse.Namespace) -> Path | None:
         if options.config_file is not None:
-            return self.folder / options.config_file
+            return self.folder / str(options.config_file)
         from accelerate.commands.config import default_config_file
 
         path = Path(default_config_file)

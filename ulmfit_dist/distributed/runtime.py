@@ -140,7 +140,7 @@ class Runtime(Collectives):
     @property
     def is_local_main(self) -> bool:
         """True on the first rank of each node."""
-        return self.accelerator.is_local_main_process
+        return bool(self.accelerator.is_local_main_process)
 
     def print(self, *values: object) -> None:
         """Print a result on rank 0, whatever the logging level."""

@@ -6,7 +6,7 @@ import os
 
 import torch
 
-from ulmfit_dist.distributed.devices import driver_version, has_kernels, uses_gpu
+from ulmfit_dist.distributed.devices import driver_version, has_kernels, install_torch, uses_gpu
 from ulmfit_dist.distributed.env import wants_cpu
 from ulmfit_dist.distributed.precision import auto_precision, resolve_precision
 from ulmfit_dist.doctor.checks import Context, Finding, failure, has_gpu, ok, skipped
@@ -14,8 +14,6 @@ from ulmfit_dist.utils.environment import versions
 
 NO_GPU = "no GPU is visible"
 """Reason for skipping a check of GPUs."""
-FIX = "install a torch that supports this GPU and its driver: TORCH_INDEX=... bash launch/setup.sh"
-"""Fix for a torch that does not match the GPU."""
 
 
 def check_versions(context: Context) -> Finding:
@@ -43,7 +41,7 @@ def check_cuda(context: Context) -> Finding:
         return skipped(NO_GPU)
     cudnn = torch.backends.cudnn.version()
     details = f"driver {driver_version()}, CUDA {torch.version.cuda}, cuDNN {cudnn or 'missing'}"
-    return ok(details) if cudnn else failure(details, FIX)
+    return ok(details) if cudnn else failure(details, install_torch())
 
 
 def check_kernels(context: Context) -> Finding:
@@ -53,7 +51,7 @@ def check_kernels(context: Context) -> Finding:
     capability, known = torch.cuda.get_device_capability(context.local_rank), torch.cuda.get_arch_list()
     if not has_kernels(capability, known):
         details = f"no kernels for capability {_dotted(capability)} in torch {torch.__version__}: it has {' '.join(known)}"
-        return failure(details, FIX)
+        return failure(details, install_torch())
     return ok(f"capability {_dotted(capability)} among {' '.join(known)}")
 
 

@@ -245,7 +245,7 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
     return float((actual - expected).norm() / expected.norm().clamp_min(1e-30))
 
 
-def _autocast(device: torch.device, precision: str) -> torch.autocast | nullcontext:
+def _autocast(device: torch.device, precision: str) -> torch.autocast | nullcontext[None]:
     return nullcontext() if precision in ("fp32", "fp64") else torch.autocast(device.type, DTYPES[precision])
 
 

@@ -10,20 +10,23 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ulmfit_dist.config.schema import Config
 from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.distributed.env import rank_name, silence_warnings
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.doctor import hardware, numerics, performance, ranks, report, services, storage
-from ulmfit_dist.doctor.checks import COLLECTIVE_LIMIT, QUICK, Check, Context, Finding, Result, ok, run_checks
+from ulmfit_dist.doctor.checks import COLLECTIVE_LIMIT, QUICK, Check, Context, Finding, Result, Status, ok, run_checks
 from ulmfit_dist.doctor.monitor import Monitor
 from ulmfit_dist.doctor.rendezvous import JoinError, Launch, join, read_launch
 from ulmfit_dist.errors import USER_ERROR, UserError
 from ulmfit_dist.stages.classifier import classifier_learner
 from ulmfit_dist.stages.lm import lm_learner
 from ulmfit_dist.training.train_steps import ClassifierLearner
+
+if TYPE_CHECKING:
+    from torch.distributed import Store
 
 RENDEZVOUS = "rendezvous"
 """Name of the check that runs before all others."""
@@ -129,13 +132,13 @@ def doctor(config: Config, as_json: bool = False) -> None:
     if launch.rank == 0:
         reporter.print(results)
     monitor.reported()
-    failed = [row.check for row in reporter.rows(results) if row.status is report.Status.FAILURE]
+    failed = [row.check for row in reporter.rows(results) if row.status is Status.FAILURE]
     _leave(context, failed)
     if failed:
         raise _error(failed)
 
 
-def _join(launch: Launch) -> tuple[list, list[str], Finding]:
+def _join(launch: Launch) -> tuple[list[Store], list[str], Finding]:
     if launch.world_size == 1:
         return [], [rank_name()], ok("one process")
     return join(launch)
@@ -170,7 +173,7 @@ def _end_without_ranks(config: Config, as_json: bool, launch: Launch | None, fin
         results = monitor.finish()
         reporter.print(results)
         monitor.reported()
-        failed = [row.check for row in reporter.rows(results) if row.status is report.Status.FAILURE]
+        failed = [row.check for row in reporter.rows(results) if row.status is Status.FAILURE]
     raise _error(failed)
 
 

@@ -148,9 +148,11 @@ def probe_learner(context: Context, stage: str, steps: int) -> DistributedLearne
     if stage == "lm":
         documents, length = max(10, sizes.rows), (steps + 1) * sizes.tokens + 1
         store = RandomStore(vocab_size(config), documents, length, config.seed)
-        return context.learners["lm"](config, runtime, store)
+        learner: DistributedLearner = context.learners["lm"](config, runtime, store)
+        return learner
     store = RandomStore(vocab_size(config), sizes.documents * (steps + 1), 4 * sizes.tokens, config.seed)
-    return context.learners["classifier"](config, runtime, store)
+    learner = context.learners["classifier"](config, runtime, store)
+    return learner
 
 
 class _Steps(Callback):

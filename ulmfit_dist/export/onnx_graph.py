@@ -43,16 +43,22 @@ class Graph:
         from onnx import numpy_helper
 
         array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
-        self.constants.append(numpy_helper.from_array(array, f"constant_{len(self.constants)}"))
-        return self.constants[-1].name
+        name = f"constant_{len(self.constants)}"
+        self.constants.append(numpy_helper.from_array(array, name))
+        return name
 
-    def add(self, operator: str, *inputs: str, num_outputs: int = 1, **attributes: Any) -> Any:
-        """Add a node; return the name of its output, or a list of names."""
+    def add(self, operator: str, *inputs: str, **attributes: Any) -> str:
+        """Add a node; return the name of its output."""
+        (name,) = self.add_with_outputs(1, operator, *inputs, **attributes)
+        return name
+
+    def add_with_outputs(self, num_outputs: int, operator: str, *inputs: str, **attributes: Any) -> list[str]:
+        """Add a node of several outputs; return their names."""
         from onnx import helper
 
         names = [f"{operator.lower()}_{len(self.nodes)}_{i}" for i in range(num_outputs)]
         self.nodes.append(helper.make_node(operator, inputs, names, **attributes))
-        return names[0] if num_outputs == 1 else names
+        return names
 
 
 def classifier_graph(model: nn.Module, settings: ClassifierConfig) -> onnx.ModelProto:
@@ -138,7 +144,7 @@ def _lstm(graph: Graph, rnn: WeightDropout, input_TbE: str, length_b: str) -> tu
     lstm: Any = rnn.module
     weights = [lstm.weight_ih_l0, rnn.weight_hh_l0_raw, torch.cat([lstm.bias_ih_l0, lstm.bias_hh_l0])]
     constants = [graph.constant(_reorder_gates(weight, lstm.hidden_size)[None]) for weight in weights]
-    output_T1bH, last_1bH = graph.add("LSTM", input_TbE, *constants, length_b, num_outputs=2, hidden_size=lstm.hidden_size)
+    output_T1bH, last_1bH = graph.add_with_outputs(2, "LSTM", input_TbE, *constants, length_b, hidden_size=lstm.hidden_size)
     return graph.add("Squeeze", output_T1bH, graph.constant([1])), last_1bH
 
 

@@ -36,10 +36,15 @@ class Ensemble(Classifier):
     def __init__(self, folders: Sequence[str | Path], device: torch.device | str = "cpu", trust_remote_code: bool = False):
         self.labels = common_labels(read_members(folders))
         self.members = [TextClassifier(folder, device, trust_remote_code) for folder in folders]
-        self.settings = self.members[0].settings
+        self.settings, self.data = self.members[0].settings, self.members[0].data
+
+    @property
+    def digest(self) -> str:
+        return ",".join(member.digest for member in self.members)
 
     def _predict_part(self, texts: Sequence[str], batch_tokens: int) -> np.ndarray:
-        return np.mean([member._predict_part(texts, batch_tokens) for member in self.members], axis=0)
+        mean: np.ndarray = np.mean([member._predict_part(texts, batch_tokens) for member in self.members], axis=0)
+        return mean
 
 
 def read_members(folders: Sequence[str | Path], least: int = 2) -> list[ModelBundle]:

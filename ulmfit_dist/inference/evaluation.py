@@ -43,7 +43,8 @@ def in_precision(model: nn.Module, stage: str, runtime: Runtime) -> nn.Module:
     """
 
     def prepare_module(module: nn.Module) -> nn.Module:
-        return runtime.accelerator.prepare_model(module, evaluation_mode=True)
+        prepared: nn.Module = runtime.accelerator.prepare_model(module, evaluation_mode=True)
+        return prepared
 
     if stage == "lm":
         return prepare_module(model)

@@ -12,7 +12,7 @@ from ulmfit_dist.data.tokenizers.registry import open_tokenizer
 from ulmfit_dist.data.vocab import UNK_ID, token_ids
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.inference.per_call import for_one_call
-from ulmfit_dist.models.bundle import load_model, model_folder, read_bundle
+from ulmfit_dist.models.bundle import bundle_digest, load_model, model_folder, read_bundle
 from ulmfit_dist.models.sampling import Sampling as Sampling
 from ulmfit_dist.models.sampling import continue_tokens, never_drawn
 from ulmfit_dist.utils.memory import explain_out_of_memory
@@ -38,9 +38,15 @@ class LanguageModel:
         if exported.config.model.backwards:
             raise UserError(f"{exported.folder} has model.backwards=true, so it cannot continue a prompt: use another model")
         self.vocab, self.device, self.config = exported.vocab, torch.device(device), exported.config.tokenizer
+        self.data, self._folder = exported.config.data, exported.folder
         self.tokenizer = open_tokenizer(exported.config.tokenizer, exported.folder, trust_remote_code)
         self.ids, self.never = token_ids(exported.vocab), never_drawn(exported.vocab)
         self.model = load_model(exported, self.device, trust_remote_code)
+
+    @property
+    def digest(self) -> str:
+        """Hexadecimal digest that changes with the weights, the vocabulary and the config."""
+        return bundle_digest(self._folder)
 
     def generate(
         self,

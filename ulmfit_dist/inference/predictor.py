@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ulmfit_dist.config.schema import ClassifierConfig
+from ulmfit_dist.config.schema import ClassifierConfig, DataConfig
 from ulmfit_dist.data.classifier_loader import pad_chunks
 from ulmfit_dist.data.targets import num_outputs
 from ulmfit_dist.data.text_arguments import check_text, iter_texts
@@ -27,7 +27,7 @@ from ulmfit_dist.data.vocab import UNK_ID, token_ids
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.inference.outputs import AnyPrediction, answers_of, prediction_of
 from ulmfit_dist.inference.per_call import for_one_call
-from ulmfit_dist.models.bundle import load_model, model_folder, read_bundle
+from ulmfit_dist.models.bundle import bundle_digest, load_model, model_folder, read_bundle
 from ulmfit_dist.utils.memory import explain_out_of_memory
 
 BATCH_TOKENS = 64 * 512
@@ -47,10 +47,17 @@ class Classifier(ABC):
     Attributes:
         labels: names of the classes.
         settings: config of the classifier.
+        data: config of the data that it was trained on.
     """
 
     labels: list[str]
     settings: ClassifierConfig
+    data: DataConfig
+
+    @property
+    @abstractmethod
+    def digest(self) -> str:
+        """Hexadecimal digest that changes with the weights, the labels and the config."""
 
     def predict_proba(self, texts: Iterable[str], batch_tokens: int = BATCH_TOKENS) -> np.ndarray:
         """Return class probabilities, or the values of a regression, float64 [texts, classes], in the order of the texts.
@@ -113,10 +120,14 @@ class TextClassifier(Classifier):
         exported = read_bundle(model_folder(Path(folder), "classifier"))
         assert exported.labels is not None  # model_folder checks for them
         self.config, self.labels, self.device = exported.config, exported.labels, torch.device(device)
-        self.settings = exported.config.classifier
+        self.settings, self.data, self._folder = exported.config.classifier, exported.config.data, exported.folder
         self.tokenizer = open_tokenizer(exported.config.tokenizer, exported.folder, trust_remote_code)
         self.ids = token_ids(exported.vocab)
         self.model = load_model(exported, self.device, trust_remote_code)
+
+    @property
+    def digest(self) -> str:
+        return bundle_digest(self._folder)
 
     def _predict_part(self, texts: Sequence[str], batch_tokens: int) -> np.ndarray:
         documents = self._encode(texts)

@@ -26,10 +26,10 @@ logger = get_logger(__name__)
 def main(argv: Sequence[str]) -> int:
     """Run a command of the launch scripts; return the exit code."""
     command, number, *arguments = argv
-    arguments = [argument for argument in arguments if not argument.startswith("-")]  # without --fresh and --verbose
+    arguments = list(_without_options(arguments))
     try:
         if not arguments:
-            raise UserError("no config is given: name one, such as configs/quickstart.yaml")
+            raise UserError("no config is given: name one, such as quickstart, or a YAML file")
         config = load_config(arguments[0], arguments[1:])
         with console():
             if command == "check":
@@ -68,6 +68,13 @@ def choose_processes(config: Config, num_gpus: int) -> int:
 def largest_fitting(config: Config, limit: int) -> int:
     """Return the largest number of processes up to a limit that can share every stage's global batch; 0 for a limit of 0."""
     return next((count for count in range(limit, 0, -1) if not list(_errors(config, count))), 0)
+
+
+def _without_options(arguments: Sequence[str]) -> Iterator[str]:
+    """Yield config and overrides among the arguments of `run`: all but --fresh, --verbose, --device X and the like."""
+    for before, argument in zip(("", *arguments), arguments, strict=False):
+        if not argument.startswith("-") and before != "--device":
+            yield argument
 
 
 def _errors(config: Config, num_processes: int) -> Iterator[UserError]:

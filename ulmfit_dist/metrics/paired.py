@@ -103,8 +103,8 @@ def _mcnemar(
 
 def _is_right(answers_NC: np.ndarray, y: np.ndarray, target: str, threshold: float) -> np.ndarray:
     """Return True for documents with the correct class, or exactly the correct classes, bool [N]."""
-    is_right = decide(answers_NC, target, threshold) == y
-    return is_right if target == "category" else is_right.all(1)
+    is_right: np.ndarray = decide(answers_NC, target, threshold) == y
+    return is_right if target == "category" else np.asarray(is_right.all(1))
 
 
 def _wilcoxon(first_N1: np.ndarray, second_N1: np.ndarray, y_N: np.ndarray) -> PairedTest:

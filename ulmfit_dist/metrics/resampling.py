@@ -59,7 +59,8 @@ class Sample:
 
 def interval(values_R: np.ndarray) -> list[float]:
     """Return the lower and upper end of the middle 95 % of resampled values."""
-    return np.nanpercentile(values_R, PERCENTILES).tolist()
+    ends: list[float] = np.nanpercentile(values_R, PERCENTILES).tolist()
+    return ends
 
 
 def decide(answers_NC: np.ndarray, target: str, threshold: float) -> np.ndarray:
@@ -117,7 +118,8 @@ def _f1_macro(hits_RC: np.ndarray, true_RC: np.ndarray, predicted_RC: np.ndarray
     total_RC = true_RC + predicted_RC
     occurs_RC = total_RC > 0
     f1_RC = np.divide(2 * hits_RC, total_RC, out=np.zeros_like(total_RC), where=occurs_RC)
-    return f1_RC.sum(1) / np.maximum(occurs_RC.sum(1), 1)
+    mean_R: np.ndarray = f1_RC.sum(1) / np.maximum(occurs_RC.sum(1), 1)
+    return mean_R
 
 
 def _sums_sample(sums: Sequence[np.ndarray], metrics: Callable[[np.ndarray], Values]) -> Sample:

@@ -147,7 +147,8 @@ def _build(path: str, arguments: dict[str, Any]) -> Callable[[Tensor, Tensor], A
         raise UserError(
             f"{KEY}: {path} returns a {type(metric).__name__}: give a function of logits and targets, or a fastai Metric"
         )
-    return metric
+    function: Callable[[Tensor, Tensor], Any] = metric
+    return function
 
 
 def _value(metric: Any, logits_NC: Tensor, y_N: Tensor) -> Any:
@@ -159,7 +160,7 @@ def _value(metric: Any, logits_NC: Tensor, y_N: Tensor) -> Any:
     return metric.value
 
 
-def _num_required(function: Callable) -> int:
+def _num_required(function: Callable[..., Any]) -> int:
     """Return the number of positional arguments without a default; 2 for C functions without a signature."""
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     try:

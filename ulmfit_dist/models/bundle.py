@@ -19,6 +19,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
+import xxhash
 import yaml
 from torch import nn
 
@@ -105,6 +106,17 @@ def read_bundle(folder: Path) -> ModelBundle:
         labels=load_vocab(folder / "labels.json") if is_classifier else None,
         training=_read_training(folder / "training.json"),
     )
+
+
+def bundle_digest(folder: Path) -> str:
+    """Return the xxh3 of an exported model's files, hexadecimal: equal for equal weights, vocabulary, labels and config."""
+    state = xxhash.xxh3_128()
+    for path in sorted(path for path in folder.iterdir() if path.is_file() and path.name != "training.json"):
+        state.update(path.name.encode())
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                state.update(block)
+    return state.hexdigest()
 
 
 def _read_config(path: Path) -> Config:

@@ -9,7 +9,7 @@ V: tokens of the vocabulary, b: rows of a micro-batch, T: tokens of a step, H: f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -121,13 +121,14 @@ class WeightDropout(nn.Module):
         delattr(module, RECURRENT)
         self.weight_hh_l0_raw = nn.Parameter(weight.detach())
         setattr(module, RECURRENT, weight.clone())
-        module.flatten_parameters = _keep_parameters  # type: ignore[assignment]
+        module.flatten_parameters = _keep_parameters  # type: ignore[method-assign]
 
     def forward(self, x_bTE: Tensor, hidden: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Return the LSTM's output and state; on a GPU computed from flat weights, in the dtype of autocast."""
         self._setweights()
         if not x_bTE.is_cuda:
-            return self.module(x_bTE, hidden)
+            output: tuple[Tensor, tuple[Tensor, Tensor]] = self.module(x_bTE, hidden)
+            return output
         dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x_bTE.dtype
         return lstm_from_flat_weights(self.module, x_bTE, hidden, dtype)
 
@@ -188,7 +189,7 @@ def lstm_from_flat_weights(
     weights = [getattr(lstm, name) for name in lstm._flat_weights_names]
     options = (lstm.bias, lstm.num_layers, lstm.dropout, lstm.training, lstm.bidirectional, lstm.batch_first)
     with torch.autocast(x_bTE.device.type, enabled=False):
-        flat = _Flattened.apply(dtype, *weights)
+        flat = _flattened(dtype, *weights)
         pieces = [p.view_as(w) for p, w in zip(flat.split([w.numel() for w in weights]), weights, strict=True)]
         output, h, c = torch._VF.lstm(x_bTE.to(dtype), [part.to(dtype) for part in hidden], pieces, *options)
     return output, (h, c)
@@ -209,6 +210,9 @@ class _Flattened(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         pieces = grads[0].to(ctx.dtype).split([shape.numel() for shape in ctx.shapes])
         return None, *(piece.view(shape) for piece, shape in zip(pieces, ctx.shapes, strict=True))
+
+
+_flattened: Callable[..., Tensor] = _Flattened.apply
 
 
 def row_mask(key: Key, rows: range, num_features: int, p: float, like: Tensor) -> Tensor:

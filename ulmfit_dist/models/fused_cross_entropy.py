@@ -12,6 +12,7 @@ N: tokens, E: width of the embedding, F: the same with the bias, V: vocabulary, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -51,6 +52,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         x_grad_NE, weight_grad_VE, bias_grad_V = ctx.saved_tensors
         grad = grads[0] if ctx.scale == 1 else grads[0] / ctx.scale
         return x_grad_NE * grad, weight_grad_VE * grad, bias_grad_V * grad, None, None
+
+
+_linear_cross_entropy: Callable[..., Tensor] = _LinearCrossEntropy.apply
 
 
 def _loss_and_gradients(
@@ -156,7 +160,7 @@ class DecoderLoss:
     def __call__(self, x_bTE: Tensor, y_bT: Tensor) -> Tensor:
         """Return the mean cross-entropy over all targets; differentiable once."""
         x_NE, y_N = x_bTE.flatten(0, 1), y_bT.flatten()
-        total = _LinearCrossEntropy.apply(x_NE, self.decoder.weight, self.decoder.bias, y_N, self.dtype)
+        total = _linear_cross_entropy(x_NE, self.decoder.weight, self.decoder.bias, y_N, self.dtype)
         return total / len(y_N)
 
     @torch.no_grad()

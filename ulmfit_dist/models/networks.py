@@ -159,13 +159,13 @@ def build_classifier(vocab_size: int, num_outputs: int, model: ModelConfig, sett
 def lm_groups(model: nn.Module) -> list[list[nn.Parameter]]:
     """Return the parameter groups of fastai's `awd_lstm_lm_split`: layers, lowest first; embedding and decoder."""
     embedding, layers = _groups_of_encoder(model)
-    return [*layers, _distinct([*embedding, *model[1].parameters()])]  # type: ignore[index, operator]
+    return [*layers, _distinct([*embedding, *model[1].parameters()])]  # type: ignore[index]
 
 
 def classifier_groups(model: nn.Module) -> list[list[nn.Parameter]]:
     """Return the parameter groups of fastai's `awd_lstm_clas_split`: embedding, layers, head."""
     embedding, layers = _groups_of_encoder(model)
-    return [embedding, *layers, list(model[1].parameters())]  # type: ignore[index, operator]
+    return [embedding, *layers, list(model[1].parameters())]  # type: ignore[index]
 
 
 def encoder_of(model: nn.Module) -> Encoder:

@@ -143,7 +143,7 @@ def has_weights(name: str) -> bool:
     from fastai.data.external import URLs, fastai_cfg
 
     try:
-        return (fastai_cfg().path("model") / Path(getattr(URLs, WIKITEXT[name])).stem).is_dir()
+        return bool((fastai_cfg().path("model") / Path(getattr(URLs, WIKITEXT[name])).stem).is_dir())
     except OSError:
         return False
 

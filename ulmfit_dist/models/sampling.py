@@ -163,7 +163,7 @@ class _Rereader:
     def prefill(self, tokens_bT: Tensor) -> Tensor:
         self.tokens_bT = tokens_bT
         self.encoder.reset()
-        logits_bV = self.model[1].decoder(self.model(tokens_bT)[0][:, -1])  # type: ignore[index, operator]
+        logits_bV: Tensor = self.model[1].decoder(self.model(tokens_bT)[0][:, -1])  # type: ignore[index]
         self.encoder.reset()
         logits_bV[:, self.never] = -torch.inf
         return logits_bV

@@ -189,10 +189,12 @@ def _fit_linear(features: csr_matrix, y: np.ndarray, strength: float, settings: 
 def _answers(model: Any, features: csr_matrix, targets: Targets) -> np.ndarray:
     """Return probabilities of the classes, or numbers, float64 [N, C]."""
     if targets.kind == "regression":
-        return model.predict(features).astype(np.float64)[:, None]
+        answers_NC: np.ndarray = model.predict(features).astype(np.float64)[:, None]
+        return answers_NC
     probabilities = model.predict_proba(features)
     if targets.kind == "multicategory":
-        return probabilities.astype(np.float64)
+        answers_NC = probabilities.astype(np.float64)
+        return answers_NC
     answers_NC = np.zeros((features.shape[0], targets.num_outputs))
     answers_NC[:, model.classes_] = probabilities  # classes without a training document keep 0
     return answers_NC

@@ -43,8 +43,11 @@ def compare(first: Runs, second: Runs) -> Figures:
         raise UserError(f"no run on {'both sides' if not any(sides) else 'one side'} of the comparison: {FORMS}")
     _check_different([run for side in sides for run in side])
     if all(is_pair):
-        return _as_json(_compare_pair(sides[0][0], sides[1][0]))
-    return _as_json(compare_seeds([read_predictions(run) for run in sides[0]], [read_predictions(run) for run in sides[1]]))
+        figures = _compare_pair(sides[0][0], sides[1][0])
+    else:
+        figures = compare_seeds([read_predictions(run) for run in sides[0]], [read_predictions(run) for run in sides[1]])
+    as_json: Figures = _as_json(figures)
+    return as_json
 
 
 def compare_arguments(runs: Sequence[Path], against: Sequence[Path] | None) -> Figures:

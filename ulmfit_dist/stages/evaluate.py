@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,12 @@ logger = get_logger(__name__)
 
 
 def evaluate(
-    run: Path, runtime: Runtime, trust_remote_code: bool = False, split: str = "valid", data: Path | None = None
+    run: Path,
+    runtime: Runtime,
+    trust_remote_code: bool = False,
+    split: str = "valid",
+    data: Path | None = None,
+    columns: Mapping[str, Any] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Return metrics by stage on the validation documents, for each exported model of the run. Collective.
 
@@ -43,6 +48,7 @@ def evaluate(
             classifier.metrics are skipped.
         split: valid or test.
         data: new labelled texts to evaluate the classifier on instead.
+        columns: `text_col` and `label_col` of these texts, in place of those of the run's config.
 
     Raises:
         UserError: the exported model or the token store of its texts is missing, or the texts have changed.
@@ -53,7 +59,7 @@ def evaluate(
         return {
             "classifier": evaluate_test_split(run, runtime, trust_remote_code)
             if data is None
-            else evaluate_texts(run, data, runtime, trust_remote_code)
+            else evaluate_texts(run, data, runtime, trust_remote_code, columns)
         }
     folders = {stage: folder for stage in ("lm", "classifier") if (folder := find_model(run, stage)) is not None}
     if not folders:

@@ -1,13 +1,13 @@
 """Evaluation of an exported classifier on its test split or on new labelled texts, with 95 % intervals.
 
-New texts are tokenized with the model's vocabulary, as in `predict`, so they need no token store; ranks share them.
-Trade-off: all new texts are held in memory.
+New texts are tokenized with the model's vocabulary, as in `predict`, so they need no token store; ranks share them. They are
+read twice, first for their labels, so that a wrong label is reported at once; a rank holds the texts of one part in memory.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ulmfit_dist.config.schema import Config, DataConfig
 from ulmfit_dist.data.sources import open_source
+from ulmfit_dist.data.sources.base import TextDataset
 from ulmfit_dist.data.sources.split_names import listed
 from ulmfit_dist.data.splits import split_documents
 from ulmfit_dist.data.targets import Targets, classes_of_label
@@ -55,38 +56,36 @@ def evaluate_test_split(run: Path, runtime: Runtime, trust: bool = False) -> dic
     return figures_of_documents(exported, store, documents_N, answers_NC, runtime)
 
 
-def evaluate_texts(run: Path, path: Path, runtime: Runtime, trust: bool = False) -> dict[str, Any]:
+def evaluate_texts(
+    run: Path, path: Path, runtime: Runtime, trust: bool = False, columns: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Return the figures of a run's classifier on new labelled texts. Collective.
 
     Args:
         path: a CSV, TSV, JSON or Parquet file with the columns of the run's config, or a folder with a sub-folder per class.
+        columns: `text_col` and `label_col` in place of those of the run's config.
 
     Raises:
         UserError: the run has no classifier, or the texts cannot be read, have an unknown label or no label.
     """
     exported = _classifier(run)
     config, labels = exported.config, exported.labels or []
-    texts: list[str] = []
-    names: list[str] = []
     with runtime.fail_together():
-        num_skipped = 0
-        for text, label in _documents(_data_config(config, path)):
-            if text is None or label is None:
-                num_skipped += 1
-            else:
-                texts.append(text)
-                names.append(label)
-        if not texts:
-            raise UserError(f"{path}: no text has a label: name the label column as in the run's config (data.label_col)")
+        documents = _open_documents(_data_config(config, path, columns or {}))
+        names, num_skipped = _read_labels(documents)
+        if not names:
+            raise UserError(f"{path}: no text has a label: name its column with --label-col, or as data.label_col")
         y_N = _targets(names, labels, config, path)
         if num_skipped:
             logger.warning(f"{path}: skipping {num_skipped:,} documents that have no label or cannot be read")
-        local = slice(runtime.rank, None, runtime.world_size)
         classifier = TextClassifier(exported.folder, runtime.device, trust)
         outputs = 1 if config.classifier.target == "regression" else len(labels)
-        answers_NC = torch.zeros(len(texts), outputs, dtype=torch.float64, device=runtime.device)
-        if texts[local]:
-            answers_NC[local] = torch.from_numpy(classifier.predict_proba(texts[local])).to(answers_NC)
+        answers_NC = torch.zeros(len(names), outputs, dtype=torch.float64, device=runtime.device)
+        number = 0
+        for part, texts in enumerate(_labelled_texts(documents)):
+            if texts and part % runtime.world_size == runtime.rank:
+                answers_NC[number : number + len(texts)] = torch.from_numpy(classifier.predict_proba(texts)).to(answers_NC)
+            number += len(texts)
     answers_NC = runtime.all_reduce_sum(answers_NC)
     targets = Targets(config.classifier.target, labels, torch.arange(len(labels)))
     figures = figures_of_answers(answers_NC, y_N, targets, config.classifier, runtime)
@@ -102,7 +101,7 @@ def _classifier(run: Path) -> ModelBundle:
     return read_bundle(folder)
 
 
-def _data_config(config: Config, path: Path) -> DataConfig:
+def _data_config(config: Config, path: Path, columns: Mapping[str, Any]) -> DataConfig:
     """Return the data section of the run, changed to read new texts."""
     if not path.exists():
         raise UserError(f"--data {path}: no such file or folder")
@@ -117,17 +116,34 @@ def _data_config(config: Config, path: Path) -> DataConfig:
         valid_col=None,
         max_documents=None,
         token_store=None,
+        **columns,
     )
 
 
-def _documents(data: DataConfig) -> Iterator[tuple[str | None, str | None]]:
+def _open_documents(data: DataConfig) -> TextDataset:
     source = open_source(data)
     split = "test" if "test" in source.splits else "train"
     unused = [f"the {other} split" for other in source.splits if other != split]
     notices = [*source.notices, *([f"{data.path}: ignoring {', '.join(unused)}"] if unused else [])]
     for notice in notices:
         logger.warning(notice)
-    documents = source.splits[split]
+    return source.splits[split]
+
+
+def _read_labels(documents: TextDataset) -> tuple[list[str], int]:
+    """Return the labels of the documents that have a text and a label, and the number of the others."""
+    names = [label for text, label in _rows(documents) if text is not None and label is not None]
+    return names, len(documents) - len(names)
+
+
+def _labelled_texts(documents: TextDataset) -> Iterator[list[str]]:
+    """Yield the texts of labelled documents, in parts."""
+    for start in range(0, len(documents), ROWS_AT_ONCE):
+        texts, labels = documents.read(start, min(start + ROWS_AT_ONCE, len(documents)))
+        yield [text for text, label in zip(texts, labels, strict=True) if text is not None and label is not None]
+
+
+def _rows(documents: TextDataset) -> Iterator[tuple[str | None, str | None]]:
     for start in range(0, len(documents), ROWS_AT_ONCE):
         yield from zip(*documents.read(start, min(start + ROWS_AT_ONCE, len(documents))), strict=True)
 

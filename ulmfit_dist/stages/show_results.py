@@ -150,7 +150,7 @@ def _lm_results(exported: ModelBundle, model: nn.Module, store: TokenStore, deco
     layout = BatchLayout(rows, config.lm.seq_len, BatchShard(), config.model.backwards)
     (batch,) = LMLoader(store, documents, layout).step(0)
     x_bT = _to_model(model, batch)
-    logits_bTV = model[1].decoder(model(x_bT)[0])  # type: ignore[index, operator]
+    logits_bTV = model[1].decoder(model(x_bT)[0])  # type: ignore[index]
     predicted_bT = logits_bTV.argmax(2).cpu()
     predicted_bT[batch.y == IGNORED] = IGNORED
     shown = [(decoder.of(x), decoder.of(y), decoder.of(p)) for x, y, p in zip(batch.x, batch.y, predicted_bT, strict=True)]

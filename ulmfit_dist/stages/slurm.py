@@ -2,8 +2,8 @@
 
 The scripts in `slurm/` are the templates: their `#SBATCH` lines are the defaults, user-given options replace or extend
 them, and the job calls the same functions. So a submitted script can be inspected and submitted again, and signals and
-requeues are handled in one place. Trade-off: it needs a checkout with `slurm/`. (submitit has its own requeuing, and starts
-ranks without `accelerate launch`.)
+requeues are handled in one place. Trade-off: a script names the place of the package, so it is valid on this cluster only.
+(submitit has its own requeuing, and starts ranks without `accelerate launch`.)
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import ulmfit_dist
 from ulmfit_dist.config.schema import Config
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.utils.files import make_folder, write_bytes
+from ulmfit_dist.utils.package_files import files_root
 
 OURS = ("array", "chdir", "job-name", "output")
 """Options of sbatch that are set from the config and the working directory."""
-SCRIPTS = Path(ulmfit_dist.__file__).parents[1] / "slurm"
 
 
 def submit(config: Config, argv: Sequence[str], options: Mapping[str, str], dry_run: bool) -> str:
@@ -67,12 +66,11 @@ def batch_script(name: str, argv: Sequence[str], options: Mapping[str, str], fol
         cwd: working directory of the job.
 
     Raises:
-        UserError: an option cannot be set, or the template is missing.
+        UserError: an option cannot be set, or the package has no scripts.
     """
     _check(options)
-    template = SCRIPTS / ("single_node.sbatch" if options.get("nodes", "1") == "1" else "multi_node.sbatch")
-    if not template.is_file():
-        raise UserError(f"{template} does not exist: submit from a checkout of the project, which contains slurm/")
+    scripts = files_root() / "slurm"
+    template = scripts / ("single_node.sbatch" if options.get("nodes", "1") == "1" else "multi_node.sbatch")
     directives = dict(re.findall(r"^#SBATCH --([\w-]+)(?:=(\S+))?", template.read_text(encoding="utf-8"), re.MULTILINE))
     log = str(folder).replace("%", "%%")
     directives |= {"job-name": name, "dependency": "singleton"}  # only one job may train in a run directory
@@ -85,7 +83,7 @@ def batch_script(name: str, argv: Sequence[str], options: Mapping[str, str], fol
             *(_directive(option, value) for option, value in directives.items()),
             "set -euo pipefail",
             "",
-            f"source {shlex.quote(str(SCRIPTS / 'common.sh'))}",
+            f"source {shlex.quote(str(scripts / 'common.sh'))}",
             f'PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"',
             f"prepare_job {quoted}",
             f"on_nodes run {quoted}",
@@ -97,7 +95,7 @@ def batch_script(name: str, argv: Sequence[str], options: Mapping[str, str], fol
 def _check(options: Mapping[str, str]) -> None:
     for option, value in options.items():
         if option in OURS:
-            raise UserError(f"--sbatch {option} is set by submit: to change it, call sbatch with a script in {SCRIPTS}")
+            raise UserError(f"--sbatch {option} is set by submit: to change it, edit the script that --dry-run prints")
         if not re.fullmatch(r"[a-z][a-z-]*", option) or set(value) & set('"\n'):
             raise UserError(f"--sbatch {option}={value}: expected a long option, OPTION or OPTION=X, without quotes")
 

@@ -132,7 +132,7 @@ def _workspace(config: Config, entity: str, project: str) -> Any:
     try:
         import wandb_workspaces.workspaces as ws
     except ImportError:
-        raise UserError("dashboards need the package wandb-workspaces: pip install 'ulmfit-dist[dashboard]'") from None
+        raise UserError("dashboards need the package wandb-workspaces: pip install 'ulmfit-dist[wandb-dashboard]'") from None
     results = [f"summary:{metric}" for metric in ("lm/perplexity", "classifier/accuracy", "classifier/f1_macro")]
     workspace = ws.Workspace(
         entity=entity,

@@ -134,7 +134,8 @@ class DistributedLearner(TextLearner, metaclass=ABCMeta):
     @property
     def score(self) -> float:
         """Score of the last validation, by which checkpoints are compared; higher is better."""
-        return self.evaluation.metrics.score(self.valid_metrics)
+        metrics: Metrics = self.evaluation.metrics
+        return metrics.score(self.valid_metrics)
 
     def _train_step(self) -> None:
         """Make one optimizer step from `self.micro_batches`, or from smaller ones if these do not fit in memory."""
@@ -158,7 +159,7 @@ class DistributedLearner(TextLearner, metaclass=ABCMeta):
         num_it: int = 100,
         stop_div: bool = True,
         show_plot: bool = True,
-        suggest_funcs: Callable | Sequence[Callable] = SuggestionMethod.Valley,
+        suggest_funcs: Callable[..., Any] | Sequence[Callable[..., Any]] = SuggestionMethod.Valley,
     ) -> Any:
         """As fastai's, from the losses of global batches: suggestions as a named tuple. Collective."""
         result = range_test(self, start_lr, end_lr, num_it, stop_diverged=stop_div)
@@ -167,7 +168,7 @@ class DistributedLearner(TextLearner, metaclass=ABCMeta):
             from matplotlib import pyplot
 
             result.draw(pyplot.subplots()[1])
-        return namedtuple("SuggestedLRs", suggestions)(**suggestions)  # type: ignore[misc]
+        return namedtuple("SuggestedLRs", suggestions)(**suggestions)
 
     def validate(self, ds_idx: int = 1, dl: RankLoader | None = None, cbs: list[Callback] | None = None) -> dict[str, float]:
         """As fastai's, but return the metrics of all ranks by name. Collective."""
@@ -302,7 +303,7 @@ class LearnerParts:
     """
 
     model: nn.Module
-    splitter: Callable
+    splitter: Callable[[nn.Module], list[list[nn.Parameter]]]
     loss: Callable[[Tensor, Tensor], Tensor]
     metrics: Metrics
     train: RankLoader

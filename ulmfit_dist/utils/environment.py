@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ulmfit_dist import __version__
+from ulmfit_dist.utils.package_files import PACKAGE, is_checkout
 
 PACKAGES = ("torch", "fastai", "accelerate", "spacy", "wandb")
 """Packages whose versions are recorded."""
@@ -27,7 +28,7 @@ def describe_environment() -> dict[str, Any]:
     """Return the command, the git revision of the code (None outside of a checkout), versions, host and SLURM job."""
     return {
         "command": shlex.join(["ulmfit-dist", *sys.argv[1:]]),
-        "revision": git_revision(Path(__file__).parent),
+        "revision": git_revision(PACKAGE) if is_checkout() else None,
         "versions": versions(),
         "host": socket.gethostname(),
         "slurm_job": os.environ.get("SLURM_JOB_ID"),

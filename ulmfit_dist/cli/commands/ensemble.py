@@ -6,9 +6,17 @@ import argparse
 import json
 from pathlib import Path
 
-from ulmfit_dist.cli.arguments import Subparsers, add_command, add_files, add_json, add_precision, add_trust
-from ulmfit_dist.cli.texts import check_output, label_texts, read_texts
-from ulmfit_dist.distributed.env import silence_warnings
+from ulmfit_dist.cli.arguments import (
+    Subparsers,
+    add_command,
+    add_device,
+    add_files,
+    add_json,
+    add_precision,
+    add_trust,
+    add_verbosity,
+)
+from ulmfit_dist.cli.texts import check_arguments, join_ranks, label
 from ulmfit_dist.errors import UserError
 
 
@@ -22,7 +30,9 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="a run directory, or an exported classifier")
     parser.add_argument("--text", action="append", dest="texts", default=[], metavar="TEXT", help="a text; may be repeated")
-    add_files(parser)
+    add_files(parser, "labels and probabilities", "predicted_")
+    add_device(parser)
+    add_verbosity(parser)
     parser.add_argument("--with-baseline", action="store_true", help="evaluate with the TF-IDF baseline as another member")
     add_json(parser)
     add_precision(parser)
@@ -36,17 +46,18 @@ def run(args: argparse.Namespace) -> None:
         return
     if args.with_baseline:
         raise UserError("--with-baseline cannot label texts: leave out --text and --file, or --with-baseline")
-    texts = read_texts(args)
-    check_output(args)
-    silence_warnings()
-    from ulmfit_dist.inference.ensemble import Ensemble
+    check_arguments(args)
+    with join_ranks() as (ranks, device):
+        from ulmfit_dist.inference.ensemble import Ensemble
 
-    label_texts(texts, Ensemble(args.runs, trust_remote_code=args.trust_remote_code), args.output)
+        with ranks.fail_together():
+            ensemble = Ensemble(args.runs, device, args.trust_remote_code)
+        label(args, ensemble, ranks)
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    if args.output is not None:
-        raise UserError("--output is for labels: give texts, too, with --text or --file")
+    if args.output is not None or args.text_col or args.set:
+        raise UserError("--output, --text-col and --set are for labels: give texts, too, with --text or --file")
     from ulmfit_dist.config.schema import RuntimeConfig
     from ulmfit_dist.distributed.runtime import Runtime
     from ulmfit_dist.stages.evaluate import precision_of_models

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import argparse
 
-from ulmfit_dist.cli.arguments import Subparsers, add_model_command
-from ulmfit_dist.distributed.env import silence_warnings
+from ulmfit_dist.cli.arguments import Subparsers, add_device, add_files, add_model_command, add_verbosity
+from ulmfit_dist.cli.texts import annotate, check_arguments, join_ranks, open_table
+from ulmfit_dist.errors import UserError
 
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add the command's arguments."""
     parser = add_model_command(subparsers, "generate", "continue a prompt")
-    parser.add_argument("prompt", metavar="PROMPT", help="the beginning of the text")
+    parser.add_argument("prompt", metavar="PROMPT", nargs="?", help="the beginning of the text")
+    add_files(parser, "the texts that continue the row's prompt", "generated_")
+    add_device(parser)
+    add_verbosity(parser)
     parser.add_argument("--words", type=int, default=40, help="tokens to add (default: %(default)s)")
     parser.add_argument("--temperature", type=float, default=0.75, help="lower is more likely text (default: %(default)s)")
     parser.add_argument("--top-k", type=int, metavar="K", help="sample from the K most likely words only, such as 50")
@@ -25,12 +29,27 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Print the texts, numbered."""
-    silence_warnings()
-    from ulmfit_dist.inference.generator import LanguageModel, Sampling
+    """Print the texts, numbered, or write them as columns of a table of prompts."""
+    args.texts = [] if args.prompt is None else [args.prompt]
+    if not args.texts and args.file is None:
+        raise UserError("no prompt: give a PROMPT, or a table of prompts with --file and --output")
+    if args.file is not None and args.output is None:
+        raise UserError(f"--file {args.file}: give --output, too, such as --output texts.csv")
+    check_arguments(args)
+    with join_ranks() as (ranks, device):
+        from ulmfit_dist.inference.generator import LanguageModel, Sampling
 
-    model = LanguageModel(args.run, trust_remote_code=args.trust_remote_code)
-    sampling = Sampling(args.temperature, args.top_k, args.top_p, args.min_p)
-    texts = model.generate(args.prompt, args.words, args.samples, args.seed, sampling, args.keep_lines)
-    for number, text in enumerate(texts, 1):
-        print(f"{number}: {text}")
+        sampling = Sampling(args.temperature, args.top_k, args.top_p, args.min_p)
+        with ranks.fail_together():
+            model = LanguageModel(args.run, device, args.trust_remote_code)
+        if args.output is None:
+            texts = model.generate(args.prompt, args.words, args.samples, args.seed, sampling, args.keep_lines)
+            for number, text in enumerate(texts, 1):
+                print(f"{number}: {text}")
+            return
+        from ulmfit_dist.inference.annotators import Continuations
+
+        with ranks.fail_together():
+            table = open_table(args, model.data)
+        options = (args.words, args.samples, args.seed, sampling, args.keep_lines, args.prefix)
+        annotate(table, Continuations(model, *options), args.output, ranks)

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import argparse
 
-from ulmfit_dist.cli.arguments import Subparsers, add_files, add_model_command
-from ulmfit_dist.cli.texts import check_output, label_texts, read_texts
-from ulmfit_dist.distributed.env import silence_warnings
+from ulmfit_dist.cli.arguments import Subparsers, add_device, add_files, add_model_command, add_verbosity
+from ulmfit_dist.cli.texts import check_arguments, join_ranks, label
 
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add the command's arguments."""
     parser = add_model_command(subparsers, "predict", "label texts")
     parser.add_argument("texts", metavar="TEXT", nargs="*", help="a text (default: one per line from standard input)")
-    add_files(parser)
+    add_files(parser, "labels and probabilities", "predicted_")
+    add_device(parser)
+    add_verbosity(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Print labels and probabilities, or write them to a file."""
-    texts = read_texts(args)
-    check_output(args)
-    silence_warnings()
-    from ulmfit_dist.inference.predictor import TextClassifier
+    check_arguments(args)
+    with join_ranks() as (ranks, device):
+        from ulmfit_dist.inference.predictor import TextClassifier
 
-    label_texts(texts, TextClassifier(args.run, trust_remote_code=args.trust_remote_code), args.output)
+        with ranks.fail_together():
+            classifier = TextClassifier(args.run, device, args.trust_remote_code)
+        label(args, classifier, ranks)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ulmfit_dist.cli.arguments import Subparsers, add_config_command, add_fresh
+from ulmfit_dist.cli.arguments import Subparsers, add_config_command, add_device, add_fresh
 from ulmfit_dist.errors import UserError
 
 SBATCH_OPTIONS = {
@@ -27,6 +27,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "--sbatch", action="append", default=[], metavar="OPTION=X", help="another option of sbatch, such as constraint=a100"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the script without submitting it")
+    add_device(parser, dest="job_device")  # of the job: this machine may have no GPU
     add_fresh(parser)
 
 
@@ -42,4 +43,6 @@ def run(args: argparse.Namespace) -> None:
     options |= {name: value for name in SBATCH_OPTIONS if (value := getattr(args, name.replace("-", "_"))) is not None}
     options |= {name: value for name, _, value in (option.lstrip("-").partition("=") for option in args.sbatch)}
     argv = [args.config, *args.overrides, *(["--fresh"] if args.fresh else [])]
+    if args.job_device != "auto":
+        argv.append(f"--device={args.job_device}")
     print(submit(config, argv, options, args.dry_run))

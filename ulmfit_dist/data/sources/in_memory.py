@@ -157,7 +157,8 @@ def _column_names(table: Any) -> list[str]:
 def _rows(table: Any, columns: list[str], start: int, stop: int) -> dict[str, list[Any]]:
     """Return the values of rows by column, from a DataFrame or a Dataset of any format."""
     if _is_data_set(table):
-        return table.with_format(None).select_columns(columns)[start:stop]
+        rows: dict[str, list[Any]] = table.with_format(None).select_columns(columns)[start:stop]
+        return rows
     present = _column_names(table)
     return {column: table.iloc[start:stop, present.index(column)].tolist() for column in columns}
 

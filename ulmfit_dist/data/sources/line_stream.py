@@ -14,13 +14,15 @@ import io
 import lzma
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO, TypeVar, cast
 
 import pyarrow as pa
 
 from ulmfit_dist.errors import UserError
+
+Result = TypeVar("Result")
 
 UNREADABLE = "\ufdd0"
 """Unicode noncharacter that replaces bytes which cannot be decoded, if `data.on_error` is skip."""
@@ -114,7 +116,7 @@ class LineStream:
             self._stream = io.BufferedReader(_Transcoded(raw, self.file, encoding, on_error, has_old_line_ends), BLOCK)
         self._is_plain = isinstance(self._stream.raw, io.FileIO)
 
-    def _checked(self, read):  # type: ignore[no-untyped-def]
+    def _checked(self, read: Callable[[], Result]) -> Result:
         try:
             return read()
         except DAMAGED as error:

@@ -68,13 +68,13 @@ class ParquetRows:
         """Yield rows `start` to `stop`. Raises UserError if the file cannot be read."""
         if start >= stop:
             return
-        for number, batch in self._from(start, list(columns)):
+        for number, batch in self.batches(start, list(columns)):
             part = batch.slice(max(0, start - number), min(stop, number + len(batch)) - max(start, number))
             yield from rows_of(part, max(start, number), self.on_error, str(self.file))
             if number + len(batch) >= stop:
                 return
 
-    def _from(self, start: int, columns: list[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
+    def batches(self, start: int, columns: list[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
         """Yield batches with the number of their first row, from the batch with row `start` on; the last one is kept."""
         end = self._number + len(self._last)
         is_near = start < end or self._group_of(start) == self._group_of(end)
@@ -154,7 +154,8 @@ def class_names(schema: pa.Schema) -> dict[str, list[str]]:
 
 def _values(column: pa.Array, number: int, on_error: str, name: str) -> list[Any]:
     try:
-        return column.to_pylist()
+        values: list[Any] = column.to_pylist()
+        return values
     except UnicodeDecodeError:
         cells = column.cast(pa.large_binary()).to_pylist()
         return [None if cell is None else _decode(cell, number + i, on_error, name) for i, cell in enumerate(cells)]

@@ -54,7 +54,8 @@ def infixes(lang: str) -> re.Pattern[str]:
     """Return the expression for the infixes at which spaCy splits a word."""
     from spacy.util import compile_infix_regex, get_lang_class
 
-    return compile_infix_regex(get_lang_class(lang).Defaults.infixes or [r"(?!)"])
+    expression: re.Pattern[str] = compile_infix_regex(get_lang_class(lang).Defaults.infixes or [r"(?!)"])
+    return expression
 
 
 @lru_cache

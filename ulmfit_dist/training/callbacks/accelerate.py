@@ -113,7 +113,8 @@ class AccelerateCallback(Callback):
 
     def without_exchange(self, module: torch.nn.Module) -> AbstractContextManager[None]:
         """Wrap forward and backward passes whose gradients stay on this rank."""
-        return self.accelerator.no_sync(module)
+        context: AbstractContextManager[None] = self.accelerator.no_sync(module)
+        return context
 
     def backward(self, loss: Tensor, *inner: tuple[Tensor, Tensor]) -> None:
         """Run the backward pass of a loss, scaled in fp16, and of inner tensors with known gradients.
@@ -150,7 +151,7 @@ class AccelerateCallback(Callback):
         timer = self.runtime.step_timer
         is_exchange = any(module.require_backward_grad_sync for module in self.wrapped)
         if is_exchange:
-            engine = torch.autograd.Variable._execution_engine  # type: ignore[attr-defined]
+            engine = torch.autograd.Variable._execution_engine
             loss.register_hook(lambda _: engine.queue_callback(lambda: timer.end(None)))
         yield
         if is_exchange:
@@ -159,7 +160,7 @@ class AccelerateCallback(Callback):
     def _prepare(self, module: torch.nn.Module) -> torch.nn.Module:
         frozen = not any(parameter.requires_grad for parameter in module.parameters())
         no_ddp = frozen or self.shard.exact  # mixed precision only: DDP has nothing to exchange
-        prepared = self.accelerator.prepare_model(module, evaluation_mode=no_ddp)
+        prepared: torch.nn.Module = self.accelerator.prepare_model(module, evaluation_mode=no_ddp)
         if isinstance(prepared, DistributedDataParallel):
             freeze_ddp_buckets(prepared)
             prepared._set_ddp_runtime_logging_sample_rate(NEVER)
@@ -168,7 +169,7 @@ class AccelerateCallback(Callback):
         return prepared
 
     def _unwrap(self, module: torch.nn.Module) -> torch.nn.Module:
-        bare = self.accelerator.unwrap_model(module, keep_fp32_wrapper=False)
+        bare: torch.nn.Module = self.accelerator.unwrap_model(module, keep_fp32_wrapper=False)
         bare.__dict__.pop("_is_accelerate_prepared", None)  # else Accelerate would skip it in the next phase
         return bare
 

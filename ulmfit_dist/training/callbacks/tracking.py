@@ -18,8 +18,8 @@ import torch
 from fastai.callback.core import Callback
 
 from ulmfit_dist.distributed.step_timer import PARTS, Spent, TimedIntervals
+from ulmfit_dist.tracking.metric_logger import Table
 from ulmfit_dist.tracking.tracker import Tracker
-from ulmfit_dist.tracking.wandb_run import Table
 from ulmfit_dist.training.callbacks.order import CallbackOrder
 from ulmfit_dist.utils.host_copy import HostCopy
 
@@ -262,7 +262,7 @@ class TrackingCallback(Callback):
         """Return memory in GB: the peak of the GPU, or the resident memory of this process on a CPU."""
         if self.runtime.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.runtime.device) / 1e9
-        return psutil.Process().memory_info().rss / 1e9
+        return float(psutil.Process().memory_info().rss / 1e9)
 
     def _vector(self, *values: float) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.float64, device=self.runtime.device)

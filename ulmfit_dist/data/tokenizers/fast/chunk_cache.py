@@ -199,4 +199,5 @@ def _concatenate(documents: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 def _documents_of(positions: np.ndarray, ends: np.ndarray) -> list[int]:
     """Return the documents that contain these positions, each once."""
-    return np.unique(np.searchsorted(ends, positions, side="right")).tolist()
+    documents: list[int] = np.unique(np.searchsorted(ends, positions, side="right")).tolist()
+    return documents

@@ -120,7 +120,8 @@ class WordTokenCache:
         if self.special_cases.has_spanning:
             return range(len(breaks) + 1)
         positions = np.flatnonzero(np.isin(keys, self.special_cases.keys))
-        return np.searchsorted(breaks, positions).tolist()
+        lines: list[int] = np.searchsorted(breaks, positions).tolist()
+        return lines
 
 
 def _bounds(lengths: Iterable[int]) -> tuple[int, ...]:

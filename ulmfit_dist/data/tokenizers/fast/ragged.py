@@ -58,7 +58,8 @@ class GrowableArray:
         return self._length
 
     def __getitem__(self, indices: np.ndarray) -> np.ndarray:
-        return self._array[indices]
+        rows: np.ndarray = self._array[indices]
+        return rows
 
     def put(self, indices: np.ndarray, values: np.ndarray) -> None:
         """Set values at indices (int), which may be beyond the end."""
