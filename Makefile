@@ -21,4 +21,4 @@ lint: ## check code, types, shell scripts, workflows and text
 	bash launch/lint.sh
 
 docs: setup ## build the site of the documentation
-	.venv/bin/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict

@@ -43,7 +43,9 @@ def evaluate_ensemble(
     """Return metrics of classifiers and of their mean on their common validation documents. Collective.
 
     Args:
-        folders, trust_remote_code: as for `Ensemble`; with the baseline, one folder suffices.
+        folders: as for `Ensemble`; with the baseline, one folder suffices.
+        runtime: ranks that share the documents.
+        trust_remote_code: as for `Ensemble`.
         with_baseline: add the TF-IDF baseline as a member, fitted again to the first run's training documents. The
             probabilities of each member are then scaled by a temperature fitted to the validation documents
             (`inference/temperature.py`); the numbers of a regression are averaged unscaled.
