@@ -46,6 +46,8 @@ class Runtime(Collectives):
         heartbeat: connections to the other ranks; None on one process, or if the network does not allow them.
     """
 
+    precision: str
+
     def __init__(self, settings: RuntimeConfig, run_dir: Path | None = None, keeps_group: bool = False):
         """Join the process group that the launcher describes; on one process there is none.
 
