@@ -51,10 +51,10 @@ def evaluate_ensemble(
             (`inference/temperature.py`); the numbers of a regression are averaged unscaled.
 
     Returns:
-        The figures of the mean as `ensemble`, as `evaluate` returns them for a classifier, and those of each member in
-        `members`, with its folder as `run`. With the baseline, `members` and `baseline` have their `temperature` (None for a
-        regression; their figures are unscaled), `baseline` its `C` and `num_features`, and, if the test split is labelled,
-        all three have `test`, the same figures there with 95 % intervals.
+        The figures of the mean as `ensemble`, as `evaluate` returns them for a classifier, and the scalar ones of each
+        member in `members`, with its folder as `run`. With the baseline, `members` and `baseline` have their `temperature`
+        (None for a regression; their figures are unscaled), `baseline` its `C` and `num_features`, and, if the test split is
+        labelled, all three have `test`, the same figures there with 95 % intervals.
 
     Raises:
         UserError: as for `Ensemble`; the token store is missing or the texts have changed; members were trained on different
