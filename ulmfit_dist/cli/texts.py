@@ -76,12 +76,11 @@ def report_quantization(
         print(message, file=sys.stderr, flush=True)
 
     with ranks.fail_together():
-        for run, classifier in zip(runs, classifiers, strict=True) if ranks.is_main else ():
+        for run, classifier in zip(runs, classifiers, strict=True) if ranks.rank == 0 else ():
             effect = quantization_effect(run, classifier, args.trust_remote_code, report)
-            missing = (
-                f"its token store is missing, so no accuracy on valid: evaluate RUN --data FILE --quantize {args.quantize}"
-            )
-            report((f"{run}: " if len(runs) > 1 else "") + str(effect or f"{args.quantize}: {missing}"))
+            missing = "accuracy on valid not computed, its token store is missing: see evaluate RUN --data FILE"
+            line = str(effect or f"{args.quantize}: {missing} --quantize {args.quantize}")
+            report(f"{run}: {line}" if len(runs) > 1 else line)
 
 
 def label(args: argparse.Namespace, classifier: Classifier, ranks: Collectives) -> None:

@@ -49,17 +49,17 @@ class Int8Linear(nn.Module):
     """
 
     packed: Tensor
-    scale_N: Tensor
-    zero_N: Tensor
+    scale: Tensor
+    zero: Tensor
 
     def __init__(self, weight_NK: Tensor, bias_N: Tensor | None = None):
         super().__init__()
         weight_NK = weight_NK.detach().float()
         scale_N = weight_NK.abs().amax(1).div_(LARGEST_WEIGHT).clamp_min_(SMALLEST_SCALE)
         rounded_NK = (weight_NK / scale_N[:, None]).round().clamp(-LARGEST_WEIGHT, LARGEST_WEIGHT).to(torch.int8)
-        self.bias_N = None if bias_N is None else bias_N.detach().float()
+        self.bias = None if bias_N is None else bias_N.detach().float()
         packed = torch.ops.onednn.qlinear_prepack(rounded_NK, [TYPICAL_ROWS, weight_NK.shape[1]])
-        buffers = {"packed": packed, "scale_N": scale_N, "zero_N": torch.zeros(len(scale_N), dtype=torch.int32)}
+        buffers = {"packed": packed, "scale": scale_N, "zero": torch.zeros(len(scale_N), dtype=torch.int32)}
         for name, tensor in buffers.items():
             self.register_buffer(name, tensor, persistent=False)
 
@@ -67,10 +67,10 @@ class Int8Linear(nn.Module):
         """Return the outputs of rows, fp32 [b, N]."""
         x_bK, scale_b1 = quantize_rows(x_bK)
         output_bN: Tensor = torch.ops.onednn.qlinear_pointwise(
-            x_bK, 1.0, ZERO, self.packed, self.scale_N, self.zero_N, None, 1.0, 0, torch.float32, "none", [], ""
+            x_bK, 1.0, ZERO, self.packed, self.scale, self.zero, None, 1.0, 0, torch.float32, "none", [], ""
         )
         output_bN.mul_(scale_b1)
-        return output_bN if self.bias_N is None else output_bN.add_(self.bias_N)
+        return output_bN if self.bias is None else output_bN.add_(self.bias)
 
 
 class Int8LSTM(nn.Module):
