@@ -33,6 +33,8 @@ from ulmfit_dist.utils.memory import explain_out_of_memory
 
 BATCH_TOKENS = 64 * 512
 """Maximum number of tokens per batch, padding included; a document with more tokens is one batch."""
+IDS_PER_TOKEN = 16
+"""Maximum number of token ids per batch, for each token whose output is kept."""
 CHARACTERS_AT_ONCE = 1 << 24
 """Characters of the texts that are tokenized and sorted together: about ten thousand articles, a hundred MB of memory."""
 TEXTS_AT_ONCE = 1 << 16
@@ -147,7 +149,7 @@ class TextClassifier(Classifier):
         seq_len = self.config.classifier.seq_len
         outputs_NC = np.empty((len(documents), num_outputs(self.settings.target, self.labels)))
         advice = f"give a batch_tokens below {batch_tokens}, or device='cpu'"
-        for batch in token_batches([*map(len, documents)], seq_len, batch_tokens):
+        for batch in token_batches([*map(len, documents)], seq_len, batch_tokens, self.settings.max_len):
             width = _whole_chunks(len(documents[batch[0]]), seq_len)
             x_bT = pad_chunks([documents[i] for i in batch], width, seq_len)
             with explain_out_of_memory(f"predict of {len(batch)} text(s) of up to {width} tokens", advice):
@@ -172,12 +174,20 @@ class TextClassifier(Classifier):
         return answers_of(for_one_call(self.model)(x_bT.to(self.device))[0], self.settings.target).cpu().numpy()
 
 
-def token_batches(lengths: Sequence[int], seq_len: int, batch_tokens: int) -> Iterator[list[int]]:
-    """Yield indices of documents, longest first, in batches of at most `batch_tokens` with padding, or of one document."""
+def token_batches(
+    lengths: Sequence[int], seq_len: int, batch_tokens: int, max_len: int | None = None
+) -> Iterator[list[int]]:
+    """Yield indices of documents, longest first, in batches of at most `batch_tokens`, or of one document.
+
+    Tokens count with padding, but not those before the last `max_len`, whose outputs are not kept: the other documents of a
+    batch are not computed there, and ids take little memory.
+    """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     start = 0
     while start < len(order):
-        rows = max(1, batch_tokens // _whole_chunks(lengths[order[start]], seq_len))
+        width = _whole_chunks(lengths[order[start]], seq_len)
+        kept = width if max_len is None else min(width, _whole_chunks(max_len, seq_len))
+        rows = max(1, min(batch_tokens // kept, IDS_PER_TOKEN * batch_tokens // width))
         yield order[start : start + rows]
         start += rows
 

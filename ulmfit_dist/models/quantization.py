@@ -15,6 +15,7 @@ b: rows of a batch, T: tokens of a chunk, K, N: inputs and outputs of a product,
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,8 @@ ZERO = 64
 """Integer that stands for an input of zero; inputs are unsigned."""
 SMALLEST_SCALE = 1e-30
 """Lower bound of a scale, for rows of zeros."""
+INPUT_WEIGHTS = ("weight_ih", "bias_ih", "bias_hh")
+"""Weights and biases of an LSTM that are independent of the hidden state."""
 TYPICAL_ROWS = 64
 """Number of rows for which oneDNN arranges the weights; any number can be computed."""
 
@@ -84,8 +87,8 @@ class Int8LSTM(nn.Module):
     def __init__(self, lstm: nn.LSTM, weight_hh: Tensor):
         super().__init__()
         self.hidden_size = lstm.hidden_size
-        bias = lstm.bias_ih_l0 + lstm.bias_hh_l0
-        self.input = Int8Linear(_cell_gate_last(lstm.weight_ih_l0), _cell_gate_last(bias))
+        weight_ih, bias_ih, bias_hh = (_cell_gate_last(getattr(lstm, f"{name}_l0")) for name in INPUT_WEIGHTS)
+        self.input = Int8Linear(weight_ih, bias_ih + bias_hh)
         self.recurrent = Int8Linear(_cell_gate_last(weight_hh))
 
     def forward(self, gates: Iterable[Tensor], h_bH: Tensor, c_bH: Tensor, num_steps: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -113,7 +116,7 @@ class Int8AWDLSTM(Encoder):
         source: the encoder to quantize; the embedding is shared with it.
     """
 
-    rnns: nn.ModuleList
+    rnns: Any
 
     def __init__(self, source: AWDLSTM):
         super().__init__()
