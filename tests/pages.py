@@ -10,7 +10,11 @@ from conftest import ROOT
 
 from ulmfit_dist.cli.parser import EXAMPLES
 
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / f"{name}.md" for name in ("README", "CHANGELOG", "CONTRIBUTING", "SECURITY", "CODE_OF_CONDUCT")),
+    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "examples/README.md",
+]
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 HERE_DOCUMENT = re.compile(r"^([^\n]*)<<\s*'?(\w+)'?([^\n]*)\n(.*?)^\2$", re.MULTILINE | re.DOTALL)
 COMMENT = re.compile(r"^# +((?:[A-Z_]+=\S+ )*(?:bash launch/|sbatch -|ulmfit-dist ).*)$", re.MULTILINE)

@@ -23,7 +23,7 @@ else:
 LOCK = ROOT / "constraints.txt"
 SET_UP = ("demo", "sentencepiece", "dev")
 """Extras that launch/setup.sh installs."""
-NAME_ON_PYPI = {"google": "protobuf", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+NAME_ON_PYPI = {"google": "protobuf", "mlflow": "mlflow-skinny", "sklearn": "scikit-learn", "yaml": "pyyaml"}
 """Distributions by a module of theirs that has another name."""
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 ONLY_FOR_NOTEBOOKS = {"ipykernel", "nbclient"}

@@ -31,7 +31,7 @@ SECTIONS = "|".join(sorted({key.partition(".")[0] for key in KEYS if "." in key}
 KEY = rf"(?:{SECTIONS})(?:\.\w+)*|name|seed|runs_dir"
 VALUE = r"(?:[\[{].*?[\]}]+|[^\s\[{]\S*)"
 SETTINGS = re.compile(rf"""(?:["']?(?:{KEY})={VALUE}["']?\s*)+""")
-FOLDERS = r"(ulmfit_dist|tests|docs|configs|launch|slurm|benchmarks|\.ci)"
+FOLDERS = r"(ulmfit_dist|tests|docs|configs|examples|launch|slurm|benchmarks|\.ci)"
 PLACEHOLDER = re.compile(r"[A-Z_]+")
 """Placeholder of an argument, such as CONFIG."""
 LEFT_OPEN = re.compile(r"\[.*|\.\.\.\]?")

@@ -149,7 +149,8 @@ def compare(first: Runs, second: Runs) -> dict[str, Any]:
     """Return the comparison of two runs on the same documents, as `ulmfit-dist compare --json` prints it.
 
     Args:
-        first, second: run directories; or two lists of them, compared by their means and the spread over their runs.
+        first: a run directory; or a list of them, compared by their mean and the spread over its runs.
+        second: the same, on the same documents.
     """
     return compare_runs(first, second)
 

@@ -13,6 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import mlflow
+import numpy as np
 import pytest
 import torch
 from conftest import LEARNING, RECIPE, ROOT, TINY, command, mounted
@@ -25,9 +27,13 @@ from ulmfit_dist.config.schema import Config, LMConfig, Phase, RuntimeConfig
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.models.bundle import WEIGHTS, ModelBundle
+from ulmfit_dist.tracking.accelerate_trackers import FINAL, read_mlflow, read_tensorboard
+from ulmfit_dist.tracking.jsonl import MetricLog, row_after
+from ulmfit_dist.tracking.metric_logger import MetricRow, row_of
 from ulmfit_dist.tracking.wandb_files import files_of
 from ulmfit_dist.training.train_state import TrainState
 
+TRACKERS = ("tracking.trackers=[wandb,tensorboard,mlflow]",)
 Start = Callable[..., subprocess.Popen[str]]
 
 
@@ -79,27 +85,47 @@ def assert_has_every_line_once(rows: list[dict], run: Path) -> None:
         assert actual == pytest.approx({name: line[name] for name in actual}, rel=1e-12)
 
 
-def test_a_run_that_is_killed_again_and_again_ends_as_one_left_alone(begin: Start, alone: Path, tmp_path: Path):
+def assert_trackers_hold(run: Path) -> None:
+    """Assert that the curves in TensorBoard's and MLflow's files are exactly metrics.jsonl, durations included."""
+    log, rows, first = MetricLog(run / "metrics.jsonl"), list[MetricRow](), 0
+    for stage in STAGES:
+        lines = log.read(stage)
+        rows += [row_of(line, first) for line in lines]
+        first = row_after(lines, first) + 1
+    expected = {(name, row.number): value for row in rows for name, value in row.values.items()}
+    identity = json.loads((run / "mlflow.json").read_text())
+    mlflow.set_tracking_uri(identity["tracking_uri"])
+    for known, dtype in ((read_tensorboard(run / "tensorboard"), np.float32), (read_mlflow(identity["run_id"]), np.float64)):
+        curves = {key: value for key, value in known.items() if not key[0].startswith(FINAL)}
+        assert curves == {key: float(dtype(value)) for key, value in expected.items()}
+
+
+def test_a_run_that_is_killed_again_and_again_ends_as_one_left_alone(
+    begin: Start, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Its trackers are read in `assert_trackers_hold`: rows of a killed start must not remain in them."""
     run, notes = tmp_path / "run", tmp_path / "notes"
-    process = begin(*RECIPE, "name=run")
+    process = begin(*RECIPE, *TRACKERS, "name=run")
     wait_for_step(process, notes, "lm", 62)  # in the second phase
     wait_for_save(process, run)
     kill_all(process)
     assert list(run.glob("checkpoints/lm/step-*"))
 
-    process = begin(*RECIPE, "name=run")
+    process = begin(*RECIPE, *TRACKERS, "name=run")
     wait_for_step(process, notes, "classifier", 10)
     os.kill(process.pid, signal.SIGTERM)
     errors = process.communicate()[1]
     assert re.search(r"stopped by SIGTERM after step \d+: classifier is saved in \S+; start again to resume", errors)
 
-    process = begin(*RECIPE, "name=run")
+    process = begin(*RECIPE, *TRACKERS, "name=run")
     wait_for_step(process, notes, "classifier", 80)
     kill_all(process)
-    printed = finish(begin(*RECIPE, "name=run"))
+    printed = finish(begin(*RECIPE, *TRACKERS, "name=run", processes=1))
     assert "lm: already trained" in printed
     assert "classifier: resumes from" in printed
 
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    assert_trackers_hold(run)
     assert same_bits(run, alone / "run")
     for ours, reference in zip(metrics(run), metrics(alone / "run"), strict=True):
         assert ours.pop("stage") == reference.pop("stage")

@@ -10,7 +10,7 @@ from conftest import LEARNING, TINY, make_folder
 from fastai.text.models.awdlstm import awd_lstm_clas_split, awd_lstm_lm_split
 from torch import Tensor, nn
 
-from examples.my_encoder import GRUEncoder
+from examples.custom_encoder import GRUEncoder
 from ulmfit_dist import classifier_learner, evaluate, lm_learner, load_classifier, load_config, load_language_model
 from ulmfit_dist.checkpointing.learner_state import LearnerStateDict
 from ulmfit_dist.config.schema import ClassifierConfig, Config, LMConfig, ModelConfig, RuntimeConfig
@@ -32,7 +32,7 @@ from ulmfit_dist.training.train_state import TrainState
 from ulmfit_dist.training.train_steps import LMLearner
 
 pytestmark = pytest.mark.usefixtures("no_process_group")
-GRU = "model.arch=examples.my_encoder.GRUEncoder"
+GRU = "model.arch=examples.custom_encoder.GRUEncoder"
 SIZES = ModelConfig(emb_sz=6, n_hid=8, n_layers=3)
 
 
@@ -90,7 +90,7 @@ def test_layer_groups_are_fastais():
 
 
 def test_what_is_in_no_layer_is_trained_with_the_embedding():
-    model = build_language_model(40, ModelConfig(6, 8, 2, arch="examples.my_encoder.GRUEncoder"), LMConfig())
+    model = build_language_model(40, ModelConfig(6, 8, 2, arch="examples.custom_encoder.GRUEncoder"), LMConfig())
     encoder_of(model).scale = nn.Parameter(torch.ones(1))
     groups = lm_groups(model)
     assert sorted(id(parameter) for group in groups for parameter in group) == sorted(map(id, model.parameters()))
@@ -180,11 +180,11 @@ def as_lists(learn: LMLearner) -> dict[int, list]:
 @pytest.mark.parametrize(
     ("arch", "model", "printed"),
     [
-        ("examples.my_encoder.LSTMEncoder", {}, "cannot be imported"),
+        ("examples.custom_encoder.LSTMEncoder", {}, "cannot be imported"),
         ("torch.nn.LSTM", {}, "is not a subclass of ulmfit_dist.models.encoder.Encoder: derive it from that"),
         ("ulmfit_dist.models.encoder.Encoder", {}, "cannot be instantiated .*abstract"),
         (
-            "examples.my_encoder.GRUEncoder",
+            "examples.custom_encoder.GRUEncoder",
             {"arch_kwargs": {"depth": 2}},
             "cannot be instantiated .*depth.*arch_kwargs",
         ),

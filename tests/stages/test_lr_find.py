@@ -125,7 +125,7 @@ def test_too_few_steps_are_told():
 
 def test_two_ranks_find_what_one_does_and_leave_no_model(corpus: Path, recipe: Path, tmp_path: Path):
     words = [recipe, f"data.path={corpus}", *TINY, f"data.cache_dir={tmp_path}/cache", f"runs_dir={tmp_path}"]
-    words += ["runtime.precision=fp64", "lm.global_batch_size=16", "lm.callbacks=[examples.my_callback.LowerRates]"]
+    words += ["runtime.precision=fp64", "lm.global_batch_size=16", "lm.callbacks=[examples.custom_callback.LowerRates]"]
     output = {name: succeed(["lr-find", *words, f"name={name}", *WORDS], n) for name, n in (("one", 1), ("two", 2))}
     for name in output:
         assert "for the first phase, by fastai's default: lr: " in output[name]

@@ -25,14 +25,15 @@ from ulmfit_dist.tracking.console import EpochTable
 from ulmfit_dist.training.callbacks.user import add_callbacks
 
 METRICS = [
-    "examples.my_metric.among_two",
+    "examples.custom_metric.among_two",
     {"path": "fastai.metrics.F1Score", "average": "weighted", "name": "f1_weighted"},
     {"path": "fastai.metrics.RocAuc"},
     "test_user_defined_parts.first_label",
 ]
 IN_THE_CONFIG = (
-    "classifier.metrics=[examples.my_metric.among_two,{path: fastai.metrics.F1Score, average: weighted, name: f1_weighted}]",
-    "classifier.callbacks=[{path: examples.my_callback.LowerRates, factor: 0.5}, test_user_defined_parts.StopsItself]",
+    "classifier.metrics=[examples.custom_metric.among_two, "
+    "{path: fastai.metrics.F1Score, average: weighted, name: f1_weighted}]",
+    "classifier.callbacks=[{path: examples.custom_callback.LowerRates, factor: 0.5}, test_user_defined_parts.StopsItself]",
     "lm.callbacks=[fastai.callback.training.ShortEpochCallback]",
 )
 
@@ -108,10 +109,10 @@ def test_metrics_that_would_fail_are_refused_before_training(entries: list, outp
     [
         (["fastai.callback.tracker.EarlyStoppingCallback"], "needs fastai's own training loop: use early_stopping_patience"),
         (["fastai.callback.core.event"], "is not a subclass of fastai's Callback"),
-        (["examples.my_callback.Missing"], "cannot be imported"),
-        ([{"path": "examples.my_callback.LowerRates", "speed": 3}], "cannot be created .*speed"),
+        (["examples.custom_callback.Missing"], "cannot be imported"),
+        ([{"path": "examples.custom_callback.LowerRates", "speed": 3}], "cannot be created .*speed"),
         (["test_user_defined_parts.ModelSelectionCallback"], "the learner already has a 'model_selection'"),
-        (["examples.my_callback.LowerRates"] * 2, "the learner already has a 'lower_rates'"),
+        (["examples.custom_callback.LowerRates"] * 2, "the learner already has a 'lower_rates'"),
     ],
 )
 def test_callbacks_that_cannot_work_are_refused(entries: list, output: str):
@@ -138,7 +139,7 @@ def test_they_survive_a_round_trip_through_yaml(tmp_path: Path):
     config = load_config(None, ["data.path=x", *IN_THE_CONFIG])
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     assert load_config(tmp_path / "config.yaml") == config
-    assert config.classifier.callbacks[0] == {"path": "examples.my_callback.LowerRates", "factor": 0.5}
+    assert config.classifier.callbacks[0] == {"path": "examples.custom_callback.LowerRates", "factor": 0.5}
 
 
 def lines_of(run: Path) -> list[dict]:

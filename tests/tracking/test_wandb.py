@@ -24,9 +24,10 @@ from wandb_server import Server, wandb_server
 from ulmfit_dist.config.loading import load_config
 from ulmfit_dist.config.schema import Config, TrackingConfig
 from ulmfit_dist.errors import UserError
+from ulmfit_dist.tracking.metric_logger import MetricRow
 from ulmfit_dist.tracking.wandb_files import files_of, last_row, records
 from ulmfit_dist.tracking.wandb_process import wandb_mode
-from ulmfit_dist.tracking.wandb_run import WandbRow, WandbRun, where_offline
+from ulmfit_dist.tracking.wandb_run import WandbRun, where_offline
 
 pytestmark = pytest.mark.distributed  # W&B has a process of its own
 KEY = "a" * 40
@@ -61,8 +62,8 @@ def config(folder: Path, **tracking: Any) -> Config:
     return composed
 
 
-def rows(numbers: range, factor: float = 1.0) -> list[WandbRow]:
-    return [WandbRow(number, {"lm/loss": number * factor}) for number in numbers]
+def rows(numbers: range, factor: float = 1.0) -> list[MetricRow]:
+    return [MetricRow(number, {"lm/loss": number * factor}) for number in numbers]
 
 
 def files(folder: Path, run_id: str) -> list[Path]:

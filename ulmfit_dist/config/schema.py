@@ -311,8 +311,10 @@ class CheckpointConfig:
 
 @dataclass
 class TrackingConfig:
-    """Weights & Biases and metrics.jsonl, on rank 0 only."""
+    """Trackers and metrics.jsonl, on rank 0 only."""
 
+    trackers: list[str] = field(default_factory=lambda: ["wandb"])
+    """wandb, tensorboard, mlflow and other trackers of Accelerate; []: metrics.jsonl and terminal only."""
     wandb_mode: str = choice("auto", "online", "offline", "disabled")
     """auto: online if logged in, otherwise offline; WANDB_MODE overrides auto."""
     project: str = checked("ulmfit", _is_project, f"at most 128 characters, none of {' '.join(FORBIDDEN_IN_PROJECT)}")
@@ -330,7 +332,7 @@ class TrackingConfig:
     log_model: bool = False
     """Upload exported models as W&B artifacts; online only."""
     wandb_timeout: float = number(30, "number of seconds", above=0)
-    """Maximum seconds that the end of a run waits for W&B; `wandb sync` uploads the rest."""
+    """Maximum seconds that the end of a run waits for W&B, or another tracker; `wandb sync` uploads the rest."""
 
 
 @dataclass

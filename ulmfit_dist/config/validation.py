@@ -11,7 +11,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from ulmfit_dist.config.fields import Rule, is_optional, rule_of, type_hints
-from ulmfit_dist.config.schema import SPLITS, ClassifierConfig, Config, DataConfig, ModelConfig, Phase, RuntimeConfig
+from ulmfit_dist.config.schema import (
+    SPLITS,
+    ClassifierConfig,
+    Config,
+    DataConfig,
+    ModelConfig,
+    Phase,
+    RuntimeConfig,
+    TrackingConfig,
+)
 from ulmfit_dist.errors import UserError, did_you_mean
 
 
@@ -31,6 +40,7 @@ def check_config(config: Config) -> None:
     _check_missing_number(config.classifier, config.data)
     _check_category_only(config.classifier)
     _check_regression_only(config.classifier)
+    _check_trackers(config.tracking)
 
 
 def _check_fields(section: Any, prefix: str = "") -> None:
@@ -147,4 +157,16 @@ def _check_regression_only(settings: ClassifierConfig) -> None:
     if settings.y_range is not None and settings.target != "regression":
         raise UserError(
             f"classifier.y_range={settings.y_range} is for classifier.target=regression: set y_range=null, or that target"
+        )
+
+
+def _check_trackers(tracking: TrackingConfig) -> None:
+    """Check tracking.trackers; their names and packages are checked when the run starts."""
+    doubled = next((name for name in tracking.trackers if tracking.trackers.count(name) > 1), None)
+    if doubled is not None:
+        raise UserError(f"tracking.trackers names {doubled} twice: leave one out")
+    if tracking.wandb_mode in ("online", "offline") and "wandb" not in tracking.trackers:
+        raise UserError(
+            f"tracking.wandb_mode={tracking.wandb_mode}, but tracking.trackers={tracking.trackers} is without wandb: "
+            f"add it, or leave tracking.wandb_mode out"
         )

@@ -34,7 +34,8 @@ class Runtime(Collectives):
 
     Attributes:
         accelerator: Accelerate's object, for everything that is not here.
-        rank, world_size: index of this process, and number of processes.
+        rank: index of this process.
+        world_size: number of processes.
         device: device of this rank.
         precision: "fp32", "bf16", "fp16" or "fp64": the value that runtime.precision resolves to.
         settings: the runtime section of the config, with the launcher's precision in place of `auto`.
@@ -44,6 +45,8 @@ class Runtime(Collectives):
         micro_batch_size: largest size that fits the memory; None until a step runs out of memory.
         heartbeat: connections to the other ranks; None on one process, or if the network does not allow them.
     """
+
+    precision: str
 
     def __init__(self, settings: RuntimeConfig, run_dir: Path | None = None, keeps_group: bool = False):
         """Join the process group that the launcher describes; on one process there is none.

@@ -47,17 +47,18 @@ def evaluate_ensemble(
     """Return metrics of classifiers and of their mean on their common validation documents. Collective.
 
     Args:
-        folders, trust_remote_code, quantize: as for `Ensemble`; with the baseline, one folder suffices.
+        folders: as for `Ensemble`; with the baseline, one folder suffices.
+        runtime: ranks that share the documents.
+        trust_remote_code, quantize: as for `Ensemble`.
         with_baseline: add the TF-IDF baseline as a member, fitted again to the first run's training documents. The
             probabilities of each member are then scaled by a temperature fitted to the validation documents
             (`inference/temperature.py`); the numbers of a regression are averaged unscaled.
 
     Returns:
-        `ensemble`: the figures of the mean, as `evaluate` returns them for a classifier; `members`: for each its folder, as
-        `run`, and its scalar figures.
-            With the baseline, `members` and `baseline` have their `temperature` (None for a regression; their figures are
-            unscaled), `baseline` its `C` and `num_features`, and, if the test split is labelled, all three have `test`: the
-            same figures there with 95 % intervals.
+        The figures of the mean as `ensemble`, as `evaluate` returns them for a classifier, and the scalar ones of each
+        member in `members`, with its folder as `run`. With the baseline, `members` and `baseline` have their `temperature`
+        (None for a regression; their figures are unscaled), `baseline` its `C` and `num_features`, and, if the test split is
+        labelled, all three have `test`, the same figures there with 95 % intervals.
 
     Raises:
         UserError: as for `Ensemble`; the token store is missing or the texts have changed; members were trained on different

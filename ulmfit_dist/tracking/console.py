@@ -12,7 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from ulmfit_dist.config.schema import Phase
+from ulmfit_dist.tracking.jsonl import is_epoch
+from ulmfit_dist.tracking.metric_logger import MetricRow
 from ulmfit_dist.utils.formatting import describe_processes, duration
+from ulmfit_dist.utils.log import get_logger
+
+logger = get_logger(__name__)
 
 WIDTHS = {"stage": 10, "phase": 7, "epoch": 7, "per second": 16, "time": 9}
 """Widths of columns, in characters, where they differ from the default."""
@@ -68,6 +73,29 @@ class EpochTable:
         time = duration(line.get(f"{self.stage}/epoch_seconds"))
         cells = (self.stage, str(phase + 1), of_phase, *values, time)
         return _row(("stage", "phase", "epoch", *self.columns, "time"), cells)
+
+
+class ConsoleLogger:
+    """Prints a row of the table of the running stage at the end of each epoch.
+
+    Attributes:
+        table: table of the running stage.
+    """
+
+    def __init__(self, table: EpochTable):
+        self.table = table
+
+    def log(self, row: MetricRow) -> None:
+        """Print the row of an epoch."""
+        if row.line is not None and is_epoch(row.line):
+            logger.info(self.table.row(row.line))
+
+    def summarize(self, figures: Mapping[str, float], row: int) -> None:
+        """Do nothing: `final_table` prints the figures of all stages at the end."""
+
+    def finish(self, exit_code: int) -> list[str]:
+        """Return no lines."""
+        return []
 
 
 def final_table(summary: Mapping[str, Any]) -> Iterable[str]:

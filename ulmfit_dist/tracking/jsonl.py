@@ -9,11 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.utils.files import write_bytes
 from ulmfit_dist.utils.log import get_logger
+
+if TYPE_CHECKING:
+    from ulmfit_dist.tracking.metric_logger import MetricRow
 
 logger = get_logger(__name__)
 
@@ -46,6 +49,18 @@ class MetricLog:
         """Remove the lines of a stage that is not running."""
         self._others = "".join(line for line in self._others.splitlines(True) if _stage_of(line) != stage)
         self._write()
+
+    def log(self, row: MetricRow) -> None:
+        """Append the line of a row."""
+        if row.line is not None:
+            self.append(row.line)
+
+    def summarize(self, figures: Mapping[str, float], row: int) -> None:
+        """Do nothing: final figures are in summary.json."""
+
+    def finish(self, exit_code: int) -> list[str]:
+        """Return no lines: each line is written when it is logged."""
+        return []
 
     def append(self, line: Mapping[str, Any]) -> None:
         """Append a line; after a failed write, warn and retry with the next line."""

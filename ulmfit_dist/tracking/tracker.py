@@ -1,7 +1,8 @@
-"""Run directory, W&B run and terminal output of one training run.
+"""Run directory, trackers and terminal output of one training run.
 
-Only rank 0 writes. All stages share one W&B run, in which each stage has its own step axis, and a resumed run continues the
-same W&B run. Trade-off: tracking never stops training. If a line cannot be written, or W&B fails, a warning is printed.
+Only rank 0 writes. All stages share one W&B run (and one run of each other tracker), in which each stage has its own step
+axis, and a resumed run continues it. Trade-off: tracking never stops training. If a line cannot be written, or a tracker
+fails, a warning is printed.
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ from ulmfit_dist.data.splits import valid_is_test
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.metrics.user import metric_names
-from ulmfit_dist.tracking.console import EpochTable, final_table
-from ulmfit_dist.tracking.jsonl import STAGES, MetricLog, is_epoch, metrics_of, row_after, row_number
+from ulmfit_dist.tracking.accelerate_trackers import AccelerateLogger, check_trackers
+from ulmfit_dist.tracking.console import ConsoleLogger, EpochTable, final_table
+from ulmfit_dist.tracking.jsonl import STAGES, MetricLog, is_epoch, row_after
+from ulmfit_dist.tracking.metric_logger import MetricLogger, MetricRow, Table, row_of
 from ulmfit_dist.tracking.wandb_environment import mode_messages
 from ulmfit_dist.tracking.wandb_process import quiet_wandb, wandb_mode, warn
-from ulmfit_dist.tracking.wandb_run import Table, WandbRow, WandbRun, where_offline
+from ulmfit_dist.tracking.wandb_run import WandbRun, where_offline
 from ulmfit_dist.utils.environment import describe_environment
 from ulmfit_dist.utils.files import write_bytes, write_json
 from ulmfit_dist.utils.log import get_logger
@@ -35,14 +38,14 @@ logger = get_logger(__name__)
 
 
 class Tracker:
-    """Run directory and W&B run of one training run. On ranks other than 0 all calls do nothing.
+    """Run directory and trackers of one training run. On ranks other than 0 all calls do nothing.
 
     Attributes:
         fresh: True if the run starts over, also in W&B.
         run_id: id of the W&B run, once it is started.
 
     Raises:
-        UserError: the run directory cannot be written.
+        UserError: the run directory cannot be written, or a tracker is unknown or not installed.
     """
 
     def __init__(self, config: Config, runtime: Runtime):
@@ -50,9 +53,11 @@ class Tracker:
         self._metrics = MetricLog(self.folder / "metrics.jsonl")
         self._lock = FileLock(self.folder / ".lock", fallback_to_soft=False)  # a soft lock would outlive a killed process
         self._wandb: WandbRun | None = None
-        self._first_row, self._table = 0, EpochTable("lm", config.lm.phases)
+        self._first_row, self._console = 0, ConsoleLogger(EpochTable("lm", config.lm.phases))
+        self._loggers: list[MetricLogger] = [self._metrics, self._console]
         self.run_id: str | None = None
         self.started, self.fresh = False, False
+        check_trackers(config.tracking.trackers)
         if not runtime.is_main:
             return
         _check_writable(self.folder)
@@ -95,10 +100,15 @@ class Tracker:
         if not self.started:
             earlier_stages = [earlier for earlier in STAGES[: STAGES.index(stage)] if earlier in self.config.stages]
             is_complete = all(self._metrics.read(earlier) for earlier in earlier_stages)
-            self._start_wandb((run_id or self._saved_run_id()) if resumes and is_complete else None, rows)
-        if self._wandb is not None and "baseline" in self.summary:
-            for side in ("valid", "test"):
-                self._wandb.summarize(_flat_figures(f"baseline/{side}", self.summary["baseline"].get(side, {})))
+            continues = resumes and is_complete
+            if "wandb" in self.config.tracking.trackers:
+                self._start_wandb((run_id or self._saved_run_id()) if continues else None, rows)
+            for name in self.config.tracking.trackers:
+                if name != "wandb":
+                    accelerator = self.runtime.accelerator
+                    self._loggers.append(AccelerateLogger(name, self.config, accelerator, rows, continues))
+        for side in ("valid", "test") if "baseline" in self.summary else ():
+            self._summarize(_flat_figures(f"baseline/{side}", self.summary["baseline"].get(side, {})), stage)
         self.started = True
         self.show(stage)
 
@@ -107,13 +117,15 @@ class Tracker:
         if not self.runtime.is_main:
             return
         user_metrics = metric_names(self.config.classifier.metrics) if stage == "classifier" else []
-        self._table = EpochTable(stage, getattr(self.config, stage).phases, self.config.classifier.target, user_metrics)
-        logger.info(self._table.header() if stage == STAGES[0] else f"\n{self._table.header()}")
+        table = self._console.table = EpochTable(
+            stage, getattr(self.config, stage).phases, self.config.classifier.target, user_metrics
+        )
+        logger.info(table.header() if stage == STAGES[0] else f"\n{table.header()}")
         if stage == "classifier" and "baseline" in self.summary:
-            logger.info(self._table.baseline_row(self.summary["baseline"]))
+            logger.info(table.baseline_row(self.summary["baseline"]))
         for line in self._metrics.read(stage):
             if is_epoch(line):
-                logger.info(self._table.row(line))
+                logger.info(table.row(line))
 
     def drop_stage(self, stage: str) -> None:
         """Remove the metrics, tables and predictions of a stage whose input has changed."""
@@ -133,17 +145,14 @@ class Tracker:
         """Log a line: a position (phase, epoch, step, tokens) and metrics by their W&B names.
 
         Args:
-            tables: tables by name; only W&B gets them.
+            tables: tables by name; only W&B shows them.
         """
         if not self.runtime.is_main:
             return
         line = {"stage": stage, **position, **{f"{stage}/{name}": value for name, value in metrics.items()}}
-        self._metrics.append(line)
-        if is_epoch(line):
-            logger.info(self._table.row(line))
-        if self._wandb is not None:
-            row = WandbRow(row_number(line, self._first_row), metrics_of(line))
-            self._wandb.log(row, {f"{stage}/{name}": table for name, table in (tables or {}).items()})
+        row = row_of(line, self._first_row, {f"{stage}/{name}": table for name, table in (tables or {}).items()})
+        for backend in self._loggers:
+            backend.log(row)
 
     def finish_stage(
         self, stage: str, seconds: float, metrics: dict[str, float] | None = None, tables: dict[str, Any] | None = None
@@ -159,8 +168,8 @@ class Tracker:
             (self.folder / PREDICTIONS).unlink(missing_ok=True)  # predictions of the previous classifier
         self._tables[stage] = tables or {}
         self._write_summary()
+        self._summarize({f"{stage}/{name}": value for name, value in metrics.items()}, stage)
         if self._wandb is not None:
-            self._wandb.summarize({f"{stage}/{name}": value for name, value in metrics.items()})
             self._log_final_tables(stage, tables or {})
 
     def has_predictions(self, needs_test: bool) -> bool:
@@ -169,13 +178,12 @@ class Tracker:
         return (has_test or not needs_test) and (self.folder / PREDICTIONS).is_file()
 
     def finish_test(self, figures: dict[str, Any]) -> None:
-        """Write the figures on the test split to summary.json and W&B's summary, which gets both ends of each interval."""
+        """Write the figures on the test split to summary.json and the trackers, which get both ends of each interval."""
         if not self.runtime.is_main:
             return
         self.summary.setdefault("classifier", {})["test"] = figures
         self._write_summary()
-        if self._wandb is not None:
-            self._wandb.summarize(_flat_figures("test", figures))
+        self._summarize(_flat_figures("test", figures), "classifier")
 
     def set_baseline(self, figures: dict[str, Any] | None) -> None:
         """Set the baseline's figures (of `compute_baseline`) in the summary; None: no baseline."""
@@ -191,13 +199,13 @@ class Tracker:
             self._wandb.save_model(stage, self.folder / stage, metadata, texts)
 
     def close(self, exit_code: int = 0) -> list[str]:
-        """Finish the W&B run; exit code 0 means success. Returns the lines that say how to view the run."""
-        lines, saved = [], self._saved_run_id() if self.runtime.is_main else None
-        if self._wandb is not None:
-            lines = self._wandb.finish(exit_code)
-        elif saved is not None and not self.started:  # all stages had been finished before
-            lines = where_offline(self.folder / "wandb", saved)
-        self._wandb = None
+        """Finish the trackers; exit code 0 means success. Returns the lines that say how to view the run."""
+        lines, saved = list[str](), self._saved_run_id() if self.runtime.is_main else None
+        for backend in self._loggers:
+            lines += backend.finish(exit_code)
+        if self._wandb is None and saved is not None and not self.started:  # all stages had been finished before
+            lines += where_offline(self.folder / "wandb", saved)
+        self._wandb, self._loggers = None, []
         self._lock.release()
         return lines
 
@@ -222,12 +230,18 @@ class Tracker:
                 f"{self._lock.lock_file} cannot be locked ({error.strerror}): start no other training in this folder"
             )
 
-    def _rows(self, stage: str) -> tuple[int, list[WandbRow]]:
-        """Return the number of a stage's first row in W&B's history, and all rows logged so far."""
-        first, rows = 0, []
+    def _summarize(self, figures: dict[str, float], stage: str) -> None:
+        """Give the trackers final figures of a stage."""
+        row = row_after(self._metrics.read(stage), self._first_row)
+        for backend in self._loggers:
+            backend.summarize(figures, row)
+
+    def _rows(self, stage: str) -> tuple[int, list[MetricRow]]:
+        """Return the number of a stage's first row in the history of all stages, and all rows logged so far."""
+        first, rows = 0, list[MetricRow]()
         for earlier in STAGES:
             lines = self._metrics.read(earlier)
-            rows += [WandbRow(row_number(line, first), metrics_of(line)) for line in lines]
+            rows += [row_of(line, first) for line in lines]
             if earlier == stage:
                 break
             first = row_after(lines, first) + 1
@@ -242,7 +256,7 @@ class Tracker:
         path = self.folder / "wandb" / "run_id"
         return path.read_text(encoding="utf-8").strip() if path.is_file() else None
 
-    def _start_wandb(self, run_id: str | None, rows: list[WandbRow]) -> None:
+    def _start_wandb(self, run_id: str | None, rows: list[MetricRow]) -> None:
         """Start or resume the W&B run. A start with W&B disabled keeps the saved id for the next one."""
         mode, id_path = wandb_mode(self.config.tracking), self.folder / "wandb" / "run_id"
         if run_id is None:
@@ -255,6 +269,7 @@ class Tracker:
         quiet_wandb()  # raises UserError for invalid variables here, not in W&B's thread
         metadata = {**to_dict(self.config), **self._metadata, "environment": self.environment}
         self._wandb = WandbRun(self.config, mode, metadata, run_id, rows)
+        self._loggers.append(self._wandb)
         self.run_id = self._wandb.id
         id_path.parent.mkdir(exist_ok=True)
         write_bytes(id_path, self.run_id.encode())
@@ -268,7 +283,7 @@ class Tracker:
         documents = tables["most_wrong"]
         columns = list(documents[0]) if documents else ["document"]
         table = Table(columns, [[document[column] for column in columns] for document in documents])
-        self._wandb.log(WandbRow(row, {}), {f"{stage}/most_wrong": table})
+        self._wandb.log(MetricRow(row, {}, tables={f"{stage}/most_wrong": table}))
 
 
 def _flat_figures(prefix: str, figures: dict[str, Any]) -> dict[str, float]:

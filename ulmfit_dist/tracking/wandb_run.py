@@ -4,22 +4,22 @@ A background thread makes all calls of W&B in order, so training never waits for
 Without a server, W&B writes its files for a later `wandb sync`. Trade-off: the last rows may be missing in W&B when a run
 exits; metrics.jsonl has them.
 
-W&B's step is the row of the run's history, and follows from the stage and step of a line of metrics.jsonl (`WandbRow`). So a
-resumed run sends exactly the rows that W&B lacks.
+W&B's step is the row of the run's history, and follows from the stage and step of a line of metrics.jsonl (`MetricRow`). So
+a resumed run sends exactly the rows that W&B lacks.
 """
 
 from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ulmfit_dist.config.schema import Config
 from ulmfit_dist.errors import RESUMABLE
+from ulmfit_dist.tracking.metric_logger import MetricRow, Table
 from ulmfit_dist.tracking.wandb_environment import init_arguments
 from ulmfit_dist.tracking.wandb_files import cut_off_incomplete, files_of, last_row, mark_as_sent, unsent_files
 from ulmfit_dist.tracking.wandb_process import (
@@ -39,27 +39,6 @@ SHUTDOWN_SECONDS = 10
 
 MOST_LABELS = 50
 """Maximum number of labels of a confusion matrix that is sent with its empty cells."""
-
-
-@dataclass(frozen=True)
-class WandbRow:
-    """A row of W&B's history.
-
-    Attributes:
-        number: W&B's step of the row.
-        values: metrics by name.
-    """
-
-    number: int
-    values: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows of texts and numbers, sent as a `wandb.Table`."""
-
-    columns: Sequence[str]
-    rows: Sequence[Sequence[Any]]
 
 
 class WandbRun:
@@ -82,7 +61,7 @@ class WandbRun:
         mode: str,
         metadata: dict[str, Any],
         run_id: str | None = None,
-        earlier: Sequence[WandbRow] = (),
+        earlier: Sequence[MetricRow] = (),
     ):
         self.config, self.metadata, self._earlier = config, metadata, earlier
         self._init_arguments = init_arguments(config, os.environ, run_id)
@@ -99,17 +78,17 @@ class WandbRun:
         self._thread = ThreadPoolExecutor(1, "wandb")
         self._later(self._start)
 
-    def log(self, row: WandbRow, tables: dict[str, Table] | None = None) -> None:
-        """Send a row of the history, unless W&B has it."""
-        self._later(lambda: self._send(row, tables or {}))
+    def log(self, row: MetricRow) -> None:
+        """Send a row of the history, with its tables, unless W&B has it."""
+        self._later(lambda: self._send(row))
 
-    def summarize(self, metrics: dict[str, Any]) -> None:
-        """Set figures in the summary of the W&B run."""
-        self._later(lambda: self._run.summary.update(metrics))
+    def summarize(self, figures: Mapping[str, float], row: int = 0) -> None:
+        """Set figures in the summary of the W&B run, which belongs to no row."""
+        self._later(lambda: self._run.summary.update(dict(figures)))
 
     def log_confusion(self, row: int, name: str, labels: Sequence[str], counts_CC: Sequence[Sequence[int]]) -> None:
         """Send a confusion matrix (true classes by predicted classes) as W&B's chart."""
-        self._later(lambda: self._send(WandbRow(row, {name: _confusion_chart(name, labels, counts_CC)}), {}))
+        self._later(lambda: self._send(MetricRow(row, {name: _confusion_chart(name, labels, counts_CC)})))
 
     def save_model(self, name: str, folder: Path, metadata: dict[str, Any], texts: dict[str, Any]) -> None:
         """Upload an exported model as an artifact. Of its token store, W&B gets only the metadata `texts`."""
@@ -177,7 +156,7 @@ class WandbRun:
             self._run.define_metric(f"{stage}/step", hidden=True)
             self._run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
         for row in self._earlier:
-            self._send(row, {})
+            self._send(row)
         if self._mode == "online":
             mark_as_sent(self._folder, self.id)  # this start has sent the rows of offline starts
 
@@ -223,12 +202,10 @@ class WandbRun:
             return max((row.number + self._first_row for row in self._earlier), default=-1)
         return -1 if in_files is None else in_files
 
-    def _send(self, row: WandbRow, tables: dict[str, Table]) -> None:
-        import wandb
-
+    def _send(self, row: MetricRow) -> None:
         if (step := row.number + self._first_row) > self._last_known:
-            wandb_tables = {name: wandb.Table(list(t.columns), [list(r) for r in t.rows]) for name, t in tables.items()}
-            self._run.log({**row.values, **wandb_tables}, step=step)
+            tables = {name: _wandb_table(table) for name, table in row.tables.items()}
+            self._run.log({**row.values, **tables}, step=step)
 
     def _upload(self, name: str, folder: Path, metadata: dict[str, Any], texts: dict[str, Any]) -> None:
         import wandb
@@ -273,6 +250,12 @@ def where_offline(folder: Path, run_id: str) -> list[str]:
 def sync_command(folder: Path, run_id: str) -> str:
     """Return the command that sends the offline files of a run."""
     return f"send it with: wandb sync {folder}/offline-run-*-{run_id}"
+
+
+def _wandb_table(table: Table) -> Any:
+    import wandb
+
+    return wandb.Table(list(table.columns), [list(row) for row in table.rows])
 
 
 def _confusion_chart(name: str, labels: Sequence[str], counts_CC: Sequence[Sequence[int]]) -> Any:

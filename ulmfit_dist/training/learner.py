@@ -72,6 +72,7 @@ class DistributedLearner(TextLearner, metaclass=ABCMeta):
     micro_batches: list[MicroBatch]
     xb: tuple[Tensor, ...]
     yb: tuple[Tensor, ...]
+    loss: Tensor
     pred: Any
     loss_grad: Any
 

@@ -149,7 +149,7 @@ def test_two_ranks_go_by_the_functions_and_a_model_from_elsewhere_does_not_call_
 
 
 def test_the_example_does_what_it_says():
-    from examples.own_labels import every_fifth, is_sports, label_of_row
+    from examples.custom_labels import every_fifth, is_sports, label_of_row
 
     assert [every_fifth(Path(f"a/{i}.txt")) for i in (5, 6, 10)] == [True, False, True]
     assert [is_sports(Path(f"{name}/1.txt")) for name in ("sports", "tech")] == ["sports", "other"]

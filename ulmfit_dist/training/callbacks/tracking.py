@@ -18,8 +18,8 @@ import torch
 from fastai.callback.core import Callback
 
 from ulmfit_dist.distributed.step_timer import PARTS, Spent, TimedIntervals
+from ulmfit_dist.tracking.metric_logger import Table
 from ulmfit_dist.tracking.tracker import Tracker
-from ulmfit_dist.tracking.wandb_run import Table
 from ulmfit_dist.training.callbacks.order import CallbackOrder
 from ulmfit_dist.utils.host_copy import HostCopy
 

@@ -2,7 +2,7 @@
 
 classifier:
   metrics:
-    - examples.my_metric.among_two
+    - examples.custom_metric.among_two
     - {path: fastai.metrics.F1Score, average: weighted, name: f1_weighted}
 """
 

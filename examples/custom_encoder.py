@@ -1,6 +1,6 @@
 """User-defined encoder instead of AWD-LSTM: gated recurrent units (GRUs) with the dropouts of this package.
 
-    model: {arch: examples.my_encoder.GRUEncoder, arch_kwargs: {bias: true}, emb_sz: 200, n_hid: 400, n_layers: 2}
+    model: {arch: examples.custom_encoder.GRUEncoder, arch_kwargs: {bias: true}, emb_sz: 200, n_hid: 400, n_layers: 2}
 
 Language model, classifier, checkpoints and all commands work as with AWD-LSTM, except the exports to fastai and ONNX. Its
 dropout masks are computed from positions, so it trains to the same weights on any number of ranks.

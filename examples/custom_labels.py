@@ -1,7 +1,7 @@
 """User-defined labels and splits for the folder of BBC News: classes from paths, every fifth article for validation.
 
     python -m ulmfit_dist prepare configs/quickstart.yaml \
-        data.get_y=examples.own_labels.is_sports data.splitter=examples.own_labels.every_fifth --show 3
+        data.get_y=examples.custom_labels.is_sports data.splitter=examples.custom_labels.every_fifth --show 3
 
 fastai's `get_y` and `splitter` as functions of one document: of its path in a folder, or of its row (a mapping) in a table.
 """
