@@ -58,6 +58,10 @@ def test_the_configuration_page_is_up_to_date():
     assert committed == configuration_page(), "run: python -m ulmfit_dist.config.reference > docs/configuration.md"
 
 
+def test_the_readme_has_at_most_700_words():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 700, "move details to docs/"
+
+
 def test_every_link_resolves():
     check(found_by(links), link_error)
 

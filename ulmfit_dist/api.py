@@ -195,10 +195,13 @@ def classifier_learner(config: Config, texts: Any = None) -> ClassifierLearner:
 
 
 def load_ensemble(
-    folders: Sequence[str | Path], device: torch.device | str = "cpu", trust_remote_code: bool = False
+    folders: Sequence[str | Path],
+    device: torch.device | str = "cpu",
+    trust_remote_code: bool = False,
+    quantize: str | None = None,
 ) -> Ensemble:
     """Load exported classifiers with the same labels as one that returns the mean of their probabilities."""
-    return Ensemble(folders, device, trust_remote_code)
+    return Ensemble(folders, device, trust_remote_code, quantize)
 
 
 def show_batch(config: Config, stage: str | None = None, rows: int = 4, tokens: bool = False, texts: Any = None) -> Shown:

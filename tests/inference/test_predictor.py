@@ -20,7 +20,7 @@ from ulmfit_dist.config.schema import RuntimeConfig
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.inference import predictor as predict_module
-from ulmfit_dist.inference.predictor import TextClassifier, token_batches
+from ulmfit_dist.inference.predictor import IDS_PER_TOKEN, TextClassifier, token_batches
 from ulmfit_dist.models.bundle import save_bundle
 from ulmfit_dist.stages import evaluate as evaluate_module
 from ulmfit_dist.stages.classifier import classifier_learner
@@ -156,16 +156,16 @@ def test_no_text_has_no_label(classifier: TextClassifier):
     assert classifier.predict([]) == []
 
 
-def test_one_very_long_document_does_not_widen_the_others(classifier: TextClassifier, monkeypatch: pytest.MonkeyPatch):
+def test_one_very_long_document_does_not_widen_many_others(classifier: TextClassifier, monkeypatch: pytest.MonkeyPatch):
     shapes = []
     compute = classifier._outputs
     monkeypatch.setattr(classifier, "_outputs", lambda x_bT: shapes.append(tuple(x_bT.shape)) or compute(x_bT))
     texts = texts_of([4] * 20 + [5000] + [4] * 20)
     assert len(classifier.predict(texts, batch_tokens=1000)) == 41
     (long_rows, long_width), *others = shapes
-    assert long_rows == 1
     assert long_width >= 5000
-    assert others == [(40, SEQ_LEN)]
+    assert long_rows * long_width <= IDS_PER_TOKEN * 1000
+    assert others == [(41 - long_rows, SEQ_LEN)]
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 72, 500, 10**6])
@@ -177,6 +177,13 @@ def test_batches_hold_every_document_once_and_no_more_than_the_budget(batch_toke
         width = max(lengths[i] for i in batch)
         assert width == lengths[batch[0]]
         assert len(batch) == 1 or len(batch) * width <= batch_tokens
+
+
+def test_a_batch_is_limited_by_the_tokens_whose_outputs_are_kept():
+    lengths = [1000, *[100] * 50]
+    assert [len(batch) for batch in token_batches(lengths, 72, 1440)] == [1, *[10] * 5]
+    assert [len(batch) for batch in token_batches(lengths, 72, 1440, 100)] == [10, 10, 10, 10, 10, 1]
+    assert [len(batch) for batch in token_batches([100_000, *lengths], 72, 1440, 100)][:2] == [1, 10]
 
 
 @pytest.fixture

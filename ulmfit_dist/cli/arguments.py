@@ -83,6 +83,12 @@ def add_device(parser: Parser, dest: str = "device") -> None:
     parser.add_argument("--device", dest=dest, choices=DEVICES, default="auto", help=help)
 
 
+def add_quantize(parser: Parser) -> None:
+    """Add `--quantize`."""
+    help = "compute LSTMs and linear layers in int8, on CPUs only"
+    parser.add_argument("--quantize", choices=("int8",), help=help)
+
+
 def add_fresh(parser: Parser) -> None:
     """Add `--resume` and `--fresh`."""
     group = parser.add_mutually_exclusive_group()

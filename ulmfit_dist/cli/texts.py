@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ulmfit_dist.data.input_table import InputTable
     from ulmfit_dist.distributed.collectives import Collectives
     from ulmfit_dist.inference.annotate import Annotator
-    from ulmfit_dist.inference.predictor import Classifier
+    from ulmfit_dist.inference.predictor import Classifier, TextClassifier
 
 SHOWN = 60
 """Characters of a text that are printed beside its label."""
@@ -62,6 +62,25 @@ def join_ranks() -> Iterator[tuple[Collectives, torch.device]]:
 
     with Runtime(RuntimeConfig(precision="fp32")) as runtime:
         yield runtime, runtime.device
+
+
+def report_quantization(
+    args: argparse.Namespace, runs: Sequence[Path], classifiers: Sequence[TextClassifier], ranks: Collectives
+) -> None:
+    """Print what `--quantize` changes in the accuracy on valid, to standard error, on rank 0. Collective."""
+    if args.quantize is None or args.quiet:
+        return
+    from ulmfit_dist.inference.quantization_effect import quantization_effect
+
+    def report(message: object) -> None:
+        print(message, file=sys.stderr, flush=True)
+
+    with ranks.fail_together():
+        for run, classifier in zip(runs, classifiers, strict=True) if ranks.rank == 0 else ():
+            effect = quantization_effect(run, classifier, args.trust_remote_code, report)
+            missing = "accuracy on valid not computed, its token store is missing: see evaluate RUN --data FILE"
+            line = str(effect or f"{args.quantize}: {missing} --quantize {args.quantize}")
+            report(f"{run}: {line}" if len(runs) > 1 else line)
 
 
 def label(args: argparse.Namespace, classifier: Classifier, ranks: Collectives) -> None:

@@ -22,17 +22,24 @@ from ulmfit_dist.inference.outputs import answers_of, outputs_of
 from ulmfit_dist.metrics.accumulators import ClassifierMetrics
 from ulmfit_dist.metrics.intervals import metric_intervals
 from ulmfit_dist.metrics.objective import build_objective_metrics
-from ulmfit_dist.models.bundle import ModelBundle, load_model
+from ulmfit_dist.models.bundle import ModelBundle
+from ulmfit_dist.models.quantization import load_quantized
 
 
 def compute_answers(
-    exported: ModelBundle, store: TokenStore, documents_N: np.ndarray, runtime: Runtime, trust: bool = False
+    exported: ModelBundle,
+    store: TokenStore,
+    documents_N: np.ndarray,
+    runtime: Runtime,
+    trust: bool = False,
+    quantize: str | None = None,
 ) -> Tensor:
     """Return class probabilities, or the values of a regression, float64 [N, C], on every rank. Collective.
 
     Args:
         documents_N: indices in the store, ascending.
         trust: call user-defined functions of the model's config.
+        quantize: as for `TextClassifier`; what is not quantized is then fp32.
     """
     target = exported.config.classifier.target
     outputs = num_outputs(target, exported.labels or [])
@@ -44,7 +51,9 @@ def compute_answers(
 
     with runtime.fail_together():
         batches: ClassifierLoader = classifier_batches(exported.config, runtime, store, documents_N)
-        model = in_precision(load_model(exported, runtime.device, trust), "classifier", runtime)
+        model = load_quantized(exported, runtime.device, trust, quantize)
+        if quantize is None:
+            model = in_precision(model, "classifier", runtime)
         read_batches(model, batches, store_answers, runtime)
     return runtime.all_reduce_sum(answers_NC)
 

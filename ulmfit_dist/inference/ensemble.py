@@ -25,6 +25,7 @@ class Ensemble(Classifier):
         folders: run directories, or their `classifier/` folders.
         device: device of the members.
         trust_remote_code: call user-defined functions of the models' configs (tokenizer.rules, model.arch).
+        quantize: as for `TextClassifier`.
 
     Attributes:
         members: the classifiers.
@@ -33,9 +34,15 @@ class Ensemble(Classifier):
         UserError: fewer than two folders; a classifier is missing or damaged; the members' labels differ.
     """
 
-    def __init__(self, folders: Sequence[str | Path], device: torch.device | str = "cpu", trust_remote_code: bool = False):
+    def __init__(
+        self,
+        folders: Sequence[str | Path],
+        device: torch.device | str = "cpu",
+        trust_remote_code: bool = False,
+        quantize: str | None = None,
+    ):
         self.labels = common_labels(read_members(folders))
-        self.members = [TextClassifier(folder, device, trust_remote_code) for folder in folders]
+        self.members = [TextClassifier(folder, device, trust_remote_code, quantize) for folder in folders]
         self.settings, self.data = self.members[0].settings, self.members[0].data
 
     @property

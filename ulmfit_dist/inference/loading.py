@@ -14,10 +14,17 @@ from ulmfit_dist.inference.predictor import TextClassifier
 
 
 def load_classifier(
-    folder: str | Path, device: torch.device | str = "cpu", trust_remote_code: bool = False
+    folder: str | Path,
+    device: torch.device | str = "cpu",
+    trust_remote_code: bool = False,
+    quantize: str | None = None,
 ) -> TextClassifier:
-    """Return an exported classifier: `.predict(texts)` and `.predict_one(text)` return labels and probabilities."""
-    return TextClassifier(folder, device, trust_remote_code)
+    """Return an exported classifier: `.predict(texts)` and `.predict_one(text)` return labels and probabilities.
+
+    Args:
+        quantize: "int8" to compute in int8, on CPUs only; None for fp32.
+    """
+    return TextClassifier(folder, device, trust_remote_code, quantize)
 
 
 def load_language_model(

@@ -27,11 +27,14 @@ from ulmfit_dist.data.vocab import UNK_ID, token_ids
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.inference.outputs import AnyPrediction, answers_of, prediction_of
 from ulmfit_dist.inference.per_call import for_one_call
-from ulmfit_dist.models.bundle import bundle_digest, load_model, model_folder, read_bundle
+from ulmfit_dist.models.bundle import bundle_digest, model_folder, read_bundle
+from ulmfit_dist.models.quantization import load_quantized
 from ulmfit_dist.utils.memory import explain_out_of_memory
 
 BATCH_TOKENS = 64 * 512
 """Maximum number of tokens per batch, padding included; a document with more tokens is one batch."""
+IDS_PER_TOKEN = 16
+"""Maximum number of token ids per batch, for each token whose output is kept."""
 CHARACTERS_AT_ONCE = 1 << 24
 """Characters of the texts that are tokenized and sorted together: about ten thousand articles, a hundred MB of memory."""
 TEXTS_AT_ONCE = 1 << 16
@@ -111,30 +114,42 @@ class TextClassifier(Classifier):
         folder: a run directory, or its `classifier/`.
         device: device of the model.
         trust_remote_code: call user-defined functions of the model's config (tokenizer.rules, model.arch).
+        quantize: "int8" for LSTMs and linear layers in int8 (`models/quantization.py`), on CPUs only; None for fp32.
 
     Raises:
-        UserError: the classifier is missing or damaged.
+        UserError: the classifier is missing or damaged, or cannot be quantized on this device.
     """
 
-    def __init__(self, folder: str | Path, device: torch.device | str = "cpu", trust_remote_code: bool = False):
+    def __init__(
+        self,
+        folder: str | Path,
+        device: torch.device | str = "cpu",
+        trust_remote_code: bool = False,
+        quantize: str | None = None,
+    ):
         exported = read_bundle(model_folder(Path(folder), "classifier"))
         assert exported.labels is not None  # model_folder checks for them
         self.config, self.labels, self.device = exported.config, exported.labels, torch.device(device)
         self.settings, self.data, self._folder = exported.config.classifier, exported.config.data, exported.folder
         self.tokenizer = open_tokenizer(exported.config.tokenizer, exported.folder, trust_remote_code)
         self.ids = token_ids(exported.vocab)
-        self.model = load_model(exported, self.device, trust_remote_code)
+        self.quantize = quantize
+        self.model = load_quantized(exported, self.device, trust_remote_code, quantize)
 
     @property
     def digest(self) -> str:
-        return bundle_digest(self._folder)
+        digest = bundle_digest(self._folder)
+        return digest if self.quantize is None else f"{digest}:{self.quantize}"
 
     def _predict_part(self, texts: Sequence[str], batch_tokens: int) -> np.ndarray:
-        documents = self._encode(texts)
+        return self.predict_proba_of_tokens(self._encode(texts), batch_tokens)
+
+    def predict_proba_of_tokens(self, documents: Sequence[np.ndarray], batch_tokens: int = BATCH_TOKENS) -> np.ndarray:
+        """Return the rows of `predict_proba` for the token ids of documents, as the model reads them."""
         seq_len = self.config.classifier.seq_len
         outputs_NC = np.empty((len(documents), num_outputs(self.settings.target, self.labels)))
         advice = f"give a batch_tokens below {batch_tokens}, or device='cpu'"
-        for batch in token_batches([*map(len, documents)], seq_len, batch_tokens):
+        for batch in token_batches([*map(len, documents)], seq_len, batch_tokens, self.settings.max_len):
             width = _whole_chunks(len(documents[batch[0]]), seq_len)
             x_bT = pad_chunks([documents[i] for i in batch], width, seq_len)
             with explain_out_of_memory(f"predict of {len(batch)} text(s) of up to {width} tokens", advice):
@@ -146,8 +161,11 @@ class TextClassifier(Classifier):
         (ids, lengths), tokens = self.tokenizer.encode_with_tokens(texts)
         distinct, indices = np.unique(ids, return_inverse=True)
         known = np.array([self.ids.get(tokens[i], UNK_ID) for i in distinct.tolist()], dtype=np.int64)
+        return self.as_read(np.split(known[indices], np.cumsum(lengths)[:-1]))
+
+    def as_read(self, documents: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Return token ids of documents as the model reads them: truncated, and reversed for a backward model."""
         direction = -1 if self.config.model.backwards else 1
-        documents = np.split(known[indices], np.cumsum(lengths)[:-1])
         return [document[: self.config.classifier.max_doc_tokens][::direction] for document in documents]
 
     @torch.no_grad()
@@ -156,12 +174,20 @@ class TextClassifier(Classifier):
         return answers_of(for_one_call(self.model)(x_bT.to(self.device))[0], self.settings.target).cpu().numpy()
 
 
-def token_batches(lengths: Sequence[int], seq_len: int, batch_tokens: int) -> Iterator[list[int]]:
-    """Yield indices of documents, longest first, in batches of at most `batch_tokens` with padding, or of one document."""
+def token_batches(
+    lengths: Sequence[int], seq_len: int, batch_tokens: int, max_len: int | None = None
+) -> Iterator[list[int]]:
+    """Yield indices of documents, longest first, in batches of at most `batch_tokens`, or of one document.
+
+    Tokens count with padding, but not those before the last `max_len`, whose outputs are not kept: the other documents of a
+    batch are not computed there, and ids take little memory.
+    """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     start = 0
     while start < len(order):
-        rows = max(1, batch_tokens // _whole_chunks(lengths[order[start]], seq_len))
+        width = _whole_chunks(lengths[order[start]], seq_len)
+        kept = width if max_len is None else min(width, _whole_chunks(max_len, seq_len))
+        rows = max(1, min(batch_tokens // kept, IDS_PER_TOKEN * batch_tokens // width))
         yield order[start : start + rows]
         start += rows
 

@@ -17,8 +17,9 @@ from ulmfit_dist.errors import UserError
 from ulmfit_dist.inference.evaluation import classifier_figures, in_precision, read_batches
 from ulmfit_dist.metrics.accumulators import ClassifierMetrics, LMMetrics, Metrics
 from ulmfit_dist.metrics.objective import build_objective_metrics
-from ulmfit_dist.models.bundle import ModelBundle, find_model, load_model, read_bundle
+from ulmfit_dist.models.bundle import ModelBundle, find_model, read_bundle
 from ulmfit_dist.models.fused_cross_entropy import PRODUCT_DTYPES, DecoderLoss
+from ulmfit_dist.models.quantization import load_quantized
 from ulmfit_dist.stages.classifier import classifier_loaders
 from ulmfit_dist.stages.lm import lm_loaders
 from ulmfit_dist.stages.prepare import prepare
@@ -36,6 +37,7 @@ def evaluate(
     split: str = "valid",
     data: Path | None = None,
     columns: Mapping[str, Any] | None = None,
+    quantize: str | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Return metrics by stage on the validation documents, for each exported model of the run. Collective.
 
@@ -49,6 +51,7 @@ def evaluate(
         split: valid or test.
         data: new labelled texts to evaluate the classifier on instead.
         columns: `text_col` and `label_col` of these texts, in place of those of the run's config.
+        quantize: "int8" for the figures of the classifier, which alone is then evaluated, in int8.
 
     Raises:
         UserError: the exported model or the token store of its texts is missing, or the texts have changed.
@@ -57,19 +60,23 @@ def evaluate(
         from ulmfit_dist.stages.evaluate_texts import evaluate_test_split, evaluate_texts
 
         return {
-            "classifier": evaluate_test_split(run, runtime, trust_remote_code)
+            "classifier": evaluate_test_split(run, runtime, trust_remote_code, quantize)
             if data is None
-            else evaluate_texts(run, data, runtime, trust_remote_code, columns)
+            else evaluate_texts(run, data, runtime, trust_remote_code, columns, quantize)
         }
-    folders = {stage: folder for stage in ("lm", "classifier") if (folder := find_model(run, stage)) is not None}
+    stages = ("lm", "classifier") if quantize is None else ("classifier",)
+    folders = {stage: folder for stage in stages if (folder := find_model(run, stage)) is not None}
     if not folders:
-        raise UserError(f"{run}: no exported model here: give a run directory or the folder of an exported model")
+        kind = "model" if quantize is None else "classifier"
+        raise UserError(f"{run}: no exported {kind} here: give a run directory or the folder of an exported model")
     exports = {stage: read_bundle(folder) for stage, folder in folders.items()}
     for exported in exports.values():
         check_functions(exported, trust_remote_code)
     if "classifier" in exports and exports["classifier"].config.classifier.metrics and not trust_remote_code:
         logger.warning("the user-defined classifier.metrics are skipped: --trust-remote-code computes them")
-    return {stage: _evaluate_stage(stage, exported, runtime, trust_remote_code) for stage, exported in exports.items()}
+    return {
+        stage: _evaluate_stage(stage, exported, runtime, trust_remote_code, quantize) for stage, exported in exports.items()
+    }
 
 
 def precision_of_models(runs: Sequence[Path]) -> str:
@@ -113,11 +120,13 @@ def _cell(value: Any) -> str:
     return "" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
-def _evaluate_stage(stage: str, exported: ModelBundle, runtime: Runtime, trust: bool) -> dict[str, Any]:
+def _evaluate_stage(
+    stage: str, exported: ModelBundle, runtime: Runtime, trust: bool, quantize: str | None
+) -> dict[str, Any]:
     store = prepare(exported.config, runtime)
     with runtime.fail_together():
         check_store(exported, store)
-        model = load_model(exported, runtime.device, trust)
+        model = load_quantized(exported, runtime.device, trust, quantize)
         metrics: Metrics
         if stage == "lm":
             metrics = LMMetrics(DecoderLoss(model[1].decoder, PRODUCT_DTYPES[runtime.precision]))  # type: ignore[index]
@@ -126,7 +135,9 @@ def _evaluate_stage(stage: str, exported: ModelBundle, runtime: Runtime, trust: 
             loader = classifier_loaders(exported.config, runtime, store)[1]
             metrics, valid = build_objective_metrics(loader.targets, exported.config.classifier, trust), loader
         metrics.reset(runtime.device)
-        read_batches(in_precision(model, stage, runtime), valid, metrics.update, runtime)
+        if quantize is None:
+            model = in_precision(model, stage, runtime)
+        read_batches(model, valid, metrics.update, runtime)
     if isinstance(metrics, ClassifierMetrics):
         return classifier_figures(metrics, store.label_names, runtime)
     return dict(metrics.compute(runtime))

@@ -38,14 +38,18 @@ METRICS = ("accuracy", "f1_macro", "f1_micro", "rmse", "mae", "r2")
 
 
 def evaluate_ensemble(
-    folders: Sequence[str | Path], runtime: Runtime, trust_remote_code: bool = False, with_baseline: bool = False
+    folders: Sequence[str | Path],
+    runtime: Runtime,
+    trust_remote_code: bool = False,
+    with_baseline: bool = False,
+    quantize: str | None = None,
 ) -> dict[str, Any]:
     """Return metrics of classifiers and of their mean on their common validation documents. Collective.
 
     Args:
         folders: as for `Ensemble`; with the baseline, one folder suffices.
         runtime: ranks that share the documents.
-        trust_remote_code: as for `Ensemble`.
+        trust_remote_code, quantize: as for `Ensemble`.
         with_baseline: add the TF-IDF baseline as a member, fitted again to the first run's training documents. The
             probabilities of each member are then scaled by a temperature fitted to the validation documents
             (`inference/temperature.py`); the numbers of a regression are averaged unscaled.
@@ -73,7 +77,7 @@ def evaluate_ensemble(
         sides, metadata, linear, _ = baseline_answers(members[0].config, runtime, stores[0])
     answers: list[Answers] = [
         {
-            side: compute_answers(exported, store, documents_N, runtime, trust_remote_code)
+            side: compute_answers(exported, store, documents_N, runtime, trust_remote_code, quantize)
             for side, documents_N in sides.items()
         }
         for exported, store in zip(members, stores, strict=True)

@@ -38,7 +38,7 @@ ROWS_AT_ONCE = 1000
 """Number of rows that are read at once."""
 
 
-def evaluate_test_split(run: Path, runtime: Runtime, trust: bool = False) -> dict[str, Any]:
+def evaluate_test_split(run: Path, runtime: Runtime, trust: bool = False, quantize: str | None = None) -> dict[str, Any]:
     """Return the figures of a run's classifier on its test split. Collective.
 
     Raises:
@@ -52,18 +52,24 @@ def evaluate_test_split(run: Path, runtime: Runtime, trust: bool = False) -> dic
         documents_N = split_documents(store, exported.config).test
         if not len(documents_N):
             raise UserError(f"{run}: the texts have no labelled test split: evaluate new texts with --data FILE")
-    answers_NC = compute_answers(exported, store, documents_N, runtime, trust)
+    answers_NC = compute_answers(exported, store, documents_N, runtime, trust, quantize)
     return figures_of_documents(exported, store, documents_N, answers_NC, runtime)
 
 
 def evaluate_texts(
-    run: Path, path: Path, runtime: Runtime, trust: bool = False, columns: Mapping[str, Any] | None = None
+    run: Path,
+    path: Path,
+    runtime: Runtime,
+    trust: bool = False,
+    columns: Mapping[str, Any] | None = None,
+    quantize: str | None = None,
 ) -> dict[str, Any]:
     """Return the figures of a run's classifier on new labelled texts. Collective.
 
     Args:
         path: a CSV, TSV, JSON or Parquet file with the columns of the run's config, or a folder with a sub-folder per class.
         columns: `text_col` and `label_col` in place of those of the run's config.
+        quantize: as for `TextClassifier`.
 
     Raises:
         UserError: the run has no classifier, or the texts cannot be read, have an unknown label or no label.
@@ -78,7 +84,7 @@ def evaluate_texts(
         y_N = _targets(names, labels, config, path)
         if num_skipped:
             logger.warning(f"{path}: skipping {num_skipped:,} documents that have no label or cannot be read")
-        classifier = TextClassifier(exported.folder, runtime.device, trust)
+        classifier = TextClassifier(exported.folder, runtime.device, trust, quantize)
         outputs = 1 if config.classifier.target == "regression" else len(labels)
         answers_NC = torch.zeros(len(names), outputs, dtype=torch.float64, device=runtime.device)
         number = 0

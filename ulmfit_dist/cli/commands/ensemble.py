@@ -13,10 +13,11 @@ from ulmfit_dist.cli.arguments import (
     add_files,
     add_json,
     add_precision,
+    add_quantize,
     add_trust,
     add_verbosity,
 )
-from ulmfit_dist.cli.texts import check_arguments, join_ranks, label
+from ulmfit_dist.cli.texts import check_arguments, join_ranks, label, report_quantization
 from ulmfit_dist.errors import UserError
 
 
@@ -32,6 +33,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--text", action="append", dest="texts", default=[], metavar="TEXT", help="a text; may be repeated")
     add_files(parser, "labels and probabilities", "predicted_")
     add_device(parser)
+    add_quantize(parser)
     add_verbosity(parser)
     parser.add_argument("--with-baseline", action="store_true", help="evaluate with the TF-IDF baseline as another member")
     add_json(parser)
@@ -51,7 +53,8 @@ def run(args: argparse.Namespace) -> None:
         from ulmfit_dist.inference.ensemble import Ensemble
 
         with ranks.fail_together():
-            ensemble = Ensemble(args.runs, device, args.trust_remote_code)
+            ensemble = Ensemble(args.runs, device, args.trust_remote_code, args.quantize)
+        report_quantization(args, args.runs, ensemble.members, ranks)
         label(args, ensemble, ranks)
 
 
@@ -64,5 +67,5 @@ def _evaluate(args: argparse.Namespace) -> None:
     from ulmfit_dist.stages.evaluate_ensemble import describe_ensemble, evaluate_ensemble
 
     with Runtime(RuntimeConfig(precision=args.precision or precision_of_models(args.runs))) as runtime:
-        figures = evaluate_ensemble(args.runs, runtime, args.trust_remote_code, args.with_baseline)
+        figures = evaluate_ensemble(args.runs, runtime, args.trust_remote_code, args.with_baseline, args.quantize)
         runtime.print(json.dumps(figures, indent=1) if args.json else "\n".join(describe_ensemble(figures)))

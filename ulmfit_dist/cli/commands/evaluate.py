@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from ulmfit_dist.cli.arguments import Subparsers, add_device, add_json, add_model_command, add_precision
+from ulmfit_dist.cli.arguments import Subparsers, add_device, add_json, add_model_command, add_precision, add_quantize
 from ulmfit_dist.errors import UserError
 
 
@@ -19,6 +19,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--text-col", action="append", metavar="COL", help="text column of FILE; may be repeated")
     parser.add_argument("--label-col", metavar="COL", help="label column of FILE (default: both as in the run's config)")
     add_device(parser)
+    add_quantize(parser)
     add_json(parser)
     add_precision(parser)
 
@@ -34,5 +35,5 @@ def run(args: argparse.Namespace) -> None:
     from ulmfit_dist.stages.evaluate import describe_figures, evaluate, precision_of_models
 
     with Runtime(RuntimeConfig(precision=args.precision or precision_of_models([args.run]))) as runtime:
-        figures = evaluate(args.run, runtime, args.trust_remote_code, args.split, args.data, columns)
+        figures = evaluate(args.run, runtime, args.trust_remote_code, args.split, args.data, columns, args.quantize)
         runtime.print(json.dumps(figures, indent=1) if args.json else describe_figures(figures))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from ulmfit_dist.cli.arguments import Subparsers, add_device, add_files, add_model_command, add_verbosity
-from ulmfit_dist.cli.texts import check_arguments, join_ranks, label
+from ulmfit_dist.cli.arguments import Subparsers, add_device, add_files, add_model_command, add_quantize, add_verbosity
+from ulmfit_dist.cli.texts import check_arguments, join_ranks, label, report_quantization
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -14,6 +14,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("texts", metavar="TEXT", nargs="*", help="a text (default: one per line from standard input)")
     add_files(parser, "labels and probabilities", "predicted_")
     add_device(parser)
+    add_quantize(parser)
     add_verbosity(parser)
 
 
@@ -24,5 +25,6 @@ def run(args: argparse.Namespace) -> None:
         from ulmfit_dist.inference.predictor import TextClassifier
 
         with ranks.fail_together():
-            classifier = TextClassifier(args.run, device, args.trust_remote_code)
+            classifier = TextClassifier(args.run, device, args.trust_remote_code, args.quantize)
+        report_quantization(args, [args.run], [classifier], ranks)
         label(args, classifier, ranks)
