@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 from collections import Counter
@@ -139,3 +140,16 @@ def test_the_api_reference_has_every_public_name():
     objects = DIRECTIVE.findall((ROOT / "docs/api.md").read_text(encoding="utf-8"))
     public = {f"{module}.{name}" for name, module in ulmfit_dist._PUBLIC.items()}
     assert public <= set(objects), "add it to docs/api.md"
+
+
+def test_docstrings_of_the_api_reference_name_one_parameter_a_line():
+    for path in DIRECTIVE.findall((ROOT / "docs/api.md").read_text(encoding="utf-8")):
+        module, name = path.rsplit(".", 1)
+        tree = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))
+        (node,) = [node for node in tree.body if getattr(node, "name", None) == name]
+        for part in ast.walk(node):
+            if isinstance(part, ast.FunctionDef | ast.ClassDef) and not part.name.startswith("_"):
+                entries = re.findall(
+                    r"^    (\w+, [\w, ]+): ", (ast.get_docstring(part) or "").partition("Args:\n")[2], re.MULTILINE
+                )
+                assert entries == [], f"{path}: {part.name}"

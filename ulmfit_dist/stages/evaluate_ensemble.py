@@ -49,7 +49,8 @@ def evaluate_ensemble(
     Args:
         folders: as for `Ensemble`; with the baseline, one folder suffices.
         runtime: ranks that share the documents.
-        trust_remote_code, quantize: as for `Ensemble`.
+        trust_remote_code: as for `Ensemble`.
+        quantize: as for `Ensemble`.
         with_baseline: add the TF-IDF baseline as a member, fitted again to the first run's training documents. The
             probabilities of each member are then scaled by a temperature fitted to the validation documents
             (`inference/temperature.py`); the numbers of a regression are averaged unscaled.
