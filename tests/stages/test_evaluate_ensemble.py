@@ -161,7 +161,7 @@ def test_one_classifier_is_no_ensemble(runs: list[Path], capsys: pytest.CaptureF
     assert main(["ensemble", str(runs[0]), "--text", "a b"]) == 2
     assert "an ensemble of 1: name at least two runs" in capsys.readouterr().err
     assert main(["ensemble", *map(str, runs), "--output", "labels.jsonl"]) == 2
-    assert "--output is for labels: give texts, too" in capsys.readouterr().err
+    assert "are for labels: give texts, too, with --text or --file" in capsys.readouterr().err
 
 
 def split_in_three(store: TokenStore) -> None:
