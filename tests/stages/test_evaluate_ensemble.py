@@ -300,7 +300,10 @@ def test_the_command_labels_texts(runs: list[Path], tmp_path: Path, capsys: pyte
     words = ["ensemble", *map(str, runs), "--file", str(tmp_path / "texts.txt"), "--output", str(output)]
     assert main(words) == 0
     written = [json.loads(line) for line in output.read_text().splitlines()]
-    assert [line["probabilities"] for line in written] == [prediction.probabilities for prediction in expected]
+    for line, prediction in zip(written, expected, strict=True):
+        assert line["predicted_label"] == prediction.label
+        for name, probability in prediction.probabilities.items():
+            assert line[f"predicted_probability_{name}"] == pytest.approx(probability)
 
 
 def test_forward_and_backward_are_measured_on_any_number_of_ranks(run_dirs: dict[str, Path], corpus: Path, recipe: Path):
