@@ -7,12 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 from made_classifiers import lettered_store, make_classifier
+from small_runs import needs_cuda, needs_gpu
 
 from ulmfit_dist.cli.main import main
 from ulmfit_dist.distributed import devices
 from ulmfit_dist.distributed.env import chosen_device
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.inference.predictor import TextClassifier
+
+pytestmark = [needs_gpu, needs_cuda]
 
 
 @pytest.fixture
