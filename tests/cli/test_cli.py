@@ -219,7 +219,7 @@ def test_predict_reads_the_command_line_a_file_and_standard_input(run_dirs: dict
     listed, output = tmp_path / "texts.txt", tmp_path / "labels.jsonl"
     listed.write_text("\n".join(texts) + "\n\none\u2028line\n")
     succeed(["predict", run_dirs["two"], "--file", listed, "--output", output])
-    predictions = [json.loads(line) for line in output.read_text().splitlines()]
+    predictions = [json.loads(line) for line in output.read_text().split("\n")[:-1]]
     assert len(predictions) == 6  # one for each line, the empty one too
     assert [p["predicted_label"] for p in predictions[:4]] == ["food", "sport", "tech", "sport"]
     assert [p["text"] for p in predictions] == [*texts, "", "one\u2028line"]
