@@ -152,6 +152,13 @@ def test_new_columns_never_replace_old_ones(tmp_path: Path, run: Path, labels: L
     assert read(tmp_path / "o.csv")[0]["second_label"] in "abc"
 
 
+def test_a_column_of_a_late_json_row_is_not_replaced(tmp_path: Path, labels: Labels):
+    rows = [*({"text": "a"} for _ in range(1001)), {"text": "b", "predicted_label": "sport"}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match="a row has a column 'predicted_label' already: rename it"):
+        annotate_table(opened(tmp_path / "a.jsonl"), labels, tmp_path / "o.jsonl", OneProcess())
+
+
 def test_an_interrupted_job_keeps_its_blocks_and_resumes(
     tmp_path: Path, labels: Labels, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
@@ -228,6 +235,7 @@ def test_an_ensemble_adds_the_mean_of_its_members(tmp_path: Path, run: Path):
     [
         (["a text", "--file", "a.csv"], "texts on the command line and --file at once"),
         (["a text", "--text-col", "body"], "--text-col and --set are for a table: name it with --file"),
+        (["a text", "--prefix", "p_"], "--prefix names the columns of a file: give --output, too"),
         (["--file", "none.csv"], "--file none.csv: no such file or folder"),
         (["--file", "a.csv", "--output", "o.doc"], "--output o.doc: unknown ending"),
         (["--file", "a.csv", "--text-col", "body"], "no column 'body'; its columns are: id, text"),

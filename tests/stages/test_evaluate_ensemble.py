@@ -161,7 +161,16 @@ def test_one_classifier_is_no_ensemble(runs: list[Path], capsys: pytest.CaptureF
     assert main(["ensemble", str(runs[0]), "--text", "a b"]) == 2
     assert "an ensemble of 1: name at least two runs" in capsys.readouterr().err
     assert main(["ensemble", *map(str, runs), "--output", "labels.jsonl"]) == 2
-    assert "are for labels: give texts, too, with --text or --file" in capsys.readouterr().err
+    assert (
+        "--output, --prefix, --text-col and --set are for labels: give texts with --text or --file"
+        in capsys.readouterr().err
+    )
+
+
+def test_options_of_metrics_are_not_ignored_for_labels(runs: list[Path], capsys: pytest.CaptureFixture[str]):
+    for option in (["--json"], ["--precision", "fp32"]):
+        assert main(["ensemble", *map(str, runs), "--text", "a b", *option]) == 2
+        assert "--json and --precision are for metrics" in capsys.readouterr().err
 
 
 def split_in_three(store: TokenStore) -> None:

@@ -118,8 +118,7 @@ def add_files(parser: Parser, new_columns: str, prefix: str) -> None:
         f"write all rows with {new_columns}, as .jsonl, .csv, .tsv or .parquet; if interrupted, run the same command again"
     )
     parser.add_argument("--output", type=Path, metavar="F", help=help)
-    help = "prefix of the new columns (default: %(default)s)"
-    parser.add_argument("--prefix", default=prefix, metavar="P", help=help)
+    parser.add_argument("--prefix", metavar="P", help=f"prefix of the new columns (default: {prefix})")
     help = "how to read the file: data.encoding, data.quoting, or data.on_error=replace; may be repeated"
     parser.add_argument("--set", action="append", default=[], metavar="KEY=X", help=help)
 

@@ -37,6 +37,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UserError("--text-col and --set are for a table: name it with --file")
     if args.file is not None and not args.file.exists():
         raise UserError(f"--file {args.file}: no such file or folder")
+    if args.prefix is not None and args.output is None:
+        raise UserError("--prefix names the columns of a file: give --output, too, or leave it out")
     if num_processes() > 1 and args.output is None:
         raise UserError(f"{num_processes()} processes: give --output, or start one process")
     if num_processes() > 1 and args.file is None:
@@ -88,11 +90,12 @@ def label(args: argparse.Namespace, classifier: Classifier, ranks: Collectives) 
     if args.output is None:
         _print_labels(open_table(args, classifier.data), classifier)
         return
-    from ulmfit_dist.inference.annotators import Labels
+    from ulmfit_dist.inference.annotators import PREFIX, Labels
 
     with ranks.fail_together():
         table = open_table(args, classifier.data)
-    annotate(table, Labels(classifier, args.prefix), args.output, ranks)
+    prefix = PREFIX["predict"] if args.prefix is None else args.prefix
+    annotate(table, Labels(classifier, prefix), args.output, ranks)
 
 
 def annotate(table: InputTable, annotator: Annotator, output: Path, ranks: Collectives) -> None:

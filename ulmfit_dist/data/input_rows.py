@@ -16,8 +16,6 @@ from ulmfit_dist.data.sources.cells import BadCell, clean_text
 from ulmfit_dist.data.sources.line_stream import DECODE_ERRORS, LineStream, read_text
 from ulmfit_dist.errors import UserError
 
-HASH_BYTES = 1 << 20
-"""Bytes that are read and hashed at once."""
 TEXT = "text"
 """Column of the texts of a folder, of lines, or of Python."""
 
@@ -100,15 +98,3 @@ class LineRows:
             ) from None
         except BadCell as error:
             raise UserError(f"{error}: fix it, or set data.on_error=replace") from None
-
-
-def hash_file(file: Path) -> str:
-    """Return the xxh3 of a file's bytes, hexadecimal. Raises UserError if it cannot be read."""
-    state = xxhash.xxh3_128()
-    try:
-        with file.open("rb") as stream:
-            while block := stream.read(HASH_BYTES):
-                state.update(block)
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
-    return state.hexdigest()

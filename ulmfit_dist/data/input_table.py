@@ -16,9 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from ulmfit_dist.config.schema import DataConfig
-from ulmfit_dist.data.input_rows import TEXT, FolderRows, LineRows, MemoryRows, hash_file
+from ulmfit_dist.data.input_rows import TEXT, FolderRows, LineRows, MemoryRows
 from ulmfit_dist.data.sources.base import BadRow, ReadOptions, Row, digest
 from ulmfit_dist.data.sources.cells import BadCell, join_fields, text_of_cell
+from ulmfit_dist.data.sources.content_cache import hash_file
 from ulmfit_dist.data.sources.csv_format import CsvFormat, read_csv_format
 from ulmfit_dist.data.sources.folder_walk import walk
 from ulmfit_dist.data.sources.line_stream import LineStream

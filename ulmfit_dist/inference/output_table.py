@@ -49,7 +49,11 @@ def part_suffix(rows_are_parquet: bool) -> str:
 
 
 def write_part(path: Path, rows: Rows, new: Columns, types: Mapping[str, pa.DataType]) -> None:
-    """Write the rows of a block with their new columns, of these types, atomically. Raises UserError."""
+    """Write the rows of a block with their new columns, of these types, atomically.
+
+    Raises:
+        UserError: the part cannot be written, or a JSON row has one of the new columns already.
+    """
     if isinstance(rows, pa.Table):
         for name, values in new.items():
             rows = rows.append_column(name, pa.array(values, types[name]))
@@ -58,6 +62,9 @@ def write_part(path: Path, rows: Rows, new: Columns, types: Mapping[str, pa.Data
         write_bytes(path, buffer.getvalue().to_pybytes())
         return
     names = list(new)
+    doubled = next((name for row in rows for name in names if name in row), None)
+    if doubled is not None:  # a column of some JSON rows only, which is not in the header of the table
+        raise UserError(f"a row has a column {doubled!r} already: rename it, or name the new columns with --prefix")
     lines = (
         json.dumps({**row, **dict(zip(names, values, strict=True))}, ensure_ascii=False)
         for row, values in zip(rows, zip(*new.values(), strict=True), strict=True)

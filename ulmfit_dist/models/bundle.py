@@ -19,7 +19,6 @@ from typing import Any
 
 import safetensors.torch
 import torch
-import xxhash
 import yaml
 from torch import nn
 
@@ -110,13 +109,11 @@ def read_bundle(folder: Path) -> ModelBundle:
 
 def bundle_digest(folder: Path) -> str:
     """Return the xxh3 of an exported model's files, hexadecimal: equal for equal weights, vocabulary, labels and config."""
-    state = xxhash.xxh3_128()
-    for path in sorted(path for path in folder.iterdir() if path.is_file() and path.name != "training.json"):
-        state.update(path.name.encode())
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                state.update(block)
-    return state.hexdigest()
+    from ulmfit_dist.data.sources.base import digest
+    from ulmfit_dist.data.sources.content_cache import hash_file
+
+    paths = sorted(path for path in folder.iterdir() if path.is_file() and path.name != "training.json")
+    return digest([[path.name, hash_file(path)] for path in paths])
 
 
 def _read_config(path: Path) -> Config:

@@ -48,6 +48,8 @@ def run(args: argparse.Namespace) -> None:
         return
     if args.with_baseline:
         raise UserError("--with-baseline cannot label texts: leave out --text and --file, or --with-baseline")
+    if args.json or args.precision is not None:
+        raise UserError("--json and --precision are for metrics: leave them out, or leave out --text and --file")
     check_arguments(args)
     with join_ranks() as (ranks, device):
         from ulmfit_dist.inference.ensemble import Ensemble
@@ -59,8 +61,8 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    if args.output is not None or args.text_col or args.set:
-        raise UserError("--output, --text-col and --set are for labels: give texts, too, with --text or --file")
+    if args.output is not None or args.text_col or args.set or args.prefix is not None:
+        raise UserError("--output, --prefix, --text-col and --set are for labels: give texts with --text or --file")
     from ulmfit_dist.config.schema import RuntimeConfig
     from ulmfit_dist.distributed.runtime import Runtime
     from ulmfit_dist.stages.evaluate import precision_of_models

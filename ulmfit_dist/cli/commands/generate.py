@@ -47,9 +47,10 @@ def run(args: argparse.Namespace) -> None:
             for number, text in enumerate(texts, 1):
                 print(f"{number}: {text}")
             return
-        from ulmfit_dist.inference.annotators import Continuations
+        from ulmfit_dist.inference.annotators import PREFIX, Continuations
 
         with ranks.fail_together():
             table = open_table(args, model.data)
-        options = (args.words, args.samples, args.seed, sampling, args.keep_lines, args.prefix)
+        prefix = PREFIX["generate"] if args.prefix is None else args.prefix
+        options = (args.words, args.samples, args.seed, sampling, args.keep_lines, prefix)
         annotate(table, Continuations(model, *options), args.output, ranks)
