@@ -76,7 +76,7 @@ def test_a_source_archive_has_the_tests_and_builds_the_same_wheel(wheel: Path, t
     with tarfile.open(build("sdist", tmp_path / "sdist")) as archive:
         archive.extractall(tmp_path, filter="data")
     (source,) = tmp_path.glob("ulmfit_dist-*")
-    for name in ("tests/conftest.py", "constraints.txt", "launch/setup.sh", "docs/README.md", "examples/my_metric.py"):
+    for name in ("tests/conftest.py", "constraints.txt", "launch/setup.sh", "docs/README.md", "examples/custom_metric.py"):
         assert (source / name).is_file()
     assert names_in(build("wheel", tmp_path / "wheel", source)) == names_in(wheel)
 

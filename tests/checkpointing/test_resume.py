@@ -120,7 +120,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_left_alone(
     process = begin(*RECIPE, *TRACKERS, "name=run")
     wait_for_step(process, notes, "classifier", 80)
     kill_all(process)
-    printed = finish(begin(*RECIPE, *TRACKERS, "name=run", processes=1))
+    printed = finish(begin(*RECIPE, *TRACKERS, "name=run"))
     assert "lm: already trained" in printed
     assert "classifier: resumes from" in printed
 

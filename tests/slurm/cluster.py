@@ -157,7 +157,7 @@ class Job:
     def state(self) -> str:
         return self.fact("JobState")
 
-    def wait_for(self, *states: str, seconds: float = 120) -> None:
+    def wait_for(self, *states: str, seconds: float = 300) -> None:
         wait_until(lambda: self.state in states, f"job {self.number} to be {' or '.join(states)}", seconds, self.log)
 
     def wait_for_requeue(self, number: int) -> None:

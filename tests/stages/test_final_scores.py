@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -165,7 +166,11 @@ def test_new_texts_are_read_in_parts(trained: Path, tmp_path: Path, monkeypatch:
     path.write_text("text,label\n" + "".join(f"some good lamp {i},{'ab'[i % 4 == 0]}\n" for i in range(10)))
     whole = succeed_here(["evaluate", trained / "run", "--data", path, "--json"])
     monkeypatch.setattr(evaluate_texts, "ROWS_AT_ONCE", 3)
-    assert succeed_here(["evaluate", trained / "run", "--data", path, "--json"]) == whole
+    in_parts = succeed_here(["evaluate", trained / "run", "--data", path, "--json"])
+    fraction = r"(\d+\.\d+(?:e-?\d+)?)"  # in fp32 a text's last bits follow the size of its batch
+    actual, expected = re.split(fraction, in_parts), re.split(fraction, whole)
+    assert actual[::2] == expected[::2]
+    assert list(map(float, actual[1::2])) == pytest.approx(list(map(float, expected[1::2])), rel=1e-6)
 
 
 def test_new_texts_without_a_label_are_left_out_and_counted(trained: Path, tmp_path: Path):
