@@ -1,0 +1,1 @@
+"""Pretrained language models of others: their names, downloads and file formats, read without running what is in them."""
