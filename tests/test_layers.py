@@ -10,7 +10,7 @@ from pathlib import Path
 from conftest import ROOT
 
 PACKAGE = ROOT / "ulmfit_dist"
-BASE = {"config", "utils", "errors"}
+BASE = {"config", "pretrained", "utils", "errors"}
 MAY_IMPORT = {
     "launch": {"cli", "data", "distributed", *BASE},
     "cli": {
@@ -34,7 +34,8 @@ MAY_IMPORT = {
     "models": {"data", "distributed", "rng", "cuda", *BASE},
     "data": {"distributed", "rng", *BASE},
     "distributed": BASE,
-    "config": {"utils", "errors"},
+    "config": {"pretrained", "utils", "errors"},
+    "pretrained": {"utils", "errors"},
     "utils": {"errors"},
     "rng": {"cuda"},
     "cuda": set(),

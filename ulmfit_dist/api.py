@@ -175,7 +175,7 @@ def lm_learner(config: Config, texts: Any = None) -> LMLearner:
         texts: as in `prepare`.
     """
     runtime, config, store = _prepare_for_learner(config, texts)
-    fetch(config.model.pretrained, runtime)
+    fetch(config.model.pretrained, runtime, config.model.backwards)
     with runtime.fail_together():
         learner = stage_lm_learner(config, runtime, store)
     return prepare_for_notebook(learner, config, store, runtime)
@@ -184,7 +184,7 @@ def lm_learner(config: Config, texts: Any = None) -> LMLearner:
 def classifier_learner(config: Config, texts: Any = None) -> ClassifierLearner:
     """Return the classifier's learner, as `lm_learner`. It starts from the run's language model, or use `load_encoder`."""
     runtime, config, store = _prepare_for_learner(config, texts)
-    fetch(config.encoder_source, runtime)
+    fetch(config.encoder_source, runtime, config.model.backwards)
     with runtime.fail_together():
         learner = stage_classifier_learner(config, runtime, store, needs_encoder=False)
     if config.encoder_source is None and not (config.run_dir / "lm").is_dir():

@@ -69,14 +69,14 @@ def fresh_encoder(vocab: list[str] = NEW_VOCAB):
 def test_weights_are_matched_to_the_vocabulary_as_fastai_does(files: Path):
     for place in (files, files / "lstm_wt103.pth"):
         ours, reference = fresh(), fresh()
-        assert load_pretrained(ours, str(place), NEW_VOCAB, MODEL) == 4
+        assert load_pretrained(ours, str(place), NEW_VOCAB, MODEL).num_known == 4
         load_ignore_keys(reference, match_embeds(torch.load(files / "lstm_wt103.pth"), OLD_VOCAB, NEW_VOCAB))
         torch.testing.assert_close(ours.state_dict(), reference.state_dict(), rtol=0, atol=0)
 
 
 def test_a_classifiers_encoder_is_matched_as_by_fastais_pretrained_learner(files: Path):
     ours = fresh_encoder()
-    assert load_pretrained_encoder(ours, str(files), NEW_VOCAB, MODEL) == 4
+    assert load_pretrained_encoder(ours, str(files), NEW_VOCAB, MODEL).num_known == 4
     reference = core.get_text_classifier(AWD_LSTM, len(NEW_VOCAB), 3, config={**awdlstm.awd_lstm_clas_config, **SIZES})
     load_ignore_keys(reference[0], match_embeds(torch.load(files / "lstm_wt103.pth"), OLD_VOCAB, NEW_VOCAB))
     torch.testing.assert_close(dict(ours.state_dict()), dict(reference[0].module.state_dict()), rtol=0, atol=0)
@@ -86,7 +86,7 @@ def test_a_classifiers_encoder_is_matched_as_by_fastais_pretrained_learner(files
 def test_what_fastai_has_saved_computes_the_same_here(trained, name: str):
     reference, _, folder = trained
     ours = fresh(VOCAB).eval()
-    assert load_pretrained(ours, str(folder / name), VOCAB, MODEL) == len(VOCAB)
+    assert load_pretrained(ours, str(folder / name), VOCAB, MODEL).num_known == len(VOCAB)
     reference.reset()
     with torch.no_grad():
         torch.testing.assert_close(lm_logits(ours, X), reference(X)[0], rtol=1e-5, atol=1e-5)
@@ -115,7 +115,7 @@ def test_a_model_exported_here_is_pretrained_for_others(tmp_path: Path):
     models = make_models(tmp_path / "run")
     for place in ("run", "run/lm"):
         ours = fresh(VOCAB[::-1])
-        assert load_pretrained(ours, str(tmp_path / place), VOCAB[::-1], MODEL) == len(VOCAB)
+        assert load_pretrained(ours, str(tmp_path / place), VOCAB[::-1], MODEL).num_known == len(VOCAB)
         torch.testing.assert_close(ours[0].encoder.weight, models["lm"][0].encoder.weight.flip(0))
         torch.testing.assert_close(ours[1].decoder.bias, models["lm"][1].decoder.bias.flip(0))
         ours = fresh_encoder(VOCAB)
@@ -150,7 +150,7 @@ def test_special_tokens_of_fastais_sentencepiece_keep_what_they_have_learned(fil
     reference = ["xxunk", "xxpad", "xxbos", "\u2581xxbos", "\u2581the", "cat"]
     (files / "itos_wt103.pkl").write_bytes(pickle.dumps(reference))
     ours = fresh(["xxunk", "xxbos", "\u2581the"])
-    assert load_pretrained(ours, str(files), ["xxunk", "xxbos", "\u2581the"], MODEL) == 3
+    assert load_pretrained(ours, str(files), ["xxunk", "xxbos", "\u2581the"], MODEL).num_known == 3
     learned = torch.load(files / "lstm_wt103.pth")["0.encoder.weight"]
     assert torch.equal(ours[0].encoder.weight, learned[[0, 3, 4]])
 
@@ -180,7 +180,7 @@ def test_places_without_weights_are_named_with_their_mend(trained, files: Path, 
     (files / "other.pth").write_bytes(b"")
     make_models(tmp_path / "run")
     refused = {
-        "/nowhere": r"model\.pretrained=/nowhere: neither wt103_fwd nor wt103_bwd, nor a run",
+        "/nowhere": r"model\.pretrained=/nowhere: neither a public model .* nor a run, an exported model or a file",
         str(tmp_path / "empty"): r"expected a \.pth file with the weights and a \.pkl file",
         str(files): r"one \.pth file with the weights, but there are lstm_wt103\.pth, other\.pth: give the path of one file",
         str(folder / "bare_encoder.pth"): r"bare_encoder\.pth contains only an encoder: set classifier\.encoder to it",
@@ -272,7 +272,7 @@ def test_weights_that_were_brought_are_found_without_a_network(files: Path, monk
     place.symlink_to(files)
     try:
         backwards = dataclasses.replace(MODEL, backwards=True)
-        assert load_pretrained(fresh(), "wt103_bwd", NEW_VOCAB, backwards) == 4
+        assert load_pretrained(fresh(), "wt103_bwd", NEW_VOCAB, backwards).num_known == 4
         with pytest.raises(UserError, match=r"model\.backwards=true"):
             load_pretrained_encoder(fresh_encoder(), "wt103_bwd", NEW_VOCAB, MODEL)
     finally:

@@ -25,6 +25,9 @@ from ulmfit_dist.config.schema import Config, Phase
 from ulmfit_dist.config.validation import check_config
 from ulmfit_dist.errors import UserError, did_you_mean
 
+MAY_DIFFER_FROM_PRETRAINED = ("tokenizer.lang", "tokenizer.sp_model")
+"""Keys that a recipe may set to other values than the pretrained weights have; most tokens then lack an embedding."""
+
 
 class Layer(NamedTuple):
     """A part of a config.
@@ -67,10 +70,43 @@ def load_config(recipe: str | Path | None = None, overrides: Sequence[str] = (),
         config = cast(Config, OmegaConf.to_object(merged))
     except (OmegaConfBaseException, TypeError, ValueError) as error:
         raise _explain(error, layers[-1].origin if layers else "config") from None
+    if allow_base:
+        _take_over_pretrained(config, layers)
     if config.runtime.precision in ("no", "False"):  # Accelerate's name of fp32; a bare no is false in YAML
         config.runtime.precision = "fp32"
     check_config(config)
     return config
+
+
+def _take_over_pretrained(config: Config, layers: Sequence[Layer]) -> None:
+    """Set the keys that pretrained weights determine and no layer sets. Raises UserError for those that contradict them."""
+    name = config.model.pretrained or (None if config.classifier.encoder == "pretrained" else config.classifier.encoder)
+    if name is None:
+        return
+    from ulmfit_dist.pretrained.defaults import pretrained_config
+
+    origins = {key: layer.origin for layer in layers for key in _leaves(layer.content, Config)}
+    for key, value in pretrained_config(name, config.model.backwards).items():
+        section_name, field_name = key.split(".")
+        section = getattr(config, section_name)
+        given = getattr(section, field_name)
+        if key not in origins:
+            setattr(section, field_name, value)
+        elif given != value and key not in MAY_DIFFER_FROM_PRETRAINED:
+            raise UserError(
+                f"{origins[key]}: {key}={_inline_yaml(given)}, but the weights {name} have {_inline_yaml(value)}: leave "
+                f"the key out, or use other weights"
+            )
+
+
+def _leaves(content: Any, cls: type, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted keys that raw content sets."""
+    for key in content:
+        factory = {item.name: item.default_factory for item in dataclasses.fields(cls)}.get(key)
+        if isinstance(factory, type) and dataclasses.is_dataclass(factory):
+            yield from _leaves(content._get_node(key), factory, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
 
 
 def to_yaml(config: Config) -> str:

@@ -122,7 +122,7 @@ class TokenizerConfig:
     max_vocab: int = count(60000)
     """Maximum size of the vocabulary, special tokens included."""
     sp_model: str | None = None
-    """SentencePiece model file. null: train one on a sample of the texts and keep it in the token store."""
+    """SentencePiece model file; pretrained: that of model.pretrained. null: train one and keep it in the token store."""
     sp_model_type: str = choice("unigram", "bpe")
     """Algorithm of a SentencePiece model trained here."""
     sp_vocab_size: int | None = count(None)
@@ -142,7 +142,7 @@ class ModelConfig:
     n_layers: int = count(3)
     """Number of LSTM layers."""
     pretrained: str | None = None
-    """Initial weights: wt103_fwd, wt103_bwd, a run, an exported model, or fastai's .pth with its .pkl. null: random."""
+    """Initial weights: a public model such as de or wt103_fwd, hf:USER/NAME, a run, a folder, or a .pth. null: random."""
     backwards: bool = False
     """Read each text from its end to its beginning."""
     arch: str | None = None

@@ -33,6 +33,7 @@ def check_config(config: Config) -> None:
     _check_columns(config.data)
     _check_exact_sums(config.runtime)
     _check_pretrained_encoder(config)
+    _check_sp_model_of_weights(config)
     _check_direction(config.model)
     _check_frozen_layers("lm", config.lm.phases, config.model.n_layers + 1)
     _check_frozen_layers("classifier", config.classifier.phases, config.model.n_layers + 2)
@@ -108,6 +109,12 @@ def _check_pretrained_encoder(config: Config) -> None:
     """Check that there are pretrained weights if the classifier starts from them."""
     if config.classifier.encoder == "pretrained" and config.model.pretrained is None:
         raise UserError("classifier.encoder=pretrained needs model.pretrained: set it, such as model.pretrained=wt103_fwd")
+
+
+def _check_sp_model_of_weights(config: Config) -> None:
+    """Check that there are pretrained weights if the tokenizer is theirs."""
+    if config.tokenizer.sp_model == "pretrained" and config.model.pretrained is None and config.encoder_source is None:
+        raise UserError("tokenizer.sp_model=pretrained needs model.pretrained: set it, such as model.pretrained=de")
 
 
 def _check_direction(model: ModelConfig) -> None:

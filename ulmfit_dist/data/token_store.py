@@ -35,6 +35,10 @@ ENDINGS = (".tokens", ".offsets", ".labels", ".hashes")
 """Endings of a shard's files."""
 NO_LABEL = -1
 """Label index of a document without a label."""
+MAX_COUNTED = 100_000_000
+"""Number of tokens whose occurrences are counted, at most: about a second."""
+COUNTED_AT_ONCE = 1 << 22
+"""Number of tokens that are counted at once: 32 MB."""
 MODEL_FILE = "sentencepiece.model"
 """File name of the SentencePiece model, in a token store and in an exported model."""
 
@@ -97,6 +101,19 @@ class TokenStore:
         """Return the indices of a split's documents, int64; empty if the store has no such split."""
         start, stop = self.meta["splits"].get(name, (0, 0))
         return np.arange(start, stop)
+
+    def token_counts(self, most: int = MAX_COUNTED) -> np.ndarray:
+        """Return how often each token of the vocabulary occurs, int64 [V].
+
+        Args:
+            most: number of tokens that are counted, an equal number of each shard.
+        """
+        counts = np.zeros(len(self.vocab), dtype=np.int64)
+        for tokens in self._tokens:
+            counted = tokens[: max(most // len(self._tokens), 1)]
+            for start in range(0, len(counted), COUNTED_AT_ONCE):
+                counts += np.bincount(counted[start : start + COUNTED_AT_ONCE], minlength=len(counts))
+        return counts
 
 
 def read_meta(path: Path) -> dict[str, Any]:

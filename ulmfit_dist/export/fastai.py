@@ -13,16 +13,19 @@ trade-off: only AWD-LSTMs can be exported.
 
 from __future__ import annotations
 
+import io
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from ulmfit_dist import __version__
 from ulmfit_dist.config.schema import Config, ModelConfig
 from ulmfit_dist.data.token_store import MODEL_FILE
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.models.bundle import ModelBundle, find_model, load_model, read_bundle
-from ulmfit_dist.models.fastai_weights import write_weights
 from ulmfit_dist.models.networks import encoder_of
 from ulmfit_dist.utils.files import make_folder, write_bytes
 
@@ -88,10 +91,10 @@ def _files(exported: ModelBundle) -> Iterator[tuple[str, bytes]]:
     """Yield name and content of each file of a model."""
     model = load_model(exported)
     name = "lm" if exported.labels is None else "classifier"
-    yield f"{name}.pth", write_weights(dict(model.state_dict()))
+    yield f"{name}.pth", _torch_bytes(dict(model.state_dict()))
     yield f"{name}.pkl", pickle.dumps(exported.vocab)
     if exported.labels is None:
-        yield "lm_encoder.pth", write_weights(dict(encoder_of(model).state_dict()))
+        yield "lm_encoder.pth", _torch_bytes(dict(encoder_of(model).state_dict()))
     elif exported.labels:
         yield "classifier_labels.pkl", pickle.dumps(exported.labels)
     if exported.config.tokenizer.type == "sentencepiece":
@@ -181,3 +184,10 @@ def _dls_args(config: Config, seq_len: int) -> str:
 
 def _config(model: ModelConfig, suffix: str) -> str:
     return f'{{**awd_lstm_{suffix}_config, "emb_sz": {model.emb_sz}, "n_hid": {model.n_hid}, "n_layers": {model.n_layers}}}'
+
+
+def _torch_bytes(state: dict[str, Tensor]) -> bytes:
+    """Return the bytes of a .pth with these tensors."""
+    content = io.BytesIO()
+    torch.save(state, content)
+    return content.getvalue()

@@ -1,13 +1,13 @@
 """Pretrained weights, converted to the vocabulary of a model.
 
-Sources are fastai's downloads, fastai's files (`fastai_weights.py`), and exported language models. As in fastai, a token in
-both vocabularies keeps its embedding, and any other gets the mean embedding. Trade-off: new tokens all start alike.
+Sources are public models by name, files in fastai's formats (`pretrained/`), and exported language models. As in fastai, a
+token in both vocabularies keeps its embedding, and any other gets the mean embedding. Trade-off: new tokens all start alike.
 """
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +16,21 @@ import torch
 from torch import Tensor, nn
 
 from ulmfit_dist.config.schema import ModelConfig
+from ulmfit_dist.data.token_store import MODEL_FILE
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.models.bundle import find_model, load_model, read_bundle
 from ulmfit_dist.models.encoder import Encoder
-from ulmfit_dist.models.fastai_weights import PIECE, find_files, read_tokens, read_weights
+from ulmfit_dist.models.fastai_tokens import PIECE, translate_tokens
+from ulmfit_dist.models.vocab_match import VocabMatch, match_vocab
+from ulmfit_dist.pretrained.download import cached_model, download_model
+from ulmfit_dist.pretrained.model_files import find_model_files
+from ulmfit_dist.pretrained.reader import describe_model, read_state, read_tokens
+from ulmfit_dist.pretrained.registry import FASTAI_NAMES, find_public_model, unknown_name
 
-WIKITEXT = {"wt103_fwd": "WT103_FWD", "wt103_bwd": "WT103_BWD"}
+WIKITEXT = {False: "WT103_FWD", True: "WT103_BWD"}
+"""fastai's name of its English models' addresses, by direction."""
+ENGLISH = "en"
 DOWNLOAD_TIMEOUT = 60
 """Timeout of a silent server, in seconds."""
 
@@ -35,12 +43,14 @@ class Pretrained:
         path: path of the weights.
         state: tensors by the keys of fastai's language model; without `1.decoder` if there is only an encoder.
         tokens: tokens by id.
+        arch: as `model.arch`.
         backwards: it was trained on reversed texts; None if its files do not record this.
     """
 
     path: Path
     state: dict[str, Tensor]
     tokens: list[str]
+    arch: str | None = None
     backwards: bool | None = None
 
     def fitted_to(self, vocab: Sequence[str]) -> dict[str, Tensor]:
@@ -53,12 +63,7 @@ class Pretrained:
             state["0.encoder_dp.emb.weight"] = weight.clone()
         if "1.decoder.bias" in state:
             state["1.decoder.bias"] = _rows_or_mean(state["1.decoder.bias"], rows)
-        return {key: value for key, value in state.items() if not _is_dropped_out(key, state)}
-
-    def known(self, vocab: Sequence[str]) -> int:
-        """Return how many tokens of a vocabulary are in this one."""
-        known = set(self.tokens)
-        return sum(token in known for token in vocab)
+        return state
 
     def _rows(self, vocab: Sequence[str]) -> Tensor:
         """Return the row of each token in these weights, int64 [V]; -1 for missing tokens."""
@@ -66,7 +71,7 @@ class Pretrained:
         return torch.tensor([ids.get(token, -1) for token in vocab])
 
 
-def load_pretrained(model: nn.Module, name: str, vocab: list[str], config: ModelConfig) -> int:
+def load_pretrained(model: nn.Module, name: str, vocab: list[str], config: ModelConfig) -> VocabMatch:
     """Load pretrained weights into a language model; tokens without an embedding get the mean, as in fastai.
 
     Args:
@@ -76,98 +81,130 @@ def load_pretrained(model: nn.Module, name: str, vocab: list[str], config: Model
         config: config of the model.
 
     Returns:
-        The number of tokens of the vocabulary that have a pretrained embedding.
+        The tokens that have a pretrained embedding.
 
     Raises:
         UserError: the files are missing and cannot be downloaded, are not valid, or have weights of another size.
     """
     pretrained = open_pretrained(name, "model.pretrained", config)
-    if not any(key.startswith("1.decoder.") for key in pretrained.state):
+    if "1.decoder.weight" not in pretrained.state:
         raise UserError(
             f"{pretrained.path} contains only an encoder: set classifier.encoder to it, and model.pretrained to a language "
             f"model with its decoder"
         )
     _check(pretrained, vocab, config)
-    _load(model, pretrained.fitted_to(vocab), pretrained.path)
-    return pretrained.known(vocab)
+    state = pretrained.fitted_to(vocab)
+    if "1.decoder.bias" not in state:  # fastai 0.7 has none
+        state["1.decoder.bias"] = torch.zeros(len(vocab))
+    _load(model, state, pretrained.path)
+    return match_vocab(pretrained.tokens, vocab)
 
 
-def load_pretrained_encoder(encoder: Encoder, name: str, vocab: list[str], config: ModelConfig) -> int:
+def load_pretrained_encoder(encoder: Encoder, name: str, vocab: list[str], config: ModelConfig) -> VocabMatch:
     """As `load_pretrained`, for the encoder of a classifier, like fastai's `text_classifier_learner(pretrained=True)`."""
     pretrained = open_pretrained(name, "classifier.encoder", config)
     _check(pretrained, vocab, config)
     state = pretrained.fitted_to(vocab)
     _load(encoder, {key.removeprefix("0."): value for key, value in state.items() if key.startswith("0.")}, pretrained.path)
-    return pretrained.known(vocab)
+    return match_vocab(pretrained.tokens, vocab)
 
 
 def open_pretrained(name: str, key: str, config: ModelConfig) -> Pretrained:
     """Return the pretrained weights that a key of the config names.
 
     Args:
-        name: wt103_fwd or wt103_bwd, which are downloaded by fastai and cached; a run directory or an exported language
-            model; a .pth of fastai's, or its folder.
+        name: a public model, which is downloaded if it is not in the cache; a run directory or an exported language model;
+            a file with weights in one of fastai's formats, or a folder with it.
         key: the key of the config, for messages.
         config: config of the model that gets the weights.
     """
-    path = _download(name) if name in WIKITEXT else Path(name).expanduser()
+    path = locate(name, config.backwards)
     folder = find_model(path, "lm")
     if folder is not None:
         exported = read_bundle(folder)
         _check_arch(folder, exported.config.model.arch, config)
         state = load_model(exported, trust=True).state_dict()  # trusted: the config names the same class
-        return Pretrained(folder, state, exported.vocab, exported.config.model.backwards)
+        return Pretrained(folder, state, exported.vocab, exported.config.model.arch, exported.config.model.backwards)
     if find_model(path, "classifier") is not None:
         raise UserError(f"{key}={name} is a classifier: give a language model, or a run directory that has one")
     if not path.exists():
-        raise UserError(f"{key}={name}: neither {' nor '.join(WIKITEXT)}, nor a run, an exported model or a .pth file")
-    weights, tokens = find_files(path)
-    _check_arch(weights, None, config)
-    backwards = name == "wt103_bwd" if name in WIKITEXT else None
-    return Pretrained(weights, read_weights(weights), read_tokens(tokens), backwards)
+        raise UserError(f"{key}={name}: {unknown_name(name)} a run, an exported model or a file with weights")
+    model = describe_model(path, config.backwards)
+    _check_arch(model.files.weights, model.shape.arch, config)
+    tokens = translate_tokens(read_tokens(model.files, model.shape.vocab_size))
+    backwards = _direction(name) if find_public_model(name) else model.files.backwards
+    return Pretrained(model.files.weights, read_state(model.files.weights), tokens, model.shape.arch, backwards)
 
 
-def fetch(name: str | None, runtime: Runtime) -> None:
-    """Download fastai's weights on the first rank of each node, if `name` is one of them. Collective.
+def locate(name: str, backwards: bool) -> Path:
+    """Return the path of pretrained weights: that of a public model in the cache, downloaded if it is not there."""
+    model = find_public_model(name)
+    if model is None:
+        return Path(name).expanduser()
+    backwards = FASTAI_NAMES[name][1] if name in FASTAI_NAMES else backwards
+    return _download(name, backwards) if model.name == ENGLISH else download_model(model, backwards)
+
+
+def sp_model_of(name: str, backwards: bool) -> Path:
+    """Return the SentencePiece model of pretrained weights. Raises UserError if they have none."""
+    path = locate(name, backwards)
+    folder = find_model(path, "lm")
+    file = folder / MODEL_FILE if folder is not None else find_model_files(path, backwards).sp_model
+    if file is None or not file.is_file():
+        raise UserError(
+            f"tokenizer.sp_model=pretrained: {path} has no SentencePiece model: set tokenizer.sp_model to a file"
+        )
+    return file
+
+
+def fetch(name: str | None, runtime: Runtime, backwards: bool = False) -> None:
+    """Download a public model on the first rank of each node, if `name` is one. Collective.
 
     Raises:
-        UserError: on every rank, if a node cannot download them.
+        UserError: on every rank, if a node cannot download it.
     """
     with runtime.fail_together():
-        if name in WIKITEXT and runtime.is_local_main:
-            _download(name)
+        if name is not None and runtime.is_local_main and find_public_model(name) is not None:
+            locate(name, backwards)
 
 
 def has_weights(name: str) -> bool:
-    """Return whether fastai's weights of this name are in the cache of this machine."""
-    from fastai.data.external import URLs, fastai_cfg
-
+    """Return whether a public model that reads forwards is in the cache of this machine."""
+    model = find_public_model(name)
+    if model is None:
+        return False
+    if model.name != ENGLISH:
+        return cached_model(model, backwards=False) is not None
     try:
-        return bool((fastai_cfg().path("model") / Path(getattr(URLs, WIKITEXT[name])).stem).is_dir())
+        return _fastai_folder(WIKITEXT[False]).is_dir()
     except OSError:
         return False
 
 
-def describe_match(name: str, known: int, vocab: Sequence[str]) -> str:
-    """Return a log line about pretrained weights and the vocabulary."""
-    return (
-        f"pretrained {name}: {known:,} of {len(vocab):,} tokens of the vocabulary have a pretrained embedding, the others "
-        f"get the mean embedding"
-    )
+def _direction(name: str) -> bool | None:
+    """Return whether fastai's name of a model means backwards; None for other names, whose direction the config chooses."""
+    return FASTAI_NAMES[name][1] if name in FASTAI_NAMES else None
 
 
-def _download(name: str) -> Path:
-    from fastai.data.external import URLs, fastai_cfg, untar_data
+def _fastai_folder(url_name: str) -> Path:
+    from fastai.data.external import URLs, fastai_cfg
 
-    url = getattr(URLs, WIKITEXT[name])
+    return Path(fastai_cfg().path("model") / Path(getattr(URLs, url_name)).stem)
+
+
+def _download(name: str, backwards: bool) -> Path:
+    """Return the folder of fastai's English model, downloaded by fastai into its own cache."""
+    from fastai.data.external import URLs, untar_data
+
+    url = getattr(URLs, WIKITEXT[backwards])
     try:
-        folder = fastai_cfg().path("model") / Path(url).stem
+        folder = _fastai_folder(WIKITEXT[backwards])
     except OSError as error:
         raise UserError(
             f"model.pretrained={name}: fastai's cache folder is not available ({error}): set FASTAI_HOME to a folder"
         ) from None
     if folder.is_dir():
-        return Path(folder)
+        return folder
     try:
         with _socket_timeout(DOWNLOAD_TIMEOUT):
             return Path(untar_data(url, c_key="model"))
@@ -184,14 +221,6 @@ def _rows_or_mean(weights: Tensor, rows: Tensor) -> Tensor:
     taken = weights[rows]
     taken[rows < 0] = weights.mean(0)
     return taken
-
-
-def _is_dropped_out(key: str, state: Mapping[str, Tensor]) -> bool:
-    """Return whether a tensor is another one after dropout: files of fastai's first releases contain both."""
-    parts = key.split(".")
-    if "module" in parts:
-        del parts[len(parts) - 1 - parts[::-1].index("module")]
-    return f"{'.'.join(parts)}_raw" in state
 
 
 @contextmanager

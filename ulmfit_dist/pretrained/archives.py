@@ -22,9 +22,11 @@ MAX_RATIO = 4
 """Maximum size of the files relative to the archive; weights compress to nine tenths, vocabularies to a third."""
 FREE_BYTES = 64 << 20
 """Size up to which files may have any ratio, in bytes."""
-ARCHIVE_SUFFIXES = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar", ".zip")
 TOO_LARGE = f"its files are more than {MAX_RATIO} times as large as the archive"
-_OPENERS: dict[str, Callable[..., Any]] = {".tgz": gzip.open, "gz": gzip.open, "bz2": bz2.open, "xz": lzma.open}
+_ZIP = b"PK\3\4"
+_OPENERS: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+"""How to open a compressed tar file, by its first bytes."""
+_TAR_MARK = slice(257, 262)
 DAMAGE = (
     *(tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError),
     *(EOFError, ValueError, NotImplementedError, RuntimeError),  # the last two of zip files: method, password
@@ -38,8 +40,15 @@ class RefusedArchiveError(Exception):
 
 
 def is_archive(path: Path) -> bool:
-    """Return whether a file is an archive by its name; a .zip that torch.save wrote is named .pth."""
-    return path.is_file() and path.name.lower().endswith(ARCHIVE_SUFFIXES)
+    """Return whether a file is an archive by its content; the zip files of torch.save are not meant to be unpacked."""
+    start = _start(path)
+    if start.startswith(_ZIP):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                return not any(name.split("/")[1:] == ["data.pkl"] for name in archive.namelist())
+        except DAMAGE:
+            return True
+    return start.startswith(tuple(_OPENERS)) or start[_TAR_MARK] == b"ustar"
 
 
 def unpack(path: Path, folder: Path) -> None:
@@ -65,6 +74,11 @@ def unpack(path: Path, folder: Path) -> None:
         raise RefusedArchiveError(f"it has {Path(str(error.filename)).name} twice") from None
 
 
+def _start(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(512)
+
+
 class _Bounded:
     """A decompressed file of limited size: tarfile holds a long header in memory, of whatever size it gives."""
 
@@ -81,12 +95,12 @@ class _Bounded:
 
 @contextmanager
 def _members(path: Path, most: int) -> Iterator[Iterator[tuple[str, IO[bytes]]]]:
-    name = path.name.lower()
-    if name.endswith(".zip"):
+    start = _start(path)
+    if start.startswith(_ZIP):
         with zipfile.ZipFile(path) as zip_file:
             yield _zip_members(zip_file)
         return
-    opener = next((opener for suffix, opener in _OPENERS.items() if name.endswith(suffix)), open)
+    opener = next((opener for magic, opener in _OPENERS.items() if start.startswith(magic)), open)
     with opener(path, "rb") as file:
         bounded: Any = _Bounded(file, most)
         with tarfile.open(fileobj=bounded, mode="r|") as archive:

@@ -12,14 +12,12 @@ from ulmfit_dist.metrics.objective import Loss, build_objective_loss, build_obje
 from ulmfit_dist.models.bundle import load_encoder, read_bundle
 from ulmfit_dist.models.encoder import Encoder
 from ulmfit_dist.models.networks import build_classifier, classifier_groups, encoder_of
-from ulmfit_dist.models.pretrained import describe_match, load_pretrained_encoder
+from ulmfit_dist.models.pretrained import load_pretrained_encoder
+from ulmfit_dist.models.vocab_match import report_match
 from ulmfit_dist.rng.counter_based import seed_torch
 from ulmfit_dist.training.callbacks.user import add_callbacks, check_callbacks
 from ulmfit_dist.training.learner import LearnerParts, build_learner
 from ulmfit_dist.training.train_steps import ClassifierLearner
-from ulmfit_dist.utils.log import get_logger
-
-logger = get_logger(__name__)
 
 
 def classifier_learner(config: Config, runtime: Runtime, store: TokenStore, needs_encoder: bool = True) -> ClassifierLearner:
@@ -77,5 +75,5 @@ def _load_encoder(encoder: Encoder, config: Config, runtime: Runtime, store: Tok
     if source is None:
         load_encoder(encoder, read_bundle(config.run_dir / "lm"), store.vocab, config.model)
     else:
-        matched = load_pretrained_encoder(encoder, source, store.vocab, config.model)
-        logger.info(describe_match(source, matched, store.vocab))
+        match = load_pretrained_encoder(encoder, source, store.vocab, config.model)
+        report_match(source, match, store, runtime)

@@ -11,14 +11,12 @@ from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.metrics.accumulators import LMMetrics
 from ulmfit_dist.models.fused_cross_entropy import PRODUCT_DTYPES, DecoderLoss
 from ulmfit_dist.models.networks import build_language_model, lm_groups
-from ulmfit_dist.models.pretrained import describe_match, load_pretrained
+from ulmfit_dist.models.pretrained import load_pretrained
+from ulmfit_dist.models.vocab_match import report_match
 from ulmfit_dist.rng.counter_based import seed_torch
 from ulmfit_dist.training.callbacks.user import add_callbacks
 from ulmfit_dist.training.learner import LearnerParts, build_learner
 from ulmfit_dist.training.train_steps import LMLearner
-from ulmfit_dist.utils.log import get_logger
-
-logger = get_logger(__name__)
 
 
 def lm_learner(config: Config, runtime: Runtime, store: TokenStore) -> LMLearner:
@@ -31,8 +29,8 @@ def lm_learner(config: Config, runtime: Runtime, store: TokenStore) -> LMLearner
     seed_torch(config.seed, "lm", "weights")
     model = build_language_model(len(store.vocab), config.model, config.lm)
     if config.model.pretrained is not None:
-        matched = load_pretrained(model, config.model.pretrained, store.vocab, config.model)
-        logger.info(describe_match(config.model.pretrained, matched, store.vocab))
+        match = load_pretrained(model, config.model.pretrained, store.vocab, config.model)
+        report_match(config.model.pretrained, match, store, runtime)
     loss = DecoderLoss(model[1].decoder, PRODUCT_DTYPES[runtime.precision])
     parts = LearnerParts(model, lm_groups, loss, LMMetrics(loss), train, valid)
     learner = build_learner(LMLearner, "lm", parts, config.lm, runtime, config.seed)

@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ from ulmfit_dist.data.store_builder import TokenStoreBuilder
 from ulmfit_dist.data.token_store import FORMAT, NO_LABEL, TokenStore, damaged_shards, read_meta
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
+from ulmfit_dist.models.pretrained import fetch, sp_model_of
+from ulmfit_dist.pretrained.defaults import OF_THE_WEIGHTS
 from ulmfit_dist.utils.files import make_folder
 from ulmfit_dist.utils.log import get_logger
 
@@ -51,6 +54,8 @@ def prepare(config: Config, runtime: Runtime, verify: bool = False) -> TokenStor
         UserError: on every rank, for any error in the source, a file of it, or the cache folder.
     """
     existing = config.data.token_store
+    if existing is None and config.tokenizer.sp_model == OF_THE_WEIGHTS:
+        config = _with_sp_model(config, runtime)
     folder = Path(existing) if existing is not None else _find_or_build(config, runtime, verify)
     if config.data.node_cache_dir is not None:
         folder = _copy_to_node(folder, Path(config.data.node_cache_dir), runtime)
@@ -64,6 +69,20 @@ def prepare(config: Config, runtime: Runtime, verify: bool = False) -> TokenStor
         if runtime.is_main:
             _report_suspicious(store, config, runtime)
     return store
+
+
+def _with_sp_model(config: Config, runtime: Runtime) -> Config:
+    """Return the config with the path of the pretrained weights' SentencePiece model. Collective."""
+    name = config.model.pretrained or config.encoder_source
+    assert name is not None  # checked in config/validation.py
+    fetch(name, runtime, config.model.backwards)
+    with runtime.fail_together():
+        if name is None:
+            raise UserError(
+                "tokenizer.sp_model=pretrained needs model.pretrained: set that, or give a SentencePiece model's file"
+            )
+        path = sp_model_of(name, config.model.backwards)
+    return replace(config, tokenizer=replace(config.tokenizer, sp_model=str(path)))
 
 
 def _report_suspicious(store: TokenStore, config: Config, runtime: Runtime) -> None:

@@ -94,7 +94,7 @@ def train_stage(
 def build(context: RunContext, stage: Stage, resume_point: ResumePoint | None, clock: StageClock | None) -> StageTraining:
     """Return the stage's learner with its callbacks, and start the stage in the tracker. Collective."""
     config, runtime, settings = context.config, context.runtime, stage.settings(context.config)
-    fetch(stage.weights(config), runtime)
+    fetch(stage.weights(config), runtime, config.model.backwards)
     with runtime.fail_together():
         learner = stage.build(config, runtime, context.store)
     checkpoints = CheckpointManager(config.checkpoints_dir, stage.name)

@@ -1,0 +1,21 @@
+"""Special tokens in the vocabularies of earlier versions of fastai and of SentencePiece, by their names today."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ulmfit_dist.data.tokenizers.rules import SPECIAL_TOKENS
+
+PIECE = "\u2581"
+"""SentencePiece's marker of the beginning of a word."""
+_EARLIER = {
+    **{f"{PIECE}{token}": token for token in SPECIAL_TOKENS},  # fastai learns these pieces, and not the tokens' own rows
+    **{"_unk_": "xxunk", "_pad_": "xxpad", "xbos": "xxbos", "xfld": "xxfld"},  # fastai 0.7
+    **{"tk_rep": "xxrep", "tk_wrep": "xxwrep", "t_up": "xxup"},
+    **{"<unk>": "xxunk", "<pad>": "xxpad"},
+}
+
+
+def translate_tokens(tokens: Iterable[str]) -> list[str]:
+    """Return tokens with the names of special tokens in this package, which are fastai 2's."""
+    return [_EARLIER.get(token, token) for token in tokens]
