@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from ulmfit_dist.data.tokenizers.rules import SPECIAL_TOKENS
 
 PIECE = "\u2581"
 """SentencePiece's marker of the beginning of a word."""
+_PIECES = {f"{PIECE}{token}": token for token in SPECIAL_TOKENS}
+"""Special tokens by their pieces: fastai's SentencePiece models learn these, and not the rows of the tokens themselves."""
 _EARLIER = {
-    **{f"{PIECE}{token}": token for token in SPECIAL_TOKENS},  # fastai learns these pieces, and not the tokens' own rows
     **{"_unk_": "xxunk", "_pad_": "xxpad", "xbos": "xxbos", "xfld": "xxfld"},  # fastai 0.7
     **{"tk_rep": "xxrep", "tk_wrep": "xxwrep", "t_up": "xxup"},
     **{"<unk>": "xxunk", "<pad>": "xxpad"},
 }
 
 
-def translate_tokens(tokens: Iterable[str]) -> list[str]:
+def translate_tokens(tokens: Sequence[str]) -> list[str]:
     """Return tokens with the names of special tokens in this package, which are fastai 2's."""
-    return [_EARLIER.get(token, token) for token in tokens]
+    present = set(tokens)
+    names = {**{old: new for old, new in _EARLIER.items() if new not in present}, **_PIECES}
+    return [names.get(token, token) for token in tokens]

@@ -133,7 +133,9 @@ def open_pretrained(name: str, key: str, config: ModelConfig) -> Pretrained:
     _check_arch(model.files.weights, model.shape.arch, config)
     tokens = translate_tokens(read_tokens(model.files, model.shape.vocab_size))
     backwards = _direction(name) if find_public_model(name) else model.files.backwards
-    return Pretrained(model.files.weights, read_state(model.files.weights), tokens, model.shape.arch, backwards)
+    state = read_state(model.files.weights)
+    state["0.encoder_dp.emb.weight"] = state["0.encoder.weight"]  # tied, and not in every file
+    return Pretrained(model.files.weights, state, tokens, model.shape.arch, backwards)
 
 
 def locate(name: str, backwards: bool) -> Path:

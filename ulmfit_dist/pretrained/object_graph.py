@@ -11,9 +11,9 @@ from typing import Any
 
 from ulmfit_dist.pretrained.restricted_pickle import StubObject, TensorRef
 
-MAX_OBJECTS = 4_000_000
+MAX_OBJECTS = 1_000_000
 """Maximum number of objects that are visited."""
-MAX_MODULES = 10_000
+MAX_MODULES = 1_000
 """Maximum number of modules of a network, as often as they occur in it."""
 
 

@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,8 @@ from ulmfit_dist.pretrained.state_keys import (
 from ulmfit_dist.pretrained.torch_files import TorchFile, open_torch_file
 from ulmfit_dist.utils.files import read_bounded
 
+MAX_NETWORKS = 20
+"""Maximum number of modules in a pickle that are looked at: a Learner's losses and metrics are modules, too."""
 _HDF5, _SAFETENSORS = b"\x89HDF\r\n\x1a\n", b'{"'
 _VOCABULARY_NAMES = ("itos", "vocab")
 
@@ -138,7 +141,7 @@ def _find_state(path: Path, file: TorchFile) -> tuple[str, dict[str, TensorRef]]
         return f"state_dict of {generation_of(state)}", translate(state)
     except NotALanguageModelError as error:
         reason = error
-    for module in modules_in(file.content):
+    for module in islice(modules_in(file.content), MAX_NETWORKS):
         try:
             state = state_dict_of(module)
             return f"{_kind(file.content)}, {generation_of(state)}", translate(state)

@@ -3,7 +3,7 @@
 A class or function of the file becomes a `StubClass`, an instance or the result of a call a `StubObject`; tensors become
 `TensorRef`s, which refer to bytes of the file. It is Python's own pickle machine in its Python version, with other
 operations for calls, state and keys: the C version reserves memory for any memo index, and keys such as deeply nested
-tuples take exponential time to hash. Trade-off: it reads 1 to 2 million operations per second, so it has limits.
+tuples take exponential time to hash. Trade-off: it reads a million operations in some seconds, so it has limits.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ from typing import Any, BinaryIO
 
 MAX_PICKLE_BYTES = 64 << 20
 """Maximum size of a pickle without its tensors, in bytes."""
-MAX_OPERATIONS = 4_000_000
-"""Maximum number of a pickle's operations, which bounds its memory and time."""
+MAX_OPERATIONS = 1_000_000
+"""Maximum number of a pickle's operations, which bounds its memory and time: enough for 300,000 tokens."""
 DANGEROUS = frozenset(
     "asyncio bdb code codeop ctypes importlib marshal nt os pdb pickle pip pkgutil posix posixpath profile pty pydoc runpy "
     "shutil signal site smtplib socket socketserver ssl subprocess sys timeit trace urllib venv webbrowser zipimport".split()
 )
 """Top-level modules that no model needs: a file that names one is refused, although nothing of it would run."""
-SAFE_BUILTINS = frozenset(
-    "bool bytearray bytes complex dict float frozenset getattr int list object range set slice str tuple type".split()
+DANGEROUS_BUILTINS = frozenset(
+    "__import__ apply breakpoint compile delattr eval exec execfile exit file globals help input locals open quit raw_input "
+    "reload setattr vars".split()
 )
-"""Names of builtins in fastai's files; `getattr` is in pickled methods. None of them is called."""
+"""Names of builtins that no model needs; fastai's files name others, such as `getattr` for methods and `print`."""
 _KEY_TYPES = (str, int, float, bool, bytes, type(None))
 
 
@@ -126,7 +127,7 @@ class RestrictedUnpickler(pickle._Unpickler):
     def find_class(self, module: str, name: str) -> StubClass:
         top = module.partition(".")[0]
         is_builtin = top in ("builtins", "__builtin__")
-        if (is_builtin and name not in SAFE_BUILTINS) or (top in DANGEROUS and not is_builtin):
+        if top in DANGEROUS or (is_builtin and name.partition(".")[0] in DANGEROUS_BUILTINS):
             raise RefusedPickleError(f"it names {module}.{name}"[:200])
         return StubClass(f"{module}.{name}")
 
@@ -163,9 +164,9 @@ class _Limited:
 
 def _call(function: Any, args: Any) -> Any:
     """Return the result of a call: a dict or tensor for the functions that torch writes, else a stub."""
-    if not isinstance(function, StubClass) or not isinstance(args, tuple):
+    if not isinstance(function, (StubClass, StubObject)) or not isinstance(args, tuple):
         raise RefusedPickleError("it calls what is not a class or function")
-    known = _CALLS.get(function.name)
+    known = _CALLS.get(function.name) if isinstance(function, StubClass) else None
     return StubObject(function.name, args) if known is None else known(*args)
 
 
