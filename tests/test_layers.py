@@ -14,7 +14,7 @@ BASE = {"config", "pretrained", "utils", "errors"}
 MAY_IMPORT = {
     "launch": {"cli", "data", "distributed", *BASE},
     "cli": {
-        *("recipes", "doctor", "export", "stages", "report", "inference", "tracking"),
+        *("recipes", "doctor", "export", "stages", "report", "inference", "tracking", "models"),
         *("data", "distributed", *BASE),
     },
     "api": {"recipes", "stages", "training", "inference", "models", "data", "distributed", *BASE},

@@ -290,7 +290,13 @@ def main(folder: Path) -> None:
             reason = f"NOT A REFUSAL: {type(error).__name__}: {error}"
         is_watching = False
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
-        line = {"name": path.name, "reason": reason, "seconds": time.process_time() - start, "events": events[:5], "mib": peak}
+        line = {
+            "name": path.name,
+            "reason": reason,
+            "seconds": time.process_time() - start,
+            "events": events[:5],
+            "mib": peak,
+        }
         print(json.dumps(line), flush=True)
 
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ulmfit_dist.errors import UserError, did_you_mean
+from ulmfit_dist.errors import UserError
 
 FASTAI_NAMES = {"wt103_fwd": ("en", False), "wt103_bwd": ("en", True)}
 """fastai's own names of its English models: name here, and whether it reads backwards."""
@@ -86,9 +87,10 @@ def is_public_name(name: str) -> bool:
 
 
 def unknown_name(name: str) -> str:
-    """Return the end of a message about a value that is neither a name nor a path."""
-    known = [*public_models(), *FASTAI_NAMES]
-    return f"neither a public model ({did_you_mean(name, known)}; `ulmfit-dist pretrained` lists them) nor"
+    """Return the middle of a message about a value that is neither a name nor a path."""
+    close = get_close_matches(name, [*public_models(), *FASTAI_NAMES], n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    return f"neither a public model ({hint}`ulmfit-dist pretrained` lists them) nor"
 
 
 def _frozen(value: Any) -> Any:

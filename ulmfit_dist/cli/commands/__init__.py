@@ -25,6 +25,7 @@ from ulmfit_dist.cli.commands import (
     predict,
     prepare,
     pretrain,
+    pretrained,
     report,
     run,
     show_batch,
@@ -64,5 +65,6 @@ COMMANDS: Mapping[str, Command] = {
     "submit": submit,
     "doctor": doctor,
     "config": config,
+    "pretrained": pretrained,
 }
 """Commands by name, in the order of `--help`."""
