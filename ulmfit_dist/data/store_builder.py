@@ -26,7 +26,8 @@ from ulmfit_dist.data.cleaning import KEYS, Cleaning, describe_dropped
 from ulmfit_dist.data.shards import SourceShards
 from ulmfit_dist.data.sources.base import Source
 from ulmfit_dist.data.token_store import MODEL_FILE, NO_LABEL, shard_checksum, shard_stem, token_dtype, write_shard
-from ulmfit_dist.data.vocab import UNK_ID, build_vocab, frequent_tokens, id_map, known_tokens, load_vocab, localize
+from ulmfit_dist.data.vocab import UNK_ID, build_vocab, id_map, known_tokens, load_vocab, localize
+from ulmfit_dist.data.vocab_merge import frequent_tokens
 from ulmfit_dist.data.worker_pool import run_in_workers
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.utils.files import write_bytes, write_json, write_table
@@ -172,9 +173,10 @@ class TokenStoreBuilder:
         """Write `vocab.json` from the counts of all shards except those of the test split, and the list of labels."""
         shards = range(len(self.shards))
         counted = (self._read_counts(i) for i in shards if not self.shards.is_test(i))
-        counts = frequent_tokens(counted, self.tokenizer.min_freq)
+        min_freq, max_vocab = self.tokenizer.min_freq, self.tokenizer.max_vocab
+        counts = frequent_tokens(counted, min_freq, max_vocab, self.folder / "local-spilled-counts")
         labels = {label for i in shards for label in self._read_metadata(i)["labels"] if label is not None}
-        write_json(self.folder / "vocab.json", build_vocab(counts, self.tokenizer.min_freq, self.tokenizer.max_vocab))
+        write_json(self.folder / "vocab.json", build_vocab(counts, min_freq, max_vocab))
         write_json(self._labels_file, _sorted_labels(labels))
 
     def map(self, shards: Iterable[int], num_workers: int) -> None:
