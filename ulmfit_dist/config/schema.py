@@ -91,6 +91,12 @@ class DataConfig:
     """Encoding of files without a byte-order mark, such as cp1252; not for parquet and hub. null: UTF-8."""
     on_duplicates: str = choice("warn", "drop", "error")
     """Texts that are both trained on and evaluated on: warn, drop them from training, or stop with an error."""
+    min_chars: int | None = count(None)
+    """Minimum length of a document in characters, white space runs as one; not applied to test. null: no minimum."""
+    min_letter_share: float | None = share(None, example=0.5)
+    """Minimum share of letters and combining marks among non-space characters; not applied to test. null: no minimum."""
+    drop_duplicates: bool = False
+    """Keep only the first of documents that are equal up to white space, in all of the source except test."""
     quoting: bool | None = None
     """Parse quotes in CSV and TSV files, so that quoted fields may contain delimiters. null: true for CSV, false for TSV."""
     subset: str | None = None

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import gc
 import json
-import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,9 +22,12 @@ import pyarrow as pa
 import xxhash
 
 from ulmfit_dist.config.schema import TokenizerConfig
+from ulmfit_dist.data.cleaning import KEYS, Cleaning, describe_dropped
+from ulmfit_dist.data.shards import SourceShards
 from ulmfit_dist.data.sources.base import Source
 from ulmfit_dist.data.token_store import MODEL_FILE, NO_LABEL, shard_checksum, shard_stem, token_dtype, write_shard
-from ulmfit_dist.data.vocab import UNK_ID, build_vocab, frequent_tokens, id_map, known_tokens, load_vocab, localize
+from ulmfit_dist.data.vocab import UNK_ID, build_vocab, id_map, known_tokens, load_vocab, localize
+from ulmfit_dist.data.vocab_merge import frequent_tokens
 from ulmfit_dist.data.worker_pool import run_in_workers
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.utils.files import write_bytes, write_json, write_table
@@ -62,11 +64,33 @@ class TokenStoreBuilder:
         source: source of the documents.
         tokenizer: config of the tokenizer.
         documents_per_shard: documents in a shard.
+        cleaning: rules that drop documents; those of the test split are all kept.
     """
 
-    def __init__(self, folder: Path, source: Source, tokenizer: TokenizerConfig, documents_per_shard: int):
-        self.folder, self.source, self.tokenizer = folder, source, tokenizer
-        self.shards = list(_cut(source, documents_per_shard))
+    def __init__(
+        self,
+        folder: Path,
+        source: Source,
+        tokenizer: TokenizerConfig,
+        documents_per_shard: int,
+        cleaning: Cleaning = Cleaning(),  # noqa: B008 (immutable)
+    ):
+        self.folder, self.source, self.tokenizer, self.cleaning = folder, source, tokenizer, cleaning
+        self.shards = SourceShards(folder, source, documents_per_shard, cleaning)
+
+    def hash_documents(self, shards: Iterable[int], num_workers: int, shown: bool) -> None:
+        """Hash the documents of those of the shards whose hashes are missing, if duplicates are dropped.
+
+        Raises:
+            UserError: a document cannot be read, or a file cannot be written.
+        """
+        missing = sorted(set(self.shards.unhashed()) & set(shards))
+        self._work("hashing", _no_resource, self.hash_shard, missing, num_workers, shown)
+
+    def hash_shard(self, i: int, _: None) -> tuple[int, int]:
+        """Write the hashes of one shard's documents; return its numbers of documents and tokens, which are not counted."""
+        self.shards.hash_shard(i)
+        return self.shards.num_documents(i), 0
 
     def tokenize(self, shards: Iterable[int], num_workers: int, shown: bool) -> None:
         """Tokenize those of the shards that are missing.
@@ -79,12 +103,24 @@ class TokenStoreBuilder:
             UserError: a document cannot be read, or a file cannot be written.
         """
         missing = [i for i in shards if not self._local(i).exists()]
-        if not missing:
+        self._work("tokenizing", self.open_tokenizer, self.tokenize_shard, missing, num_workers, shown)
+
+    def _work(
+        self,
+        name: str,
+        open_resource: Callable[[], Any],
+        work: Callable[[int, Any], tuple[int, int]],
+        shards: Sequence[int],
+        num_workers: int,
+        shown: bool,
+    ) -> None:
+        """Call `work` for each shard, in worker processes if there are enough documents; it returns documents and tokens."""
+        if not shards:
             return
-        num_documents = sum(map(self.num_documents, missing))
+        num_documents = sum(map(self.shards.num_documents, shards))
         num_workers = min(num_workers, num_documents // DOCUMENTS_PER_WORKER)
-        with Progress("tokenizing", num_documents, shown) as progress:
-            for num_done, num_tokens in run_in_workers(self.open_tokenizer, self.tokenize_shard, missing, num_workers):
+        with Progress(name, num_documents, shown) as progress:
+            for num_done, num_tokens in run_in_workers(open_resource, work, shards, num_workers):
                 progress.advance(num_done, counted=num_tokens)
 
     def train_tokenizer(self) -> None:
@@ -97,7 +133,7 @@ class TokenStoreBuilder:
             from ulmfit_dist.data.tokenizers.sentencepiece import make_model
 
             write_bytes(
-                self.folder / MODEL_FILE, make_model(self.tokenizer, self._sample(self.tokenizer.sp_sample_documents))
+                self.folder / MODEL_FILE, make_model(self.tokenizer, self.shards.sample(self.tokenizer.sp_sample_documents))
             )
 
     def open_tokenizer(self) -> TextTokenizer:
@@ -108,26 +144,24 @@ class TokenStoreBuilder:
         gc.freeze()  # modules loaded so far stay loaded: exclude them from garbage collection
         return tokenizer
 
-    def num_documents(self, i: int) -> int:
-        """Return the number of documents of a shard, empty ones included."""
-        return sum(stop - start for _, start, stop in self.shards[i])
-
     def tokenize_shard(self, i: int, tokenizer: TextTokenizer) -> tuple[int, int]:
         """Write one shard with local ids; return its numbers of documents and tokens."""
-        texts, labels, splits = self._read_shard(i)
-        hashes = np.array([text_hash(text) for text in texts if text is not None], dtype=np.uint64)
-        ids, lengths = tokenizer.encode([text for text in texts if text is not None])
+        texts, labels, splits, verdicts = shard = self.shards.read(i)
+        chosen = shard.kept
+        hashes = np.array([text_hash(text) for text in chosen.values()], dtype=np.uint64)
+        ids, lengths = tokenizer.encode(list(chosen.values()))
         kept = lengths > EMPTY
         local = localize(ids[np.repeat(kept, lengths)], tokenizer.tokens)
         offsets = np.concatenate([[0], np.cumsum(lengths[kept], dtype=np.int64)])
-        readable = np.array([n for n, text in enumerate(texts) if text is not None], dtype=np.int64)
-        documents = readable[kept].tolist()
-        metadata = {
+        documents = np.array(list(chosen), dtype=np.int64)[kept].tolist()
+        metadata: dict[str, Any] = {
             "labels": [labels[n] for n in documents],
             "documents": Counter(splits[n] for n in documents),
-            "num_empty": len(readable) - len(documents),
-            "num_skipped": len(texts) - len(readable),
+            "num_empty": len(chosen) - len(documents),
+            "num_skipped": texts.count(None),
         }
+        if self.cleaning.identity:
+            metadata["dropped"] = {key: int((verdicts == verdict).sum()) for verdict, key in KEYS.items()}
         write_table(self._local(i, ".counts"), local.counts)
         write_bytes(self._local(i, ".tokens"), local.ids.tobytes())
         write_bytes(self._local(i, ".offsets"), offsets.tobytes())
@@ -138,10 +172,11 @@ class TokenStoreBuilder:
     def merge(self) -> None:
         """Write `vocab.json` from the counts of all shards except those of the test split, and the list of labels."""
         shards = range(len(self.shards))
-        counted = (self._read_counts(i) for i in shards if not self._is_test(i))
-        counts = frequent_tokens(counted, self.tokenizer.min_freq)
+        counted = (self._read_counts(i) for i in shards if not self.shards.is_test(i))
+        min_freq, max_vocab = self.tokenizer.min_freq, self.tokenizer.max_vocab
+        counts = frequent_tokens(counted, min_freq, max_vocab, self.folder / "local-spilled-counts")
         labels = {label for i in shards for label in self._read_metadata(i)["labels"] if label is not None}
-        write_json(self.folder / "vocab.json", build_vocab(counts, self.tokenizer.min_freq, self.tokenizer.max_vocab))
+        write_json(self.folder / "vocab.json", build_vocab(counts, min_freq, max_vocab))
         write_json(self._labels_file, _sorted_labels(labels))
 
     def map(self, shards: Iterable[int], num_workers: int) -> None:
@@ -166,7 +201,9 @@ class TokenStoreBuilder:
         tokens = id_map(self._read_counts(i)["token"], indices.tokens).astype(indices.dtype)[ids]
         stem = self.folder / shard_stem(i, len(self.shards))
         write_shard(stem, tokens, offsets, labels, np.fromfile(self._local(i, ".hashes"), dtype=np.uint64))
-        stats = {key: local[key] for key in ("documents", "num_empty", "num_skipped")}
+        stats: dict[str, Any] = {
+            key: local[key] for key in ("documents", "num_empty", "num_skipped", "dropped") if key in local
+        }
         stats |= {"checksum": shard_checksum(stem), **_count(local["documents"], tokens, offsets)}
         write_json(self._local(i, ".stats.json"), stats)
 
@@ -175,8 +212,13 @@ class TokenStoreBuilder:
         vocab = load_vocab(self.folder / "vocab.json")
         stats = [json.loads(self._local(i, ".stats.json").read_text("utf-8")) for i in range(len(self.shards))]
         splits, start = {}, 0
+        dropped = {key: _sum_of(stats, "dropped", key) for key in KEYS.values() if key in self.cleaning.identity}
         for split in self.source.splits:
             stop = start + _sum_of(stats, "documents", split)
+            if stop == start and any(dropped.values()):
+                raise UserError(
+                    f"the {split} split has no document left: dropped {describe_dropped(dropped)}: lower or unset these keys"
+                )
             if stop == start:
                 raise UserError(f"the {split} split has no document with a word in it")
             splits[split] = (start, stop)
@@ -190,6 +232,7 @@ class TokenStoreBuilder:
             "unknown": {split: _sum_of(stats, "unknown", split) for split in splits},
             "num_empty": sum(shard["num_empty"] for shard in stats),
             "num_skipped": sum(shard["num_skipped"] for shard in stats),
+            **({"dropped": dropped} if dropped else {}),
             "longest": max(shard["longest"] for shard in stats),
             "num_shards": len(self.shards),
             "dtype": str(token_dtype(vocab)),
@@ -210,6 +253,8 @@ class TokenStoreBuilder:
         """
         shards = list(shards)
         write_json(self._labels_file, meta["labels"])
+        self.hash_documents(range(len(self.shards)), num_workers=1, shown=False)
+        self.shards.find_duplicates()
         self.tokenize(shards, num_workers=1, shown=False)
         self.map(shards, num_workers=1)
         for i in shards:
@@ -223,31 +268,6 @@ class TokenStoreBuilder:
     def _labels(self) -> list[str]:
         labels: list[str] = json.loads(self._labels_file.read_text("utf-8"))
         return labels
-
-    def _sample(self, num_documents: int) -> Iterator[str]:
-        """Yield the texts of about `num_documents` documents, equally many per shard, without the test split."""
-        sampled = [pieces for i, pieces in enumerate(self.shards) if not self._is_test(i)]
-        for pieces in sampled:
-            left = math.ceil(num_documents / len(sampled))
-            for split, start, stop in pieces:
-                texts, _ = self.source.splits[split].read(start, min(stop, start + left))
-                left -= len(texts)
-                yield from (text for text in texts if text is not None)
-
-    def _read_shard(self, i: int) -> tuple[list[str | None], list[str | None], list[str]]:
-        """Return text, label and split of each document."""
-        texts: list[str | None] = []
-        labels: list[str | None] = []
-        splits: list[str] = []
-        for split, start, stop in self.shards[i]:
-            more_texts, more_labels = self.source.splits[split].read(start, stop)
-            texts += more_texts
-            labels += more_labels
-            splits += [split] * len(more_texts)
-        return texts, labels, splits
-
-    def _is_test(self, i: int) -> bool:
-        return self.shards[i][0][0] == "test"
 
     @property
     def _labels_file(self) -> Path:
@@ -265,33 +285,13 @@ class TokenStoreBuilder:
         return metadata
 
 
+def _no_resource() -> None:
+    """Return what work that needs no resource receives."""
+
+
 def text_hash(text: str) -> int:
     """Return the xxh3 of a text, stripped of white space at its ends."""
     return int(xxhash.xxh3_64_intdigest(text.strip().encode("utf-8", "surrogatepass")))
-
-
-def _cut(source: Source, documents_per_shard: int) -> Iterator[list[tuple[str, int, int]]]:
-    """Yield the shards, each a list of (split, start, stop). A shard may span two splits.
-
-    Only the test split, which must not affect the vocabulary, has separate shards.
-    """
-    pieces: list[tuple[str, int, int]] = []
-    room = documents_per_shard
-    for split, documents in source.splits.items():
-        start = 0
-        if split == "test" and pieces:
-            yield pieces
-            pieces, room = [], documents_per_shard
-        while start < len(documents):
-            stop = min(start + room, len(documents))
-            pieces.append((split, start, stop))
-            room -= stop - start
-            start = stop
-            if room == 0:
-                yield pieces
-                pieces, room = [], documents_per_shard
-    if pieces:
-        yield pieces
 
 
 def _count(documents: dict[str, int], tokens: np.ndarray, offsets: np.ndarray) -> dict[str, Any]:

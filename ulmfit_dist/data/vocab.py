@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import count, islice
 from pathlib import Path
 from typing import NamedTuple
@@ -31,8 +31,6 @@ FILLER = "xxfake"
 """Token that pads the vocabulary."""
 LONGEST_VOCAB = 1 << 28
 """Maximum size of a vocabulary file, in bytes."""
-COUNTS_AT_ONCE = 1_000_000
-"""Number of counts that are merged at once: about 30 MB."""
 
 
 class StringIndexer(defaultdict[str, int]):
@@ -77,30 +75,6 @@ def localize(ids: np.ndarray, tokens: Sequence[str]) -> LocalIds:
     number = np.zeros(len(tokens), dtype=np.uint32)
     number[present] = np.arange(len(present))
     return LocalIds(number[ids], token_counts([tokens[i] for i in present.tolist()], counts[present]))
-
-
-def frequent_tokens(shards: Iterable[pa.Table], min_freq: int) -> Counter[str]:
-    """Return the sum of the `token_counts` of shards, for tokens that occur at least `min_freq` times.
-
-    If the shards are in the order of the documents, tokens are in the order of first occurrence.
-    """
-    total, pending = token_counts([], []), []
-    for counts in shards:
-        pending.append(counts)
-        if sum(map(len, pending)) > max(COUNTS_AT_ONCE, 2 * len(total)):  # merge rarely: each merge reads the total
-            total, pending = _sum_counts([total, *pending]), []
-    total = _sum_counts([total, *pending])
-    frequent = total.filter(pc.greater_equal(total["count"], min_freq))
-    return Counter(dict(zip(frequent["token"].to_pylist(), frequent["count"].to_pylist(), strict=True)))
-
-
-def _sum_counts(tables: Sequence[pa.Table]) -> pa.Table:
-    """Return the sum of counts by token, in order of first occurrence; four times as fast as Arrow's ordered `group_by`."""
-    joined = pa.concat_tables(tables)
-    tokens = joined["token"].combine_chunks().dictionary_encode()  # indices by first occurrence
-    counts = np.zeros(len(tokens.dictionary), dtype=np.int64)
-    np.add.at(counts, tokens.indices.to_numpy(), joined["count"].to_numpy())
-    return token_counts(tokens.dictionary, counts)
 
 
 def build_vocab(counts: Counter[str], min_freq: int, max_vocab: int) -> list[str]:

@@ -1,6 +1,7 @@
 """Preparation of the token store from text, distributed over the ranks.
 
-Three collective steps: every rank tokenizes its shards into local ids and counts, rank 0 merges the counts into the
+With `data.drop_duplicates`, every rank first hashes the documents of its shards, and rank 0 finds the duplicates. Then three
+collective steps: every rank tokenizes its shards into local ids and counts, rank 0 merges the counts into the
 vocabulary, every rank maps its shards to the vocabulary's ids. Shards are assigned by their number, so the bytes do not
 depend on the world size, and a shard that is on disk is not written again. `meta.json` is written last: a store is complete
 or absent. Trade-off: every shard is written twice, first with local ids.
@@ -22,6 +23,7 @@ import xxhash
 from filelock import BaseFileLock, FileLock, Timeout
 
 from ulmfit_dist.config.schema import Config, DataConfig, TokenizerConfig
+from ulmfit_dist.data.cleaning import KEYS, Cleaning, describe_dropped
 from ulmfit_dist.data.node_cache import copy_store
 from ulmfit_dist.data.sources import open_source
 from ulmfit_dist.data.sources.base import Source
@@ -111,10 +113,13 @@ def _find_or_build(config: Config, runtime: Runtime, verify: bool) -> Path:
     with runtime.fail_together():
         if runtime.is_main:
             make_folder(folder, "data.cache_dir")
-    builder = TokenStoreBuilder(folder, source, config.tokenizer, config.data.documents_per_shard)
+    cleaning = Cleaning.of(config.data)
+    builder = TokenStoreBuilder(folder, source, config.tokenizer, config.data.documents_per_shard, cleaning)
     with _locked(folder, runtime):
         if not _is_finished(folder, runtime):
             _build(builder, identity, config.data.num_proc, runtime)
+            if dropped := read_meta(folder).get("dropped"):
+                logger.info(f"dropped documents: {describe_dropped(dropped)}")
         elif damaged := _damaged(folder, runtime):
             logger.info(f"{folder}: rebuilding {len(damaged)} damaged shard(s)")
             with runtime.fail_together():
@@ -190,6 +195,7 @@ def _identity(data: DataConfig, tokenizer: TokenizerConfig, source: Source) -> d
         "source": {"type": data.source, **source.identity},
         "tokenizer": _tokenizer_identity(tokenizer),
         "documents_per_shard": data.documents_per_shard,
+        **({"cleaning": cleaning} if (cleaning := Cleaning.of(data).identity) else {}),
         "versions": {package: version(package) for package in _tokenizer_packages(tokenizer)},
     }
 
@@ -219,7 +225,10 @@ def _fingerprint(identity: dict[str, Any]) -> str:
 def _build(builder: TokenStoreBuilder, identity: dict[str, Any], num_proc: int, runtime: Runtime) -> None:
     shards = range(runtime.rank, len(builder.shards), runtime.world_size)
     with runtime.fail_together():
+        builder.hash_documents(shards, num_proc, shown=runtime.is_main)
+    with runtime.fail_together():
         if runtime.is_main:
+            builder.shards.find_duplicates()
             builder.train_tokenizer()
     with runtime.fail_together():
         builder.tokenize(shards, num_proc, shown=runtime.is_main)
@@ -246,12 +255,14 @@ def _check_tokenizer(store: TokenStore, tokenizer: TokenizerConfig) -> None:
 
 def _check_subset(store: TokenStore, data: DataConfig) -> None:
     """Raise UserError if the config selects documents that the store was not made with."""
-    for key in ("test_pct", "max_documents"):
-        new, old = getattr(data, key), store.meta.get("source", {}).get(key)
-        if new is not None and new != old:
+    made_with = {**store.meta.get("source", {}), **store.meta.get("cleaning", {})}
+    for key in ("test_pct", "max_documents", *KEYS.values()):
+        new, old = getattr(data, key), made_with.get(key)
+        unset = "false" if new is True else "null"
+        if new not in (None, False) and new != old:
             raise UserError(
-                f"data.{key}={new}: {store.path} was made with {'null' if old is None else old}: set it to null, or "
-                f"prepare the texts again without data.token_store"
+                f"data.{key}={new}: {store.path} was made with {unset if old is None else old}: set it to {unset}, "
+                f"or prepare the texts again without data.token_store"
             )
 
 
@@ -261,6 +272,7 @@ def summarize(store: TokenStore) -> str:
     unknown = ", ".join(f"{meta['unknown'][split] / max(n, 1):.2%} of {split}" for split, n in meta["tokens"].items())
     left_out = {"empty": meta["num_empty"], "unreadable": meta["num_skipped"]}
     notes = "".join(f" ({number:,} {reason} left out)" for reason, number in left_out.items() if number)
+    notes += f" (dropped {describe_dropped(meta['dropped'])})" if "dropped" in meta else ""
     return (
         f"texts: {meta['num_documents']:,} documents{notes}, {meta['num_tokens']:,} tokens, "
         f"{meta['longest']:,} in the longest; vocabulary {meta['vocab_size']:,}, unknown {unknown}; "

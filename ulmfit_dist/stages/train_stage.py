@@ -40,7 +40,7 @@ logger = get_logger(__name__)
 
 FEW_STEPS = 5
 """Optimizer steps of an epoch below which the batch is probably too large by mistake."""
-STORE_METADATA = ("fingerprint", "num_documents", "num_tokens", "vocab_size")
+STORE_METADATA = ("fingerprint", "num_documents", "num_tokens", "vocab_size", "dropped")
 """Keys of a token store's meta.json that W&B records with a model."""
 
 
@@ -163,7 +163,7 @@ def export(training: StageTraining, context: RunContext, stage: Stage) -> Path:
                 "metrics": metrics,
             }
             save_bundle(folder, training.learner.model, config, store, stage.labels(training.learner), metadata)
-            tracker.save_model(stage.name, metadata, {key: store.meta[key] for key in STORE_METADATA})
+            tracker.save_model(stage.name, metadata, {key: store.meta[key] for key in STORE_METADATA if key in store.meta})
     return folder
 
 

@@ -12,14 +12,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ulmfit_dist.config.schema import TokenizerConfig
-from ulmfit_dist.data import vocab as vocab_module
+from ulmfit_dist.data import vocab_merge
 from ulmfit_dist.data.tokenizers import word as tokenizer_module
 from ulmfit_dist.data.tokenizers.registry import open_tokenizer
 from ulmfit_dist.data.tokenizers.word import Tokenizer
 from ulmfit_dist.data.vocab import (
     UNK_ID,
     build_vocab,
-    frequent_tokens,
     id_map,
     known_tokens,
     localize,
@@ -125,8 +124,8 @@ def test_an_unknown_language_is_named():
 
 
 @pytest.mark.parametrize("at_once", [0, 30, 1_000_000])
-def test_merged_counts_make_fastais_vocabulary(at_once: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(vocab_module, "COUNTS_AT_ONCE", at_once)
+def test_merged_counts_make_fastais_vocabulary(at_once: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(vocab_merge, "COUNTS_AT_ONCE", at_once)
     tokenizer, texts = Tokenizer("en"), TEXTS * 2 + ["b b b a a a c c c d"]
     documents = tokenizer.tokenize(texts)
     shards = []
@@ -134,7 +133,7 @@ def test_merged_counts_make_fastais_vocabulary(at_once: int, monkeypatch: pytest
         ids, _ = tokenizer.encode(texts[start : {0: 5, 5: 9, 9: None}[start]])
         shards.append(localize(ids, tokenizer.tokens).counts)
     counts = Counter(token for document in documents for token in document)
-    vocab = build_vocab(frequent_tokens(shards, 2), min_freq=2, max_vocab=40)
+    vocab = build_vocab(vocab_merge.frequent_tokens(shards, 2, 40, tmp_path / "spilled"), min_freq=2, max_vocab=40)
     assert vocab == make_vocab(counts, min_freq=2, max_vocab=40)
     assert len(vocab) % 8 == 0
 
