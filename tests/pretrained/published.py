@@ -162,15 +162,23 @@ def make_zip(folder: Path, path: Path) -> Path:
     return path
 
 
-def make_sp_model(path: Path, sentences: Sequence[str] = ("de kat zat op de mat",) * 20) -> None:
+def make_sp_model(path: Path, sentences: Sequence[str] = ("de kat zat op de mat",) * 20, num_pieces: int = 60) -> None:
     import sentencepiece
 
     path.parent.mkdir(parents=True, exist_ok=True)
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(sentences), model_writer=model, vocab_size=20, hard_vocab_limit=False, minloglevel=2
+        sentence_iterator=iter(sentences), model_writer=model, vocab_size=num_pieces, hard_vocab_limit=False, minloglevel=2
     )
     path.write_bytes(model.getvalue())
+
+
+def pieces_of(path: Path) -> list[str]:
+    """Return the pieces of a SentencePiece model as a vocabulary of fastai's."""
+    import sentencepiece
+
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    return [*WORDS[:9], *(processor.IdToPiece(i) for i in range(3, processor.GetPieceSize()))]
 
 
 @contextmanager

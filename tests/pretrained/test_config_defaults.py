@@ -34,9 +34,7 @@ def test_a_recipe_that_contradicts_the_weights_is_told_so_in_one_line(tmp_path: 
     recipe.write_text("data: {path: texts}\nmodel: {pretrained: de, n_hid: 1150}\n")
     with pytest.raises(UserError, match=r"mine\.yaml: model\.n_hid=1150, but the weights de have 1152: leave the key out"):
         load_config(recipe)
-    with pytest.raises(
-        UserError, match=r"command line, tokenizer\.type=word: .* but the weights de have"
-    ):
+    with pytest.raises(UserError, match=r"command line, tokenizer\.type=word: .* but the weights de have"):
         load_config(None, [DATA, "model.pretrained=de", "tokenizer.type=word"])
     load_config(None, [DATA, "model.pretrained=de", "model.n_hid=1152", "tokenizer.sp_model=my.model"])
 

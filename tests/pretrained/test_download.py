@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import published
 import pytest
+from file_server import Server, serving
 from published import WORDS
 
 from ulmfit_dist.errors import UserError
@@ -18,48 +18,10 @@ from ulmfit_dist.pretrained.reader import describe_model
 from ulmfit_dist.pretrained.registry import PublicModel, find_public_model, public_models
 
 
-class Server(ThreadingHTTPServer):
-    """A server of files by path, with the paths that were asked for."""
-
-    files: dict[str, tuple[str, bytes]]
-    asked: list[str]
-
-    @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_GET(self) -> None:
-        self.server.asked.append(self.path)
-        if self.path == "/moved":
-            self.send_response(302)
-            self.send_header("Location", "/model.tgz")
-            self.end_headers()
-            return
-        kind, content = self.server.files.get(self.path, ("", b""))
-        self.send_response(200 if kind else 404)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(content) + (self.path == "/cut.tgz")))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-
 @pytest.fixture
 def server() -> Iterator[Server]:
-    made = Server(("127.0.0.1", 0), Handler)
-    made.files, made.asked = {}, []
-    thread = threading.Thread(target=made.serve_forever)
-    thread.start()
-    yield made
-    made.shutdown()
-    thread.join()
-    made.server_close()
+    with serving({}) as started:
+        yield started
 
 
 @pytest.fixture
@@ -71,12 +33,9 @@ def model(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pu
         published.write_torch(folder / part / "model.pth", published.lstm_tensors(len(WORDS), 2, seed))
         published.write_pickle(folder / part / "vocab.pkl", WORDS)
     content = published.make_tgz(folder, tmp_path / "model.tgz").read_bytes()
-    server.files = {
-        "/model.tgz": ("application/octet-stream", content),
-        "/cut.tgz": ("application/octet-stream", content[:-10]),
-        "/page": ("text/html; charset=utf-8", b"<html>Do you want to download this file?</html>"),
-        "/bad.tgz": ("application/octet-stream", b"\x1f\x8b" + bytes(500)),
-    }
+    server.files = {"/moved": "/model.tgz", "/model.tgz": content, "/cut.tgz": content[:-10]}
+    server.files |= {"/page": b"<html>Do you want to download it?</html>", "/bad.tgz": b"\x1f\x8b" + bytes(500)}
+    server.pages, server.cut = {"/page"}, {"/cut.tgz"}
     return of_addresses(f"{server.address}/moved")
 
 
@@ -111,7 +70,7 @@ def test_many_threads_and_processes_wait_for_one_download(server: Server, model:
 
 def test_files_without_an_archive_lie_side_by_side(server: Server, model: PublicModel, tmp_path: Path):
     for name in ("model.pth", "vocab.pkl"):
-        server.files[f"/{name}"] = ("application/octet-stream", (tmp_path / "made/fwd" / name).read_bytes())
+        server.files[f"/{name}"] = (tmp_path / "made/fwd" / name).read_bytes()
     apart = dataclasses.replace(of_addresses(*(f"{server.address}/{name}?dl=1" for name in ("model.pth", "vocab.pkl"))))
     server.files |= {f"{path}?dl=1": content for path, content in server.files.items()}
     assert describe_model(download_model(apart, backwards=False)).shape.vocab_size == len(WORDS)
@@ -120,7 +79,7 @@ def test_files_without_an_archive_lie_side_by_side(server: Server, model: Public
 def test_the_digest_of_the_first_download_is_kept(server: Server, model: PublicModel, tmp_path: Path):
     folder = download_model(model, backwards=False)
     (folder / ".complete").unlink()
-    server.files["/model.tgz"] = ("application/octet-stream", server.files["/model.tgz"][1] + b"\0")
+    server.files["/model.tgz"] = server.files["/model.tgz"] + b"\0"
     with pytest.raises(
         UserError, match=r"its SHA-256 is [0-9a-f]{64}, expected [0-9a-f]{64}: .* if so, remove (\S+)"
     ) as raised:
@@ -151,7 +110,7 @@ def test_a_failed_download_says_where_to_put_the_file(server: Server, model: Pub
     assert "\n" not in str(raised.value)
     by_hand = Path(str(raised.value).rpartition("put it at ")[2].partition(", or")[0])
     by_hand.parent.mkdir(parents=True)
-    by_hand.write_bytes(server.files["/model.tgz"][1])
+    by_hand.write_bytes(server.files["/model.tgz"])
     server.shutdown()
     assert describe_model(download_model(broken, backwards=False)).shape.n_layers == 2
     assert by_hand.is_file()
