@@ -40,7 +40,7 @@ def public(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch):
             "sha256": {},
             "config": config,
         }
-        entry |= dict.fromkeys(("forwards", "backwards"), [f"{server.address}/xx.tgz"])
+        entry |= {key: [f"{server.address}/xx.tgz"] for key in ("forwards", "backwards")}
         entry |= {"tokenizer": "pieces", "trained_on": "texts", "license": "CC0-1.0"}
         (tmp_path / "models.yaml").write_text(yaml.safe_dump([entry]))
         monkeypatch.setattr(registry, "_PATH", tmp_path / "models.yaml")
