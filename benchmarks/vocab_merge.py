@@ -2,7 +2,7 @@
 
     python -m benchmarks.vocab_merge [--tokens 10000000] [--shards 200] [--draws 200000] [--repeats 3]
 
-The corpus is made up: each shard has the counts of draws from a Zipf distribution, and its share of a tail of tokens that
+The corpus is generated: each shard has the counts of draws from a Zipf distribution, and its share of a tail of tokens that
 occur once, so all shards together have exactly that many distinct tokens. `in memory` is the merge as it was before it was
 bounded: all distinct tokens in one Arrow table. `bounded` is the package's. Each merge runs in a process of its own, in
 turn; memory is the peak above what the process has after its imports. The vocabularies must be equal.

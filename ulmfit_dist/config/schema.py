@@ -101,6 +101,8 @@ class DataConfig:
     """Parse quotes in CSV and TSV files, so that quoted fields may contain delimiters. null: true for CSV, false for TSV."""
     subset: str | None = None
     """Configuration name of the hub data set."""
+    stream_documents: int | None = count(None)
+    """hub: number of rows to fetch from the beginning of each split, in place of all files, kept in cache_dir. null: all."""
     num_proc: int = count(2)
     """Tokenizer processes per rank; small data sets use fewer."""
     documents_per_shard: int = count(2000)
