@@ -1,4 +1,4 @@
-"""What pretrained weights determine of a config, and what a recipe may not contradict."""
+"""Keys of a config that pretrained weights determine, and that a recipe may not contradict."""
 
 from __future__ import annotations
 

@@ -108,12 +108,12 @@ def test_a_failed_download_says_where_to_put_the_file(server: Server, model: Pub
     with pytest.raises(UserError, match=f"{reason}.* put it at (\\S+), or set model.pretrained to a folder") as raised:
         download_model(broken, backwards=False)
     assert "\n" not in str(raised.value)
-    by_hand = Path(str(raised.value).rpartition("put it at ")[2].partition(", or")[0])
-    by_hand.parent.mkdir(parents=True)
-    by_hand.write_bytes(server.files["/model.tgz"])
+    manual_path = Path(str(raised.value).rpartition("put it at ")[2].partition(", or")[0])
+    manual_path.parent.mkdir(parents=True)
+    manual_path.write_bytes(server.files["/model.tgz"])
     server.shutdown()
     assert describe_model(download_model(broken, backwards=False)).shape.n_layers == 2
-    assert by_hand.is_file()
+    assert manual_path.is_file()
 
 
 def test_without_a_network_there_is_one_line(model: PublicModel):

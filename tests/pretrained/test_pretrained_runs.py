@@ -71,9 +71,9 @@ def test_show_and_fetch_print_what_the_files_hold(public: Server, tmp_path: Path
     assert "cached in   not downloaded" in succeed_here(["pretrained", "show", "xx"])
     folder = Path(succeed_here(["pretrained", "fetch", "xx"]).splitlines()[-1])
     assert folder == tmp_path / "cache/pretrained/xx"
-    facts = json.loads(succeed_here(["pretrained", "show", "xx", "--backwards", "--json"]))
-    assert facts[1]["direction"] == "backwards"
-    assert facts[1]["sizes"] == f"emb_sz={E}, n_hid={H}, n_layers=2"
+    details = json.loads(succeed_here(["pretrained", "show", "xx", "--backwards", "--json"]))
+    assert details[1]["direction"] == "backwards"
+    assert details[1]["sizes"] == f"emb_sz={E}, n_hid={H}, n_layers=2"
     both = json.loads(succeed_here(["pretrained", "show", tmp_path / "xx.tgz", "--json"]))
     assert [part["direction"] for part in both] == ["forwards", "backwards"]
     assert "pieces of words, lower-cased" in both[0]["vocabulary"]

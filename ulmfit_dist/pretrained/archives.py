@@ -25,7 +25,7 @@ FREE_BYTES = 64 << 20
 TOO_LARGE = f"its files are more than {MAX_RATIO} times as large as the archive"
 _ZIP = b"PK\3\4"
 _OPENERS: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
-"""How to open a compressed tar file, by its first bytes."""
+"""Function that opens a compressed tar file, by its first bytes."""
 _TAR_MARK = slice(257, 262)
 DAMAGE = (
     *(tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError),

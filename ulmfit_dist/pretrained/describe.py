@@ -44,9 +44,9 @@ def describe(name_or_path: str, backwards: bool) -> list[dict[str, Any]]:
         with _as_folder(path) as opened:
             return _describe_both(opened, backwards)
     backwards = FASTAI_NAMES.get(name_or_path, ("", backwards))[1]
-    facts = _facts(public, backwards)
+    details = _details_of(public, backwards)
     folder = cached_model(public, backwards)
-    return [facts] if folder is None else [facts, _describe_files(folder, backwards)]
+    return [details] if folder is None else [details, _describe_files(folder, backwards)]
 
 
 def _row(model: PublicModel) -> tuple[str, ...]:
@@ -58,7 +58,7 @@ def _row(model: PublicModel) -> tuple[str, ...]:
     return model.name, model.language, network, " ".join(directions), kind, model.source, model.license
 
 
-def _facts(model: PublicModel, backwards: bool) -> dict[str, Any]:
+def _details_of(model: PublicModel, backwards: bool) -> dict[str, Any]:
     folder = cached_model(model, backwards)
     return {
         "name": model.name,

@@ -111,8 +111,8 @@ def _download(model: PublicModel, address: str, folder: Path) -> Path:
     return path
 
 
-def _fetch(model: PublicModel, address: str, path: Path, by_hand: Path) -> None:
-    """Download a file to `path`; `by_hand` is where a user can put it, for the message."""
+def _fetch(model: PublicModel, address: str, path: Path, manual_path: Path) -> None:
+    """Download a file to `path`; `manual_path` is where a user can put it, for the message."""
     try:
         with requests.get(address, stream=True, timeout=TIMEOUT) as response, path.open("wb") as out:
             response.raise_for_status()
@@ -131,7 +131,7 @@ def _fetch(model: PublicModel, address: str, path: Path, by_hand: Path) -> None:
         reason = str(error) if type(error) in (requests.HTTPError, requests.RequestException) else type(error).__name__
         raise UserError(
             f"model.pretrained={model.name}: {address} cannot be downloaded ({reason}): download it on a machine with a "
-            f"network and put it at {by_hand}, or set model.pretrained to a folder with the model's files"
+            f"network and put it at {manual_path}, or set model.pretrained to a folder with the model's files"
         ) from None
 
 

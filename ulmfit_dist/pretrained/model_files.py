@@ -81,28 +81,28 @@ def _files(folder: Path, depth: int) -> Iterator[Path]:
 
 
 def _find_weights(folder: Path, files: Sequence[Path], backwards: bool) -> Path:
-    found = [path for path in files if path.suffix.lower() in WEIGHT_SUFFIXES]
-    found = found or [path for path in files if path.suffix == ".pkl" and _is_learner(path.stem)]
-    if not found:
+    candidates = [path for path in files if path.suffix.lower() in WEIGHT_SUFFIXES]
+    candidates = candidates or [path for path in files if path.suffix == ".pkl" and _is_learner(path.stem)]
+    if not candidates:
         raise UserError(
             f"{folder}: expected a .pth file with the weights and a .pkl file with the tokens, but there is no .pth"
         )
-    of_direction = [path for path in found if _direction(path, folder) is backwards]
-    if not of_direction and all(_direction(path, folder) is not None for path in found):
+    of_direction = [path for path in candidates if _direction(path, folder) is backwards]
+    if not of_direction and all(_direction(path, folder) is not None for path in candidates):
         wanted, present = ("backwards", "forwards") if backwards else ("forwards", "backwards")
         raise UserError(
             f"{folder}: only a model that reads {present} here, but model.backwards={str(backwards).lower()} needs one that "
             f"reads {wanted}: set it to {str(not backwards).lower()}, or use other weights"
         )
-    found = of_direction or [path for path in found if _direction(path, folder) is None]
+    candidates = of_direction or [path for path in candidates if _direction(path, folder) is None]
     for pattern in (_OTHER_NETWORKS, _ENCODER):
-        found = [path for path in found if not pattern.search(path.stem)] or found
-    if len(found) > 1:
-        names = _names(found, folder)
+        candidates = [path for path in candidates if not pattern.search(path.stem)] or candidates
+    if len(candidates) > 1:
+        names = _names(candidates, folder)
         raise UserError(
             f"{folder}: expected one .pth file with the weights, but there are {names}: give the path of one file"
         )
-    return found[0]
+    return candidates[0]
 
 
 def _is_learner(stem: str) -> bool:
@@ -142,14 +142,14 @@ def _find_tokens(folder: Path, weights: Path, files: Sequence[Path]) -> Path | N
 
 def _find_sp_model(folder: Path, weights: Path, files: Sequence[Path]) -> Path | None:
     """Return the SentencePiece model: a .model file, the one beside the weights if there are several."""
-    found = [path for path in files if path.suffix == ".model"]
-    beside = [path for path in found if path.parent == weights.parent]
-    direction = [path for path in found if _direction(path, folder) == _direction(weights, folder)]
-    for candidates in (found, beside, direction):
+    models = [path for path in files if path.suffix == ".model"]
+    beside = [path for path in models if path.parent == weights.parent]
+    direction = [path for path in models if _direction(path, folder) == _direction(weights, folder)]
+    for candidates in (models, beside, direction):
         if len(candidates) == 1:
             return candidates[0]
-    if found:
-        names = _names(found, folder)
+    if models:
+        names = _names(models, folder)
         raise UserError(f"{folder}: expected one SentencePiece model (.model), but there are {names}: leave only one there")
     return None
 

@@ -1,8 +1,8 @@
 """Publicly available pretrained language models by name, from `pretrained_models.yaml`.
 
 The name of a language's default model is its ISO 639-1 code. What is not known of a model, such as a digest that its
-publisher does not give, is null there. Trade-off: an address that moves needs a new version of this package, or the files
-brought by hand.
+publisher does not give, is null there. Trade-off: an address that moves needs a new version of this package, or
+files that the user puts into the cache.
 """
 
 from __future__ import annotations

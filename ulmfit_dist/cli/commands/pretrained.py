@@ -64,11 +64,11 @@ def _fetch(args: argparse.Namespace) -> None:
     print(json.dumps({"folder": folder}) if args.json else folder)
 
 
-def _print(facts: list[dict[str, object]], as_json: bool) -> None:
+def _print(details: list[dict[str, object]], as_json: bool) -> None:
     if as_json:
-        print(json.dumps(facts, indent=1, ensure_ascii=False))
+        print(json.dumps(details, indent=1, ensure_ascii=False))
         return
-    for number, part in enumerate(facts):
+    for number, part in enumerate(details):
         if number:
             print()
         width = max(map(len, part)) + 2
