@@ -21,6 +21,7 @@ from ulmfit_dist.errors import UserError
 from ulmfit_dist.models.bundle import find_model, load_model, read_bundle
 from ulmfit_dist.models.encoder import Encoder
 from ulmfit_dist.models.fastai_weights import PIECE, find_files, read_tokens, read_weights
+from ulmfit_dist.models.hub import is_hub_model, model_path, model_paths
 
 WIKITEXT = {"wt103_fwd": "WT103_FWD", "wt103_bwd": "WT103_BWD"}
 DOWNLOAD_TIMEOUT = 60
@@ -106,11 +107,11 @@ def open_pretrained(name: str, key: str, config: ModelConfig) -> Pretrained:
 
     Args:
         name: wt103_fwd or wt103_bwd, which are downloaded by fastai and cached; a run directory or an exported language
-            model; a .pth of fastai's, or its folder.
+            model; `hf:USER/NAME`, one of the hub; a .pth of fastai's, or its folder.
         key: the key of the config, for messages.
         config: config of the model that gets the weights.
     """
-    path = _download(name) if name in WIKITEXT else Path(name).expanduser()
+    path = _download(name) if name in WIKITEXT else model_path(name).expanduser()
     folder = find_model(path, "lm")
     if folder is not None:
         exported = read_bundle(folder)
@@ -128,7 +129,7 @@ def open_pretrained(name: str, key: str, config: ModelConfig) -> Pretrained:
 
 
 def fetch(name: str | None, runtime: Runtime) -> None:
-    """Download fastai's weights on the first rank of each node, if `name` is one of them. Collective.
+    """Download weights of fastai or of the hub on the first rank of each node, if `name` is one of them. Collective.
 
     Raises:
         UserError: on every rank, if a node cannot download them.
@@ -136,6 +137,8 @@ def fetch(name: str | None, runtime: Runtime) -> None:
     with runtime.fail_together():
         if name in WIKITEXT and runtime.is_local_main:
             _download(name)
+    if name is not None and is_hub_model(name):
+        model_paths([name], runtime)
 
 
 def has_weights(name: str) -> bool:
