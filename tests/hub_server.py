@@ -22,6 +22,7 @@ import pytest
 
 READ, WRITE = "hf_read", "hf_write"
 """Tokens: one may read private repositories, the other may write, too."""
+LICENSES = ("apache-2.0", "cc-by-4.0", "mit")
 LARGE = (".safetensors", ".model")
 """Endings of files that are uploaded as large files."""
 
@@ -134,7 +135,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         match parts:
             case ["api", "validate-yaml"]:
-                self._send_json({"errors": [], "warnings": []})
+                self._validate(json.loads(body)["content"])
             case ["api", "repos", "create"]:
                 self._create(json.loads(body))
             case ["api", "models", user, name, "preupload", "main"]:
@@ -227,6 +228,12 @@ class Handler(BaseHTTPRequestHandler):
             "Location": f"{self.server.storage_url}/{oid}",
         }
         self._send(302, b"", headers | large)
+
+    def _validate(self, card: str) -> None:
+        is_known = any(f"license: {license}\n" in card for license in LICENSES)
+        errors = [] if is_known else [{"message": f'"license" must be one of {", ".join(LICENSES)}'}]
+        content = json.dumps({"errors": errors, "warnings": []}).encode()
+        self._send(400 if errors else 200, content, {"Content-Type": "application/json"})
 
     def _create(self, request: dict[str, Any]) -> None:
         name = f"{request['organization']}/{request['name']}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
 import os
@@ -63,6 +64,13 @@ TEST = {
 }
 METRICS = {"valid_loss": 0.4, "accuracy": 0.85, "f1_macro": 0.8}
 BASELINE = {"valid": {"accuracy": 0.8, "f1_macro": 0.75}, "test": {"accuracy": 0.8222, "f1_macro": 0.81}}
+
+
+class Terminal(io.StringIO):
+    """Standard input that is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
 
 
 def make_run(folder: Path, config: Config = PERSONAL) -> Path:
@@ -305,6 +313,22 @@ def test_without_a_network_nothing_is_uploaded(hub: HubServer, run: Path, monkey
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="HF_HUB_OFFLINE is set, so nothing is uploaded: unset it"):
         push(run, NAME, "mit")
+
+
+def test_a_license_that_the_hub_refuses_is_one_line(hub: HubServer, run: Path):
+    message = r"cannot be uploaded \(ValueError: Invalid metadata in README.md. - .license. must be one of apache-2.0, cc-by"
+    with pytest.raises(UserError, match=message):
+        push(run, NAME, "mine")
+    assert len(hub.repositories[NAME].commits) == 1
+
+
+@pytest.mark.parametrize(("typed", "code"), [("mit", 0), ("", 2)])
+def test_a_terminal_asks_for_the_license(typed: str, code: int, hub: HubServer, run: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sys.stdin", Terminal(f"{typed}\n"))
+    result = command_here(["push", run, NAME])
+    assert result.returncode == code, result.stderr
+    assert "license of the model, such as apache-2.0" in result.stdout
+    assert (NAME in hub.repositories) == (code == 0)
 
 
 def test_labels_are_those_of_the_run(hub: HubServer, run: Path):

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hub_server
 import pytest
-from fastai_runs import make_models
+from conftest import command_here, succeed_here
+from fastai_runs import VOCAB, make_models, make_table
 from hub_server import READ, HubServer
 from omegaconf import OmegaConf
 
-from ulmfit_dist import load_classifier, load_language_model
-from ulmfit_dist.config.schema import ModelConfig
+from ulmfit_dist import load_classifier, load_ensemble, load_language_model
+from ulmfit_dist.config.loading import to_yaml
+from ulmfit_dist.config.schema import ModelConfig, RuntimeConfig
+from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
+from ulmfit_dist.export.published import published_config
+from ulmfit_dist.models.bundle import read_bundle
 from ulmfit_dist.models.hub import fetch_hub_model, model_path, parse_reference
-from ulmfit_dist.models.pretrained import open_pretrained
+from ulmfit_dist.models.pretrained import fetch, open_pretrained
 
 TEXT = "The team won the match and the cup."
 
@@ -182,6 +188,42 @@ def test_pretrained_weights_come_from_the_hub(hub: HubServer, run: Path):
     assert all((actual[key] == expected[key]).all() for key in expected)
     with pytest.raises(UserError, match=r"model\.pretrained=hf:maria/reviews is a classifier"):
         open_pretrained("hf:maria/reviews", "model.pretrained", config)
+
+
+def test_training_fetches_weights_before_it_reads_them(hub: HubServer, monkeypatch: pytest.MonkeyPatch):
+    with Runtime(RuntimeConfig(), keeps_group=True) as runtime:
+        fetch("hf:maria/lm", runtime)
+        hub_is_offline(hub, monkeypatch)
+        assert len(open_pretrained("hf:maria/lm", "classifier.encoder", ModelConfig(emb_sz=6)).tokens) == len(VOCAB)
+        with pytest.raises(UserError, match="hf:maria/reviews: not in the cache"):
+            fetch("hf:maria/reviews", runtime)
+
+
+def test_a_model_of_the_hub_is_evaluated_on_new_texts_only(hub: HubServer, run: Path, tmp_path: Path):
+    repository = hub.repositories["maria/reviews"]
+    config = published_config(read_bundle(run / "classifier").config, "reviews")
+    repository.commit({**hub.files("maria/reviews"), "config.yaml": to_yaml(config).encode()})
+    for words in ("evaluate", "show-results"):
+        result = command_here([words, "hf:maria/reviews"])
+        assert result.returncode == 2
+        assert "a model of the hub has no texts of its own: evaluate it on labelled texts with --data FILE" in result.stderr
+    make_table(12).to_csv(tmp_path / "new.csv")
+    figures = json.loads(succeed_here(["evaluate", "hf:maria/reviews", "--data", tmp_path / "new.csv", "--json"]))
+    assert figures["classifier"]["num_documents"] == 12
+
+
+def test_an_ensemble_has_members_of_the_hub(hub: HubServer, run: Path):
+    expected = load_ensemble([run, run]).predict_proba([TEXT])
+    assert (load_ensemble([run, "hf:maria/reviews"]).predict_proba([TEXT]) == expected).all()
+
+
+def test_an_export_is_not_written_to_the_cache(hub: HubServer, tmp_path: Path):
+    for target in ("fastai", "onnx"):
+        result = command_here(["export", "hf:maria/reviews", "--to", target])
+        assert result.returncode == 2
+        assert "hf:maria/reviews: a model of the hub: name the files to write with --output" in result.stderr
+    succeed_here(["export", "hf:maria/reviews", "--to", "fastai", "--output", tmp_path / "out"])
+    assert (tmp_path / "out/classifier.pth").is_file()
 
 
 def test_other_paths_stay_as_they_are():

@@ -7,34 +7,23 @@ known only on a machine that has the token store.
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 from safetensors import safe_open
 
 from ulmfit_dist import __version__
 from ulmfit_dist.data.token_store import read_meta
 from ulmfit_dist.errors import UserError
+from ulmfit_dist.export.card_figures import METRICS, Figure, read_figures, valid_is_test
 from ulmfit_dist.models.bundle import ModelBundle
-from ulmfit_dist.models.bundle_files import LONGEST_TEXT, WEIGHTS
-from ulmfit_dist.utils.files import read_bounded
+from ulmfit_dist.models.bundle_files import WEIGHTS
 
 LIBRARY = "ulmfit_dist"
 TAGS = ("ulmfit", "awd-lstm", "fastai")
-METRICS = {
-    "accuracy": ("accuracy", "accuracy"),
-    "f1_macro": ("f1", "F1, macro"),
-    "f1_micro": ("f1", "F1, micro"),
-    "rmse": ("rmse", "RMSE"),
-    "mae": ("mae", "MAE"),
-    "r2": ("r_squared", "R²"),
-    "perplexity": ("perplexity", "perplexity"),
-}
-"""Type on the hub, and name, of each metric of the card."""
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 """Endings of tensors of batch norms that are not parameters."""
 MOST_LABELS = 20
@@ -57,21 +46,6 @@ class CardOptions:
     languages: Sequence[str] = ()
 
 
-@dataclass(frozen=True)
-class Figure:
-    """A metric of a model on a split, with the same metric of the linear baseline.
-
-    Attributes:
-        interval: lower and upper end of the 95 % interval; None if it was not computed.
-    """
-
-    split: str
-    metric: str
-    value: float
-    interval: tuple[float, float] | None = None
-    baseline: float | None = None
-
-
 def model_card(exported: ModelBundle, options: CardOptions) -> str:
     """Return README.md of a model: YAML front matter and Markdown.
 
@@ -89,25 +63,6 @@ def model_card(exported: ModelBundle, options: CardOptions) -> str:
     )
     lines = [line for section in sections for line in section]
     return f"---\n{_front_matter(exported, options, figures)}\n---\n\n" + "\n".join(lines) + "\n"
-
-
-def read_figures(exported: ModelBundle) -> list[Figure]:
-    """Return the metrics of a model, test split first: of the run's summary if it is of this model, else of the export."""
-    metrics = _numbers(exported.training.get("metrics"))
-    summary = _read_summary(exported.folder.parent / "summary.json")
-    stage = "lm" if exported.labels is None else "classifier"
-    of_stage, baseline = _mapping(summary.get(stage)), _mapping(summary.get("baseline"))
-    if not metrics or _numbers(of_stage, metrics) != metrics:
-        of_stage, baseline = {}, {}  # the run has been trained again since
-    test = _mapping(of_stage.get("test"))
-    figures = list(_figures("test", test, _mapping(baseline.get("test"))))
-    is_classifier = exported.labels is not None
-    return [*figures, *_figures("valid", metrics, _mapping(baseline.get("valid")) if is_classifier else {})]
-
-
-def valid_is_test(exported: ModelBundle) -> bool:
-    """Return whether the validation split of the run is the one that its source names test."""
-    return _read_summary(exported.folder.parent / "summary.json").get("valid_is_test") is True
 
 
 def num_parameters(weights: Path) -> int:
@@ -273,21 +228,6 @@ def _limits(exported: ModelBundle) -> Iterator[str]:
     yield "* Biases of the training texts and of their labels are part of the predictions."
 
 
-def _figures(split: str, figures: Mapping[str, Any], baseline: Mapping[str, Any]) -> Iterator[Figure]:
-    for metric in METRICS:
-        value, other, ends = figures.get(metric), baseline.get(metric), figures.get(f"{metric}_interval")
-        if _is_number(value):
-            interval = (float(ends[0]), float(ends[1])) if isinstance(ends, list) and len(ends) == 2 else None
-            yield Figure(split, metric, value, interval, other if _is_number(other) else None)
-
-
-def _read_summary(path: Path) -> dict[str, Any]:
-    try:
-        return _mapping(json.loads(read_bounded(path, LONGEST_TEXT)))
-    except (OSError, ValueError, RecursionError):
-        return {}
-
-
 def _read_store(exported: ModelBundle) -> dict[str, Any] | None:
     """Return meta.json of the token store that the model was trained on; None if it is not on this machine."""
     data, fingerprint = exported.config.data, str(exported.training["data_fingerprint"])
@@ -296,18 +236,3 @@ def _read_store(exported: ModelBundle) -> dict[str, Any] | None:
     except UserError:
         return None
     return meta if meta.get("fingerprint") == fingerprint else None
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _numbers(value: Any, names: Mapping[str, float] | None = None) -> dict[str, float]:
-    """Return the finite numbers of a mapping, of these names only, if given."""
-    return {
-        name: number for name, number in _mapping(value).items() if _is_number(number) and (names is None or name in names)
-    }
-
-
-def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -28,7 +28,7 @@ from ulmfit_dist.data.targets import num_outputs
 from ulmfit_dist.data.token_store import MODEL_FILE, TokenStore
 from ulmfit_dist.data.vocab import load_vocab
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.models.bundle_files import LONGEST_TEXT
+from ulmfit_dist.models.bundle_files import LONGEST_TEXT, MAX_SIZES
 from ulmfit_dist.models.bundle_files import WEIGHTS as WEIGHTS
 from ulmfit_dist.models.encoder import Encoder
 from ulmfit_dist.models.hub import model_path
@@ -112,7 +112,7 @@ def bundle_digest(folder: Path) -> str:
     from ulmfit_dist.data.sources.base import digest
     from ulmfit_dist.data.sources.content_cache import hash_file
 
-    paths = sorted(path for path in folder.iterdir() if path.is_file() and path.name != "training.json")
+    paths = sorted(folder / name for name in MAX_SIZES if name != "training.json" and (folder / name).is_file())
     return digest([[path.name, hash_file(path)] for path in paths])
 
 

@@ -226,9 +226,13 @@ def is_network_error(error: BaseException) -> bool:
 
 
 def cause_of(error: BaseException) -> str:
-    """Return the innermost cause of an error: type and message, on one line."""
-    while error.__cause__ is not None:
+    """Return the cause of an error on one line: the hub's own message, else type and message of the innermost exception."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    while error.__cause__ is not None and not isinstance(error, (HfHubHTTPError, ValueError)):
         error = error.__cause__
+    if isinstance(error, HfHubHTTPError):
+        return " ".join((error.server_message or error.response.reason_phrase).split())[:LONGEST_CAUSE]
     return " ".join(f"{type(error).__name__}: {error}".split())[:LONGEST_CAUSE]
 
 
