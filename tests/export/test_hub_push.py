@@ -283,6 +283,9 @@ def test_a_folder_without_a_model_is_refused(hub: HubServer, run: Path, tmp_path
 
 def test_a_damaged_model_is_not_uploaded(hub: HubServer, run: Path, tmp_path: Path):
     folder = shutil.copytree(run, tmp_path / "run")
+    shutil.copy(run / "lm/model.safetensors", folder / "classifier/model.safetensors")
+    with pytest.raises(UserError, match="does not fit the config beside it"):
+        push(folder, NAME, "mit")
     (folder / "classifier/model.safetensors").write_bytes(b"\0" * 100)
     with pytest.raises(UserError, match="damaged or unreadable"):
         push(folder, NAME, "mit")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import hub_server
 import pytest
@@ -16,11 +18,12 @@ from omegaconf import OmegaConf
 from ulmfit_dist import load_classifier, load_ensemble, load_language_model
 from ulmfit_dist.config.loading import to_yaml
 from ulmfit_dist.config.schema import ModelConfig, RuntimeConfig
+from ulmfit_dist.distributed.collectives import OneProcess
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.export.published import published_config
 from ulmfit_dist.models.bundle import read_bundle
-from ulmfit_dist.models.hub import fetch_hub_model, model_path, parse_reference
+from ulmfit_dist.models.hub import fetch_hub_model, model_path, model_paths, parse_reference
 from ulmfit_dist.models.pretrained import fetch, open_pretrained
 
 TEXT = "The team won the match and the cup."
@@ -197,6 +200,41 @@ def test_training_fetches_weights_before_it_reads_them(hub: HubServer, monkeypat
         assert len(open_pretrained("hf:maria/lm", "classifier.encoder", ModelConfig(emb_sz=6)).tokens) == len(VOCAB)
         with pytest.raises(UserError, match="hf:maria/reviews: not in the cache"):
             fetch("hf:maria/reviews", runtime)
+
+
+class SecondRank(OneProcess):
+    """The second of two ranks; it keeps the requests that were made by the end of each collective block."""
+
+    rank, world_size = 1, 2
+
+    def __init__(self, hub: HubServer, is_local_main: bool):
+        self.hub, self.is_local_main = hub, is_local_main
+        self.requests: list[int] = []
+
+    def broadcast_object(self, value: Any) -> Any:
+        """Return what rank 0 has sent."""
+        return {"hf:maria/reviews": f"hf:maria/reviews@{self.hub.repositories['maria/reviews'].commits[0][0]}"}
+
+    @contextmanager
+    def fail_together(self) -> Iterator[None]:
+        """Run the block."""
+        yield
+        self.requests.append(len(self.hub.requests))
+
+
+@pytest.mark.parametrize("is_local_main", [True, False])
+def test_the_first_rank_of_a_node_downloads_the_commit_of_rank_0(
+    is_local_main: bool, hub: HubServer, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("ulmfit_dist.models.hub._pinned", {})
+    (first, files) = hub.repositories["maria/reviews"].commits[0]
+    hub.repositories["maria/reviews"].commit({**files, "labels.json": b'["a", "b", "c"]'})  # after rank 0 has looked
+    ranks = SecondRank(hub, is_local_main)
+    (folder,) = model_paths(["hf:maria/reviews"], ranks)
+    assert folder.name == fetch_hub_model("hf:maria/reviews").name == first
+    chosen, fetched, read = ranks.requests
+    assert (chosen, fetched > 0, read > 0) == (0, is_local_main, True)
+    assert (read == fetched) == is_local_main
 
 
 def test_a_model_of_the_hub_is_evaluated_on_new_texts_only(hub: HubServer, run: Path, tmp_path: Path):

@@ -88,16 +88,11 @@ def fetch_hub_model(reference: str) -> Path:
     name, revision = parse_reference(reference)
     with client_errors(lambda error: explain_pull(error, reference)):
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import LocalEntryNotFoundError
 
         commit = hub_client().resolve_revision(name, revision=revision)
         check_files(reference, _sizes(name, commit))
-        options: dict[str, Any] = {"revision": commit, "allow_patterns": [*MAX_SIZES]}
-        try:
-            return Path(snapshot_download(name, **options, local_files_only=True))
-        except LocalEntryNotFoundError:
-            logger.debug(f"{reference}: downloading commit {commit.resolved}")
-            return Path(snapshot_download(name, **options))
+        logger.debug(f"{reference}: commit {commit.resolved}")
+        return Path(snapshot_download(name, revision=commit, allow_patterns=[*MAX_SIZES]))
 
 
 def parse_reference(reference: str) -> tuple[str, str | None]:
@@ -205,6 +200,10 @@ def explain_pull(error: Exception, reference: str) -> UserError | None:
         return UserError(
             f"{reference}: cannot be downloaded ({cause_of(error)}): set HF_HOME to a writable folder with enough room"
         )
+    if type(error).__name__ == "XetDownloadError" or isinstance(
+        error, RuntimeError
+    ):  # of hf_xet, which transfers large files
+        return UserError(f"{reference}: the download failed ({cause_of(error)}): try again, or set HF_HUB_DISABLE_XET=1")
     return None
 
 
