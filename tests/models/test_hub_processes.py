@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,9 +44,16 @@ def downloads(hub: HubServer) -> list[str]:
     return [request for request in hub.requests if request.startswith("GET /cdn/")]
 
 
-def test_a_pushed_model_computes_the_same_bits_elsewhere_and_offline(hub: HubServer, run: Path, tmp_path: Path):
+def test_a_pushed_model_computes_the_same_bits_elsewhere_and_offline(
+    hub: HubServer, run_dirs: dict[str, Path], tmp_path: Path
+):
+    run = run_dirs["one"]
     pushed = ["push", run, "maria/reviews", "--license", "mit"]
     assert "uploaded to maria/reviews" in succeed(pushed, real=True, **hub.environment(tmp_path / "author", WRITE))
+    files = hub.files("maria/reviews")
+    assert len(files) == 7, "the files of a classifier, a model card, and the hub's own"
+    written = b"".join(files[name] for name in ("config.yaml", "training.json", "README.md"))
+    assert not any(str(path).encode() in written for path in (*run_dirs.values(), ROOT, Path(tempfile.gettempdir())))
     expected = load_classifier(run).predict_proba([TEXT]).tobytes().hex()
     home = tmp_path / "home"
     for offline in (False, True):

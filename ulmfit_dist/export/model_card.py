@@ -75,6 +75,15 @@ def num_parameters(weights: Path) -> int:
         raise UserError(f"{weights}: damaged or unreadable ({error})") from None
 
 
+def times(number: int) -> str:
+    """Return a number of occurrences as text."""
+    return "once" if number == 1 else f"{number:,} times"
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:,.1f} MB" if num_bytes >= 1e6 else f"{num_bytes / 1e3:,.1f} kB"
+
+
 def _front_matter(exported: ModelBundle, options: CardOptions, figures: Sequence[Figure]) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -185,6 +194,9 @@ def _data(exported: ModelBundle) -> Iterator[str]:
         for split, (start, stop) in meta["splits"].items():
             yield f"| {SPLITS.get(split, split)} | {stop - start:,} | {meta['tokens'][split]:,} |"
         yield ""
+        if "valid" not in meta["splits"]:
+            yield "Validation documents were held out from the training split."
+            yield ""
     yield "The texts are not part of this repository. The words of the vocabulary (`vocab.json`) come from them."
 
 
@@ -196,9 +208,9 @@ def _sizes(exported: ModelBundle) -> Iterator[str]:
     rules = f", and `{'`, `'.join(tokenizer.rules)}`" if tokenizer.rules else ""
     model = config.model
     rows = {
-        "parameters": f"{num_parameters(weights):,}, {weights.stat().st_size / 1e6:,.1f} MB",
+        "parameters": f"{num_parameters(weights):,}, {_size(weights.stat().st_size)}",
         "encoder": f"{model.n_layers} layers, hidden size {model.n_hid}, embedding size {model.emb_sz}",
-        "vocabulary": f"{len(exported.vocab):,} tokens, each at least {tokenizer.min_freq} times in the training texts",
+        "vocabulary": f"{len(exported.vocab):,} tokens, each at least {times(tokenizer.min_freq)} in the training texts",
         "tokenizer": f"{kind} after fastai's text rules{rules}",
         "initial weights": _initial_weights(exported),
         "training precision": str(exported.training.get("precision", "not recorded")),

@@ -30,12 +30,13 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f"{num_processes()} processes: push from one process")
     license = args.license or _ask_for_license()
     from ulmfit_dist.export.hub_push import push
+    from ulmfit_dist.export.model_card import times
 
     pushed = push(args.run, args.name, license, args.stage, args.private, args.language)
     visibility = "private" if pushed.is_private else "public"
     print(f"{pushed.stage}: uploaded to {pushed.name} ({visibility}), {pushed.url}")
     print(
-        f"vocab.json contains words of the training texts, each that occurs at least {pushed.min_freq} times: if the texts "
+        f"vocab.json contains words of the training texts, each that occurs at least {times(pushed.min_freq)}: if the texts "
         f"are private, so may be these words"
     )
     use = f'predict hf:{pushed.name} "a text"' if pushed.stage == "classifier" else f"generate hf:{pushed.name} PROMPT"
