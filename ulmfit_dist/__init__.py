@@ -35,6 +35,7 @@ _PUBLIC = {
     "load_language_model": "ulmfit_dist.inference.loading",
     "predict_file": "ulmfit_dist.inference.predict_file",
     "prepare": "ulmfit_dist.api",
+    "push": "ulmfit_dist.export.hub_push",
     "show_batch": "ulmfit_dist.api",
     "show_results": "ulmfit_dist.api",
     "train_classifier": "ulmfit_dist.api",

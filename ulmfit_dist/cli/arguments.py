@@ -64,7 +64,7 @@ def add_model_command(subparsers: Subparsers, name: str, help: str) -> Parser:
     """Add a command that takes a run directory or an exported model."""
     parser = add_command(subparsers, name, help)
     parser.add_argument(
-        "run", metavar="RUN", type=Path, help="a run directory, such as runs/quickstart, or an exported model"
+        "run", metavar="RUN", type=Path, help="a run directory, such as runs/quickstart, an exported model, or hf:USER/NAME"
     )
     add_trust(parser)
     return parser

@@ -286,7 +286,7 @@ class ClassifierConfig(StageConfig):
     y_range: list[float] | None = checked(None, _is_interval, "the lowest and the highest number, such as [0, 5]")
     """[low, high] of a regression's predictions, through a scaled sigmoid as in fastai. null: unbounded."""
     encoder: str | None = None
-    """Initial encoder weights: null (this run's LM), `pretrained` (model.pretrained), or a path."""
+    """Initial encoder weights: null (this run's LM), `pretrained` (model.pretrained), a path, or hf:USER/NAME."""
     max_len: int = count(1440)
     """Tokens that the head pools and back-propagates through, counted from the end of a batch's longest document."""
     max_doc_tokens: int | None = count(None)

@@ -27,6 +27,7 @@ from ulmfit_dist.data.token_store import MODEL_FILE
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.models.bundle import ModelBundle, find_model, load_model, read_bundle
 from ulmfit_dist.models.networks import encoder_of
+from ulmfit_dist.pretrained.hub import is_hub_model, model_path
 from ulmfit_dist.utils.files import make_folder, write_bytes
 
 SCRIPT = "load.py"
@@ -59,8 +60,8 @@ def export_to_fastai(run: str | Path, output: str | Path | None = None) -> Path:
     """Write the models of a run, or one exported model, as fastai's files.
 
     Args:
-        run: a run directory, or an exported model's folder.
-        output: folder of the files; None: `fastai/` in `run`.
+        run: a run directory, an exported model's folder, or `hf:USER/NAME`, a model of the hub.
+        output: folder of the files; None: `fastai/` in `run`, which a model of the hub does not allow.
 
     Returns:
         The path of the script that loads the other files of the folder.
@@ -69,7 +70,8 @@ def export_to_fastai(run: str | Path, output: str | Path | None = None) -> Path:
         UserError: no exported model, a damaged model, a model of a user-defined `model.arch`, or a folder that cannot be
             written.
     """
-    run = Path(run)
+    check_output(run, output)
+    run = model_path(run)
     models = [read_bundle(folder) for stage in ("lm", "classifier") if (folder := find_model(run, stage)) is not None]
     if not models:
         raise UserError(f"{run}: no exported model here: give a run directory, or an exported model's folder")
@@ -85,6 +87,12 @@ def export_to_fastai(run: str | Path, output: str | Path | None = None) -> Path:
             write_bytes(folder / name, content)
     write_bytes(folder / SCRIPT, _script(models, folder).encode())
     return folder / SCRIPT
+
+
+def check_output(run: str | Path, output: str | Path | None) -> None:
+    """Raise UserError if files of a model of the hub would be written beside it, which is in the cache."""
+    if output is None and is_hub_model(run):
+        raise UserError(f"{run}: a model of the hub: name the files to write with --output")
 
 
 def _files(exported: ModelBundle) -> Iterator[tuple[str, bytes]]:

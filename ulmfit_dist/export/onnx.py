@@ -38,7 +38,7 @@ def export_to_onnx(run: Path, output: Path) -> Path:
     """Write a classifier as an ONNX graph with its companion files, after a comparison of graph and model.
 
     Args:
-        run: a run directory, or its `classifier/`.
+        run: a run directory, its `classifier/`, or `hf:USER/NAME`, a model of the hub.
         output: path of the graph; its folder is created.
 
     Returns:

@@ -16,13 +16,14 @@ import torch
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.inference.predictor import Classifier, TextClassifier
 from ulmfit_dist.models.bundle import ModelBundle, model_folder, read_bundle
+from ulmfit_dist.pretrained.hub import model_path
 
 
 class Ensemble(Classifier):
     """Exported classifiers as one.
 
     Args:
-        folders: run directories, or their `classifier/` folders.
+        folders: run directories, their `classifier/` folders, or `hf:USER/NAME`, models of the hub.
         device: device of the members.
         trust_remote_code: call user-defined functions of the models' configs (tokenizer.rules, model.arch).
         quantize: as for `TextClassifier`.
@@ -41,6 +42,7 @@ class Ensemble(Classifier):
         trust_remote_code: bool = False,
         quantize: str | None = None,
     ):
+        folders = [model_path(folder) for folder in folders]  # once, so that each name means one commit
         self.labels = common_labels(read_members(folders))
         self.members = [TextClassifier(folder, device, trust_remote_code, quantize) for folder in folders]
         self.settings, self.data = self.members[0].settings, self.members[0].data

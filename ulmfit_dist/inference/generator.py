@@ -25,7 +25,7 @@ class LanguageModel:
     """An exported language model with its tokenizer and vocabulary. Threads may share it.
 
     Args:
-        folder: a run directory, or its `lm/`.
+        folder: a run directory, its `lm/`, or `hf:USER/NAME`, a model of the hub.
         device: device of the model.
         trust_remote_code: call user-defined functions of the model's config (tokenizer.rules, model.arch).
 

@@ -111,7 +111,7 @@ class TextClassifier(Classifier):
     """An exported classifier with its tokenizer and vocabulary.
 
     Args:
-        folder: a run directory, or its `classifier/`.
+        folder: a run directory, its `classifier/`, or `hf:USER/NAME`, a model of the hub.
         device: device of the model.
         trust_remote_code: call user-defined functions of the model's config (tokenizer.rules, model.arch).
         quantize: "int8" for LSTMs and linear layers in int8 (`models/quantization.py`), on CPUs only; None for fp32.

@@ -30,12 +30,11 @@ from ulmfit_dist.data.vocab import load_vocab
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.models.encoder import Encoder
 from ulmfit_dist.models.networks import build_classifier, build_language_model, encoder_of
+from ulmfit_dist.pretrained.bundle_files import LONGEST_TEXT, MAX_SIZES
+from ulmfit_dist.pretrained.bundle_files import WEIGHTS as WEIGHTS
+from ulmfit_dist.pretrained.hub import model_path
 from ulmfit_dist.utils.files import read_bounded, write_bytes, write_json
 from ulmfit_dist.utils.imports import check_trust
-
-WEIGHTS = "model.safetensors"
-LONGEST_TEXT = 1 << 20
-"""Maximum size of config.yaml and training.json, in bytes."""
 
 
 @dataclass
@@ -83,7 +82,8 @@ def save_bundle(
 
 
 def find_model(run: Path, stage: str) -> Path | None:
-    """Return the export of a stage, given a run directory or the export itself; None if there is neither."""
+    """Return the export of a stage, given a run directory, the export itself or `hf:USER/NAME`; None if there is none."""
+    run = model_path(run)
     for folder in (run / stage, run):
         if (folder / WEIGHTS).is_file() and (stage == "lm") is not (folder / "labels.json").is_file():
             return folder
@@ -112,7 +112,7 @@ def bundle_digest(folder: Path) -> str:
     from ulmfit_dist.data.sources.base import digest
     from ulmfit_dist.data.sources.content_cache import hash_file
 
-    paths = sorted(path for path in folder.iterdir() if path.is_file() and path.name != "training.json")
+    paths = sorted(folder / name for name in MAX_SIZES if name != "training.json" and (folder / name).is_file())
     return digest([[path.name, hash_file(path)] for path in paths])
 
 

@@ -24,6 +24,7 @@ from ulmfit_dist.models.encoder import Encoder
 from ulmfit_dist.models.fastai_tokens import PIECE, translate_tokens
 from ulmfit_dist.models.vocab_match import VocabMatch, match_vocab
 from ulmfit_dist.pretrained.download import cached_model, download_model
+from ulmfit_dist.pretrained.hub import is_hub_model, model_path, model_paths
 from ulmfit_dist.pretrained.model_files import find_model_files
 from ulmfit_dist.pretrained.reader import describe_model, read_state, read_tokens
 from ulmfit_dist.pretrained.registry import FASTAI_NAMES, find_public_model, unknown_name
@@ -114,7 +115,7 @@ def open_pretrained(name: str, key: str, config: ModelConfig) -> Pretrained:
 
     Args:
         name: a public model, which is downloaded if it is not in the cache; a run directory or an exported language model;
-            a file with weights in one of fastai's formats, or a folder with it.
+            `hf:USER/NAME`, one of the hub; a file with weights in one of fastai's formats, or a folder with it.
         key: the key of the config, for messages.
         config: config of the model that gets the weights.
     """
@@ -142,7 +143,7 @@ def locate(name: str, backwards: bool) -> Path:
     """Return the path of pretrained weights: that of a public model in the cache, downloaded if it is not there."""
     model = find_public_model(name)
     if model is None:
-        return Path(name).expanduser()
+        return model_path(name).expanduser()
     backwards = FASTAI_NAMES[name][1] if name in FASTAI_NAMES else backwards
     return _download(name, backwards) if model.name == ENGLISH else download_model(model, backwards)
 
@@ -160,7 +161,7 @@ def sp_model_of(name: str, backwards: bool) -> Path:
 
 
 def fetch(name: str | None, runtime: Runtime, backwards: bool = False) -> None:
-    """Download a public model on the first rank of each node, if `name` is one. Collective.
+    """Download a public model or one of the hub on the first rank of each node, if `name` is one. Collective.
 
     Raises:
         UserError: on every rank, if a node cannot download it.
@@ -168,6 +169,8 @@ def fetch(name: str | None, runtime: Runtime, backwards: bool = False) -> None:
     with runtime.fail_together():
         if name is not None and runtime.is_local_main and find_public_model(name) is not None:
             locate(name, backwards)
+    if name is not None and is_hub_model(name):
+        model_paths([name], runtime)
 
 
 def has_weights(name: str) -> bool:

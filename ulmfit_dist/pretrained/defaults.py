@@ -13,6 +13,7 @@ import yaml
 
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.pretrained.download import cached_model
+from ulmfit_dist.pretrained.hub import model_path
 from ulmfit_dist.pretrained.model_files import find_model_files
 from ulmfit_dist.pretrained.reader import describe_model
 from ulmfit_dist.pretrained.registry import PublicModel, find_public_model
@@ -30,7 +31,7 @@ def pretrained_config(name: str, backwards: bool) -> dict[str, Any]:
     """Return dotted keys and values that the weights of `model.pretrained` determine; empty for a path without files.
 
     Args:
-        name: a public model, an exported model or a run directory, or files of fastai's.
+        name: a public model, one of the hub, an exported model or a run directory, or files of fastai's.
         backwards: direction, for public models and folders with both.
 
     Raises:
@@ -39,7 +40,7 @@ def pretrained_config(name: str, backwards: bool) -> dict[str, Any]:
     public = find_public_model(name)
     if public is not None:
         return {**public.config, **_of_cached(public, backwards)}
-    path = Path(name).expanduser()
+    path = model_path(name).expanduser()
     for folder in (path / "lm", path):
         if (folder / "model.safetensors").is_file() and not (folder / "labels.json").is_file():
             return _of_exported(folder)

@@ -20,6 +20,7 @@ from ulmfit_dist.metrics.objective import build_objective_metrics
 from ulmfit_dist.models.bundle import ModelBundle, find_model, read_bundle
 from ulmfit_dist.models.fused_cross_entropy import PRODUCT_DTYPES, DecoderLoss
 from ulmfit_dist.models.quantization import load_quantized
+from ulmfit_dist.pretrained.hub import model_paths
 from ulmfit_dist.stages.classifier import classifier_loaders
 from ulmfit_dist.stages.lm import lm_loaders
 from ulmfit_dist.stages.prepare import prepare
@@ -45,7 +46,7 @@ def evaluate(
     evaluated, with the 95 % interval of each metric (`metrics/intervals.py`).
 
     Args:
-        run: run directory, or an exported model's folder.
+        run: run directory, an exported model's folder, or `hf:USER/NAME`, which has no texts of its own.
         trust_remote_code: call user-defined functions of the model's config. Otherwise tokenizer.rules raise UserError, and
             classifier.metrics are skipped.
         split: valid or test.
@@ -56,6 +57,7 @@ def evaluate(
     Raises:
         UserError: the exported model or the token store of its texts is missing, or the texts have changed.
     """
+    (run,) = model_paths([run], runtime)
     if data is not None or split == "test":
         from ulmfit_dist.stages.evaluate_texts import evaluate_test_split, evaluate_texts
 
@@ -144,8 +146,12 @@ def _evaluate_stage(
 
 
 def check_functions(exported: ModelBundle, trust_remote_code: bool) -> None:
-    """Raise UserError if the model needs user-defined functions that are not trusted."""
+    """Raise UserError if the model was published without its texts, or needs user-defined functions that are not trusted."""
     config = exported.config
+    if config.data.source == "frame" and config.data.path is None and config.data.token_store is None:
+        raise UserError(
+            f"{exported.folder}: a model of the hub has no texts of its own: evaluate it on labelled texts with --data FILE"
+        )
     paths = {"model.arch": config.model.arch, "data.splitter": config.data.splitter, "data.get_y": config.data.get_y}
     functions = {key: [path] for key, path in paths.items() if path is not None}
     check_trust({"tokenizer.rules": config.tokenizer.rules, **functions}, exported.folder, trust_remote_code)

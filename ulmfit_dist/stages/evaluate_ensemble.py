@@ -28,6 +28,7 @@ from ulmfit_dist.inference.answers import compute_answers, figures_of_answers, w
 from ulmfit_dist.inference.ensemble import common_labels, read_members
 from ulmfit_dist.inference.temperature import fit_temperature, scale_answers
 from ulmfit_dist.models.bundle import ModelBundle
+from ulmfit_dist.pretrained.hub import model_paths
 from ulmfit_dist.stages.evaluate import check_functions, check_store
 from ulmfit_dist.stages.prepare import prepare
 
@@ -65,7 +66,7 @@ def evaluate_ensemble(
         UserError: as for `Ensemble`; the token store is missing or the texts have changed; members were trained on different
             texts, or validated on different documents.
     """
-    members = read_members(folders, least=1 if with_baseline else 2)
+    members = read_members(model_paths(folders, runtime), least=1 if with_baseline else 2)
     common_labels(members)
     for exported in members:
         check_functions(exported, trust_remote_code)

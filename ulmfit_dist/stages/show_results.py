@@ -27,6 +27,7 @@ from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.models.bundle import ModelBundle, find_model, load_model, read_bundle
 from ulmfit_dist.models.networks import encoder_of
+from ulmfit_dist.pretrained.hub import model_paths
 from ulmfit_dist.rng.counter_based import permutation
 from ulmfit_dist.stages.classifier import classifier_loaders
 from ulmfit_dist.stages.evaluate import check_functions, check_store
@@ -98,6 +99,7 @@ def result_tables(
         UserError: the exported model or the token store of its texts is missing, or the texts have changed.
     """
     check_rows(rows)
+    (run,) = model_paths([run], runtime)
     stages = STAGES if stage is None else (stage,)
     folders = {name: folder for name in stages if (folder := find_model(run, name)) is not None}
     if not folders:

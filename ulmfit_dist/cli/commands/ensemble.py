@@ -29,7 +29,9 @@ def add_parser(subparsers: Subparsers) -> None:
         "evaluate the mean of several classifiers, or label texts with it",
         description="average the probabilities of classifiers; without texts: metrics of each and of their mean",
     )
-    parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="a run directory, or an exported classifier")
+    parser.add_argument(
+        "runs", metavar="RUN", type=Path, nargs="+", help="a run directory, an exported classifier, or hf:USER/NAME"
+    )
     parser.add_argument("--text", action="append", dest="texts", default=[], metavar="TEXT", help="a text; may be repeated")
     add_files(parser, "labels and probabilities", "predicted_")
     add_device(parser)
@@ -53,10 +55,12 @@ def run(args: argparse.Namespace) -> None:
     check_arguments(args)
     with join_ranks() as (ranks, device):
         from ulmfit_dist.inference.ensemble import Ensemble
+        from ulmfit_dist.inference.loading import model_folders
 
+        runs = model_folders(args.runs, ranks)
         with ranks.fail_together():
-            ensemble = Ensemble(args.runs, device, args.trust_remote_code, args.quantize)
-        report_quantization(args, args.runs, ensemble.members, ranks)
+            ensemble = Ensemble(runs, device, args.trust_remote_code, args.quantize)
+        report_quantization(args, runs, ensemble.members, ranks)
         label(args, ensemble, ranks)
 
 
@@ -65,9 +69,11 @@ def _evaluate(args: argparse.Namespace) -> None:
         raise UserError("--output, --prefix, --text-col and --set are for labels: give texts with --text or --file")
     from ulmfit_dist.config.schema import RuntimeConfig
     from ulmfit_dist.distributed.runtime import Runtime
+    from ulmfit_dist.inference.loading import model_folders
     from ulmfit_dist.stages.evaluate import precision_of_models
     from ulmfit_dist.stages.evaluate_ensemble import describe_ensemble, evaluate_ensemble
 
-    with Runtime(RuntimeConfig(precision=args.precision or precision_of_models(args.runs))) as runtime:
-        figures = evaluate_ensemble(args.runs, runtime, args.trust_remote_code, args.with_baseline, args.quantize)
+    runs = model_folders(args.runs)
+    with Runtime(RuntimeConfig(precision=args.precision or precision_of_models(runs))) as runtime:
+        figures = evaluate_ensemble(runs, runtime, args.trust_remote_code, args.with_baseline, args.quantize)
         runtime.print(json.dumps(figures, indent=1) if args.json else "\n".join(describe_ensemble(figures)))

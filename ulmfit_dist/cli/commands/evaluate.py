@@ -32,8 +32,10 @@ def run(args: argparse.Namespace) -> None:
         raise UserError("--text-col and --label-col are for new texts: name them with --data")
     from ulmfit_dist.config.schema import RuntimeConfig
     from ulmfit_dist.distributed.runtime import Runtime
+    from ulmfit_dist.inference.loading import model_folders
     from ulmfit_dist.stages.evaluate import describe_figures, evaluate, precision_of_models
 
-    with Runtime(RuntimeConfig(precision=args.precision or precision_of_models([args.run]))) as runtime:
-        figures = evaluate(args.run, runtime, args.trust_remote_code, args.split, args.data, columns, args.quantize)
+    (run,) = model_folders([args.run])
+    with Runtime(RuntimeConfig(precision=args.precision or precision_of_models([run]))) as runtime:
+        figures = evaluate(run, runtime, args.trust_remote_code, args.split, args.data, columns, args.quantize)
         runtime.print(json.dumps(figures, indent=1) if args.json else describe_figures(figures))

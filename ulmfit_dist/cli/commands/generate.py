@@ -38,10 +38,12 @@ def run(args: argparse.Namespace) -> None:
     check_arguments(args)
     with join_ranks() as (ranks, device):
         from ulmfit_dist.inference.generator import LanguageModel, Sampling
+        from ulmfit_dist.inference.loading import model_folders
 
         sampling = Sampling(args.temperature, args.top_k, args.top_p, args.min_p)
+        (run,) = model_folders([args.run], ranks)
         with ranks.fail_together():
-            model = LanguageModel(args.run, device, args.trust_remote_code)
+            model = LanguageModel(run, device, args.trust_remote_code)
         if args.output is None:
             texts = model.generate(args.prompt, args.words, args.samples, args.seed, sampling, args.keep_lines)
             for number, text in enumerate(texts, 1):

@@ -22,9 +22,11 @@ def run(args: argparse.Namespace) -> None:
     """Print labels and probabilities, or write them to a file."""
     check_arguments(args)
     with join_ranks() as (ranks, device):
+        from ulmfit_dist.inference.loading import model_folders
         from ulmfit_dist.inference.predictor import TextClassifier
 
+        runs = model_folders([args.run], ranks)
         with ranks.fail_together():
-            classifier = TextClassifier(args.run, device, args.trust_remote_code, args.quantize)
-        report_quantization(args, [args.run], [classifier], ranks)
+            classifier = TextClassifier(runs[0], device, args.trust_remote_code, args.quantize)
+        report_quantization(args, runs, [classifier], ranks)
         label(args, classifier, ranks)
