@@ -20,6 +20,7 @@ from ulmfit_dist.metrics.objective import build_objective_metrics
 from ulmfit_dist.models.bundle import ModelBundle, find_model, read_bundle
 from ulmfit_dist.models.fused_cross_entropy import PRODUCT_DTYPES, DecoderLoss
 from ulmfit_dist.models.quantization import load_quantized
+from ulmfit_dist.models.registry import user_class
 from ulmfit_dist.stages.classifier import classifier_loaders
 from ulmfit_dist.stages.lm import lm_loaders
 from ulmfit_dist.stages.prepare import prepare
@@ -146,7 +147,7 @@ def _evaluate_stage(
 def check_functions(exported: ModelBundle, trust_remote_code: bool) -> None:
     """Raise UserError if the model needs user-defined functions that are not trusted."""
     config = exported.config
-    paths = {"model.arch": config.model.arch, "data.splitter": config.data.splitter, "data.get_y": config.data.get_y}
+    paths = {"model.arch": user_class(config.model), "data.splitter": config.data.splitter, "data.get_y": config.data.get_y}
     functions = {key: [path] for key, path in paths.items() if path is not None}
     check_trust({"tokenizer.rules": config.tokenizer.rules, **functions}, exported.folder, trust_remote_code)
 
