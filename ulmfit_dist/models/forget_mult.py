@@ -1,7 +1,7 @@
 """Recurrence of a QRNN: gates of all steps to its output, forward and backward in one `autograd.Function`.
 
 The recurrence is sequential, one fused operator per step, in place of a scan of logarithmic depth: the steps are
-elementwise and read each gate once, and a scan reads it seven times for 70 tokens (`python -m benchmarks.qrnn` compares
+elementwise and read each gate once, and a scan reads it seven times for 70 tokens (`python -m benchmarks.scans` compares
 them). It divides by nothing, so no product of forget gates can underflow. What is not recurrent, such as the activations, is
 computed for a block of steps at once: few enough to stay in a CPU's cache. The state is fp32 or fp64: in bf16, the update by
 a small gate is lost in rounding. Each element depends only on its own row and feature, so the bits do not depend on the

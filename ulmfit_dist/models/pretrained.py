@@ -18,11 +18,15 @@ from torch import Tensor, nn
 from ulmfit_dist.config.schema import ModelConfig
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
+from ulmfit_dist.models import qrnn
 from ulmfit_dist.models.bundle import find_model, load_model, read_bundle
 from ulmfit_dist.models.encoder import Encoder
 from ulmfit_dist.models.fastai_weights import PIECE, find_files, read_tokens, read_weights
+from ulmfit_dist.models.registry import user_class
 
 WIKITEXT = {"wt103_fwd": "WT103_FWD", "wt103_bwd": "WT103_BWD"}
+QRNN_WEIGHT = "0.rnns.0.layers.0.linear.weight_raw"
+"""Key of the first layer's weights of a QRNN, [3H, inputs]."""
 DOWNLOAD_TIMEOUT = 60
 """Timeout of a silent server, in seconds."""
 
@@ -122,9 +126,10 @@ def open_pretrained(name: str, key: str, config: ModelConfig) -> Pretrained:
     if not path.exists():
         raise UserError(f"{key}={name}: neither {' nor '.join(WIKITEXT)}, nor a run, an exported model or a .pth file")
     weights, tokens = find_files(path)
-    _check_arch(weights, None, config)
+    state = read_weights(weights)
+    _check_arch(weights, qrnn.NAME if QRNN_WEIGHT in state else None, config)
     backwards = name == "wt103_bwd" if name in WIKITEXT else None
-    return Pretrained(weights, read_weights(weights), read_tokens(tokens), backwards)
+    return Pretrained(weights, state, read_tokens(tokens), backwards)
 
 
 def fetch(name: str | None, runtime: Runtime) -> None:
@@ -213,8 +218,12 @@ def _check(pretrained: Pretrained, vocab: Sequence[str], config: ModelConfig) ->
         raise UserError(
             f"{path}: weights for {vocab_size:,} tokens, but the .pkl has {len(tokens):,}: give the two files of one model"
         )
-    n_layers = config.n_layers if config.arch else len({key.split(".")[2] for key in weights if key.startswith("0.rnns.")})
+    n_layers = (
+        config.n_layers if user_class(config) else len({key.split(".")[2] for key in weights if key.startswith("0.rnns.")})
+    )
     hidden = weights.get("0.rnns.0.weight_hh_l0_raw")
+    if QRNN_WEIGHT in weights:
+        hidden = weights[QRNN_WEIGHT][::3].t()  # a third of the rows for each gate
     n_hid = hidden.shape[-1] if hidden is not None and n_layers > 1 else config.n_hid  # a single layer has another width
     if (emb_sz, n_hid, n_layers) != (config.emb_sz, config.n_hid, config.n_layers):
         raise UserError(

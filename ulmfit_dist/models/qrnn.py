@@ -40,7 +40,7 @@ class QRNNLayer(nn.Module):
         position: position of the forward pass.
     """
 
-    linear: LinearWeightDropout
+    linear: Any
 
     def __init__(
         self, n_in: int, n_out: int, window: int, weight_p: float, zoneout: float, site: str, position: DropoutContext
