@@ -22,6 +22,7 @@ NAMES = {
     "lm_perplexity": "perplexity of the language model after equal numbers of steps",
     "classifier_epoch": "an epoch of the classifier",
     "predict": "classification of raw texts",
+    "qrnn": "QRNN beside AWD-LSTM: steps of the language model, an epoch of the classifier, classification",
     "generate": "text generation by a language model",
     "quickstart": "BBC News from raw text to a classifier, launch/quickstart.sh against plain fastai",
     "checkpoint": "training with and without checkpoints",

@@ -45,8 +45,8 @@ def fastai(case: str) -> Measured:
     return Measured(seconds, {"accuracy": learner.recorder.values[-1][-1], "precision": precision})
 
 
-def ours(case: str, precision: str) -> Measured:
-    config, store, documents = workload(case)
+def ours(case: str, precision: str, *overrides: str) -> Measured:
+    config, store, documents = workload(case, *overrides)
     runtime = Runtime(RuntimeConfig(precision=precision))
     with tempfile.TemporaryDirectory() as folder:
         config = replace(config, runs_dir=folder)
@@ -61,10 +61,10 @@ def ours(case: str, precision: str) -> Measured:
     return Measured(seconds, {"accuracy": learner.valid_metrics["accuracy"], "precision": runtime.precision})
 
 
-def workload(case: str) -> tuple[Config, TokenStore, DocumentSplits]:
+def workload(case: str, *overrides: str) -> tuple[Config, TokenStore, DocumentSplits]:
     """Return config and token store of a case, and its documents: all of them, or a given number at equal distances."""
     max_len, limit = re.fullmatch(r"max_len (\d+)(?:, (\d+) articles)?", case).groups()  # type: ignore[union-attr]
-    config = configured(f"classifier.max_len={max_len}")
+    config = configured(f"classifier.max_len={max_len}", *overrides)
     store = prepare(config, Runtime(RuntimeConfig(precision="fp32")))
     documents = split_documents(store, config)
     if limit is not None:

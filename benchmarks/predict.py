@@ -40,7 +40,7 @@ NUM_COMPARED = 30
 def fastai(case: str) -> Measured:
     config, store, texts, model = workload(case)
     learner = fastai_learner(config, store, model)
-    seconds = _seconds(lambda: fastai_probabilities(learner, texts))
+    seconds = seconds_of(lambda: fastai_probabilities(learner, texts))
     workers = learner.dls.test_dl(texts[:1]).fake_l.num_workers
     return Measured(len(texts) / seconds, {"seconds": seconds, "workers": workers})
 
@@ -48,7 +48,7 @@ def fastai(case: str) -> Measured:
 def ours(case: str) -> Measured:
     config, store, texts, model = workload(case)
     (classifier,) = exported(config, store, model, [None])
-    seconds = _seconds(lambda: classifier.predict(texts))
+    seconds = seconds_of(lambda: classifier.predict(texts))
     predictions = [prediction for prediction in classifier.predict(texts) if isinstance(prediction, Prediction)]
     probabilities = np.array([[*prediction.probabilities.values()] for prediction in predictions])
     compared = np.arange(0, len(texts), -(-len(texts) // NUM_COMPARED))
@@ -60,7 +60,7 @@ def ours(case: str) -> Measured:
 def ours_int8(case: str) -> Measured:
     config, store, texts, model = workload(case)
     quantized, original = exported(config, store, model, ["int8", None])
-    seconds = _seconds(lambda: quantized.predict(texts))
+    seconds = seconds_of(lambda: quantized.predict(texts))
     actual, expected = quantized.predict_proba(texts), original.predict_proba(texts)
     equal = float((actual.argmax(1) == expected.argmax(1)).mean())
     return Measured(len(texts) / seconds, {"difference": np.abs(actual - expected).max(), "equal": equal})
@@ -77,9 +77,9 @@ def exported(
         return [TextClassifier(folder, to, quantize=kind) for to, kind in zip(devices, quantizations, strict=True)]
 
 
-def workload(case: str) -> tuple[Config, TokenStore, list[str], nn.Module]:
+def workload(case: str, *overrides: str) -> tuple[Config, TokenStore, list[str], nn.Module]:
     """Return config and token store, the texts of a case, and a classifier."""
-    config = configured()
+    config = configured(*overrides)
     store = prepare(config, Runtime(RuntimeConfig(precision="fp32")))
     texts = articles(store, config, split_documents(store, config).classifier_valid)[: int(case.split()[0])]
     seed_torch("benchmark")
@@ -111,7 +111,8 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _seconds(predict: Callable[[], object]) -> float:
+def seconds_of(predict: Callable[[], object]) -> float:
+    """Return the duration of the second call, in seconds."""
     predict()
     begin = time.perf_counter()
     predict()

@@ -48,6 +48,20 @@ def test_fastai_reads_an_export_and_computes_the_same(run: Path, tmp_path: Path,
     assert_same_predictions(run, actual)
 
 
+def test_fastai_reads_a_qrnn_by_the_layers_in_the_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, arch="qrnn"))
+    ours = make_models(tmp_path / "run", config)
+    actual = read_in_fastai(export_to_fastai(tmp_path / "run"), tmp_path, monkeypatch)
+    reference = actual["lm"].model.eval()
+    assert type(reference[0]) is actual["AWD_QRNN"]
+    reference.reset()
+    with torch.no_grad():
+        torch.testing.assert_close(reference(X)[0], lm_logits(ours["lm"], X), rtol=1e-5, atol=1e-5)
+    assert_same_predictions(tmp_path / "run", actual)
+    with actual["learn"].no_bar(), actual["learn"].no_logging():
+        actual["learn"].fit_one_cycle(1, 1e-3)  # it trains there: dropout of weights, groups and freezing
+
+
 def assert_same_predictions(run: Path, actual: dict) -> None:
     """Probabilities of our classifier and fastai's, for texts one by one."""
     ours = load_classifier(run)

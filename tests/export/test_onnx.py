@@ -26,6 +26,7 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra onnx: p
 pytest.importorskip("onnx", reason="needs the extra onnx: pip install 'ulmfit-dist[onnx]'")
 
 BACKWARDS = replace(CONFIG, model=replace(CONFIG.model, backwards=True, n_layers=3))
+QUASI = replace(CONFIG, model=replace(CONFIG.model, arch="qrnn", n_layers=3))
 SEVERAL = replace(CONFIG, classifier=replace(CONFIG.classifier, target="multicategory"))
 NUMBER = replace(
     CONFIG, classifier=replace(CONFIG.classifier, target="regression"), data=replace(CONFIG.data, missing_label=None)
@@ -38,7 +39,7 @@ def answers(graph: Path, documents: list[np.ndarray], output: str = "probabiliti
     return session.run([output], {"ids": pad_right(documents)})[0]
 
 
-@pytest.fixture(scope="module", params=[CONFIG, BACKWARDS], ids=["forwards", "backwards"])
+@pytest.fixture(scope="module", params=[CONFIG, BACKWARDS, QUASI], ids=["forwards", "backwards", "qrnn"])
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[TextClassifier, Path]:
     """A classifier, and the graph made of it."""
     folder = tmp_path_factory.mktemp("onnx")

@@ -101,6 +101,17 @@ def test_a_text_by_itself_gets_the_answer_that_it_gets_in_a_batch(run: Path):
         np.testing.assert_allclose(classifier.predict_proba(TEXTS, batch_tokens), alone, atol=1e-6)
 
 
+def test_a_quantized_qrnn_is_close_to_fp32_in_any_batch(tmp_path: Path):
+    config = replace(CONFIG, model=replace(CONFIG.model, arch="qrnn"))
+    run = make_classifier(tmp_path / "run", lettered_store(tmp_path / "store"), config=config)
+    classifier, original = load_classifier(run, quantize="int8"), load_classifier(run)
+    alone = np.concatenate([classifier.predict_proba([text]) for text in TEXTS])
+    assert np.ptp(alone, axis=0).max() > 0.01
+    np.testing.assert_allclose(classifier.predict_proba(TEXTS), alone, atol=1e-6)
+    difference = np.abs(original.predict_proba(TEXTS) - alone).max()
+    assert 0 < difference < 0.05
+
+
 def test_threads_share_a_quantized_classifier(run: Path):
     classifier = load_classifier(run, quantize="int8")
     expected = [classifier.predict_proba([text]) for text in TEXTS]

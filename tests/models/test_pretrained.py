@@ -123,6 +123,24 @@ def test_a_model_exported_here_is_pretrained_for_others(tmp_path: Path):
         torch.testing.assert_close(dict(ours.state_dict()), dict(models["lm"][0].state_dict()), rtol=0, atol=0)
 
 
+def test_a_qrnn_of_fastais_is_recognized_by_its_keys(tmp_path: Path):
+    sizes = dataclasses.replace(MODEL, arch="qrnn")
+    source = build_language_model(len(OLD_VOCAB), sizes, LMConfig())
+    state = dict(source.state_dict())
+    copies = {key.replace("weight_raw", "module.weight"): 0 * tensor for key, tensor in state.items() if "raw" in key}
+    torch.save(state | copies, tmp_path / "fwd_lm.pth")  # fastai 1 also saves the weights after dropout
+    (tmp_path / "fwd_lm.pkl").write_bytes(pickle.dumps(OLD_VOCAB))
+    model = build_language_model(len(OLD_VOCAB), sizes, LMConfig())
+    assert load_pretrained(model, str(tmp_path), OLD_VOCAB, sizes) == len(OLD_VOCAB)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, state[name]), name
+    with pytest.raises(UserError, match=r"has model\.arch=qrnn, but the config has AWD-LSTM"):
+        load_pretrained(fresh(OLD_VOCAB), str(tmp_path), OLD_VOCAB, MODEL)
+    for wrong in ({"n_hid": 9}, {"n_layers": 3}):
+        with pytest.raises(UserError, match=r"emb_sz=6, n_hid=8, n_layers=2"):
+            load_pretrained(model, str(tmp_path), OLD_VOCAB, dataclasses.replace(sizes, **wrong))
+
+
 def test_a_model_of_one_layer_fits_itself(tmp_path: Path):
     config = dataclasses.replace(CONFIG, model=dataclasses.replace(MODEL, n_layers=1))
     models = make_models(tmp_path / "run", config)

@@ -20,11 +20,12 @@ KNOWN = torch.tensor([[1 / 16, 1 / 2, 1 / 16, 1 / 8, 1 / 4], [1 / 5] * 5])
 """Probabilities of five words: falling by half, with a tie of the last two; and all the same."""
 
 
-@pytest.fixture
-def model() -> nn.Module:
+@pytest.fixture(params=[None, "qrnn"], ids=["lstm", "qrnn"])
+def model(request: pytest.FixtureRequest) -> nn.Module:
     """A network with weights large enough for words to differ, in double: rounding must not decide on a word."""
     seed_torch("a tiny model")
-    network = build_language_model(V, ModelConfig(emb_sz=6, n_hid=8, n_layers=3), LMConfig()).double().eval()
+    sizes = ModelConfig(emb_sz=6, n_hid=8, n_layers=3, arch=request.param)
+    network = build_language_model(V, sizes, LMConfig()).double().eval()
     for parameter in network.parameters():
         nn.init.normal_(parameter)
     return network

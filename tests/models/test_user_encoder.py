@@ -151,8 +151,10 @@ def test_rows_in_turns_train_as_all_at_once(words: list[str]):
         torch.testing.assert_close(pieces[name], tensor, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize(("arch", "names"), [("GRU", {"0.h", "1.h"}), ("Bag", set())])
+@pytest.mark.parametrize(("arch", "names"), [("GRU", {"0.h", "1.h"}), ("Bag", set()), ("qrnn", {"0.h", "0.c", "1.h"})])
 def test_its_state_is_part_of_a_checkpoint(arch: str, names: set[str], words: list[str]):
+    if arch == "qrnn":
+        words = [*words, "model.arch=qrnn"]  # the first layer also keeps its last input
     if arch == "Bag":
         words = [*words, "model.arch=test_user_encoder.Bag", "model.n_layers=1"]
     config = load_config(None, words)

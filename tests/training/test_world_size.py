@@ -133,6 +133,18 @@ def test_fp32_weights_have_the_bits_of_one_rank_where_all_compute_as_four(fp32_r
     assert all(torch.equal(one[key], other_weights[key]) for key in one)
 
 
+def test_a_qrnn_is_the_same_on_two_ranks_and_in_micro_batches(tmp_path: Path, corpus: Path, recipe: Path):
+    overrides = ["runtime.precision=fp64", "model={arch: qrnn, arch_kwargs: {zoneout: 0.1}, n_layers: 2}"]
+    overrides += ["lm.phases=[{epochs: 1, lr: 1e-2}]", "classifier.phases=[{epochs: 1, lr: 1e-2}]"]
+    folder = train_cuts(tmp_path, corpus, recipe, ("one", "two", "accumulated"), overrides)
+    for other in ("two", "accumulated"):
+        assert_same_lines(lines(folder / other), lines(folder / "one"), rel=1e-9)
+        for stage in STAGES:
+            expected = weights(folder / "one", stage)
+            assert any("layers.0.linear.weight_raw" in name for name in expected)
+            torch.testing.assert_close(weights(folder / other, stage), expected, rtol=1e-9, atol=1e-9)
+
+
 def test_two_ranks_log_the_same_metrics_as_one(run_dirs: dict[str, Path]):
     one, two = lines(run_dirs["one"]), lines(run_dirs["two"])
     assert len(one) > 5

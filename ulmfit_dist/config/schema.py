@@ -154,9 +154,9 @@ class ModelConfig:
     backwards: bool = False
     """Read each text from its end to its beginning."""
     arch: str | None = None
-    """User-defined encoder, as module.Class; receives emb_sz, n_hid and n_layers. null: AWD-LSTM."""
+    """Encoder: null (AWD-LSTM), qrnn, or a user-defined module.Class, which receives emb_sz, n_hid and n_layers."""
     arch_kwargs: dict[str, Any] = field(default_factory=dict)
-    """Further keyword arguments of arch."""
+    """Further keyword arguments of arch; of qrnn: zoneout, a probability."""
 
 
 @dataclass

@@ -8,7 +8,7 @@
     load.py                           the script
 
 Weights are as `Learner.save(with_opt=False)` writes them: the networks have fastai's keys, so nothing is converted. The
-trade-off: only AWD-LSTMs can be exported.
+trade-off: only AWD-LSTMs and QRNNs can be exported.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ from ulmfit_dist import __version__
 from ulmfit_dist.config.schema import Config, ModelConfig
 from ulmfit_dist.data.token_store import MODEL_FILE
 from ulmfit_dist.errors import UserError
+from ulmfit_dist.export.fastai_qrnn import QRNN
 from ulmfit_dist.models.bundle import ModelBundle, find_model, load_model, read_bundle
 from ulmfit_dist.models.networks import encoder_of
+from ulmfit_dist.models.registry import user_class
 from ulmfit_dist.pretrained.hub import is_hub_model, model_path
 from ulmfit_dist.utils.files import make_folder, write_bytes
 
@@ -76,9 +78,9 @@ def export_to_fastai(run: str | Path, output: str | Path | None = None) -> Path:
     if not models:
         raise UserError(f"{run}: no exported model here: give a run directory, or an exported model's folder")
     for exported in models:
-        if (arch := exported.config.model.arch) is not None:
+        if (arch := user_class(exported.config.model)) is not None:
             raise UserError(
-                f"{exported.folder}: model.arch={arch}: fastai reads AWD-LSTMs only: save its state_dict yourself"
+                f"{exported.folder}: model.arch={arch}: fastai reads AWD-LSTMs and QRNNs only: save its state_dict yourself"
             )
     folder = run / "fastai" if output is None else Path(output)
     make_folder(folder, "--output")
@@ -116,6 +118,8 @@ def _script(models: list[ModelBundle], folder: Path) -> str:
     parts = [_lm_lines(model.config) if model.labels is None else _classifier_lines(model.config) for model in models]
     has_pieces = any(model.config.tokenizer.type == "sentencepiece" for model in models)
     head = HEAD.format(version=__version__, folder=str(folder.absolute())) + (PIECES if has_pieces else "")
+    if any(model.config.model.arch for model in models):
+        head += QRNN
     return "\n".join([head, *parts])
 
 
@@ -125,7 +129,7 @@ def _lm_lines(config: Config) -> str:
 vocab = load_pickle(folder / "lm.pkl")
 dls_lm = TextDataLoaders.from_df(df, is_lm=True, text_col="text", text_vocab=vocab, {_dls_args(config, config.lm.seq_len)})
 config = {_config(config.model, "lm")}
-lm = language_model_learner(dls_lm, AWD_LSTM, config=config, drop_mult={config.lm.drop_mult}, pretrained=False)
+lm = language_model_learner(dls_lm, {_arch(config.model)}, config=config, drop_mult={config.lm.drop_mult}, pretrained=False)
 lm.load(folder / "lm", with_opt=False)
 
 # ... or with another one: words that it lacks get the mean embedding
@@ -134,7 +138,7 @@ lm.load_pretrained(folder / "lm.pth", folder / "lm.pkl")
 # Its encoder in a classifier with its vocabulary
 dls = TextDataLoaders.from_df(df, text_col="text", label_col="label", text_vocab=vocab, {_dls_args(config, 72)})
 config = {_config(config.model, "clas")}
-learn = text_classifier_learner(dls, AWD_LSTM, config=config, pretrained=False)
+learn = text_classifier_learner(dls, {_arch(config.model)}, config=config, pretrained=False)
 learn.load_encoder(folder / "lm_encoder")
 """
 
@@ -154,7 +158,7 @@ vocab = load_pickle(folder / "classifier.pkl")
 )
 config = {_config(config.model, "clas")}
 learn = text_classifier_learner(
-    dls, AWD_LSTM, config=config, pretrained=False,
+    dls, {_arch(config.model)}, config=config, pretrained=False,
     {sizes},
     {dropouts},
 )
@@ -188,6 +192,10 @@ def _dls_args(config: Config, seq_len: int) -> str:
     elif config.tokenizer.lang != "en":
         parts.append(f"tok_tfm=WordTokenizer({config.tokenizer.lang!r})")
     return ", ".join(parts)
+
+
+def _arch(model: ModelConfig) -> str:
+    return "AWD_LSTM" if model.arch is None else "AWD_QRNN"
 
 
 def _config(model: ModelConfig, suffix: str) -> str:

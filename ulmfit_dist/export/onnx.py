@@ -27,6 +27,7 @@ from ulmfit_dist.errors import UserError
 from ulmfit_dist.export.onnx_graph import classifier_graph, output_name
 from ulmfit_dist.inference.outputs import answers_of
 from ulmfit_dist.models.bundle import ModelBundle, load_model, model_folder, read_bundle
+from ulmfit_dist.models.registry import user_class
 from ulmfit_dist.utils.files import write_bytes, write_json
 
 MAX_ABSOLUTE_ERROR, MAX_RELATIVE_ERROR = 1e-4, 1e-3
@@ -49,8 +50,8 @@ def export_to_onnx(run: Path, output: Path) -> Path:
             the model's.
     """
     exported = read_bundle(model_folder(run, "classifier"))
-    if (arch := exported.config.model.arch) is not None:
-        raise UserError(f"{run}: model.arch={arch}: only AWD-LSTMs can be exported to ONNX: use torch.onnx")
+    if (arch := user_class(exported.config.model)) is not None:
+        raise UserError(f"{run}: model.arch={arch}: only AWD-LSTMs and QRNNs can be exported to ONNX: use torch.onnx")
     _check_installed()
     model = load_model(exported)
     temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")

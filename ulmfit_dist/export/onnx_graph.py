@@ -1,7 +1,7 @@
 """ONNX graph of the classifier, built node by node.
 
 The graph takes one document per row, padded on the right. The network pads on the left, in chunks that it skips; the outputs
-are equal, because an LSTM's output does not depend on later tokens and the pooling masks the padding. So a caller needs no
+are equal, because a token's output does not depend on later tokens and the pooling masks the padding. So a caller needs no
 chunks. torch's exporter is not used: it fixes the number of tokens of the second LSTM to that of the example input. The
 trade-off: the network is implemented twice, so each export is compared with the model.
 
@@ -22,7 +22,8 @@ from ulmfit_dist.config.schema import ClassifierConfig
 from ulmfit_dist.data.vocab import PAD_ID
 from ulmfit_dist.models.dropout import RowDropout, WeightDropout
 from ulmfit_dist.models.layers import SigmoidRange
-from ulmfit_dist.models.networks import awd_lstm_of
+from ulmfit_dist.models.networks import encoder_of
+from ulmfit_dist.models.qrnn import QRNN, QRNNLayer
 
 if TYPE_CHECKING:
     import onnx
@@ -102,10 +103,10 @@ def _answers(graph: Graph, outputs_bC: str, target: str) -> str:
 
 
 def _encoder(graph: Graph, model: nn.Module, settings: ClassifierConfig, ids_Tb: str) -> str:
-    """Return the input of the head, [b, 3E]: `concat_pool` of the LSTMs' output."""
+    """Return the input of the head, [b, 3E]: `concat_pool` of the output of the layers."""
     from onnx import TensorProto
 
-    encoder = awd_lstm_of(model)
+    encoder: Any = encoder_of(model)
     text_Tb = graph.add("Not", graph.add("Equal", ids_Tb, graph.constant(PAD_ID)))
     position_T1 = _positions(graph, ids_Tb)
     marked_Tb = graph.add("Mul", position_T1, graph.add("Cast", text_Tb, to=TensorProto.INT64))
@@ -114,7 +115,10 @@ def _encoder(graph: Graph, model: nn.Module, settings: ClassifierConfig, ids_Tb:
 
     output_TbE, last_1bE = graph.add("Gather", graph.constant(encoder.encoder.weight), ids_Tb), ""
     for rnn in encoder.rnns:
-        output_TbE, last_1bE = _lstm(graph, rnn, output_TbE, length_b)
+        if isinstance(encoder, QRNN):
+            output_TbE = qrnn_layer(graph, rnn.layers[0], output_TbE)
+        else:
+            output_TbE, last_1bE = _lstm(graph, rnn, output_TbE, length_b)
 
     chunk_b = graph.add("Div", last_b, graph.constant(settings.seq_len))
     num_skipped_chunks_b = graph.add("Sub", chunk_b, graph.constant(settings.max_len // settings.seq_len - 1))
@@ -124,7 +128,11 @@ def _encoder(graph: Graph, model: nn.Module, settings: ClassifierConfig, ids_Tb:
     max_bE = _reduce(graph, "ReduceMax", graph.add("Where", pooled_Tb1, output_TbE, graph.constant(np.float32(-np.inf))))
     sum_bE = _reduce(graph, "ReduceSum", graph.add("Where", pooled_Tb1, output_TbE, graph.constant(np.float32(0))))
     count_b1 = _reduce(graph, "ReduceSum", graph.add("Cast", pooled_Tb1, to=TensorProto.FLOAT))
-    last_bE = graph.add("Squeeze", last_1bE, graph.constant([0]))
+    if isinstance(encoder, QRNN):
+        is_last_Tb1 = graph.add("Unsqueeze", graph.add("Equal", position_T1, last_b), graph.constant([2]))
+        last_bE = _reduce(graph, "ReduceSum", graph.add("Where", is_last_Tb1, output_TbE, graph.constant(np.float32(0))))
+    else:
+        last_bE = graph.add("Squeeze", last_1bE, graph.constant([0]))
     return graph.add("Concat", last_bE, max_bE, graph.add("Div", sum_bE, count_b1), axis=1)
 
 
@@ -146,6 +154,38 @@ def _lstm(graph: Graph, rnn: WeightDropout, input_TbE: str, length_b: str) -> tu
     constants = [graph.constant(_reorder_gates(weight, lstm.hidden_size)[None]) for weight in weights]
     output_T1bH, last_1bH = graph.add_with_outputs(2, "LSTM", input_TbE, *constants, length_b, hidden_size=lstm.hidden_size)
     return graph.add("Squeeze", output_T1bH, graph.constant([1])), last_1bH
+
+
+def qrnn_layer(graph: Graph, layer: QRNNLayer, input_TbI: str) -> str:
+    """Return a QRNN layer's output, [T, b, H]: one product, and a Scan over the tokens for the recurrence."""
+    window_TbI = input_TbI
+    if layer.window == 2:
+        padded_TbI = graph.add("Pad", input_TbI, graph.constant([1, 0, 0, 0, 0, 0]))
+        before_TbI = graph.add("Slice", padded_TbI, *map(graph.constant, ([0], [-1], [0])))
+        window_TbI = graph.add("Concat", input_TbI, before_TbI, axis=2)
+    product_TbG = graph.add("MatMul", window_TbI, graph.constant(layer.linear.weight_raw.t().contiguous()))
+    gates_TbG = graph.add("Add", product_TbG, graph.constant(layer.linear.module.bias))
+    sizes = graph.constant([layer.n_out] * 3)
+    z_TbH, f_TbH, o_TbH = graph.add_with_outputs(3, "Split", gates_TbG, sizes, axis=2)
+    z_TbH, f_TbH, o_TbH = graph.add("Tanh", z_TbH), graph.add("Sigmoid", f_TbH), graph.add("Sigmoid", o_TbH)
+    zeros_bH = graph.add("Mul", graph.add("Gather", z_TbH, graph.constant(0)), graph.constant(np.float32(0)))
+    _, h_TbH = graph.add_with_outputs(2, "Scan", zeros_bH, z_TbH, f_TbH, num_scan_inputs=2, body=_recurrence())
+    return graph.add("Mul", o_TbH, h_TbH)
+
+
+def _recurrence() -> onnx.GraphProto:
+    """Return the step of a Scan: h, z and f, each [b, H], to the next h, as the state and as the output."""
+    from onnx import TensorProto, helper
+
+    step = Graph()
+    change_bH = step.add("Mul", "f", step.add("Sub", "z", "h"))
+    step.nodes.append(helper.make_node("Add", ["h", change_bH], ["next_h"]))
+    step.nodes.append(helper.make_node("Identity", ["next_h"], ["output"]))
+    inputs, outputs = (
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, None]) for name in names]
+        for names in (("h", "z", "f"), ("next_h", "output"))
+    )
+    return helper.make_graph(step.nodes, "recurrence", inputs, outputs)
 
 
 def _reorder_gates(weight: Tensor, hidden_size: int) -> Tensor:

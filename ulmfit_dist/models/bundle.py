@@ -30,6 +30,7 @@ from ulmfit_dist.data.vocab import load_vocab
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.models.encoder import Encoder
 from ulmfit_dist.models.networks import build_classifier, build_language_model, encoder_of
+from ulmfit_dist.models.registry import user_class
 from ulmfit_dist.pretrained.bundle_files import LONGEST_TEXT, MAX_SIZES
 from ulmfit_dist.pretrained.bundle_files import WEIGHTS as WEIGHTS
 from ulmfit_dist.pretrained.hub import model_path
@@ -142,11 +143,11 @@ def load_model(exported: ModelBundle, device: torch.device | str = "cpu", trust:
         trust: instantiate a user-defined class that the config names (model.arch).
 
     Raises:
-        UserError: the weights do not fit the config, or model.arch is set and not trusted.
+        UserError: the weights do not fit the config, or model.arch is a user-defined class and not trusted.
     """
     config = exported.config
-    if config.model.arch is not None:
-        check_trust({"model.arch": [config.model.arch]}, exported.folder, trust)
+    if (arch := user_class(config.model)) is not None:
+        check_trust({"model.arch": [arch]}, exported.folder, trust)
     if exported.labels is None:
         model: nn.Module = build_language_model(len(exported.vocab), config.model, config.lm)
     else:

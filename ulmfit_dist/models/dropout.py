@@ -145,6 +145,34 @@ class WeightDropout(nn.Module):
         """Do nothing: each forward sets the weights, so no state is kept between steps."""
 
 
+class LinearWeightDropout(nn.Module):
+    """fastai's dropout of the weights of a linear layer, as its QRNN has it: one mask for all rows.
+
+    The parameters are `weight_raw` of this module and the bias of the linear layer.
+
+    Args:
+        module: a linear layer, which loses its parameter `weight`.
+        weight_p: probability of a weight to be dropped.
+        site: site in the network.
+        position: position of the forward pass.
+    """
+
+    def __init__(self, module: nn.Linear, weight_p: float, site: str, position: DropoutContext):
+        super().__init__()
+        self.module, self.weight_p, self.site, self.position = module, weight_p, site, position
+        self.weight_raw = nn.Parameter(module.weight.detach())
+        del module.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the layer's output for x, [..., in_features], with dropout of its weights."""
+        return F.linear(x, self._dropped(self.weight_raw), self.module.bias)
+
+    def _dropped(self, raw: Tensor) -> Tensor:
+        if not self.training or self.weight_p == 0:
+            return raw
+        return raw * self.position.shared_mask(f"{self.site}.weight", raw.numel(), self.weight_p, raw).view_as(raw)
+
+
 class EmbeddingDropout(nn.Module):
     """fastai's dropout of whole tokens, one mask for all rows; only the rows of the embedding that are read are multiplied.
 

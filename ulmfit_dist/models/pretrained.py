@@ -22,12 +22,14 @@ from ulmfit_dist.errors import UserError
 from ulmfit_dist.models.bundle import find_model, load_model, read_bundle
 from ulmfit_dist.models.encoder import Encoder
 from ulmfit_dist.models.fastai_tokens import PIECE, translate_tokens
+from ulmfit_dist.models.registry import user_class
 from ulmfit_dist.models.vocab_match import VocabMatch, match_vocab
 from ulmfit_dist.pretrained.download import cached_model, download_model
 from ulmfit_dist.pretrained.hub import is_hub_model, model_path, model_paths
 from ulmfit_dist.pretrained.model_files import find_model_files
 from ulmfit_dist.pretrained.reader import describe_model, read_state, read_tokens
 from ulmfit_dist.pretrained.registry import FASTAI_NAMES, find_public_model, unknown_name
+from ulmfit_dist.pretrained.state_keys import shape_of
 
 WIKITEXT = {False: "WT103_FWD", True: "WT103_BWD"}
 """fastai's name of its English models' addresses, by direction."""
@@ -247,9 +249,11 @@ def _check(pretrained: Pretrained, vocab: Sequence[str], config: ModelConfig) ->
         raise UserError(
             f"{path}: weights for {vocab_size:,} tokens, but the .pkl has {len(tokens):,}: give the two files of one model"
         )
-    n_layers = config.n_layers if config.arch else len({key.split(".")[2] for key in weights if key.startswith("0.rnns.")})
-    hidden = weights.get("0.rnns.0.weight_hh_l0_raw")
-    n_hid = hidden.shape[-1] if hidden is not None and n_layers > 1 else config.n_hid  # a single layer has another width
+    n_hid, n_layers = config.n_hid, config.n_layers
+    if not user_class(config):
+        shape = shape_of({key: tuple(value.shape) for key, value in weights.items()})
+        n_layers = shape.n_layers
+        n_hid = shape.n_hid if n_layers > 1 else config.n_hid  # a single layer has another width
     if (emb_sz, n_hid, n_layers) != (config.emb_sz, config.n_hid, config.n_layers):
         raise UserError(
             f"{path} has emb_sz={emb_sz}, n_hid={n_hid}, n_layers={n_layers}, but the model section has "

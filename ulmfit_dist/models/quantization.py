@@ -1,4 +1,4 @@
-"""Classifiers in int8 on CPUs: the weights of LSTMs and linear layers, and their inputs, which are quantized as they arrive.
+"""Classifiers in int8 on CPUs: weights of LSTMs, QRNNs and linear layers, and their inputs, quantized as they arrive.
 
 A weight has one scale per output, an input one scale per row and token (dynamic quantization), so what a document's
 prediction loses to rounding depends on no other document of its batch. Sums are exact integers, and inputs have 7 bits,
@@ -27,7 +27,9 @@ from ulmfit_dist.models.awd_lstm import AWDLSTM
 from ulmfit_dist.models.bundle import ModelBundle, load_model
 from ulmfit_dist.models.encoder import Encoder, Hidden
 from ulmfit_dist.models.layers import SequentialRNN
-from ulmfit_dist.models.networks import awd_lstm_of
+from ulmfit_dist.models.networks import awd_lstm_of, encoder_of
+from ulmfit_dist.models.qrnn import QRNN
+from ulmfit_dist.models.registry import user_class
 
 QUANTIZATIONS = ("int8",)
 """Values of `--quantize`."""
@@ -67,13 +69,16 @@ class Int8Linear(nn.Module):
             self.register_buffer(name, tensor, persistent=False)
 
     def forward(self, x_bK: Tensor) -> Tensor:
-        """Return the outputs of rows, fp32 [b, N]."""
-        x_bK, scale_b1 = quantize_rows(x_bK)
+        """Return the outputs of rows, fp32 [..., N] for [..., K]."""
+        shape = x_bK.shape[:-1]
+        x_bK, scale_b1 = quantize_rows(x_bK.flatten(0, -2))
         output_bN: Tensor = torch.ops.onednn.qlinear_pointwise(
             x_bK, 1.0, ZERO, self.packed, self.scale, self.zero, None, 1.0, 0, torch.float32, "none", [], ""
         )
         output_bN.mul_(scale_b1)
-        return output_bN if self.bias is None else output_bN.add_(self.bias)
+        if self.bias is not None:
+            output_bN.add_(self.bias)
+        return output_bN.view(*shape, -1)
 
 
 class Int8LSTM(nn.Module):
@@ -152,9 +157,9 @@ def check_quantize(quantize: str | None, config: Config, device: torch.device) -
         raise UserError(f"quantize={quantize}: expected {' or '.join(QUANTIZATIONS)}, or None")
     if device.type != "cpu":
         raise UserError(f"quantize={quantize} is for CPUs, but the device is {device}: give --device cpu, or leave it out")
-    if config.model.arch is not None:
+    if (arch := user_class(config.model)) is not None:
         raise UserError(
-            f"quantize={quantize} is for the AWD-LSTM, but model.arch is {config.model.arch}: leave out the quantization"
+            f"quantize={quantize} is for AWD-LSTM and QRNN, but model.arch is {arch}: leave out the quantization"
         )
     if not torch.backends.mkldnn.is_available():
         raise UserError(f"quantize={quantize} needs oneDNN, which this torch is built without: leave out the quantization")
@@ -172,9 +177,13 @@ def load_quantized(exported: ModelBundle, device: torch.device, trust: bool, qua
 
 
 def quantize_classifier(model: nn.Module) -> nn.Module:
-    """Return the classifier with its LSTMs and linear layers in int8; modified in place. It must be on the CPU."""
+    """Return the classifier with its recurrent and linear layers in int8; modified in place. It must be on the CPU."""
     assert isinstance(model, SequentialRNN)
-    model[0].module = Int8AWDLSTM(awd_lstm_of(model))
+    if isinstance(encoder := encoder_of(model), QRNN):
+        for layer in encoder.layers:
+            layer.linear = Int8Linear(layer.linear.weight_raw, layer.linear.module.bias)
+    else:
+        model[0].module = Int8AWDLSTM(awd_lstm_of(model))
     for block in model[1].layers:
         for name, layer in [*block.named_children()]:
             if isinstance(layer, nn.Linear):

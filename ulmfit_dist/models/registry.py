@@ -1,4 +1,4 @@
-"""Factory of encoders: AWD-LSTM, or the user-defined class that `model.arch` names."""
+"""Factory of encoders: AWD-LSTM, a built-in one by its name (`qrnn`), or the user-defined class that `model.arch` names."""
 
 from __future__ import annotations
 
@@ -8,9 +8,17 @@ from ulmfit_dist.config.schema import ModelConfig
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.models.awd_lstm import AWDLSTM
 from ulmfit_dist.models.encoder import Encoder
+from ulmfit_dist.models.qrnn import NAME, QRNN
 from ulmfit_dist.utils.imports import import_path, on_one_line
 
 KEY = "model.arch"
+BUILT_IN: dict[str, type[Encoder]] = {NAME: QRNN}
+"""Encoders of this package by their value of `model.arch`; they need no trust."""
+
+
+def user_class(model: ModelConfig) -> str | None:
+    """Return the import path of a user-defined encoder; None for an encoder of this package."""
+    return None if model.arch in BUILT_IN else model.arch
 
 
 def make_encoder(vocab_size: int, model: ModelConfig, dropouts: dict[str, float]) -> Encoder:
@@ -26,7 +34,8 @@ def make_encoder(vocab_size: int, model: ModelConfig, dropouts: dict[str, float]
     """
     if model.arch is None:
         return AWDLSTM(vocab_size, model, dropouts)
-    encoder_class: Any = import_path(model.arch, KEY, "module.Class")
+    what = f"module.Class, or as {' or '.join(BUILT_IN)}"
+    encoder_class: Any = BUILT_IN.get(model.arch) or import_path(model.arch, KEY, what)
     if not (isinstance(encoder_class, type) and issubclass(encoder_class, Encoder)):
         raise UserError(f"{KEY}: {model.arch} is not a subclass of ulmfit_dist.models.encoder.Encoder: derive it from that")
     try:

@@ -25,7 +25,9 @@ from torch.nn import functional as F
 from ulmfit_dist.data.vocab import FILLER, PAD_ID, UNK_ID
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.models.awd_lstm import AWDLSTM
+from ulmfit_dist.models.encoder import Hidden
 from ulmfit_dist.models.networks import awd_lstm_of, encoder_of
+from ulmfit_dist.models.qrnn import QRNN
 from ulmfit_dist.rng.counter_based import uniform
 
 
@@ -100,7 +102,8 @@ def continue_tokens(
         position: key of the random numbers: the same one gives the same texts.
     """
     numbers = torch.stack([uniform(len(tokens_bT), *position, index) for index in range(num_tokens)])
-    reader = (_Reader if type(encoder_of(model)) is AWDLSTM else _Rereader)(model, never)
+    readers: dict[type, type[_Reader | _Rereader]] = {AWDLSTM: _LSTMReader, QRNN: _Reader}
+    reader = readers.get(type(encoder_of(model)), _Rereader)(model, never)
     drawn: list[Tensor] = []
     for number_b in numbers:
         logits_bV = reader.decode_step(drawn[-1]) if drawn else reader.prefill(tokens_bT)
@@ -116,7 +119,7 @@ def pick(p_bV: Tensor, number_b: Tensor) -> Tensor:
 
 
 class _Reader:
-    """Next-token logits of an AWD-LSTM: for prompts of any length, then token by token.
+    """Next-token logits of an encoder with state: for prompts of any length, then token by token.
 
     Args:
         model: a language model, in evaluation mode.
@@ -124,13 +127,9 @@ class _Reader:
     """
 
     def __init__(self, model: nn.Module, never: Sequence[int]):
-        self.model, self.encoder = model, awd_lstm_of(model)
+        self.model, self.encoder = model, encoder_of(model)
         self.decoder: nn.Linear = model[1].decoder  # type: ignore[index]
         self.bias_V = self.decoder.bias.index_fill(0, torch.tensor(never, device=self.decoder.bias.device), -torch.inf)
-        self.weights = [
-            (rnn.module.weight_ih_l0, rnn.weight_hh_l0_raw, rnn.module.bias_ih_l0, rnn.module.bias_hh_l0)
-            for rnn in self.encoder.rnns
-        ]
 
     def prefill(self, tokens_bT: Tensor) -> Tensor:
         """Return the logits of the token after each prompt, [b, V]."""
@@ -139,19 +138,39 @@ class _Reader:
         output_bE = self.model(unique_uT)[0][index_b, -1]
         (hidden,) = self.encoder.hidden_states.values()
         self.encoder.reset()
-        self.hidden = [tuple(state[0, index_b].to(self.bias_V.dtype) for state in layer) for layer in hidden]
+        self.hidden: Hidden = [tuple(state[:, index_b].to(self.bias_V.dtype) for state in layer) for layer in hidden]
         return self._logits(output_bE)
 
     def decode_step(self, token_b: Tensor) -> Tensor:
         """Return the logits of the token after one more token of each text, [b, V]."""
+        output_b1E, self.hidden = self.encoder.read(token_b[:, None], self.hidden)
+        return self._logits(output_b1E[:, 0])
+
+    def _logits(self, output_bE: Tensor) -> Tensor:
+        return F.linear(output_bE, self.decoder.weight, self.bias_V)
+
+
+class _LSTMReader(_Reader):
+    """As `_Reader`, for an AWD-LSTM: a step is an LSTM cell per layer."""
+
+    def __init__(self, model: nn.Module, never: Sequence[int]):
+        super().__init__(model, never)
+        self.weights = [
+            (rnn.module.weight_ih_l0, rnn.weight_hh_l0_raw, rnn.module.bias_ih_l0, rnn.module.bias_hh_l0)
+            for rnn in awd_lstm_of(model).rnns
+        ]
+
+    def prefill(self, tokens_bT: Tensor) -> Tensor:
+        logits_bV = super().prefill(tokens_bT)
+        self.hidden = [tuple(state[0] for state in layer) for layer in self.hidden]
+        return logits_bV
+
+    def decode_step(self, token_b: Tensor) -> Tensor:
         output_bE = F.embedding(token_b, self.encoder.encoder.weight)
         for layer, weights in enumerate(self.weights):
             self.hidden[layer] = torch.lstm_cell(output_bE, self.hidden[layer], *weights)
             output_bE = self.hidden[layer][0]
         return self._logits(output_bE)
-
-    def _logits(self, output_bE: Tensor) -> Tensor:
-        return F.linear(output_bE, self.decoder.weight, self.bias_V)
 
 
 class _Rereader:

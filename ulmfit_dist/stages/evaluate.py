@@ -20,6 +20,7 @@ from ulmfit_dist.metrics.objective import build_objective_metrics
 from ulmfit_dist.models.bundle import ModelBundle, find_model, read_bundle
 from ulmfit_dist.models.fused_cross_entropy import PRODUCT_DTYPES, DecoderLoss
 from ulmfit_dist.models.quantization import load_quantized
+from ulmfit_dist.models.registry import user_class
 from ulmfit_dist.pretrained.hub import model_paths
 from ulmfit_dist.stages.classifier import classifier_loaders
 from ulmfit_dist.stages.lm import lm_loaders
@@ -152,7 +153,7 @@ def check_functions(exported: ModelBundle, trust_remote_code: bool) -> None:
         raise UserError(
             f"{exported.folder}: a model of the hub has no texts of its own: evaluate it on labelled texts with --data FILE"
         )
-    paths = {"model.arch": config.model.arch, "data.splitter": config.data.splitter, "data.get_y": config.data.get_y}
+    paths = {"model.arch": user_class(config.model), "data.splitter": config.data.splitter, "data.get_y": config.data.get_y}
     functions = {key: [path] for key, path in paths.items() if path is not None}
     check_trust({"tokenizer.rules": config.tokenizer.rules, **functions}, exported.folder, trust_remote_code)
 
