@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import store_in, succeed
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ulmfit_dist.config.loading import load_config
@@ -106,6 +106,7 @@ def test_letters_are_those_of_any_script_with_their_marks(text: str, share: floa
     assert letter_share(text) == pytest.approx(share)
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_the_table_of_characters_counts_as_str_does(text: str):
     characters = [c for c in text if not c.isspace()]
@@ -120,6 +121,7 @@ def test_the_first_rule_that_a_text_breaks_is_its_verdict():
     assert Cleaning(drop_duplicates=True).judge(["", "1"]).tolist() == [KEPT, KEPT]
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.sampled_from(["a", "b ", " b", "c", "d  d", "d d", "", None])), st.integers(1, 4), st.integers(1, 5))
 def test_duplicates_are_those_that_a_set_finds(
     tmp_path_factory: pytest.TempPathFactory, texts: list[str | None], per_file: int, at_once: int
