@@ -143,9 +143,10 @@ def _check_digest(model: PublicModel, address: str, path: Path) -> None:
     if known is None and record.is_file():
         known = record.read_text(encoding="ascii").strip()
     if known is not None and known != actual:
+        fix = "" if address in model.sha256 else f": if so, remove {record}"
         raise UserError(
-            f"{path}: its SHA-256 is {actual}, expected {known}: the download is damaged, or its publisher has replaced "
-            f"the file" + ("" if address in model.sha256 else f": if so, remove {record}")
+            f"{path}: its SHA-256 is {actual}, expected {known}: the download is damaged, or its publisher has replaced the "
+            f"file{fix}"
         )
     if known is None:
         record.parent.mkdir(parents=True, exist_ok=True)

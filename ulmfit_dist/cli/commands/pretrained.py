@@ -23,12 +23,10 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print the table, or the facts of a model, or download it."""
-    if (args.action == "list") is not (args.model is None):
-        raise UserError(
-            f"pretrained {args.action} {args.model}: list takes no name: show it with `pretrained show {args.model}`"
-            if args.action == "list"
-            else f"pretrained {args.action}: no model is given: name one, such as de"
-        )
+    if args.action == "list" and args.model is not None:
+        raise UserError(f"pretrained list {args.model}: list takes no name: show it with `pretrained show {args.model}`")
+    if args.action != "list" and args.model is None:
+        raise UserError(f"pretrained {args.action}: no model is given: name one, such as de")
     if args.action == "list":
         if args.backwards:
             raise UserError("pretrained --backwards: list shows both directions: leave it out")
