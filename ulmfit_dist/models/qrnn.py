@@ -1,8 +1,9 @@
 """AWD-QRNN: the AWD-LSTM with quasi-recurrent layers (Bradbury et al., 2017), with the modules, keys and sums of fastai's.
 
 A layer computes the gates of all tokens in one matrix product, from a token and, in the first layer, the one before it; only
-an elementwise recurrence goes from token to token (`forget_mult.py`). So it has 2.5 times fewer multiplications than an LSTM
-of the same sizes, all of them in large products. Trade-off: a gate does not see the state, so a layer alone models less.
+an elementwise recurrence goes from token to token (`forget_mult.py`). So an encoder of 400/1152/3 has 2.5 times fewer
+multiplications than an AWD-LSTM, all of them in large products. Trade-off: a gate does not see the state, so a layer alone
+models less.
 
 fastai removed its QRNN in version 2.4; weights of earlier versions and of MultiFiT have the same keys.
 
