@@ -34,6 +34,7 @@ PRIVATE = """
 runs_dir
 data.source data.path data.splits data.file_col data.valid_pct data.test_pct data.valid_col data.folds data.fold
 data.splitter data.get_y data.max_documents data.on_duplicates data.subset data.num_proc data.documents_per_shard
+data.min_chars data.min_letter_share data.drop_duplicates data.stream_documents
 data.cache_dir data.token_store data.node_cache_dir
 tokenizer.sp_model lm.callbacks classifier.callbacks classifier.metrics
 runtime.micro_batch_size runtime.canonical_ranks runtime.gradient_compression runtime.join_timeout runtime.deterministic
@@ -141,7 +142,7 @@ def test_private_keys_have_their_defaults(tmp_path: Path):
     assert (values["model.emb_sz"], values["classifier.lin_ftrs"]) == ("6", "[7, 5]")
 
 
-@pytest.mark.parametrize("name", ["wt103_fwd", "hf:maria/lm"])
+@pytest.mark.parametrize("name", ["wt103_fwd", "de", "hf:maria/lm"])
 def test_weights_that_everyone_can_name_stay(name: str):
     config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, pretrained=name))
     assert published_config(config, "x").model.pretrained == name

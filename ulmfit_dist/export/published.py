@@ -9,13 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import Any
 
 from ulmfit_dist.config.loading import to_dict
 from ulmfit_dist.config.schema import Config, DataConfig, RuntimeConfig
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.pretrained.hub import is_hub_model
+from ulmfit_dist.pretrained.registry import is_public_name
 
 DATA_KEYS = ("text_col", "label_col", "missing_label", "label_delim", "on_error", "encoding", "quoting")
 """Keys of the data section that are published: how to read tables with new texts."""
@@ -65,9 +65,7 @@ def published_training(training: dict[str, Any]) -> dict[str, Any]:
 
 def _is_local(weights: str | None) -> bool:
     """Return whether initial weights are a path, not a name that means the same on any machine."""
-    if weights is None or is_hub_model(weights):
-        return False
-    return len(Path(weights).parts) > 1 or weights.endswith((".pth", ".pkl")) or Path(weights).expanduser().exists()
+    return not (weights is None or is_hub_model(weights) or is_public_name(weights))
 
 
 def _check_paths(config: Config) -> None:
