@@ -76,6 +76,15 @@ def test_the_class_of_a_strangers_encoder_does_not_come_along(tmp_path: Path):
     assert load_config(None, [DATA, f"model.pretrained={tmp_path / 'run'}"]).model.arch is None
 
 
+@pytest.mark.parametrize("line", ["n_hid: many", "n_hid: [1]", "n_hid: 1.5"])
+def test_a_damaged_config_of_a_run_is_one_line(tmp_path: Path, line: str):
+    make_models(tmp_path / "run")
+    path = tmp_path / "run/lm/config.yaml"
+    path.write_text(path.read_text().replace("n_hid: 8", line))
+    with pytest.raises(UserError, match=r"config\.yaml: missing or damaged \(a value of another type\)"):
+        load_config(None, [DATA, f"model.pretrained={tmp_path / 'run'}"])
+
+
 def test_pieces_of_no_weights_are_refused():
     with pytest.raises(UserError, match=r"tokenizer\.sp_model=pretrained needs model\.pretrained"):
         load_config(None, [DATA, "tokenizer.sp_model=pretrained", "tokenizer.type=sentencepiece"])

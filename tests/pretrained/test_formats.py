@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -256,7 +257,33 @@ def test_another_network_says_what_is_missing(tmp_path: Path):
             describe_model(tmp_path)
 
 
+def test_an_archive_in_place_of_a_folder_is_named(tmp_path: Path):
+    (tmp_path / "made").mkdir()
+    pythainlp(tmp_path / "made", backwards=False)
+    published.make_zip(tmp_path / "made", tmp_path / "model.zip")
+    published.write_pickle(tmp_path / "itos.pkl", WORDS)
+    with pytest.raises(UserError, match=r"model\.zip: an archive: unpack it"):
+        describe_model(tmp_path / "model.zip")
+    unpack(tmp_path / "model.zip", tmp_path / "unpacked")
+    assert describe_model(tmp_path / "unpacked").shape.n_layers == 4
+
+
 def test_half_precision_weights_become_single(tmp_path: Path):
     state = published.lstm_tensors(len(WORDS), 2)
     published.write_torch(tmp_path / "model.pth", {key: value.bfloat16() for key, value in state.items()})
     assert {value.dtype for value in read_state(tmp_path / "model.pth").values()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("name", "made"),
+    [
+        ("fastai 0.7.0, lm_rnn.py", published.as_fastai_07(published.lstm_tensors(10, 3))),
+        ("fastai 1.0.61, awd_lstm.py", published.as_fastai_1(published.lstm_tensors(10, 3))),
+        ("fastai 1.0.61, awd_lstm.py and qrnn.py", published.as_fastai_1(published.qrnn_tensors(10, 4))),
+        ("fastai 1.0.47, awd_lstm.py and qrnn.py", published.as_multifit(published.qrnn_tensors(10, 4))),
+    ],
+)
+def test_the_files_of_these_tests_have_the_keys_of_the_original_classes(name: str, made: State):
+    """The list is of networks that the original modules have made (E = 6, H = 8, ten tokens), under torch 2.13."""
+    original = json.loads(Path(__file__).with_name("original_keys.json").read_text())[name]
+    assert {key: list(value.shape) for key, value in made.items()} == original

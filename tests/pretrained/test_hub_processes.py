@@ -11,12 +11,14 @@ from pathlib import Path
 
 import hub_server
 import pytest
-from conftest import ROOT, command, launch, succeed
+from conftest import ROOT, TINY, command, launch, succeed
 from fastai_runs import make_models, make_table
 from hub_server import WRITE, HubServer
+from killing import same_bits
 
 from ulmfit_dist import load_classifier
 
+SHORT = ("lm.phases=[{epochs: 1, lr: 1e-2}]", "classifier.phases=[{epochs: 1, lr: 1e-2}]")
 TEXT = "The team won the match and the cup."
 BITS = f"""
 import sys
@@ -91,3 +93,24 @@ def test_ranks_use_the_commit_that_rank_0_chooses(hub: HubServer, run: Path, tmp
     assert len(requests) == len(set(requests)), "a rank has downloaded a file again"
     failed = command(["predict", "hf:maria/missing", *words, tmp_path / "c.csv"], 2, real=True, **environment)
     assert failed.stderr.count("no such model on the hub, or a private one") == 1
+
+
+def test_a_run_that_starts_from_the_hub_ends_as_one_from_the_folder(
+    hub: HubServer, run: Path, tmp_path: Path, corpus: Path, recipe: Path
+):
+    """Its sizes come with the weights, and its home is empty."""
+    hub.add("maria/lm", run / "lm")
+    sizes = [word for word in TINY if not word.startswith("model=")]
+    words = [
+        "run",
+        recipe,
+        *sizes,
+        *SHORT,
+        f"data.path={corpus}",
+        f"data.cache_dir={tmp_path}/tokens",
+        f"runs_dir={tmp_path}",
+    ]
+    succeed([*words, "name=hub", "model.pretrained=hf:maria/lm"], 2, real=True, **hub.environment(tmp_path / "home"))
+    succeed([*words, "name=folder", f"model.pretrained={run}"], 2)
+    assert same_bits(tmp_path / "hub", tmp_path / "folder")
+    assert len(downloads(hub)) == 1

@@ -312,6 +312,13 @@ def test_overrides_are_in_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyP
     prepared(tmp_path, card, monkeypatch)
 
 
+def test_weights_that_bring_their_own_sizes_are_left_to_the_recipe(tmp_path: Path):
+    (tmp_path / "a.csv").write_text("text,label\na,b\n")
+    result = command_here(["init", "a.csv", "model.pretrained=de"], cwd=tmp_path)
+    assert result.returncode == 2
+    assert "model.pretrained=de: init chooses sizes and tokenizer itself" in result.stderr
+
+
 def test_in_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_process_group: None):
     import ulmfit_dist
 

@@ -291,4 +291,4 @@ def _load(module: nn.Module, state: dict[str, Tensor], path: Path) -> None:
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
-        raise UserError(f"{path}: not a fastai AWD-LSTM: {' '.join(str(error).split())[:300]}") from None
+        raise UserError(f"{path}: not the weights of this network: {' '.join(str(error).split())[:300]}") from None

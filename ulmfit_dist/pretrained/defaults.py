@@ -76,6 +76,8 @@ def _of_exported(folder: Path) -> dict[str, Any]:
         content = yaml.safe_load(read_bounded(folder / "config.yaml", _LONGEST_CONFIG))
         config = {f"{section}.{key}": content[section][key] for section, keys in _EXPORTED.items() for key in keys}
         arch = content["model"]["arch"]
+        if any(type(value) is not (int if key.startswith("model.") else str) for key, value in config.items()):
+            raise TypeError("a value of another type")
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{folder / 'config.yaml'}: missing or damaged ({reason}): export the model again") from None

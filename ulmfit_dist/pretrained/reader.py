@@ -19,6 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from ulmfit_dist.errors import UserError
+from ulmfit_dist.pretrained.archives import is_archive
 from ulmfit_dist.pretrained.model_files import ModelFiles, find_model_files
 from ulmfit_dist.pretrained.object_graph import modules_in, state_dict_of, string_lists
 from ulmfit_dist.pretrained.restricted_pickle import (
@@ -113,6 +114,8 @@ def read_tokens(files: ModelFiles, vocab_size: int | None = None) -> list[str]:
 @contextmanager
 def _opened(path: Path) -> Iterator[TorchFile]:
     try:
+        if is_archive(path):
+            raise UserError(f"{path}: an archive: unpack it, and give the folder with its files")
         with path.open("rb") as file:
             start = file.read(9)
         if start.startswith(_HDF5):

@@ -27,6 +27,7 @@ from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.models.pretrained import has_weights
+from ulmfit_dist.pretrained.registry import FASTAI_NAMES
 from ulmfit_dist.recipes.dataset_profile import Profile, TextOptions, profile_texts
 from ulmfit_dist.recipes.planner import MOST_LM_EPOCHS, Durations, Plan, Speed, choose_plan, durations
 from ulmfit_dist.recipes.sample_store import make_sample_store
@@ -112,6 +113,7 @@ def init(
     name = target.name or name_of(path)
     recipe = target.output or Path(f"{name}.yaml")
     _check_free(recipe, name, options)
+    _check_weights(recipe, options)
     profile = profile_texts(path, options, runtime.device.type == "cuda")
     if show is not None:
         show(profile.card)
@@ -163,6 +165,17 @@ def _check_free(recipe: Path, name: str, options: TextOptions) -> None:
     run = Path(options.values.get("runs_dir", Config().runs_dir)) / name
     if run.exists():
         raise UserError(f"{run}: a run with this name already exists: give another name with --name")
+
+
+def _check_weights(recipe: Path, options: TextOptions) -> None:
+    """Raise UserError for pretrained weights, whose sizes and tokenizer would contradict those that `init` chooses."""
+    for key in ("model.pretrained", "classifier.encoder"):
+        value = options.values.get(key, "null")
+        if value not in ("null", *FASTAI_NAMES):
+            raise UserError(
+                f"{key}={value}: init chooses sizes and tokenizer itself, but weights bring their own: leave the key out, then "
+                f"set it in {recipe}, without the sections model and tokenizer"
+            )
 
 
 def _choose(profile: Profile, runtime: Runtime, minutes: float) -> tuple[Plan, Durations, bool]:

@@ -79,10 +79,6 @@ def _with_sp_model(config: Config, runtime: Runtime) -> Config:
     assert name is not None  # checked in config/validation.py
     fetch(name, runtime, config.model.backwards)
     with runtime.fail_together():
-        if name is None:
-            raise UserError(
-                "tokenizer.sp_model=pretrained needs model.pretrained: set that, or give a SentencePiece model's file"
-            )
         path = sp_model_of(name, config.model.backwards)
     return replace(config, tokenizer=replace(config.tokenizer, sp_model=str(path)))
 
