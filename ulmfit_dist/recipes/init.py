@@ -173,8 +173,8 @@ def _check_weights(recipe: Path, options: TextOptions) -> None:
         value = options.values.get(key, "null")
         if value not in ("null", *FASTAI_NAMES):
             raise UserError(
-                f"{key}={value}: init chooses sizes and tokenizer itself, but weights bring their own: leave the key out, then "
-                f"set it in {recipe}, without the sections model and tokenizer"
+                f"{key}={value}: init chooses sizes and tokenizer itself, but weights bring their own: leave the key out, "
+                f"then set it in {recipe}, without the sections model and tokenizer"
             )
 
 
