@@ -22,6 +22,7 @@ from ulmfit_dist import load_classifier, load_language_model, push
 from ulmfit_dist.config.loading import describe, load_config
 from ulmfit_dist.config.schema import Config, TrackingConfig
 from ulmfit_dist.errors import UserError
+from ulmfit_dist.export.hub_push import choose_model, published_files
 from ulmfit_dist.export.model_card import CardOptions, model_card, num_parameters
 from ulmfit_dist.export.published import public_keys, published_config, published_sentencepiece
 from ulmfit_dist.models.bundle import read_bundle
@@ -198,6 +199,17 @@ def test_the_card_shows_metrics_with_intervals_and_the_baseline(run: Path):
     assert "It assigns one of 3 classes to a text: `sport`, `tech`, `food`." in lines
     parameters = sum(math.prod(part.shape) for part in load_classifier(run).model.parameters())
     assert num_parameters(run / "classifier/model.safetensors") == parameters
+
+
+def test_a_qrnn_has_its_name_on_the_card_and_needs_no_trust(tmp_path: Path):
+    make_models(tmp_path / "run", dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, arch="qrnn")))
+    _, exported = choose_model(tmp_path / "run", "lm")
+    files = published_files(exported, CardOptions("maria/lm", "mit"))
+    card = files["README.md"].decode()
+    assert "with an AWD-QRNN" in card
+    assert "- awd-qrnn\n" in card
+    assert "--trust-remote-code" not in card
+    assert b"arch: qrnn" in files["config.yaml"]
 
 
 def test_figures_of_another_training_are_not_on_the_card(run: Path, tmp_path: Path):

@@ -21,6 +21,7 @@ from ulmfit_dist.errors import UserError
 from ulmfit_dist.export.model_card import CardOptions, model_card
 from ulmfit_dist.export.published import published_config, published_sentencepiece, published_training
 from ulmfit_dist.models.bundle import ModelBundle, find_model, load_model, model_folder, read_bundle
+from ulmfit_dist.models.registry import user_class
 from ulmfit_dist.pretrained.bundle_files import CONFIG, MAX_SIZES
 from ulmfit_dist.pretrained.hub import (
     cause_of,
@@ -142,7 +143,7 @@ def _check_loads(files: dict[str, bytes | Path], exported: ModelBundle) -> None:
             else:
                 (Path(folder) / name).write_bytes(content)
         published = read_bundle(Path(folder))
-    if published.config.model.arch is None:  # a class of the user's is not needed for the upload
+    if user_class(published.config.model) is None:  # a class of the user's is not needed for the upload
         load_model(ModelBundle(exported.folder, published.config, published.vocab, published.labels, published.training))
 
 

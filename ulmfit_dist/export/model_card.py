@@ -20,10 +20,13 @@ from ulmfit_dist.data.token_store import read_meta
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.export.card_figures import METRICS, Figure, read_figures, valid_is_test
 from ulmfit_dist.models.bundle import ModelBundle
+from ulmfit_dist.models.registry import user_class
 from ulmfit_dist.pretrained.bundle_files import WEIGHTS
 
 LIBRARY = "ulmfit_dist"
-TAGS = ("ulmfit", "awd-lstm", "fastai")
+TAGS = ("ulmfit", "fastai")
+ENCODERS = {None: "AWD-LSTM", "qrnn": "AWD-QRNN"}
+"""Name of an encoder of this package by `model.arch`."""
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 """Endings of tensors of batch norms that are not parameters."""
 MOST_LABELS = 20
@@ -106,7 +109,7 @@ def _front_matter(exported: ModelBundle, options: CardOptions, figures: Sequence
         language=[*options.languages] or None,
         library_name=LIBRARY,
         pipeline_tag=task,
-        tags=[*TAGS, "language-model" if is_lm else f"{exported.config.classifier.target}-classifier"],
+        tags=[*TAGS, *_tags(exported)],
         metrics=list(dict.fromkeys(METRICS[figure.metric][0] for figure in figures)) or None,
         model_name=options.name.partition("/")[2],
         eval_results=results or None,
@@ -114,12 +117,19 @@ def _front_matter(exported: ModelBundle, options: CardOptions, figures: Sequence
     return str(data.to_yaml()).strip()
 
 
+def _tags(exported: ModelBundle) -> list[str]:
+    encoder = ENCODERS.get(exported.config.model.arch)
+    kind = "language-model" if exported.labels is None else f"{exported.config.classifier.target}-classifier"
+    return [kind] if encoder is None else [encoder.lower(), kind]
+
+
 def _introduction(exported: ModelBundle, options: CardOptions) -> Iterator[str]:
     config = exported.config
     yield f"# {options.name.partition('/')[2]}"
     yield ""
     kind = "A language model" if exported.labels is None else "A text classifier"
-    encoder = "an AWD-LSTM" if config.model.arch is None else f"a user-defined encoder (`{config.model.arch}`)"
+    name = ENCODERS.get(config.model.arch)
+    encoder = f"a user-defined encoder (`{config.model.arch}`)" if name is None else f"an {name}"
     direction = ", which reads texts from their end to their beginning" if config.model.backwards else ""
     yield (
         f"{kind} by the method of [ULMFiT](https://arxiv.org/abs/1801.06146) (Howard & Ruder, 2018) with {encoder}"
@@ -143,7 +153,7 @@ def _describe_target(exported: ModelBundle) -> str:
 def _usage(exported: ModelBundle, options: CardOptions) -> Iterator[str]:
     reference = f"hf:{options.name}"
     config = exported.config
-    trusts = config.model.arch is not None or config.tokenizer.rules
+    trusts = user_class(config.model) is not None or config.tokenizer.rules
     flag, argument = (" --trust-remote-code", ", trust_remote_code=True") if trusts else ("", "")
     is_lm = exported.labels is None
     yield from ("", "## Use", "", "```bash", "pip install ulmfit-dist")
