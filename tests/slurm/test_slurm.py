@@ -161,12 +161,17 @@ def test_a_job_that_is_stopped_in_every_way_ends_as_one_left_alone(
 
 
 def let_the_time_run_out(job: Job) -> None:
-    """Cut a job's time to the minute. SLURM looks at the time every half a minute, and wakes ranks that are suspended."""
+    """Cut a job's time to the next minute that leaves it time for the warning, 30 seconds before its end.
+
+    SLURM looks at the time every half a minute, and wakes ranks that are suspended.
+    """
     ranks = [pid for pid in job_processes(job.cluster.environment["SLURM_CONF"]) if is_rank(pid)]
     assert len(ranks) == 2
     for pid in ranks:
         os.kill(pid, signal.SIGSTOP)
-    job.cluster.ask("scontrol", "update", f"JobId={job.number}", "TimeLimit=1")
+    hours, minutes, seconds = map(int, job.fact("RunTime").split(":"))
+    limit = (3600 * hours + 60 * minutes + seconds + 70) // 60 + 1
+    job.cluster.ask("scontrol", "update", f"JobId={job.number}", f"TimeLimit={limit}")
 
 
 def is_rank(pid: int) -> bool:
