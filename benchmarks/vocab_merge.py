@@ -22,6 +22,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -113,7 +114,7 @@ def main() -> None:
         print(
             f"{args.tokens:,} distinct tokens, {rows:,} counts in {args.shards} shards, {size:,.0f} MiB of files", flush=True
         )
-        measured: dict[str, list[list]] = {contender: [] for contender in CONTENDERS}
+        measured: dict[str, list[list[Any]]] = {contender: [] for contender in CONTENDERS}
         for _ in range(args.repeats):
             for contender, runs in measured.items():
                 command = [sys.executable, "-m", "benchmarks.vocab_merge", "--merge", temporary, contender]
