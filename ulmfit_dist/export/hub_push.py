@@ -1,6 +1,6 @@
 """Upload of an exported model to the Hugging Face hub, as one commit: the files of the model, and its model card.
 
-The files are those of `models/bundle_files.py`, with the config and metadata of `published.py`; nothing else of the run
+The files are those of `pretrained/bundle_files.py`, with the config and metadata of `published.py`; nothing else of the run
 directory is read, except the figures of its summary. Trade-off: the vocabulary is uploaded as it is, so words of private
 texts that occur at least tokenizer.min_freq times become readable to everyone who may read the repository.
 """

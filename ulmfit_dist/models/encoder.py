@@ -1,6 +1,6 @@
 """Interface of the encoders of language model and classifier: token ids to one vector per token, with state per row.
 
-AWD-LSTM (`awd_lstm.py`) is the default; `model.arch` names a user-defined class. The state is stored per row, not in the
+AWD-LSTM (`awd_lstm.py`) is the default; `model.arch` names another one. The state is stored per row, not in the
 module, because the micro-batches of a step alternate. Trade-off: the caller must set `position.rows` before each forward.
 
 b: rows of a micro-batch, T: tokens of a step, E: width of the embedding.

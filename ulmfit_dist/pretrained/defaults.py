@@ -14,7 +14,6 @@ import yaml
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.pretrained.download import cached_model
 from ulmfit_dist.pretrained.hub import model_path
-from ulmfit_dist.pretrained.model_files import find_model_files
 from ulmfit_dist.pretrained.reader import describe_model
 from ulmfit_dist.pretrained.registry import PublicModel, find_public_model
 from ulmfit_dist.utils.files import read_bounded
@@ -57,7 +56,8 @@ def _of_cached(public: PublicModel, backwards: bool) -> dict[str, Any]:
 
 def _of_files(path: Path, backwards: bool) -> dict[str, Any]:
     """Return the sizes of a model in fastai's files, and its tokenizer if there is a SentencePiece model."""
-    shape = describe_model(path, backwards).shape
+    model = describe_model(path, backwards)
+    shape = model.shape
     config: dict[str, Any] = {
         "model.arch": shape.arch,
         "model.emb_sz": shape.emb_sz,
@@ -65,7 +65,7 @@ def _of_files(path: Path, backwards: bool) -> dict[str, Any]:
     }
     if shape.n_layers > 1:  # a single layer has the width of the embedding
         config["model.n_hid"] = shape.n_hid
-    if find_model_files(path, backwards).sp_model is not None:
+    if model.files.sp_model is not None:
         config |= {"tokenizer.type": "sentencepiece", "tokenizer.sp_model": OF_THE_WEIGHTS}
     return config
 
