@@ -181,6 +181,10 @@ def test_each_phase_is_checked(phase: str, expected: str):
         (["classifier.target=multicategory", "classifier.label_smoothing=0.1"], "leave out label_smoothing"),
         (["classifier.target=multicategory", "classifier.class_weights=balanced"], "leave out label_smoothing"),
         (["classifier.y_range=[0, 5]"], "classifier.y_range=[0.0, 5.0] is for classifier.target=regression"),
+        (
+            ["classifier.target=regression", "data.missing_label=null", "classifier.temperature_scaling=true"],
+            "classifier.temperature_scaling is for probabilities: leave it out of a regression",
+        ),
         (["classifier.y_range=[5, 0]"], "classifier.y_range=[5.0, 0.0]: give the lowest and the highest number"),
     ],
 )

@@ -279,6 +279,8 @@ class ClassifierConfig(StageConfig):
     """Training schedule: gradual unfreezing with discriminative learning rates."""
     export_epoch: str = choice("last", "best")
     """Epoch whose model is exported: last, or best by accuracy, f1_macro (multicategory) or valid_loss (regression)."""
+    temperature_scaling: bool = False
+    """Divide the exported logits by a temperature fitted to the valid split, which changes confidence, not predictions."""
     target: str = choice(*TARGETS)
     """Kind of label: category (one class), multicategory (several, joined by data.label_delim) or regression (a number)."""
     threshold: float = number(0.5, "probability", above=0, below=1)

@@ -41,6 +41,7 @@ def check_config(config: Config) -> None:
     _check_missing_number(config.classifier, config.data)
     _check_category_only(config.classifier)
     _check_regression_only(config.classifier)
+    _check_probabilities_only(config.classifier)
     _check_trackers(config.tracking)
 
 
@@ -165,6 +166,12 @@ def _check_regression_only(settings: ClassifierConfig) -> None:
         raise UserError(
             f"classifier.y_range={settings.y_range} is for classifier.target=regression: set y_range=null, or that target"
         )
+
+
+def _check_probabilities_only(settings: ClassifierConfig) -> None:
+    """Check that a temperature is set for classes only."""
+    if settings.temperature_scaling and settings.target == "regression":
+        raise UserError("classifier.temperature_scaling is for probabilities: leave it out of a regression")
 
 
 def _check_trackers(tracking: TrackingConfig) -> None:

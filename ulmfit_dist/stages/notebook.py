@@ -18,10 +18,12 @@ from ulmfit_dist.config.schema import Config, Phase
 from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.models.bundle import save_bundle
+from ulmfit_dist.stages.calibrate import calibrate
 from ulmfit_dist.stages.stage import STAGES, Stage
 from ulmfit_dist.tracking.console import EpochTable
 from ulmfit_dist.training.callbacks.order import CallbackOrder
 from ulmfit_dist.training.learner import AnyLearner, DistributedLearner
+from ulmfit_dist.training.train_steps import ClassifierLearner
 from ulmfit_dist.utils.log import get_logger
 
 logger = get_logger(__name__)
@@ -81,6 +83,8 @@ def prepare_for_notebook(learner: AnyLearner, config: Config, store: TokenStore,
 
 def _export(learner: DistributedLearner, config: Config, store: TokenStore, runtime: Runtime, folder: Path | None) -> Path:
     folder = config.run_dir / learner.stage if folder is None else Path(folder)
+    if isinstance(learner, ClassifierLearner) and config.classifier.temperature_scaling:
+        calibrate(learner, runtime)
     training = {
         "data_fingerprint": store.fingerprint,
         "world_size": runtime.world_size,

@@ -23,6 +23,7 @@ from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.models.bundle import save_bundle
 from ulmfit_dist.models.kernels import compile_kernels
 from ulmfit_dist.models.pretrained import fetch
+from ulmfit_dist.stages.calibrate import calibrate
 from ulmfit_dist.stages.context import RunContext
 from ulmfit_dist.stages.epoch_artifacts import compute_artifacts
 from ulmfit_dist.stages.show_batch import show_first_batch
@@ -33,6 +34,7 @@ from ulmfit_dist.training.callbacks.timing import TimingCallback
 from ulmfit_dist.training.callbacks.tracking import Tables, TrackingCallback, without_texts
 from ulmfit_dist.training.learner import DistributedLearner
 from ulmfit_dist.training.schedule import run_phases
+from ulmfit_dist.training.train_steps import ClassifierLearner
 from ulmfit_dist.utils.environment import versions
 from ulmfit_dist.utils.log import get_logger
 
@@ -146,6 +148,9 @@ def export(training: StageTraining, context: RunContext, stage: Stage) -> Path:
     """Export the model of the last, or the best, epoch; returns its folder. Collective."""
     config, runtime, store, tracker = context.config, context.runtime, context.store, context.tracker
     metrics, tables = _select_epoch(training, context, stage)
+    if isinstance(training.learner, ClassifierLearner) and config.classifier.temperature_scaling:
+        metrics |= calibrate(training.learner, runtime)
+        tables = compute_artifacts(training.learner, store, config, {}) if runtime.is_main else tables
     folder = config.run_dir / stage.name
     with runtime.fail_together():
         tracker.finish_stage(stage.name, training.tracking.seconds, metrics, tables)

@@ -76,6 +76,16 @@ class AccelerateCallback(Callback):
         self.learn.replace_modules(self._unwrap)
         self.accelerator.free_memory()
 
+    @contextmanager
+    def evaluation_precision(self) -> Iterator[None]:
+        """Wrap a validation outside of a fit: the modules compute in the precision of the fit's validations."""
+        self.learn.replace_modules(lambda module: self.accelerator.prepare_model(module, evaluation_mode=True))
+        try:
+            yield
+        finally:
+            self.learn.replace_modules(self._unwrap)
+            self.accelerator.free_memory()
+
     def renew(self) -> None:
         """Drop all gradients and wrap the modules again, whatever state a failed step has left DDP in. Collective."""
         self.after_fit()
