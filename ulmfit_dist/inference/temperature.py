@@ -21,13 +21,15 @@ BOUNDS = (0.05, 20.0)
 """Range of the search for a temperature."""
 
 
-def fit_temperature(answers_NC: Tensor, y: Tensor, target: str) -> float:
+def fit_temperature(answers_NC: Tensor, y: Tensor, target: str, smoothing: float = 0.0) -> float:
     """Return the temperature that minimizes the negative log likelihood.
 
     Args:
         answers_NC: probabilities of the classes, float64 [N, C].
         y: true classes, int64 [N], or 1 for each true class, float32 [N, C].
         target: category or multicategory; a regression has no temperature.
+        smoothing: share of the target probability, from 0 to below 1, that is spread over all classes (category only): for
+            few documents, on which a model without an error would otherwise get the lowest temperature.
     """
     assert target != "regression"
     logits_NC = outputs_of(answers_NC.cpu(), target)
@@ -36,7 +38,7 @@ def fit_temperature(answers_NC: Tensor, y: Tensor, target: str) -> float:
     def loss(log_temperature: float) -> float:
         scaled_NC = logits_NC / math.exp(log_temperature)
         if target == "category":
-            return float(cross_entropy(scaled_NC, y))
+            return float(cross_entropy(scaled_NC, y, label_smoothing=smoothing))
         return float(binary_cross_entropy_with_logits(scaled_NC, y.double()))
 
     bounds = tuple(math.log(bound) for bound in BOUNDS)
