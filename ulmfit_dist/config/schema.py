@@ -329,9 +329,9 @@ class SelfTrainingConfig:
     )
     """Candidate shares of the unlabelled texts, the most confident ones: the largest with few errors on valid is chosen."""
     error_ratio: float = number(0.5, "factor", above=0)
-    """Highest error of the chosen share on valid, relative to the error of all valid documents."""
-    max_error: float | None = share(None)
-    """Highest error of the chosen share on valid, between 0 and 1, in place of error_ratio. null: error_ratio."""
+    """Error of a share on valid that is low enough, relative to the error of all valid documents."""
+    accepted_error: float = number(0.1, "share", at_least=0, below=1)
+    """Error of a share on valid, from 0 to below 1, that is low enough in any case."""
     max_documents: int | None = count(None)
     """Maximum number of pseudo-labels per round. null: no maximum."""
     labelled_share: float = share(0.1)

@@ -85,9 +85,9 @@ def baseline_answers(
         others: documents to answer beside valid, by name, int64 [N], in place of the test split; None: test.
 
     Returns:
-        Documents by split, int64 [N]: valid, and the others, or test if it is labelled and the run is not a fold of a cross-validation;
-        metadata of `compute_baseline`; answers of the linear model by split, float64 [N, C]; and those of the most frequent
-        class.
+        Documents by split, int64 [N]: valid, and the others, or test if it is labelled and the run is not a fold of a
+        cross-validation; metadata of `compute_baseline`; answers of the linear model by split, float64 [N, C]; and those of
+        the most frequent class.
 
     Raises:
         UserError: no classifier can be trained on these labels.

@@ -2,9 +2,10 @@
 
 Documents are ranked by confidence within the class that the teacher gives them. A candidate share s takes of each class at
 most the share s of its documents, and at most the class's part, by the labelled training documents, of the share s of all:
-a class that the teacher gives too often is cut, so students do not drift towards it. The largest share is chosen whose
-error on valid, at the same confidences, is low enough. With few valid documents such an error is mostly chance, so it is
-drawn towards the error of all of them (`PRIOR`).
+a class that the teacher gives too often is cut, so students do not drift towards it; one that it gives too rarely keeps
+fewer. The largest share is chosen whose error on valid, at the same confidences, is low enough. With few valid documents
+such an error is mostly chance, so it is drawn towards the error of all of them (`PRIOR`). If none is low enough, the share
+with the lowest error is chosen, because the student may still be better; valid decides.
 
 Ranks differ by rounding (some 1e-14) in their sums, so probabilities are rounded to 1e-6 before they choose a class, and
 confidences (log odds) before they are ranked; equal ones are ordered by document. Trade-off: a value that lies on the edge
@@ -53,8 +54,7 @@ class Choice:
         confidences: lowest chosen probability of each class, float64 [C]; NaN for a class without any.
         num_valid, num_errors: valid documents at these confidences, and how many of them are wrong.
         error: their error, drawn towards that of all valid documents.
-        limit: the highest error that was allowed.
-        is_low_enough: the error is within the limit; otherwise the share is the smallest candidate.
+        limit: the highest error that is low enough.
     """
 
     rows: np.ndarray
@@ -64,15 +64,17 @@ class Choice:
     num_errors: int
     error: float
     limit: float
-    is_low_enough: bool
+
+    @property
+    def is_low_enough(self) -> bool:
+        return self.error <= self.limit
 
     def describe(self, num_unlabelled: int) -> str:
         """Return the choice and its reason as one line, without a class."""
         chosen = f"{len(self.rows):,} of {num_unlabelled:,} unlabelled documents, the most confident {self.share:.0%}"
-        seen = f"error on valid {self.error:.3f} ({self.num_errors} of {self.num_valid} documents wrong)"
-        if self.is_low_enough:
-            return f"{chosen}: {seen}, at most {self.limit:.3f} is allowed"
-        return f"{chosen}, the smallest share, because none has a low enough {seen}, but at most {self.limit:.3f} is allowed"
+        reason = "the largest share" if self.is_low_enough else "the best share, but not one"
+        seen = f"{self.error:.3f} ({self.num_errors} of {self.num_valid} documents wrong)"
+        return f"{chosen}: {reason} with an error on valid of at most {self.limit:.3f}: {seen}"
 
 
 def rate_answers(answers_NC: np.ndarray) -> RatedAnswers:
@@ -89,7 +91,7 @@ def rate_answers(answers_NC: np.ndarray) -> RatedAnswers:
 def choose(
     unlabelled: RatedAnswers, valid: RatedAnswers, y_M: np.ndarray, labelled_C: np.ndarray, settings: SelfTrainingConfig
 ) -> Choice:
-    """Return the pseudo-labels of the largest candidate share whose error on valid is low enough, else of the smallest.
+    """Return the pseudo-labels of the largest share whose error on valid is low enough, else of that with the lowest.
 
     Args:
         y_M: classes of the valid documents, int64 [M].
@@ -97,8 +99,8 @@ def choose(
     """
     wrong_M = valid.classes != y_M
     whole_error = (wrong_M.sum() + 1) / (len(y_M) + 2)
-    limit = settings.max_error if settings.max_error is not None else settings.error_ratio * whole_error
-    choices = []
+    limit = float(max(settings.accepted_error, settings.error_ratio * whole_error))
+    choices: list[Choice] = []
     for share in settings.shares:
         rows, lowest_C = take_share(unlabelled, share, labelled_C, settings.max_documents)
         accepted_M = valid.log_odds >= lowest_C[valid.classes]
@@ -107,8 +109,8 @@ def choose(
         confidences_C = np.full(len(labelled_C), np.nan)
         for c in np.unique(unlabelled.classes[rows]):
             confidences_C[c] = unlabelled.probabilities[rows][unlabelled.classes[rows] == c].min()
-        choices.append(Choice(rows, share, confidences_C, number, errors, error, float(limit), error <= limit))
-    return next((choice for choice in reversed(choices) if choice.is_low_enough), choices[0])
+        choices.insert(0, Choice(rows, share, confidences_C, number, errors, error, limit))
+    return next((choice for choice in choices if choice.is_low_enough), min(choices, key=lambda choice: choice.error))
 
 
 def take_share(

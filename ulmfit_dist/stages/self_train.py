@@ -86,7 +86,7 @@ def check_self_training(config: Config) -> None:
     target = config.classifier.target
     if target != "category":
         raise UserError(
-            f"self-train needs classifier.target=category, not {target}: its pseudo-labels are single classes; train with 'run'"
+            f"self-train needs classifier.target=category, not {target}: a pseudo-label is one class; train with 'run'"
         )
     if config.data.folds is not None:
         raise UserError(f"data.folds={config.data.folds}: self-train has no folds: set it to null")
@@ -168,11 +168,8 @@ def _train_round(config: Config, runtime: Runtime, pseudo: PseudoLabels | None) 
             summary = json.loads((config.run_dir / "summary.json").read_text(encoding="utf-8"))
             seconds = summary["seconds"].get("lm", 0) + summary["seconds"]["classifier"]
             valid = {name: value for name, value in summary["classifier"].items() if isinstance(value, float)}
-            result = {
-                "run": config.name,
-                "valid": valid,
-                "seconds": round(seconds + (pseudo.metadata["seconds"] if pseudo else 0), 1),
-            }
+            seconds += pseudo.metadata["seconds"] if pseudo is not None else 0
+            result = {"run": config.name, "valid": valid, "seconds": round(seconds, 1)}
             if pseudo is not None:
                 result["documents"] = pseudo.counts()
                 result |= {key: pseudo.metadata[key] for key in ROUND_KEYS}
@@ -213,13 +210,13 @@ def _check_identity(path: Path, pseudo: PseudoLabels, identity: dict[str, Any], 
     ]
     if changed:
         raise UserError(
-            f"{path} was made with another {', '.join(changed)}: start over with --fresh, or give the run another name, such "
-            f"as name={name}-2"
+            f"{path} was made with another {', '.join(changed)}: start over with --fresh, or give the run another name, "
+            f"such as name={name}-2"
         )
 
 
 def _start_over(config: Config, runtime: Runtime) -> None:
-    """Remove models, checkpoints and pseudo-labels of all rounds, unless this job did before it was restarted. Collective."""
+    """Remove models, checkpoints and pseudo-labels of all rounds, unless a start of this job has done so. Collective."""
     with runtime.fail_together():
         if not runtime.is_main:
             return

@@ -39,7 +39,7 @@ from ulmfit_dist.utils.log import get_logger
 
 logger = get_logger(__name__)
 
-CHOICE_KEYS = ("teacher", "shares", "error_ratio", "max_error", "max_documents")
+CHOICE_KEYS = ("teacher", "shares", "error_ratio", "accepted_error", "max_documents")
 """Keys of the self_training section that the pseudo-labels depend on, beside the classifiers."""
 Sides = dict[str, Tensor]
 """Probabilities of the classes, float64 [N, C], of the valid and the unlabelled documents."""
