@@ -39,6 +39,8 @@ from ulmfit_dist.stages.lr_find import find_learning_rate as find_learning_rate_
 from ulmfit_dist.stages.notebook import prepare_for_notebook
 from ulmfit_dist.stages.prepare import prepare as prepare_stage
 from ulmfit_dist.stages.run import run_stage
+from ulmfit_dist.stages.self_train import config_of_round
+from ulmfit_dist.stages.self_train import self_train as self_train_rounds
 from ulmfit_dist.stages.show_results import batch_tables, result_tables
 from ulmfit_dist.training.callbacks.lr_finder import LRFinderResult
 from ulmfit_dist.training.train_steps import ClassifierLearner, LMLearner
@@ -131,6 +133,19 @@ def cross_validate(config: Config, fresh: bool = False) -> Figures:
     first = configs_of_folds(config)[0]
     with _runtime(first, None if fresh else first.run_dir) as runtime:
         return cross_validate_folds(config, runtime, fresh)
+
+
+def self_train(config: Config, fresh: bool = False, trust_remote_code: bool = False, texts: Any = None) -> dict[str, Any]:
+    """Train rounds that also learn from pseudo-labels; return the content of `self_training.json`, on rank 0.
+
+    Args:
+        fresh: train all rounds again.
+        trust_remote_code: call user-defined functions of the configs of `self_training.voters`.
+        texts: as in `prepare`.
+    """
+    first = config_of_round(config, 0)
+    with _runtime(config, None if fresh else first.run_dir) as runtime:
+        return self_train_rounds(_with_source(config, texts, runtime), runtime, fresh, trust_remote_code)
 
 
 def baseline(config: Config, texts: Any = None) -> Figures:

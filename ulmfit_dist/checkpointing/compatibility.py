@@ -12,17 +12,23 @@ from typing import Any
 
 from ulmfit_dist.config.loading import to_dict
 from ulmfit_dist.config.schema import Config
+from ulmfit_dist.data.pseudo_labels import digest_of_pseudo_labels
 
 FOLD_KEYS = ("data.folds", "data.fold")
 """Keys that select the documents of a fold."""
 LM_KEYS = ("seed", "tokenizer", "model", "lm", "data.valid_pct", "data.on_duplicates", *FOLD_KEYS)
 """Keys that the language model depends on, besides the texts."""
-DISPLAY_KEYS = ("classifier.metrics", "classifier.baseline")
-"""Keys within these sections that change what is reported, and not the model."""
+IGNORED_KEYS = ("classifier.metrics", "classifier.baseline", "classifier.pseudo_labels")
+"""Keys within these sections that are not compared: what is reported, and a path to content that is compared instead."""
 
 
 def differences(
-    stage: str, config: Config, old_config: Mapping[str, Any], fingerprint: str, old_fingerprint: Any
+    stage: str,
+    config: Config,
+    old_config: Mapping[str, Any],
+    fingerprint: str,
+    old_fingerprint: Any,
+    old_pseudo_labels: str | None = None,
 ) -> list[str]:
     """Return the changes that a stage depends on, such as `lm.wd (now 0.1, then 0.2)`.
 
@@ -31,10 +37,13 @@ def differences(
     Args:
         old_config: the earlier config, as plain dictionaries and lists.
         fingerprint, old_fingerprint: of the token stores.
+        old_pseudo_labels: digest of the pseudo-labels that the stage was trained on; None: none.
     """
     new, defaults = to_dict(config), to_dict(Config())
     keys = KEYS[stage](config)
     changed = [name for key in keys for name in _differing(key, _at(new, key), _at(old_config, key), _at(defaults, key))]
+    if "classifier" in keys and digest_of_pseudo_labels(config) != old_pseudo_labels:
+        changed.append("classifier.pseudo_labels")
     return changed if fingerprint == old_fingerprint else [*changed, "data"]
 
 
@@ -58,7 +67,7 @@ def _at(config: Any, key: str) -> Any:
 
 def _differing(key: str, new: Any, old: Any, default: Any) -> list[str]:
     """Return the keys that differ; one that the old config does not have counts as its default."""
-    if key in DISPLAY_KEYS:
+    if key in IGNORED_KEYS:
         return []
     if isinstance(new, dict) and isinstance(old, dict):
         parts = [(part, old.get(part, default.get(part)), default.get(part)) for part in new]

@@ -45,7 +45,8 @@ class ResumePoint:
 
     def check(self, config: Config, stage: str, store: TokenStore) -> None:
         """Raise UserError if it was made with another config, or from other texts."""
-        changed = differences(stage, config, self.state["config"], store.fingerprint, self.state["data_fingerprint"])
+        fingerprints = store.fingerprint, self.state["data_fingerprint"]
+        changed = differences(stage, config, self.state["config"], *fingerprints, self.state.get("pseudo_labels"))
         if changed:
             raise UserError(
                 f"{self.path} was made with another {', '.join(changed)}: start over with --fresh, or give the run another "

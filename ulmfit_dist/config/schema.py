@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,10 @@ def _is_learning_rate(lr: Any) -> bool:
 
 def _is_class_weights(weights: Any) -> bool:
     return weights in (None, "balanced") or (isinstance(weights, list) and all(map(is_positive, weights)))
+
+
+def _is_shares(shares: list[float]) -> bool:
+    return bool(shares) and shares[0] > 0 and shares[-1] <= 1 and all(a < b for a, b in pairwise(shares))
 
 
 def _is_interval(bounds: list[float]) -> bool:
@@ -299,12 +304,42 @@ class ClassifierConfig(StageConfig):
     """Dropout probability after each hidden layer of the head, from 0 to below 1; not scaled by drop_mult, as in fastai."""
     label_smoothing: float = number(0.0, "share", at_least=0, below=1, example=0.1)
     """Share of the target probability, from 0 to below 1, that the training loss spreads over all classes."""
+    pseudo_labels: str | None = None
+    """Parquet file with labels of unlabelled documents to train on as well; `self-train` writes and sets it. null: none."""
+    repeat_labelled: int = count(1)
+    """Number of times that an epoch reads each document with a label of its own, beside pseudo-labels."""
     class_weights: Any = checked(None, _is_class_weights, "balanced, null, or a list of numbers above 0")
     """Class weights in the training loss: a list in the order of labels.json, or balanced. null: equal."""
     baseline: bool = True
     """Evaluate a linear model on TF-IDF features of the same documents before the first epoch of `run`."""
     metrics: list[Any] = field(default_factory=list)
     """Further validation metrics: module.name, such as fastai.metrics.F1Score, or {path: module.name, argument: value}."""
+
+
+@dataclass
+class SelfTrainingConfig:
+    """Rounds of `ulmfit-dist self-train`: classifiers that also train on labels which a model gives to unlabelled texts."""
+
+    rounds: int = count(3)
+    """Maximum number of rounds with pseudo-labels; they end earlier if a round does not improve the metric on valid."""
+    teacher: str = choice("classifier", "baseline", "mean")
+    """Model that labels the texts: classifier (of the round before), baseline (TF-IDF, linear), or the mean of both."""
+    voters: list[str] = field(default_factory=list)
+    """Runs of the same texts whose classifiers are averaged with the teacher, such as [runs/imdb-backward]."""
+    shares: list[float] = checked(
+        [0.1, 0.25, 0.5, 0.75, 1.0], _is_shares, "shares above 0, at most 1, in ascending order, such as [0.25, 0.5, 1.0]"
+    )
+    """Candidate shares of the unlabelled texts, the most confident ones: the largest with few errors on valid is chosen."""
+    error_ratio: float = number(0.5, "factor", above=0)
+    """Error of a share on valid that is low enough, relative to the error of all valid documents."""
+    accepted_error: float = number(0.1, "share", at_least=0, below=1)
+    """Error of a share on valid, from 0 to below 1, that is low enough in any case."""
+    max_documents: int | None = count(None)
+    """Maximum number of pseudo-labels per round. null: no maximum."""
+    labelled_share: float = share(0.1)
+    """Least share of an epoch, between 0 and 1, that are documents with a label of their own: they are repeated to it."""
+    phases: list[Phase] = field(default_factory=list)
+    """Training schedule of the rounds with pseudo-labels. []: that of the classifier."""
 
 
 @dataclass
@@ -371,6 +406,8 @@ class Config:
     """Language model training."""
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
     """Classifier training."""
+    self_training: SelfTrainingConfig = field(default_factory=SelfTrainingConfig)
+    """Self-training."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """Checkpoints."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)

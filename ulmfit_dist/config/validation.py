@@ -37,6 +37,7 @@ def check_config(config: Config) -> None:
     _check_direction(config.model)
     _check_frozen_layers("lm", config.lm.phases, config.model.n_layers + 1)
     _check_frozen_layers("classifier", config.classifier.phases, config.model.n_layers + 2)
+    _check_frozen_layers("self_training", config.self_training.phases, config.model.n_layers + 2)
     _check_max_len(config.classifier)
     _check_missing_number(config.classifier, config.data)
     _check_category_only(config.classifier)
@@ -155,7 +156,9 @@ def _check_missing_number(settings: ClassifierConfig, data: DataConfig) -> None:
 
 
 def _check_category_only(settings: ClassifierConfig) -> None:
-    """Check that class weights and label smoothing are set for single labels only."""
+    """Check that class weights, label smoothing and pseudo-labels are set for single labels only."""
+    if settings.target != "category" and settings.pseudo_labels is not None:
+        raise UserError(f"classifier.target={settings.target}: leave out pseudo_labels, which are single classes")
     if settings.target != "category" and (settings.label_smoothing or settings.class_weights is not None):
         raise UserError(f"classifier.target={settings.target}: leave out label_smoothing and class_weights")
 

@@ -29,6 +29,7 @@ class DocumentSplits:
     Attributes:
         lm_train, lm_valid: documents of the language model, labelled or not.
         classifier_train, classifier_valid, test: labelled documents.
+        unlabelled: documents without a label that a classifier may be trained on with pseudo-labels.
         test_texts: all documents of the test split.
     """
 
@@ -36,6 +37,7 @@ class DocumentSplits:
     lm_valid: np.ndarray
     classifier_train: np.ndarray
     classifier_valid: np.ndarray
+    unlabelled: np.ndarray
     test: np.ndarray
     test_texts: np.ndarray
 
@@ -123,6 +125,7 @@ def _cut_store(store: TokenStore, config: Config) -> DocumentSplits:
         lm_valid=lm_valid,
         classifier_train=train[store.labels[train] != NO_LABEL],
         classifier_valid=valid[store.labels[valid] != NO_LABEL],
+        unlabelled=np.concatenate([train[store.labels[train] == NO_LABEL], store.split("unlabelled")]),
         test=test[store.labels[test] != NO_LABEL],
         test_texts=test,
     )
@@ -153,9 +156,15 @@ def _without_duplicates(store: TokenStore, splits: DocumentSplits, config: Confi
         splits,
         classifier_train=keep(splits.classifier_train, splits.classifier_valid, splits.test_texts),
         classifier_valid=keep(splits.classifier_valid, splits.test_texts),
+        unlabelled=splits.unlabelled[~measured_texts(store, splits)],
         lm_train=keep(splits.lm_train, splits.lm_valid, unread),
         lm_valid=keep(splits.lm_valid, unread),
     )
+
+
+def measured_texts(store: TokenStore, splits: DocumentSplits) -> np.ndarray:
+    """Return a mask of the unlabelled documents whose text is also in the valid or the test split, bool [documents]."""
+    return _shared(store, splits.unlabelled, np.concatenate([splits.classifier_valid, splits.test_texts]))
 
 
 def valid_is_test(config: Config) -> bool:

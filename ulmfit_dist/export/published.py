@@ -23,7 +23,7 @@ PRIVATE_KEYS = {
     "tokenizer": ("sp_model",),
     "model": (),
     "lm": ("callbacks",),
-    "classifier": ("callbacks", "metrics"),
+    "classifier": ("callbacks", "metrics", "pseudo_labels", "repeat_labelled"),
 }
 """Keys by section that get their defaults, in sections that are published otherwise."""
 TRAINING_KEYS = ("data_fingerprint", "world_size", "precision", "in_notebook", "metrics")

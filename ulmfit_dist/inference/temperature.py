@@ -20,17 +20,21 @@ BOUNDS = (0.05, 20.0)
 """Range of the search for a temperature."""
 
 
-def fit_temperature(answers_NC: Tensor, y: Tensor, target: str) -> float:
+def fit_temperature(answers_NC: Tensor, y: Tensor, target: str, smoothing: float = 0.0) -> float:
     """Return the temperature that minimizes the negative log likelihood.
 
     Args:
         answers_NC: probabilities of the classes, float64 [N, C].
         y: true classes, int64 [N], or 1 for each true class, float32 [N, C].
         target: category or multicategory; a regression has no temperature.
+        smoothing: share of the target probability, from 0 to below 1, that is spread over all classes (category only): for
+            few documents, on which a model without an error would otherwise get the lowest temperature.
     """
     assert target != "regression"
     logits_NC, y = outputs_of(answers_NC.cpu(), target), y.cpu()
-    true_NC = (one_hot(y, logits_NC.shape[1]) if target == "category" else y).double()
+    num_classes = logits_NC.shape[1]
+    true_NC = one_hot(y, num_classes) * (1 - smoothing) + smoothing / num_classes if target == "category" else y
+    true_NC = true_NC.double()
 
     def slope(inverse: float) -> float:
         """Return the derivative of the summed negative log likelihood by the inverse temperature."""

@@ -64,6 +64,7 @@ def _template() -> jinja2.Template:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["figure"] = figure
+    environment.filters["duration"] = duration
     return environment.get_template("page.html")
 
 
@@ -152,7 +153,8 @@ def _stage(stage: str, title: str, runs: Sequence[Run]) -> dict[str, Any]:
 def _commands(run: Run) -> dict[str, str]:
     """Return the commands that resume the run and that train a new one with its config."""
     config = shlex.quote(str(run.path / "config.yaml"))
+    command = "self-train" if run.self_training.rounds else "run"
     return {
-        "resume": f"ulmfit-dist run {config}",
-        "repeat": f"ulmfit-dist run {config} {shlex.quote(f'name={run.path.resolve().name}-again')}",
+        "resume": f"ulmfit-dist {command} {config}",
+        "repeat": f"ulmfit-dist {command} {config} {shlex.quote(f'name={run.path.resolve().name}-again')}",
     }

@@ -21,6 +21,7 @@ from ulmfit_dist.errors import UserError
 from ulmfit_dist.metrics.calibration import ReliabilityBin
 from ulmfit_dist.report.confusion import Confusion, WrongText, read_confusion, read_most_wrong, read_reliability
 from ulmfit_dist.report.parsing import items, mapping, number, numbers, text
+from ulmfit_dist.report.rounds import SelfTraining, read_self_training
 from ulmfit_dist.utils.files import read_bounded
 
 STAGES = {"lm": "Language model", "classifier": "Classifier"}
@@ -103,6 +104,7 @@ class Run:
         seconds: durations of prepare, lm and classifier.
         metadata: world_size, device and precision, as text.
         test: metrics of the classifier on its test split.
+        self_training: rounds of a self-training, whose best one this run is; without rounds for another run.
         baseline, baseline_test: metrics of the baseline on the validation documents, and on the test split.
         environment: command, revision, host and slurm_job, as text.
         remarks: messages about parts that could not be read.
@@ -116,6 +118,7 @@ class Run:
     seconds: dict[str, float] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
     test: list[IntervalFigure] = field(default_factory=list)
+    self_training: SelfTraining = field(default_factory=SelfTraining)
     baseline: dict[str, float] = field(default_factory=dict)
     baseline_test: list[IntervalFigure] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
@@ -146,6 +149,7 @@ def read_run(path: Path) -> Run:
     for name, stage in run.stages.items():
         _read_figures(stage, summary.get(name), mapping(tree.get(name)))
     run.test = _read_test(summary.get("classifier"))
+    run.self_training = read_self_training(_load(run, "self_training.json", MOST_FILE, json.loads))
     run.baseline = numbers(mapping(summary.get("baseline")).get("valid"))
     run.baseline_test = _read_test(summary.get("baseline"))
     run.name = text(tree.get("name")) or text(summary.get("name")) or run.name

@@ -77,14 +77,17 @@ def compute_baseline(config: Config, runtime: Runtime, store: TokenStore) -> Fig
 
 
 def baseline_answers(
-    config: Config, runtime: Runtime, store: TokenStore
+    config: Config, runtime: Runtime, store: TokenStore, others: Mapping[str, np.ndarray] | None = None
 ) -> tuple[dict[str, np.ndarray], Figures, dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Fit the baseline on rank 0 and return its answers on every rank. Collective.
 
+    Args:
+        others: documents to answer beside valid, by name, int64 [N], in place of the test split; None: test.
+
     Returns:
-        Documents by split, int64 [N]: valid, and test if it is labelled and the run is not a fold of a cross-validation;
-        metadata of `compute_baseline`; answers of the linear model by split, float64 [N, C]; and those of the most frequent
-        class.
+        Documents by split, int64 [N]: valid, and the others, or test if it is labelled and the run is not a fold of a
+        cross-validation; metadata of `compute_baseline`; answers of the linear model by split, float64 [N, C]; and those of
+        the most frequent class.
 
     Raises:
         UserError: no classifier can be trained on these labels.
@@ -93,7 +96,9 @@ def baseline_answers(
         splits = split_documents(store, config)
         targets = read_targets(store, config.classifier, config.data.label_delim)
         sides = {"valid": splits.classifier_valid}
-        if len(splits.test) and config.data.folds is None:
+        if others is not None:
+            sides |= others
+        elif len(splits.test) and config.data.folds is None:
             sides["test"] = splits.test
         test_b = store.labels[splits.test] if len(splits.test) else None
         check_targets(targets, store.labels[splits.classifier_train], store.labels[splits.classifier_valid], test_b)

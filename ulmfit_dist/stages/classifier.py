@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ulmfit_dist.config.schema import Config
 from ulmfit_dist.data.classifier_loader import ClassifierLoader, classifier_batches
+from ulmfit_dist.data.pseudo_labels import training_documents
 from ulmfit_dist.data.splits import missing_labels, split_documents
 from ulmfit_dist.data.targets import check_targets, read_targets
 from ulmfit_dist.data.token_store import TokenStore
@@ -62,10 +63,11 @@ def classifier_loaders(config: Config, runtime: Runtime, store: TokenStore) -> t
     targets = read_targets(store, settings, config.data.label_delim)
     missing = missing_labels(store, config)
     advice = f"; {missing}" if missing else ""
-    train, valid, test = (store.labels[part] for part in (splits.classifier_train, splits.classifier_valid, splits.test))
-    check_targets(targets, train, valid, test if len(test) else None, advice)
+    train, labelled = training_documents(store, splits, settings)
+    valid, test = (store.labels[part] for part in (splits.classifier_valid, splits.test))
+    check_targets(targets, labelled.labels[train], valid, test if len(test) else None, advice)
     return (
-        classifier_batches(config, runtime, store, splits.classifier_train, config.seed),
+        classifier_batches(config, runtime, labelled, train, config.seed),
         classifier_batches(config, runtime, store, splits.classifier_valid),
     )
 

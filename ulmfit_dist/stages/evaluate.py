@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,8 @@ def _evaluate_stage(
             metrics = LMMetrics(DecoderLoss(model[1].decoder, PRODUCT_DTYPES[runtime.precision]))  # type: ignore[index]
             valid: RankLoader = lm_loaders(exported.config, runtime, store)[1]
         else:
-            loader = classifier_loaders(exported.config, runtime, store)[1]
+            labelled = replace(exported.config.classifier, pseudo_labels=None)  # they are only trained on
+            loader = classifier_loaders(replace(exported.config, classifier=labelled), runtime, store)[1]
             metrics, valid = build_objective_metrics(loader.targets, exported.config.classifier, trust), loader
         metrics.reset(runtime.device)
         if quantize is None:

@@ -72,7 +72,7 @@ def evaluate_ensemble(
         check_functions(exported, trust_remote_code)
     stores = [prepare(exported.config, runtime) for exported in members]
     with runtime.fail_together():
-        sides = {"valid": _common_documents(members, stores)}
+        sides = {"valid": common_documents(members, stores)}
     if with_baseline:
         from ulmfit_dist.stages.baseline import baseline_answers
 
@@ -162,7 +162,7 @@ def _single_numbers(figures: dict[str, Any]) -> dict[str, Any]:
     return scalars | ({"test": _single_numbers(figures["test"])} if "test" in figures else {})
 
 
-def _common_documents(members: Sequence[ModelBundle], stores: Sequence[TokenStore]) -> np.ndarray:
+def common_documents(members: Sequence[ModelBundle], stores: Sequence[TokenStore]) -> np.ndarray:
     """Return the validation documents, which all members must share, int64 [N], ascending."""
     first, expected = members[0], split_documents(stores[0], members[0].config).classifier_valid
     for exported, store in zip(members, stores, strict=True):

@@ -6,6 +6,7 @@ Trade-off: one more pass over the validation documents, so that runs can be comp
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +29,23 @@ from ulmfit_dist.utils.log import get_logger
 logger = get_logger(__name__)
 
 
-def score_test_split(config: Config, runtime: Runtime, store: TokenStore, tracker: Tracker) -> None:
+def score_test_split(
+    config: Config, runtime: Runtime, store: TokenStore, tracker: Tracker, scores_test: bool = True
+) -> None:
     """Score the exported classifier on the test split and write the predictions, unless they exist. Collective.
 
     A fold of a cross-validation is not scored, because folds are used to select a config.
+
+    Args:
+        scores_test: False writes predictions of the valid split only.
     """
     splits = split_documents(store, config)
-    if len(store.split("test")) and config.data.folds is not None:
+    if not scores_test:
+        splits = replace(splits, test=splits.test[:0])
+    elif len(store.split("test")) and config.data.folds is not None:
         logger.info("the test split is not scored in a cross-validation: train without data.folds to score it once")
         return
-    if len(store.split("test")) and not len(splits.test):
+    elif len(store.split("test")) and not len(splits.test):
         logger.info("the test split has no labels: it is not scored")
     if runtime.broadcast_object(tracker.has_predictions(needs_test=len(splits.test) > 0)):
         return

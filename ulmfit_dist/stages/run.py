@@ -39,7 +39,13 @@ VALID_IS_TEST = (
 )
 
 
-def run(config: Config, runtime: Runtime, fresh: bool = False, stages: Sequence[str] | None = None) -> None:
+def run(
+    config: Config,
+    runtime: Runtime,
+    fresh: bool = False,
+    stages: Sequence[str] | None = None,
+    scores_test: bool = True,
+) -> None:
     """Prepare the texts, then train the language model and the classifier. Collective.
 
     Completed stages are skipped, and an interrupted one resumes from its newest checkpoint.
@@ -47,6 +53,7 @@ def run(config: Config, runtime: Runtime, fresh: bool = False, stages: Sequence[
     Args:
         fresh: start over.
         stages: names of the stages to train; None: those that the config has.
+        scores_test: score the test split at the end; False for a run that is one of several to choose from.
 
     Raises:
         UserError: wrong input, or a stage that was trained, or begun, with another config.
@@ -56,7 +63,7 @@ def run(config: Config, runtime: Runtime, fresh: bool = False, stages: Sequence[
     has_classifier = CLASSIFIER in selected
     context = _prepare(config, runtime)
     tracker, store = context.tracker, context.store
-    with _exclusive(tracker, runtime) as messages:
+    with exclusive(tracker, runtime) as messages:
         tracker.fresh = fresh = fresh and not _has_begun(config, runtime, selected[0])
         done: dict[str, bool] = {}
         resume_points: dict[str, ResumePoint | None] = {}
@@ -82,8 +89,8 @@ def run(config: Config, runtime: Runtime, fresh: bool = False, stages: Sequence[
             else:
                 train_stage(context, stage, resume_points[stage.name], plan.clock(stage.name))
         if has_classifier:
-            score_test_split(config, runtime, store, tracker)
-        messages += _report(config.run_dir) if runtime.is_main else []
+            score_test_split(config, runtime, store, tracker, scores_test)
+        messages += report(config.run_dir) if runtime.is_main else []
     if has_classifier and runtime.is_main:
         for line in describe_standing(tracker.summary, config):
             logger.info(line)
@@ -100,7 +107,7 @@ def run_stage(config: Config, runtime: Runtime, stage_name: str, fresh: bool = F
     with runtime.fail_together():
         if (base := stage.base(config)) is not None:
             is_exported(config, base, context.store)
-    with _exclusive(context.tracker, runtime):
+    with exclusive(context.tracker, runtime):
         context.tracker.fresh = fresh = fresh and not _has_begun(config, runtime, stage)
         resume_point = None if fresh else _find_checkpoint(config, runtime, stage)
         if resume_point is not None and _is_complete(config, runtime, stage, resume_point):
@@ -118,8 +125,8 @@ def is_exported(config: Config, stage: str, store: TokenStore) -> bool:
     if not (folder / WEIGHTS).is_file():
         return False
     bundle = read_bundle(folder)
-    old_fingerprint = bundle.training["data_fingerprint"]
-    changed = differences(stage, config, to_dict(bundle.config), store.fingerprint, old_fingerprint)
+    fingerprints = store.fingerprint, bundle.training["data_fingerprint"]
+    changed = differences(stage, config, to_dict(bundle.config), *fingerprints, bundle.training.get("pseudo_labels"))
     if changed:
         raise UserError(
             f"{folder} was trained with another {', '.join(changed)}: train again with --fresh, or give the run "
@@ -193,7 +200,7 @@ def _is_complete(config: Config, runtime: Runtime, stage: Stage, resume_point: R
 
 
 @contextmanager
-def _exclusive(tracker: Tracker, runtime: Runtime) -> Iterator[list[str]]:
+def exclusive(tracker: Tracker, runtime: Runtime) -> Iterator[list[str]]:
     """Lock the run directory; at the end close the tracker and print the outcome of the run.
 
     Yields a list of messages, which are printed at the end.
@@ -213,7 +220,7 @@ def _exclusive(tracker: Tracker, runtime: Runtime) -> Iterator[list[str]]:
     tracker.conclude([*messages, *tracker.close()])
 
 
-def _report(run: Path) -> list[str]:
+def report(run: Path) -> list[str]:
     """Write the run's report; an error in it is a warning, because the run itself is complete."""
     from ulmfit_dist.report.page import write_report
 

@@ -134,7 +134,7 @@ def _lm_batch(config: Config, runtime: Runtime, store: TokenStore, decoder: Toke
 def _classifier_batch(config: Config, runtime: Runtime, store: TokenStore, decoder: TokenDecoder, rows: int) -> TextTable:
     train, _ = classifier_loaders(config, runtime, store)
     batches = next(iter(train))
-    documents = [(x, label) for batch in batches for x, label in zip(batch.x, _labels(batch, store), strict=True)]
+    documents = [(x, label) for batch in batches for x, label in zip(batch.x, _labels(batch, train.store), strict=True)]
     shown = [(decoder.of(x, TOKENS_SHOWN), label) for x, label in documents[:rows]]
     return TextTable("classifier: the first training batch", ("text", "category"), tuple(shown))
 

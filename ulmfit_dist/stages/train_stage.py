@@ -18,6 +18,7 @@ from ulmfit_dist.checkpointing.manager import CheckpointManager, CorruptCheckpoi
 from ulmfit_dist.checkpointing.resume import ResumePoint
 from ulmfit_dist.config.loading import to_dict
 from ulmfit_dist.data.batches import RankLoader
+from ulmfit_dist.data.pseudo_labels import digest_of_pseudo_labels
 from ulmfit_dist.distributed import signals
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.models.bundle import save_bundle
@@ -136,7 +137,8 @@ def fit(training: StageTraining, context: RunContext, stage: Stage, resume_point
     last = None if resume_point is None else resume_point.path
     with signals.when_ready() as shutdown:
         writer = AsyncCheckpointWriter(training.checkpoints, settings.keep_latest, last)
-        metadata = {"training_id": training.training_id, **_metadata(context)}
+        with context.runtime.fail_together():
+            metadata = {"training_id": training.training_id, **_metadata(context), **_pseudo_labels(context)}
         callback = CheckpointCallback(settings, training.state, writer, context.tracker, shutdown, metadata)
         training.learner.add_cb(callback)
         callback.save()  # so that a training that replaces another resumes wherever it is killed
@@ -166,6 +168,7 @@ def export(training: StageTraining, context: RunContext, stage: Stage) -> Path:
                 "world_size": runtime.world_size,
                 "precision": runtime.precision,
                 "metrics": metrics,
+                **_pseudo_labels(context),
             }
             save_bundle(folder, training.learner.model, config, store, stage.labels(training.learner), metadata)
             tracker.save_model(stage.name, metadata, {key: store.meta[key] for key in STORE_METADATA if key in store.meta})
@@ -229,6 +232,12 @@ def _select_epoch(training: StageTraining, context: RunContext, stage: Stage) ->
     if stage.has_epoch_tables:
         tables = best.tables if context.config.tracking.log_text else without_texts(best.tables)
     return metrics | best.metrics, tables
+
+
+def _pseudo_labels(context: RunContext) -> dict[str, str]:
+    """Return the digest of the pseudo-labels that the run trains on, as `pseudo_labels`; empty if it has none."""
+    digest = digest_of_pseudo_labels(context.config)
+    return {} if digest is None else {"pseudo_labels": digest}
 
 
 def _metadata(context: RunContext) -> dict[str, Any]:
