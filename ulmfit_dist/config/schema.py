@@ -264,6 +264,31 @@ class LMConfig(StageConfig):
 
 
 @dataclass
+class UnlabelledConfig:
+    """Losses of a semi-supervised classifier: what unlabelled documents and perturbed embeddings teach."""
+
+    batch_size: int | None = count(None)
+    """Unlabelled documents per optimizer step over all ranks, from the unlabelled split and train. null: none."""
+    entropy_weight: float = number(0.0, at_least=0)
+    """Weight of entropy minimization: the mean entropy of the predictions of the unlabelled documents."""
+    adversarial_weight: float = number(0.0, at_least=0)
+    """Weight of adversarial training: the loss of the labelled documents with perturbed embeddings."""
+    virtual_adversarial_weight: float = number(0.0, at_least=0)
+    """Weight of virtual adversarial training: the divergence of all documents' predictions with perturbed embeddings."""
+    epsilon: float = number(5.0, above=0)
+    """Norm of the perturbation of a document, in standard deviations of the embedding."""
+    power_iterations: int = count(1)
+    """Steps of the search for the virtual adversarial direction; each costs a forward and a backward pass."""
+    ramp: float = number(0.1, "share", at_least=0, below=1, example=0.1)
+    """Share of the stage's steps, from 0 to below 1, over which the weights rise linearly from 0."""
+
+    @property
+    def is_active(self) -> bool:
+        """True if a loss has a weight."""
+        return bool(self.entropy_weight or self.adversarial_weight or self.virtual_adversarial_weight)
+
+
+@dataclass
 class ClassifierConfig(StageConfig):
     """Training of the classifier on the language model's encoder. Defaults are fastai's."""
 
@@ -308,6 +333,8 @@ class ClassifierConfig(StageConfig):
     """Parquet file with labels of unlabelled documents to train on as well; `self-train` writes and sets it. null: none."""
     repeat_labelled: int = count(1)
     """Number of times that an epoch reads each document with a label of its own, beside pseudo-labels."""
+    unlabelled: UnlabelledConfig = field(default_factory=UnlabelledConfig)
+    """Semi-supervised training."""
     class_weights: Any = checked(None, _is_class_weights, "balanced, null, or a list of numbers above 0")
     """Class weights in the training loss: a list in the order of labels.json, or balanced. null: equal."""
     baseline: bool = True

@@ -43,6 +43,7 @@ def check_config(config: Config) -> None:
     _check_category_only(config.classifier)
     _check_regression_only(config.classifier)
     _check_probabilities_only(config.classifier)
+    _check_unlabelled(config.classifier)
     _check_trackers(config.tracking)
 
 
@@ -168,6 +169,26 @@ def _check_regression_only(settings: ClassifierConfig) -> None:
     if settings.y_range is not None and settings.target != "regression":
         raise UserError(
             f"classifier.y_range={settings.y_range} is for classifier.target=regression: set y_range=null, or that target"
+        )
+
+
+def _check_unlabelled(settings: ClassifierConfig) -> None:
+    """Check that the losses of classifier.unlabelled can be computed, and that its documents have one."""
+    unlabelled = settings.unlabelled
+    if settings.target == "regression" and (unlabelled.entropy_weight or unlabelled.virtual_adversarial_weight):
+        raise UserError(
+            "classifier.unlabelled: entropy_weight and virtual_adversarial_weight are for probabilities: a regression has "
+            "adversarial_weight only"
+        )
+    if unlabelled.entropy_weight and unlabelled.batch_size is None:
+        raise UserError(
+            "classifier.unlabelled.entropy_weight is of unlabelled documents: set classifier.unlabelled.batch_size, such "
+            "as 32"
+        )
+    if unlabelled.batch_size is not None and not (unlabelled.entropy_weight or unlabelled.virtual_adversarial_weight):
+        raise UserError(
+            f"classifier.unlabelled.batch_size={unlabelled.batch_size}, but no loss reads unlabelled documents: set "
+            f"entropy_weight or virtual_adversarial_weight above 0, or batch_size=null"
         )
 
 

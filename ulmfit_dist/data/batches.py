@@ -39,6 +39,7 @@ class MicroBatch:
         global_tokens: tokens of the global batch, without padding.
         documents: index of each row's document in the store, int64 [rows]; None where rows are a token stream.
         chunk_rows: rows that have tokens in each chunk of a batch of documents; None where rows are a token stream.
+        has_labels: False for unlabelled documents, whose `y` is empty and whose rows follow those of the labelled ones.
     """
 
     x: torch.Tensor
@@ -48,6 +49,7 @@ class MicroBatch:
     global_tokens: int
     documents: np.ndarray | None = None
     chunk_rows: list[int] | None = None
+    has_labels: bool = True
 
     @property
     def weight(self) -> float:

@@ -15,6 +15,7 @@ b: documents of a micro-batch, T: tokens of the longest document.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -43,9 +44,18 @@ class ClassifierLoader:
         max_doc_tokens: maximum tokens of a document, from its beginning; None for all.
         targets: targets of the store's labels; None makes each label a class.
 
+    Attributes:
+        streams: names of the orders of documents and of batches: each name gives other permutations.
+        batch_size_key: config key of the batch size, for messages.
+        unlabelled: loader of the unlabelled documents of each step, whose micro-batches follow the labelled ones; or None.
+
     Raises:
         UserError: fewer training documents than ranks, or batches that do not divide evenly.
     """
+
+    streams = ("order", "batches")
+    batch_size_key = "classifier.global_batch_size"
+    unlabelled: UnlabelledLoader | None = None
 
     def __init__(
         self,
@@ -57,7 +67,7 @@ class ClassifierLoader:
         targets: Targets | None = None,
     ):
         shard = layout.shard
-        shard.check(layout.global_batch_size, "classifier.global_batch_size")
+        shard.check(layout.global_batch_size, self.batch_size_key)
         if seed is not None and len(documents) < shard.num_canonical_ranks:
             raise UserError(f"{len(documents)} labelled documents for {shard.num_canonical_ranks} ranks: start fewer ranks")
         self.store, self.documents, self.shard, self.seed = store, documents, shard, seed
@@ -76,9 +86,12 @@ class ClassifierLoader:
     def set_shard(self, shard: BatchShard) -> None:
         """Divide the following steps into other micro-batches of the same documents."""
         self.shard = shard
+        if self.unlabelled is not None:
+            self.unlabelled.set_shard(shard)
 
     def set_epoch(self, epoch: int) -> None:
         """Form the global batches of the epoch."""
+        self.epoch = epoch
         self._batches = self._sorted() if self.seed is None else self._shuffled(self.seed, epoch)
 
     def __iter__(self) -> Iterator[list[MicroBatch]]:
@@ -91,6 +104,12 @@ class ClassifierLoader:
     def step(self, step: int) -> list[MicroBatch]:
         """Return the micro-batches of a step; empty if the batch has no document for this rank."""
         batch = self._batches[step]
+        labelled = self._of_rank(batch)
+        if self.unlabelled is None:
+            return labelled
+        return [*labelled, *self.unlabelled.at(self.epoch * len(self) + step, len(batch))]
+
+    def _of_rank(self, batch: np.ndarray) -> list[MicroBatch]:
         strided = [range(rank, len(batch), self.shard.num_canonical_ranks) for rank in self.shard.canonical_ranks]
         micro_batches = [rows for part in strided if part for rows in self.shard.cut(part, len(batch))]
         return [self._micro_batch(batch, rows) for rows in micro_batches]
@@ -101,11 +120,12 @@ class ClassifierLoader:
 
     def _shuffled(self, seed: int, epoch: int) -> list[np.ndarray]:
         num_batches = max(1, len(self.documents) // self.global_batch_size)
-        shuffled = self.documents[permutation(len(self.documents), seed, "classifier", "order", epoch)]
+        shuffled = self.documents[permutation(len(self.documents), seed, "classifier", self.streams[0], epoch)]
         num_runs = -(-num_batches // BATCHES_SORTED_TOGETHER)
         sorted_runs = [self._longest_first(run) for run in np.array_split(shuffled, num_runs)]
         batches = np.array_split(np.concatenate(sorted_runs), num_batches)
-        batches = [self._longest_first(batches[i]) for i in permutation(num_batches, seed, "classifier", "batches", epoch)]
+        order = permutation(num_batches, seed, "classifier", self.streams[1], epoch)
+        batches = [self._longest_first(batches[i]) for i in order]
         longest = max(range(num_batches), key=lambda i: self.lengths[batches[i][0]])
         batches.insert(0, batches.pop(longest))  # a batch that does not fit in memory fails in the first step
         return batches
@@ -121,6 +141,31 @@ class ClassifierLoader:
         y = self.targets.of(self.store.labels[documents])
         chunk_rows = rows_by_chunk(self.lengths[documents], width, self.seq_len)
         return MicroBatch(x_bT, y, rows, len(batch), int(self.lengths[batch].sum()), documents, chunk_rows)
+
+
+class UnlabelledLoader(ClassifierLoader):
+    """Loader of a rank's unlabelled documents of each step: passes over all of them, whatever the epochs of the labelled.
+
+    Its batches depend on the step of the stage only, so a resumed run reads the same ones.
+    """
+
+    streams = ("unlabelled", "unlabelled batches")
+    batch_size_key = "classifier.unlabelled.batch_size"
+
+    def at(self, stage_step: int, first_row: int) -> list[MicroBatch]:
+        """Return the micro-batches of a step of the stage, their rows counted from `first_row`."""
+        number, step = divmod(stage_step, len(self))
+        if number != self.epoch:
+            self.set_epoch(number)
+        batches = self._of_rank(self._batches[step])
+        return [replace(batch, rows=_shifted(batch.rows, first_row), has_labels=False) for batch in batches]
+
+    def _micro_batch(self, batch: np.ndarray, rows: range) -> MicroBatch:
+        return replace(super()._micro_batch(batch, rows), y=torch.zeros(0))
+
+
+def _shifted(rows: range, first: int) -> range:
+    return range(rows.start + first, rows.stop + first, rows.step)
 
 
 def rows_by_chunk(lengths_b: np.ndarray, width: int, seq_len: int) -> list[int]:
@@ -143,9 +188,31 @@ def classifier_batches(
     config: Config, runtime: Runtime, store: TokenStore, documents: np.ndarray, seed: int | None = None
 ) -> ClassifierLoader:
     """Return this rank's loader of documents, by index in the store; sorted by length if there is no seed."""
-    settings = config.classifier
-    shard = make_batch_shard(runtime.rank, runtime.world_size, config.runtime, runtime.micro_batch_size)
-    shard = shard.in_steps(runtime.launch.accumulation_steps, settings.global_batch_size, "classifier.global_batch_size")
+    settings, shard = config.classifier, _shard(config, runtime)
     targets = read_targets(store, settings, config.data.label_delim)
     layout = BatchLayout(settings.global_batch_size, settings.seq_len, shard, config.model.backwards)
     return ClassifierLoader(store, documents, layout, seed, settings.max_doc_tokens, targets)
+
+
+def unlabelled_batches(config: Config, runtime: Runtime, store: TokenStore, documents: np.ndarray) -> UnlabelledLoader:
+    """Return this rank's loader of unlabelled documents, by index in the store.
+
+    Raises:
+        UserError: fewer documents than a step needs, or batches that do not divide evenly.
+    """
+    settings, size = config.classifier, config.classifier.unlabelled.batch_size
+    assert size is not None
+    if len(documents) < size:
+        raise UserError(
+            f"classifier.unlabelled.batch_size={size}, but there are {len(documents)} unlabelled documents: add "
+            f"an unlabelled split (data.splits), lower it, or set it to null"
+        )
+    layout = BatchLayout(size, settings.seq_len, _shard(config, runtime), config.model.backwards)
+    return UnlabelledLoader(store, documents, layout, config.seed, settings.max_doc_tokens)
+
+
+def _shard(config: Config, runtime: Runtime) -> BatchShard:
+    """Return this rank's part of the classifier's batches."""
+    shard = make_batch_shard(runtime.rank, runtime.world_size, config.runtime, runtime.micro_batch_size)
+    size = config.classifier.global_batch_size
+    return shard.in_steps(runtime.launch.accumulation_steps, size, ClassifierLoader.batch_size_key)

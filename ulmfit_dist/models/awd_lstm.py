@@ -30,6 +30,8 @@ class AWDLSTM(Encoder):
         dropouts: `embed_p`, `input_p`, `hidden_p` and `weight_p`, probabilities.
     """
 
+    can_be_perturbed = True
+
     rnns: Any
     hidden_dps: Any
 
@@ -52,7 +54,7 @@ class AWDLSTM(Encoder):
         )
 
     def read(self, x_bT: Tensor, state: Hidden) -> tuple[Tensor, Hidden]:
-        output = self.input_dp(self.encoder_dp(x_bT))
+        output = self.input_dp(self.perturbed(self.encoder_dp(x_bT)))
         new_state: Hidden = []
         for layer, (rnn, dropout) in enumerate(zip(self.rnns, self.hidden_dps, strict=True)):
             output, hidden = rnn(output, state[layer])

@@ -9,6 +9,7 @@ b: rows of a micro-batch, T: tokens of a step, E: width of the embedding.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,9 +28,14 @@ class Encoder(nn.Module, ABC):
         encoder: the embedding, `nn.Embedding` of [V, E], which the language model's decoder shares.
         position: position of the next input: determines the dropout masks (`dropout.py`) and the rows whose state is used.
         hidden_states: state by first row; rows without an entry begin with `zero_state`.
+        perturbation: added to the embeddings of the next input by `perturbed`, [b, T, E]; None: nothing.
+        can_be_perturbed: True if `read` calls `perturbed`, which adversarial training needs.
     """
 
+    can_be_perturbed: ClassVar[bool] = False
+
     encoder: nn.Embedding
+    perturbation: Tensor | None = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,6 +72,10 @@ class Encoder(nn.Module, ABC):
         detached = [tuple(part[:, :num_rows].detach() for part in layer) for layer in state]
         self.hidden_states[self.position.rows.start] = detached
         return output[:num_rows]
+
+    def perturbed(self, embedded_bTE: Tensor) -> Tensor:
+        """Return the embeddings of the input with the perturbation added, if there is one."""
+        return embedded_bTE if self.perturbation is None else embedded_bTE + self.perturbation
 
     def _state(self, num_rows: int) -> Hidden:
         """Return the stored state of the rows, truncated or padded with zeros to the rows of the input."""

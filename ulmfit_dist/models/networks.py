@@ -53,13 +53,22 @@ class SentenceEncoder(nn.Module):
     def reset(self) -> None:
         reset_hidden_states(self.module)
 
-    def forward(self, x_bT: Tensor, chunk_rows: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
+    def first_pooled(self, num_tokens: int) -> int:
+        """Return the position of the first token of an input of this length whose output is pooled: that of a chunk."""
+        if self.max_len is None or num_tokens <= self.max_len:
+            return 0
+        return -(-(num_tokens - self.max_len) // self.bptt) * self.bptt
+
+    def forward(
+        self, x_bT: Tensor, chunk_rows: Sequence[int] | None = None, perturbation_bTE: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return the output of the pooled tokens, [b, T, E], and their padding mask, [b, T].
 
         Args:
             x_bT: token ids; padded at the beginning by whole chunks.
             chunk_rows: number of rows per chunk, from the loader (`MicroBatch`). None: counted in `x_bT`, for which the CPU
                 waits for a GPU.
+            perturbation_bTE: added to the embeddings of the pooled tokens. None: nothing.
         """
         num_rows, num_tokens = x_bT.shape
         self.reset()
@@ -67,18 +76,20 @@ class SentenceEncoder(nn.Module):
         if chunk_rows is None:
             chunk_rows = [*(~padding_bT[:, :: self.bptt]).sum(0).tolist()[:-1], num_rows]
         outputs: list[Tensor | None] = []
-        first_kept = 0
+        first_kept = self.first_pooled(num_tokens)
         for chunk, (start, rows) in enumerate(zip(range(0, num_tokens, self.bptt), chunk_rows, strict=True)):
             self.module.position.chunk = chunk
-            kept = self.max_len is None or num_tokens - start <= self.max_len
+            kept = start >= first_kept
             output = None
             if rows:
+                if kept and perturbation_bTE is not None:
+                    begin = start - first_kept
+                    self.module.perturbation = perturbation_bTE[:rows, begin : begin + self.bptt]
                 with torch.set_grad_enabled(kept and torch.is_grad_enabled()):
                     output = self.module(x_bT[:rows, start : start + self.bptt])
+                self.module.perturbation = None
             if kept:
                 outputs.append(output)
-            else:
-                first_kept = start + self.bptt
         return _stack(outputs, num_rows, self.bptt), padding_bT[:, first_kept:]
 
 

@@ -102,6 +102,8 @@ class QRNN(Encoder):
         zoneout: probability of a feature of a token to leave a layer's state as it is, from 0 to below 1.
     """
 
+    can_be_perturbed = True
+
     rnns: Any
     hidden_dps: Any
 
@@ -133,7 +135,7 @@ class QRNN(Encoder):
         return [rnn.layers[0] for rnn in self.rnns]
 
     def read(self, x_bT: Tensor, state: Hidden) -> tuple[Tensor, Hidden]:
-        output_bTH = self.input_dp(self.encoder_dp(x_bT.t()).transpose(0, 1))
+        output_bTH = self.input_dp(self.perturbed(self.encoder_dp(x_bT.t()).transpose(0, 1)))
         new_state: Hidden = []
         for number, (layer, dropout) in enumerate(zip(self.layers, self.hidden_dps, strict=True)):
             output_TbH, hidden = layer(output_bTH.transpose(0, 1), state[number])

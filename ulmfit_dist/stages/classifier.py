@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from ulmfit_dist.config.schema import Config
-from ulmfit_dist.data.classifier_loader import ClassifierLoader, classifier_batches
+from ulmfit_dist.data.classifier_loader import ClassifierLoader, classifier_batches, unlabelled_batches
 from ulmfit_dist.data.pseudo_labels import training_documents
 from ulmfit_dist.data.splits import missing_labels, split_documents
 from ulmfit_dist.data.targets import check_targets, read_targets
 from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.distributed.runtime import Runtime
+from ulmfit_dist.errors import UserError
 from ulmfit_dist.metrics.objective import Loss, build_objective_loss, build_objective_metrics
 from ulmfit_dist.models.bundle import load_encoder, read_bundle
 from ulmfit_dist.models.encoder import Encoder
@@ -18,6 +21,7 @@ from ulmfit_dist.models.vocab_match import report_match
 from ulmfit_dist.rng.counter_based import seed_torch
 from ulmfit_dist.training.callbacks.user import add_callbacks, check_callbacks
 from ulmfit_dist.training.learner import LearnerParts, build_learner
+from ulmfit_dist.training.semi_supervised import SemiSupervised, SemiSupervisedLearner, token_frequencies
 from ulmfit_dist.training.train_steps import ClassifierLearner
 
 
@@ -37,11 +41,34 @@ def classifier_learner(config: Config, runtime: Runtime, store: TokenStore, need
     model = build_classifier(len(store.vocab), train.targets.num_outputs, config.model, config.classifier)
     if needs_encoder or config.encoder_source is not None or (config.run_dir / "lm").is_dir():
         _load_encoder(encoder_of(model), config, runtime, store)
+    _check_encoder(config, encoder_of(model))
     metrics = build_objective_metrics(train.targets, config.classifier)
     parts = LearnerParts(model, classifier_groups, classifier_loss(config, train), metrics, train, valid)
-    learner = build_learner(ClassifierLearner, "classifier", parts, config.classifier, runtime, config.seed)
+    learner_class = SemiSupervisedLearner if config.classifier.unlabelled.is_active else ClassifierLearner
+    learner = build_learner(learner_class, "classifier", parts, config.classifier, runtime, config.seed)
+    if isinstance(learner, SemiSupervisedLearner):
+        learner.semi_supervised = semi_supervised(config, store, train)
     add_callbacks(learner, "classifier", config.classifier.callbacks)
     return learner
+
+
+def semi_supervised(config: Config, store: TokenStore, train: ClassifierLoader) -> SemiSupervised:
+    """Return the constants of the losses of `classifier.unlabelled`."""
+    settings = config.classifier
+    num_steps = len(train) * sum(phase.epochs for phase in settings.phases)
+    documents = (
+        train.documents if train.unlabelled is None else np.concatenate([train.documents, train.unlabelled.documents])
+    )
+    return SemiSupervised(settings.unlabelled, settings.target, num_steps, token_frequencies(store, np.unique(documents)))
+
+
+def _check_encoder(config: Config, encoder: Encoder) -> None:
+    settings = config.classifier.unlabelled
+    if not encoder.can_be_perturbed and (settings.adversarial_weight or settings.virtual_adversarial_weight):
+        raise UserError(
+            f"classifier.unlabelled: model.arch={config.model.arch} does not perturb its embeddings: call self.perturbed in "
+            f"its read, and set can_be_perturbed, or leave out adversarial_weight and virtual_adversarial_weight"
+        )
 
 
 def check_classifier(config: Config, runtime: Runtime, store: TokenStore) -> None:
@@ -66,10 +93,10 @@ def classifier_loaders(config: Config, runtime: Runtime, store: TokenStore) -> t
     train, labelled = training_documents(store, splits, settings)
     valid, test = (store.labels[part] for part in (splits.classifier_valid, splits.test))
     check_targets(targets, labelled.labels[train], valid, test if len(test) else None, advice)
-    return (
-        classifier_batches(config, runtime, labelled, train, config.seed),
-        classifier_batches(config, runtime, store, splits.classifier_valid),
-    )
+    loader = classifier_batches(config, runtime, labelled, train, config.seed)
+    if settings.unlabelled.batch_size is not None:
+        loader.unlabelled = unlabelled_batches(config, runtime, store, splits.unlabelled)
+    return loader, classifier_batches(config, runtime, store, splits.classifier_valid)
 
 
 def _load_encoder(encoder: Encoder, config: Config, runtime: Runtime, store: TokenStore) -> None:

@@ -62,6 +62,7 @@ class DistributedLearner(TextLearner, metaclass=ABCMeta):
         dropout_context: position that the model's dropout masks and hidden states depend on.
         valid_metrics: metrics of the last validation by name; empty before the first one.
         loss: mean loss of the last training step over the rows that this rank computes it of, without AR and TAR.
+        further_losses: further losses of the last training step by name, as scalars that are equal on all ranks.
         exporter: writes the model to a folder, or to the run directory if that is None; set by a notebook only.
     """
 
@@ -88,6 +89,7 @@ class DistributedLearner(TextLearner, metaclass=ABCMeta):
         self.train_state, self.regularization = train_state, regularization
         self.dropout_context = encoder_of(model).position
         self.valid_metrics: dict[str, float] = {}
+        self.further_losses: dict[str, Tensor] = {}
         self.epoch = 0  # read by a message before the first fit
 
     @property

@@ -116,7 +116,7 @@ class ClassifierLearner(DistributedLearner):
         self.xb = (torch.cat([batch.x for batch in self.micro_batches]),)
         self.yb = (self.targets,)
         self.set_dropout_context(range(len(self.pooled)))
-        with _one_thread(self.pooled.device):
+        with one_thread(self.pooled.device):
             self.pred = (self.model[1].layers(self.pooled), output_bTE, output_bTE)
         self("after_pred")
         self.loss_grad = self.loss_func(self.pred, *self.yb)
@@ -139,7 +139,7 @@ class ClassifierLearner(DistributedLearner):
 
     def _backward(self) -> None:
         """Propagate through the head, then through the encoder: from its stored outputs, or from a second forward pass."""
-        with _one_thread(self.pooled.device):
+        with one_thread(self.pooled.device):
             self.accelerate.backward(self.loss_grad)
         pooled_grad_BE = self.pooled.grad
         assert pooled_grad_BE is not None
@@ -150,19 +150,19 @@ class ClassifierLearner(DistributedLearner):
                 pooled_bE, output_bTE = self._encode(batch) if self.runs_twice else self.encoded[number]
                 scale = self.accelerate.scale
                 regularization = self.regularization(output_bTE, output_bTE) * (batch.weight * scale)
-                self.accelerate.backward(regularization, (pooled_bE, pooled_grad_BE[_slice(batch.rows)] * scale))
+                self.accelerate.backward(regularization, (pooled_bE, pooled_grad_BE[rows_slice(batch.rows)] * scale))
 
 
 def in_rows(pieces: Sequence[Tensor], batches: Sequence[MicroBatch]) -> Tensor:
     """Return rows [b, ...] of micro-batches at their positions in the global batch [B, ...], zeros elsewhere."""
     rows_B = pieces[0].new_zeros(batches[0].global_rows, *pieces[0].shape[1:])
     for piece_b, batch in zip(pieces, batches, strict=True):
-        rows_B[_slice(batch.rows)] = piece_b
+        rows_B[rows_slice(batch.rows)] = piece_b
     return rows_B
 
 
 @contextmanager
-def _one_thread(device: torch.device) -> Iterator[None]:
+def one_thread(device: torch.device) -> Iterator[None]:
     """Compute on one CPU thread, because sums of the head's small products round differently when split over threads.
 
     Does nothing for a GPU, where compiled functions would be compiled again for another number of threads.
@@ -178,5 +178,5 @@ def _one_thread(device: torch.device) -> Iterator[None]:
         torch.set_num_threads(num_threads)
 
 
-def _slice(rows: range) -> slice:
+def rows_slice(rows: range) -> slice:
     return slice(rows.start, rows.stop, rows.step)

@@ -126,14 +126,16 @@ class AccelerateCallback(Callback):
         context: AbstractContextManager[None] = self.accelerator.no_sync(module)
         return context
 
-    def backward(self, loss: Tensor, *inner: tuple[Tensor, Tensor]) -> None:
+    def backward(self, loss: Tensor | None, *inner: tuple[Tensor, Tensor]) -> None:
         """Run the backward pass of a loss, scaled in fp16, and of inner tensors with known gradients.
 
         Args:
+            loss: None: of inner tensors only.
             inner: pairs of a tensor and its gradient, already scaled.
         """
         scaler = self.accelerator.scaler
-        tensors, gradients = zip((loss if scaler is None else scaler.scale(loss), None), *inner, strict=True)
+        outer = [] if loss is None else [(loss if scaler is None else scaler.scale(loss), None)]
+        tensors, gradients = zip(*outer, *inner, strict=True)
         with self._timed_exchange(tensors[0]):
             torch.autograd.backward(tensors, gradients)
 

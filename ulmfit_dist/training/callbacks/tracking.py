@@ -40,7 +40,8 @@ class PendingLine:
     Attributes:
         position: phase, epoch, step and tokens.
         settings: learning rates and momentum of its step, and the micro-batch size if a lack of memory has reduced it.
-        figures: loss since the last line and smoothed loss, summed over the ranks, and the gradient norm.
+        figures: loss since the last line and smoothed loss, summed over the ranks, the gradient norm, and further losses.
+        names: names of the further losses of the step (`DistributedLearner.further_losses`).
         weights: divisors of the two losses.
         spent, step_timer: times of its steps: those already read, and those still on the device.
         steps, trained: steps since the last line, and the tokens or examples that they have trained on.
@@ -51,6 +52,7 @@ class PendingLine:
     position: dict[str, Any]
     settings: dict[str, float]
     figures: HostCopy
+    names: tuple[str, ...]
     weights: tuple[float, float]
     spent: Spent
     step_timer: TimedIntervals
@@ -183,7 +185,7 @@ class TrackingCallback(Callback):
         self.epoch_seconds += spent.training
         spent += line.spent
         ranks = self.runtime.all_gather_object((spent.parts, line.memory_gb))
-        loss, smoothed, gradient_norm = line.figures.read()
+        loss, smoothed, gradient_norm, *further = line.figures.read()
         self.last_loss = loss / line.weights[0]
         num_steps = len(ranks) * line.steps
         metrics = {
@@ -191,6 +193,7 @@ class TrackingCallback(Callback):
             "loss_smoothed": smoothed / line.weights[1],
             **line.settings,
             "gradient_norm": gradient_norm,
+            **dict(zip(line.names, further, strict=True)),
             f"{self.unit}_per_second": round(line.trained / spent.training, 1),
             "communication_mb": line.communication_mb,
             "memory_gb": round(max(memory for _, memory in ranks), 3),
@@ -201,10 +204,12 @@ class TrackingCallback(Callback):
     def _begin_line(self) -> PendingLine:
         """Return the line of this step: one all-reduce on the device, for which the host does not wait."""
         summed_2 = self.runtime.all_reduce_sum(self.sums_3[1:])
+        further = self.learn.further_losses
         line = PendingLine(
             self._position(),
             {**self._rates(), **self._reduced_size()},
-            HostCopy(torch.cat([summed_2, self.gradient_norm])),
+            HostCopy(torch.cat([summed_2, self.gradient_norm, *(loss.double().view(1) for loss in further.values())])),
+            tuple(further),
             (self.weights["recent"], self.weights["smoothed"]),
             self.recent_spent,
             self.runtime.step_timer.take(),
