@@ -38,6 +38,11 @@ def test_the_device_is_that_of_the_job_not_of_this_machine(device: str, capsys: 
     assert f"on_nodes run configs/quickstart.yaml lm.global_batch_size=512 --device={device}\n" in capsys.readouterr().out
 
 
+def test_a_job_may_train_rounds_of_self_training(capsys: pytest.CaptureFixture[str]):
+    assert main([*COMMAND, "--command", "self-train", "--fresh"]) == 0
+    assert "\non_nodes self-train configs/quickstart.yaml lm.global_batch_size=512 --fresh\n" in capsys.readouterr().out
+
+
 def test_words_with_spaces_and_quotes_stay_words(tmp_path: Path):
     words = ["my recipe.yaml", "lm.phases=[{epochs: 1, lr: 1e-2}]", "data.path=it's"]
     script = slurm.batch_script("run", words, {}, tmp_path / "a b" / "100%", tmp_path / "a b")

@@ -12,6 +12,7 @@ from ulmfit_dist.config.loading import load_config
 from ulmfit_dist.config.schema import Config, TrackingConfig
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.stages.cross_validate import configs_of_folds
+from ulmfit_dist.stages.self_train import config_of_round
 from ulmfit_dist.tracking.wandb_environment import (
     check_variables,
     init_arguments,
@@ -119,6 +120,15 @@ def test_folds_have_names_ids_and_a_group_of_their_own(monkeypatch: pytest.Monke
     assert [each.run_id for each in actual] == ["mine-fold-0", "mine-fold-1"]
     assert [each.arguments["name"] for each in actual] == ["n-fold-0", "n-fold-1"]
     assert [each.arguments["group"] for each in actual] == ["g", "g"]
+    assert [each.messages for each in actual] == [[], []]
+
+
+def test_rounds_of_self_training_have_names_ids_and_a_group_of_their_own():
+    rounds = [config_of_round(config(), number) for number in (0, 1)]
+    actual = [init_arguments(one, {"WANDB_NAME": "n", "WANDB_RUN_ID": "mine"}) for one in rounds]
+    assert [each.run_id for each in actual] == ["mine-round-0", "mine-round-1"]
+    assert [each.arguments["name"] for each in actual] == ["n-round-0", "n-round-1"]
+    assert [each.arguments["group"] for each in actual] == ["run", "run"]
     assert [each.messages for each in actual] == [[], []]
 
 

@@ -72,7 +72,7 @@ def _values(item: dataclasses.Field[Any], hint: Any) -> str:
     if rule is not None and rule.choices:
         return ", ".join([f"`{choice}`" for choice in rule.choices] + null)
     if item.name == "phases":
-        return "list of [phases](#a-phase), at least one"
+        return "list of [phases](#a-phase)" + (", at least one" if rule is not None else "")
     if rule is None:
         return " or ".join([TYPES[member] for member in members(hint) if member in TYPES] + null)
     return ", or ".join([rule.expected.removeprefix("a ").replace("|", r"\|"), *null])

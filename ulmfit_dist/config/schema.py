@@ -349,7 +349,7 @@ class SelfTrainingConfig:
 
     rounds: int = count(3)
     """Maximum number of rounds with pseudo-labels; they end earlier if a round does not improve the metric on valid."""
-    teacher: str = choice("classifier", "baseline", "mean")
+    teacher: str = choice("mean", "classifier", "baseline")
     """Model that labels the texts: classifier (of the round before), baseline (TF-IDF, linear), or the mean of both."""
     voters: list[str] = field(default_factory=list)
     """Runs of the same texts whose classifiers are averaged with the teacher, such as [runs/imdb-backward]."""

@@ -25,7 +25,7 @@ OURS = ("array", "chdir", "job-name", "output")
 """Options of sbatch that are set from the config and the working directory."""
 
 
-def submit(config: Config, argv: Sequence[str], options: Mapping[str, str], dry_run: bool) -> str:
+def submit(config: Config, argv: Sequence[str], options: Mapping[str, str], dry_run: bool, command: str = "run") -> str:
     """Submit `ulmfit-dist run` as a batch job, or return its script.
 
     Args:
@@ -33,6 +33,7 @@ def submit(config: Config, argv: Sequence[str], options: Mapping[str, str], dry_
         argv: arguments of `run`: recipe, overrides, options.
         options: options of sbatch, such as {"nodes": "2", "time": "4:00:00"}.
         dry_run: return the script without submitting it.
+        command: another command that trains, in place of `run`.
 
     Returns:
         The script, or a message about the submitted job.
@@ -41,7 +42,7 @@ def submit(config: Config, argv: Sequence[str], options: Mapping[str, str], dry_
         UserError: SLURM is not installed, or rejects the job.
     """
     folder = (config.run_dir / "slurm").absolute()
-    script = batch_script(config.name, argv, options, folder, Path.cwd())
+    script = batch_script(config.name, argv, options, folder, Path.cwd(), command)
     if dry_run:
         return script
     if shutil.which("sbatch") is None:
@@ -55,7 +56,9 @@ def submit(config: Config, argv: Sequence[str], options: Mapping[str, str], dry_
     return f"job {job}: log in {folder}/{config.name}-{job}.log; 'scancel {job}' stops it"
 
 
-def batch_script(name: str, argv: Sequence[str], options: Mapping[str, str], folder: Path, cwd: Path) -> str:
+def batch_script(
+    name: str, argv: Sequence[str], options: Mapping[str, str], folder: Path, cwd: Path, command: str = "run"
+) -> str:
     """Return the batch script that runs `ulmfit-dist run` on the nodes of a job.
 
     Args:
@@ -64,6 +67,7 @@ def batch_script(name: str, argv: Sequence[str], options: Mapping[str, str], fol
         options: options of sbatch, which replace those of the template.
         folder: folder of the logs.
         cwd: working directory of the job.
+        command: as for `submit`.
 
     Raises:
         UserError: an option cannot be set, or the package has no scripts.
@@ -79,14 +83,14 @@ def batch_script(name: str, argv: Sequence[str], options: Mapping[str, str], fol
     return "\n".join(
         [
             "#!/usr/bin/env bash",
-            f"# ulmfit-dist run {quoted}",
+            f"# ulmfit-dist {command} {quoted}",
             *(_directive(option, value) for option, value in directives.items()),
             "set -euo pipefail",
             "",
             f"source {shlex.quote(str(scripts / 'common.sh'))}",
             f'PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"',
             f"prepare_job {quoted}",
-            f"on_nodes run {quoted}",
+            f"on_nodes {command} {quoted}",
             "",
         ]
     )

@@ -1,4 +1,4 @@
-"""`ulmfit-dist submit`: `run` as a batch job of SLURM."""
+"""`ulmfit-dist submit`: `run`, or `self-train`, as a batch job of SLURM."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--sbatch", action="append", default=[], metavar="OPTION=X", help="another option of sbatch, such as constraint=a100"
     )
+    help = "command of the job (default: %(default)s)"
+    parser.add_argument("--command", dest="job_command", choices=("run", "self-train"), default="run", help=help)
     parser.add_argument("--dry-run", action="store_true", help="print the script without submitting it")
     add_device(parser, dest="job_device")  # of the job: this machine may have no GPU
     add_fresh(parser)
@@ -45,4 +47,4 @@ def run(args: argparse.Namespace) -> None:
     argv = [args.config, *args.overrides, *(["--fresh"] if args.fresh else [])]
     if args.job_device != "auto":
         argv.append(f"--device={args.job_device}")
-    print(submit(config, argv, options, args.dry_run))
+    print(submit(config, argv, options, args.dry_run, args.job_command))
