@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 
-from scipy.optimize import minimize_scalar  # type: ignore[import-untyped]
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
@@ -29,6 +28,8 @@ def fit_temperature(answers_NC: Tensor, y: Tensor, target: str) -> float:
         y: true classes, int64 [N], or 1 for each true class, float32 [N, C].
         target: category or multicategory; a regression has no temperature.
     """
+    from scipy.optimize import minimize_scalar  # type: ignore[import-untyped]  # predictions of an ensemble need no scipy
+
     assert target != "regression"
     logits_NC = outputs_of(answers_NC.cpu(), target)
     y = y.cpu()

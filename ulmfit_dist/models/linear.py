@@ -3,8 +3,8 @@
     linear.safetensors    n-grams by column (unless they are hashed), inverse document frequencies, coefficients, intercepts
     linear.json           target, number of outputs and tokens, C, digest of the vocabulary
 
-It holds data only, never a pickle. `stages/baseline.py` fits it. Trade-off: coefficients of every column are kept in float64,
-so its answers are those of the fitted model, for eight bytes per column and class.
+It holds data only, never a pickle; `stages/baseline.py` fits it. Trade-off: coefficients are kept in float64, so its answers
+are those of the fitted model, for eight bytes per column and class.
 
 N: documents, C: classes, or 1 for a regression, F: columns, K: rows of coefficients, P: pairs of a document and an n-gram.
 """
@@ -79,7 +79,7 @@ class LinearModel:
         block_N = ends // TOKENS_AT_ONCE
         for block in np.unique(block_N):
             rows = np.flatnonzero(block_N == block)
-            answers_NC[rows] = self._answers([documents[row] for row in rows])
+            answers_NC[rows] = self._answers([documents[row] for row in rows.tolist()])
         return answers_NC
 
     def _answers(self, documents: Sequence[np.ndarray]) -> np.ndarray:
@@ -155,5 +155,5 @@ def _check(settings: LinearSettings, arrays: dict[str, np.ndarray]) -> None:
     num_classes = 2 if settings.target == "category" and num_rows == 1 else num_rows
     if not shapes or num_columns != expected or num_columns == 0 or classes.shape != (num_classes,):
         raise ValueError("arrays of other sizes")
-    if not (0 <= classes.min() and classes.max() < settings.num_outputs):
+    if not (classes.min() >= 0 and classes.max() < settings.num_outputs):
         raise ValueError("classes outside the outputs")

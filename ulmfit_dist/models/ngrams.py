@@ -1,7 +1,7 @@
 """Counts of the 1- and 2-grams of token ids, and the columns that stand for them: the features of the linear baseline.
 
-It needs only numpy, so that a saved linear model can label texts without scikit-learn. Trade-off: the features are computed in
-one place for training (`tfidf.py`, sparse matrices) and in another for labelling (`linear.py`), from the same counts.
+It needs only numpy, so a saved linear model labels texts without scikit-learn. Trade-off: features are computed in one place
+for training (`tfidf.py`, sparse matrices) and in another for labelling (`linear.py`), from the same counts.
 
 P: pairs of a document and an n-gram in it.
 """

@@ -117,10 +117,8 @@ def fit_linear_model(config: Config, runtime: Runtime, store: TokenStore) -> tup
     return model, runtime.broadcast_object(metadata)
 
 
-def _documents(
-    config: Config, runtime: Runtime, store: TokenStore
-) -> tuple[dict[str, np.ndarray], np.ndarray, Targets]:
-    """Return the documents to evaluate by split, as in `baseline_answers`, those to train on, and the targets. Collective."""
+def _documents(config: Config, runtime: Runtime, store: TokenStore) -> tuple[dict[str, np.ndarray], np.ndarray, Targets]:
+    """Return the documents to evaluate by split, as `baseline_answers`, those to train on, and the targets. Collective."""
     with runtime.fail_together():
         splits = split_documents(store, config)
         targets = read_targets(store, config.classifier, config.data.label_delim)
