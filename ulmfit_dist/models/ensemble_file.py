@@ -90,7 +90,7 @@ def read_ensemble(run: Path) -> EnsembleFile:
 
 def refuse_ensemble(run: Path) -> None:
     """Raise UserError that names the members of an ensemble, where a single model is needed."""
-    members = ", ".join(str(_beside(run, member.run)) for member in read_ensemble(run).members[:10])
+    members = ", ".join(str(path_of_member(run, member)) for member in read_ensemble(run).members[:10])
     raise UserError(f"{run} is an ensemble, which has no model of its own: name one of its members, {members}")
 
 
@@ -98,7 +98,7 @@ def read_ensemble_members(run: Path, ensemble: EnsembleFile) -> list[ModelBundle
     """Return the exported classifiers of an ensemble. Raises UserError if one is missing or was trained again."""
     members = []
     for member in ensemble.members:
-        path = _beside(run, member.run)
+        path = path_of_member(run, member)
         folder = find_model(path, "classifier")
         if folder is None:
             raise UserError(
@@ -148,9 +148,9 @@ def _parse(content: Mapping[str, Any]) -> EnsembleFile:
     return EnsembleFile(content["kind"], content["identity"], content["linear_votes"], members, content["selection"])
 
 
-def _beside(run: Path, member: str) -> Path:
-    """Return the path of a member for a message: without the `..` of the usual place, beside the ensemble."""
-    return run.parent / member[3:] if member.startswith("../") else run / member
+def path_of_member(run: Path, member: EnsembleMember) -> Path:
+    """Return the run directory of a member, given that of the ensemble, without the `..` of the usual place beside it."""
+    return run.parent / member.run[3:] if member.run.startswith("../") else run / member.run
 
 
 def _is_temperature(value: Any) -> bool:

@@ -29,6 +29,7 @@ from ulmfit_dist.inference.answers import compute_answers
 from ulmfit_dist.models.bundle import ModelBundle, bundle_digest, read_bundle
 from ulmfit_dist.models.ensemble_file import KINDS, EnsembleFile, EnsembleMember, is_ensemble, read_ensemble
 from ulmfit_dist.models.linear import LinearModel
+from ulmfit_dist.report.paired_runs import shown
 from ulmfit_dist.stages.evaluate import check_store
 from ulmfit_dist.stages.evaluate_ensemble import (
     Answers,
@@ -43,6 +44,9 @@ from ulmfit_dist.tracking.tracker import Tracker
 from ulmfit_dist.utils.log import get_logger
 
 logger = get_logger(__name__)
+
+LOG_DEVIATION = 1.0
+"""Standard deviation of the prior of a temperature's logarithm: about as strong as one document."""
 
 
 @dataclass(frozen=True)
@@ -111,13 +115,17 @@ def make_ensemble(
 
 def open_members(kind: str, configs: Sequence[Config], store: TokenStore) -> Members:
     """Return the trained members. Raises UserError if one has no classifier, or other texts or documents than the first."""
-    bundles = [read_bundle(config.run_dir / "classifier") for config in configs]
+    return members_of(kind, configs, [read_bundle(config.run_dir / "classifier") for config in configs], store)
+
+
+def members_of(kind: str, configs: Sequence[Config], bundles: Sequence[ModelBundle], store: TokenStore) -> Members:
+    """As `open_members`, given the exported classifiers."""
     for exported in bundles:
         check_store(exported, store)
     splits = [split_documents(store, config) for config in configs]
     valid = [split.classifier_valid for split in splits]
     names = [config.name.rpartition("-")[2] if kind == "directions" else config.name for config in configs]
-    return Members(list(configs), bundles, store, Documents(kind, names, configs[0], valid, splits[0].test))
+    return Members(list(configs), list(bundles), store, Documents(kind, names, configs[0], valid, splits[0].test))
 
 
 def describe_votes(result: Mapping[str, Any]) -> str:
@@ -126,8 +134,10 @@ def describe_votes(result: Mapping[str, Any]) -> str:
     if "baseline" not in result:
         return f"{models} (classifier.baseline=false: without the linear model)"
     gain, error = result["selection"]["gain"], result["selection"]["standard_error"]
-    shown = f"it lowers the loss of the mean on valid by {gain:.4f}" if gain > 0 else "it does not lower the loss on valid"
-    reason = f"{shown} (standard error {error:.4f})" if error is not None else f"{shown}, of a single document"
+    change = (
+        f"it lowers the loss of the mean on valid by {shown(gain)}" if gain > 0 else "it does not lower the loss on valid"
+    )
+    reason = f"{change} (standard error {shown(error)})" if error is not None else f"{change}, of a single document"
     return f"{models}{' and the linear model' if result['linear_votes'] else ', without the linear model'}: {reason}"
 
 
@@ -210,7 +220,7 @@ def scale_members(
     temperatures: tuple[list[float | None], list[float | None]] = ([], [])
     for models, found, of_models in zip((classifiers, linear), temperatures, scaled, strict=True):
         for valid_N, answers, config in zip(members.documents.valid, models, members.configs, strict=False):
-            (temperature,), (part,) = at_temperatures([answers], valid_N, config, members.store, runtime)
+            (temperature,), (part,) = at_temperatures([answers], valid_N, config, members.store, runtime, LOG_DEVIATION)
             found.append(temperature)
             of_models.append(part)
     return *temperatures, scaled

@@ -137,9 +137,18 @@ def figures_by_split(
 
 
 def at_temperatures(
-    answers: Sequence[Answers], valid_N: np.ndarray, config: Config, store: TokenStore, runtime: Runtime
+    answers: Sequence[Answers],
+    valid_N: np.ndarray,
+    config: Config,
+    store: TokenStore,
+    runtime: Runtime,
+    log_deviation: float | None = None,
 ) -> tuple[list[float | None], list[Answers]]:
-    """Return the temperature of each member, fitted to the validation documents, and the scaled answers. Collective."""
+    """Return the temperature of each member, fitted to the validation documents, and the scaled answers. Collective.
+
+    Args:
+        log_deviation: as for `fit_temperature`.
+    """
     target = config.classifier.target
     if target == "regression":
         return [None] * len(answers), list(answers)
@@ -147,7 +156,7 @@ def at_temperatures(
     temperatures: list[float] = []
     with runtime.fail_together():
         if runtime.is_main:
-            temperatures = [fit_temperature(part["valid"], y, target) for part in answers]
+            temperatures = [fit_temperature(part["valid"], y, target, log_deviation) for part in answers]
     temperatures = runtime.broadcast_object(temperatures)
     scaled = [
         {side: scale_answers(part_NC, temperature, target) for side, part_NC in part.items()}
