@@ -140,7 +140,7 @@ conclude() {
 # requeue: requeue the job, unless it has made no progress for MAX_REQUEUES times.
 requeue() {
     local count=0 before='' now
-    now=$({ find "$runs_dir/$name/checkpoints" "$cache" -name '*-*' 2> /dev/null || true; } | sort | cksum)
+    now=$({ find "$runs_dir/$name"{,-forward,-backward}/checkpoints "$cache" -name '*-*' 2> /dev/null || true; } | sort | cksum)
     [ ! -f "$requeues" ] || { read -r count && read -r before; } < "$requeues"
     [ "$now" = "$before" ] && count=$((count + 1)) || count=0
     if [ "$count" -ge "${MAX_REQUEUES:-3}" ]; then

@@ -23,8 +23,9 @@ from ulmfit_dist.config.schema import Config
 from ulmfit_dist.data.prediction_table import PREDICTIONS, digest_of_texts, read_predictions
 from ulmfit_dist.data.splits import split_documents
 from ulmfit_dist.data.token_store import TokenStore
+from ulmfit_dist.distributed import signals
 from ulmfit_dist.distributed.runtime import Runtime
-from ulmfit_dist.errors import FAILED, UserError
+from ulmfit_dist.errors import FAILED, RESUMABLE, ResumableInterrupt, UserError
 from ulmfit_dist.inference.answers import compute_answers
 from ulmfit_dist.models.bundle import ModelBundle, bundle_digest, read_bundle
 from ulmfit_dist.models.ensemble_file import KINDS, EnsembleFile, EnsembleMember, is_ensemble, read_ensemble
@@ -105,6 +106,10 @@ def make_ensemble(
         if result is None:
             result = _make(members, config, identity, runtime, tracker)
         lines = _report(config.run_dir) if runtime.is_main else []
+    except ResumableInterrupt:
+        with signals.saved():
+            tracker.close(RESUMABLE)
+        raise
     except BaseException:
         tracker.close(FAILED)
         raise
