@@ -236,7 +236,7 @@ def _recorded_or_computed(config: Config, exported: ModelBundle, members: Member
     sides = {"valid": members.documents.valid[number], "test": members.documents.test}
     recorded: dict[str, np.ndarray] = {}
     with runtime.fail_together():
-        if runtime.is_main:
+        if runtime.is_main and (config.run_dir / PREDICTIONS).is_file():  # a fold of texts with a test split has none
             for side, answers in read_predictions(config.run_dir).splits.items():
                 hashes_N = members.store.text_hashes[sides[side]]
                 if answers.texts == digest_of_texts(hashes_N) and len(answers.y) == len(hashes_N):
