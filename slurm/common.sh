@@ -140,8 +140,8 @@ conclude() {
 # requeue: requeue the job, unless it has made no progress for MAX_REQUEUES times.
 requeue() {
     local count=0 before='' now
-    # a self-training has checkpoints in the run directories of its rounds
-    now=$({ find "$runs_dir/$name/checkpoints" "$runs_dir/$name"-round-*/checkpoints "$cache" -name '*-*' 2> /dev/null || true; } | sort | cksum)
+    # a self-training has checkpoints in the run directories of its rounds, and both directions in those of each
+    now=$({ find "$runs_dir/$name"{,-forward,-backward,-round-*}/checkpoints "$cache" -name '*-*' 2> /dev/null || true; } | sort | cksum)
     [ ! -f "$requeues" ] || { read -r count && read -r before; } < "$requeues"
     [ "$now" = "$before" ] && count=$((count + 1)) || count=0
     if [ "$count" -ge "${MAX_REQUEUES:-3}" ]; then

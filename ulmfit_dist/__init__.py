@@ -36,6 +36,7 @@ _PUBLIC = {
     "predict_file": "ulmfit_dist.inference.predict_file",
     "prepare": "ulmfit_dist.api",
     "push": "ulmfit_dist.export.hub_push",
+    "run": "ulmfit_dist.api",
     "self_train": "ulmfit_dist.api",
     "show_batch": "ulmfit_dist.api",
     "show_results": "ulmfit_dist.api",

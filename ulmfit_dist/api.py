@@ -25,10 +25,12 @@ from ulmfit_dist.inference.generator import LanguageModel
 from ulmfit_dist.inference.loading import load_classifier as load_classifier
 from ulmfit_dist.inference.loading import load_language_model as load_language_model
 from ulmfit_dist.inference.predictor import TextClassifier
+from ulmfit_dist.inference.saved_ensemble import SavedEnsemble
 from ulmfit_dist.models.pretrained import fetch
 from ulmfit_dist.recipes.dataset_profile import TextOptions
 from ulmfit_dist.recipes.init import InitResult, RecipeOptions
 from ulmfit_dist.recipes.init import init as init_stage
+from ulmfit_dist.stages.both_directions import configs_of_directions, run_both_directions
 from ulmfit_dist.stages.classifier import classifier_learner as stage_classifier_learner
 from ulmfit_dist.stages.compare import Runs
 from ulmfit_dist.stages.compare import compare as compare_runs
@@ -38,6 +40,7 @@ from ulmfit_dist.stages.lm import lm_learner as stage_lm_learner
 from ulmfit_dist.stages.lr_find import find_learning_rate as find_learning_rate_of
 from ulmfit_dist.stages.notebook import prepare_for_notebook
 from ulmfit_dist.stages.prepare import prepare as prepare_stage
+from ulmfit_dist.stages.run import run as run_stages
 from ulmfit_dist.stages.run import run_stage
 from ulmfit_dist.stages.self_train import config_of_round
 from ulmfit_dist.stages.self_train import self_train as self_train_rounds
@@ -128,11 +131,39 @@ def train_classifier(config: Config, fresh: bool = False, texts: Any = None) -> 
     return TextClassifier(config.run_dir, trust_remote_code=True)
 
 
-def cross_validate(config: Config, fresh: bool = False) -> Figures:
-    """Train a run for each of `data.folds`; return mean, std and the values of the folds by stage and metric."""
+def run(
+    config: Config, fresh: bool = False, both_directions: bool = False, texts: Any = None
+) -> TextClassifier | SavedEnsemble:
+    """Train all stages and score the classifier on the test split, as `ulmfit-dist run` does. An interrupted run resumes.
+
+    Args:
+        fresh: start over.
+        both_directions: train a forward and a backward run, and make them an ensemble in `runs/<name>`.
+        texts: as in `prepare`.
+
+    Returns:
+        The classifier, or the ensemble.
+    """
+    first = configs_of_directions(config)[0] if both_directions else config
+    with _runtime(config, None if fresh else first.run_dir) as runtime:
+        config = _with_source(config, texts, runtime)
+        if both_directions:
+            run_both_directions(config, runtime, fresh)
+        else:
+            run_stages(config, runtime, fresh)
+    return load_classifier(config.run_dir, trust_remote_code=True)
+
+
+def cross_validate(config: Config, fresh: bool = False, ensemble: bool = False) -> Figures:
+    """Train a run for each of `data.folds`; return mean, std and the values of the folds by stage and metric.
+
+    Args:
+        fresh: train all folds again.
+        ensemble: make the classifiers of the folds an ensemble in `runs/<name>`, for `load_classifier`.
+    """
     first = configs_of_folds(config)[0]
     with _runtime(first, None if fresh else first.run_dir) as runtime:
-        return cross_validate_folds(config, runtime, fresh)
+        return cross_validate_folds(config, runtime, fresh, ensemble)
 
 
 def self_train(config: Config, fresh: bool = False, trust_remote_code: bool = False, texts: Any = None) -> dict[str, Any]:

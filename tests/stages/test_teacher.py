@@ -15,7 +15,7 @@ from ulmfit_dist.data.token_store import NO_LABEL, TokenStore
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.inference.answers import compute_answers
-from ulmfit_dist.inference.temperature import fit_temperature, scale_answers
+from ulmfit_dist.inference.temperature import LOG_DEVIATION, fit_temperature, scale_answers
 from ulmfit_dist.models.bundle import read_bundle
 from ulmfit_dist.stages import teacher
 from ulmfit_dist.stages.baseline import baseline_answers
@@ -53,7 +53,7 @@ def config_of(**settings) -> Config:
 def mean_answers(answers: list[dict[str, torch.Tensor]], store: TokenStore) -> torch.Tensor:
     """Return the mean of the members on the unlabelled documents, at their temperatures."""
     y = torch.from_numpy(store.labels[VALID].astype(np.int64))
-    temperatures = [fit_temperature(part["valid"], y, "category", smoothing=1 / 22) for part in answers]
+    temperatures = [fit_temperature(part["valid"], y, "category", LOG_DEVIATION) for part in answers]
     scaled = [scale_answers(part["unlabelled"], t, "category") for part, t in zip(answers, temperatures, strict=True)]
     return torch.stack(scaled).mean(0)
 

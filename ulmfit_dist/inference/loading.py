@@ -14,7 +14,8 @@ from ulmfit_dist.distributed.collectives import Collectives, OneProcess
 from ulmfit_dist.distributed.env import num_processes
 from ulmfit_dist.inference.generator import LanguageModel
 from ulmfit_dist.inference.predictor import TextClassifier
-from ulmfit_dist.pretrained.hub import is_hub_model, model_paths
+from ulmfit_dist.inference.saved_ensemble import SavedEnsemble, open_classifier
+from ulmfit_dist.pretrained.hub import is_hub_model, model_path, model_paths
 
 
 def load_classifier(
@@ -22,14 +23,15 @@ def load_classifier(
     device: torch.device | str = "cpu",
     trust_remote_code: bool = False,
     quantize: str | None = None,
-) -> TextClassifier:
+) -> TextClassifier | SavedEnsemble:
     """Return an exported classifier: `.predict(texts)` and `.predict_one(text)` return labels and probabilities.
 
     Args:
-        folder: a run directory, its `classifier/`, or `hf:USER/NAME`, a model of the Hugging Face hub.
+        folder: a run directory, which may be that of an ensemble, its `classifier/`, or `hf:USER/NAME`, a model of the
+            Hugging Face hub.
         quantize: "int8" to compute in int8, on CPUs only; None for fp32.
     """
-    return TextClassifier(folder, device, trust_remote_code, quantize)
+    return open_classifier(model_path(folder), device, trust_remote_code, quantize)
 
 
 def load_language_model(

@@ -12,7 +12,8 @@ from ulmfit_dist.data.input_table import open_input
 from ulmfit_dist.distributed.collectives import Collectives, OneProcess
 from ulmfit_dist.inference.annotate import annotate_table
 from ulmfit_dist.inference.annotators import PREFIX, Labels
-from ulmfit_dist.inference.predictor import TextClassifier
+from ulmfit_dist.inference.saved_ensemble import open_classifier
+from ulmfit_dist.pretrained.hub import model_path
 
 
 def predict_file(
@@ -28,7 +29,7 @@ def predict_file(
     """Write the rows of a table with their predicted labels, as `ulmfit-dist predict --file`. It resumes if interrupted.
 
     Args:
-        folder: a run directory, or its `classifier/`.
+        folder: a run directory, which may be that of an ensemble, or its `classifier/`.
         file: a CSV, TSV, JSON or Parquet file, a folder of text files, or a file of lines.
         output: a file that ends in .jsonl, .csv, .tsv or .parquet.
         text_col: text columns; None: those of the model's config.
@@ -42,6 +43,6 @@ def predict_file(
     """
     ranks = ranks or OneProcess()
     with ranks.fail_together():
-        classifier = TextClassifier(folder, device, trust_remote_code)
+        classifier = open_classifier(model_path(folder), device, trust_remote_code)
         table = open_input(Path(file), replace(classifier.data, on_error="strict"), text_col)
     annotate_table(table, Labels(classifier, prefix), Path(output), ranks)

@@ -142,7 +142,7 @@ class TextClassifier(Classifier):
         return digest if self.quantize is None else f"{digest}:{self.quantize}"
 
     def _predict_part(self, texts: Sequence[str], batch_tokens: int) -> np.ndarray:
-        return self.predict_proba_of_tokens(self._encode(texts), batch_tokens)
+        return self.predict_proba_of_tokens(self.as_read(self.encode(texts)), batch_tokens)
 
     def predict_proba_of_tokens(self, documents: Sequence[np.ndarray], batch_tokens: int = BATCH_TOKENS) -> np.ndarray:
         """Return the rows of `predict_proba` for the token ids of documents, as the model reads them."""
@@ -156,12 +156,12 @@ class TextClassifier(Classifier):
                 outputs_NC[batch] = self._outputs(x_bT)
         return outputs_NC
 
-    def _encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Return the token ids of each text as the model reads them: truncated, and reversed for a backward model."""
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Return the token ids of each text, whole and in reading order (`as_read`: as the model reads them)."""
         (ids, lengths), tokens = self.tokenizer.encode_with_tokens(texts)
         distinct, indices = np.unique(ids, return_inverse=True)
         known = np.array([self.ids.get(tokens[i], UNK_ID) for i in distinct.tolist()], dtype=np.int64)
-        return self.as_read(np.split(known[indices], np.cumsum(lengths)[:-1]))
+        return np.split(known[indices], np.cumsum(lengths)[:-1])
 
     def as_read(self, documents: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Return token ids of documents as the model reads them: truncated, and reversed for a backward model."""

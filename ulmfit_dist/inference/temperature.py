@@ -10,42 +10,49 @@ N: documents, C: classes.
 
 from __future__ import annotations
 
-from scipy.optimize import brentq  # type: ignore[import-untyped]
+import math
+
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from ulmfit_dist.inference.outputs import answers_of, outputs_of
 
 BOUNDS = (0.05, 20.0)
 """Range of the search for a temperature."""
+LOG_DEVIATION = 1.0
+"""Standard deviation of the prior of a temperature's logarithm, where validation documents may be few: about one document."""
 
 
-def fit_temperature(answers_NC: Tensor, y: Tensor, target: str, smoothing: float = 0.0) -> float:
+def fit_temperature(answers_NC: Tensor, y: Tensor, target: str, log_deviation: float | None = None) -> float:
     """Return the temperature that minimizes the negative log likelihood.
 
     Args:
         answers_NC: probabilities of the classes, float64 [N, C].
         y: true classes, int64 [N], or 1 for each true class, float32 [N, C].
         target: category or multicategory; a regression has no temperature.
-        smoothing: share of the target probability, from 0 to below 1, that is spread over all classes (category only): for
-            few documents, on which a model without an error would otherwise get the lowest temperature.
+        log_deviation: standard deviation of a normal prior around 0 of the temperature's logarithm, which keeps the
+            temperature of a few documents that are all classified correctly away from 0; None: no prior.
     """
+    from scipy.optimize import brentq  # type: ignore[import-untyped]  # predictions of an ensemble need no scipy
+
     assert target != "regression"
-    logits_NC, y = outputs_of(answers_NC.cpu(), target), y.cpu()
-    num_classes = logits_NC.shape[1]
-    true_NC = one_hot(y, num_classes) * (1 - smoothing) + smoothing / num_classes if target == "category" else y
-    true_NC = true_NC.double()
+    logits_NC = outputs_of(answers_NC.cpu(), target)
+    y = y.cpu()
 
-    def slope(inverse: float) -> float:
-        """Return the derivative of the summed negative log likelihood by the inverse temperature."""
-        return float(((answers_of(inverse * logits_NC, target) - true_NC) * logits_NC).sum())
+    def slope(log_temperature: float) -> float:
+        """Return the derivative of the loss by the logarithm of the temperature: its root is found to full precision."""
+        inverse = math.exp(-log_temperature)
+        p_NC = answers_of(logits_NC * inverse, target)
+        if target == "category":
+            by_inverse = (p_NC * logits_NC).sum(1) - logits_NC.gather(1, y[:, None])[:, 0]
+        else:
+            by_inverse = ((p_NC - y) * logits_NC).flatten()
+        prior = 0.0 if log_deviation is None else log_temperature / (log_deviation**2 * len(y))
+        return prior - inverse * float(by_inverse.mean())
 
-    low, high = 1 / BOUNDS[1], 1 / BOUNDS[0]
-    if slope(low) >= 0:
-        return BOUNDS[1]
-    if slope(high) <= 0:
-        return BOUNDS[0]
-    return 1 / float(brentq(slope, low, high, xtol=1e-14, rtol=1e-14))
+    low, high = (math.log(bound) for bound in BOUNDS)
+    if slope(low) >= 0 or slope(high) <= 0:  # lowest at a bound, as where all documents are classified correctly
+        return BOUNDS[0] if slope(low) >= 0 else BOUNDS[1]
+    return math.exp(brentq(slope, low, high, xtol=1e-13))
 
 
 def scale_answers(answers_NC: Tensor, temperature: float, target: str) -> Tensor:

@@ -31,7 +31,7 @@ from ulmfit_dist.errors import UserError
 from ulmfit_dist.models.encoder import Encoder
 from ulmfit_dist.models.networks import build_classifier, build_language_model, encoder_of
 from ulmfit_dist.models.registry import user_class
-from ulmfit_dist.pretrained.bundle_files import LONGEST_TEXT, MAX_SIZES
+from ulmfit_dist.pretrained.bundle_files import ENSEMBLE, LONGEST_TEXT, MAX_SIZES
 from ulmfit_dist.pretrained.bundle_files import WEIGHTS as WEIGHTS
 from ulmfit_dist.pretrained.hub import model_path
 from ulmfit_dist.utils.files import read_bounded, write_bytes, write_json
@@ -83,11 +83,19 @@ def save_bundle(
 
 
 def find_model(run: Path, stage: str) -> Path | None:
-    """Return the export of a stage, given a run directory, the export itself or `hf:USER/NAME`; None if there is none."""
+    """Return the export of a stage, given a run directory, the export itself or `hf:USER/NAME`; None if there is none.
+
+    Raises:
+        UserError: the run directory is that of an ensemble, which has no model of its own.
+    """
     run = model_path(run)
     for folder in (run / stage, run):
         if (folder / WEIGHTS).is_file() and (stage == "lm") is not (folder / "labels.json").is_file():
             return folder
+    if (run / ENSEMBLE).is_file():
+        from ulmfit_dist.models.ensemble_file import refuse_ensemble  # imports this module
+
+        refuse_ensemble(run)
     return None
 
 

@@ -9,31 +9,19 @@ N: documents, F: columns, P: pairs of a document and an n-gram in it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
 from scipy.sparse import csr_matrix, vstack  # type: ignore[import-untyped]
 from sklearn.feature_extraction.text import TfidfTransformer  # type: ignore[import-untyped]
 
 from ulmfit_dist.data.token_store import TokenStore
+from ulmfit_dist.models.ngrams import HASHED_FEATURES, Pairs, columns_of, count_pairs
 
 MIN_DOCUMENTS = 2
 MAX_TOKENS = 20_000_000
 """Maximum number of training tokens without hashing."""
-HASHED_FEATURES = 2**20
 TOKENS_PER_BLOCK = 1_000_000
 """Tokens per block of documents, which limits the memory of counting to about 100 MB."""
-MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
-"""2**64 divided by the golden ratio, for multiplicative hashing (Knuth, The Art of Computer Programming, vol. 3, 6.4)."""
-
-
-class Pairs(NamedTuple):
-    """The n-grams of a block of documents: document in the block, n-gram and count of each pair, int64 [P]."""
-
-    num_documents: int
-    documents: np.ndarray
-    ngrams: np.ndarray
-    counts: np.ndarray
 
 
 class TfidfFeatures:
@@ -46,31 +34,33 @@ class TfidfFeatures:
 
     Attributes:
         is_hashed: n-grams are hashed.
+        ngrams: n-grams by column, ascending int64 [F]; empty if they are hashed.
         train: features of the training documents, float32 [N, F].
     """
 
     def __init__(self, store: TokenStore, train_N: np.ndarray, max_tokens: int = MAX_TOKENS):
         self.store = store
         self.is_hashed = bool(store.lengths[train_N].sum() > max_tokens)
-        self._ngrams = np.empty(0, np.int64) if self.is_hashed else find_ngrams(store, train_N)
+        self.ngrams = np.empty(0, np.int64) if self.is_hashed else find_ngrams(store, train_N)
         self._transformer = TfidfTransformer(sublinear_tf=True)
         self.train = self._transformer.fit_transform(self._count(train_N))
+
+    @property
+    def idf(self) -> np.ndarray:
+        """Inverse document frequencies, float32 [F]."""
+        idf: np.ndarray = self._transformer.idf_
+        return idf
 
     def transform(self, documents_N: np.ndarray) -> csr_matrix:
         """Return the features of documents, float32 [N, F], by their indices in the store."""
         return self._transformer.transform(self._count(documents_N))
 
     def _count(self, documents_N: np.ndarray) -> csr_matrix:
-        width = HASHED_FEATURES if self.is_hashed else len(self._ngrams)
+        width = HASHED_FEATURES if self.is_hashed else len(self.ngrams)
         blocks = [csr_matrix((0, width), dtype=np.float32)]
         for pairs in count_ngrams(self.store, documents_N):
-            if self.is_hashed:
-                shift = np.uint64(64 - HASHED_FEATURES.bit_length() + 1)
-                columns, is_known = (pairs.ngrams.astype(np.uint64) * MULTIPLIER) >> shift, np.full(len(pairs.ngrams), True)
-            else:
-                columns = np.minimum(np.searchsorted(self._ngrams, pairs.ngrams), max(0, width - 1))
-                is_known = self._ngrams[columns] == pairs.ngrams if width else np.full(len(columns), False)
-            indices = pairs.documents[is_known], columns[is_known].astype(np.int64)
+            columns, is_known = columns_of(pairs.ngrams, None if self.is_hashed else self.ngrams)
+            indices = pairs.documents[is_known], columns[is_known]
             shape = pairs.num_documents, width
             blocks.append(csr_matrix((pairs.counts[is_known].astype(np.float32), indices), shape=shape))
         return vstack(blocks, format="csr")
@@ -87,21 +77,10 @@ def find_ngrams(store: TokenStore, documents_N: np.ndarray) -> np.ndarray:
 
 
 def count_ngrams(store: TokenStore, documents_N: np.ndarray) -> Iterator[Pairs]:
-    """Yield the n-grams of documents, in blocks of about `TOKENS_PER_BLOCK` tokens.
-
-    An n-gram is encoded as the id of its token, or as V + first * V + second of two, with a vocabulary of V tokens.
-    """
+    """Yield the n-grams of documents, in blocks of about `TOKENS_PER_BLOCK` tokens (`count_pairs`)."""
     size = len(store.vocab)
     ends = np.cumsum(store.lengths[documents_N])
     block_N = ends // TOKENS_PER_BLOCK
     for block in np.unique(block_N):
         block_documents = documents_N[block_N == block]
-        lengths = store.lengths[block_documents]
-        ids = np.concatenate([store.document(i) for i in block_documents]).astype(np.int64)
-        rows = np.repeat(np.arange(len(block_documents)), lengths)
-        is_pair = rows[1:] == rows[:-1]
-        bigrams = (size + ids[:-1] * size + ids[1:])[is_pair]
-        keys = np.concatenate([ids, bigrams]) + np.concatenate([rows, rows[1:][is_pair]]) * (size + size * size)
-        keys, counts = np.unique(keys, return_counts=True)
-        documents, ngrams = np.divmod(keys, size + size * size)
-        yield Pairs(len(block_documents), documents, ngrams, counts)
+        yield count_pairs([store.document(i) for i in block_documents], size)

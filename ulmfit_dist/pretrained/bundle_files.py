@@ -8,6 +8,8 @@ from __future__ import annotations
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.yaml"
+ENSEMBLE = "ensemble.json"
+"""File of a run directory whose classifier is an ensemble of other runs; not a file of an exported model."""
 LONGEST_TEXT = 1 << 20
 """Maximum size of config.yaml and training.json, in bytes."""
 MAX_SIZES = {

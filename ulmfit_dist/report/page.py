@@ -19,6 +19,7 @@ from markupsafe import Markup
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.report.charts import HEIGHT, NUM_COLOURS, WIDTH, draw
 from ulmfit_dist.report.comparison import COLUMNS, SECONDS, differing_keys, duration, figure, figure_rows, time_rows
+from ulmfit_dist.report.ensemble import COMMANDS
 from ulmfit_dist.report.figures import PARTS, stage_charts, step_parts
 from ulmfit_dist.report.runs import STAGES, Run, read_run
 from ulmfit_dist.tracking.console import MAIN_METRICS
@@ -33,7 +34,7 @@ def write_report(runs: Sequence[Path], output: Path | None = None) -> Path:
     """Write the report of run directories and return its path.
 
     Args:
-        runs: run directories, finished or not; several are compared.
+        runs: run directories, finished or not; several are compared. The page of an ensemble has its members as well.
         output: path of the report; None: report.html in the run directory, or for several runs in the current folder.
 
     Raises:
@@ -42,7 +43,7 @@ def write_report(runs: Sequence[Path], output: Path | None = None) -> Path:
     paths = list(dict.fromkeys(Path(run) for run in runs))
     if not paths:
         raise UserError("no run to report on: name a run directory, such as runs/quickstart")
-    page = render([read_run(run) for run in paths])
+    page = render(_with_members([read_run(run) for run in paths]))
     path = output or (paths[0] if len(paths) == 1 else Path()) / "report.html"
     try:
         if not path.absolute().parent.is_dir():
@@ -69,25 +70,52 @@ def _template() -> jinja2.Template:
 
 
 def render(runs: Sequence[Run]) -> str:
-    """Return the page as HTML."""
+    """Return the page as HTML; an ensemble that stands last, after its members, is the subject of the page."""
     _make_names_unique(runs)
+    ensemble = (
+        runs[-1] if runs[-1].ensemble is not None and all(run.path in _members_of(runs[-1]) for run in runs[:-1]) else None
+    )
+    trained = [run for run in runs if run is not ensemble]
     return _template().render(
         css=Markup((FOLDER / "style.css").read_text(encoding="utf-8")),
         runs=runs,
-        title=runs[0].name if len(runs) == 1 else f"{len(runs)} runs compared",
+        title=ensemble.name if ensemble else runs[0].name if len(runs) == 1 else f"{len(runs)} runs compared",
+        ensemble=ensemble,
         columns=COLUMNS,
         figure_rows=figure_rows(runs),
         parts=SECONDS,
         time_rows=time_rows(runs),
         differing=differing_keys(runs),
-        pairs=_pairs(runs) if len(runs) > 1 else [],
-        headlines=_headlines(runs),
-        stages=[_stage(stage, title, runs) for stage, title in STAGES.items()],
+        pairs=_pairs(runs) if len(runs) > 1 and not _has_folds(ensemble) else [],
+        headlines=_headlines([ensemble] if ensemble else runs),
+        stages=[_stage(stage, title, runs, trained) for stage, title in STAGES.items()],
         commands=[_commands(run) for run in runs],
         num_colours=NUM_COLOURS,
         width=WIDTH,
         height=HEIGHT,
     )
+
+
+def _with_members(runs: list[Run]) -> list[Run]:
+    """Return the members of a single ensemble, then the ensemble; others as they are. Missing members are a remark."""
+    if len(runs) != 1 or runs[0].ensemble is None:
+        return runs
+    (ensemble,), members = runs, []
+    for path in _members_of(ensemble):
+        try:
+            members.append(read_run(path))
+        except UserError as error:
+            ensemble.remarks.append(f"a member is omitted: {error}")
+    return [*members, ensemble]
+
+
+def _members_of(run: Run) -> list[Path]:
+    return run.ensemble.members if run.ensemble is not None else []
+
+
+def _has_folds(ensemble: Run | None) -> bool:
+    """Return whether the members were validated on different documents, so that they cannot be compared in pairs."""
+    return ensemble is not None and ensemble.ensemble is not None and ensemble.ensemble.kind == "folds"
 
 
 def _make_names_unique(runs: Sequence[Run]) -> None:
@@ -137,13 +165,17 @@ def _headlines(runs: Sequence[Run]) -> list[tuple[str, str, str]]:
     return [*headlines, ("All stages", "time", duration(total))] if headlines and total > 0 else headlines
 
 
-def _stage(stage: str, title: str, runs: Sequence[Run]) -> dict[str, Any]:
-    """Return the template variables of a stage: its charts, and in a comparison the parts of a step."""
+def _stage(stage: str, title: str, runs: Sequence[Run], trained: Sequence[Run]) -> dict[str, Any]:
+    """Return the template variables of a stage: its charts, and in a comparison the parts of a step.
+
+    Args:
+        trained: the runs that have a training of their own.
+    """
     parts = [step_parts(run.stages[stage]) for run in runs] if len(runs) > 1 else []
     return {
         "name": stage,
         "title": title,
-        "charts": [(chart, Markup(draw(chart))) for chart in stage_charts(stage, runs, f"{stage}-chart")],
+        "charts": [(chart, Markup(draw(chart))) for chart in stage_charts(stage, trained, f"{stage}-chart")],
         "parts": parts if any(parts) else [],
         "part_colours": {label: i + 1 for i, label in enumerate(PARTS.values())},
         "longest": max((sum(part.values()) for part in parts), default=0.0) or 1.0,
@@ -153,8 +185,9 @@ def _stage(stage: str, title: str, runs: Sequence[Run]) -> dict[str, Any]:
 def _commands(run: Run) -> dict[str, str]:
     """Return the commands that resume the run and that train a new one with its config."""
     config = shlex.quote(str(run.path / "config.yaml"))
-    command = "self-train" if run.self_training.rounds else "run"
+    command, option = COMMANDS[run.ensemble.kind] if run.ensemble is not None else ("run", "")
+    command, option = "self-train" if run.self_training.rounds else command, f" {option}" if option else ""
     return {
-        "resume": f"ulmfit-dist {command} {config}",
-        "repeat": f"ulmfit-dist {command} {config} {shlex.quote(f'name={run.path.resolve().name}-again')}",
+        "resume": f"ulmfit-dist {command} {config}{option}",
+        "repeat": f"ulmfit-dist {command} {config}{option} {shlex.quote(f'name={run.path.resolve().name}-again')}",
     }

@@ -19,7 +19,9 @@ import yaml
 
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.metrics.calibration import ReliabilityBin
+from ulmfit_dist.pretrained.bundle_files import ENSEMBLE
 from ulmfit_dist.report.confusion import Confusion, WrongText, read_confusion, read_most_wrong, read_reliability
+from ulmfit_dist.report.ensemble import EnsembleFigures, read_ensemble_figures
 from ulmfit_dist.report.parsing import items, mapping, number, numbers, text
 from ulmfit_dist.report.rounds import SelfTraining, read_self_training
 from ulmfit_dist.utils.files import read_bounded
@@ -106,6 +108,7 @@ class Run:
         test: metrics of the classifier on its test split.
         self_training: rounds of a self-training, whose best one this run is; without rounds for another run.
         baseline, baseline_test: metrics of the baseline on the validation documents, and on the test split.
+        ensemble: the members, if the run is an ensemble of others.
         environment: command, revision, host and slurm_job, as text.
         remarks: messages about parts that could not be read.
     """
@@ -125,6 +128,7 @@ class Run:
     confusion: Confusion | None = None
     reliability: list[ReliabilityBin] = field(default_factory=list)
     most_wrong: list[WrongText] = field(default_factory=list)
+    ensemble: EnsembleFigures | None = None
     environment: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
@@ -143,6 +147,7 @@ def read_run(path: Path) -> Run:
     """
     run = Run(path, path.resolve().name)
     content = _metrics(path)
+    run.ensemble = read_ensemble_figures(path, mapping(_load(run, ENSEMBLE, MOST_FILE, json.loads)))
     tree = _read_config(run)
     summary = mapping(_load(run, "summary.json", MOST_FILE, json.loads))
     _read_lines(run, content)
@@ -166,6 +171,8 @@ def _metrics(path: Path) -> bytes:
     try:
         if not path.is_dir():
             raise UserError(f"{path}: no such folder: name a run directory, such as runs/quickstart")
+        if not (path / "metrics.jsonl").exists() and (path / ENSEMBLE).is_file():
+            return b""  # its members have one each
         if not (path / "metrics.jsonl").exists():
             raise UserError(f"{path}: not a run directory (no metrics.jsonl): name one, such as runs/quickstart")
         return read_bounded(path / "metrics.jsonl", MOST_METRICS)

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -29,6 +30,7 @@ from ulmfit_dist.data.targets import Targets, check_targets, read_targets
 from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.inference.answers import figures_of_answers, with_intervals
+from ulmfit_dist.models.linear import LinearModel, LinearSettings, vocab_digest
 from ulmfit_dist.models.tfidf import TfidfFeatures
 from ulmfit_dist.rng.counter_based import derive_seed
 from ulmfit_dist.stages.baseline_figures import main_metric
@@ -92,6 +94,34 @@ def baseline_answers(
     Raises:
         UserError: no classifier can be trained on these labels.
     """
+    sides, train_N, targets = _documents(config, runtime, store)
+    fitted: _Fitted | None = None
+    with runtime.fail_together():
+        if runtime.is_main:
+            fitted, _ = _fit(config, store, targets, train_N, sides)
+    return sides, *cast(_Fitted, runtime.broadcast_object(fitted))
+
+
+def fit_linear_model(config: Config, runtime: Runtime, store: TokenStore) -> tuple[LinearModel | None, Figures]:
+    """Fit the linear model of the baseline on rank 0. Collective.
+
+    Returns:
+        The model, None on other ranks; metadata of `compute_baseline`, on every rank.
+
+    Raises:
+        UserError: as for `baseline_answers`.
+    """
+    sides, train_N, targets = _documents(config, runtime, store)
+    model, metadata = None, Figures()
+    with runtime.fail_together():
+        if runtime.is_main:
+            (metadata, _, _), make_model = _fit(config, store, targets, train_N, sides)
+            model = make_model()
+    return model, runtime.broadcast_object(metadata)
+
+
+def _documents(config: Config, runtime: Runtime, store: TokenStore) -> tuple[dict[str, np.ndarray], np.ndarray, Targets]:
+    """Return the documents to evaluate by split, as `baseline_answers`, those to train on, and the targets. Collective."""
     with runtime.fail_together():
         splits = split_documents(store, config)
         targets = read_targets(store, config.classifier, config.data.label_delim)
@@ -102,11 +132,7 @@ def baseline_answers(
             sides["test"] = splits.test
         test_b = store.labels[splits.test] if len(splits.test) else None
         check_targets(targets, store.labels[splits.classifier_train], store.labels[splits.classifier_valid], test_b)
-    fitted: _Fitted | None = None
-    with runtime.fail_together():
-        if runtime.is_main:
-            fitted = _fit(config, store, targets, splits.classifier_train, sides)
-    return sides, *cast(_Fitted, runtime.broadcast_object(fitted))
+    return sides, splits.classifier_train, targets
 
 
 def measure_baseline(config: Config, runtime: Runtime, store: TokenStore, tracker: Tracker) -> None:
@@ -152,8 +178,8 @@ def _score(
 
 def _fit(
     config: Config, store: TokenStore, targets: Targets, train_N: np.ndarray, sides: Mapping[str, np.ndarray]
-) -> _Fitted:
-    """Return metadata, and by split the answers of the linear model and of the most frequent class, float64 [N, C]."""
+) -> tuple[_Fitted, Callable[[], LinearModel]]:
+    """Return the figures and answers of `_Fitted`, float64 [N, C] by split, and a function that returns the model."""
     started = time.perf_counter()
     train_N = _sample(store, train_N, config.seed)
     features = TfidfFeatures(store, train_N)
@@ -171,7 +197,24 @@ def _fit(
     answers = {side: _answers(best[2], part, targets) for side, part in inputs.items()}
     constant = {side: np.tile(_constant(y, targets), (len(documents_N), 1)) for side, documents_N in sides.items()}
     metadata = {"C": best[1], "num_features": features.train.shape[1], "num_documents": len(train_N)}
-    return {**metadata, "seconds": round(time.perf_counter() - started, 1)}, answers, constant
+    model = partial(_linear_model, best[2], features, store, targets, best[1])
+    return ({**metadata, "seconds": round(time.perf_counter() - started, 1)}, answers, constant), model
+
+
+def _linear_model(fitted: Any, features: TfidfFeatures, store: TokenStore, targets: Targets, strength: float) -> LinearModel:
+    """Return a fitted scikit-learn model as arrays."""
+    parts = fitted.estimators_ if isinstance(fitted, OneVsRestClassifier) else [fitted]
+    width = features.train.shape[1]
+    coefficients, intercepts, constants = np.zeros((len(parts), width)), np.zeros(len(parts)), np.full(len(parts), np.nan)
+    for k, part in enumerate(parts):
+        if hasattr(part, "coef_"):
+            coefficients[k], intercepts[k] = np.ravel(part.coef_), np.ravel(part.intercept_)[0]
+        else:  # scikit-learn's constant, for a class that all training documents have, or none
+            constants[k] = part.predict_proba(features.train[:1])[0, 1]
+    classes = fitted.classes_ if targets.kind == "category" else np.arange(targets.num_outputs)
+    settings = LinearSettings(targets.kind, targets.num_outputs, len(store.vocab), vocab_digest(store.vocab), strength)
+    ngrams = None if features.is_hashed else features.ngrams
+    return LinearModel(settings, features.idf, coefficients, intercepts, constants, np.asarray(classes, np.int64), ngrams)
 
 
 def _sample(store: TokenStore, train_N: np.ndarray, seed: int) -> np.ndarray:

@@ -17,7 +17,7 @@ from ulmfit_dist.data.batches import MicroBatch
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.inference.evaluation import read_batches
 from ulmfit_dist.inference.outputs import answers_of
-from ulmfit_dist.inference.temperature import BOUNDS, fit_temperature
+from ulmfit_dist.inference.temperature import LOG_DEVIATION, fit_temperature
 from ulmfit_dist.training.train_steps import ClassifierLearner
 from ulmfit_dist.utils.log import get_logger
 
@@ -52,8 +52,7 @@ def calibrate(learner: ClassifierLearner, runtime: Runtime) -> dict[str, float]:
     """Scale the learner's last layer by a temperature fitted to its validation documents. Collective.
 
     Returns:
-        `temperature`, and the validation metrics of the scaled model. The temperature is 1 if the validation documents
-        determine none, because all are classified correctly.
+        `temperature`, and the validation metrics of the scaled model.
     """
     valid, metrics = learner.dls.valid, learner.evaluation.metrics
     collector = AnswerCollector(learner.dls.train.targets.kind)
@@ -61,9 +60,7 @@ def calibrate(learner: ClassifierLearner, runtime: Runtime) -> dict[str, float]:
     with learner.accelerate.evaluation_precision():
         read_batches(learner.model, valid, collector.update, runtime)
         answers_NC, y = collector.gather(runtime)
-        temperature = fit_temperature(answers_NC, y, collector.target)
-        if temperature in BOUNDS:  # all validation documents are right, or worse than guessed: nothing to fit
-            temperature = 1.0
+        temperature = fit_temperature(answers_NC, y, collector.target, LOG_DEVIATION)
         with torch.no_grad():
             _last_linear(learner.model[1].layers).weight.div_(temperature)
         metrics.reset(runtime.device)

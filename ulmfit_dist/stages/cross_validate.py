@@ -8,7 +8,6 @@ copied. Trade-off: that model has read the texts, not the labels, of every fold'
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import statistics
 from collections.abc import Iterator, Mapping
@@ -19,23 +18,28 @@ from typing import Any
 from ulmfit_dist.config.schema import Config
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
+from ulmfit_dist.models.ensemble_file import is_ensemble
 from ulmfit_dist.stages.classifier import check_classifier
+from ulmfit_dist.stages.ensemble_run import check_free, make_ensemble
 from ulmfit_dist.stages.prepare import prepare
 from ulmfit_dist.stages.run import run
+from ulmfit_dist.stages.sub_runs import grouped, sub_run
 from ulmfit_dist.utils.files import write_json
 from ulmfit_dist.utils.log import get_logger
 
 logger = get_logger(__name__)
 
+KIND = "folds"
 Figures = dict[str, dict[str, dict[str, Any]]]
 """By stage and metric: mean, std, and the value of each fold."""
 
 
-def cross_validate(config: Config, runtime: Runtime, fresh: bool = False) -> Figures:
+def cross_validate(config: Config, runtime: Runtime, fresh: bool = False, ensemble: bool = False) -> Figures:
     """Train all unfinished folds, then write `cross_validation.json` to `runs/<name>/`.
 
     Args:
         fresh: train all folds again.
+        ensemble: make the classifiers of the folds an ensemble in `runs/<name>`, scored once on the test split.
 
     Returns:
         Mean and sample standard deviation of each metric on rank 0; empty on other ranks.
@@ -45,6 +49,9 @@ def cross_validate(config: Config, runtime: Runtime, fresh: bool = False) -> Fig
         ResumableInterrupt: a signal has requested a stop, and everything is saved.
     """
     configs = configs_of_folds(config)
+    with runtime.fail_together():
+        if ensemble or is_ensemble(config.run_dir):
+            check_free(config, KIND)
     store = prepare(config, runtime)
     with runtime.fail_together():
         for fold in configs:
@@ -63,6 +70,8 @@ def cross_validate(config: Config, runtime: Runtime, fresh: bool = False) -> Fig
             averages = average([_summary(fold.run_dir) for fold in configs])
             config.run_dir.mkdir(parents=True, exist_ok=True)
             write_json(config.run_dir / "cross_validation.json", {"folds": [fold.name for fold in configs], **averages})
+    if ensemble:
+        make_ensemble(KIND, grouped(config), configs, store, runtime, fresh)
     return averages
 
 
@@ -70,12 +79,7 @@ def configs_of_folds(config: Config) -> list[Config]:
     """Return a config per fold, with its own name and a common W&B group. Raises UserError if data.folds is not set."""
     if config.data.folds is None:
         raise UserError("data.folds is not set: give the number of folds, such as data.folds=5")
-    group = config.tracking.group or os.environ.get("WANDB_RUN_GROUP") or config.name
-    tracking = replace(config.tracking, group=group)
-    return [
-        replace(config, name=f"{config.name}-fold-{fold}", data=replace(config.data, fold=fold), tracking=tracking)
-        for fold in range(config.data.folds)
-    ]
+    return [sub_run(config, f"fold-{fold}", data=replace(config.data, fold=fold)) for fold in range(config.data.folds)]
 
 
 def average(summaries: list[Mapping[str, Any]]) -> Figures:

@@ -19,6 +19,7 @@ from ulmfit_dist.inference.evaluation import classifier_figures, in_precision, r
 from ulmfit_dist.metrics.accumulators import ClassifierMetrics, LMMetrics, Metrics
 from ulmfit_dist.metrics.objective import build_objective_metrics
 from ulmfit_dist.models.bundle import ModelBundle, find_model, read_bundle
+from ulmfit_dist.models.ensemble_file import is_ensemble, path_of_member, read_ensemble
 from ulmfit_dist.models.fused_cross_entropy import PRODUCT_DTYPES, DecoderLoss
 from ulmfit_dist.models.quantization import load_quantized
 from ulmfit_dist.models.registry import user_class
@@ -48,7 +49,8 @@ def evaluate(
     evaluated, with the 95 % interval of each metric (`metrics/intervals.py`).
 
     Args:
-        run: run directory, an exported model's folder, or `hf:USER/NAME`, which has no texts of its own.
+        run: run directory, which may be that of an ensemble, an exported model's folder, or `hf:USER/NAME`, which has no
+            texts of its own.
         trust_remote_code: call user-defined functions of the model's config. Otherwise tokenizer.rules raise UserError, and
             classifier.metrics are skipped.
         split: valid or test.
@@ -68,6 +70,10 @@ def evaluate(
             if data is None
             else evaluate_texts(run, data, runtime, trust_remote_code, columns, quantize)
         }
+    if is_ensemble(run):
+        from ulmfit_dist.stages.evaluate_saved import evaluate_ensemble_run
+
+        return {"classifier": evaluate_ensemble_run(run, runtime, trust_remote_code, split, quantize)}
     stages = ("lm", "classifier") if quantize is None else ("classifier",)
     folders = {stage: folder for stage in stages if (folder := find_model(run, stage)) is not None}
     if not folders:
@@ -89,6 +95,7 @@ def precision_of_models(runs: Sequence[Path]) -> str:
     Returns `auto` if it differs between models or is unknown, if the launcher sets one, and, with a warning, if this machine
     does not support it.
     """
+    runs = [member for run in runs for member in (_members(run) if is_ensemble(run) else [run])]
     folders = {folder for run in runs for stage in ("lm", "classifier") if (folder := find_model(run, stage)) is not None}
     precisions = {read_bundle(folder).training.get("precision") for folder in folders}
     precision = precisions.pop() if len(precisions) == 1 else None
@@ -99,6 +106,10 @@ def precision_of_models(runs: Sequence[Path]) -> str:
     except UserError as error:
         logger.warning(f"the models were trained in another precision than this evaluation uses: {error}")
         return "auto"
+
+
+def _members(run: Path) -> list[Path]:
+    return [path_of_member(run, member) for member in read_ensemble(run).members]
 
 
 def describe_figures(figures: dict[str, dict[str, Any]]) -> str:

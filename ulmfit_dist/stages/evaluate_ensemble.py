@@ -84,14 +84,14 @@ def evaluate_ensemble(
         }
         for exported, store in zip(members, stores, strict=True)
     ]
-    figures = partial(_figures, sides=sides, config=members[0].config, store=stores[0], runtime=runtime)
+    figures = partial(figures_by_split, sides=sides, config=members[0].config, store=stores[0], runtime=runtime)
     result: dict[str, Any] = {
-        "members": [{"run": str(run)} | _single_numbers(figures(part)) for run, part in zip(folders, answers, strict=True)]
+        "members": [{"run": str(run)} | single_numbers(figures(part)) for run, part in zip(folders, answers, strict=True)]
     }
     if with_baseline:
         answers.append({side: torch.from_numpy(part).to(runtime.device) for side, part in linear.items()})
-        result["baseline"] = {name: metadata[name] for name in ("C", "num_features")} | _single_numbers(figures(answers[-1]))
-        temperatures, answers = _at_temperatures(answers, sides["valid"], members[0].config, stores[0], runtime)
+        result["baseline"] = {name: metadata[name] for name in ("C", "num_features")} | single_numbers(figures(answers[-1]))
+        temperatures, answers = at_temperatures(answers, sides["valid"], members[0].config, stores[0], runtime)
         for member, temperature in zip((*result["members"], result["baseline"]), temperatures, strict=True):
             member["temperature"] = temperature
     mean = {side: torch.stack([part[side] for part in answers]).mean(0) for side in sides}
@@ -122,7 +122,7 @@ def describe_ensemble(result: Mapping[str, Any]) -> Iterator[str]:
         yield "numbers are averaged unscaled: a temperature applies to probabilities"
 
 
-def _figures(
+def figures_by_split(
     answers: Answers, sides: Mapping[str, np.ndarray], config: Config, store: TokenStore, runtime: Runtime
 ) -> dict[str, Any]:
     """Return the figures on valid, with those on test and their intervals as `test`. Collective."""
@@ -136,10 +136,19 @@ def _figures(
     return figures["valid"] | {"test": with_intervals(figures["test"], answers["test"], y_by_side["test"], config)}
 
 
-def _at_temperatures(
-    answers: Sequence[Answers], valid_N: np.ndarray, config: Config, store: TokenStore, runtime: Runtime
+def at_temperatures(
+    answers: Sequence[Answers],
+    valid_N: np.ndarray,
+    config: Config,
+    store: TokenStore,
+    runtime: Runtime,
+    log_deviation: float | None = None,
 ) -> tuple[list[float | None], list[Answers]]:
-    """Return the temperature of each member, fitted to the validation documents, and the scaled answers. Collective."""
+    """Return the temperature of each member, fitted to the validation documents, and the scaled answers. Collective.
+
+    Args:
+        log_deviation: as for `fit_temperature`.
+    """
     target = config.classifier.target
     if target == "regression":
         return [None] * len(answers), list(answers)
@@ -147,7 +156,7 @@ def _at_temperatures(
     temperatures: list[float] = []
     with runtime.fail_together():
         if runtime.is_main:
-            temperatures = [fit_temperature(part["valid"], y, target) for part in answers]
+            temperatures = [fit_temperature(part["valid"], y, target, log_deviation) for part in answers]
     temperatures = runtime.broadcast_object(temperatures)
     scaled = [
         {side: scale_answers(part_NC, temperature, target) for side, part_NC in part.items()}
@@ -156,10 +165,10 @@ def _at_temperatures(
     return list(temperatures), scaled
 
 
-def _single_numbers(figures: dict[str, Any]) -> dict[str, Any]:
+def single_numbers(figures: dict[str, Any]) -> dict[str, Any]:
     """Return the scalar figures and their intervals, also those of `test`."""
     scalars = {name: value for name, value in figures.items() if isinstance(value, float) or name.endswith("_interval")}
-    return scalars | ({"test": _single_numbers(figures["test"])} if "test" in figures else {})
+    return scalars | ({"test": single_numbers(figures["test"])} if "test" in figures else {})
 
 
 def common_documents(members: Sequence[ModelBundle], stores: Sequence[TokenStore]) -> np.ndarray:

@@ -24,8 +24,9 @@ from ulmfit_dist.data.targets import Targets, classes_of_label
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.inference.answers import compute_answers, figures_of_answers, figures_of_documents, with_intervals
-from ulmfit_dist.inference.predictor import TextClassifier
+from ulmfit_dist.inference.saved_ensemble import open_classifier
 from ulmfit_dist.models.bundle import ModelBundle, find_model, read_bundle
+from ulmfit_dist.models.ensemble_file import is_ensemble, read_ensemble, read_ensemble_members
 from ulmfit_dist.stages.evaluate import check_functions, check_store
 from ulmfit_dist.stages.prepare import prepare
 from ulmfit_dist.utils.log import get_logger
@@ -44,6 +45,10 @@ def evaluate_test_split(run: Path, runtime: Runtime, trust: bool = False, quanti
     Raises:
         UserError: the run has no classifier or no labelled test split, or the texts have changed.
     """
+    if is_ensemble(run):
+        from ulmfit_dist.stages.evaluate_saved import evaluate_ensemble_run  # imports this package's other evaluations
+
+        return evaluate_ensemble_run(run, runtime, trust, "test", quantize)
     exported = _classifier(run)
     check_functions(exported, trust)
     store = prepare(exported.config, runtime)
@@ -74,7 +79,8 @@ def evaluate_texts(
     Raises:
         UserError: the run has no classifier, or the texts cannot be read, have an unknown label or no label.
     """
-    exported = _classifier(run)
+    with runtime.fail_together():
+        exported = read_ensemble_members(run, read_ensemble(run))[0] if is_ensemble(run) else _classifier(run)
     config, labels = exported.config, exported.labels or []
     with runtime.fail_together():
         documents = _open_documents(_data_config(config, path, columns or {}))
@@ -84,7 +90,7 @@ def evaluate_texts(
         y_N = _targets(names, labels, config, path)
         if num_skipped:
             logger.warning(f"{path}: skipping {num_skipped:,} documents that have no label or cannot be read")
-        classifier = TextClassifier(exported.folder, runtime.device, trust, quantize)
+        classifier = open_classifier(run if is_ensemble(run) else exported.folder, runtime.device, trust, quantize)
         outputs = 1 if config.classifier.target == "regression" else len(labels)
         answers_NC = torch.zeros(len(names), outputs, dtype=torch.float64, device=runtime.device)
         number = 0

@@ -56,7 +56,7 @@ def score_test_split(
             answers[split] = documents_N, compute_answers(exported, store, documents_N, runtime, trust=True)
     if "test" in answers:
         figures = figures_of_documents(exported, store, *answers["test"], runtime)
-        tracker.finish_test({name: value for name, value in figures.items() if _is_short(name, value)})
+        tracker.finish_test({name: value for name, value in figures.items() if is_short(name, value)})
     with runtime.fail_together():
         if runtime.is_main:
             rows = {split: (documents, part.cpu().numpy()) for split, (documents, part) in answers.items()}
@@ -103,6 +103,6 @@ def _predicted(prediction: Any, delimiter: str) -> str:
     return str(prediction.label) if hasattr(prediction, "label") else delimiter.join(getattr(prediction, "labels", []))
 
 
-def _is_short(name: str, value: Any) -> bool:
+def is_short(name: str, value: Any) -> bool:
     """Return True for figures of summary.json: numbers and intervals."""
     return isinstance(value, (int, float)) or name.endswith("_interval")

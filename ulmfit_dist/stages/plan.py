@@ -42,14 +42,18 @@ def make_plan(
     store: TokenStore,
     resume_points: Mapping[str, ResumePoint | None],
     done: Mapping[str, bool],
+    known: Mapping[str, StageEstimate] | None = None,
 ) -> RunPlan:
     """Estimate the unfinished stages. Collective; takes some seconds for long stages.
 
     Args:
         resume_points: checkpoint to resume from, by stage.
         done: True for finished stages, by stage in their order.
+        known: estimates of another run of the same size, by stage, which are not measured again.
     """
-    estimates = {stage: estimate_stage(config, runtime, store, stage) for stage, is_done in done.items() if not is_done}
+    known = known or {}
+    unfinished = [stage for stage, is_done in done.items() if not is_done]
+    estimates = {stage: known.get(stage) or estimate_stage(config, runtime, store, stage) for stage in unfinished}
     left = {stage: estimate.total_seconds for stage, estimate in estimates.items()}
     for stage, estimate in estimates.items():
         if (checkpoint := resume_points.get(stage)) is not None:
@@ -58,6 +62,23 @@ def make_plan(
             finished_share = state.first_step / estimate.steps[epoch] if epoch < len(estimate.steps) else 0.0
             left[stage] = sum(estimate.seconds[epoch:]) - finished_share * sum(estimate.seconds[epoch : epoch + 1])
     return RunPlan(estimates, left)
+
+
+def describe_plans(name: str, plans: Mapping[str, RunPlan]) -> Iterator[str]:
+    """Yield the lines of a table of several runs, with the expected duration of each and of all, by run name."""
+    totals = {run: sum(plan.left.values()) for run, plan in plans.items()}
+    yield f"plan of {name}: {len(plans)} runs, then their mean"
+    for run, plan in plans.items():
+        yield f"{run:<40}{_expected(plan, totals[run]):>14}".rstrip()
+    if sum(totals.values()):
+        yield f"{'all':<40}{duration(sum(totals.values())):>14}"
+    yield ""
+
+
+def _expected(plan: RunPlan, seconds: float) -> str:
+    if not plan.estimates:
+        return "done"
+    return duration(seconds) if seconds else "seconds"
 
 
 def describe_plan(plan: RunPlan, config: Config, runtime: Runtime, done: Mapping[str, bool]) -> Iterator[str]:

@@ -21,10 +21,12 @@ from ulmfit_dist.distributed import signals
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import FAILED, RESUMABLE, ResumableInterrupt, UserError
 from ulmfit_dist.models.bundle import WEIGHTS, read_bundle
+from ulmfit_dist.models.ensemble_file import KINDS, is_ensemble, read_ensemble
 from ulmfit_dist.stages.baseline_figures import describe_standing
 from ulmfit_dist.stages.context import RunContext
+from ulmfit_dist.stages.estimate import StageEstimate
 from ulmfit_dist.stages.final_scores import score_test_split
-from ulmfit_dist.stages.plan import describe_plan, make_plan
+from ulmfit_dist.stages.plan import RunPlan, describe_plan, describe_plans, make_plan
 from ulmfit_dist.stages.prepare import prepare
 from ulmfit_dist.stages.stage import CLASSIFIER, STAGES, Stage
 from ulmfit_dist.stages.train_stage import train_stage
@@ -59,17 +61,15 @@ def run(
         UserError: wrong input, or a stage that was trained, or begun, with another config.
         ResumableInterrupt: a signal has stopped the run; all progress is saved.
     """
+    with runtime.fail_together():
+        _check_no_ensemble(config)
     selected = [STAGES[name] for name in stages or config.stages]
     has_classifier = CLASSIFIER in selected
     context = _prepare(config, runtime)
     tracker, store = context.tracker, context.store
     with exclusive(tracker, runtime) as messages:
         tracker.fresh = fresh = fresh and not _has_begun(config, runtime, selected[0])
-        done: dict[str, bool] = {}
-        resume_points: dict[str, ResumePoint | None] = {}
-        for stage in selected:
-            is_open = not fresh and all(done.values())  # a stage after one that is trained again is trained again
-            done[stage.name], resume_points[stage.name] = _progress(context, stage) if is_open else (False, None)
+        done, resume_points = _progress_of_stages(context, selected, fresh)
         with runtime.fail_together():
             for stage in selected:
                 stage.check(config, runtime, store)
@@ -94,6 +94,30 @@ def run(
     if has_classifier and runtime.is_main:
         for line in describe_standing(tracker.summary, config):
             logger.info(line)
+
+
+def plan_runs(name: str, configs: Sequence[Config], runtime: Runtime, store: TokenStore, fresh: bool) -> None:
+    """Print the expected duration of several runs of the same size, and check the input of all stages. Collective.
+
+    Args:
+        name: name of what they belong to.
+        fresh: they start over.
+    """
+    plans: dict[str, RunPlan] = {}
+    estimates: dict[str, StageEstimate] = {}
+    for config in configs:
+        selected = [STAGES[stage] for stage in config.stages]
+        with runtime.fail_together():
+            context = RunContext(config, runtime, store, Tracker(config, runtime))
+        starts_over = fresh and not _has_begun(config, runtime, selected[0])
+        done, resume_points = _progress_of_stages(context, selected, starts_over)
+        with runtime.fail_together():
+            for stage in selected:
+                stage.check(config, runtime, store)
+        plans[config.name] = make_plan(config, runtime, store, resume_points, done, estimates)
+        estimates |= plans[config.name].estimates
+    for line in describe_plans(name, plans):
+        logger.info(line)
 
 
 def run_stage(config: Config, runtime: Runtime, stage_name: str, fresh: bool = False) -> None:
@@ -173,6 +197,26 @@ def _has_begun(config: Config, runtime: Runtime, stage: Stage) -> bool:
     """Return whether a restarted job has already begun this stage, so that its --fresh has taken effect. Collective."""
     resume_point = _find_checkpoint(config, runtime, stage) if runtime.is_restart else None
     return resume_point is not None and bool(resume_point.state.get("job") == runtime.job)
+
+
+def _progress_of_stages(
+    context: RunContext, selected: Sequence[Stage], fresh: bool
+) -> tuple[dict[str, bool], dict[str, ResumePoint | None]]:
+    """Return by stage whether it is complete, and the checkpoint to resume it from if it is not. Collective."""
+    done: dict[str, bool] = {}
+    resume_points: dict[str, ResumePoint | None] = {}
+    for stage in selected:
+        is_open = not fresh and all(done.values())  # a stage after one that is trained again is trained again
+        done[stage.name], resume_points[stage.name] = _progress(context, stage) if is_open else (False, None)
+    return done, resume_points
+
+
+def _check_no_ensemble(config: Config) -> None:
+    if is_ensemble(config.run_dir):
+        raise UserError(
+            f"{config.run_dir} is an ensemble ({KINDS[read_ensemble(config.run_dir).kind]}): give this run another name, "
+            f"such as name={config.name}-2"
+        )
 
 
 def _progress(context: RunContext, stage: Stage) -> tuple[bool, ResumePoint | None]:

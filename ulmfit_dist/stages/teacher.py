@@ -29,7 +29,7 @@ from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.inference.answers import compute_answers
 from ulmfit_dist.inference.ensemble import common_labels, read_members
-from ulmfit_dist.inference.temperature import fit_temperature, scale_answers
+from ulmfit_dist.inference.temperature import LOG_DEVIATION, fit_temperature, scale_answers
 from ulmfit_dist.models.bundle import ModelBundle, bundle_digest
 from ulmfit_dist.stages.evaluate import check_functions
 from ulmfit_dist.stages.evaluate_ensemble import common_documents
@@ -133,8 +133,7 @@ def _choose(answers: Sequence[Sides], config: Config, store: TokenStore, splits:
     """Return the chosen pseudo-labels, and print what was chosen and why."""
     targets = read_targets(store, config.classifier, config.data.label_delim)
     y = targets.of(store.labels[splits.classifier_valid])
-    smoothing = 1 / (len(y) + 2)
-    temperatures = [fit_temperature(part["valid"], y, targets.kind, smoothing) for part in answers]
+    temperatures = [fit_temperature(part["valid"], y, targets.kind, LOG_DEVIATION) for part in answers]
     mean = {
         side: torch.stack(
             [scale_answers(part[side], t, targets.kind) for part, t in zip(answers, temperatures, strict=True)]

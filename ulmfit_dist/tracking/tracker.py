@@ -88,12 +88,7 @@ class Tracker:
         if not self.runtime.is_main:
             return
         if not self.started:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self.lock()
-            write_bytes(self.folder / "config.yaml", to_yaml(self.config).encode())
-            self.environment = describe_environment()
-            write_json(self.folder / "environment.json", self.environment)
-            self.summary |= self._metadata
+            self._open_folder()
         resumes = run_id is not None or bool(lines) or not (self.fresh or self._metrics.read(stage))
         self._metrics.begin(stage, lines)
         self._first_row, rows = self._rows(stage)
@@ -111,6 +106,49 @@ class Tracker:
             self._summarize(_flat_figures(f"baseline/{side}", self.summary["baseline"].get(side, {})), stage)
         self.started = True
         self.show(stage)
+
+    def start_ensemble(self) -> None:
+        """Open the run directory and the trackers of an ensemble of runs, which has figures but no training of its own."""
+        if not self.runtime.is_main:
+            return
+        self._open_folder()
+        saved = None if self.fresh else self._saved_run_id()
+        for name in self.config.tracking.trackers:
+            if name == "wandb":
+                self._start_wandb(saved, [])
+            else:
+                accelerator = self.runtime.accelerator
+                self._loggers.append(AccelerateLogger(name, self.config, accelerator, [], saved is not None))
+        self.started = True
+
+    def finish_ensemble(
+        self, figures: dict[str, Any], result: dict[str, Any], tables: dict[str, Any], seconds: dict[str, float]
+    ) -> None:
+        """Write the figures of an ensemble to summary.json and the trackers.
+
+        Args:
+            figures: those of the mean, as of a classifier, with `test`.
+            result: those of all members as well.
+            tables: confusion matrix and labels, if there are classes.
+            seconds: duration of the members' stages.
+        """
+        if not self.runtime.is_main:
+            return
+        self.summary |= {"classifier": figures, "ensemble": result, "seconds": seconds}
+        self.summary.pop("baseline", None)
+        if baseline := result.get("baseline"):
+            test = {"test": baseline["test"]} if "test" in baseline else {}
+            others = ("valid_loss", "C", "temperature")
+            metrics = {name: v for name, v in baseline.items() if isinstance(v, float) and name not in others}
+            self.summary["baseline"] = {"valid": {"loss": baseline["valid_loss"], **metrics}, **test}
+        self._tables["classifier"] = tables
+        self._write_summary()
+        valid = {name: value for name, value in figures.items() if name != "test"}
+        self._summarize(_flat_figures("classifier", valid) | _flat_figures("test", figures.get("test", {})), "classifier")
+        for side in ("valid", "test") if "baseline" in self.summary else ():
+            self._summarize(_flat_figures(f"baseline/{side}", self.summary["baseline"].get(side, {})), "classifier")
+        if self._wandb is not None and tables:
+            self._log_final_tables("classifier", tables)
 
     def show(self, stage: str) -> None:
         """Print the header of a stage's table, and its epochs so far."""
@@ -229,6 +267,15 @@ class Tracker:
             logger.warning(
                 f"{self._lock.lock_file} cannot be locked ({error.strerror}): start no other training in this folder"
             )
+
+    def _open_folder(self) -> None:
+        """Make and lock the run directory, and write what describes the run."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.lock()
+        write_bytes(self.folder / "config.yaml", to_yaml(self.config).encode())
+        self.environment = describe_environment()
+        write_json(self.folder / "environment.json", self.environment)
+        self.summary |= self._metadata
 
     def _summarize(self, figures: dict[str, float], stage: str) -> None:
         """Give the trackers final figures of a stage."""

@@ -10,9 +10,11 @@ from ulmfit_dist.cli.start import starts_over
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add the command's arguments."""
-    add_fresh(
-        add_run_command(subparsers, "cross-validate", "train a run for each of data.folds; print the mean of their metrics")
+    parser = add_run_command(
+        subparsers, "cross-validate", "train a run for each of data.folds; print the mean of their metrics"
     )
+    parser.add_argument("--ensemble", action="store_true", help="make the folds' classifiers one, and score it once on test")
+    add_fresh(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -24,6 +26,6 @@ def run(args: argparse.Namespace) -> None:
     config = load_config(args.config, args.overrides)
     first = configs_of_folds(config)[0]
     with Runtime(config.runtime, run_dir=None if starts_over(args) else first.run_dir) as runtime:
-        figures = cross_validate(config, runtime, args.fresh)
+        figures = cross_validate(config, runtime, args.fresh, args.ensemble)
         heading = f"\n{config.name}: mean ± standard deviation of {config.data.folds} folds"
         runtime.print("\n".join([heading, *describe_figures(figures)]))

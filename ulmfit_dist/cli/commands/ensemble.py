@@ -30,7 +30,11 @@ def add_parser(subparsers: Subparsers) -> None:
         description="average the probabilities of classifiers; without texts: metrics of each and of their mean",
     )
     parser.add_argument(
-        "runs", metavar="RUN", type=Path, nargs="+", help="a run directory, an exported classifier, or hf:USER/NAME"
+        "runs",
+        metavar="RUN",
+        type=Path,
+        nargs="+",
+        help="a run directory, an exported classifier, or hf:USER/NAME; or the run directory of one ensemble",
     )
     parser.add_argument("--text", action="append", dest="texts", default=[], metavar="TEXT", help="a text; may be repeated")
     add_files(parser, "labels and probabilities", "predicted_")
@@ -56,10 +60,17 @@ def run(args: argparse.Namespace) -> None:
     with join_ranks() as (ranks, device):
         from ulmfit_dist.inference.ensemble import Ensemble
         from ulmfit_dist.inference.loading import model_folders
+        from ulmfit_dist.inference.saved_ensemble import SavedEnsemble
+        from ulmfit_dist.models.ensemble_file import is_ensemble
 
         runs = model_folders(args.runs, ranks)
+        ensemble: Ensemble | SavedEnsemble
         with ranks.fail_together():
-            ensemble = Ensemble(runs, device, args.trust_remote_code, args.quantize)
+            if len(runs) == 1 and is_ensemble(runs[0]):
+                ensemble = SavedEnsemble(runs[0], device, args.trust_remote_code, args.quantize)
+                runs = ensemble.folders
+            else:
+                ensemble = Ensemble(runs, device, args.trust_remote_code, args.quantize)
         report_quantization(args, runs, ensemble.members, ranks)
         label(args, ensemble, ranks)
 
@@ -70,10 +81,19 @@ def _evaluate(args: argparse.Namespace) -> None:
     from ulmfit_dist.config.schema import RuntimeConfig
     from ulmfit_dist.distributed.runtime import Runtime
     from ulmfit_dist.inference.loading import model_folders
+    from ulmfit_dist.models.ensemble_file import is_ensemble
     from ulmfit_dist.stages.evaluate import precision_of_models
     from ulmfit_dist.stages.evaluate_ensemble import describe_ensemble, evaluate_ensemble
+    from ulmfit_dist.stages.evaluate_saved import evaluate_saved_ensemble
 
     runs = model_folders(args.runs)
     with Runtime(RuntimeConfig(precision=args.precision or precision_of_models(runs))) as runtime:
-        figures = evaluate_ensemble(runs, runtime, args.trust_remote_code, args.with_baseline, args.quantize)
+        if len(runs) == 1 and is_ensemble(runs[0]):
+            if args.with_baseline:
+                raise UserError(
+                    f"{runs[0]} has its own linear model, which votes if valid says so: leave out --with-baseline"
+                )
+            figures = evaluate_saved_ensemble(runs[0], runtime, args.trust_remote_code, args.quantize)
+        else:
+            figures = evaluate_ensemble(runs, runtime, args.trust_remote_code, args.with_baseline, args.quantize)
         runtime.print(json.dumps(figures, indent=1) if args.json else "\n".join(describe_ensemble(figures)))

@@ -23,10 +23,13 @@ def run(args: argparse.Namespace) -> None:
     check_arguments(args)
     with join_ranks() as (ranks, device):
         from ulmfit_dist.inference.loading import model_folders
-        from ulmfit_dist.inference.predictor import TextClassifier
+        from ulmfit_dist.inference.saved_ensemble import SavedEnsemble, open_classifier
 
         runs = model_folders([args.run], ranks)
         with ranks.fail_together():
-            classifier = TextClassifier(runs[0], device, args.trust_remote_code, args.quantize)
-        report_quantization(args, runs, [classifier], ranks)
+            classifier = open_classifier(runs[0], device, args.trust_remote_code, args.quantize)
+        if isinstance(classifier, SavedEnsemble):
+            report_quantization(args, classifier.folders, classifier.members, ranks)
+        else:
+            report_quantization(args, runs, [classifier], ranks)
         label(args, classifier, ranks)

@@ -30,6 +30,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--command", dest="job_command", choices=("run", "self-train"), default="run", help=help)
     parser.add_argument("--dry-run", action="store_true", help="print the script without submitting it")
     add_device(parser, dest="job_device")  # of the job: this machine may have no GPU
+    parser.add_argument("--both-directions", action="store_true", help="as in run")
     add_fresh(parser)
 
 
@@ -45,6 +46,8 @@ def run(args: argparse.Namespace) -> None:
     options |= {name: value for name in SBATCH_OPTIONS if (value := getattr(args, name.replace("-", "_"))) is not None}
     options |= {name: value for name, _, value in (option.lstrip("-").partition("=") for option in args.sbatch)}
     argv = [args.config, *args.overrides, *(["--fresh"] if args.fresh else [])]
+    if args.both_directions:
+        argv.append("--both-directions")
     if args.job_device != "auto":
         argv.append(f"--device={args.job_device}")
     print(submit(config, argv, options, args.dry_run, args.job_command))

@@ -1,0 +1,349 @@
+"""Ensemble of runs as a run directory of its own: temperatures, the vote of the linear model, and the figures of the mean.
+
+It is made when all members are trained, from the predictions that each has written, so it takes seconds. What is chosen
+(temperatures, the linear model's vote) is chosen on validation documents; the test split is scored once, at the end.
+`ensemble.json` is written last: a start that is killed before it makes the ensemble again, with the same result. Trade-off:
+members must have the same token store.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+
+from ulmfit_dist.config.schema import Config
+from ulmfit_dist.data.prediction_table import PREDICTIONS, digest_of_texts, read_predictions
+from ulmfit_dist.data.splits import split_documents
+from ulmfit_dist.data.token_store import TokenStore
+from ulmfit_dist.distributed import signals
+from ulmfit_dist.distributed.runtime import Runtime
+from ulmfit_dist.errors import FAILED, RESUMABLE, ResumableInterrupt, UserError
+from ulmfit_dist.inference.answers import compute_answers
+from ulmfit_dist.inference.temperature import LOG_DEVIATION
+from ulmfit_dist.models.bundle import ModelBundle, bundle_digest, read_bundle
+from ulmfit_dist.models.ensemble_file import KINDS, EnsembleFile, EnsembleMember, is_ensemble, read_ensemble
+from ulmfit_dist.models.linear import LinearModel
+from ulmfit_dist.report.paired_runs import shown
+from ulmfit_dist.stages.evaluate import check_store
+from ulmfit_dist.stages.evaluate_ensemble import (
+    Answers,
+    at_temperatures,
+    describe_ensemble,
+    figures_by_split,
+    single_numbers,
+)
+from ulmfit_dist.stages.final_scores import is_short, write_predictions
+from ulmfit_dist.stages.voters import LINEAR, Documents, make_voters, mean_of, select_voters
+from ulmfit_dist.tracking.tracker import Tracker
+from ulmfit_dist.utils.log import get_logger
+
+logger = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Members:
+    """The trained members of an ensemble run.
+
+    Attributes:
+        configs: their configs.
+        bundles: their exported classifiers.
+        store: their token store.
+        documents: what they are measured on.
+    """
+
+    configs: list[Config]
+    bundles: list[ModelBundle]
+    store: TokenStore
+    documents: Documents
+
+
+def check_free(config: Config, kind: str) -> None:
+    """Raise UserError if the run directory holds another run, or another kind of ensemble."""
+    run = config.run_dir
+    if is_ensemble(run) and (other := read_ensemble(run).kind) != kind:
+        raise UserError(f"{run} is an ensemble of {KINDS[other]}: give this one another name, such as name={config.name}-2")
+    for stage in ("lm", "classifier"):
+        if (run / stage).is_dir() or (run / "checkpoints" / stage).is_dir():
+            raise UserError(
+                f"{run} holds a run of one model ({stage}): give the ensemble another name, such as name={config.name}-2"
+            )
+
+
+def make_ensemble(
+    kind: str, config: Config, configs: Sequence[Config], store: TokenStore, runtime: Runtime, fresh: bool = False
+) -> dict[str, Any]:
+    """Make the ensemble of trained runs in `runs/<name>`, unless it is there, and print its figures. Collective.
+
+    Args:
+        kind: as `EnsembleFile.kind`.
+        config: config of the ensemble, which names the run directory.
+        configs: configs of the members.
+        fresh: the trackers get a new run.
+
+    Returns:
+        The figures of the members, the linear model and the mean, as `evaluate_ensemble` returns them with a baseline, with
+        `linear_votes` and `selection`, what that was decided by.
+    """
+    with runtime.fail_together():
+        tracker = Tracker(config, runtime)
+        tracker.lock()
+        tracker.fresh = fresh
+        members = open_members(kind, configs, store)
+    identity = runtime.broadcast_object(_identity(config, members) if runtime.is_main else "")
+    try:
+        saved = _saved_result(config.run_dir, identity) if runtime.is_main else None
+        result = runtime.broadcast_object(saved)
+        if result is None:
+            result = _make(members, config, identity, runtime, tracker)
+        lines = _report(config.run_dir) if runtime.is_main else []
+    except ResumableInterrupt:
+        with signals.saved():
+            tracker.close(RESUMABLE)
+        raise
+    except BaseException:
+        tracker.close(FAILED)
+        raise
+    lines += tracker.close()
+    runtime.print("\n".join(["", f"{config.name}: {describe_votes(result)}", *describe_ensemble(result), "", *lines]))
+    return result
+
+
+def open_members(kind: str, configs: Sequence[Config], store: TokenStore) -> Members:
+    """Return the trained members. Raises UserError if one has no classifier, or other texts or documents than the first."""
+    return members_of(kind, configs, [read_bundle(config.run_dir / "classifier") for config in configs], store)
+
+
+def members_of(kind: str, configs: Sequence[Config], bundles: Sequence[ModelBundle], store: TokenStore) -> Members:
+    """As `open_members`, given the exported classifiers."""
+    for exported in bundles:
+        check_store(exported, store)
+    splits = [split_documents(store, config) for config in configs]
+    valid = [split.classifier_valid for split in splits]
+    names = [config.name.rpartition("-")[2] if kind == "directions" else config.name for config in configs]
+    return Members(list(configs), list(bundles), store, Documents(kind, names, configs[0], valid, splits[0].test))
+
+
+def describe_votes(result: Mapping[str, Any]) -> str:
+    """Return a sentence about the members of an ensemble and the vote of the linear model."""
+    models = f"mean of {len(result['members'])} classifiers"
+    if "baseline" not in result:
+        return f"{models} (classifier.baseline=false: without the linear model)"
+    gain, error = result["selection"]["gain"], result["selection"]["standard_error"]
+    change = (
+        f"it lowers the loss of the mean on valid by {shown(gain)}" if gain > 0 else "it does not lower the loss on valid"
+    )
+    reason = f"{change} (standard error {shown(error)})" if error is not None else f"{change}, of a single document"
+    return f"{models}{' and the linear model' if result['linear_votes'] else ', without the linear model'}: {reason}"
+
+
+def _make(members: Members, config: Config, identity: str, runtime: Runtime, tracker: Tracker) -> dict[str, Any]:
+    """Compute, choose, score and write. Collective."""
+    tracker.start_ensemble()
+    classifiers = [
+        _recorded_or_computed(member, exported, members, number, runtime)
+        for number, (member, exported) in enumerate(zip(members.configs, members.bundles, strict=True))
+    ]
+    linear, linear_answers, metadata = _fit_linear(members, config.run_dir, runtime)
+    temperatures, linear_temperatures, scaled = scale_members(members, classifiers, linear_answers, runtime)
+    voters = make_voters(members.documents, *scaled)
+    votes, selection = runtime.broadcast_object(select_voters(members.documents, voters, members.store, runtime))
+    result = result_of(members, (classifiers, linear_answers), voters, votes, runtime)
+    for figures, temperature in zip(result["members"], temperatures, strict=True):
+        figures["temperature"] = temperature
+    if linear_answers:
+        one = linear_temperatures[0] if len(linear_temperatures) == 1 else None
+        result["baseline"] |= {**metadata, "temperature": one}
+    result |= {"linear_votes": votes, "selection": selection}
+    saved = [
+        EnsembleMember(
+            run=f"../{member.name}",
+            digest=bundle_digest(exported.folder),
+            temperature=temperature,
+            linear=folder,
+            linear_temperature=linear_temperature if folder is not None else None,
+        )
+        for member, exported, temperature, folder, linear_temperature in zip(
+            members.configs,
+            members.bundles,
+            temperatures,
+            _padded(linear, len(temperatures)),
+            _padded(linear_temperatures, len(temperatures)),
+            strict=True,
+        )
+    ]
+    answers = mean_of({name: part for name, part in voters.items() if votes or name != LINEAR})
+    with runtime.fail_together():
+        if runtime.is_main:
+            _write(members, config, result, answers, tracker)
+            EnsembleFile(members.documents.kind, identity, votes, saved, selection).write(config.run_dir)
+    return result
+
+
+def result_of(
+    members: Members,
+    parts: tuple[Sequence[Answers], Sequence[Answers]],
+    voters: Mapping[str, Answers],
+    votes: bool,
+    runtime: Runtime,
+) -> dict[str, Any]:
+    """Return the figures of members, linear model and ensemble, as `evaluate_ensemble` returns them. Collective.
+
+    Args:
+        parts: unscaled answers of the classifiers, and of the linear models.
+    """
+    documents, config, store = members.documents, members.documents.config, members.store
+    classifiers, linear = parts
+    result: dict[str, Any] = {"members": []}
+    for member, valid_N, answers in zip(members.configs, documents.valid, classifiers, strict=True):
+        sides = {"valid": valid_N} if documents.kind == "folds" else documents.sides
+        part = {side: answers[side] for side in sides}
+        figures = figures_by_split(part, sides, member, store, runtime)
+        result["members"].append({"run": str(member.run_dir)} | single_numbers(figures))
+    if linear:
+        unscaled = make_voters(documents, classifiers, linear)[LINEAR]
+        result["baseline"] = single_numbers(figures_by_split(unscaled, documents.sides, config, store, runtime))
+    mean = mean_of({name: answers for name, answers in voters.items() if votes or name != LINEAR})
+    return result | {"ensemble": figures_by_split(mean, documents.sides, config, store, runtime)}
+
+
+def scale_members(
+    members: Members, classifiers: Sequence[Answers], linear: Sequence[Answers], runtime: Runtime
+) -> tuple[list[float | None], list[float | None], tuple[list[Answers], list[Answers]]]:
+    """Return temperatures of classifiers and linear models, each fitted to its own validation documents, and the scaled
+    answers of both. Collective."""
+    scaled: tuple[list[Answers], list[Answers]] = ([], [])
+    temperatures: tuple[list[float | None], list[float | None]] = ([], [])
+    for models, found, of_models in zip((classifiers, linear), temperatures, scaled, strict=True):
+        for valid_N, answers, config in zip(members.documents.valid, models, members.configs, strict=False):
+            (temperature,), (part,) = at_temperatures([answers], valid_N, config, members.store, runtime, LOG_DEVIATION)
+            found.append(temperature)
+            of_models.append(part)
+    return *temperatures, scaled
+
+
+def _recorded_or_computed(config: Config, exported: ModelBundle, members: Members, number: int, runtime: Runtime) -> Answers:
+    """Return the answers of a member to its documents: those that its run has written, others computed. Collective."""
+    sides = {"valid": members.documents.valid[number], "test": members.documents.test}
+    recorded: dict[str, np.ndarray] = {}
+    with runtime.fail_together():
+        if runtime.is_main and (config.run_dir / PREDICTIONS).is_file():  # a fold of texts with a test split has none
+            for side, answers in read_predictions(config.run_dir).splits.items():
+                hashes_N = members.store.text_hashes[sides[side]]
+                if answers.texts == digest_of_texts(hashes_N) and len(answers.y) == len(hashes_N):
+                    recorded[side] = answers.answers
+    recorded = runtime.broadcast_object(recorded)
+    return {
+        side: torch.from_numpy(recorded[side]).to(runtime.device)
+        if side in recorded
+        else compute_answers(exported, members.store, documents_N, runtime, trust=True)
+        for side, documents_N in sides.items()
+        if len(documents_N)
+    }
+
+
+def _fit_linear(members: Members, run: Path, runtime: Runtime) -> tuple[list[str], list[Answers], dict[str, Any]]:
+    """Fit a linear model to the training documents of each member, one if they are the same. Collective.
+
+    Returns:
+        Folders of the models, relative to `run`, their answers, and metadata of the first; empty without a baseline.
+    """
+    with runtime.fail_together():
+        if runtime.is_main:
+            for folder in (run / "linear", *run.glob("linear-*")):
+                shutil.rmtree(folder, ignore_errors=True)
+    if not members.documents.config.classifier.baseline:
+        return [], [], {}
+    from ulmfit_dist.stages.baseline import fit_linear_model  # scikit-learn takes a second to import
+
+    is_one = members.documents.kind == "directions"
+    folders, answers, first = list[str](), list[Answers](), dict[str, Any]()
+    for number, config in enumerate(members.configs[:1] if is_one else members.configs):
+        model, metadata = fit_linear_model(config, runtime, members.store)
+        first = first or {name: metadata[name] for name in ("C", "num_features")}
+        folders.append("linear" if is_one else f"linear-{number}")
+        sides = {"valid": members.documents.valid[number], "test": members.documents.test}
+        with runtime.fail_together():
+            if model is not None:
+                model.save(run / folders[-1])
+        answers.append(linear_answers(model, sides, members.store, runtime))
+    return folders, answers, first
+
+
+def linear_answers(
+    model: LinearModel | None, sides: Mapping[str, np.ndarray], store: TokenStore, runtime: Runtime
+) -> Answers:
+    """Return the answers of a linear model on rank 0 to documents of a store, on every rank. Collective."""
+    answers: dict[str, np.ndarray] = {}
+    with runtime.fail_together():
+        if model is not None:
+            answers = {
+                side: model.answers([store.document(i) for i in documents_N.tolist()])
+                for side, documents_N in sides.items()
+                if len(documents_N)
+            }
+    return {side: torch.from_numpy(part).to(runtime.device) for side, part in runtime.broadcast_object(answers).items()}
+
+
+def _write(members: Members, config: Config, result: dict[str, Any], answers: Answers, tracker: Tracker) -> None:
+    """Write predictions and figures. Only rank 0 calls it."""
+    exported = replace(members.bundles[0], folder=config.run_dir)
+    sides = members.documents.sides
+    rows = {side: (documents_N, answers[side].cpu().numpy()) for side, documents_N in sides.items()}
+    write_predictions(config.run_dir / PREDICTIONS, exported, members.store, rows)
+    mean = result["ensemble"]
+    figures = single_numbers({name: value for name, value in mean.items() if name != "test"})
+    if "test" in mean:
+        figures["test"] = {name: value for name, value in mean["test"].items() if is_short(name, value)}
+    tables = {}
+    if "confusion_matrix" in mean:
+        tables = {"labels": exported.labels, "confusion_matrix": mean["confusion_matrix"], "most_wrong": []}
+    summaries = [json.loads((member.run_dir / "summary.json").read_text(encoding="utf-8")) for member in members.configs]
+    seconds: dict[str, float] = {}
+    for summary in summaries:
+        for stage, value in summary.get("seconds", {}).items():
+            seconds[stage] = round(seconds.get(stage, 0.0) + value, 1)
+    tracker.finish_ensemble(figures, {**result, "ensemble": single_numbers(mean)}, tables, seconds)
+
+
+def _saved_result(run: Path, identity: str) -> dict[str, Any] | None:
+    """Return the figures of the ensemble in a run directory if it is this one, else None."""
+    if not is_ensemble(run) or not (run / PREDICTIONS).is_file() or read_ensemble(run).identity != identity:
+        return None
+    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    result: dict[str, Any] | None = summary.get("ensemble")
+    return result
+
+
+def _identity(config: Config, members: Members) -> str:
+    """Return a digest of everything that the ensemble depends on."""
+    digest = xxhash.xxh3_64(members.store.fingerprint.encode())
+    for exported in members.bundles:
+        digest.update(bundle_digest(exported.folder).encode())
+    for part in (*members.documents.valid, members.documents.test):
+        digest.update(part.tobytes() + b"|")
+    settings = config.classifier
+    digest.update(repr((members.documents.kind, settings.baseline, settings.threshold, config.name, config.seed)).encode())
+    return digest.hexdigest()
+
+
+def _padded(values: Sequence[Any], length: int) -> list[Any]:
+    return [*values, *[None] * (length - len(values))]
+
+
+def _report(run: Path) -> list[str]:
+    """Write the report; an error in it is a warning, because the ensemble itself is complete."""
+    from ulmfit_dist.report.page import write_report
+
+    try:
+        return [f"report: {write_report([run])}"]
+    except Exception as error:
+        logger.warning(f"no report of {run}: {type(error).__name__}: {error}")
+        return []
