@@ -19,7 +19,7 @@ from ulmfit_dist.inference.outputs import answers_of, outputs_of
 BOUNDS = (0.05, 20.0)
 """Range of the search for a temperature."""
 LOG_DEVIATION = 1.0
-"""Standard deviation of the prior of a temperature's logarithm, where validation documents may be few: about one document."""
+"""Standard deviation of the prior of a temperature's logarithm, where documents may be few: as strong as about one."""
 
 
 def fit_temperature(answers_NC: Tensor, y: Tensor, target: str, log_deviation: float | None = None) -> float:

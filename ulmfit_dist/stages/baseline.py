@@ -94,7 +94,7 @@ def baseline_answers(
     Raises:
         UserError: no classifier can be trained on these labels.
     """
-    sides, train_N, targets = _documents(config, runtime, store)
+    sides, train_N, targets = _documents(config, runtime, store, others)
     fitted: _Fitted | None = None
     with runtime.fail_together():
         if runtime.is_main:
@@ -120,7 +120,9 @@ def fit_linear_model(config: Config, runtime: Runtime, store: TokenStore) -> tup
     return model, runtime.broadcast_object(metadata)
 
 
-def _documents(config: Config, runtime: Runtime, store: TokenStore) -> tuple[dict[str, np.ndarray], np.ndarray, Targets]:
+def _documents(
+    config: Config, runtime: Runtime, store: TokenStore, others: Mapping[str, np.ndarray] | None = None
+) -> tuple[dict[str, np.ndarray], np.ndarray, Targets]:
     """Return the documents to evaluate by split, as `baseline_answers`, those to train on, and the targets. Collective."""
     with runtime.fail_together():
         splits = split_documents(store, config)

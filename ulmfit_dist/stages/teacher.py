@@ -1,7 +1,7 @@
 """Teacher of a round of self-training: the mean of classifiers and the linear baseline, and the labels that it gives.
 
-Each member's probabilities are scaled by a temperature that is fitted to the valid split, with smoothed targets, as in
-Platt scaling, because it may be small. The baseline is fitted to the labelled documents alone, so its opinion does not
+Each member's probabilities are scaled by a temperature that is fitted to the valid split, with a prior, because it may be
+small. The baseline is fitted to the labelled documents alone, so its opinion does not
 follow that of earlier rounds. Trade-off: with `teacher: baseline` and no voters all rounds get the same labels, so one
 round is enough.
 
