@@ -20,7 +20,7 @@ from ulmfit_dist.models.networks import encoder_of
 from ulmfit_dist.stages.classifier import classifier_learner
 from ulmfit_dist.stages.lm import lm_learner
 from ulmfit_dist.training.learner import DistributedLearner
-from ulmfit_dist.training.train_steps import _one_thread, in_rows
+from ulmfit_dist.training.train_steps import in_rows, one_thread
 
 ALPHA, BETA = 2.0, 1.0
 CPU = torch.device("cpu")
@@ -230,17 +230,17 @@ def test_rows_are_put_where_they_are_in_the_global_batch():
     assert numbers.dtype == torch.int64
 
 
-def test_the_head_computes_on_one_thread_and_then_on_as_many_as_before():
+def test_the_head_computes_onone_thread_and_then_on_as_many_as_before():
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        with _one_thread(CPU):
+        with one_thread(CPU):
             assert torch.get_num_threads() == 1
         assert torch.get_num_threads() == 3
-        with pytest.raises(KeyError), _one_thread(CPU):
+        with pytest.raises(KeyError), one_thread(CPU):
             raise KeyError
         assert torch.get_num_threads() == 3
-        with _one_thread(torch.device("meta")):  # as on a GPU
+        with one_thread(torch.device("meta")):  # as on a GPU
             assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
