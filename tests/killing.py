@@ -113,6 +113,14 @@ def wait_for_training(process: subprocess.Popen[str], notes: Path) -> float:
     return time.monotonic()
 
 
+def wait_for_step(process: subprocess.Popen[str], notes: Path, stage: str, step: int) -> None:
+    """Until a training step is about to be made that none of the runs before has come to."""
+    mark = f"\n{stage} {step} ".encode()
+    while not any(mark in path.read_bytes() for path in notes.glob("*.txt")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.002)
+
+
 def finish(process: subprocess.Popen[str]) -> str:
     """Return the output of a process that must succeed."""
     output, errors = process.communicate()

@@ -18,7 +18,19 @@ import numpy as np
 import pytest
 import torch
 from conftest import LEARNING, RECIPE, ROOT, TINY, command, mounted
-from killing import STAGES, finish, history, kill_all, metrics, ranks_of, rows_read, same_bits, start, wait_for_training
+from killing import (
+    STAGES,
+    finish,
+    history,
+    kill_all,
+    metrics,
+    ranks_of,
+    rows_read,
+    same_bits,
+    start,
+    wait_for_step,
+    wait_for_training,
+)
 
 from ulmfit_dist.checkpointing.manager import Checkpoint, CheckpointManager
 from ulmfit_dist.checkpointing.resume import METADATA, ResumePoint, find_checkpoint
@@ -53,14 +65,6 @@ def begin(tmp_path: Path, corpus: Path, recipe: Path, run_dirs: dict[str, Path])
     for process in started:
         if process.poll() is None:
             kill_all(process)
-
-
-def wait_for_step(process: subprocess.Popen[str], notes: Path, stage: str, step: int) -> None:
-    """Until a training step is about to be made that none of the runs before has come to."""
-    mark = f"\n{stage} {step} ".encode()
-    while not any(mark in path.read_bytes() for path in notes.glob("*.txt")):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.002)
 
 
 def wait_for_save(process: subprocess.Popen[str], run: Path) -> None:
