@@ -126,7 +126,7 @@ def test_few_valid_documents_without_an_error_do_not_promise_perfection(number: 
 
 
 def test_one_right_valid_document_is_not_enough():
-    """Of 20 valid documents half are wrong; only one has the confidence of the smallest share."""
+    """Most of 20 valid documents are wrong, and one has the confidence of the smallest share."""
     valid, y_M = valid_of(wrong_below=0.0, number=20)
     y_M[:10] = 1 - y_M[:10]
     y_M[12:20:2] = 1 - y_M[12:20:2]
