@@ -49,8 +49,11 @@ def test_rounding_in_the_last_digits_changes_nothing():
 
 
 def test_equal_confidences_are_taken_in_the_order_of_the_documents():
-    rows, lowest_C = take_share(rated([0, 1] * 10, [0.8] * 20), 0.5, EQUAL_2)
-    assert rows.tolist() == list(range(10))
+    p_N = np.random.default_rng(2).choice([0.6, 0.7, 0.8, 0.9], 400)
+    unlabelled = rated([0, 1] * 200, p_N.tolist())
+    rows, lowest_C = take_share(unlabelled, 0.4, EQUAL_2)
+    ranked = sorted(range(400), key=lambda row: (row % 2, -p_N[row], row))
+    assert rows.tolist() == sorted([*ranked[:80], *ranked[200:280]])
     assert lowest_C == pytest.approx(np.log([4, 4]), abs=1e-6)
 
 
@@ -126,7 +129,7 @@ def test_few_valid_documents_without_an_error_do_not_promise_perfection(number: 
 
 
 def test_one_right_valid_document_is_not_enough():
-    """Of 20 valid documents half are wrong; only one has the confidence of the smallest share."""
+    """Most of 20 valid documents are wrong, and one has the confidence of the smallest share."""
     valid, y_M = valid_of(wrong_below=0.0, number=20)
     y_M[:10] = 1 - y_M[:10]
     y_M[12:20:2] = 1 - y_M[12:20:2]

@@ -96,8 +96,8 @@ def test_rounds_are_those_of_one_rank(trained: Path, other: str):
     assert [actual[key] for key in ("metric", "best", "end")] == [expected[key] for key in ("metric", "best", "end")]
     assert len(actual["rounds"]) == len(expected["rounds"]) >= 2
     for one, reference in zip(rounds_of(trained, other), rounds_of(trained, "one"), strict=True):
-        ours, theirs = weights(one, "classifier"), weights(reference, "classifier")
-        for name, tensor in theirs.items():
+        ours, reference_weights = weights(one, "classifier"), weights(reference, "classifier")
+        for name, tensor in reference_weights.items():
             torch.testing.assert_close(ours[name], tensor, rtol=1e-9, atol=1e-9)
     for one, reference in zip(actual["rounds"][1:], expected["rounds"][1:], strict=True):
         files = [read_pseudo_labels(trained / each["run"] / "pseudo_labels.parquet") for each in (one, reference)]
@@ -124,9 +124,9 @@ def test_the_run_has_the_best_round_and_test_is_scored_once(trained: Path):
     assert summary["classifier"]["test"]["num_documents"] == SIZES["test"]
     assert summary["baseline"]["test"]["accuracy"] > 0.5
     assert set(read_predictions(run).splits) == {"valid", "test"}
-    ours, theirs = weights(run, "classifier"), weights(best, "classifier")
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    assert load_classifier(run).predict("match goal team coach").label in TOPICS
+    ours, reference_weights = weights(run, "classifier"), weights(best, "classifier")
+    assert all(torch.equal(ours[name], reference_weights[name]) for name in reference_weights)
+    assert load_classifier(run).predict(["match goal team coach"])[0].label in TOPICS
     assert [line for line in (run / "metrics.jsonl").read_text().splitlines() if '"stage": "classifier"' in line] == (
         (best / "metrics.jsonl").read_text().splitlines()
     )
@@ -197,8 +197,8 @@ def test_killed_and_stopped_in_a_round_it_ends_with_the_same_bits(trained: Path,
     assert "classifier: resumes from" in output
     assert (first / "pseudo_labels.parquet").read_bytes() == labels
     for run in [*rounds_of(trained, "one"), trained / "one"]:
-        ours, theirs = weights(tmp_path / run.name, "classifier"), weights(run, "classifier")
-        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+        ours, reference_weights = weights(tmp_path / run.name, "classifier"), weights(run, "classifier")
+        assert all(torch.equal(ours[name], reference_weights[name]) for name in reference_weights)
     assert without_times(result_of(tmp_path, "one")) == without_times(result_of(trained, "one"))
 
 
