@@ -11,6 +11,7 @@ from conftest import TINY, succeed
 from ulmfit_dist.config.loading import load_config
 from ulmfit_dist.config.schema import Config, TrackingConfig
 from ulmfit_dist.errors import UserError
+from ulmfit_dist.stages.both_directions import configs_of_directions
 from ulmfit_dist.stages.cross_validate import configs_of_folds
 from ulmfit_dist.tracking.wandb_environment import (
     check_variables,
@@ -120,6 +121,18 @@ def test_folds_have_names_ids_and_a_group_of_their_own(monkeypatch: pytest.Monke
     assert [each.arguments["name"] for each in actual] == ["n-fold-0", "n-fold-1"]
     assert [each.arguments["group"] for each in actual] == ["g", "g"]
     assert [each.messages for each in actual] == [[], []]
+
+
+def test_directions_have_names_ids_and_a_group_of_their_own():
+    runs = configs_of_directions(config())
+    actual = [init_arguments(run, {"WANDB_NAME": "n", "WANDB_RUN_ID": "mine"}) for run in runs]
+    assert [each.run_id for each in actual] == ["mine-forward", "mine-backward"]
+    assert [each.arguments["name"] for each in actual] == ["n-forward", "n-backward"]
+    assert [each.arguments["group"] for each in actual] == ["run", "run"]
+    assert [run.model.pretrained for run in configs_of_directions(config("model.pretrained=wt103_fwd"))] == [
+        "wt103_fwd",
+        "wt103_bwd",
+    ]
 
 
 def test_the_mode():

@@ -223,10 +223,10 @@ def scale_members(
     answers of both. Collective."""
     scaled: tuple[list[Answers], list[Answers]] = ([], [])
     temperatures: tuple[list[float | None], list[float | None]] = ([], [])
-    for models, found, of_models in zip((classifiers, linear), temperatures, scaled, strict=True):
+    for models, of_kind, of_models in zip((classifiers, linear), temperatures, scaled, strict=True):
         for valid_N, answers, config in zip(members.documents.valid, models, members.configs, strict=False):
             (temperature,), (part,) = at_temperatures([answers], valid_N, config, members.store, runtime, LOG_DEVIATION)
-            found.append(temperature)
+            of_kind.append(temperature)
             of_models.append(part)
     return *temperatures, scaled
 

@@ -55,7 +55,7 @@ def init_arguments(config: Config, environ: Mapping[str, str], resumed: str | No
     """
     environ = set_variables(environ)
     arguments, messages = _arguments(config, environ)
-    requested = _in_fold(environ.get("WANDB_RUN_ID"), config)
+    requested = _of_part(environ.get("WANDB_RUN_ID"), config)
     if _is_in_sweep(environ) and requested is not None:
         resumed = None if requested != resumed else resumed
     if resumed is not None:
@@ -121,10 +121,10 @@ def check_variables(environ: Mapping[str, str]) -> None:
 def _arguments(config: Config, environ: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
     tracking, default = config.tracking, TrackingConfig()
     tags = [tag.strip() for tag in environ.get("WANDB_TAGS", "").split(",") if tag.strip()]
-    name = _in_fold(environ.get("WANDB_NAME"), config)
+    name = _of_part(environ.get("WANDB_NAME"), config)
     candidates = [
         ("project", "tracking.project", tracking.project, default.project, "WANDB_PROJECT", environ.get("WANDB_PROJECT")),
-        ("name", "name", config.name, _in_fold(Config.name, config), "WANDB_NAME", name),
+        ("name", "name", config.name, _of_part(Config.name, config), "WANDB_NAME", name),
         ("group", "tracking.group", tracking.group, default.group, "WANDB_RUN_GROUP", environ.get("WANDB_RUN_GROUP")),
         ("tags", "tracking.tags", list(tracking.tags), default.tags, "WANDB_TAGS", tags or None),
     ]
@@ -156,11 +156,12 @@ def _ignored_by_resumption(resumed: str, requested: str | None, config: Config, 
         yield f"ignoring WANDB_RESUME=never: {reason}"
 
 
-def _in_fold(name: str | None, config: Config) -> str | None:
-    """Return the name of a cross-validation with the suffix of the current fold."""
-    ending = f"-fold-{config.data.fold}"
-    is_fold = name is not None and config.data.fold is not None and config.name.endswith(ending)
-    return f"{name}{ending}" if is_fold else name
+def _of_part(name: str | None, config: Config) -> str | None:
+    """Return the name of a cross-validation, or of both directions, with the suffix of the current run of the group."""
+    direction = "-backward" if config.model.backwards else "-forward"
+    ending = f"-fold-{config.data.fold}" if config.data.fold is not None else direction
+    is_part = config.data.fold is not None or config.tracking.group is not None
+    return f"{name}{ending}" if name is not None and is_part and config.name.endswith(ending) else name
 
 
 def _shown(value: Any) -> str:
