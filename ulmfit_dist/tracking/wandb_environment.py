@@ -159,8 +159,9 @@ def _ignored_by_resumption(resumed: str, requested: str | None, config: Config, 
 def _of_part(name: str | None, config: Config) -> str | None:
     """Return the name of a cross-validation, or of both directions, with the suffix of the current run of the group."""
     direction = "-backward" if config.model.backwards else "-forward"
-    ending = f"-fold-{config.data.fold}" if config.data.fold is not None else direction
-    is_part = config.data.fold is not None or config.tracking.group is not None
+    has_folds = config.data.folds is not None
+    ending = f"-fold-{config.data.fold}" if has_folds else direction
+    is_part = has_folds or config.tracking.group is not None
     return f"{name}{ending}" if name is not None and is_part and config.name.endswith(ending) else name
 
 
