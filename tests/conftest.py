@@ -72,9 +72,10 @@ RECIPE = (
 
 
 LONGEST_FIRST = (
-    "test_slurm", "test_world_size", "test_doctor_ranks", "test_ensemble_runs", "test_resume", "test_prepare", "test_exit", "test_cli",
-    "test_in_memory", "test_evaluate_ensemble", "test_imdb", "test_cross_validation", "test_pretrain", "test_rendezvous",
-    "test_home", "test_hub_processes", "test_notebook_learners", "test_slurm_sweep", "test_examples", "test_notebooks",
+    "test_slurm", "test_world_size", "test_doctor_ranks", "test_resume", "test_ensemble_runs", "test_prepare", "test_exit",
+    "test_cli", "test_in_memory", "test_evaluate_ensemble", "test_imdb", "test_cross_validation", "test_pretrain",
+    "test_rendezvous", "test_home", "test_hub_processes", "test_notebook_learners", "test_slurm_sweep", "test_examples",
+    "test_notebooks",
 )  # fmt: skip
 """Files that take longest: begun first, so that processes which share the files end together.
 

@@ -2,7 +2,7 @@
 
 It is made when all members are trained, from the predictions that each has written, so it takes seconds. What is chosen
 (temperatures, the linear model's vote) is chosen on validation documents; the test split is scored once, at the end.
-`ensemble.json` is written last: a start that is killed before it makes the ensemble again, with the same result. Trade-off: it
+`ensemble.json` is written last: a start that is killed before makes the ensemble again, with the same result. Trade-off: it
 cannot be made before the last member is trained.
 """
 
