@@ -72,7 +72,8 @@ RECIPE = (
 
 
 LONGEST_FIRST = (
-    "test_slurm", "test_world_size", "test_doctor_ranks", "test_resume", "test_self_train", "test_prepare", "test_exit",
+    "test_slurm", "test_world_size", "test_doctor_ranks", "test_resume", "test_self_train", "test_ensemble_runs",
+    "test_semi_supervised_ranks", "test_prepare", "test_exit",
     "test_cli", "test_in_memory", "test_evaluate_ensemble", "test_imdb", "test_cross_validation", "test_pretrain",
     "test_rendezvous", "test_home", "test_hub_processes", "test_notebook_learners", "test_slurm_sweep", "test_examples",
     "test_notebooks",

@@ -19,6 +19,8 @@ from ulmfit_dist import load_classifier
 from ulmfit_dist.data.prediction_table import read_predictions
 from ulmfit_dist.models.ensemble_file import read_ensemble
 
+pytestmark = pytest.mark.distributed  # W&B starts a process
+
 SHORT = (
     *TINY,
     "runtime.precision=fp64",

@@ -11,6 +11,7 @@ from conftest import TINY, succeed
 from ulmfit_dist.config.loading import load_config
 from ulmfit_dist.config.schema import Config, TrackingConfig
 from ulmfit_dist.errors import UserError
+from ulmfit_dist.stages.both_directions import configs_of_directions
 from ulmfit_dist.stages.cross_validate import configs_of_folds
 from ulmfit_dist.stages.self_train import config_of_round
 from ulmfit_dist.tracking.wandb_environment import (
@@ -130,6 +131,18 @@ def test_rounds_of_self_training_have_names_ids_and_a_group_of_their_own():
     assert [each.arguments["name"] for each in actual] == ["n-round-0", "n-round-1"]
     assert [each.arguments["group"] for each in actual] == ["run", "run"]
     assert [each.messages for each in actual] == [[], []]
+
+
+def test_directions_have_names_ids_and_a_group_of_their_own():
+    runs = configs_of_directions(config())
+    actual = [init_arguments(run, {"WANDB_NAME": "n", "WANDB_RUN_ID": "mine"}) for run in runs]
+    assert [each.run_id for each in actual] == ["mine-forward", "mine-backward"]
+    assert [each.arguments["name"] for each in actual] == ["n-forward", "n-backward"]
+    assert [each.arguments["group"] for each in actual] == ["run", "run"]
+    assert [run.model.pretrained for run in configs_of_directions(config("model.pretrained=wt103_fwd"))] == [
+        "wt103_fwd",
+        "wt103_bwd",
+    ]
 
 
 def test_the_mode():

@@ -148,7 +148,7 @@ class Reference:
     def signs(self, batch: MicroBatch) -> Tensor:
         (zeros,) = self.zeros([batch])
         part = "labelled" if batch.has_labels else "unlabelled"
-        key = derive_key(self.encoder.position.seed, "classifier", "virtual adversarial", part, 0)
+        key = derive_key(self.encoder.position.seed, "classifier", f"virtual adversarial {part}", 0)
         mask = Mask(key, batch.rows, zeros[0].numel(), 0.5, torch.float64)
         signs = (compute_masks([mask], torch.device("cpu"))[0] - 1).view_as(zeros)
         assert set(signs.unique().tolist()) == {-1.0, 1.0}

@@ -52,6 +52,10 @@ class DropoutContext:
             )
         return derive_key(self.seed, self.stage, "dropout", self.step, self.chunk, site)
 
+    def noise_key(self, purpose: str) -> Key:
+        """Return the generator's key for other random numbers of a step, whatever chunk was read last."""
+        return derive_key(self.seed, self.stage, purpose, self.step)
+
     def row_mask(self, site: str, rows: range, num_features: int, p: float, like: Tensor) -> Tensor:
         """Return the mask of the first rows of `rows`, [b, H]; on a GPU it is computed with the other masks of the step."""
         if like.device.type == "cpu":

@@ -21,7 +21,7 @@ from ulmfit_dist.models.ensemble_file import (
     read_linear_models,
 )
 from ulmfit_dist.models.linear import LinearModel
-from ulmfit_dist.stages.ensemble_run import Members, linear_answers, members_of, result_of
+from ulmfit_dist.stages.ensemble_members import Members, linear_answers, members_of, result_of
 from ulmfit_dist.stages.evaluate import check_functions
 from ulmfit_dist.stages.evaluate_ensemble import Answers
 from ulmfit_dist.stages.prepare import prepare

@@ -56,7 +56,7 @@ def init_arguments(config: Config, environ: Mapping[str, str], resumed: str | No
     """
     environ = set_variables(environ)
     arguments, messages = _arguments(config, environ)
-    requested = _with_ending(environ.get("WANDB_RUN_ID"), config)
+    requested = _of_part(environ.get("WANDB_RUN_ID"), config)
     if _is_in_sweep(environ) and requested is not None:
         resumed = None if requested != resumed else resumed
     if resumed is not None:
@@ -122,10 +122,10 @@ def check_variables(environ: Mapping[str, str]) -> None:
 def _arguments(config: Config, environ: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
     tracking, default = config.tracking, TrackingConfig()
     tags = [tag.strip() for tag in environ.get("WANDB_TAGS", "").split(",") if tag.strip()]
-    name = _with_ending(environ.get("WANDB_NAME"), config)
+    name = _of_part(environ.get("WANDB_NAME"), config)
     candidates = [
         ("project", "tracking.project", tracking.project, default.project, "WANDB_PROJECT", environ.get("WANDB_PROJECT")),
-        ("name", "name", config.name, _with_ending(Config.name, config), "WANDB_NAME", name),
+        ("name", "name", config.name, _of_part(Config.name, config), "WANDB_NAME", name),
         ("group", "tracking.group", tracking.group, default.group, "WANDB_RUN_GROUP", environ.get("WANDB_RUN_GROUP")),
         ("tags", "tracking.tags", list(tracking.tags), default.tags, "WANDB_TAGS", tags or None),
     ]
@@ -157,10 +157,16 @@ def _ignored_by_resumption(resumed: str, requested: str | None, config: Config, 
         yield f"ignoring WANDB_RESUME=never: {reason}"
 
 
-def _with_ending(name: str | None, config: Config) -> str | None:
-    """Return the name with the suffix of a fold of a cross-validation, or of a round of self-training."""
-    ending = re.search(rf"-fold-{config.data.fold}$|-round-\d+$", config.name)
-    return name if name is None or ending is None else name + ending[0]
+def _of_part(name: str | None, config: Config) -> str | None:
+    """Return the name of a group with the suffix of the current run: a fold, a round of self-training, or a direction."""
+    if name is None:
+        return None
+    direction = "-backward" if config.model.backwards else "-forward"
+    has_folds = config.data.folds is not None
+    ending = f"-fold-{config.data.fold}" if has_folds else direction
+    is_part = (has_folds or config.tracking.group is not None) and config.name.endswith(ending)
+    round_ending = re.search(r"-round-\d+$", config.name)
+    return name + (round_ending[0] if round_ending else ending if is_part else "")
 
 
 def _shown(value: Any) -> str:

@@ -43,7 +43,6 @@ from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.data.vocab import PAD_ID
 from ulmfit_dist.models.masks import Mask, compute_masks
 from ulmfit_dist.models.networks import concat_pool, encoder_of
-from ulmfit_dist.rng.counter_based import derive_key
 from ulmfit_dist.training.out_of_memory import agree_on_memory
 from ulmfit_dist.training.train_steps import ClassifierLearner, Encoded, in_rows, one_thread, rows_slice
 
@@ -242,7 +241,7 @@ class SemiSupervisedLearner(ClassifierLearner):
         return directions
 
     def _zeros(self, batch: MicroBatch) -> Tensor:
-        """Return a perturbation of nothing, [b, T, E], whose gradient is asked for."""
+        """Return a perturbation of nothing, [b, T, E], a leaf of the graph."""
         width = self.embedding_scale.shape[0]
         sentence_encoder = self.model[0].module if isinstance(self.model[0], DistributedDataParallel) else self.model[0]
         num_tokens = batch.x.shape[1] - sentence_encoder.first_pooled(batch.x.shape[1])
@@ -254,7 +253,7 @@ class SemiSupervisedLearner(ClassifierLearner):
         like_bTE = self._zeros(batch)
         num_tokens, width = like_bTE.shape[1:]
         part = "labelled" if batch.has_labels else "unlabelled"
-        key = derive_key(self.dropout_context.seed, self.stage, "virtual adversarial", part, self.stage_step)
+        key = self.dropout_context.noise_key(f"virtual adversarial {part}")
         mask = Mask(key, batch.rows, num_tokens * width, 0.5, like_bTE.dtype)
         signs_bTE = (compute_masks([mask], batch.x.device)[0] - 1).view(like_bTE.shape)
         is_text_bT = batch.x[:, batch.x.shape[1] - num_tokens :] != PAD_ID
