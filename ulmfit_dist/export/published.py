@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
-from ulmfit_dist.config.loading import to_dict
+from ulmfit_dist.config.loading import describe, to_dict
 from ulmfit_dist.config.schema import Config, DataConfig, RuntimeConfig
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.pretrained.hub import is_hub_model
@@ -93,11 +93,11 @@ def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:
 
 def public_keys() -> set[str]:
     """Return the dotted keys that can be published with other values than their defaults."""
-    default = Config()
     keys = {"name", "seed", "runtime.precision", *(f"data.{key}" for key in DATA_KEYS)}
-    for section, private in PRIVATE_KEYS.items():
-        names = {item.name for item in fields(getattr(default, section))}
-        keys |= {f"{section}.{name}" for name in names - set(private)}
+    for key, _, _ in describe(Config()):
+        section, _, name = key.partition(".")
+        if section in PRIVATE_KEYS and name not in PRIVATE_KEYS[section]:
+            keys.add(key)
     return keys
 
 
