@@ -54,6 +54,7 @@ class DropoutContext:
 
     def noise_key(self, purpose: str) -> Key:
         """Return the generator's key for other random numbers of a step, whatever chunk was read last."""
+        assert self.step is not None  # set by the training step
         return derive_key(self.seed, self.stage, purpose, self.step)
 
     def row_mask(self, site: str, rows: range, num_features: int, p: float, like: Tensor) -> Tensor:
