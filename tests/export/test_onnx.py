@@ -53,7 +53,7 @@ def test_the_graph_agrees_with_the_classifier_on_texts(exported: tuple[TextClass
     texts = [" ".join(rng.choice(VOCAB[5:], size)) for size in (1, 3, 4, 5, 9, 10, 11, 40, 200)]
     expected = classifier.predict_proba(texts)
     assert np.ptp(np.log(expected), axis=0).max() > 1
-    documents = classifier._encode(texts)
+    documents = classifier.as_read(classifier.encode(texts))
     np.testing.assert_allclose(answers(graph, documents), expected, rtol=1e-4)
     for document, row in zip(documents, expected, strict=True):
         np.testing.assert_allclose(answers(graph, [document])[0], row, rtol=1e-4)
@@ -69,7 +69,9 @@ def test_graphs_of_several_classes_and_of_numbers_agree(tmp_path: Path, config: 
     expected = classifier.predict_proba(texts)
     assert np.ptp(expected, axis=0).max() > 0.1
     output = "probabilities" if config is SEVERAL else "values"
-    np.testing.assert_allclose(answers(graph, classifier._encode(texts), output), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        answers(graph, classifier.as_read(classifier.encode(texts)), output), expected, rtol=1e-4, atol=1e-5
+    )
     assert json.loads((tmp_path / "reading.json").read_text())["target"] == config.classifier.target
 
 
@@ -84,7 +86,7 @@ def test_the_graph_agrees_on_news_articles(tmp_path: Path):
     classifier, graph = load_classifier(run), export_to_onnx(run, tmp_path / "model.onnx")
     expected = classifier.predict_proba(texts)
     assert np.ptp(np.log(expected), axis=0).max() > 1
-    np.testing.assert_allclose(answers(graph, classifier._encode(texts)), expected, rtol=1e-4)
+    np.testing.assert_allclose(answers(graph, classifier.as_read(classifier.encode(texts))), expected, rtol=1e-4)
 
 
 def test_all_that_a_caller_needs_lies_beside_it(exported: tuple[TextClassifier, Path]):

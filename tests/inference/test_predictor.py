@@ -58,8 +58,8 @@ def test_a_long_list_is_read_in_parts(classifier: TextClassifier, monkeypatch: p
     expected = probabilities(classifier, texts)
     parts = []
     monkeypatch.setattr(predict_module, "CHARACTERS_AT_ONCE", 20)
-    encode = classifier._encode
-    monkeypatch.setattr(classifier, "_encode", lambda part: parts.append(len(part)) or encode(part))
+    encode = classifier.encode
+    monkeypatch.setattr(classifier, "encode", lambda part: parts.append(len(part)) or encode(part))
     np.testing.assert_allclose(probabilities(classifier, texts), expected, atol=1e-6)
     assert len(parts) > 2
     assert sum(parts) == len(texts)
@@ -70,10 +70,10 @@ def test_a_text_is_read_as_far_as_in_training(classifier: TextClassifier, monkey
     whole, beginning = texts_of([30])[0], texts_of([30])[0][: 2 * 6 - 1]  # xxbos and six letters
     settings = replace(CONFIG.classifier, max_doc_tokens=7)
     config = replace(CONFIG, classifier=settings, model=replace(CONFIG.model, backwards=backwards))
-    expected = classifier._encode([beginning])[0]
+    expected = classifier.as_read(classifier.encode([beginning]))[0]
     assert len(expected) == 7
     monkeypatch.setattr(classifier, "config", config)
-    assert classifier._encode([whole])[0].tolist() == expected[:: -1 if backwards else 1].tolist()
+    assert classifier.as_read(classifier.encode([whole]))[0].tolist() == expected[:: -1 if backwards else 1].tolist()
 
 
 @pytest.mark.distributed
@@ -106,7 +106,7 @@ def test_one_text_is_labelled_as_fastai_labels_it(classifier: TextClassifier):
 def test_what_is_no_list_of_texts_is_refused_before_anything_is_computed(
     classifier: TextClassifier, monkeypatch: pytest.MonkeyPatch, texts: Any, message: str
 ):
-    monkeypatch.delattr(TextClassifier, "_encode")
+    monkeypatch.delattr(TextClassifier, "encode")
     for call in (classifier.predict, classifier.predict_proba, classifier.iter_predict_proba):
         with pytest.raises(UserError, match=message):
             call(texts)

@@ -308,3 +308,9 @@ def test_a_recipe_reads_back_as_its_config(tmp_path):
 
 def test_examples_stay_on_their_line():
     assert shortened("a\n\x1b[31mb\t" + "c" * 99, 20) == "a [31mb " + "c" * 9 + "..."
+
+
+def test_sections_of_a_section_are_written_below_it():
+    config = Config()
+    config.classifier.unlabelled.batch_size = 8
+    assert yaml.safe_load(recipe_yaml(config, {}, []))["classifier"]["unlabelled"] == {"batch_size": 8}

@@ -1,7 +1,6 @@
 """Temperature scaling within the exported classifier (`classifier.temperature_scaling`)."""
 
 import json
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,11 +9,10 @@ import torch
 from conftest import LEARNING, TINY, make_folder
 from safetensors.torch import load_file
 
-from ulmfit_dist import classifier_learner, evaluate, load_classifier, load_config
+from ulmfit_dist import evaluate, load_classifier, load_config
 from ulmfit_dist.config.schema import Config, RuntimeConfig
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.inference.temperature import BOUNDS, fit_temperature, scale_answers
-from ulmfit_dist.stages.calibrate import calibrate
 from ulmfit_dist.stages.run import run
 
 pytestmark = pytest.mark.usefixtures("no_process_group")
@@ -57,13 +55,6 @@ def test_the_exported_model_has_the_fitted_temperature_and_no_other_change(runs:
     first, second = (load_classifier(folder).predict([text])[0] for folder in runs)
     assert first.label == second.label
     assert first.probabilities != second.probabilities
-
-
-def test_a_calibrated_model_needs_little_calibration(runs: tuple[Path, Path], config: Config):
-    learn = classifier_learner(scaled(config, "notebook"))
-    runtime = learn.accelerate.runtime
-    first, second = (calibrate(learn, runtime)["temperature"] for _ in range(2))
-    assert abs(math.log(second)) < abs(math.log(first)) / 5  # 1, but for the prior
 
 
 @pytest.mark.parametrize("target", ["category", "multicategory"])

@@ -45,6 +45,7 @@ class Fit:
             opt=SimpleNamespace(hypers=[{"lr": 0.0, "mom": 0.8}]),
             model=torch.nn.ParameterList([self.weight]),
             accelerate=SimpleNamespace(accelerator=SimpleNamespace(scaler=None)),
+            further_losses={},
             micro_batches=[SimpleNamespace(weight=1.0, global_tokens=10, global_rows=1)],
         )
         self.tracking = TrackingCallback(tracker, "tokens", lambda before: before)  # type: ignore[arg-type]

@@ -44,7 +44,7 @@ def recipe_yaml(config: Config, reasons: Mapping[str, str], heading: Sequence[st
 
 def _keys(node: Any, prefix: str, reasons: Mapping[str, str], left_out: Sequence[str]) -> Iterator[str]:
     default = type(node)()
-    indent = "  " if prefix else ""
+    indent = "  " * prefix.count(".")
     for item in fields(node):
         key, value = f"{prefix}{item.name}", getattr(node, item.name)
         if key in left_out:
@@ -52,9 +52,9 @@ def _keys(node: Any, prefix: str, reasons: Mapping[str, str], left_out: Sequence
         if is_dataclass(value):
             inside = list(_keys(value, f"{key}.", reasons, left_out))
             if inside:
-                yield _commented(f"{key}:", reasons.get(key, ""))
+                yield _commented(f"{indent}{item.name}:", reasons.get(key, ""))
                 yield from inside
-        elif item.name == "phases":
+        elif item.name == "phases" and value:
             yield _commented(f"{indent}{item.name}:", reasons.get(key, ""))
             yield from (f"{indent}  - {_phase(phase)}" for phase in value)
         elif key in ALWAYS or value != getattr(default, item.name):
