@@ -23,6 +23,7 @@ NAMES = {
     "classifier_epoch": "an epoch of the classifier",
     "predict": "classification of raw texts",
     "qrnn": "QRNN beside AWD-LSTM: steps of the language model, an epoch of the classifier, classification",
+    "semi_supervised": "training steps of the classifier with losses of unlabelled documents and perturbed embeddings",
     "generate": "text generation by a language model",
     "quickstart": "BBC News from raw text to a classifier, launch/quickstart.sh against plain fastai",
     "checkpoint": "training with and without checkpoints",

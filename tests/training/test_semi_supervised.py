@@ -20,14 +20,18 @@ from torch.nn import functional as F
 from ulmfit_dist.config.schema import UnlabelledConfig
 from ulmfit_dist.data.batches import BatchLayout, BatchShard, MicroBatch
 from ulmfit_dist.data.classifier_loader import UnlabelledLoader
+from ulmfit_dist.data.splits import describe_duplicates, split_documents
 from ulmfit_dist.data.token_store import NO_LABEL, TokenStore
 from ulmfit_dist.data.vocab import PAD_ID
 from ulmfit_dist.distributed.runtime import Runtime
+from ulmfit_dist.doctor.synthetic import RandomStore
 from ulmfit_dist.errors import UserError
+from ulmfit_dist.models.awd_lstm import AWDLSTM
 from ulmfit_dist.models.masks import Mask, compute_masks
 from ulmfit_dist.models.networks import concat_pool, encoder_of
+from ulmfit_dist.models.registry import check_perturbation
 from ulmfit_dist.rng.counter_based import derive_key
-from ulmfit_dist.stages.classifier import classifier_learner
+from ulmfit_dist.stages.classifier import check_classifier, classifier_learner
 from ulmfit_dist.training.semi_supervised import SemiSupervisedLearner, divergence, entropy, token_frequencies
 from ulmfit_dist.training.train_steps import ClassifierLearner
 
@@ -314,3 +318,46 @@ def test_too_few_unlabelled_documents_are_counted(store: TokenStore, runtime: Ru
 
 def test_without_weights_the_learner_is_the_supervised_one(store: TokenStore, runtime: Runtime):
     assert type(learner_of(store, runtime, UnlabelledConfig())) is ClassifierLearner
+
+
+def test_texts_of_valid_among_the_unlabelled_are_counted_and_left_out(store: TokenStore):
+    config = config_of()
+    config = replace(config, classifier=replace(config.classifier, unlabelled=ALL))
+    unlabelled = split_documents(store, config).unlabelled
+    valid = split_documents(store, config).classifier_valid
+    hashes = store.text_hashes.copy()
+    hashes[unlabelled[0]] = hashes[valid[0]]
+    store.text_hashes = hashes
+    splits = split_documents(store, config)
+    assert "1 of the classifier's unlabelled texts in the valid split" in describe_duplicates(store, splits, config)
+    dropping = replace(config, data=replace(config.data, on_duplicates="drop"))
+    assert split_documents(store, dropping).unlabelled.tolist() == unlabelled[1:].tolist()
+
+
+class PlainEncoder(AWDLSTM):
+    """An encoder of one's own, which knows nothing of perturbations."""
+
+    can_be_perturbed = False
+
+
+def test_an_encoder_that_is_not_perturbed_is_refused_before_any_training(store: TokenStore, runtime: Runtime):
+    config = config_of()
+    model = replace(config.model, arch=f"{__name__}.PlainEncoder")
+    config = replace(config, model=model, classifier=replace(config.classifier, unlabelled=ALL))
+    with pytest.raises(
+        UserError, match=r"classifier\.unlabelled: model\.arch=.*PlainEncoder does not perturb its embeddings"
+    ):
+        check_classifier(config, runtime, store)
+    check_perturbation(model, ONE_LOSS["entropy"])
+
+
+def test_the_expected_duration_counts_passes():
+    assert UnlabelledConfig().passes == (1, 1)
+    assert ONE_LOSS["entropy"].passes == (1, 1)
+    assert ALL.passes == pytest.approx((1 + 4 / 3 + 5 / 3, 1 + 5 / 3))
+
+
+def test_the_doctor_has_documents_without_a_label():
+    store = RandomStore(50, 20, 30, seed=0, unlabelled=7)
+    assert (store.labels == NO_LABEL).sum() == len(store.split("unlabelled")) == 7
+    assert (store.labels[store.split("valid")] != NO_LABEL).all()

@@ -119,7 +119,7 @@ def to_dict(config: Config) -> dict[str, Any]:
     return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(config)))
 
 
-def describe(config: Config | Phase) -> Iterator[tuple[str, str, str]]:
+def describe(config: Any) -> Iterator[tuple[str, str, str]]:
     """Yield (dotted key, value as YAML, meaning in one line) of every key, in the order of `schema.py`."""
     yield from _describe(config, "")
 

@@ -49,11 +49,19 @@ def page() -> str:
     parts = [HEAD, *_table("The run", config, "")]
     for item in dataclasses.fields(config):
         if dataclasses.is_dataclass(getattr(config, item.name)):
-            parts += _table(item.name, getattr(config, item.name), f"{item.name}.")
+            parts += _section(item.name, getattr(config, item.name))
     return "\n\n".join([*parts, *_table("A phase", Phase(), "")]) + "\n"
 
 
-def _table(title: str, section: Config | Phase, prefix: str) -> Iterator[str]:
+def _section(name: str, section: Any) -> Iterator[str]:
+    """Yield the table of a section, then those of the sections in it."""
+    yield from _table(name, section, f"{name}.")
+    for item in dataclasses.fields(section):
+        if dataclasses.is_dataclass(getattr(section, item.name)):
+            yield from _section(f"{name}.{item.name}", getattr(section, item.name))
+
+
+def _table(title: str, section: Any, prefix: str) -> Iterator[str]:
     fields = {item.name: item for item in dataclasses.fields(section)}
     yield f"## {title}"
     yield " ".join((section.__doc__ or "").split())

@@ -285,7 +285,22 @@ class UnlabelledConfig:
     @property
     def is_active(self) -> bool:
         """True if a loss has a weight."""
-        return bool(self.entropy_weight or self.adversarial_weight or self.virtual_adversarial_weight)
+        return bool(self.entropy_weight or self.is_perturbed)
+
+    @property
+    def is_perturbed(self) -> bool:
+        """True if a loss is computed at perturbed embeddings."""
+        return bool(self.adversarial_weight or self.virtual_adversarial_weight)
+
+    @property
+    def passes(self) -> tuple[float, float]:
+        """Cost of a labelled and of an unlabelled document, in forward and backward passes of the encoder.
+
+        A pass of which only the gradient of the embeddings is computed counts as two thirds of one.
+        """
+        virtual = (1 + self.power_iterations * 2 / 3) * bool(self.virtual_adversarial_weight)
+        adversarial = (1 + 1 / 3) * bool(self.adversarial_weight)  # its direction reuses the clean forward pass
+        return 1 + adversarial + virtual, 1 + virtual
 
 
 @dataclass

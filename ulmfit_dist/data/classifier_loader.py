@@ -101,6 +101,13 @@ class ClassifierLoader:
         """Yield the steps of the epoch from step `first` on, without reading the steps before it."""
         return map(self.step, range(first, len(self)))
 
+    def documents_of_step(self, step: int) -> list[np.ndarray]:
+        """Return the labelled documents of a global batch, and the unlabelled ones if there are any, longest first."""
+        batch = self._batches[step]
+        if self.unlabelled is None:
+            return [batch]
+        return [batch, self.unlabelled.batch_of(self.epoch * len(self) + step)]
+
     def step(self, step: int) -> list[MicroBatch]:
         """Return the micro-batches of a step; empty if the batch has no document for this rank."""
         batch = self._batches[step]
@@ -152,12 +159,16 @@ class UnlabelledLoader(ClassifierLoader):
     streams = ("unlabelled", "unlabelled batches")
     batch_size_key = "classifier.unlabelled.batch_size"
 
-    def at(self, stage_step: int, first_row: int) -> list[MicroBatch]:
-        """Return the micro-batches of a step of the stage, their rows counted from `first_row`."""
+    def batch_of(self, stage_step: int) -> np.ndarray:
+        """Return the documents of a step of the stage, over all ranks."""
         number, step = divmod(stage_step, len(self))
         if number != self.epoch:
             self.set_epoch(number)
-        batches = self._of_rank(self._batches[step])
+        return self._batches[step]
+
+    def at(self, stage_step: int, first_row: int) -> list[MicroBatch]:
+        """Return the micro-batches of a step of the stage, their rows counted from `first_row`."""
+        batches = self._of_rank(self.batch_of(stage_step))
         return [replace(batch, rows=_shifted(batch.rows, first_row), has_labels=False) for batch in batches]
 
     def _micro_batch(self, batch: np.ndarray, rows: range) -> MicroBatch:

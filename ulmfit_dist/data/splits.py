@@ -41,15 +41,19 @@ class DocumentSplits:
     test: np.ndarray
     test_texts: np.ndarray
 
-    def sides(self, reads_test: bool) -> Iterator[tuple[str, np.ndarray, str, np.ndarray]]:
+    def sides(self, reads_test: bool, reads_unlabelled: bool = False) -> Iterator[tuple[str, np.ndarray, str, np.ndarray]]:
         """Yield pairs of splits that must not share a text: the one to learn from first, each with its name.
 
         Args:
             reads_test: the language model reads the texts of the test split.
+            reads_unlabelled: the classifier reads documents without a label.
         """
         yield "the training split", self.classifier_train, "the valid split", self.classifier_valid
         yield "the training split", self.classifier_train, "the test split", self.test_texts
         yield "the valid split", self.classifier_valid, "the test split", self.test_texts
+        if reads_unlabelled:
+            yield "the classifier's unlabelled texts", self.unlabelled, "the valid split", self.classifier_valid
+            yield "the classifier's unlabelled texts", self.unlabelled, "the test split", self.test_texts
         yield "the language model's texts", self.lm_train, "its valid texts", self.lm_valid
         if not reads_test:
             yield "the language model's texts", self.lm_train, "the test split", self.test_texts
@@ -78,7 +82,7 @@ def describe_duplicates(store: TokenStore, splits: DocumentSplits, config: Confi
     """Return a phrase with the number of documents whose text is in another split; empty if there are none."""
     counts = [
         f"{number:,} of {learned} in {other}"
-        for learned, documents, other, others in splits.sides(config.lm.use_test_texts)
+        for learned, documents, other, others in splits.sides(config.lm.use_test_texts, _reads_unlabelled(config))
         if (number := int(_shared(store, documents, others).sum()))
     ]
     return f"equal texts in two splits, which make metrics too optimistic: {', '.join(counts)}" if counts else ""
@@ -132,9 +136,13 @@ def _cut_store(store: TokenStore, config: Config) -> DocumentSplits:
 
 
 def _check_disjoint(splits: DocumentSplits, config: Config) -> None:
-    for learned, documents, other, others in splits.sides(config.lm.use_test_texts):
+    for learned, documents, other, others in splits.sides(config.lm.use_test_texts, _reads_unlabelled(config)):
         if number := len(np.intersect1d(documents, others)):
             raise RuntimeError(f"{number} documents are in {learned} and in {other}: this is a bug")
+
+
+def _reads_unlabelled(config: Config) -> bool:
+    return config.classifier.unlabelled.batch_size is not None
 
 
 def _shared(store: TokenStore, documents: np.ndarray, others: np.ndarray) -> np.ndarray:

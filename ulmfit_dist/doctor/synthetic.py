@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from ulmfit_dist.config.schema import Config
 from ulmfit_dist.data.batches import make_batch_shard
-from ulmfit_dist.data.token_store import TokenStore, read_meta, token_dtype
+from ulmfit_dist.data.token_store import NO_LABEL, TokenStore, read_meta, token_dtype
 from ulmfit_dist.doctor.checks import Context
 from ulmfit_dist.models.fused_cross_entropy import ActivationRegularization, DecoderLoss
 from ulmfit_dist.models.networks import build_classifier, build_language_model, encoder_of
@@ -49,20 +49,22 @@ class RandomStore(TokenStore):
         documents: number of training documents; a fifth as many are added for validation.
         length: tokens per document.
         seed: seed of the ids.
+        unlabelled: number of documents without a label.
     """
 
-    def __init__(self, vocab_size: int, documents: int, length: int, seed: int):
+    def __init__(self, vocab_size: int, documents: int, length: int, seed: int, unlabelled: int = 0):
         rng = np.random.default_rng(seed)
         valid = max(2, documents // 5)
+        labelled, total = documents + valid, documents + valid + unlabelled
         self.path = Path("random")
         self.vocab = [f"token{i}" for i in range(vocab_size)]
         self.label_names = LABELS
-        self.lengths = np.full(documents + valid, length, dtype=np.int64)
-        self.labels = np.arange(documents + valid, dtype=np.int32) % len(LABELS)
+        self.lengths = np.full(total, length, dtype=np.int64)
+        self.labels = np.where(np.arange(total) < labelled, np.arange(total) % len(LABELS), NO_LABEL).astype(np.int32)
         self.meta = {
             "fingerprint": f"random-{seed}",
             "num_documents": len(self.lengths),
-            "splits": {"train": [0, documents], "valid": [documents, documents + valid]},
+            "splits": {"train": [0, documents], "valid": [documents, labelled], "unlabelled": [labelled, total]},
             "labels": LABELS,
         }
         ids = rng.integers(min(FIRST_ID, vocab_size - 1), vocab_size, int(self.lengths.sum()))
@@ -128,8 +130,12 @@ def probe_learner(context: Context, stage: str, steps: int) -> DistributedLearne
     runtime = context.runtime
     runtime.reset_grad_scaler()
     lm = replace(config.lm, callbacks=[], valid_pct=None, global_batch_size=sizes.rows, seq_len=sizes.tokens)
+    unlabelled = config.classifier.unlabelled.batch_size
+    if unlabelled is not None and sizes.is_reduced:
+        unlabelled = min(unlabelled, sizes.documents)
     classifier = replace(
         config.classifier,
+        unlabelled=replace(config.classifier.unlabelled, batch_size=unlabelled),
         callbacks=[],
         metrics=[],
         class_weights=None,
@@ -150,7 +156,8 @@ def probe_learner(context: Context, stage: str, steps: int) -> DistributedLearne
         store = RandomStore(vocab_size(config), documents, length, config.seed)
         learner: DistributedLearner = context.learners["lm"](config, runtime, store)
         return learner
-    store = RandomStore(vocab_size(config), sizes.documents * (steps + 1), 4 * sizes.tokens, config.seed)
+    documents, length = sizes.documents * (steps + 1), 4 * sizes.tokens
+    store = RandomStore(vocab_size(config), documents, length, config.seed, unlabelled or 0)
     learner = context.learners["classifier"](config, runtime, store)
     return learner
 

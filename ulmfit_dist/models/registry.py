@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ulmfit_dist.config.schema import ModelConfig
+from ulmfit_dist.config.schema import ModelConfig, UnlabelledConfig
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.models.awd_lstm import AWDLSTM
 from ulmfit_dist.models.encoder import Encoder
@@ -34,12 +34,9 @@ def make_encoder(vocab_size: int, model: ModelConfig, dropouts: dict[str, float]
     """
     if model.arch is None:
         return AWDLSTM(vocab_size, model, dropouts)
-    what = f"module.Class, or as {' or '.join(BUILT_IN)}"
-    encoder_class: Any = BUILT_IN.get(model.arch) or import_path(model.arch, KEY, what)
-    if not (isinstance(encoder_class, type) and issubclass(encoder_class, Encoder)):
-        raise UserError(f"{KEY}: {model.arch} is not a subclass of ulmfit_dist.models.encoder.Encoder: derive it from that")
+    encoder_class: Any = _encoder_class(model.arch)
     try:
-        encoder: Encoder = encoder_class(vocab_size, model, dropouts, **model.arch_kwargs)  # type: ignore[call-arg]
+        encoder: Encoder = encoder_class(vocab_size, model, dropouts, **model.arch_kwargs)
         _check(encoder, vocab_size, model)
     except Exception as error:
         reason = f"{type(error).__name__}: {on_one_line(error)}"
@@ -47,6 +44,25 @@ def make_encoder(vocab_size: int, model: ModelConfig, dropouts: dict[str, float]
             f"{KEY}: {model.arch} cannot be instantiated ({reason}): fix the class, or model.arch_kwargs"
         ) from None
     return encoder
+
+
+def check_perturbation(model: ModelConfig, settings: UnlabelledConfig) -> None:
+    """Raise UserError if a loss needs perturbed embeddings, and the encoder adds no perturbation to its own."""
+    if not settings.is_perturbed or model.arch is None or _encoder_class(model.arch).can_be_perturbed:
+        return
+    raise UserError(
+        f"classifier.unlabelled: {KEY}={model.arch} does not perturb its embeddings: call self.perturbed in its read, and "
+        f"set can_be_perturbed, or leave out adversarial_weight and virtual_adversarial_weight"
+    )
+
+
+def _encoder_class(arch: str) -> type[Encoder]:
+    """Return the class of a value of `model.arch`. Raises UserError if there is none, or if it is not an encoder."""
+    what = f"module.Class, or as {' or '.join(BUILT_IN)}"
+    encoder_class: Any = BUILT_IN.get(arch) or import_path(arch, KEY, what)
+    if not (isinstance(encoder_class, type) and issubclass(encoder_class, Encoder)):
+        raise UserError(f"{KEY}: {arch} is not a subclass of ulmfit_dist.models.encoder.Encoder: derive it from that")
+    return encoder_class
 
 
 def _check(encoder: Encoder, vocab_size: int, model: ModelConfig) -> None:

@@ -11,12 +11,12 @@ from ulmfit_dist.data.splits import missing_labels, split_documents
 from ulmfit_dist.data.targets import check_targets, read_targets
 from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.distributed.runtime import Runtime
-from ulmfit_dist.errors import UserError
 from ulmfit_dist.metrics.objective import Loss, build_objective_loss, build_objective_metrics
 from ulmfit_dist.models.bundle import load_encoder, read_bundle
 from ulmfit_dist.models.encoder import Encoder
 from ulmfit_dist.models.networks import build_classifier, classifier_groups, encoder_of
 from ulmfit_dist.models.pretrained import load_pretrained_encoder
+from ulmfit_dist.models.registry import check_perturbation
 from ulmfit_dist.models.vocab_match import report_match
 from ulmfit_dist.rng.counter_based import seed_torch
 from ulmfit_dist.training.callbacks.user import add_callbacks, check_callbacks
@@ -41,7 +41,6 @@ def classifier_learner(config: Config, runtime: Runtime, store: TokenStore, need
     model = build_classifier(len(store.vocab), train.targets.num_outputs, config.model, config.classifier)
     if needs_encoder or config.encoder_source is not None or (config.run_dir / "lm").is_dir():
         _load_encoder(encoder_of(model), config, runtime, store)
-    _check_encoder(config, encoder_of(model))
     metrics = build_objective_metrics(train.targets, config.classifier)
     parts = LearnerParts(model, classifier_groups, classifier_loss(config, train), metrics, train, valid)
     learner_class = SemiSupervisedLearner if config.classifier.unlabelled.is_active else ClassifierLearner
@@ -62,15 +61,6 @@ def semi_supervised(config: Config, store: TokenStore, train: ClassifierLoader) 
     return SemiSupervised(settings.unlabelled, settings.target, num_steps, token_frequencies(store, np.unique(documents)))
 
 
-def _check_encoder(config: Config, encoder: Encoder) -> None:
-    settings = config.classifier.unlabelled
-    if not encoder.can_be_perturbed and (settings.adversarial_weight or settings.virtual_adversarial_weight):
-        raise UserError(
-            f"classifier.unlabelled: model.arch={config.model.arch} does not perturb its embeddings: call self.perturbed in "
-            f"its read, and set can_be_perturbed, or leave out adversarial_weight and virtual_adversarial_weight"
-        )
-
-
 def check_classifier(config: Config, runtime: Runtime, store: TokenStore) -> None:
     """Raise UserError for texts, labels or settings that the stage cannot be trained on, before any stage is trained."""
     train, _ = classifier_loaders(config, runtime, store)
@@ -86,6 +76,7 @@ def classifier_loss(config: Config, train: ClassifierLoader) -> Loss:
 
 def classifier_loaders(config: Config, runtime: Runtime, store: TokenStore) -> tuple[ClassifierLoader, ClassifierLoader]:
     """Return training and validation loaders of this rank. Raises UserError for labels that cannot be learned."""
+    check_perturbation(config.model, config.classifier.unlabelled)
     settings, splits = config.classifier, split_documents(store, config)
     targets = read_targets(store, settings, config.data.label_delim)
     missing = missing_labels(store, config)

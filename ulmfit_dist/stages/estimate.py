@@ -1,7 +1,8 @@
 """Expected duration of a training stage, measured on a few of its own steps.
 
 A temporary learner of the stage trains a few steps on the ranks and with the loaders of the run. The cost of a step is
-assumed proportional to the positions that it computes: rows times tokens, padding included. Trade-off: measuring takes
+assumed proportional to the positions that it computes: rows times tokens, padding included, times the passes of the losses
+of `classifier.unlabelled`. Trade-off: measuring takes
 several seconds, so short stages are not measured, and their duration is reported as zero.
 """
 
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 from fastai.callback.core import Callback, CancelEpochException, CancelFitException
 
-from ulmfit_dist.config.schema import Config
+from ulmfit_dist.config.schema import ClassifierConfig, Config, UnlabelledConfig
 from ulmfit_dist.data.classifier_loader import ClassifierLoader
 from ulmfit_dist.data.lm_loader import LMLoader
 from ulmfit_dist.data.splits import split_documents
@@ -136,7 +137,7 @@ def estimate_stage(
         per_position = dict.fromkeys((phase.freeze_to for phase in phases), 0.0)
         operations = _operations(learner, stage) * work.train * sum(phase.epochs for phase in phases)
         if operations > (MIN_WORK if limits.min_work is None else limits.min_work):
-            timer = partial(StepTimer, runtime, limits.budget_seconds, config.classifier.max_len)
+            timer = partial(StepTimer, runtime, limits.budget_seconds, config.classifier)
             per_position = _measure(learner, runtime, list(per_position), timer)
     steps, seconds = [], []
     trained = max(per_position.values())
@@ -153,8 +154,8 @@ class StepTimer(Callback):
 
     order, run_valid = CallbackOrder.STEP_TIMER, False
 
-    def __init__(self, runtime: Runtime, budget_seconds: float, max_len: int):
-        self.runtime, self.budget_seconds, self.max_len = runtime, budget_seconds, max_len
+    def __init__(self, runtime: Runtime, budget_seconds: float, settings: ClassifierConfig):
+        self.runtime, self.budget_seconds, self.settings = runtime, budget_seconds, settings
         self.seconds: list[float] = []
         self.positions: list[float] = []
 
@@ -163,7 +164,7 @@ class StepTimer(Callback):
 
     def after_batch(self) -> None:
         self.seconds.append(self.runtime.broadcast_object(self._now() - self.started))
-        self.positions.append(sum(_positions_of_step(self.learn.dl, self.learn.iter, self.max_len)))
+        self.positions.append(sum(_positions_of_step(self.learn.dl, self.learn.iter, self.settings)))
         if len(self.seconds) > MAX_STEPS or sum(self.seconds[1:]) > self.budget_seconds:
             raise CancelFitException()
 
@@ -226,9 +227,10 @@ def _with_vocab(store: TokenStore, size: int | None) -> TokenStore:
 
 def _work(config: Config, store: TokenStore, learner: DistributedLearner, scale: float) -> Work:
     train, valid = learner.dls.train, learner.dls.valid
-    max_len = config.classifier.max_len
-    trained, read = zip(*(_positions_of_step(train, step, max_len) for step in range(len(train))), strict=True)
-    num_valid = sum(sum(_positions_of_step(valid, step, max_len)) for step in range(len(valid)))
+    settings = config.classifier
+    trained, read = zip(*(_positions_of_step(train, step, settings) for step in range(len(train))), strict=True)
+    once = replace(settings, unlabelled=UnlabelledConfig())
+    num_valid = sum(sum(_positions_of_step(valid, step, once)) for step in range(len(valid)))
     test_lengths = store.lengths[split_documents(store, config).test].astype(np.float64)
     if config.classifier.max_doc_tokens is not None:
         test_lengths = np.minimum(test_lengths, config.classifier.max_doc_tokens)
@@ -236,16 +238,20 @@ def _work(config: Config, store: TokenStore, learner: DistributedLearner, scale:
     return Work(sum(trained) * scale, sum(read) * scale, num_valid * scale, float(test_lengths.sum()) * scale, steps)
 
 
-def _positions_of_step(loader: Any, step: int, max_len: int) -> tuple[float, float]:
-    """Return the positions of a global batch that are computed with and without gradient."""
+def _positions_of_step(loader: Any, step: int, settings: ClassifierConfig) -> tuple[float, float]:
+    """Return the positions of a step that are computed with and without gradient, each once per pass."""
     if isinstance(loader, LMLoader):
         begin = step * loader.seq_len
         return float(loader.global_batch_size * min(loader.seq_len, loader.row_len - begin)), 0.0
     assert isinstance(loader, ClassifierLoader)
-    lengths = loader.lengths[loader._batches[step]]
-    padded = lengths[0] - (lengths[0] - lengths) // loader.seq_len * loader.seq_len
-    trained = np.minimum(padded, max_len)
-    return float(trained.sum()), float((padded - trained).sum())
+    with_gradient, without = 0.0, 0.0
+    for documents, passes in zip(loader.documents_of_step(step), settings.unlabelled.passes, strict=False):
+        lengths = loader.lengths[documents]
+        padded = lengths[0] - (lengths[0] - lengths) // loader.seq_len * loader.seq_len
+        trained = np.minimum(padded, settings.max_len)
+        with_gradient += passes * float(trained.sum())
+        without += passes * float((padded - trained).sum())
+    return with_gradient, without
 
 
 def _operations(learner: DistributedLearner, stage: str) -> float:

@@ -107,6 +107,11 @@ class DistributedLearner(TextLearner, metaclass=ABCMeta):
         """Optimizer steps completed over all phases."""
         return self.train_state.stage_step
 
+    @property
+    def rows_of_step(self) -> int:
+        """Rows of the largest global batch that a step computes."""
+        return self.micro_batches[0].global_rows
+
     def _set_device(self, micro_batches: list[MicroBatch]) -> list[MicroBatch]:
         return [batch.to(self.dls.device) for batch in micro_batches]
 

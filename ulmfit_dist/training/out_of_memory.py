@@ -133,9 +133,9 @@ def release(learner: DistributedLearner) -> None:
 
 def _smaller_size(learner: DistributedLearner, failure: RankOutOfMemoryError, is_repeatable: bool) -> int:
     """Return half the micro-batch size, the same on all ranks, and print it. Raises UserError."""
-    shard, batch = learner.accelerate.shard, learner.micro_batches[0]
-    rows = shard.rows_at_once(batch.global_rows)
-    smaller: int | None = shard.halved(batch.global_rows)
+    shard, global_rows = learner.accelerate.shard, learner.rows_of_step
+    rows = shard.rows_at_once(global_rows)
+    smaller: int | None = shard.halved(global_rows)
     error = f"{learner.stage}: out of memory at {rows} row(s) per micro-batch on {failure}"
     if smaller is None:
         raise mark_collective(UserError(f"{error}, the smallest possible: {ADVICE[learner.stage]}"))

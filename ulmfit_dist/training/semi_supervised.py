@@ -118,6 +118,10 @@ class SemiSupervisedLearner(ClassifierLearner):
         self.micro_batches = [batch for batch in micro_batches if batch.has_labels]
         self.unlabelled_batches = [batch for batch in micro_batches if not batch.has_labels]
 
+    @property
+    def rows_of_step(self) -> int:
+        return max(part[0].global_rows for part in (self.micro_batches, self.unlabelled_batches) if part)
+
     def recut_micro_batches(self) -> None:
         shard, ranks = self.accelerate.shard, len(self.accelerate.shard.canonical_ranks)
         parts = [part for part in (self.micro_batches, self.unlabelled_batches) if part]
