@@ -185,6 +185,16 @@ def test_each_phase_is_checked(phase: str, expected: str):
             ["classifier.target=regression", "data.missing_label=null", "classifier.temperature_scaling=true"],
             "classifier.temperature_scaling is for probabilities: leave it out of a regression",
         ),
+        (
+            ["classifier.target=regression", "data.missing_label=null", "classifier.unlabelled.entropy_weight=1"],
+            "classifier.unlabelled: entropy_weight and virtual_adversarial_weight are for probabilities: a regression has",
+        ),
+        (["classifier.unlabelled.entropy_weight=1"], "entropy_weight is of unlabelled documents: set classifier.unlabelled"),
+        (["classifier.unlabelled.batch_size=8"], "batch_size=8, but no loss reads unlabelled documents: set entropy_weight"),
+        (
+            ["classifier.unlabelled={batch_size: 8, adversarial_weight: 1}"],
+            "batch_size=8, but no loss reads unlabelled documents: set entropy_weight or virtual_adversarial_weight above 0",
+        ),
         (["classifier.y_range=[5, 0]"], "classifier.y_range=[5.0, 0.0]: give the lowest and the highest number"),
     ],
 )

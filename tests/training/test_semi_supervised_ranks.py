@@ -20,7 +20,13 @@ OVERRIDES = (
     "checkpoint.interval_steps=4",
     "tracking={trackers: [], log_interval: 1}",
 )
-CUTS = {"one": (1, []), "two": (2, []), "four": (4, []), "accumulated": (1, ["runtime.micro_batch_size=2"])}
+CUTS = {
+    "one": (1, []),
+    "two-accumulated": (2, ["runtime.micro_batch_size=3"]),
+    "two": (2, []),
+    "four": (4, []),
+    "accumulated": (1, ["runtime.micro_batch_size=2"]),
+}
 
 
 def write_texts(folder: Path) -> None:
