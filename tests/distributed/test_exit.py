@@ -16,7 +16,10 @@ SCRIPT = """
 import atexit, signal, sys, threading, time
 from ulmfit_dist.distributed.exit import exit_process
 
+printed = threading.Event()
+
 def late():
+    printed.wait()
     time.sleep(0.2)
     print("thread")
 
@@ -24,6 +27,7 @@ def main():
     threading.Thread(target=late).start()
     atexit.register(print, "atexit")
     print("main")
+    printed.set()
     {end}
 
 exit_process(main)

@@ -51,8 +51,8 @@ def check_perturbation(model: ModelConfig, settings: UnlabelledConfig) -> None:
     if not settings.is_perturbed or model.arch is None or _encoder_class(model.arch).can_be_perturbed:
         return
     raise UserError(
-        f"classifier.unlabelled: {KEY}={model.arch} does not perturb its embeddings: call self.perturbed in its read, and "
-        f"set can_be_perturbed, or leave out adversarial_weight and virtual_adversarial_weight"
+        f"classifier.unlabelled: model.arch={model.arch} does not perturb its embeddings: call self.perturbed in its read "
+        f"and set can_be_perturbed, or leave out adversarial_weight and virtual_adversarial_weight"
     )
 
 
