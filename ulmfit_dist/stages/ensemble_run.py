@@ -40,6 +40,7 @@ from ulmfit_dist.stages.evaluate_ensemble import (
     single_numbers,
 )
 from ulmfit_dist.stages.final_scores import is_short, write_predictions
+from ulmfit_dist.stages.run import report
 from ulmfit_dist.stages.voters import LINEAR, make_voters, mean_of, select_voters
 from ulmfit_dist.tracking.tracker import Tracker
 from ulmfit_dist.utils.log import get_logger
@@ -85,7 +86,7 @@ def make_ensemble(
         result = runtime.broadcast_object(saved)
         if result is None:
             result = _make(members, config, identity, runtime, tracker)
-        lines = _report(config.run_dir) if runtime.is_main else []
+        lines = report(config.run_dir) if runtime.is_main else []
     except ResumableInterrupt:
         with signals.saved():
             tracker.close(RESUMABLE)
@@ -226,14 +227,3 @@ def _identity(config: Config, members: Members) -> str:
 
 def _padded(values: Sequence[Any], length: int) -> list[Any]:
     return [*values, *[None] * (length - len(values))]
-
-
-def _report(run: Path) -> list[str]:
-    """Write the report; an error in it is a warning, because the ensemble itself is complete."""
-    from ulmfit_dist.report.page import write_report
-
-    try:
-        return [f"report: {write_report([run])}"]
-    except Exception as error:
-        logger.warning(f"no report of {run}: {type(error).__name__}: {error}")
-        return []
