@@ -7,9 +7,10 @@ the reviews that keep their labels, a fifth of which is the valid split; all sel
 forward and backward, are trained from scratch on the 75,000 reviews that are not test. The test reviews are scored, and
 nothing else reads them. The same command resumes: finished runs are not trained again.
 
-Methods: `linear`, TF-IDF with logistic regression; `fastai`, its classifier with the same encoder, phases and dropout;
-`supervised`; `semi-supervised` (`classifier.unlabelled`); `self-training`, on the supervised recipe with the linear model in
-the teacher; `both`, the mean of forward and backward self-training; `voters`, the same with the linear model.
+Methods: `linear`, TF-IDF with logistic regression; `lsa`, the same with latent semantic analysis of all training texts
+(`classifier.baseline_features: lsa`); `fastai`, its classifier with the same encoder, phases and dropout; `supervised`;
+`semi-supervised` (`classifier.unlabelled`); `self-training` with the model of `lsa` as the teacher; `both`, the mean of
+forward and backward self-training; `voters`, the same with the model of `lsa`.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ import pandas as pd  # type: ignore[import-untyped]
 
 from benchmarks.machine import machine
 
-METHODS = ("linear", "fastai", "supervised", "semi-supervised", "self-training", "both", "voters")
+METHODS = ("linear", "lsa", "fastai", "supervised", "semi-supervised", "self-training", "both", "voters")
 DIRECTIONS = ("forward", "backward")
 BASE = (
     "data.source=parquet",
@@ -58,7 +59,15 @@ UNLABELLED = (
     "classifier.unlabelled.adversarial_weight=1.0",
     "classifier.unlabelled.virtual_adversarial_weight=1.0",
 )
-SELF_TRAINING = ("self_training.teacher=mean", "self_training.phases=[{epochs: 1, lr: [1.5e-3, 1e-2]}]")
+SELF_TRAINING = (
+    "classifier.baseline_features=lsa",
+    "classifier.global_batch_size=32",
+    "classifier.drop_mult=0.3",
+    "self_training.teacher=baseline",
+    "self_training.rounds=1",
+    "self_training.shares=[0.1, 0.25, 0.5]",
+    "self_training.phases=[{epochs: 1, lr: [1.5e-3, 1e-2]}]",
+)
 COMMAND = [sys.executable, "-m", "ulmfit_dist"]
 
 
@@ -95,13 +104,13 @@ class Runs:
 
     def accuracy(self, method: str) -> float:
         """Return the accuracy on the test reviews."""
-        if method == "linear":
-            return self._of_summary("supervised", "baseline")
+        if method in ("linear", "lsa"):
+            return self._of_linear(method)
         if method in ("both", "voters"):
             return self._of_ensemble(method)
         if method == "fastai":
             return self._of_fastai()
-        return self._of_summary(method, "classifier")
+        return float(_summary(self._run(method))["classifier"]["test"]["accuracy"])
 
     def train_language_model(self, direction: str) -> None:
         """Train the language model of all draws, which reads no label."""
@@ -130,24 +139,15 @@ class Runs:
             self._call(command, *self._overrides(method, direction))
         return run
 
-    def _of_summary(self, method: str, part: str) -> float:
-        return float(_summary(self._run(method))[part]["test"]["accuracy"])
+    def _of_linear(self, method: str) -> float:
+        features = f"classifier.baseline_features={'tfidf' if method == 'linear' else 'lsa'}"
+        figures = self._json(method, "baseline", "recipe.yaml", *self._texts(), *BASE, f"name={method}", features)
+        return float(figures["test"]["accuracy"])
 
     def _of_ensemble(self, method: str) -> float:
-        path = self.folder / f"{method}-{self.draw}.json"
-        if not path.exists():
-            runs = [str(self._run("self-training", direction)) for direction in DIRECTIONS]
-            options = ["--with-baseline"] if method == "voters" else []
-            done = subprocess.run(
-                [*COMMAND, "ensemble", *runs, *options, "--json"],
-                cwd=self.folder,
-                env=_environment(),
-                check=True,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            path.write_text(done.stdout[done.stdout.index("{") :])
-        return float(json.loads(path.read_text())["ensemble"]["test"]["accuracy"])
+        runs = [str(self._run("self-training", direction)) for direction in DIRECTIONS]
+        figures = self._json(method, "ensemble", *runs, *(["--with-baseline"] if method == "voters" else []))
+        return float(figures["ensemble"]["test"]["accuracy"])
 
     def _of_fastai(self) -> float:
         path = self.folder / f"fastai-{self.draw}.json"
@@ -156,10 +156,29 @@ class Runs:
             subprocess.run(command, cwd=self.folder, env=_environment(), check=True)
         return float(json.loads(path.read_text())["accuracy"])
 
+    def _json(self, method: str, *command: str) -> dict[str, Any]:
+        """Return the JSON object that a command prints, which is written to a file, unless it is there."""
+        path = self.folder / f"{method}-{self.draw}.json"
+        if not path.exists():
+            self._write_recipe()
+            done = subprocess.run(
+                [*COMMAND, *command, "--json"],
+                cwd=self.folder,
+                env=_environment(),
+                check=True,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            path.write_text(done.stdout[done.stdout.index("{") :])
+        result: dict[str, Any] = json.loads(path.read_text())
+        return result
+
     def _call(self, command: str, *overrides: str) -> None:
-        recipe = self.folder / "recipe.yaml"
-        recipe.write_text("name: recipe\n")  # the command line needs a file
-        subprocess.run([*COMMAND, command, recipe.name, *overrides], cwd=self.folder, env=_environment(), check=True)
+        self._write_recipe()
+        subprocess.run([*COMMAND, command, "recipe.yaml", *overrides], cwd=self.folder, env=_environment(), check=True)
+
+    def _write_recipe(self) -> None:
+        (self.folder / "recipe.yaml").write_text("name: recipe\n")  # the command line needs a file
 
 
 def table(accuracies: Mapping[tuple[int, str], Sequence[float]]) -> str:

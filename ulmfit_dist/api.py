@@ -180,7 +180,7 @@ def self_train(config: Config, fresh: bool = False, trust_remote_code: bool = Fa
 
 
 def baseline(config: Config, texts: Any = None) -> Figures:
-    """Return the figures of a TF-IDF baseline on the config's documents, as `ulmfit-dist baseline --json` prints them.
+    """Return the figures of a linear baseline on the config's documents, as `ulmfit-dist baseline --json` prints them.
 
     Args:
         texts: as in `prepare`.

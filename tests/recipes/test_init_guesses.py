@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from ulmfit_dist.config.loading import load_config
-from ulmfit_dist.config.schema import Config, Phase
+from ulmfit_dist.config.schema import ClassifierConfig, Config, Phase
 from ulmfit_dist.data.profile.columns import Choice, choose_columns, looks_headless, profile_column, shortened
 from ulmfit_dist.data.profile.cut import choose_seed
 from ulmfit_dist.data.profile.labels import LabelMeaning, count_classes, read_labels
@@ -28,6 +28,7 @@ from ulmfit_dist.recipes.planner import (
     first_plan,
     num_weights,
 )
+from ulmfit_dist.recipes.training_config import for_few_labels
 from ulmfit_dist.recipes.yaml_writer import recipe_yaml
 
 PROSE = [
@@ -281,6 +282,29 @@ def test_many_texts_with_few_labels_give_the_time_to_the_language_model():
     plan, speed, _ = choose_plan(corpus, lambda plan: SPEED.scaled(SIZES[1], plan.size, 8000), 7200, 8000, False)
     expected = durations(plan, corpus, speed)
     assert expected.lm > 5 * expected.classifier
+
+
+@pytest.mark.parametrize(
+    ("documents", "labelled", "expected"),
+    [
+        ({"train": 500, "unlabelled": 1000}, 500, ("lsa", True, "best")),
+        ({"train": 500, "unlabelled": 999}, 500, ("tfidf", True, "best")),
+        ({"train": 2000}, 499, ("lsa", True, "last")),  # 99.8 documents for valid
+        ({"train": 20_000, "valid": 99}, 4999, ("lsa", True, "last")),
+        ({"train": 20_000, "valid": 100}, 5000, ("tfidf", False, "last")),
+        ({"train": 20_000}, 0, ("tfidf", False, "last")),
+    ],
+)
+def test_few_labels_choose_the_baseline_the_temperature_and_the_epoch(
+    documents: dict[str, int], labelled: int, expected: tuple[str, bool, str]
+):
+    chosen = for_few_labels(ClassifierConfig(), replace(CORPUS, documents=documents, labelled=labelled, cut=0.2))
+    assert (chosen.baseline_features, chosen.temperature_scaling, chosen.export_epoch) == expected
+
+
+def test_numbers_have_no_temperature():
+    corpus = replace(CORPUS, documents={"train": 500}, labelled=500)
+    assert not for_few_labels(ClassifierConfig(target="regression"), corpus).temperature_scaling
 
 
 def test_an_epoch_has_enough_steps_of_each_stage():

@@ -152,7 +152,7 @@ def test_a_run_measures_the_baseline_once_before_it_trains(recipe: Path, tmp_pat
     assert f"against {expected['test']['accuracy']:.4f} on test" in lines[-1]
     html = (run / "report.html").read_text()
     headlines = html.split('class="headlines"')[1]
-    assert headlines.index("TF-IDF baseline") < headlines.index("Language model")
+    assert headlines.index("Linear baseline") < headlines.index("Language model")
     (path,) = (run / "wandb").glob("offline-run-*/run-*.wandb")
     summaries = [record.summary for record in records(path) if record.HasField("summary")]
     recorded = {item.key: json.loads(item.value_json) for part in summaries for item in part.update}

@@ -354,6 +354,8 @@ class ClassifierConfig(StageConfig):
     """Class weights in the training loss: a list in the order of labels.json, or balanced. null: equal."""
     baseline: bool = True
     """Evaluate a linear model on TF-IDF features of the same documents before the first epoch of `run`."""
+    baseline_features: str = choice("tfidf", "lsa")
+    """Features of that linear model: tfidf, or lsa, which also learns from texts without labels, for few labels."""
     metrics: list[Any] = field(default_factory=list)
     """Further validation metrics: module.name, such as fastai.metrics.F1Score, or {path: module.name, argument: value}."""
 
@@ -365,7 +367,7 @@ class SelfTrainingConfig:
     rounds: int = count(3)
     """Maximum number of rounds with pseudo-labels; they end earlier if a round does not improve the metric on valid."""
     teacher: str = choice("mean", "classifier", "baseline")
-    """Model that labels the texts: classifier (of the round before), baseline (TF-IDF, linear), or the mean of both."""
+    """Model that labels the texts: classifier (of the round before), baseline (the linear model), or the mean of both."""
     voters: list[str] = field(default_factory=list)
     """Runs of the same texts whose classifiers are averaged with the teacher, such as [runs/imdb-backward]."""
     shares: list[float] = checked(

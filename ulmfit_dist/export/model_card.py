@@ -177,7 +177,7 @@ def _metrics(exported: ModelBundle, figures: Sequence[Figure]) -> Iterator[str]:
     if not figures:
         yield "This model was exported without metrics."
         return
-    yield "| split | metric | this model | 95 % interval | TF-IDF and a linear model |"
+    yield "| split | metric | this model | 95 % interval | linear baseline |"
     yield "| --- | --- | --- | --- | --- |"
     for figure in figures:
         interval = "" if figure.interval is None else f"{figure.interval[0]:.4f} to {figure.interval[1]:.4f}"

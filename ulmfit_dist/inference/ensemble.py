@@ -61,7 +61,7 @@ def read_members(folders: Sequence[str | Path], least: int = 2) -> list[ModelBun
     if len(folders) < least:
         raise UserError(
             f"an ensemble of {len(folders)}: name at least two runs, such as runs/imdb runs/imdb-backwards, or evaluate one "
-            f"with the TF-IDF baseline (--with-baseline)"
+            f"with the linear baseline (--with-baseline)"
         )
     return [read_bundle(model_folder(Path(folder), "classifier")) for folder in folders]
 

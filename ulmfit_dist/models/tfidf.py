@@ -55,25 +55,43 @@ class TfidfFeatures:
         """Return the features of documents, float32 [N, F], by their indices in the store."""
         return self._transformer.transform(self._count(documents_N))
 
+    def weights(self, coefficients: np.ndarray) -> np.ndarray:
+        """Return the weights of the n-grams, float64 [F]: the coefficients."""
+        return coefficients
+
     def _count(self, documents_N: np.ndarray) -> csr_matrix:
-        width = HASHED_FEATURES if self.is_hashed else len(self.ngrams)
-        blocks = [csr_matrix((0, width), dtype=np.float32)]
-        for pairs in count_ngrams(self.store, documents_N):
-            columns, is_known = columns_of(pairs.ngrams, None if self.is_hashed else self.ngrams)
-            indices = pairs.documents[is_known], columns[is_known]
-            shape = pairs.num_documents, width
-            blocks.append(csr_matrix((pairs.counts[is_known].astype(np.float32), indices), shape=shape))
-        return vstack(blocks, format="csr")
+        return count_columns(self.store, documents_N, None if self.is_hashed else self.ngrams)
 
 
-def find_ngrams(store: TokenStore, documents_N: np.ndarray) -> np.ndarray:
-    """Return the n-grams of at least `MIN_DOCUMENTS` documents, ascending int64."""
+def count_columns(store: TokenStore, documents_N: np.ndarray, ngrams: np.ndarray | None) -> csr_matrix:
+    """Return how often each document contains each n-gram, float32 [N, F].
+
+    Args:
+        ngrams: n-grams by column, ascending int64 [F]; None: n-grams are hashed.
+    """
+    width = HASHED_FEATURES if ngrams is None else len(ngrams)
+    blocks = [csr_matrix((0, width), dtype=np.float32)]
+    for pairs in count_ngrams(store, documents_N):
+        columns, is_known = columns_of(pairs.ngrams, ngrams)
+        indices = pairs.documents[is_known], columns[is_known]
+        shape = pairs.num_documents, width
+        blocks.append(csr_matrix((pairs.counts[is_known].astype(np.float32), indices), shape=shape))
+    return vstack(blocks, format="csr")
+
+
+def find_ngrams(store: TokenStore, documents_N: np.ndarray, most: int | None = None) -> np.ndarray:
+    """Return the n-grams of at least `MIN_DOCUMENTS` documents, ascending int64.
+
+    Args:
+        most: maximum number of n-grams: those of the most documents, of equal ones the first.
+    """
     blocks = [np.unique(pairs.ngrams, return_counts=True) for pairs in count_ngrams(store, documents_N)]
     if not blocks:
         return np.empty(0, np.int64)
     ngrams, indices = np.unique(np.concatenate([block for block, _ in blocks]), return_inverse=True)
     counts = np.bincount(indices, weights=np.concatenate([counts for _, counts in blocks]))
-    return ngrams[counts >= MIN_DOCUMENTS]
+    ngrams, counts = ngrams[counts >= MIN_DOCUMENTS], counts[counts >= MIN_DOCUMENTS]
+    return ngrams if most is None else np.sort(ngrams[np.argsort(-counts, kind="stable")[:most]])
 
 
 def count_ngrams(store: TokenStore, documents_N: np.ndarray) -> Iterator[Pairs]:

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 import psutil
 
-from ulmfit_dist.config.schema import Config, Phase
+from ulmfit_dist.config.schema import ClassifierConfig, Config, Phase
 from ulmfit_dist.recipes.dataset_profile import Profile
 from ulmfit_dist.recipes.planner import BEGINNING, SHORTENED, Corpus, Durations, Plan
 
@@ -22,6 +22,12 @@ SHARE_OF_MEMORY = 0.25
 """Share of the available memory for the activations of a classifier step."""
 COPIES = 12
 """Approximate number of values per hidden unit and token that the backward pass needs."""
+FEW_LABELS = 5000
+"""Labelled documents below which the classifier is chosen for few labels."""
+TEXTS_PER_LABEL = 3
+"""Texts per label above which, with few labels, the linear baseline learns from those without a label, too."""
+FEWEST_VALID = 100
+"""Validation documents below which the best epoch on valid is mostly chance."""
 RATIO = 2.6
 """Ratio of the learning rates of adjacent layer groups, as in the paper."""
 
@@ -79,7 +85,7 @@ def recipe_config(profile: Profile, plan: Plan) -> Config:
             phases=_classifier_phases(plan),
         ),
     )
-    return profile.with_overrides(chosen)
+    return profile.with_overrides(replace(chosen, classifier=for_few_labels(chosen.classifier, corpus_of(profile))))
 
 
 def recipe_reasons(profile: Profile, plan: Plan, expected: Durations) -> dict[str, str]:
@@ -99,10 +105,27 @@ def recipe_reasons(profile: Profile, plan: Plan, expected: Durations) -> dict[st
         "classifier.max_len": "last tokens of each document that gradients flow through",
         "classifier.max_doc_tokens": "first tokens of each document that are read, to fit into the minutes",
         "classifier.grad_clip": "stabilizes training",
+        "classifier.baseline_features": "the linear model also learns from the texts without a label",
+        "classifier.temperature_scaling": "few labels make probabilities too high",
+        "classifier.export_epoch": "valid has enough documents to choose by",
         "classifier.y_range": "range of the labels, widened by 5 % at each end",
         "classifier.phases": "gradual unfreezing: the head, then all layers; lr: [first, last layer group]",
     }
     return reasons
+
+
+def for_few_labels(classifier: ClassifierConfig, corpus: Corpus) -> ClassifierConfig:
+    """Return the section with the keys that few labels need."""
+    if not 0 < corpus.labelled < FEW_LABELS:
+        return classifier
+    num_texts = corpus.documents.get("train", 0) + corpus.documents.get("unlabelled", 0)
+    num_valid = corpus.documents.get("valid", corpus.labelled * corpus.cut)
+    return replace(
+        classifier,
+        baseline_features="lsa" if num_texts >= TEXTS_PER_LABEL * corpus.labelled else "tfidf",
+        temperature_scaling=classifier.target != "regression",
+        export_epoch="best" if num_valid >= FEWEST_VALID else "last",
+    )
 
 
 def _lm_phases(plan: Plan) -> list[Phase]:

@@ -160,7 +160,7 @@ def _headlines(runs: Sequence[Run]) -> list[tuple[str, str, str]]:
     headlines = [(STAGES[c.stage], c.label, figure(value, c.digits)) for c, value in figures if value is not None]
     name = next((name for name in MAIN_METRICS if len(runs) == 1 and name in runs[0].baseline), None)
     if name is not None:
-        headlines.insert(0, ("TF-IDF baseline", name.replace("_", "-"), figure(runs[0].baseline[name], 4)))
+        headlines.insert(0, ("Linear baseline", name.replace("_", "-"), figure(runs[0].baseline[name], 4)))
     total = sum(runs[0].seconds.values())
     return [*headlines, ("All stages", "time", duration(total))] if headlines and total > 0 else headlines
 

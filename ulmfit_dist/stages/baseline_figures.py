@@ -21,13 +21,18 @@ def describe_baseline(figures: Mapping[str, Any]) -> Iterator[str]:
         + "".join(f"{name:>12}" for name in names)
         + ("   95 % interval" if "test" in figures else "")
     )
-    for model, sides in ((simplest, figures["majority"]), ("TF-IDF, linear", figures)):
+    for model, sides in ((simplest, figures["majority"]), (f"{features_name(figures)}, linear", figures)):
         for side in ("valid", "test"):
             if side not in sides:
                 continue
             values = "".join(f"{sides[side][name]:>12.4f}" for name in names)
             low, high = sides[side].get(f"{names[0]}_interval", (None, None))
             yield f"{model:<22}{side:<7}{values}" + (f"   {low:.4f} to {high:.4f}" if low is not None else "")
+
+
+def features_name(figures: Mapping[str, Any]) -> str:
+    """Return the name of the features of the linear model, from the figures of `compute_baseline`."""
+    return "LSA" if figures.get("features") == "lsa" else "TF-IDF"
 
 
 def main_metric(figures: Mapping[str, Any]) -> str:

@@ -173,7 +173,7 @@ def _fit_linear(members: Members, run: Path, runtime: Runtime) -> tuple[list[str
     folders, answers, first = list[str](), list[Answers](), dict[str, Any]()
     for number, config in enumerate(members.configs[:1] if is_one else members.configs):
         model, metadata = fit_linear_model(config, runtime, members.store)
-        first = first or {name: metadata[name] for name in ("C", "num_features")}
+        first = first or {name: metadata[name] for name in ("features", "C", "num_features")}
         folders.append("linear" if is_one else f"linear-{number}")
         sides = {"valid": members.documents.valid[number], "test": members.documents.test}
         with runtime.fail_together():

@@ -52,15 +52,15 @@ def evaluate_ensemble(
         runtime: ranks that share the documents.
         trust_remote_code: as for `Ensemble`.
         quantize: as for `Ensemble`.
-        with_baseline: add the TF-IDF baseline as a member, fitted again to the first run's training documents. The
+        with_baseline: add the linear baseline as a member, fitted again to the first run's training documents. The
             probabilities of each member are then scaled by a temperature fitted to the validation documents
             (`inference/temperature.py`); the numbers of a regression are averaged unscaled.
 
     Returns:
         The figures of the mean as `ensemble`, as `evaluate` returns them for a classifier, and the scalar ones of each
         member in `members`, with its folder as `run`. With the baseline, `members` and `baseline` have their `temperature`
-        (None for a regression; their figures are unscaled), `baseline` its `C` and `num_features`, and, if the test split is
-        labelled, all three have `test`, the same figures there with 95 % intervals.
+        (None for a regression; their figures are unscaled), `baseline` its `features`, `C` and `num_features`, and, if the
+        test split is labelled, all three have `test`, the same figures there with 95 % intervals.
 
     Raises:
         UserError: as for `Ensemble`; the token store is missing or the texts have changed; members were trained on different
@@ -90,7 +90,8 @@ def evaluate_ensemble(
     }
     if with_baseline:
         answers.append({side: torch.from_numpy(part).to(runtime.device) for side, part in linear.items()})
-        result["baseline"] = {name: metadata[name] for name in ("C", "num_features")} | single_numbers(figures(answers[-1]))
+        settings = {name: metadata[name] for name in ("features", "C", "num_features")}
+        result["baseline"] = settings | single_numbers(figures(answers[-1]))
         temperatures, answers = at_temperatures(answers, sides["valid"], members[0].config, stores[0], runtime)
         for member, temperature in zip((*result["members"], result["baseline"]), temperatures, strict=True):
             member["temperature"] = temperature

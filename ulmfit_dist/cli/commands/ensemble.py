@@ -41,7 +41,7 @@ def add_parser(subparsers: Subparsers) -> None:
     add_device(parser)
     add_quantize(parser)
     add_verbosity(parser)
-    parser.add_argument("--with-baseline", action="store_true", help="evaluate with the TF-IDF baseline as another member")
+    parser.add_argument("--with-baseline", action="store_true", help="evaluate with the linear baseline as another member")
     add_json(parser)
     add_precision(parser)
     add_trust(parser)
