@@ -37,13 +37,14 @@ RECIPE = (
     "classifier.drop_mult=0.2",
     "classifier.grad_clip=0.1",
     "classifier.baseline=true",
+    "classifier.baseline_features=lsa",
     "classifier.phases=[{epochs: 4, lr: 1e-2, freeze_to: 0}]",
     "self_training={rounds: 1, phases: [{epochs: 3, lr: 1e-2, freeze_to: 0}]}",
     "checkpoint.interval_steps=7",
     "tracking.log_interval=5",
     "tracking.wandb_mode=disabled",
 )
-CUTS = {"one": (1, []), "two": (2, []), "accumulated": (1, ["runtime.micro_batch_size=2"])}
+CUTS = {"one": (1, []), "two": (2, []), "four": (4, []), "accumulated": (1, ["runtime.micro_batch_size=2"])}
 SIZES = {"train": 48, "unlabelled": 90, "valid": 30, "test": 30}
 
 
@@ -90,7 +91,7 @@ def rounds_of(folder: Path, name: str) -> list[Path]:
     return [folder / one["run"] for one in result_of(folder, name)["rounds"]]
 
 
-@pytest.mark.parametrize("other", ["two", "accumulated"])
+@pytest.mark.parametrize("other", ["two", "four", "accumulated"])
 def test_rounds_are_those_of_one_rank(trained: Path, other: str):
     expected, actual = result_of(trained, "one"), result_of(trained, other)
     assert [actual[key] for key in ("metric", "best", "end")] == [expected[key] for key in ("metric", "best", "end")]
