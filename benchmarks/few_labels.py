@@ -66,6 +66,7 @@ SELF_TRAINING = (
     "self_training.teacher=baseline",
     "self_training.rounds=1",
     "self_training.shares=[0.1, 0.25, 0.5]",
+    "self_training.max_documents=24000",
     "self_training.phases=[{epochs: 1, lr: [1.5e-3, 1e-2]}]",
 )
 COMMAND = [sys.executable, "-m", "ulmfit_dist"]

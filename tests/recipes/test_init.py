@@ -312,6 +312,14 @@ def test_overrides_are_in_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyP
     prepared(tmp_path, card, monkeypatch)
 
 
+def test_few_labels_learn_from_the_other_texts_and_suggest_self_training(tmp_path: Path):
+    rows = [(text, label if i < 90 else "") for i, (text, label) in enumerate(documents(400))]
+    write_csv(tmp_path / "few.csv", ["text", "label"], rows)
+    init(tmp_path, "few.csv")
+    assert load_config(tmp_path / "few.yaml").classifier.baseline_features == "lsa"
+    assert "\n# Few labels: ulmfit-dist self-train few.yaml also trains on" in (tmp_path / "few.yaml").read_text()
+
+
 def test_weights_that_bring_their_own_sizes_are_left_to_the_recipe(tmp_path: Path):
     (tmp_path / "a.csv").write_text("text,label\na,b\n")
     result = command_here(["init", "a.csv", "model.pretrained=de"], cwd=tmp_path)

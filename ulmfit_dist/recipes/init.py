@@ -122,6 +122,7 @@ def init(
     stage = "run" if config.data.label_col is not None else "pretrain"
     heading = [
         f"{profile.card.documents:,} documents of {path}, by `ulmfit-dist init`. Train with: ulmfit-dist {stage} {recipe}",
+        *_suggest_self_training(config, recipe),
         *_expected_minutes(expected, runtime),
         *_limits(plan, target.minutes, fits),
     ]
@@ -132,6 +133,13 @@ def init(
     _write(recipe, recipe_yaml(config, reasons, heading, left_out))
     minutes = {key: round(seconds / 60, 2) for key, seconds in _parts(expected).items()}
     return InitResult(profile.card, recipe, f"ulmfit-dist {stage} {shlex.quote(str(recipe))}", minutes, fits, _load())
+
+
+def _suggest_self_training(config: Config, recipe: Path) -> list[str]:
+    """Return the comment line about the texts without a label, if the linear model learns from them as well."""
+    if config.classifier.baseline_features != "lsa" or config.classifier.target != "category":
+        return []
+    return [f"Few labels: ulmfit-dist self-train {recipe} also trains on labels that models give to the other texts."]
 
 
 def _write(recipe: Path, content: str) -> None:
