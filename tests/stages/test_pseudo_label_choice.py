@@ -78,6 +78,11 @@ def test_a_class_that_the_teacher_prefers_is_cut_and_one_without_labels_gets_non
 def test_the_number_is_limited_and_no_document_is_an_empty_choice():
     unlabelled = graded(100)
     assert np.bincount(unlabelled.classes[take_share(unlabelled, 1.0, EQUAL_2, 20)[0]]).tolist() == [10, 10]
+    rows, lowest_C = take_share(unlabelled, 0.5, EQUAL_2, 6)
+    for c in range(2):  # the first, the middle and the last of the most confident 25
+        order = sorted(np.flatnonzero(unlabelled.classes == c), key=lambda row: -unlabelled.log_odds[row])
+        assert sorted(rows[unlabelled.classes[rows] == c]) == sorted(order[i] for i in (0, 12, 24))
+        assert lowest_C[c] == unlabelled.log_odds[order[24]]
     rows, lowest_C = take_share(rated([], []), 1.0, EQUAL_2)
     assert rows.dtype == np.int64
     assert len(rows) == 0

@@ -379,7 +379,7 @@ class SelfTrainingConfig:
     accepted_error: float = number(0.1, "share", at_least=0, below=1)
     """Error of a share on valid, from 0 to below 1, that is low enough in any case."""
     max_documents: int | None = count(None)
-    """Maximum number of pseudo-labels per round. null: no maximum."""
+    """Maximum number of pseudo-labels per round, drawn evenly from the chosen share. null: no maximum."""
     labelled_share: float = share(0.1)
     """Least share of an epoch, between 0 and 1, that are documents with a label of their own: they are repeated to it."""
     phases: list[Phase] = field(default_factory=list)

@@ -16,6 +16,7 @@ N: unlabelled documents, M: valid documents, C: classes.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -118,11 +119,11 @@ def take_share(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows of the most confident documents of each class, int64 ascending, and each class's lowest log odds.
 
-    The log odds, float64 [C], are infinite for a class without any.
+    Of more than `max_documents`, as many are taken, at even distances in the order of confidence of each class, because the
+    most confident ones teach least. The log odds, float64 [C], are infinite for a class without any.
     """
     total = share * len(unlabelled.classes)
-    if max_documents is not None:
-        total = min(total, max_documents)
+    most = math.inf if max_documents is None else max_documents
     parts_C = labelled_C / labelled_C.sum()
     taken, lowest_C = [], np.full(len(labelled_C), np.inf)
     for c, part in enumerate(parts_C):
@@ -131,5 +132,6 @@ def take_share(
         if number:
             ranked = rows[np.argsort(-unlabelled.log_odds[rows], kind="stable")][:number]
             lowest_C[c] = unlabelled.log_odds[ranked[-1]]
-            taken.append(ranked)
+            limit = int(min(number, most * part))
+            taken.append(ranked[np.linspace(0, number - 1, limit).astype(int)])
     return np.sort(np.concatenate([np.zeros(0, dtype=np.int64), *taken])), lowest_C
