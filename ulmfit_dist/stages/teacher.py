@@ -1,9 +1,9 @@
 """Teacher of a round of self-training: the mean of classifiers and the linear baseline, and the labels that it gives.
 
 Each member's probabilities are scaled by a temperature that is fitted to the valid split, with a prior, because it may be
-small. The baseline sees no pseudo-label (with `lsa` it reads texts without their
-labels), so its opinion does not follow that of earlier rounds. Trade-off: with `teacher: baseline` and no voters all rounds get the same labels, so one
-round is enough.
+small. The baseline sees no pseudo-label (with `lsa` it reads texts without their labels), so its opinion does not follow
+that of earlier rounds. Trade-off: with `teacher: baseline` and no voters all rounds get the same labels, so one round is
+enough.
 
 N: documents, C: classes.
 """
