@@ -1,23 +1,32 @@
-"""Accuracy by number of labels on IMDb: linear model, plain fastai, and each part of this package for few labels.
+"""Accuracy by number of labels: linear model, plain fastai, and each part of this package for few labels.
 
-    python -m benchmarks.few_labels IMDB_FOLDER WORK_FOLDER [--labels 100 500] [--seeds 1 2 3] [--methods METHOD ...]
+    python -m benchmarks.few_labels FOLDER WORK_FOLDER [--labels 100 500] [--seeds 1 2 3] [--methods METHOD ...]
 
-IMDB_FOLDER contains `train.parquet`, `unsupervised.parquet` and `test.parquet` with `text` and `label` (0, 1). A seed draws
-the reviews that keep their labels, a fifth of which is the valid split; all selection happens there. Two language models,
-forward and backward, are trained from scratch on the 75,000 reviews that are not test. The test reviews are scored, and
-nothing else reads them. The same command resumes: finished runs are not trained again.
+FOLDER contains `train.parquet`, `test.parquet` and, if there are such texts, `unsupervised.parquet`, with columns `text` and
+`label`: IMDb, or what `benchmarks.newsgroups` writes. A seed draws the documents that keep their labels, a fifth of which is
+the valid split; all selection happens there. Two language models, forward and backward, are trained from scratch on all
+documents that are not test. The test documents are scored, and nothing else reads them. The same command resumes: finished
+runs are not trained again.
 
 Methods: `linear`, TF-IDF with logistic regression; `lsa`, the same with latent semantic analysis of all training texts
-(`classifier.baseline_features: lsa`); `fastai`, its classifier with the same encoder, phases and dropout; `supervised`;
-`semi-supervised` (`classifier.unlabelled`); `self-training` with the model of `lsa` as the teacher; `both`, the mean of
-forward and backward self-training; `voters`, the same with the model of `lsa`.
+(`classifier.baseline_features: lsa`); `fastai`, its classifier with the same encoder, phases and dropout;
+`supervised`, a classifier on the forward language model;
+`folds`, the mean of five classifiers and linear models that `cross-validate --ensemble` makes of all labels; `with-linear`,
+the mean of `supervised` and the linear model (`lsa`; from 10,000 labels on, `linear`); `both`, the mean of
+the forward and the backward `supervised`; `both-with-linear`, the same with the linear model; `semi-supervised`
+(`classifier.unlabelled`); `self-training`, whose teacher is `with-linear`; `self-training-with-linear`, their mean;
+`rounds-with-linear`, the mean of the linear model and the classifiers of all rounds, whichever is best on valid;
+`both-self-training`, the mean of a forward and a backward student whose teacher is `both-with-linear`;
+`both-self-training-with-linear`. Round 0 of a self-training is a copy of the `supervised` run.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -28,29 +37,54 @@ from typing import Any
 import numpy as np
 import pandas as pd  # type: ignore[import-untyped]
 
+from benchmarks.few_labels_ensemble import Answers, linear_answers
+from benchmarks.few_labels_ensemble import accuracy as ensemble_accuracy
 from benchmarks.machine import machine
 
-METHODS = ("linear", "lsa", "fastai", "supervised", "semi-supervised", "self-training", "both", "voters")
+METHODS = (
+    "linear",
+    "lsa",
+    "fastai",
+    "supervised",
+    "folds",
+    "with-linear",
+    "both",
+    "both-with-linear",
+    "semi-supervised",
+    "self-training",
+    "self-training-with-linear",
+    "rounds-with-linear",
+    "both-self-training",
+    "both-self-training-with-linear",
+)
 DIRECTIONS = ("forward", "backward")
 BASE = (
     "data.source=parquet",
-    "data.splits={train: train, unlabelled: unlabelled, test: test}",
     "data.valid_pct=0.2",
     "data.on_duplicates=drop",
     "tokenizer.max_vocab=8000",
     "model={emb_sz: 200, n_hid: 400, n_layers: 2}",
-    "lm={global_batch_size: 32, drop_mult: 0.1, valid_pct: 0.01, phases: [{epochs: 1, lr: 1e-2}]}",
+    "lm={global_batch_size: 32, drop_mult: 0.1, valid_pct: 0.01}",
     "classifier.grad_clip=0.1",
     "classifier.max_len=432",
     "classifier.temperature_scaling=true",
     "tracking.trackers=[]",
 )
 FEW = (
+    "classifier.baseline_features=lsa",
     "classifier.global_batch_size=8",
+    "classifier.drop_mult=0.6",
     "classifier.phases=[{epochs: 2, lr: 1e-2, freeze_to: -1}, {epochs: 6, lr: [1.5e-3, 1e-2]}]",
 )
+MIDDLE = (
+    *FEW,
+    "classifier.global_batch_size=16",
+    "classifier.phases=[{epochs: 1, lr: 1e-2, freeze_to: -1}, {epochs: 4, lr: [7.5e-4, 5e-3]}]",
+)
 MANY = (
+    "data.valid_pct=0.1",
     "classifier.global_batch_size=32",
+    "classifier.drop_mult=0.5",
     "classifier.phases=[{epochs: 3, lr: [1.5e-3, 1e-2]}]",
 )
 UNLABELLED = (
@@ -60,54 +94,58 @@ UNLABELLED = (
     "classifier.unlabelled.virtual_adversarial_weight=1.0",
 )
 SELF_TRAINING = (
-    "classifier.baseline_features=lsa",
-    "classifier.global_batch_size=32",
-    "classifier.drop_mult=0.3",
-    "self_training.teacher=baseline",
+    "self_training.teacher=mean",
     "self_training.rounds=1",
-    "self_training.shares=[0.1, 0.25, 0.5]",
-    "self_training.max_documents=24000",
+    "self_training.shares=[0.75]",
+    "self_training.scored_documents=32000",
     "self_training.phases=[{epochs: 1, lr: [1.5e-3, 1e-2]}]",
 )
+FOLDS = ("data.folds=5", "--ensemble")
 COMMAND = [sys.executable, "-m", "ulmfit_dist"]
 
 
 def write_texts(source: Path, folder: Path, num_labels: int, seed: int) -> None:
-    """Write train, unlabelled and test; as many reviews of each class keep their label."""
+    """Write train, test and unlabelled, if there is one; equal numbers of training documents per class keep labels."""
     folder.mkdir(exist_ok=True)
     generator = np.random.default_rng(seed)
-    train, test = (pd.read_parquet(source / f"{split}.parquet") for split in ("train", "test"))
-    for frame in (train, test):
-        frame["label"] = [("negative", "positive")[label] for label in frame.label]
+    train, test = (pd.read_parquet(source / f"{split}.parquet").astype({"label": str}) for split in ("train", "test"))
+    classes = sorted(train.label.unique())
     order = generator.permutation(len(train))
-    kept = [order[(train.label.to_numpy() == name)[order]][: num_labels // 2] for name in ("negative", "positive")]
+    shuffled = train.label.to_numpy()[order]
+    kept = [order[shuffled == name][: num_labels // len(classes)] for name in classes]
     train.loc[np.setdiff1d(np.arange(len(train)), np.concatenate(kept)), "label"] = None
-    unlabelled = pd.read_parquet(source / "unsupervised.parquet")[["text"]].assign(label=pd.Series(dtype=str))
-    for name, frame in {"train": train, "unlabelled": unlabelled, "test": test}.items():
-        frame.to_parquet(folder / f"{name}.parquet")
+    train.to_parquet(folder / "train.parquet")
+    if (source / "unsupervised.parquet").exists():
+        texts = pd.read_parquet(source / "unsupervised.parquet")[["text"]]
+        texts.assign(label=pd.Series(dtype=str)).to_parquet(folder / "unlabelled.parquet")
+    test.to_parquet(folder / "test.parquet")  # the last: with it the draw is complete
 
 
 class Runs:
-    """Runs of one draw of labels, each trained when its figures are asked for.
+    """Runs of one draw of labels, each trained on first use.
 
     Args:
         folder: folder of all runs.
-        source: folder of IMDb.
+        source: folder of the documents.
         num_labels, seed: the draw.
+        lm_epochs: epochs of the language models.
     """
 
-    def __init__(self, folder: Path, source: Path, num_labels: int, seed: int):
+    def __init__(self, folder: Path, source: Path, num_labels: int, seed: int, lm_epochs: int = 1):
         self.folder, self.num_labels, self.seed = folder, num_labels, seed
+        self.lm_phases = f"lm.phases=[{{epochs: {lm_epochs}, lr: 1e-2}}]"
         self.draw = f"{num_labels}-{seed}"
         self.texts = folder / f"texts-{self.draw}"
         if not (self.texts / "test.parquet").exists():
             write_texts(source, self.texts, num_labels, seed)
 
     def accuracy(self, method: str) -> float:
-        """Return the accuracy on the test reviews."""
+        """Return the accuracy on the test documents."""
         if method in ("linear", "lsa"):
             return self._of_linear(method)
-        if method in ("both", "voters"):
+        if method == "rounds-with-linear":
+            return self._of_rounds(method)
+        if method.startswith("both") or method.endswith("with-linear"):
             return self._of_ensemble(method)
         if method == "fastai":
             return self._of_fastai()
@@ -115,40 +153,81 @@ class Runs:
 
     def train_language_model(self, direction: str) -> None:
         """Train the language model of all draws, which reads no label."""
-        overrides = [*self._texts(), *BASE, f"name=lm-{direction}", f"model.backwards={direction == 'backward'}"]
+        overrides = [*self._texts(), f"name=lm-{direction}", f"model.backwards={direction == 'backward'}"]
         if not (self.folder / f"runs/lm-{direction}/lm/model.safetensors").exists():
             self._call("lm", *overrides)
 
     def _texts(self) -> list[str]:
-        return [f"data.path={self.texts}", "seed=1"]
+        splits = [name for name in ("train", "unlabelled", "test") if (self.texts / f"{name}.parquet").exists()]
+        return [
+            f"data.path={self.texts}",
+            f"data.splits={{{', '.join(f'{name}: {name}' for name in splits)}}}",
+            "seed=1",
+            *BASE,
+            self.lm_phases,
+        ]
+
+    def _base(self) -> list[str]:
+        size = FEW if self.num_labels < 1000 else MIDDLE if self.num_labels < 10_000 else MANY
+        return [*self._texts(), *size]
 
     def _overrides(self, method: str, direction: str = "forward") -> list[str]:
         self.train_language_model(direction)
-        extra = {"semi-supervised": UNLABELLED, "self-training": SELF_TRAINING}.get(method, ())
-        size = FEW if self.num_labels < 10_000 else MANY
+        other = self._name("supervised", DIRECTIONS[direction == "forward"])
+        extra = {
+            "semi-supervised": UNLABELLED,
+            "self-training": SELF_TRAINING,
+            "both-self-training": (*SELF_TRAINING, f"self_training.voters=[runs/{other}]"),
+            "folds": FOLDS,
+        }.get(method, ())
         encoder = f"classifier.encoder=runs/lm-{direction}/lm"
         backwards = f"model.backwards={direction == 'backward'}"
-        return [*self._texts(), *BASE, *size, *extra, encoder, backwards, f"name={self._name(method, direction)}"]
+        return [*self._base(), *extra, encoder, backwards, f"name={self._name(method, direction)}"]
 
     def _name(self, method: str, direction: str) -> str:
         return f"{method}-{direction}-{self.draw}"
 
     def _run(self, method: str, direction: str = "forward") -> Path:
-        command = "self-train" if method == "self-training" else "run"
         run = self.folder / "runs" / self._name(method, direction)
-        if "test" not in _summary(run).get("classifier", {}):
-            self._call(command, *self._overrides(method, direction))
+        if "test" in _summary(run).get("classifier", {}):
+            return run
+        command = {"self-training": "self-train", "both-self-training": "self-train", "folds": "cross-validate"}
+        if command.get(method) == "self-train":
+            self._copy_round_0(run, method, direction)
+        self._call(command.get(method, "run"), *self._overrides(method, direction))
         return run
+
+    def _copy_round_0(self, run: Path, method: str, direction: str) -> None:
+        """Copy the supervised run, which is what round 0 of a self-training would train."""
+        members = DIRECTIONS if method.startswith("both") else (direction,)
+        supervised = {member: self._run("supervised", member) for member in members}
+        first = run.with_name(f"{run.name}-round-0")
+        if not first.exists():
+            temporary = first.with_name(f".{first.name}.tmp")
+            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.copytree(supervised[direction], temporary, ignore=shutil.ignore_patterns("wandb", ".lock"))
+            temporary.rename(first)
 
     def _of_linear(self, method: str) -> float:
         features = f"classifier.baseline_features={'tfidf' if method == 'linear' else 'lsa'}"
-        figures = self._json(method, "baseline", "recipe.yaml", *self._texts(), *BASE, f"name={method}", features)
+        figures = self._json(method, "baseline", "recipe.yaml", *self._base(), f"name={method}", features)
         return float(figures["test"]["accuracy"])
 
     def _of_ensemble(self, method: str) -> float:
-        runs = [str(self._run("self-training", direction)) for direction in DIRECTIONS]
-        figures = self._json(method, "ensemble", *runs, *(["--with-baseline"] if method == "voters" else []))
-        return float(figures["ensemble"]["test"]["accuracy"])
+        self_trained = "both-self-training" if method.startswith("both") else "self-training"
+        trained = self_trained if "self-training" in method else "supervised"
+        directions = DIRECTIONS if method.startswith("both") else DIRECTIONS[:1]
+        runs = [self._run(trained, direction) for direction in directions]
+        return ensemble_accuracy(runs, self._linear_answers() if "linear" in method else None)
+
+    def _of_rounds(self, method: str) -> float:
+        rounds = json.loads((self._run("self-training") / "self_training.json").read_text())["rounds"]
+        runs = [f"runs/{one['run']}" for one in rounds]
+        return float(self._json(method, "ensemble", *runs, "--with-baseline")["ensemble"]["test"]["accuracy"])
+
+    def _linear_answers(self) -> Answers:
+        overrides = [*self._overrides("supervised"), f"data.cache_dir={self.folder / 'cache'}"]
+        return linear_answers(self.folder / f"linear-answers-{self.draw}.safetensors", overrides)
 
     def _of_fastai(self) -> float:
         path = self.folder / f"fastai-{self.draw}.json"
@@ -182,24 +261,32 @@ class Runs:
         (self.folder / "recipe.yaml").write_text("name: recipe\n")  # the command line needs a file
 
 
-def table(accuracies: Mapping[tuple[int, str], Sequence[float]]) -> str:
-    """Return a line per number of labels and method: mean and standard deviation over the seeds."""
-    lines = [machine(), f"{'labels':>8}  {'method':<16}{'accuracy':>9}{'sd':>8}  of each seed"]
+def table(accuracies: Mapping[tuple[int, str], Sequence[float]], num_test: int) -> str:
+    """Return a line per number of labels and method: mean over the seeds, its 95 % interval, and standard deviation.
+
+    The interval is that of the test documents (normal approximation); the deviation is that of the draws of the labels.
+    """
+    columns = f"{'labels':>8}  {'method':<26}{'accuracy':>9}{'low':>9}{'high':>9}{'sd':>8}  of each seed"
+    lines = [machine(), columns]
     for (number, method), values in accuracies.items():
+        mean = statistics.fmean(values)
+        error = 1.96 * math.sqrt(mean * (1 - mean) / num_test)
         spread = f"{statistics.stdev(values):>8.4f}" if len(values) > 1 else f"{'':>8}"
         each = " ".join(f"{value:.4f}" for value in values)
-        lines.append(f"{number:>8}  {method:<16}{statistics.fmean(values):>9.4f}{spread}  {each}")
+        interval = f"{mean - error:>9.4f}{mean + error:>9.4f}"
+        lines.append(f"{number:>8}  {method:<26}{mean:>9.4f}{interval}{spread}  {each}")
     return "\n".join(lines)
 
 
 def measure(
-    folder: Path, source: Path, labels: Iterable[int], seeds: Sequence[int], methods: Iterable[str]
+    folder: Path, source: Path, labels: Iterable[int], seeds: Sequence[int], methods: Iterable[str], lm_epochs: int
 ) -> dict[tuple[int, str], list[float]]:
     """Train what is missing; return the accuracies of all seeds by number of labels and method."""
     accuracies: dict[tuple[int, str], list[float]] = {}
     for number in labels:
         for method in methods:
-            accuracies[number, method] = [Runs(folder, source, number, seed).accuracy(method) for seed in seeds]
+            draws = [Runs(folder, source, number, seed, lm_epochs) for seed in seeds]
+            accuracies[number, method] = [draw.accuracy(method) for draw in draws]
             print(f"{number} labels, {method}: {accuracies[number, method]}", flush=True)
     return accuracies
 
@@ -217,15 +304,23 @@ def _environment() -> dict[str, str]:
 def main() -> None:
     """Train what is missing, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", metavar="IMDB_FOLDER", type=Path)
+    parser.add_argument("source", metavar="FOLDER", type=Path)
     parser.add_argument("folder", metavar="WORK_FOLDER", type=Path)
     parser.add_argument("--labels", nargs="+", type=int, default=[100, 500, 2500, 25_000], metavar="NUMBER")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], metavar="SEED")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
+    parser.add_argument(
+        "--lm-epochs",
+        type=int,
+        default=1,
+        metavar="NUMBER",
+        help="epochs of the language models",
+    )
     args = parser.parse_args()
     args.folder.mkdir(exist_ok=True)
     folder, source = args.folder.absolute(), args.source.absolute()
-    print(table(measure(folder, source, args.labels, args.seeds, args.methods)))
+    num_test = len(pd.read_parquet(source / "test.parquet", columns=["label"]))
+    print(table(measure(folder, source, args.labels, args.seeds, args.methods, args.lm_epochs), num_test))
 
 
 if __name__ == "__main__":

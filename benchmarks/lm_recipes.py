@@ -4,8 +4,8 @@
 
 IMDB_FOLDER contains `train.parquet` and `unsupervised.parquet` with `text` and `label` (0, 1). No test review is read: 500
 of 20,000 training reviews keep their labels, and the other 5,000 measure the classifiers. Each case trains on one thread for
-the same time: from measured steps follows the number of reviews that its epochs can read. Cases with another vocabulary have
-another perplexity; the accuracy compares them. The same command resumes: a finished case is not measured again.
+about the same CPU time: the time of its first steps determines how many reviews its epochs read. Perplexities of different
+vocabularies cannot be compared; accuracies can. The same command resumes: a finished case is not measured again.
 """
 
 from __future__ import annotations
@@ -28,16 +28,15 @@ import torch
 from fastai.optimizer import OptimWrapper
 
 from benchmarks.machine import machine
+from benchmarks.semi_supervised import CpuSeconds
 from ulmfit_dist import lm_learner, load_config
 from ulmfit_dist.config.schema import Config
-from ulmfit_dist.data.splits import split_documents
-from ulmfit_dist.distributed.runtime import Runtime
-from ulmfit_dist.stages.estimate import estimate_stage
-from ulmfit_dist.stages.prepare import prepare
 from ulmfit_dist.training.schedule import run_phases
 
 NUM_LABELS, NUM_MEASURED = 500, 5000
 SEEDS = (1, 2)
+TIMED_STEPS = 20
+"""Steps whose median CPU time gives the reviews of a case."""
 BASE = (
     "data={source: parquet, path: texts, splits: {train: train, unlabelled: unlabelled, test: test}, valid_pct: 0.2}",
     "data.on_duplicates=drop",
@@ -132,12 +131,13 @@ def measure(name: str, minutes: float) -> None:
 
 
 def _in_time(config: Config, seconds: float) -> Config:
-    """Return the config limited to the documents that its epochs can read in the given time."""
-    runtime = Runtime(config.runtime)
-    store = prepare(config, runtime)
-    estimate = estimate_stage(config, runtime, store, "lm")
-    everything = len(split_documents(store, config).lm_train)
-    documents = min(everything, int(everything * seconds / sum(estimate.seconds)))
+    """Return the config limited to the documents that its epochs can read in the given CPU seconds."""
+    learn, steps = lm_learner(config), CpuSeconds(TIMED_STEPS)
+    learn.fit(1, 1e-3, cbs=steps)
+    epochs = sum(phase.epochs for phase in config.lm.phases)
+    whole = statistics.median(steps.seconds) * len(learn.dls.train) * epochs
+    everything = len(learn.dls.train.documents)
+    documents = min(everything, int(everything * seconds / whole))
     per_split = documents // 2 if documents < 40_000 else documents - 20_000  # of train and unlabelled
     return replace(config, data=replace(config.data, max_documents=per_split))
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.picture RUN_ON_1 RUN_ON_2 RUN_ON_4 REPORT.png docs/images/overview.png
 
-The first panel reads benchmarks/results/label_curve.txt; the second reads metrics.jsonl of three runs of one config; the
+The first panel reads benchmarks/results/few_labels.txt; the second reads metrics.jsonl of three runs of one config; the
 third shows a screenshot of a run's report.html.
 """
 
@@ -19,21 +19,27 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
 ROOT = Path(__file__).parents[1]
-BLUE, ORANGE, GRAY = "#2a6fbb", "#d9822b", "#5f6b7a"
+BLUE, ORANGE, GREEN, GRAY = "#2a6fbb", "#d9822b", "#3a8f5c", "#5f6b7a"
+METHODS = (
+    ("with-linear", "classifier and linear model, mean", BLUE),
+    ("supervised", "classifier, language model from scratch", GREEN),
+    ("linear", "TF-IDF, linear", ORANGE),
+)
+"""Methods of the results, with the names and colours of their lines."""
 WINDOW = 10
 """Steps that a point of the loss is the mean of."""
 
 
 def draw_labels(axes: Any) -> None:
-    """Draw the accuracy of both models, with its 95 % interval, by the number of labels."""
-    _, _, *rows = (ROOT / "benchmarks/results/label_curve.txt").read_text().splitlines()
-    table = [[float(cell) for cell in row.split()] for row in rows]
-    labels = [row[0] for row in table]
-    for name, color, first in (("ULMFiT, from scratch", BLUE, 1), ("TF-IDF, linear", ORANGE, 4)):
-        lows, highs = [row[first + 1] for row in table], [row[first + 2] for row in table]
-        axes.plot(labels, [row[first] for row in table], "o-", color=color, label=name, markersize=4)
+    """Draw the accuracy of each method, with its 95 % interval, by the number of labels."""
+    lines = (ROOT / "benchmarks/results/few_labels.txt").read_text().splitlines()
+    rows = [line.split() for line in lines if line.strip()[:1].isdigit()]
+    for method, name, color in METHODS:
+        points = sorted((int(row[0]), *map(float, row[2:5])) for row in rows if row[1] == method)
+        labels, values, lows, highs = (list(column) for column in zip(*points, strict=True))
+        axes.plot(labels, values, "o-", color=color, label=name, markersize=4)
         axes.fill_between(labels, lows, highs, color=color, alpha=0.15)
-    axes.set(xscale="log", xlabel="labeled reviews", ylabel="test accuracy", title="IMDb: accuracy by number of labels")
+    axes.set(xscale="log", xlabel="labelled reviews", ylabel="test accuracy", title="IMDb: accuracy by number of labels")
     axes.set_xticks(labels, [f"{int(number):,}" for number in labels])
     axes.minorticks_off()
     axes.legend(frameon=False, loc="lower right")

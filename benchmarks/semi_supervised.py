@@ -36,6 +36,9 @@ class CpuSeconds(Callback):
 
     order, run_valid = 200, False
 
+    def __init__(self, num_steps: int = NUM_STEPS):
+        self.num_steps = num_steps
+
     def before_fit(self) -> None:
         self.seconds: list[float] = []
 
@@ -44,7 +47,7 @@ class CpuSeconds(Callback):
 
     def after_batch(self) -> None:
         self.seconds.append(time.process_time() - self.started)
-        if len(self.seconds) == NUM_STEPS:
+        if len(self.seconds) == self.num_steps:
             raise CancelFitException()
 
 

@@ -37,6 +37,7 @@ _PUBLIC = {
     "prepare": "ulmfit_dist.api",
     "push": "ulmfit_dist.export.hub_push",
     "run": "ulmfit_dist.api",
+    "save_ensemble": "ulmfit_dist.stages.save_ensemble",
     "self_train": "ulmfit_dist.api",
     "show_batch": "ulmfit_dist.api",
     "show_results": "ulmfit_dist.api",

@@ -209,9 +209,10 @@ def test_evaluate_finds_the_figures_of_the_training(run_dirs: dict[str, Path], p
     distances = [entry["documents"] * abs(entry["confidence"] - entry["accuracy"]) for entry in bins]
     assert sum(distances) / 52 == pytest.approx(classifier.pop("expected_calibration_error"))
     assert 0 < classifier.pop("brier_score") < 2
-    for stage in ("lm", "classifier"):
+    # fp32: the training read these documents in smaller micro-batches (`runtime.canonical_ranks`), the language model's not
+    for stage, tolerance in {"lm": 1e-9, "classifier": 1e-6}.items():
         for name, value in actual[stage].items():
-            assert value == pytest.approx(summary[stage][name], rel=1e-9), (stage, name)
+            assert value == pytest.approx(summary[stage][name], rel=tolerance), (stage, name)
 
 
 def test_predict_reads_the_command_line_a_file_and_standard_input(run_dirs: dict[str, Path], tmp_path: Path):

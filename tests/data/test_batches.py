@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,14 +11,15 @@ from fastai.text.data import LMDataLoader, pad_chunk
 from fastcore.foundation import L
 from stores import make_store
 
-from ulmfit_dist.config.schema import RuntimeConfig
+from ulmfit_dist.config.schema import ClassifierConfig, Config, RuntimeConfig
+from ulmfit_dist.data import classifier_loader
 from ulmfit_dist.data.batches import IGNORED, BatchLayout, BatchShard, MicroBatch, make_batch_shard
 from ulmfit_dist.data.classifier_loader import ClassifierLoader, pad_chunks
 from ulmfit_dist.data.lm_loader import STEPS_READ, LMLoader
 from ulmfit_dist.data.prefetch import prefetch_to_device
 from ulmfit_dist.data.token_store import TokenStore, shard_stem
 from ulmfit_dist.data.vocab import PAD_ID
-from ulmfit_dist.distributed.launch_settings import Named
+from ulmfit_dist.distributed.launch_settings import LaunchSettings, Named
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.models.dropout import DropoutContext
 from ulmfit_dist.models.networks import SentenceEncoder
@@ -462,3 +464,19 @@ def test_a_micro_batch_weighs_its_fraction_of_the_rows_and_moves_with_its_metada
     assert (moved.x.shape, moved.y.shape) == ((3, 2), (3,))
     assert (moved.rows, moved.global_rows, moved.global_tokens, moved.chunk_rows) == (range(1, 4), 12, 24, [1, 3])
     assert moved.documents is batch.documents
+
+
+@pytest.mark.parametrize(("size", "expected"), [(1, 32), (8, 32), (12, 24), (32, 32), (48, 48)])
+def test_small_batches_are_evaluated_several_at_a_time(size: int, expected: int, store: TokenStore):
+    config = Config(classifier=ClassifierConfig(global_batch_size=size, seq_len=T))
+    runtime, documents = (
+        SimpleNamespace(rank=0, world_size=1, micro_batch_size=None, launch=LaunchSettings()),
+        np.arange(100),
+    )
+    loader = classifier_loader.classifier_batches(config, runtime, store, documents)
+    assert [len(step[0].rows) for step in loader] == [min(expected, 100 - i) for i in range(0, 100, expected)]
+    assert sorted(np.concatenate([loader.documents_of_step(i)[0] for i in range(len(loader))])) == documents.tolist()
+    assert classifier_loader.classifier_batches(config, runtime, store, documents, seed=1).global_batch_size == size
+    small = SimpleNamespace(rank=0, world_size=1, micro_batch_size=4, launch=LaunchSettings())
+    pieces = classifier_loader.classifier_batches(config, small, store, documents).step(0)
+    assert max(len(piece.rows) for piece in pieces) <= 4  # the limit of the memory holds here, too

@@ -15,7 +15,7 @@ from stores import make_store
 from ulmfit_dist.checkpointing.compatibility import differences
 from ulmfit_dist.config.loading import load_config, to_dict
 from ulmfit_dist.config.schema import ClassifierConfig, Config, DataConfig, RuntimeConfig
-from ulmfit_dist.data.pseudo_labels import PseudoLabels, digest_of_pseudo_labels, read_pseudo_labels
+from ulmfit_dist.data.pseudo_labels import PseudoLabels, digest_of_pseudo_labels, documents_digest, read_pseudo_labels
 from ulmfit_dist.data.splits import measured_texts, split_documents
 from ulmfit_dist.data.token_store import NO_LABEL, TokenStore
 from ulmfit_dist.distributed.runtime import Runtime
@@ -23,6 +23,7 @@ from ulmfit_dist.errors import UserError
 from ulmfit_dist.stages.classifier import classifier_loaders, classifier_loss
 
 SPLITS = {"train": [0, 20], "valid": [20, 30], "unlabelled": [30, 50], "test": [50, 60]}
+VALID = documents_digest(np.arange(*SPLITS["valid"]))
 LABELS = np.array([*[0, 1, NO_LABEL, 1] * 5, *[0, 1] * 5, *[NO_LABEL] * 20, *[1, 0] * 5])
 
 
@@ -37,7 +38,7 @@ def store(tmp_path: Path) -> TokenStore:
 def pseudo(documents: list[int], names: list[str] | None = None, **metadata) -> PseudoLabels:
     names = names or ["pos"] * len(documents)
     confidences = np.linspace(0.5, 0.9, len(documents))
-    return PseudoLabels(np.array(documents), names, confidences, {"fingerprint": "x", **metadata})
+    return PseudoLabels(np.array(documents), names, confidences, {"fingerprint": "x", "valid": VALID, **metadata})
 
 
 def config_with(path: Path | None, **classifier) -> Config:
@@ -124,6 +125,13 @@ def test_a_document_with_a_label_or_of_valid_or_test_is_refused(store: TokenStor
     pseudo(sorted([document, 40])).write(tmp_path / "a.parquet")
     with pytest.raises(UserError, match=rf"a\.parquet: document {document} is labelled, or of the valid or test split"):
         loaders(store, config_with(tmp_path / "a.parquet"))
+
+
+def test_a_teacher_that_had_another_valid_split_is_refused(store: TokenStore, tmp_path: Path):
+    path = tmp_path / "a.parquet"
+    pseudo([40], valid=documents_digest(np.arange(20, 29))).write(path)
+    with pytest.raises(UserError, match=r"a\.parquet was made with another valid split"):
+        loaders(store, config_with(path))
 
 
 def test_another_store_and_another_class_are_refused(store: TokenStore, tmp_path: Path):

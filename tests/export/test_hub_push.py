@@ -39,7 +39,8 @@ data.min_chars data.min_letter_share data.drop_duplicates data.stream_documents
 data.cache_dir data.token_store data.node_cache_dir
 tokenizer.sp_model lm.callbacks classifier.callbacks classifier.metrics classifier.pseudo_labels classifier.repeat_labelled
 self_training.rounds self_training.teacher self_training.voters self_training.shares self_training.error_ratio
-self_training.accepted_error self_training.max_documents self_training.labelled_share self_training.phases
+self_training.accepted_error self_training.scored_documents self_training.max_documents
+self_training.labelled_share self_training.phases
 runtime.micro_batch_size runtime.canonical_ranks runtime.gradient_compression runtime.join_timeout runtime.deterministic
 runtime.detect_anomaly runtime.show_first_batch
 checkpoint.interval_minutes checkpoint.interval_steps checkpoint.keep_latest

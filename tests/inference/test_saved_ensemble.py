@@ -22,7 +22,7 @@ from ulmfit_dist.inference.saved_ensemble import SavedEnsemble
 from ulmfit_dist.models.bundle import bundle_digest
 from ulmfit_dist.models.ensemble_file import EnsembleFile, EnsembleMember, read_ensemble
 from ulmfit_dist.models.linear import load_linear
-from ulmfit_dist.stages.baseline import _fit
+from ulmfit_dist.stages.linear_fit import fit
 
 BACKWARDS = replace(CONFIG, model=replace(CONFIG.model, backwards=True))
 TEXTS = ["a b c d e f g", "q", "z y x w v u t s r q p o n m"]
@@ -40,7 +40,7 @@ def run(tmp_path: Path, store: TokenStore) -> Path:
     splits, targets = split_documents(store, CONFIG), read_targets(store, CONFIG.classifier, ";")
     run = tmp_path / "run"
     run.mkdir()
-    _fit(CONFIG, store, targets, splits.classifier_train, {"valid": splits.classifier_valid})[1]().save(run / "linear")
+    fit(CONFIG, store, targets, splits.classifier_train, {"valid": splits.classifier_valid})[1]().save(run / "linear")
     write(run, runs, linear_votes=True)
     return run
 

@@ -16,8 +16,8 @@ from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.models.linear import LinearModel, load_linear
 from ulmfit_dist.models.tfidf import TfidfFeatures
-from ulmfit_dist.stages import baseline as baseline_module
-from ulmfit_dist.stages.baseline import _fit
+from ulmfit_dist.stages import linear_fit
+from ulmfit_dist.stages.linear_fit import fit
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def fitted(store: TokenStore, target: str) -> tuple[np.ndarray, list[np.ndarray]
     settings = replace(CONFIG.classifier, target=target)
     config = replace(CONFIG, classifier=settings)
     splits, targets = split_documents(store, config), read_targets(store, settings, ";")
-    (_, answers, _), make = _fit(config, store, targets, splits.classifier_train, {"valid": splits.classifier_valid})
+    (_, answers, _), make = fit(config, store, targets, splits.classifier_train, {"valid": splits.classifier_valid})
     return answers["valid"], [store.document(i) for i in splits.classifier_valid.tolist()], make()
 
 
@@ -53,7 +53,7 @@ def test_a_saved_linear_model_answers_as_the_fitted_one(
     store.labels = np.array([distinct.index(names[label]) for label in store.labels], dtype=np.int32)
     store.label_names = distinct
     if is_hashed:
-        monkeypatch.setattr(baseline_module, "TfidfFeatures", lambda *args: TfidfFeatures(*args, max_tokens=10))
+        monkeypatch.setattr(linear_fit, "TfidfFeatures", lambda *args: TfidfFeatures(*args, max_tokens=10))
     expected, documents, model = fitted(store, target)
     model.save(tmp_path / "linear")
     saved = load_linear(tmp_path / "linear")

@@ -108,6 +108,18 @@ def test_the_saved_model_gives_the_answers_of_the_baseline(tmp_path: Path):
         np.testing.assert_allclose(actual, answers[side], atol=1e-6)
 
 
+def test_a_text_without_any_known_ngram_has_the_answer_of_no_feature(tmp_path: Path):
+    store, runtime, config = few_labels(tmp_path / "store"), Runtime(CONFIG.runtime), few_config("lsa")
+    model, _ = fit_linear_model(config, runtime, store)
+    assert model is not None
+    token = store.document(0)[:1]
+    _, columns, _ = model._features([token])
+    model.idf[columns] = 0  # as of an n-gram that all documents contain
+    answers_NC = model.answers([token[:0], token])
+    np.testing.assert_allclose(answers_NC[1], answers_NC[0])
+    np.testing.assert_allclose(answers_NC.sum(1), 1)
+
+
 def test_valid_and_test_texts_are_not_learned_from(tmp_path: Path):
     store, config = few_labels(tmp_path / "store"), few_config("lsa")
     splits = split_documents(store, config)

@@ -317,7 +317,8 @@ def test_few_labels_learn_from_the_other_texts_and_suggest_self_training(tmp_pat
     write_csv(tmp_path / "few.csv", ["text", "label"], rows)
     init(tmp_path, "few.csv")
     assert load_config(tmp_path / "few.yaml").classifier.baseline_features == "lsa"
-    assert "\n# Few labels: ulmfit-dist self-train few.yaml also trains on" in (tmp_path / "few.yaml").read_text()
+    command = "ulmfit-dist self-train few.yaml name=few-self classifier.encoder=runs/few/lm"
+    assert f"\n# Few labels: after it, {command} also trains on" in (tmp_path / "few.yaml").read_text()
 
 
 def test_weights_that_bring_their_own_sizes_are_left_to_the_recipe(tmp_path: Path):

@@ -302,9 +302,11 @@ def test_few_labels_choose_the_baseline_the_temperature_and_the_epoch(
     assert (chosen.baseline_features, chosen.temperature_scaling, chosen.export_epoch) == expected
 
 
-def test_numbers_have_no_temperature():
+def test_numbers_and_a_threshold_have_no_temperature():
     corpus = replace(CORPUS, documents={"train": 500}, labelled=500)
     assert not for_few_labels(ClassifierConfig(target="regression"), corpus).temperature_scaling
+    assert for_few_labels(ClassifierConfig(target="multicategory"), corpus).temperature_scaling
+    assert not for_few_labels(ClassifierConfig(target="multicategory", threshold=0.3), corpus).temperature_scaling
 
 
 def test_an_epoch_has_enough_steps_of_each_stage():

@@ -239,4 +239,4 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = 30, lo
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"waited {seconds} s for {what}" + (f"\n{log()}" if log else "")
-        time.sleep(0.05)
+        time.sleep(0.3)  # asking SLURM takes both cores' time from the job

@@ -121,6 +121,16 @@ def test_several_classes_and_numbers_have_a_baseline(
     assert len([line for line in printed if line.startswith("TF-IDF, linear")]) == 2
 
 
+def test_one_class_or_none_has_a_baseline_and_one_class_of_all_is_refused(recipe: Path, tmp_path: Path):
+    given = words(tmp_path, recipe, "classifier.target=multicategory", "data.label_delim=;", label="all")
+    assert "a single class, 'all'" in command_here(given).stderr
+    for split in ("train", "valid", "test"):
+        rows = [(text, "all" if number == "0" else ";") for text, number in texts(60, 0, "{number}")]
+        WRITERS["csv"][1](str(tmp_path / "texts" / split), rows)
+    figures = json.loads(succeed_here([*given, "--json"]))
+    assert figures["valid"]["f1_micro"] > 0.9 > figures["majority"]["valid"]["f1_micro"]
+
+
 def test_folds_leave_the_test_split_alone_and_wrong_labels_are_one_line(recipe: Path, tmp_path: Path):
     given = words(tmp_path, recipe)
     (tmp_path / "texts" / "valid.csv").unlink()
@@ -161,5 +171,8 @@ def test_a_run_measures_the_baseline_once_before_it_trains(recipe: Path, tmp_pat
     again = succeed_here([*given, "tracking.tags=[again]"])  # the baseline is not measured again
     assert json.loads((run / "summary.json").read_text())["baseline"] == summary["baseline"]
     assert f"against {expected['test']['accuracy']:.4f} on test" in again.splitlines()[-1]
+    succeed_here([*given, "classifier.baseline_features=lsa"])  # which the classifier does not depend on
+    assert json.loads((run / "summary.json").read_text())["baseline"]["features"] == "lsa"
     without = succeed_here([*given, "classifier.baseline=false"])
+    assert "baseline" not in json.loads((run / "summary.json").read_text())
     assert "baseline" not in without

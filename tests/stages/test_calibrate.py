@@ -10,9 +10,11 @@ from conftest import LEARNING, TINY, make_folder
 from safetensors.torch import load_file
 
 from ulmfit_dist import evaluate, load_classifier, load_config
-from ulmfit_dist.config.schema import Config, RuntimeConfig
+from ulmfit_dist.config.schema import ClassifierConfig, Config, RuntimeConfig
 from ulmfit_dist.distributed.runtime import Runtime
+from ulmfit_dist.errors import UserError
 from ulmfit_dist.inference.temperature import BOUNDS, fit_temperature, scale_answers
+from ulmfit_dist.stages.calibrate import check_threshold
 from ulmfit_dist.stages.run import run
 
 pytestmark = pytest.mark.usefixtures("no_process_group")
@@ -69,6 +71,13 @@ def test_the_temperature_minimizes_the_loss_to_rounding(target: str):
     assert 1.5 < temperature < 4  # 2.5 undoes the sharpening, up to the noise of the labels
     assert fit_temperature(scale_answers(sharp_NC, temperature, target), y, target) == pytest.approx(1, abs=1e-12)
     assert fit_temperature(sharp_NC * (1 + 1e-14), y, target) == pytest.approx(temperature, rel=1e-9)
+
+
+def test_a_threshold_that_scaled_probabilities_cross_is_refused():
+    several = ClassifierConfig(target="multicategory", temperature_scaling=True)
+    check_threshold(several)
+    with pytest.raises(UserError, match=r"temperature_scaling moves probabilities across classifier.threshold=0.3: set it"):
+        check_threshold(replace(several, threshold=0.3))
 
 
 def test_answers_that_are_all_right_or_all_wrong_get_the_bounds():

@@ -12,11 +12,20 @@ from stores import make_store
 
 from ulmfit_dist.checkpointing.compatibility import differences
 from ulmfit_dist.config.loading import load_config, to_dict
-from ulmfit_dist.config.schema import Config, DataConfig, LMConfig
+from ulmfit_dist.config.schema import Config, DataConfig, LMConfig, RuntimeConfig
 from ulmfit_dist.data.splits import split_documents
 from ulmfit_dist.data.token_store import NO_LABEL, TokenStore
+from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
-from ulmfit_dist.stages.cross_validate import average, configs_of_folds, copy_language_model, describe_figures
+from ulmfit_dist.stages.cross_validate import (
+    average,
+    configs_of_folds,
+    copy_language_model,
+    cross_validate,
+    describe_figures,
+)
+from ulmfit_dist.stages.run_directories import SELF_TRAINING
+from ulmfit_dist.tracking.run_lock import RunLock
 
 LABELS = np.array([0] * 31 + [1] * 12 + [2] * 5 + [NO_LABEL] * 9)
 
@@ -108,6 +117,23 @@ def test_a_fold_keeps_what_it_has_unless_all_is_to_be_trained_again(tmp_path: Pa
     assert (config.run_dir / "classifier").is_dir()
 
 
+def test_a_fold_that_another_process_trains_is_left_alone(tmp_path: Path):
+    config = Config(name="cv-fold-1", runs_dir=str(tmp_path))
+    (tmp_path / "cv-fold-0" / "lm").mkdir(parents=True)
+    config.checkpoints_dir.mkdir(parents=True)
+    with RunLock(config), pytest.raises(UserError, match="cv-fold-1 is locked by another training process"):
+        copy_language_model(tmp_path / "cv-fold-0", config, fresh=False)
+    assert config.checkpoints_dir.is_dir()
+
+
+def test_a_fold_that_holds_another_kind_of_run_is_left_alone(tmp_path: Path):
+    config = Config(name="cv", runs_dir=str(tmp_path), data=DataConfig(folds=2, path="x"))
+    (tmp_path / "cv-fold-1").mkdir()
+    (tmp_path / "cv-fold-1" / SELF_TRAINING).write_text("{}")
+    with pytest.raises(UserError, match="cv-fold-1 holds a self-training: give this run another name"):
+        cross_validate(config, Runtime(RuntimeConfig(precision="fp32")))
+
+
 def test_folds_are_runs_and_what_is_done_is_not_done_again(corpus: Path, recipe: Path, tmp_path: Path):
     words = [recipe, f"data.path={corpus}", *TINY, f"data.cache_dir={tmp_path}/cache", f"runs_dir={tmp_path}", "name=cv"]
     words += ["lm.valid_pct=0.2", "lm.phases=[{lr: 5e-2}]", "classifier.phases=[{epochs: 2, lr: 2e-2}]", "data.folds=2"]
@@ -124,6 +150,11 @@ def test_folds_are_runs_and_what_is_done_is_not_done_again(corpus: Path, recipe:
     before = [(run / "classifier" / "training.json").stat().st_mtime_ns for run in runs]
     assert f"accuracy      {actual['mean']:.4f}" in succeed(["cross-validate", *words])
     assert [(run / "classifier" / "training.json").stat().st_mtime_ns for run in runs] == before
+
+    encoder = f"classifier.encoder={runs[0]}/lm"  # then no fold trains a language model, and none is copied
+    result = command_here(["cross-validate", *words, encoder, "name=given"])
+    assert result.returncode == 0, result.stderr
+    assert not (tmp_path / "given-fold-1" / "lm").exists()
 
     (tmp_path / "split").mkdir()
     (tmp_path / "split" / "train").symlink_to(corpus)

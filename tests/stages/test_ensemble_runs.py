@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ from conftest import TINY, TOPICS, command, command_here, make_folder, succeed, 
 from killing import rows_read, start
 
 from ulmfit_dist import load_classifier
+from ulmfit_dist.config.schema import Config
 from ulmfit_dist.data.prediction_table import read_predictions
 from ulmfit_dist.models.ensemble_file import read_ensemble
+from ulmfit_dist.tracking.run_lock import RunLock
 
 pytestmark = pytest.mark.distributed  # W&B starts a process
 
@@ -147,6 +150,60 @@ def test_the_ensemble_is_used_like_a_run(pair: Path, tmp_path: Path):
     assert "leave out --with-baseline" in result.stderr
 
 
+def test_trained_runs_and_the_linear_model_are_saved_as_a_run(pair: Path, tmp_path: Path):
+    runs, mean = pair.parent, pair.parent / "mean"
+    members = [runs / "pair-forward", runs / "pair-backward"]
+    printed = succeed_here(["ensemble", *members, "--with-baseline", "--save", mean])
+    assert "mean: mean of 2 classifiers and the linear model: it " in printed
+    file, of_pair = read_ensemble(mean), read_ensemble(pair)
+    assert (file.kind, file.linear_votes) == ("runs", True)
+    assert [member.run for member in file.members] == ["../pair-forward", "../pair-backward"]
+    names = {"pair-forward": "forward", "pair-backward": "backward"}
+    of_names = {
+        " + ".join(names.get(name, name) for name in voters.split(" + ")): figures
+        for voters, figures in file.selection["combinations"].items()
+    }
+    assert dict(numbers(of_names)) == pytest.approx(dict(numbers(of_pair.selection["combinations"])), rel=1e-12)
+    summary = json.loads((mean / "summary.json").read_text())
+    best = of_pair.selection["combinations"]["forward + backward + linear"]
+    assert summary["classifier"]["valid_loss"] == pytest.approx(best["valid_loss"], rel=1e-12)
+    assert summary["classifier"]["test"]["accuracy_interval"]
+    classifier = load_classifier(mean)
+    texts = [prediction.label for prediction in classifier.predict(TEXTS)]
+    assert [line.split()[0] for line in succeed_here(["predict", mean, *TEXTS]).splitlines()] == texts
+    assert f"--with-baseline --save {mean}" in (mean / "report.html").read_text()
+    (mean / "ensemble.json").rename(tmp_path / "first.json")  # the predictions of the members make the same one again
+    succeed_here(["ensemble", *members, "--with-baseline", "--save", mean])
+    assert read_ensemble(mean) == file
+    succeed_here(["ensemble", *members, "--save", mean])  # other members: another ensemble
+    assert read_ensemble(mean).linear_votes is False
+
+
+def test_what_cannot_be_saved_as_an_ensemble_is_named(pair: Path, tmp_path: Path):
+    one = pair.parent / "pair-forward"
+    for arguments, message in (
+        ([one, "--with-baseline", "--save", tmp_path / "mean"], f"is not beside {one}: the ensemble and its runs"),
+        ([one, one, "--save", pair.parent / "mean-2"], "two runs are named pair-forward"),
+        ([one, "--save", pair.parent / "mean-2"], "an ensemble of 1: name at least two runs"),
+        ([one, "--with-baseline", "--save", one], f"{one} holds a training (lm)"),
+        ([one, "--with-baseline", "--save", pair], f"{pair} holds an ensemble of run --both-directions"),
+        ([one, "--baseline-features", "lsa"], "--baseline-features lsa needs --with-baseline"),
+        ([pair, "--with-baseline", "--save", pair.parent / "mean-2"], f"{pair} is an ensemble, which has no model"),
+        ([one, "--with-baseline", "--save", pair.parent / "a b"], "name"),
+        ([one, "--with-baseline", "--save", pair.parent / "mean-2", "--json"], "are not for --save"),
+        ([one, "--with-baseline", "--save", pair.parent / "mean-2", "--precision", "fp64"], "are not for --save"),
+        ([one, "--save", pair.parent / "mean-2", "--text", "a"], "'ulmfit-dist predict FOLDER'"),
+    ):
+        refused = command_here(["ensemble", *arguments])
+        assert refused.returncode == 2, arguments
+        assert message in refused.stderr
+        assert refused.stderr.count("\n") == 1
+    shutil.copytree(one / "classifier", tmp_path / "exported")
+    refused = command_here(["ensemble", tmp_path / "exported", "--with-baseline", "--save", tmp_path / "mean"])
+    assert "exported: not a run directory: --save needs runs, such as runs/imdb" in refused.stderr
+    assert not (pair.parent / "mean-2").exists()
+
+
 def test_two_ranks_that_are_stopped_and_resumed_make_the_same_ensemble(
     pair: Path, texts: Path, recipe: Path, tmp_path: Path
 ):
@@ -154,10 +211,10 @@ def test_two_ranks_that_are_stopped_and_resumed_make_the_same_ensemble(
     notes = tmp_path / "notes"
     process = start(command, 2, notes)
     while process.poll() is None and not (tmp_path / "pair-backward" / "metrics.jsonl").exists():
-        pass
+        time.sleep(0.02)
     noted = len(list(rows_read(notes)))
     while process.poll() is None and len(list(rows_read(notes))) < noted + 40:
-        pass
+        time.sleep(0.02)
     os.kill(process.pid, signal.SIGTERM)
     output, errors = process.communicate()
     assert process.returncode != 0
@@ -222,14 +279,27 @@ def test_what_cannot_be_trained_in_both_directions_is_one_line(
 
 def test_an_ensemble_and_a_run_do_not_share_a_name(pair: Path, texts: Path, recipe: Path):
     for name, option, message in [
-        ("pair", [], "is an ensemble (run --both-directions): give this run another name, such as name=pair-2"),
-        ("pair-forward", ["--both-directions"], "holds a run of one model (lm): give the ensemble another name"),
+        ("pair", [], "holds an ensemble (run --both-directions): give this run another name, such as name=pair-2"),
+        ("pair-forward", ["--both-directions"], "holds a training (lm): give the ensemble another name"),
     ]:
         result = command_here(["run", *words(texts, recipe, pair.parent, f"name={name}"), *option])
         assert result.returncode == 2
         assert message in result.stderr
+    result = command_here(["self-train", *words(texts, recipe, pair.parent, "name=pair-forward")])
+    assert "holds a training (lm): give the self-training another name" in result.stderr
     result = command_here(["cross-validate", *words(texts, recipe, pair.parent, "name=pair", "data.folds=2"), "--ensemble"])
-    assert "is an ensemble of run --both-directions: give this one another name" in result.stderr
+    assert "holds an ensemble of run --both-directions: give this one another name" in result.stderr
+
+
+def test_a_direction_that_another_process_trains_keeps_its_unfinished_checkpoint(pair: Path, texts: Path, recipe: Path):
+    config = Config(name="pair-backward", runs_dir=str(pair.parent))
+    unfinished = config.checkpoints_dir / "classifier" / ".step-99999999.tmp"
+    unfinished.mkdir()
+    with RunLock(config):
+        result = command_here(["run", *words(texts, recipe, pair.parent, "name=pair"), "--both-directions"])
+    assert (result.returncode, unfinished.is_dir()) == (2, True)
+    assert "pair-backward is locked by another training process" in result.stderr
+    unfinished.rmdir()
 
 
 def test_a_launcher_passes_the_option(texts: Path, recipe: Path, tmp_path: Path):

@@ -167,6 +167,11 @@ def test_one_classifier_is_no_ensemble(runs: list[Path], capsys: pytest.CaptureF
     )
 
 
+def test_features_are_of_the_baseline(runs: list[Path], capsys: pytest.CaptureFixture[str]):
+    assert main(["ensemble", *map(str, runs), "--baseline-features", "lsa"]) == 2
+    assert "--baseline-features lsa needs --with-baseline: add it, or leave both out" in capsys.readouterr().err
+
+
 def test_options_of_metrics_are_not_ignored_for_labels(runs: list[Path], capsys: pytest.CaptureFixture[str]):
     for option in (["--json"], ["--precision", "fp32"]):
         assert main(["ensemble", *map(str, runs), "--text", "a b", *option]) == 2
@@ -185,10 +190,10 @@ def by_split(store: TokenStore, config: Config = CONFIG) -> dict[str, np.ndarray
 
 
 def best_temperature(p_NC: np.ndarray, label_N: np.ndarray) -> float:
-    """Return the best temperature of a fine grid."""
+    """Return the best temperature of a fine grid, with a standard normal prior on its logarithm."""
     grid = np.exp(np.linspace(np.log(BOUNDS[0]), np.log(BOUNDS[1]), 20001))
     rows = np.arange(len(label_N))
-    return min(grid, key=lambda t: -np.log(at_temperature(p_NC, t)[rows, label_N]).mean())
+    return min(grid, key=lambda t: -np.log(at_temperature(p_NC, t)[rows, label_N]).sum() + np.log(t) ** 2 / 2)
 
 
 def at_temperature(p_NC: np.ndarray, temperature: float) -> np.ndarray:
@@ -224,6 +229,8 @@ def test_the_baseline_is_a_member_at_temperatures_fitted_to_valid(
         loss = -np.log(mean_NC[np.arange(len(label_N)), label_N]).mean()
         assert figures["valid_loss" if side == "valid" else "loss"] == pytest.approx(loss, rel=1e-4)
         assert figures["accuracy"] == pytest.approx((mean_NC.argmax(1) == label_N).mean())
+    other = evaluate_ensemble(runs[:1], runtime, with_baseline=True, baseline_features="lsa")["baseline"]
+    assert (actual["baseline"]["features"], other["features"]) == ("tfidf", "lsa")
     baseline = compute_baseline(config, runtime, store)
     assert actual["baseline"]["C"] == metadata["C"] == baseline["C"]
     assert actual["baseline"]["accuracy"] == baseline["valid"]["accuracy"]
@@ -294,7 +301,7 @@ def test_the_command_prints_a_table_or_json(runs: list[Path], store: TokenStore,
         assert on_test.endswith(f"{low:.4f} to {high:.4f}")
     assert any(f"{actual['members'][0]['temperature']:.3f}" in line for line in lines)
     assert main([*words, "--text", "a b"]) == 2
-    assert "--with-baseline cannot label texts" in capsys.readouterr().err
+    assert "--with-baseline and --save do not label texts" in capsys.readouterr().err
     assert main(["ensemble", *map(str, runs), "--precision", "fp32"]) == 0
     assert "temperature" not in capsys.readouterr().out
 

@@ -13,6 +13,7 @@ from ulmfit_dist.config.schema import Config, RuntimeConfig
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.models.networks import encoder_of
+from ulmfit_dist.stages.run_directories import SELF_TRAINING
 
 pytestmark = pytest.mark.usefixtures("no_process_group")
 
@@ -63,6 +64,10 @@ def test_a_notebook_trains_as_with_fastai_and_the_rest_reads_its_export(config: 
     classifier.fit_one_cycle(1, 2e-2)
     classifier.unfreeze()
     classifier.fit_one_cycle(2, slice(8e-3, 1e-2))
+    (config.run_dir / SELF_TRAINING).write_text("{}")
+    with pytest.raises(UserError, match="holds a self-training: give this run another name"):
+        classifier.export()
+    (config.run_dir / SELF_TRAINING).unlink()
     classifier.export()
     prediction = load_classifier(config.run_dir).predict(["goal match team score"])[0]
     assert prediction.label in prediction.probabilities

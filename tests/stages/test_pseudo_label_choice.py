@@ -149,6 +149,16 @@ def test_no_valid_document_at_a_confidence_is_the_error_of_all():
     assert (choice.num_valid, choice.error) == (0, pytest.approx(0.5))
 
 
+def test_a_share_of_no_document_is_not_chosen():
+    unlabelled, labelled_C = graded(20), np.full(20, 5)
+    unlabelled = dataclasses.replace(unlabelled, classes=np.arange(20))
+    valid, y_M = rated(list(range(20)), [0.9] * 20), np.roll(np.arange(20), 1)  # all wrong
+    settings = dataclasses.replace(SETTINGS, shares=[0.1, 1.0])
+    assert len(take_share(unlabelled, 0.1, labelled_C)[0]) == 0
+    choice = choose(unlabelled, valid, y_M, labelled_C, settings)
+    assert (choice.share, len(choice.rows)) == (1.0, 20)
+
+
 @pytest.mark.parametrize("shares", ["[]", "[0.5, 0.25]", "[0, 0.5]", "[0.5, 1.5]", "[0.5, 0.5]"])
 def test_candidate_shares_ascend_from_above_0_to_at_most_1(shares: str):
     with pytest.raises(UserError, match=r"self_training.shares=.*: give shares above 0, at most 1, in ascending order"):

@@ -10,6 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from ulmfit_dist.data.pseudo_labels import PseudoLabels, read_pseudo_labels
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.stages import self_train
+from ulmfit_dist.stages.run_directories import check_free_for_self_training
 from ulmfit_dist.stages.self_train import check_self_training, config_of_round, config_of_student
 
 RECIPE = (
@@ -39,7 +41,7 @@ RECIPE = (
     "classifier.baseline=true",
     "classifier.baseline_features=lsa",
     "classifier.phases=[{epochs: 4, lr: 1e-2, freeze_to: 0}]",
-    "self_training={rounds: 1, phases: [{epochs: 3, lr: 1e-2, freeze_to: 0}]}",
+    "self_training={rounds: 1, scored_documents: 100, phases: [{epochs: 3, lr: 1e-2, freeze_to: 0}]}",
     "checkpoint.interval_steps=7",
     "tracking.log_interval=5",
     "tracking.wandb_mode=disabled",
@@ -174,6 +176,11 @@ def test_a_complete_training_does_nothing_again_and_another_config_is_one_line(
         r"start over with --fresh, or give the run another name, such as name=one-2\n",
         refused.stderr,
     )
+    refused = command_here([*words, "classifier.baseline_features=tfidf"])
+    assert "another classifier.baseline_features (now tfidf, then lsa): start over" in refused.stderr
+    for stage in ("run", "classifier"):
+        refused = command_here([stage, *words[1:]])
+        assert (refused.returncode, "copy/one holds a self-training" in refused.stderr) == (2, True)
     refused = command_here([*words, "classifier.wd=0.5"])
     assert (refused.returncode, "was trained with another classifier.wd" in refused.stderr) == (2, True)
     (runs[1] / "pseudo_labels.parquet").write_bytes(b"half")
@@ -287,6 +294,20 @@ def test_fresh_removes_the_rounds_once_per_job(tmp_path: Path, monkeypatch: pyte
     assert start_over() == [True, True]
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "b")
     assert start_over() == [False, False]
+
+
+def test_killed_while_it_removes_the_rounds_it_starts_over_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    config, runtime = load_config(None, ["data.path=x", f"runs_dir={tmp_path}"]), Runtime(RuntimeConfig(precision="fp32"))
+    for folder in ("run", "run-round-0"):
+        (tmp_path / folder / "classifier").mkdir(parents=True)
+    self_train._mark(config, runtime)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            self_train._start_over(config, runtime)
+    check_free_for_self_training(config)
+    self_train._start_over(config, runtime)
+    assert not (tmp_path / "run-round-0" / "classifier").exists()
 
 
 @pytest.mark.parametrize(

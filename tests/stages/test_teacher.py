@@ -19,7 +19,7 @@ from ulmfit_dist.inference.temperature import LOG_DEVIATION, fit_temperature, sc
 from ulmfit_dist.models.bundle import read_bundle
 from ulmfit_dist.stages import teacher
 from ulmfit_dist.stages.baseline import baseline_answers
-from ulmfit_dist.stages.teacher import identity_of, make_pseudo_labels, read_teacher, unlabelled_documents
+from ulmfit_dist.stages.teacher import draw_documents, identity_of, make_pseudo_labels, read_teacher, unlabelled_documents
 
 VALID, UNLABELLED = np.arange(30, 50), np.arange(50, 75)
 
@@ -71,7 +71,7 @@ def test_labels_are_those_of_the_mean_of_its_members(kind: str, runs: list[Path]
         linear = baseline_answers(config, runtime, store, {"unlabelled": UNLABELLED})[2]
         answers.append({side: torch.from_numpy(part) for side, part in linear.items()})
     mean_NC = mean_answers(answers, store).numpy()
-    actual = make_pseudo_labels(members, config, runtime, store)
+    actual = make_pseudo_labels(members, config, 1, runtime, store)
     assert len(actual.documents) > 5
     rows = actual.documents - UNLABELLED[0]
     assert actual.names == [store.label_names[c] for c in mean_NC[rows].argmax(1)]
@@ -82,10 +82,25 @@ def test_labels_are_those_of_the_mean_of_its_members(kind: str, runs: list[Path]
 
 
 def test_labels_that_documents_had_are_not_read(runs: list[Path], store: TokenStore, runtime: Runtime):
-    expected = make_pseudo_labels(read_teacher(config_of(), runs[0], runtime), config_of(), runtime, store)
+    expected = make_pseudo_labels(read_teacher(config_of(), runs[0], runtime), config_of(), 1, runtime, store)
     store.labels[[*UNLABELLED, *range(75, 80)]] = 1  # the source may have labels in an unlabelled split; and of test
-    actual = make_pseudo_labels(read_teacher(config_of(), runs[0], runtime), config_of(), runtime, store)
+    actual = make_pseudo_labels(read_teacher(config_of(), runs[0], runtime), config_of(), 1, runtime, store)
     assert (actual.digest, actual.confidences.tolist()) == (expected.digest, expected.confidences.tolist())
+
+
+def test_a_round_scores_its_own_draw_of_the_documents(runs: list[Path], store: TokenStore, runtime: Runtime):
+    config = config_of(teacher="classifier", scored_documents=12)
+    members = read_teacher(config, runs[0], runtime)
+    draws = [draw_documents(UNLABELLED, config, number) for number in (1, 2, 1)]
+    assert all(len(draw) == 12 and set(draw) <= set(UNLABELLED) and np.all(np.diff(draw) > 0) for draw in draws)
+    assert draws[0].tolist() == draws[2].tolist() != draws[1].tolist()
+    assert draw_documents(UNLABELLED, replace(config, seed=9), 1).tolist() != draws[0].tolist()
+    assert draw_documents(UNLABELLED, config_of(scored_documents=25), 1).tolist() == UNLABELLED.tolist()
+    labels = make_pseudo_labels(members, config, 2, runtime, store)
+    assert len(labels.documents)
+    assert set(labels.documents) <= set(draws[1])
+    everything = compute_answers(members[0], store, UNLABELLED, runtime).numpy()
+    assert labels.names == [store.label_names[c] for c in everything[labels.documents - UNLABELLED[0]].argmax(1)]
 
 
 def test_another_model_or_another_choice_is_another_identity(runs: list[Path], store: TokenStore):
@@ -94,6 +109,7 @@ def test_another_model_or_another_choice_is_another_identity(runs: list[Path], s
     assert expected == identity_of([first], config_of(rounds=9, labelled_share=0.3), store)
     assert expected != identity_of([second], config_of(), store)
     assert expected != identity_of([first], config_of(error_ratio=0.4), store)
+    assert expected != identity_of([first], config_of(scored_documents=12), store)
 
 
 def test_voters_must_have_the_same_labels_texts_and_valid_documents(

@@ -17,7 +17,17 @@ from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.inference.temperature import fit_temperature
 from ulmfit_dist.stages.evaluate_ensemble import Answers
-from ulmfit_dist.stages.voters import LINEAR, Documents, is_gain, losses, make_voters, mean_of, select_voters, standard_error
+from ulmfit_dist.stages.voters import (
+    LINEAR,
+    Documents,
+    compared_combinations,
+    is_gain,
+    losses,
+    make_voters,
+    mean_of,
+    select_voters,
+    standard_error,
+)
 
 
 @pytest.fixture
@@ -81,6 +91,16 @@ def test_labels_of_test_change_no_choice(store: TokenStore, runtime: Runtime):
     before = choose(store, runtime, 40, 0.8)
     store.labels[60:] = (store.labels[60:] + 1) % CLASSES
     assert choose(store, runtime, 40, 0.8) == before
+
+
+def test_the_combinations_of_many_voters_are_few():
+    assert compared_combinations(["a", "b", LINEAR]) == [
+        ("a",), ("b",), (LINEAR,), ("a", "b"), ("a", LINEAR), ("b", LINEAR), ("a", "b", LINEAR)
+    ]  # fmt: skip
+    names = [f"run-{i}" for i in range(12)]
+    single = [(name,) for name in names]
+    assert compared_combinations(names) == [*single, tuple(names)]
+    assert compared_combinations([*names, LINEAR]) == [*single, (LINEAR,), tuple(names), (*names, LINEAR)]
 
 
 def test_a_document_of_a_fold_has_the_answer_of_the_model_that_has_not_read_it():

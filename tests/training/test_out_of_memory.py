@@ -92,8 +92,8 @@ def test_a_repeated_first_step_is_bit_by_bit_that_of_smaller_micro_batches(
         ),
         (
             "classifier validation",
-            f"classifier: out of memory in validation at 4 row(s) per micro-batch on rank 0 ({FIGURES}): set "
-            f"runtime.micro_batch_size=2",
+            f"classifier: out of memory in validation at 16 row(s) per micro-batch on rank 0 ({FIGURES}): set "
+            f"runtime.micro_batch_size=8",
         ),
     ],
 )

@@ -18,7 +18,7 @@ FOLD_KEYS = ("data.folds", "data.fold")
 """Keys that select the documents of a fold."""
 LM_KEYS = ("seed", "tokenizer", "model", "lm", "data.valid_pct", "data.on_duplicates", *FOLD_KEYS)
 """Keys that the language model depends on, besides the texts."""
-IGNORED_KEYS = ("classifier.metrics", "classifier.baseline", "classifier.pseudo_labels")
+IGNORED_KEYS = ("classifier.metrics", "classifier.baseline", "classifier.baseline_features", "classifier.pseudo_labels")
 """Keys within these sections that are not compared: what is reported, and a path to content that is compared instead."""
 
 

@@ -378,6 +378,8 @@ class SelfTrainingConfig:
     """Error of a share on valid that is low enough, relative to the error of all valid documents."""
     accepted_error: float = number(0.1, "share", at_least=0, below=1)
     """Error of a share on valid, from 0 to below 1, that is low enough in any case."""
+    scored_documents: int | None = count(None)
+    """Number of unlabelled texts, drawn by seed in each round, that the teacher labels: it is the slow part. null: all."""
     max_documents: int | None = count(None)
     """Maximum number of pseudo-labels per round, drawn evenly from the chosen share. null: no maximum."""
     labelled_share: float = share(0.1)

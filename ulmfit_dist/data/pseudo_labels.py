@@ -42,7 +42,8 @@ class PseudoLabels:
         documents: indices in the store, int64 [N], ascending.
         names: label of each document, [N].
         confidences: probability of the label, float64 [N].
-        metadata: `fingerprint` of the store, and how the labels were made, as JSON values.
+        metadata: `fingerprint` of the store, `valid`, the digest of the validation documents, and how the labels were made,
+            as JSON values.
     """
 
     documents: np.ndarray
@@ -112,6 +113,7 @@ def training_documents(
     pseudo = read_pseudo_labels(path)
     _check_store(path, pseudo, store)
     _check_documents(path, pseudo.documents, splits)
+    _check_valid(path, pseudo, splits)
     relabelled = copy.copy(store)
     relabelled.labels = store.labels.copy()
     index = {name: i for i, name in enumerate(store.label_names)}
@@ -143,6 +145,24 @@ def _check_store(path: Path, pseudo: PseudoLabels, store: TokenStore) -> None:
         )
     if unknown := sorted(set(pseudo.names) - set(store.label_names)):
         raise UserError(f"{path}: label {unknown[0]!r} is not a class of {store.path}: delete the file, and make it again")
+
+
+def documents_digest(documents_N: np.ndarray) -> str:
+    """Return a digest of indices of documents, int64 [N]."""
+    return hashlib.blake2b(documents_N.astype("<i8").tobytes(), digest_size=16).hexdigest()
+
+
+def _check_valid(path: Path, pseudo: PseudoLabels, splits: DocumentSplits) -> None:
+    """Raise UserError if the teacher had another valid split: it may have learned labels that measure the classifier."""
+    if "valid" not in pseudo.metadata:
+        raise UserError(
+            f"{path} was written by an earlier version, which did not record the valid split: start over with --fresh"
+        )
+    if pseudo.metadata["valid"] != documents_digest(splits.classifier_valid):
+        raise UserError(
+            f"{path} was made with another valid split, so its teacher has learned from documents that are valid now: use "
+            f"the seed and data section of that self-training, or start one with these"
+        )
 
 
 def _check_documents(path: Path, documents_N: np.ndarray, splits: DocumentSplits) -> None:

@@ -95,7 +95,10 @@ def check_targets(
     if not (train_b != NO_LABEL).any():
         raise UserError("no labelled document to train the classifier on: set data.label_col, or run 'lm' or 'pretrain'")
     if not (valid_b != NO_LABEL).any():
-        raise UserError("no labelled document to validate the classifier on: check the labels of the valid split")
+        raise UserError(
+            "no labelled document to validate the classifier on: check the labels of the valid split, or, if the split is "
+            "random, raise data.valid_pct or change seed"
+        )
     if targets.kind == "regression":
         return
     train_C, valid_C = targets.documents_of_classes(train_b), targets.documents_of_classes(valid_b)
@@ -103,7 +106,7 @@ def check_targets(
         if in_valid > 0 and in_train == 0:
             raise UserError(
                 f"label {name!r} is in validation only ({in_valid} documents): add training documents of that class, "
-                f"remove it from validation, or change seed or data.valid_pct if the split is random"
+                f"remove it, or, if the split is random and the class has several, change seed or data.valid_pct"
             )
     test_C = targets.documents_of_classes(test_b) if test_b is not None else np.zeros_like(train_C)
     for name, in_train, in_test in zip(targets.names, train_C, test_C, strict=True):
@@ -112,7 +115,8 @@ def check_targets(
                 f"label {name!r} is in the test split only ({in_test} documents): add training documents of that class, "
                 f"or remove it from the test split"
             )
-    if targets.kind == "category" and np.count_nonzero(train_C) < 2:
+    has_all = len(targets.names) == 1 and train_C[0] == len(train_b)  # of several classes, none may be the answer
+    if np.count_nonzero(train_C) < 2 if targets.kind == "category" else has_all:
         only = targets.names[int(np.argmax(train_C))]
         raise UserError(
             f"a single class, {only!r}: a classifier needs at least two: check data.label_col and the class folders{advice}"

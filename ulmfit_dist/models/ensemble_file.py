@@ -1,8 +1,9 @@
 """`ensemble.json`: the members of an ensemble run, their temperatures, and whether the linear model votes.
 
-`run --both-directions` and `cross-validate --ensemble` write it to `runs/<name>`. Members are named by relative folders, so
-run directories that are moved or copied together stay an ensemble. Each has a digest, so a member that was trained again
-afterwards is an error, not another ensemble. Trade-off: the weights are not copied, so members must not be deleted.
+`run --both-directions`, `cross-validate --ensemble` and `ensemble --save` write it to `runs/<name>`. Members are named by
+relative folders, so run directories that are moved or copied together stay an ensemble. Each has a digest, so a member that
+was trained again afterwards is an error, not another ensemble. Trade-off: the weights are not copied, so members must not be
+deleted.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from ulmfit_dist.utils.files import read_bounded, write_json
 
 FORMAT = 1
 """Version of the format."""
-KINDS = {"directions": "run --both-directions", "folds": "cross-validate --ensemble"}
-"""Kinds of ensembles, with the command that trains each."""
+ASKED = "runs"
+"""Kind of an ensemble of runs that the user has named."""
+KINDS = {"directions": "run --both-directions", "folds": "cross-validate --ensemble", ASKED: "ensemble --save"}
+"""Kinds of ensembles, with the command that makes each."""
 MOST_BYTES = 2**20
 """Maximum size of the file."""
 MOST_MEMBERS = 1000
@@ -58,7 +61,7 @@ class EnsembleFile:
         identity: digest of everything that the figures depend on.
         linear_votes: the mean includes the linear models.
         members: the classifiers.
-        selection: how that was decided: figures of all combinations on the validation documents, and the difference.
+        selection: how that was decided: figures of combinations on the validation documents, and the difference.
     """
 
     kind: str
@@ -84,7 +87,7 @@ def read_ensemble(run: Path) -> EnsembleFile:
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         reason = " ".join(f"{error}".split())[:200]
         raise UserError(
-            f"{run / ENSEMBLE}: missing or damaged ({reason}): start the command that trained the ensemble again"
+            f"{run / ENSEMBLE}: missing or damaged ({reason}): delete it, and start the command that made the ensemble again"
         ) from None
 
 

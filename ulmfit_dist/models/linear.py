@@ -110,6 +110,7 @@ class LinearModel:
         rows_P, columns_P = np.divmod(keys_P, len(self.idf))
         values_P = (np.log(counts_P.astype(np.float32)) + np.float32(1)) * self.idf[columns_P]
         lengths_N = np.sqrt(np.bincount(rows_P, values_P * values_P, len(documents)))
+        lengths_N = np.where(lengths_N > 0, lengths_N, 1)  # an n-gram of all documents has an idf, so a value, of 0
         values_P = (values_P / lengths_N[rows_P]).astype(np.float32)
         return rows_P, columns_P, values_P.astype(np.float64)
 

@@ -139,7 +139,10 @@ def _suggest_self_training(config: Config, recipe: Path) -> list[str]:
     """Return the comment line about the texts without a label, if the linear model learns from them as well."""
     if config.classifier.baseline_features != "lsa" or config.classifier.target != "category":
         return []
-    return [f"Few labels: ulmfit-dist self-train {recipe} also trains on labels that models give to the other texts."]
+    given = f"{recipe} name={config.name}-self classifier.encoder={config.run_dir}/lm"
+    return [
+        f"Few labels: after it, ulmfit-dist self-train {given} also trains on labels that models give to the other texts."
+    ]
 
 
 def _write(recipe: Path, content: str) -> None:

@@ -85,7 +85,8 @@ def recipe_config(profile: Profile, plan: Plan) -> Config:
             phases=_classifier_phases(plan),
         ),
     )
-    return profile.with_overrides(replace(chosen, classifier=for_few_labels(chosen.classifier, corpus_of(profile))))
+    corpus = corpus_of(profile) if plan.limit is None else corpus_of(profile).limited(plan.limit)
+    return profile.with_overrides(replace(chosen, classifier=for_few_labels(chosen.classifier, corpus)))
 
 
 def recipe_reasons(profile: Profile, plan: Plan, expected: Durations) -> dict[str, str]:
@@ -119,11 +120,12 @@ def for_few_labels(classifier: ClassifierConfig, corpus: Corpus) -> ClassifierCo
     if not 0 < corpus.labelled < FEW_LABELS:
         return classifier
     num_texts = corpus.documents.get("train", 0) + corpus.documents.get("unlabelled", 0)
+    is_half = classifier.threshold == 0.5  # a temperature moves probabilities across any other
     num_valid = corpus.documents.get("valid", corpus.labelled * corpus.cut)
     return replace(
         classifier,
         baseline_features="lsa" if num_texts >= TEXTS_PER_LABEL * corpus.labelled else "tfidf",
-        temperature_scaling=classifier.target != "regression",
+        temperature_scaling=classifier.target == "category" or (classifier.target == "multicategory" and is_half),
         export_epoch="best" if num_valid >= FEWEST_VALID else "last",
     )
 

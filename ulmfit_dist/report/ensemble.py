@@ -14,8 +14,12 @@ from typing import Any
 from ulmfit_dist.report.parsing import items, mapping, number, numbers, text
 
 MOST_MEMBERS = 100
-COMMANDS = {"directions": ("run", "--both-directions"), "folds": ("cross-validate", "--ensemble")}
-"""Command and option that train an ensemble, by its kind."""
+COMMANDS = {
+    "directions": ("run", "--both-directions"),
+    "folds": ("cross-validate", "--ensemble"),
+    "runs": ("ensemble", "--save"),
+}
+"""Command and option that make an ensemble, by its kind."""
 METRICS = ("accuracy", "f1_macro", "f1_micro", "rmse", "mae", "r2")
 """Columns of the combinations beside the loss, as far as the target has them."""
 
@@ -25,7 +29,7 @@ class EnsembleFigures:
     """An ensemble.
 
     Attributes:
-        kind: directions or folds.
+        kind: directions, folds or runs.
         members: run directories of the members.
         temperatures: temperature of each, by name; None for numbers.
         linear_votes: the mean includes the linear model.

@@ -184,6 +184,15 @@ def _stage(stage: str, title: str, runs: Sequence[Run], trained: Sequence[Run]) 
 
 def _commands(run: Run) -> dict[str, str]:
     """Return the commands that resume the run and that train a new one with its config."""
+    if run.ensemble is not None and run.ensemble.kind == "runs":
+        option = " --with-baseline" if run.ensemble.linear_votes else ""
+        members = " ".join(shlex.quote(str(member)) for member in run.ensemble.members)
+        command = f"ulmfit-dist ensemble {members}{option} --save"
+        folder = run.path.resolve()
+        return {
+            "resume": f"{command} {shlex.quote(str(folder))}",
+            "repeat": f"{command} {shlex.quote(f'{folder}-again')}",
+        }
     config = shlex.quote(str(run.path / "config.yaml"))
     command, option = COMMANDS[run.ensemble.kind] if run.ensemble is not None else ("run", "")
     command, option = "self-train" if run.self_training.rounds else command, f" {option}" if option else ""

@@ -17,9 +17,10 @@ from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.pretrained.registry import FASTAI_NAMES, find_public_model
 from ulmfit_dist.stages.classifier import check_classifier
-from ulmfit_dist.stages.ensemble_run import check_free, make_ensemble
+from ulmfit_dist.stages.ensemble_run import make_ensemble
 from ulmfit_dist.stages.prepare import prepare
 from ulmfit_dist.stages.run import plan_runs, run
+from ulmfit_dist.stages.run_directories import check_free_for_ensemble, check_free_for_training
 from ulmfit_dist.stages.sub_runs import grouped, sub_run
 from ulmfit_dist.utils.log import get_logger
 
@@ -45,7 +46,9 @@ def run_both_directions(config: Config, runtime: Runtime, fresh: bool = False) -
     """
     configs = configs_of_directions(config)
     with runtime.fail_together():
-        check_free(config, KIND)
+        check_free_for_ensemble(config, KIND)
+        for direction in configs:
+            check_free_for_training(direction)
     store = _common_store(configs, runtime)
     plan_runs(config.name, configs, runtime, store, fresh)
     for number, direction in enumerate(configs, start=1):

@@ -13,8 +13,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ulmfit_dist.config.schema import ClassifierConfig
 from ulmfit_dist.data.batches import MicroBatch
 from ulmfit_dist.distributed.runtime import Runtime
+from ulmfit_dist.errors import UserError
 from ulmfit_dist.inference.evaluation import read_batches
 from ulmfit_dist.inference.outputs import answers_of
 from ulmfit_dist.inference.temperature import LOG_DEVIATION, fit_temperature
@@ -46,6 +48,15 @@ class AnswerCollector:
         documents = [document for documents, _, _ in gathered for document in documents]
         order = torch.tensor(documents).argsort()
         return torch.cat([row[1] for row in gathered])[order], torch.cat([row[2] for row in gathered])[order]
+
+
+def check_threshold(settings: ClassifierConfig) -> None:
+    """Raise UserError for a threshold that scaled probabilities cross, so that predictions would change."""
+    if settings.temperature_scaling and settings.target == "multicategory" and settings.threshold != 0.5:
+        raise UserError(
+            f"classifier.temperature_scaling moves probabilities across classifier.threshold={settings.threshold}: set it "
+            f"to 0.5, which none crosses, or temperature_scaling to false"
+        )
 
 
 def calibrate(learner: ClassifierLearner, runtime: Runtime) -> dict[str, float]:

@@ -19,6 +19,7 @@ from ulmfit_dist.models.pretrained import load_pretrained_encoder
 from ulmfit_dist.models.registry import check_perturbation
 from ulmfit_dist.models.vocab_match import report_match
 from ulmfit_dist.rng.counter_based import seed_torch
+from ulmfit_dist.stages.calibrate import check_threshold
 from ulmfit_dist.training.callbacks.user import add_callbacks, check_callbacks
 from ulmfit_dist.training.learner import LearnerParts, build_learner
 from ulmfit_dist.training.semi_supervised import SemiSupervised, SemiSupervisedLearner, token_frequencies
@@ -63,6 +64,7 @@ def semi_supervised(config: Config, store: TokenStore, train: ClassifierLoader) 
 
 def check_classifier(config: Config, runtime: Runtime, store: TokenStore) -> None:
     """Raise UserError for texts, labels or settings that the stage cannot be trained on, before any stage is trained."""
+    check_threshold(config.classifier)
     train, _ = classifier_loaders(config, runtime, store)
     classifier_loss(config, train)
     build_objective_metrics(train.targets, config.classifier)

@@ -20,10 +20,12 @@ from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.models.ensemble_file import is_ensemble
 from ulmfit_dist.stages.classifier import check_classifier
-from ulmfit_dist.stages.ensemble_run import check_free, make_ensemble
+from ulmfit_dist.stages.ensemble_run import make_ensemble
 from ulmfit_dist.stages.prepare import prepare
 from ulmfit_dist.stages.run import run
+from ulmfit_dist.stages.run_directories import check_free_for_ensemble, check_free_for_training
 from ulmfit_dist.stages.sub_runs import grouped, sub_run
+from ulmfit_dist.tracking.run_lock import RunLock
 from ulmfit_dist.utils.files import write_json
 from ulmfit_dist.utils.log import get_logger
 
@@ -51,12 +53,14 @@ def cross_validate(config: Config, runtime: Runtime, fresh: bool = False, ensemb
     configs = configs_of_folds(config)
     with runtime.fail_together():
         if ensemble or is_ensemble(config.run_dir):
-            check_free(config, KIND)
+            check_free_for_ensemble(config, KIND)
+        for fold in configs:
+            check_free_for_training(fold)
     store = prepare(config, runtime)
     with runtime.fail_together():
         for fold in configs:
             check_classifier(fold, runtime, store)
-    is_shared = config.lm.valid_pct is not None
+    is_shared = "lm" in config.stages and config.lm.valid_pct is not None
     for number, fold in enumerate(configs):
         if is_shared and number:
             with runtime.fail_together():
@@ -111,16 +115,20 @@ def copy_language_model(first: Path, config: Config, fresh: bool) -> None:
         first: run directory of the first fold.
         config: config of the other fold.
         fresh: replace a different language model, and remove the classifier trained on it.
+
+    Raises:
+        UserError: another process trains the other fold.
     """
     source, target = first / "lm", config.run_dir / "lm"
     is_same = target.is_dir() and (target / "training.json").read_bytes() == (source / "training.json").read_bytes()
     if is_same or (target.is_dir() and not fresh):
         return
-    temporary = target.with_name(".lm.tmp")
-    for old in (temporary, target, config.run_dir / "classifier", config.checkpoints_dir):
-        shutil.rmtree(old, ignore_errors=True)
-    shutil.copytree(source, temporary)
-    temporary.replace(target)
+    with RunLock(config):  # another process may train this fold
+        temporary = target.with_name(".lm.tmp")
+        for old in (temporary, target, config.run_dir / "classifier", config.checkpoints_dir):
+            shutil.rmtree(old, ignore_errors=True)
+        shutil.copytree(source, temporary)
+        temporary.replace(target)
 
 
 def _summary(run_dir: Path) -> dict[str, Any]:

@@ -19,7 +19,6 @@ from ulmfit_dist.data.splits import split_documents
 from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.inference.answers import compute_answers
-from ulmfit_dist.inference.temperature import LOG_DEVIATION
 from ulmfit_dist.models.bundle import ModelBundle, read_bundle
 from ulmfit_dist.models.linear import LinearModel
 from ulmfit_dist.stages.evaluate import check_store
@@ -103,7 +102,7 @@ def scale_members(
     temperatures: tuple[list[float | None], list[float | None]] = ([], [])
     for models, of_kind, of_models in zip((classifiers, linear), temperatures, scaled, strict=True):
         for valid_N, answers, config in zip(members.documents.valid, models, members.configs, strict=False):
-            (temperature,), (part,) = at_temperatures([answers], valid_N, config, members.store, runtime, LOG_DEVIATION)
+            (temperature,), (part,) = at_temperatures([answers], valid_N, config, members.store, runtime)
             of_kind.append(temperature)
             of_models.append(part)
     return *temperatures, scaled

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,9 @@ from ulmfit_dist.data.prediction_table import PREDICTIONS
 from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.distributed import signals
 from ulmfit_dist.distributed.runtime import Runtime
-from ulmfit_dist.errors import FAILED, RESUMABLE, ResumableInterrupt, UserError
+from ulmfit_dist.errors import FAILED, RESUMABLE, ResumableInterrupt
 from ulmfit_dist.models.bundle import bundle_digest
-from ulmfit_dist.models.ensemble_file import KINDS, EnsembleFile, EnsembleMember, is_ensemble, read_ensemble
+from ulmfit_dist.models.ensemble_file import ASKED, EnsembleFile, EnsembleMember, is_ensemble, read_ensemble
 from ulmfit_dist.report.paired_runs import shown
 from ulmfit_dist.stages.ensemble_members import (
     Members,
@@ -48,18 +49,6 @@ from ulmfit_dist.utils.log import get_logger
 logger = get_logger(__name__)
 
 
-def check_free(config: Config, kind: str) -> None:
-    """Raise UserError if the run directory holds another run, or another kind of ensemble."""
-    run = config.run_dir
-    if is_ensemble(run) and (other := read_ensemble(run).kind) != kind:
-        raise UserError(f"{run} is an ensemble of {KINDS[other]}: give this one another name, such as name={config.name}-2")
-    for stage in ("lm", "classifier"):
-        if (run / stage).is_dir() or (run / "checkpoints" / stage).is_dir():
-            raise UserError(
-                f"{run} holds a run of one model ({stage}): give the ensemble another name, such as name={config.name}-2"
-            )
-
-
 def make_ensemble(
     kind: str, config: Config, configs: Sequence[Config], store: TokenStore, runtime: Runtime, fresh: bool = False
 ) -> dict[str, Any]:
@@ -77,13 +66,14 @@ def make_ensemble(
     """
     with runtime.fail_together():
         tracker = Tracker(config, runtime)
-        tracker.lock()
-        tracker.fresh = fresh
-        members = open_members(kind, configs, store)
-    identity = runtime.broadcast_object(_identity(config, members) if runtime.is_main else "")
     try:
-        saved = _saved_result(config.run_dir, identity) if runtime.is_main else None
-        result = runtime.broadcast_object(saved)
+        with runtime.fail_together():
+            tracker.lock()
+            tracker.fresh = fresh
+            members = open_members(kind, configs, store)
+            identity = _identity(config, members) if runtime.is_main else ""
+            saved = _saved_result(config.run_dir, identity) if runtime.is_main else None
+        identity, result = runtime.broadcast_object((identity, saved))
         if result is None:
             result = _make(members, config, identity, runtime, tracker)
         lines = report(config.run_dir) if runtime.is_main else []
@@ -101,9 +91,10 @@ def make_ensemble(
 
 def describe_votes(result: Mapping[str, Any]) -> str:
     """Return a sentence about the members of an ensemble and the vote of the linear model."""
-    models = f"mean of {len(result['members'])} classifiers"
+    number = len(result["members"])
+    models = f"mean of {number} classifier{'s' if number > 1 else ''}"
     if "baseline" not in result:
-        return f"{models} (classifier.baseline=false: without the linear model)"
+        return f"{models}, without a linear model"
     gain, error = result["selection"]["gain"], result["selection"]["standard_error"]
     change = (
         f"it lowers the loss of the mean on valid by {shown(gain)}" if gain > 0 else "it does not lower the loss on valid"
@@ -123,6 +114,7 @@ def _make(members: Members, config: Config, identity: str, runtime: Runtime, tra
     temperatures, linear_temperatures, scaled = scale_members(members, classifiers, linear_answers, runtime)
     voters = make_voters(members.documents, *scaled)
     votes, selection = runtime.broadcast_object(select_voters(members.documents, voters, members.store, runtime))
+    votes = votes or (members.documents.kind == ASKED and LINEAR in voters)
     result = result_of(members, (classifiers, linear_answers), voters, votes, runtime)
     for figures, temperature in zip(result["members"], temperatures, strict=True):
         figures["temperature"] = temperature
@@ -169,7 +161,7 @@ def _fit_linear(members: Members, run: Path, runtime: Runtime) -> tuple[list[str
         return [], [], {}
     from ulmfit_dist.stages.baseline import fit_linear_model  # scikit-learn takes a second to import
 
-    is_one = members.documents.kind == "directions"
+    is_one = members.documents.kind != "folds"
     folders, answers, first = list[str](), list[Answers](), dict[str, Any]()
     for number, config in enumerate(members.configs[:1] if is_one else members.configs):
         model, metadata = fit_linear_model(config, runtime, members.store)
@@ -208,9 +200,10 @@ def _saved_result(run: Path, identity: str) -> dict[str, Any] | None:
     """Return the figures of the ensemble in a run directory if it is this one, else None."""
     if not is_ensemble(run) or not (run / PREDICTIONS).is_file() or read_ensemble(run).identity != identity:
         return None
-    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-    result: dict[str, Any] | None = summary.get("ensemble")
-    return result
+    with suppress(OSError, ValueError):
+        result: dict[str, Any] | None = json.loads((run / "summary.json").read_text(encoding="utf-8")).get("ensemble")
+        return result
+    return None
 
 
 def _identity(config: Config, members: Members) -> str:
@@ -221,7 +214,8 @@ def _identity(config: Config, members: Members) -> str:
     for part in (*members.documents.valid, members.documents.test):
         digest.update(part.tobytes() + b"|")
     settings = config.classifier
-    digest.update(repr((members.documents.kind, settings.baseline, settings.threshold, config.name, config.seed)).encode())
+    linear = (settings.baseline, settings.baseline_features)
+    digest.update(repr((members.documents.kind, *linear, settings.threshold, config.name, config.seed)).encode())
     return digest.hexdigest()
 
 

@@ -10,6 +10,7 @@ N: validation documents, C: classes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.inference.answers import compute_answers, figures_of_answers, with_intervals
 from ulmfit_dist.inference.ensemble import common_labels, read_members
-from ulmfit_dist.inference.temperature import fit_temperature, scale_answers
+from ulmfit_dist.inference.temperature import LOG_DEVIATION, fit_temperature, scale_answers
 from ulmfit_dist.models.bundle import ModelBundle
 from ulmfit_dist.pretrained.hub import model_paths
 from ulmfit_dist.stages.evaluate import check_functions, check_store
@@ -44,6 +45,7 @@ def evaluate_ensemble(
     trust_remote_code: bool = False,
     with_baseline: bool = False,
     quantize: str | None = None,
+    baseline_features: str | None = None,
 ) -> dict[str, Any]:
     """Return metrics of classifiers and of their mean on their common validation documents. Collective.
 
@@ -55,6 +57,7 @@ def evaluate_ensemble(
         with_baseline: add the linear baseline as a member, fitted again to the first run's training documents. The
             probabilities of each member are then scaled by a temperature fitted to the validation documents
             (`inference/temperature.py`); the numbers of a regression are averaged unscaled.
+        baseline_features: its features, tfidf or lsa; None: as in the first run's config.
 
     Returns:
         The figures of the mean as `ensemble`, as `evaluate` returns them for a classifier, and the scalar ones of each
@@ -76,7 +79,8 @@ def evaluate_ensemble(
     if with_baseline:
         from ulmfit_dist.stages.baseline import baseline_answers
 
-        sides, metadata, linear, _ = baseline_answers(members[0].config, runtime, stores[0])
+        config = with_features(members[0].config, baseline_features)
+        sides, metadata, linear, _ = baseline_answers(config, runtime, stores[0])
     answers: list[Answers] = [
         {
             side: compute_answers(exported, store, documents_N, runtime, trust_remote_code, quantize)
@@ -97,6 +101,13 @@ def evaluate_ensemble(
             member["temperature"] = temperature
     mean = {side: torch.stack([part[side] for part in answers]).mean(0) for side in sides}
     return result | {"ensemble": figures(mean)}
+
+
+def with_features(config: Config, baseline_features: str | None) -> Config:
+    """Return a config with these features of the linear baseline; None: its own."""
+    if baseline_features is None:
+        return config
+    return replace(config, classifier=replace(config.classifier, baseline_features=baseline_features))
 
 
 def describe_ensemble(result: Mapping[str, Any]) -> Iterator[str]:
@@ -143,13 +154,8 @@ def at_temperatures(
     config: Config,
     store: TokenStore,
     runtime: Runtime,
-    log_deviation: float | None = None,
 ) -> tuple[list[float | None], list[Answers]]:
-    """Return the temperature of each member, fitted to the validation documents, and the scaled answers. Collective.
-
-    Args:
-        log_deviation: as for `fit_temperature`.
-    """
+    """Return the temperature of each member, fitted to the validation documents, and the scaled answers. Collective."""
     target = config.classifier.target
     if target == "regression":
         return [None] * len(answers), list(answers)
@@ -157,7 +163,7 @@ def at_temperatures(
     temperatures: list[float] = []
     with runtime.fail_together():
         if runtime.is_main:
-            temperatures = [fit_temperature(part["valid"], y, target, log_deviation) for part in answers]
+            temperatures = [fit_temperature(part["valid"], y, target, LOG_DEVIATION) for part in answers]
     temperatures = runtime.broadcast_object(temperatures)
     scaled = [
         {side: scale_answers(part_NC, temperature, target) for side, part_NC in part.items()}

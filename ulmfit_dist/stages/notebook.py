@@ -19,6 +19,7 @@ from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.models.bundle import save_bundle
 from ulmfit_dist.stages.calibrate import calibrate
+from ulmfit_dist.stages.run_directories import check_free_for_training
 from ulmfit_dist.stages.stage import STAGES, Stage
 from ulmfit_dist.tracking.console import EpochTable
 from ulmfit_dist.training.callbacks.order import CallbackOrder
@@ -82,6 +83,9 @@ def prepare_for_notebook(learner: AnyLearner, config: Config, store: TokenStore,
 
 
 def _export(learner: DistributedLearner, config: Config, store: TokenStore, runtime: Runtime, folder: Path | None) -> Path:
+    with runtime.fail_together():
+        if folder is None:
+            check_free_for_training(config)
     folder = config.run_dir / learner.stage if folder is None else Path(folder)
     if isinstance(learner, ClassifierLearner) and config.classifier.temperature_scaling:
         calibrate(learner, runtime)

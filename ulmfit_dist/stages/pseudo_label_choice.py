@@ -111,7 +111,8 @@ def choose(
         for c in np.unique(unlabelled.classes[rows]):
             confidences_C[c] = unlabelled.probabilities[rows][unlabelled.classes[rows] == c].min()
         choices.insert(0, Choice(rows, share, confidences_C, number, errors, error, limit))
-    return next((choice for choice in choices if choice.is_low_enough), min(choices, key=lambda choice: choice.error))
+    filled = [choice for choice in choices if len(choice.rows)] or choices  # the error of no document is not evidence
+    return next((choice for choice in filled if choice.is_low_enough), min(filled, key=lambda choice: choice.error))
 
 
 def take_share(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from ulmfit_dist.checkpointing.compatibility import differences
@@ -21,15 +21,16 @@ from ulmfit_dist.distributed import signals
 from ulmfit_dist.distributed.runtime import Runtime
 from ulmfit_dist.errors import FAILED, RESUMABLE, ResumableInterrupt, UserError
 from ulmfit_dist.models.bundle import WEIGHTS, read_bundle
-from ulmfit_dist.models.ensemble_file import KINDS, is_ensemble, read_ensemble
 from ulmfit_dist.stages.baseline_figures import describe_standing
 from ulmfit_dist.stages.context import RunContext
 from ulmfit_dist.stages.estimate import StageEstimate
 from ulmfit_dist.stages.final_scores import score_test_split
 from ulmfit_dist.stages.plan import RunPlan, describe_plan, describe_plans, make_plan
 from ulmfit_dist.stages.prepare import prepare
+from ulmfit_dist.stages.run_directories import check_free_for_training
 from ulmfit_dist.stages.stage import CLASSIFIER, STAGES, Stage
 from ulmfit_dist.stages.train_stage import train_stage
+from ulmfit_dist.tracking.run_lock import RunLock
 from ulmfit_dist.tracking.tracker import Tracker
 from ulmfit_dist.utils.log import get_logger
 
@@ -62,7 +63,7 @@ def run(
         ResumableInterrupt: a signal has stopped the run; all progress is saved.
     """
     with runtime.fail_together():
-        _check_no_ensemble(config)
+        check_free_for_training(config)
     selected = [STAGES[name] for name in stages or config.stages]
     has_classifier = CLASSIFIER in selected
     context = _prepare(config, runtime)
@@ -105,17 +106,20 @@ def plan_runs(name: str, configs: Sequence[Config], runtime: Runtime, store: Tok
     """
     plans: dict[str, RunPlan] = {}
     estimates: dict[str, StageEstimate] = {}
-    for config in configs:
-        selected = [STAGES[stage] for stage in config.stages]
-        with runtime.fail_together():
-            context = RunContext(config, runtime, store, Tracker(config, runtime))
-        starts_over = fresh and not _has_begun(config, runtime, selected[0])
-        done, resume_points = _progress_of_stages(context, selected, starts_over)
-        with runtime.fail_together():
-            for stage in selected:
-                stage.check(config, runtime, store)
-        plans[config.name] = make_plan(config, runtime, store, resume_points, done, estimates)
-        estimates |= plans[config.name].estimates
+    with ExitStack() as locks:
+        for config in configs:
+            selected = [STAGES[stage] for stage in config.stages]
+            with runtime.fail_together():
+                context = RunContext(config, runtime, store, Tracker(config, runtime))
+                if runtime.is_main:
+                    locks.enter_context(RunLock(config))  # looking for checkpoints removes unfinished ones
+            starts_over = fresh and not _has_begun(config, runtime, selected[0])
+            done, resume_points = _progress_of_stages(context, selected, starts_over)
+            with runtime.fail_together():
+                for stage in selected:
+                    stage.check(config, runtime, store)
+            plans[config.name] = make_plan(config, runtime, store, resume_points, done, estimates)
+            estimates |= plans[config.name].estimates
     for line in describe_plans(name, plans):
         logger.info(line)
 
@@ -127,6 +131,8 @@ def run_stage(config: Config, runtime: Runtime, stage_name: str, fresh: bool = F
         fresh: start over in any case.
     """
     stage = STAGES[stage_name]
+    with runtime.fail_together():
+        check_free_for_training(config)
     context = _prepare(config, runtime, is_timed=False)
     with runtime.fail_together():
         if (base := stage.base(config)) is not None:
@@ -209,14 +215,6 @@ def _progress_of_stages(
         is_open = not fresh and all(done.values())  # a stage after one that is trained again is trained again
         done[stage.name], resume_points[stage.name] = _progress(context, stage) if is_open else (False, None)
     return done, resume_points
-
-
-def _check_no_ensemble(config: Config) -> None:
-    if is_ensemble(config.run_dir):
-        raise UserError(
-            f"{config.run_dir} is an ensemble ({KINDS[read_ensemble(config.run_dir).kind]}): give this run another name, "
-            f"such as name={config.name}-2"
-        )
 
 
 def _progress(context: RunContext, stage: Stage) -> tuple[bool, ResumePoint | None]:

@@ -34,8 +34,10 @@ from ulmfit_dist.stages.classifier import check_classifier
 from ulmfit_dist.stages.cross_validate import copy_language_model
 from ulmfit_dist.stages.prepare import prepare
 from ulmfit_dist.stages.run import run
-from ulmfit_dist.stages.self_train_result import RESULT, describe_rounds, finish_self_training
+from ulmfit_dist.stages.run_directories import SELF_TRAINING, check_free_for_self_training, check_free_for_training
+from ulmfit_dist.stages.self_train_result import describe_rounds, finish_self_training
 from ulmfit_dist.stages.teacher import identity_of, make_pseudo_labels, read_teacher, unlabelled_documents
+from ulmfit_dist.tracking.run_lock import RunLock
 from ulmfit_dist.tracking.tracker import Tracker
 from ulmfit_dist.utils.files import make_folder, write_json
 from ulmfit_dist.utils.log import get_logger
@@ -44,6 +46,8 @@ logger = get_logger(__name__)
 
 ROUND_KEYS = ("share", "confidences", "valid_error", "valid_limit", "teacher_accuracy", "temperatures")
 """Metadata of pseudo-labels that the result of a round has, too."""
+KEPT_NAMES = {"models": "teacher model", "fingerprint": "data", "valid": "valid split"}
+"""Names of what pseudo-labels depend on besides keys of the config."""
 Result = dict[str, Any]
 
 
@@ -64,10 +68,14 @@ def self_train(config: Config, runtime: Runtime, fresh: bool = False, trust_remo
     """
     with runtime.fail_together():
         check_self_training(config)
+        check_free_for_self_training(config)
+        for number in range(config.self_training.rounds + 1):
+            check_free_for_training(config_of_round(config, number))
         make_folder(config.run_dir, "runs_dir")
     with _locked(config, runtime):
         if fresh:
             _start_over(config, runtime)
+        _mark(config, runtime)
         store = prepare(config, runtime)
         with runtime.fail_together():
             unlabelled_documents(store, config)
@@ -133,7 +141,8 @@ def _train_rounds(
         members = read_teacher(config, configs[-1].run_dir, runtime, trust_remote_code)
         pseudo = _pseudo_labels(config, number, members, (runtime, store, trust_remote_code))
         if not len(pseudo.documents) or pseudo.digest == previous:
-            end = f"the pseudo-labels of round {number} are {'those of the round before' if previous else 'none'}"
+            kind = "those of the round before" if len(pseudo.documents) else "none"
+            end = f"the pseudo-labels of round {number} are {kind}"
             break
         previous = pseudo.digest
         num_labelled = len(split_documents(store, config).classifier_train)
@@ -156,7 +165,7 @@ def _write(config: Config, runtime: Runtime, result: Result) -> None:
     """Write the results of the rounds so far. Collective."""
     with runtime.fail_together():
         if runtime.is_main:
-            write_json(config.run_dir / RESULT, {**result, "job": runtime.job})
+            write_json(config.run_dir / SELF_TRAINING, {**result, "job": runtime.job})
 
 
 def _train_round(config: Config, runtime: Runtime, pseudo: PseudoLabels | None) -> Result:
@@ -192,7 +201,7 @@ def _pseudo_labels(
     if pseudo is not None:
         logger.info(f"pseudo-labels: {len(pseudo.documents):,} documents in {path}")
         return pseudo
-    pseudo = make_pseudo_labels(members, config, runtime, store, trust_remote_code)
+    pseudo = make_pseudo_labels(members, config, number, runtime, store, trust_remote_code)
     with runtime.fail_together():
         if runtime.is_main and len(pseudo.documents):
             make_folder(path.parent, "runs_dir")
@@ -203,10 +212,9 @@ def _pseudo_labels(
 def _check_identity(path: Path, pseudo: PseudoLabels, identity: dict[str, Any], name: str) -> None:
     """Raise UserError if pseudo-labels were made with another teacher, other settings or other texts."""
     changed = [
-        {"models": "teacher model", "fingerprint": "data"}.get(key)
-        or f"self_training.{key} (now {value}, then {pseudo.metadata.get(key)})"
+        KEPT_NAMES.get(key) or f"{_section_of(key)}.{key} (now {value}, then {pseudo.metadata.get(key)})"
         for key, value in identity.items()
-        if pseudo.metadata.get(key) != value
+        if key in pseudo.metadata and pseudo.metadata[key] != value
     ]
     if changed:
         raise UserError(
@@ -215,21 +223,37 @@ def _check_identity(path: Path, pseudo: PseudoLabels, identity: dict[str, Any], 
         )
 
 
+def _section_of(key: str) -> str:
+    return "classifier" if key == "baseline_features" else "self_training"
+
+
 def _start_over(config: Config, runtime: Runtime) -> None:
     """Remove models, checkpoints and pseudo-labels of all rounds, unless a start of this job has done so. Collective."""
     with runtime.fail_together():
         if not runtime.is_main:
             return
-        result = config.run_dir / RESULT
+        result = config.run_dir / SELF_TRAINING
         if runtime.is_restart and result.is_file() and json.loads(result.read_bytes()).get("job") == runtime.job:
             return
-        result.unlink(missing_ok=True)
+        write_json(result, {"rounds": []})  # without the job: if it is killed now, it starts over again
         for folder in sorted(config.run_dir.parent.glob(f"{config.name}-round-*")):
             if folder.name.removeprefix(f"{config.name}-round-").isdecimal():
-                (folder / PSEUDO_LABELS).unlink(missing_ok=True)
-                for part in ("classifier", "lm", "checkpoints"):
-                    shutil.rmtree(folder / part, ignore_errors=True)
+                with RunLock(replace(config, name=folder.name)):
+                    _remove_round(folder)
         write_json(result, {"job": runtime.job, "rounds": []})
+
+
+def _remove_round(folder: Path) -> None:
+    (folder / PSEUDO_LABELS).unlink(missing_ok=True)
+    for part in ("classifier", "lm", "checkpoints"):
+        shutil.rmtree(folder / part, ignore_errors=True)
+
+
+def _mark(config: Config, runtime: Runtime) -> None:
+    """Make the run directory that of a self-training, which no training may use, before the first round. Collective."""
+    with runtime.fail_together():
+        if runtime.is_main and not (config.run_dir / SELF_TRAINING).is_file():
+            write_json(config.run_dir / SELF_TRAINING, {"rounds": []})
 
 
 @contextmanager

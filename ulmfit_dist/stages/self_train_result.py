@@ -30,8 +30,6 @@ from ulmfit_dist.utils.log import get_logger
 
 logger = get_logger(__name__)
 
-RESULT = "self_training.json"
-
 
 def finish_self_training(config: Config, best: Config, first: Config, runtime: Runtime, store: TokenStore) -> None:
     """Copy the classifier and the figures of the best round to the run directory, and score the test split. Collective.

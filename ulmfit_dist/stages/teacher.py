@@ -3,7 +3,7 @@
 Each member's probabilities are scaled by a temperature that is fitted to the valid split, with a prior, because it may be
 small. The baseline sees no pseudo-label (with `lsa` it reads texts without their labels), so its opinion does not follow
 that of earlier rounds. Trade-off: with `teacher: baseline` and no voters all rounds get the same labels, so one round is
-enough.
+enough, unless `scored_documents` draws other texts in each.
 
 N: documents, C: classes.
 """
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ulmfit_dist.config.loading import to_dict
 from ulmfit_dist.config.schema import Config
-from ulmfit_dist.data.pseudo_labels import PseudoLabels
+from ulmfit_dist.data.pseudo_labels import PseudoLabels, documents_digest
 from ulmfit_dist.data.splits import DocumentSplits, measured_texts, split_documents
 from ulmfit_dist.data.targets import read_targets
 from ulmfit_dist.data.token_store import TokenStore
@@ -31,6 +31,7 @@ from ulmfit_dist.inference.answers import compute_answers
 from ulmfit_dist.inference.ensemble import common_labels, read_members
 from ulmfit_dist.inference.temperature import LOG_DEVIATION, fit_temperature, scale_answers
 from ulmfit_dist.models.bundle import ModelBundle, bundle_digest
+from ulmfit_dist.rng.counter_based import permutation
 from ulmfit_dist.stages.evaluate import check_functions
 from ulmfit_dist.stages.evaluate_ensemble import common_documents
 from ulmfit_dist.stages.prepare import prepare
@@ -39,7 +40,7 @@ from ulmfit_dist.utils.log import get_logger
 
 logger = get_logger(__name__)
 
-CHOICE_KEYS = ("teacher", "shares", "error_ratio", "accepted_error", "max_documents")
+CHOICE_KEYS = ("teacher", "shares", "error_ratio", "accepted_error", "scored_documents", "max_documents")
 """Keys of the self_training section that the pseudo-labels depend on, beside the classifiers."""
 Sides = dict[str, Tensor]
 """Probabilities of the classes, float64 [N, C], of the valid and the unlabelled documents."""
@@ -91,22 +92,42 @@ def unlabelled_documents(store: TokenStore, config: Config) -> np.ndarray:
 def identity_of(members: Sequence[ModelBundle], config: Config, store: TokenStore) -> dict[str, Any]:
     """Return what the pseudo-labels of a teacher depend on, as JSON values."""
     settings = to_dict(config)["self_training"]
+    features = {} if settings["teacher"] == "classifier" else {"baseline_features": config.classifier.baseline_features}
     return {
         "fingerprint": store.fingerprint,
+        "valid": documents_digest(split_documents(store, config).classifier_valid),
         "models": [bundle_digest(member.folder) for member in members],
         **{key: settings[key] for key in CHOICE_KEYS},
+        **features,
     }
 
 
+def draw_documents(documents_N: np.ndarray, config: Config, number: int) -> np.ndarray:
+    """Return the documents that the teacher of a round labels, int64 [M], ascending: all, or a draw by seed and round."""
+    most = config.self_training.scored_documents
+    if most is None or most >= len(documents_N):
+        return documents_N
+    return np.sort(documents_N[permutation(len(documents_N), config.seed, "self-training", number)[:most]])
+
+
 def make_pseudo_labels(
-    members: Sequence[ModelBundle], config: Config, runtime: Runtime, store: TokenStore, trust_remote_code: bool = False
+    members: Sequence[ModelBundle],
+    config: Config,
+    number: int,
+    runtime: Runtime,
+    store: TokenStore,
+    trust_remote_code: bool = False,
 ) -> PseudoLabels:
-    """Label the unlabelled documents with a teacher, and choose those to train on. Collective; the same on every rank."""
+    """Label unlabelled documents with the teacher of a round, and choose those to train on.
+
+    Collective; the same on every rank.
+    """
     started = time.perf_counter()
     settings = config.self_training
     with runtime.fail_together():
         splits = split_documents(store, config)
-        sides = {"valid": splits.classifier_valid, "unlabelled": unlabelled_documents(store, config)}
+        unlabelled_N = draw_documents(unlabelled_documents(store, config), config, number)
+        sides = {"valid": splits.classifier_valid, "unlabelled": unlabelled_N}
     answers: list[Sides] = [
         {
             side: compute_answers(member, store, documents_N, runtime, trust_remote_code)
@@ -122,15 +143,18 @@ def make_pseudo_labels(
     labels = None
     with runtime.fail_together():
         if runtime.is_main:
-            labels = _choose(answers, config, store, splits)
+            labels = _choose(answers, config, store, (splits, unlabelled_N))
             labels.metadata.update(identity_of(members, config, store), seconds=round(time.perf_counter() - started, 1))
     chosen = runtime.broadcast_object(labels)
     assert chosen is not None
     return chosen
 
 
-def _choose(answers: Sequence[Sides], config: Config, store: TokenStore, splits: DocumentSplits) -> PseudoLabels:
-    """Return the chosen pseudo-labels, and print what was chosen and why."""
+def _choose(
+    answers: Sequence[Sides], config: Config, store: TokenStore, documents: tuple[DocumentSplits, np.ndarray]
+) -> PseudoLabels:
+    """Return the pseudo-labels chosen of the scored documents, int64 [N], and print what was chosen and why."""
+    splits, unlabelled_N = documents
     targets = read_targets(store, config.classifier, config.data.label_delim)
     y = targets.of(store.labels[splits.classifier_valid])
     temperatures = [fit_temperature(part["valid"], y, targets.kind, LOG_DEVIATION) for part in answers]
@@ -143,7 +167,7 @@ def _choose(answers: Sequence[Sides], config: Config, store: TokenStore, splits:
     valid, unlabelled = (rate_answers(mean[side].cpu().numpy()) for side in ("valid", "unlabelled"))
     labelled_C = targets.documents_of_classes(store.labels[splits.classifier_train])
     choice = choose(unlabelled, valid, y.numpy(), labelled_C, config.self_training)
-    logger.info(f"pseudo-labels: {choice.describe(len(splits.unlabelled))}")
+    logger.info(f"pseudo-labels: {choice.describe(len(unlabelled_N))}")
     names = [targets.names[c] for c in unlabelled.classes[choice.rows]]
     metadata = {
         "share": choice.share,
@@ -153,4 +177,4 @@ def _choose(answers: Sequence[Sides], config: Config, store: TokenStore, splits:
         "teacher_accuracy": float((valid.classes == y.numpy()).mean()),
         "temperatures": temperatures,
     }
-    return PseudoLabels(splits.unlabelled[choice.rows], names, unlabelled.probabilities[choice.rows], metadata)
+    return PseudoLabels(unlabelled_N[choice.rows], names, unlabelled.probabilities[choice.rows], metadata)

@@ -27,6 +27,8 @@ from ulmfit_dist.stages.evaluate_ensemble import Answers, figures_by_split, sing
 
 LINEAR = "linear"
 """Name of the linear model among the voters."""
+MOST_COMBINED = 3
+"""Maximum number of voters of which all combinations are reported: their number doubles with each voter."""
 PROBABILITY = 1e-15
 """Smallest probability in a log loss: a linear model gives a class without training documents exactly 0."""
 
@@ -81,17 +83,16 @@ def select_voters(
     """Return whether the linear model votes, and what that was decided by. Collective.
 
     Returns:
-        The second part has `combinations`, the figures of each combination of voters on the validation documents, and, if
+        The second part has `combinations`, the figures of combinations of voters on the validation documents, and, if
         there is a linear model, `gain`, the mean decrease of the log loss (of the squared error for a regression) that it
         brings, and its `standard_error`.
     """
     valid_N, config = documents.sides["valid"], documents.config
     combinations = {}
-    for size in range(1, len(voters) + 1):
-        for names in itertools.combinations(voters, size):
-            answers = {"valid": mean_of({name: voters[name] for name in names})["valid"]}
-            figures = figures_by_split(answers, {"valid": valid_N}, config, store, runtime)
-            combinations[" + ".join(names)] = single_numbers(figures)
+    for names in compared_combinations(list(voters)):
+        answers = {"valid": mean_of({name: voters[name] for name in names})["valid"]}
+        figures = figures_by_split(answers, {"valid": valid_N}, config, store, runtime)
+        combinations[" + ".join(names)] = single_numbers(figures)
     if LINEAR not in voters:
         return False, {"combinations": combinations}
     y = read_targets(store, config.classifier, config.data.label_delim).of(store.labels[valid_N])
@@ -100,6 +101,14 @@ def select_voters(
     gain, error = float(gain_N.mean()), standard_error(gain_N)
     votes = is_gain(gain, error)
     return votes, {"combinations": combinations, "gain": gain, "standard_error": error if math.isfinite(error) else None}
+
+
+def compared_combinations(names: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return the combinations of voters to report: all of up to three, else each alone, the classifiers, and all."""
+    if len(names) <= MOST_COMBINED:
+        return [part for size in range(1, len(names) + 1) for part in itertools.combinations(names, size)]
+    classifiers = tuple(name for name in names if name != LINEAR)
+    return list(dict.fromkeys([*((name,) for name in names), classifiers, tuple(names)]))
 
 
 def is_gain(gain: float, error: float) -> bool:

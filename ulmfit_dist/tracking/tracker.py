@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 
 from ulmfit_dist.config.loading import to_dict, to_yaml
 from ulmfit_dist.config.schema import Config
@@ -27,6 +26,7 @@ from ulmfit_dist.tracking.accelerate_trackers import AccelerateLogger, check_tra
 from ulmfit_dist.tracking.console import ConsoleLogger, EpochTable, final_table
 from ulmfit_dist.tracking.jsonl import STAGES, MetricLog, is_epoch, row_after
 from ulmfit_dist.tracking.metric_logger import MetricLogger, MetricRow, Table, row_of
+from ulmfit_dist.tracking.run_lock import RunLock
 from ulmfit_dist.tracking.wandb_environment import mode_messages
 from ulmfit_dist.tracking.wandb_process import quiet_wandb, wandb_mode, warn
 from ulmfit_dist.tracking.wandb_run import WandbRun, where_offline
@@ -51,7 +51,7 @@ class Tracker:
     def __init__(self, config: Config, runtime: Runtime):
         self.config, self.runtime, self.folder = config, runtime, config.run_dir
         self._metrics = MetricLog(self.folder / "metrics.jsonl")
-        self._lock = FileLock(self.folder / ".lock", fallback_to_soft=False)  # a soft lock would outlive a killed process
+        self._lock = RunLock(config)
         self._wandb: WandbRun | None = None
         self._first_row, self._console = 0, ConsoleLogger(EpochTable("lm", config.lm.phases))
         self._loggers: list[MetricLogger] = [self._metrics, self._console]
@@ -227,9 +227,11 @@ class Tracker:
         """Set the baseline's figures (of `compute_baseline`) in the summary; None: no baseline."""
         if not self.runtime.is_main:
             return
-        self.summary.pop("baseline", None)
+        before = self.summary.pop("baseline", None)
         if figures is not None:
             self.summary["baseline"] = figures
+        if "classifier" in self.summary and figures != before:  # nothing may be left to train that would write it
+            self._write_summary()
 
     def save_model(self, stage: str, metadata: dict[str, Any], texts: dict[str, Any]) -> None:
         """Upload a stage's exported model to W&B if tracking.log_model is set."""
@@ -254,19 +256,8 @@ class Tracker:
 
     def lock(self) -> None:
         """Lock the run directory, if it exists, until `close` or the end of this process. Raises UserError."""
-        if not self.runtime.is_main or self._lock.is_locked or not self.folder.is_dir():
-            return
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise UserError(
-                f"{self.folder} is locked by another training process: wait until it ends, or give this run another name, "
-                f"such as name={self.config.name}-2"
-            ) from None
-        except OSError as error:  # a file system without locks, such as some clusters' Lustre
-            logger.warning(
-                f"{self._lock.lock_file} cannot be locked ({error.strerror}): start no other training in this folder"
-            )
+        if self.runtime.is_main:
+            self._lock.acquire()
 
     def _open_folder(self) -> None:
         """Make and lock the run directory, and write what describes the run."""

@@ -41,7 +41,15 @@ def add_parser(subparsers: Subparsers) -> None:
     add_device(parser)
     add_quantize(parser)
     add_verbosity(parser)
-    parser.add_argument("--with-baseline", action="store_true", help="evaluate with the linear baseline as another member")
+    parser.add_argument("--with-baseline", action="store_true", help="the linear baseline is another member")
+    parser.add_argument(
+        "--baseline-features",
+        choices=("tfidf", "lsa"),
+        help="features of the linear baseline (default: as in the first run's config)",
+    )
+    parser.add_argument(
+        "--save", type=Path, metavar="FOLDER", help="make the mean a run directory, beside the runs: predict FOLDER uses it"
+    )
     add_json(parser)
     add_precision(parser)
     add_trust(parser)
@@ -49,11 +57,16 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Label the texts; without texts, evaluate the members and their mean."""
+    if args.baseline_features is not None and not args.with_baseline:
+        raise UserError(f"--baseline-features {args.baseline_features} needs --with-baseline: add it, or leave both out")
     if not args.texts and not args.file:
         _evaluate(args)
         return
-    if args.with_baseline:
-        raise UserError("--with-baseline cannot label texts: leave out --text and --file, or --with-baseline")
+    if args.with_baseline or args.save is not None:
+        raise UserError(
+            "--with-baseline and --save do not label texts: leave out --text and --file, then label them with "
+            "'ulmfit-dist predict FOLDER'"
+        )
     if args.json or args.precision is not None:
         raise UserError("--json and --precision are for metrics: leave them out, or leave out --text and --file")
     check_arguments(args)
@@ -85,9 +98,16 @@ def _evaluate(args: argparse.Namespace) -> None:
     from ulmfit_dist.stages.evaluate import precision_of_models
     from ulmfit_dist.stages.evaluate_ensemble import describe_ensemble, evaluate_ensemble
     from ulmfit_dist.stages.evaluate_saved import evaluate_saved_ensemble
+    from ulmfit_dist.stages.save_ensemble import save_ensemble
 
+    if args.save is not None and (args.quantize is not None or args.precision is not None or args.json):
+        raise UserError("--quantize, --precision and --json are not for --save: leave them out, or leave out --save")
     runs = model_folders(args.runs)
     with Runtime(RuntimeConfig(precision=args.precision or precision_of_models(runs))) as runtime:
+        if args.save is not None:
+            features = args.baseline_features
+            save_ensemble(runs, args.save, runtime, args.trust_remote_code, args.with_baseline, features)
+            return
         if len(runs) == 1 and is_ensemble(runs[0]):
             if args.with_baseline:
                 raise UserError(
@@ -95,5 +115,7 @@ def _evaluate(args: argparse.Namespace) -> None:
                 )
             figures = evaluate_saved_ensemble(runs[0], runtime, args.trust_remote_code, args.quantize)
         else:
-            figures = evaluate_ensemble(runs, runtime, args.trust_remote_code, args.with_baseline, args.quantize)
+            figures = evaluate_ensemble(
+                runs, runtime, args.trust_remote_code, args.with_baseline, args.quantize, args.baseline_features
+            )
         runtime.print(json.dumps(figures, indent=1) if args.json else "\n".join(describe_ensemble(figures)))
