@@ -8,11 +8,11 @@ the valid split; all selection happens there. Two language models, forward and b
 documents that are not test. The test documents are scored, and nothing else reads them. The same command resumes: finished
 runs are not trained again.
 
-Methods: `linear`, TF-IDF with logistic regression; `lsa`, the same with latent semantic analysis of all training texts
-(`classifier.baseline_features: lsa`); `fastai`, its classifier with the same encoder, phases and dropout;
+Methods: `linear`, TF-IDF with logistic regression; `naive-bayes` and `lsa`, the same with these
+`classifier.baseline_features`; `fastai`, its classifier with the same encoder, phases and dropout;
 `supervised`, a classifier on the forward language model;
 `folds`, the mean of five classifiers and linear models that `cross-validate --ensemble` makes of all labels; `with-linear`,
-the mean of `supervised` and the linear model (`lsa`; from 10,000 labels on, `linear`); `both`, the mean of
+the mean of `supervised` and the linear model (`lsa`; from 10,000 labels on, `naive-bayes`); `both`, the mean of
 the forward and the backward `supervised`; `both-with-linear`, the same with the linear model; `semi-supervised`
 (`classifier.unlabelled`); `self-training`, whose teacher is `with-linear`; `self-training-with-linear`, their mean;
 `rounds-with-linear`, the mean of the linear model and the classifiers of all rounds, whichever is best on valid;
@@ -43,6 +43,7 @@ from benchmarks.machine import machine
 
 METHODS = (
     "linear",
+    "naive-bayes",
     "lsa",
     "fastai",
     "supervised",
@@ -58,6 +59,8 @@ METHODS = (
     "both-self-training-with-linear",
 )
 DIRECTIONS = ("forward", "backward")
+FEATURES = {"linear": "tfidf", "naive-bayes": "naive_bayes", "lsa": "lsa"}
+"""`classifier.baseline_features` by method."""
 BASE = (
     "data.source=parquet",
     "data.valid_pct=0.2",
@@ -82,6 +85,7 @@ MIDDLE = (
     "classifier.phases=[{epochs: 1, lr: 1e-2, freeze_to: -1}, {epochs: 4, lr: [7.5e-4, 5e-3]}]",
 )
 MANY = (
+    "classifier.baseline_features=naive_bayes",
     "data.valid_pct=0.1",
     "classifier.global_batch_size=32",
     "classifier.drop_mult=0.5",
@@ -129,11 +133,14 @@ class Runs:
         source: folder of the documents.
         num_labels, seed: the draw.
         lm_epochs: epochs of the language models.
+        precision: `runtime.precision`.
     """
 
-    def __init__(self, folder: Path, source: Path, num_labels: int, seed: int, lm_epochs: int = 1):
+    def __init__(
+        self, folder: Path, source: Path, num_labels: int, seed: int, lm_epochs: int = 1, precision: str = "auto"
+    ):
         self.folder, self.num_labels, self.seed = folder, num_labels, seed
-        self.lm_phases = f"lm.phases=[{{epochs: {lm_epochs}, lr: 1e-2}}]"
+        self.training = (f"lm.phases=[{{epochs: {lm_epochs}, lr: 1e-2}}]", f"runtime.precision={precision}")
         self.draw = f"{num_labels}-{seed}"
         self.texts = folder / f"texts-{self.draw}"
         if not (self.texts / "test.parquet").exists():
@@ -141,7 +148,7 @@ class Runs:
 
     def accuracy(self, method: str) -> float:
         """Return the accuracy on the test documents."""
-        if method in ("linear", "lsa"):
+        if method in FEATURES:
             return self._of_linear(method)
         if method == "rounds-with-linear":
             return self._of_rounds(method)
@@ -164,7 +171,7 @@ class Runs:
             f"data.splits={{{', '.join(f'{name}: {name}' for name in splits)}}}",
             "seed=1",
             *BASE,
-            self.lm_phases,
+            *self.training,
         ]
 
     def _base(self) -> list[str]:
@@ -209,7 +216,7 @@ class Runs:
             temporary.rename(first)
 
     def _of_linear(self, method: str) -> float:
-        features = f"classifier.baseline_features={'tfidf' if method == 'linear' else 'lsa'}"
+        features = f"classifier.baseline_features={FEATURES[method]}"
         figures = self._json(method, "baseline", "recipe.yaml", *self._base(), f"name={method}", features)
         return float(figures["test"]["accuracy"])
 
@@ -279,13 +286,19 @@ def table(accuracies: Mapping[tuple[int, str], Sequence[float]], num_test: int) 
 
 
 def measure(
-    folder: Path, source: Path, labels: Iterable[int], seeds: Sequence[int], methods: Iterable[str], lm_epochs: int
+    folder: Path,
+    source: Path,
+    labels: Iterable[int],
+    seeds: Sequence[int],
+    methods: Iterable[str],
+    lm_epochs: int,
+    precision: str,
 ) -> dict[tuple[int, str], list[float]]:
     """Train what is missing; return the accuracies of all seeds by number of labels and method."""
     accuracies: dict[tuple[int, str], list[float]] = {}
     for number in labels:
         for method in methods:
-            draws = [Runs(folder, source, number, seed, lm_epochs) for seed in seeds]
+            draws = [Runs(folder, source, number, seed, lm_epochs, precision) for seed in seeds]
             accuracies[number, method] = [draw.accuracy(method) for draw in draws]
             print(f"{number} labels, {method}: {accuracies[number, method]}", flush=True)
     return accuracies
@@ -316,11 +329,13 @@ def main() -> None:
         metavar="NUMBER",
         help="epochs of the language models",
     )
+    parser.add_argument("--precision", default="auto", help="runtime.precision")
     args = parser.parse_args()
     args.folder.mkdir(exist_ok=True)
     folder, source = args.folder.absolute(), args.source.absolute()
     num_test = len(pd.read_parquet(source / "test.parquet", columns=["label"]))
-    print(table(measure(folder, source, args.labels, args.seeds, args.methods, args.lm_epochs), num_test))
+    accuracies = measure(folder, source, args.labels, args.seeds, args.methods, args.lm_epochs, args.precision)
+    print(table(accuracies, num_test))
 
 
 if __name__ == "__main__":

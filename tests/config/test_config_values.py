@@ -186,6 +186,10 @@ def test_each_phase_is_checked(phase: str, expected: str):
             "classifier.temperature_scaling is for probabilities: leave it out of a regression",
         ),
         (
+            ["classifier.target=regression", "data.missing_label=null", "classifier.baseline_features=naive_bayes"],
+            "classifier.baseline_features=naive_bayes is for classes: set tfidf or lsa for a regression",
+        ),
+        (
             ["classifier.target=regression", "data.missing_label=null", "classifier.unlabelled.entropy_weight=1"],
             "classifier.unlabelled: entropy_weight and virtual_adversarial_weight are for probabilities: a regression has",
         ),

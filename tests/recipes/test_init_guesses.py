@@ -28,7 +28,7 @@ from ulmfit_dist.recipes.planner import (
     first_plan,
     num_weights,
 )
-from ulmfit_dist.recipes.training_config import for_few_labels
+from ulmfit_dist.recipes.training_config import for_number_of_labels
 from ulmfit_dist.recipes.yaml_writer import recipe_yaml
 
 PROSE = [
@@ -288,25 +288,27 @@ def test_many_texts_with_few_labels_give_the_time_to_the_language_model():
     ("documents", "labelled", "expected"),
     [
         ({"train": 500, "unlabelled": 1000}, 500, ("lsa", True, "best")),
-        ({"train": 500, "unlabelled": 999}, 500, ("tfidf", True, "best")),
+        ({"train": 500, "unlabelled": 999}, 500, ("naive_bayes", True, "best")),
         ({"train": 2000}, 499, ("lsa", True, "last")),  # 99.8 documents for valid
         ({"train": 20_000, "valid": 99}, 4999, ("lsa", True, "last")),
-        ({"train": 20_000, "valid": 100}, 5000, ("tfidf", False, "last")),
+        ({"train": 20_000, "valid": 100}, 5000, ("naive_bayes", False, "last")),
         ({"train": 20_000}, 0, ("tfidf", False, "last")),
     ],
 )
-def test_few_labels_choose_the_baseline_the_temperature_and_the_epoch(
+def test_the_number_of_labels_chooses_the_baseline_the_temperature_and_the_epoch(
     documents: dict[str, int], labelled: int, expected: tuple[str, bool, str]
 ):
-    chosen = for_few_labels(ClassifierConfig(), replace(CORPUS, documents=documents, labelled=labelled, cut=0.2))
+    chosen = for_number_of_labels(ClassifierConfig(), replace(CORPUS, documents=documents, labelled=labelled, cut=0.2))
     assert (chosen.baseline_features, chosen.temperature_scaling, chosen.export_epoch) == expected
 
 
-def test_numbers_and_a_threshold_have_no_temperature():
+def test_numbers_and_a_threshold_have_no_temperature_and_numbers_no_naive_bayes():
     corpus = replace(CORPUS, documents={"train": 500}, labelled=500)
-    assert not for_few_labels(ClassifierConfig(target="regression"), corpus).temperature_scaling
-    assert for_few_labels(ClassifierConfig(target="multicategory"), corpus).temperature_scaling
-    assert not for_few_labels(ClassifierConfig(target="multicategory", threshold=0.3), corpus).temperature_scaling
+    for labelled in (500, 5000):
+        numbers = for_number_of_labels(ClassifierConfig(target="regression"), replace(corpus, labelled=labelled))
+        assert (numbers.temperature_scaling, numbers.baseline_features) == (False, "tfidf")
+    assert for_number_of_labels(ClassifierConfig(target="multicategory"), corpus).temperature_scaling
+    assert not for_number_of_labels(ClassifierConfig(target="multicategory", threshold=0.3), corpus).temperature_scaling
 
 
 def test_an_epoch_has_enough_steps_of_each_stage():
@@ -340,3 +342,10 @@ def test_sections_of_a_section_are_written_below_it():
     config = Config()
     config.classifier.unlabelled.batch_size = 8
     assert yaml.safe_load(recipe_yaml(config, {}, []))["classifier"]["unlabelled"] == {"batch_size": 8}
+
+
+def test_a_comment_stands_apart_from_a_value_of_any_length():
+    for name in ("n" * length for length in (8, 9, 10, 11)):  # around the column of comments
+        config = Config(classifier=ClassifierConfig(baseline_features=name))
+        written = yaml.safe_load(recipe_yaml(config, {"classifier.baseline_features": "because"}, []))
+        assert written["classifier"]["baseline_features"] == name

@@ -282,6 +282,8 @@ def test_numbers_are_averaged_with_the_baseline_as_they_are(tmp_path: Path, stor
         errors_N = mean_N1[:, 0] - np.array([1, 2.5, 4])[store.labels[documents[side]]]
         assert figures["rmse"] == pytest.approx(np.sqrt((errors_N**2).mean()), rel=1e-5)
     assert list(describe_ensemble(actual))[-1] == ("numbers are averaged unscaled: a temperature applies to probabilities")
+    with pytest.raises(UserError, match="baseline_features=naive_bayes is for classes: set tfidf or lsa"):
+        evaluate_ensemble([run], runtime, with_baseline=True, baseline_features="naive_bayes")
 
 
 def test_the_command_prints_a_table_or_json(runs: list[Path], store: TokenStore, capsys: pytest.CaptureFixture[str]):

@@ -1,6 +1,7 @@
 """W&B dashboard: its JSON, and the requests that a server gets."""
 
 import json
+import socket
 import sys
 from pathlib import Path
 
@@ -131,12 +132,16 @@ def test_without_a_login_it_is_one_line(tmp_path: Path):
     assert errors == "error: no login to W&B: run `wandb login`, or set WANDB_API_KEY; --dry-run needs neither\n"
 
 
-def test_without_a_server_it_is_one_line(tmp_path: Path):
-    with wandb_server() as server:
-        gone = logged_in(server)
-    code, _, errors = save(tmp_path, **gone)
+@pytest.mark.parametrize("listens", [False, True])
+def test_a_server_that_refuses_or_never_answers_is_one_line(tmp_path: Path, listens: bool):
+    with socket.socket() as reserved:  # no other process can listen there
+        reserved.bind(("127.0.0.1", 0))
+        if listens:
+            reserved.listen()
+        url = f"http://127.0.0.1:{reserved.getsockname()[1]}"
+        code, _, errors = save(tmp_path, WANDB_BASE_URL=url, WANDB_API_KEY="a" * 40)
     assert code == 1
     assert errors.startswith("error: W&B rejects the dashboard: ")
-    assert gone["WANDB_BASE_URL"] in errors
+    assert url in errors
     assert "`wandb login`" in errors
     assert errors.count("\n") == 1

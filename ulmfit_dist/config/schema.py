@@ -354,8 +354,8 @@ class ClassifierConfig(StageConfig):
     """Class weights in the training loss: a list in the order of labels.json, or balanced. null: equal."""
     baseline: bool = True
     """Evaluate a linear model on TF-IDF features of the same documents before the first epoch of `run`."""
-    baseline_features: str = choice("tfidf", "lsa")
-    """Features of that linear model: tfidf, or lsa, which also learns from texts without labels, for few labels."""
+    baseline_features: str = choice("tfidf", "naive_bayes", "lsa")
+    """Features of that linear model: tfidf; for many labels naive_bayes; for few lsa, which learns from all texts."""
     metrics: list[Any] = field(default_factory=list)
     """Further validation metrics: module.name, such as fastai.metrics.F1Score, or {path: module.name, argument: value}."""
 

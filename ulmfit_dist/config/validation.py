@@ -42,7 +42,7 @@ def check_config(config: Config) -> None:
     _check_missing_number(config.classifier, config.data)
     _check_category_only(config.classifier)
     _check_regression_only(config.classifier)
-    _check_probabilities_only(config.classifier)
+    check_probabilities_only(config.classifier)
     _check_unlabelled(config.classifier)
     _check_trackers(config.tracking)
 
@@ -192,10 +192,14 @@ def _check_unlabelled(settings: ClassifierConfig) -> None:
         )
 
 
-def _check_probabilities_only(settings: ClassifierConfig) -> None:
-    """Check that a temperature is set for classes only."""
-    if settings.temperature_scaling and settings.target == "regression":
+def check_probabilities_only(settings: ClassifierConfig) -> None:
+    """Raise UserError if a temperature or naive Bayes is set for numbers."""
+    if settings.target != "regression":
+        return
+    if settings.temperature_scaling:
         raise UserError("classifier.temperature_scaling is for probabilities: leave it out of a regression")
+    if settings.baseline_features == "naive_bayes":
+        raise UserError("classifier.baseline_features=naive_bayes is for classes: set tfidf or lsa for a regression")
 
 
 def _check_trackers(tracking: TrackingConfig) -> None:

@@ -86,7 +86,7 @@ def recipe_config(profile: Profile, plan: Plan) -> Config:
         ),
     )
     corpus = corpus_of(profile) if plan.limit is None else corpus_of(profile).limited(plan.limit)
-    return profile.with_overrides(replace(chosen, classifier=for_few_labels(chosen.classifier, corpus)))
+    return profile.with_overrides(replace(chosen, classifier=for_number_of_labels(chosen.classifier, corpus)))
 
 
 def recipe_reasons(profile: Profile, plan: Plan, expected: Durations) -> dict[str, str]:
@@ -106,7 +106,7 @@ def recipe_reasons(profile: Profile, plan: Plan, expected: Durations) -> dict[st
         "classifier.max_len": "last tokens of each document that gradients flow through",
         "classifier.max_doc_tokens": "first tokens of each document that are read, to fit into the minutes",
         "classifier.grad_clip": "stabilizes training",
-        "classifier.baseline_features": "the linear model also learns from the texts without a label",
+        "classifier.baseline_features": "the linear model's: lsa learns from all texts, naive_bayes weighs words by class",
         "classifier.temperature_scaling": "few labels make probabilities too high",
         "classifier.export_epoch": "valid has enough documents to choose by",
         "classifier.y_range": "range of the labels, widened by 5 % at each end",
@@ -115,16 +115,19 @@ def recipe_reasons(profile: Profile, plan: Plan, expected: Durations) -> dict[st
     return reasons
 
 
-def for_few_labels(classifier: ClassifierConfig, corpus: Corpus) -> ClassifierConfig:
-    """Return the section with the keys that few labels need."""
-    if not 0 < corpus.labelled < FEW_LABELS:
+def for_number_of_labels(classifier: ClassifierConfig, corpus: Corpus) -> ClassifierConfig:
+    """Return the section with the features of the linear model, and the keys that few labels need."""
+    if corpus.labelled == 0:
         return classifier
+    weighted = "tfidf" if classifier.target == "regression" else "naive_bayes"
+    if corpus.labelled >= FEW_LABELS:
+        return replace(classifier, baseline_features=weighted)
     num_texts = corpus.documents.get("train", 0) + corpus.documents.get("unlabelled", 0)
     is_half = classifier.threshold == 0.5  # a temperature moves probabilities across any other
     num_valid = corpus.documents.get("valid", corpus.labelled * corpus.cut)
     return replace(
         classifier,
-        baseline_features="lsa" if num_texts >= TEXTS_PER_LABEL * corpus.labelled else "tfidf",
+        baseline_features="lsa" if num_texts >= TEXTS_PER_LABEL * corpus.labelled else weighted,
         temperature_scaling=classifier.target == "category" or (classifier.target == "multicategory" and is_half),
         export_epoch="best" if num_valid >= FEWEST_VALID else "last",
     )

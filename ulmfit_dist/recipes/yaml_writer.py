@@ -81,4 +81,4 @@ def _number(value: Any) -> str:
 
 def _commented(text: str, reason: str) -> str:
     reason = " ".join(reason.split())
-    return f"{text:<{COMMENT_COLUMN}}# {reason}" if reason else text
+    return f"{text:<{COMMENT_COLUMN - 1}} # {reason}" if reason else text

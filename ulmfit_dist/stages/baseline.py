@@ -145,8 +145,10 @@ def _identity(config: Config, store: TokenStore) -> str:
     digest.update(
         repr((settings.target, settings.threshold, config.data.label_delim, config.data.folds, config.seed)).encode()
     )
+    if settings.baseline_features != "tfidf":
+        digest.update(settings.baseline_features.encode())
     if settings.baseline_features == "lsa":
-        digest.update(b"lsa" + unlabelled_texts(splits, store).tobytes())
+        digest.update(unlabelled_texts(splits, store).tobytes())
     return digest.hexdigest()
 
 

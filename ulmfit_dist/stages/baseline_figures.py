@@ -8,6 +8,8 @@ from typing import Any
 from ulmfit_dist.config.schema import Config
 from ulmfit_dist.tracking.console import LESS_IS_BETTER, MAIN_METRICS
 
+FEATURES = {"tfidf": "TF-IDF", "naive_bayes": "NB-TF-IDF", "lsa": "LSA"}
+"""Name of the features, by `classifier.baseline_features`."""
 FEW_LM_EPOCHS = 3
 """Language model epochs below which more are suggested."""
 
@@ -32,7 +34,7 @@ def describe_baseline(figures: Mapping[str, Any]) -> Iterator[str]:
 
 def features_name(figures: Mapping[str, Any]) -> str:
     """Return the name of the features of the linear model, from the figures of `compute_baseline`."""
-    return "LSA" if figures.get("features") == "lsa" else "TF-IDF"
+    return FEATURES[figures.get("features", "tfidf")]
 
 
 def main_metric(figures: Mapping[str, Any]) -> str:

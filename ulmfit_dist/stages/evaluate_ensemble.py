@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ulmfit_dist.config.schema import Config
+from ulmfit_dist.config.validation import check_probabilities_only
 from ulmfit_dist.data.splits import split_documents
 from ulmfit_dist.data.targets import read_targets
 from ulmfit_dist.data.token_store import TokenStore
@@ -57,7 +58,7 @@ def evaluate_ensemble(
         with_baseline: add the linear baseline as a member, fitted again to the first run's training documents. The
             probabilities of each member are then scaled by a temperature fitted to the validation documents
             (`inference/temperature.py`); the numbers of a regression are averaged unscaled.
-        baseline_features: its features, tfidf or lsa; None: as in the first run's config.
+        baseline_features: its features, as `classifier.baseline_features`; None: as in the first run's config.
 
     Returns:
         The figures of the mean as `ensemble`, as `evaluate` returns them for a classifier, and the scalar ones of each
@@ -104,10 +105,12 @@ def evaluate_ensemble(
 
 
 def with_features(config: Config, baseline_features: str | None) -> Config:
-    """Return a config with these features of the linear baseline; None: its own."""
+    """Return a config with these features of the linear baseline; None: its own. Raises UserError if they do not fit."""
     if baseline_features is None:
         return config
-    return replace(config, classifier=replace(config.classifier, baseline_features=baseline_features))
+    classifier = replace(config.classifier, baseline_features=baseline_features)
+    check_probabilities_only(classifier)
+    return replace(config, classifier=classifier)
 
 
 def describe_ensemble(result: Mapping[str, Any]) -> Iterator[str]:

@@ -2,8 +2,8 @@
 
 It is scikit-learn's logistic regression (one-vs-rest for more than two classes), or ridge regression for numeric targets;
 its C is selected on the validation documents. Its features are 1-grams and 2-grams of token ids, so it needs no text. With
-`classifier.baseline_features: lsa` they are reduced by latent semantic analysis of all training texts, labelled or not, and
-C is fixed. Trade-off: all texts are counted on one rank, in memory.
+`classifier.baseline_features: naive_bayes` they are weighted by class, with `lsa` they are reduced by latent semantic analysis
+of all training texts, labelled or not, and C is fixed. Trade-off: all texts are counted on one rank, in memory.
 
 N: documents, C: classes, or 1 for a regression.
 """
@@ -28,6 +28,7 @@ from ulmfit_dist.data.targets import Targets
 from ulmfit_dist.data.token_store import TokenStore
 from ulmfit_dist.models.linear import LinearModel, LinearSettings, vocab_digest
 from ulmfit_dist.models.lsa import LsaFeatures
+from ulmfit_dist.models.naive_bayes import NaiveBayesRegression
 from ulmfit_dist.models.tfidf import TfidfFeatures
 from ulmfit_dist.rng.counter_based import derive_seed
 
@@ -149,7 +150,8 @@ def _fit_dense(features: np.ndarray, y: np.ndarray, strength: float, settings: C
 def _fit_linear(features: csr_matrix, y: np.ndarray, strength: float, settings: ClassifierConfig) -> Any:
     if settings.target == "regression":
         return Ridge(alpha=1 / strength, solver="sparse_cg").fit(features, y)
-    model = LogisticRegression(C=strength, solver="liblinear", dual=True, tol=0.1, random_state=0)
+    kind = NaiveBayesRegression if settings.baseline_features == "naive_bayes" else LogisticRegression
+    model = kind(C=strength, solver="liblinear", dual=True, tol=0.1, random_state=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # C is selected by the metric on valid, converged or not
         warnings.filterwarnings("ignore", message="Label .* is present in all training examples")

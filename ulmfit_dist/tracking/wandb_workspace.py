@@ -16,7 +16,7 @@ from ulmfit_dist.config.schema import Config
 from ulmfit_dist.distributed.step_timer import PARTS
 from ulmfit_dist.errors import UserError
 from ulmfit_dist.tracking.wandb_environment import wandb_project
-from ulmfit_dist.tracking.wandb_process import quiet_wandb
+from ulmfit_dist.tracking.wandb_process import quiet_wandb, shut_down, stop_telemetry
 
 NAME = "ulmfit-dist"
 """Displayed name of the view."""
@@ -30,6 +30,8 @@ GPUS = 8
 """Maximum number of GPUs per node; W&B samples those of rank 0's node."""
 TIMEOUT = 20
 """Time limit for W&B's API, in seconds."""
+SHUTDOWN_SECONDS = 10
+"""Time limit for W&B's service process after a failure, in seconds: without one it may never end."""
 TIME = "RelativeTime(Process)"
 """X axis of system metrics, which are sampled by wall time."""
 
@@ -178,6 +180,8 @@ def _save(workspace: Any) -> str:
         raise UserError("no login to W&B: run `wandb login`, or set WANDB_API_KEY; --dry-run needs neither") from None
     except Exception as error:  # errors of wandb's service process and its server have no common class
         reason = " ".join(str(error).split()).rstrip(".")
+        stop_telemetry()
+        shut_down(SHUTDOWN_SECONDS)
         raise UserError(f"W&B rejects the dashboard: {reason}: check `wandb status`, or run `wandb login` again") from None
 
 

@@ -44,7 +44,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--with-baseline", action="store_true", help="the linear baseline is another member")
     parser.add_argument(
         "--baseline-features",
-        choices=("tfidf", "lsa"),
+        choices=("tfidf", "naive_bayes", "lsa"),
         help="features of the linear baseline (default: as in the first run's config)",
     )
     parser.add_argument(
