@@ -9,12 +9,12 @@ documents that are not test. The test documents are scored, and nothing else rea
 runs are not trained again.
 
 Methods: `linear`, TF-IDF with logistic regression; `naive-bayes` and `lsa`, the same with these
-`classifier.baseline_features`; `fastai`, its classifier with the same encoder, phases and dropout;
-`supervised`, a classifier on the forward language model;
-`folds`, the mean of five classifiers and linear models that `cross-validate --ensemble` makes of all labels; `with-linear`,
-the mean of `supervised` and the linear model (`lsa`; from 10,000 labels on, `naive-bayes`); `both`, the mean of
-the forward and the backward `supervised`; `both-with-linear`, the same with the linear model; `semi-supervised`
-(`classifier.unlabelled`); `self-training`, whose teacher is `with-linear`; `self-training-with-linear`, their mean;
+`classifier.baseline_features`; `fastai`, its classifier with the same encoder, phases and dropout; `supervised`, a
+classifier on the forward language model; `folds`, the mean of five classifiers and linear models that `cross-validate
+--ensemble` makes of all labels; `with-linear`, the mean of `supervised` and the linear model (`lsa`; from 10,000 labels on,
+`naive-bayes`); `both`, the mean of the forward and the backward `supervised`; `both-with-linear`, the same with the linear
+model; `adversarial`, adversarial training on the labelled documents; `semi-supervised`, all losses of
+`classifier.unlabelled`; `self-training`, whose teacher is `with-linear`; `self-training-with-linear`, their mean;
 `rounds-with-linear`, the mean of the linear model and the classifiers of all rounds, whichever is best on valid;
 `both-self-training`, the mean of a forward and a backward student whose teacher is `both-with-linear`;
 `both-self-training-with-linear`. Round 0 of a self-training is a copy of the `supervised` run.
@@ -51,6 +51,7 @@ METHODS = (
     "with-linear",
     "both",
     "both-with-linear",
+    "adversarial",
     "semi-supervised",
     "self-training",
     "self-training-with-linear",
@@ -89,8 +90,10 @@ MANY = (
     "data.valid_pct=0.1",
     "classifier.global_batch_size=32",
     "classifier.drop_mult=0.5",
+    "classifier.export_epoch=best",
     "classifier.phases=[{epochs: 3, lr: [1.5e-3, 1e-2]}]",
 )
+ADVERSARIAL = ("classifier.unlabelled.adversarial_weight=1.0",)
 UNLABELLED = (
     "classifier.unlabelled.batch_size=8",
     "classifier.unlabelled.entropy_weight=1.0",
@@ -136,9 +139,7 @@ class Runs:
         precision: `runtime.precision`.
     """
 
-    def __init__(
-        self, folder: Path, source: Path, num_labels: int, seed: int, lm_epochs: int = 1, precision: str = "auto"
-    ):
+    def __init__(self, folder: Path, source: Path, num_labels: int, seed: int, lm_epochs: int = 1, precision: str = "auto"):
         self.folder, self.num_labels, self.seed = folder, num_labels, seed
         self.training = (f"lm.phases=[{{epochs: {lm_epochs}, lr: 1e-2}}]", f"runtime.precision={precision}")
         self.draw = f"{num_labels}-{seed}"
@@ -182,6 +183,7 @@ class Runs:
         self.train_language_model(direction)
         other = self._name("supervised", DIRECTIONS[direction == "forward"])
         extra = {
+            "adversarial": ADVERSARIAL,
             "semi-supervised": UNLABELLED,
             "self-training": SELF_TRAINING,
             "both-self-training": (*SELF_TRAINING, f"self_training.voters=[runs/{other}]"),

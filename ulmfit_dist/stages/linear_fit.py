@@ -1,9 +1,9 @@
 """Linear model of the baseline: features of the documents, the model, and its answers.
 
 It is scikit-learn's logistic regression (one-vs-rest for more than two classes), or ridge regression for numeric targets;
-its C is selected on the validation documents. Its features are 1-grams and 2-grams of token ids, so it needs no text. With
-`classifier.baseline_features: naive_bayes` they are weighted by class, with `lsa` they are reduced by latent semantic analysis
-of all training texts, labelled or not, and C is fixed. Trade-off: all texts are counted on one rank, in memory.
+its C is selected on the validation documents. Its features are 1-grams and 2-grams of token ids, so it needs no text. Of
+`classifier.baseline_features`, `naive_bayes` weighs them by class; `lsa` reduces them by latent semantic analysis of all
+training texts, labelled or not, and C is fixed. Trade-off: all texts are counted on one rank, in memory.
 
 N: documents, C: classes, or 1 for a regression.
 """
