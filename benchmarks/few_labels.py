@@ -91,7 +91,7 @@ MANY = (
     "classifier.global_batch_size=32",
     "classifier.drop_mult=0.5",
     "classifier.export_epoch=best",
-    "classifier.phases=[{epochs: 3, lr: [1.5e-3, 1e-2]}]",
+    "classifier.phases=[{epochs: 4, lr: [1.5e-3, 1e-2]}]",
 )
 ADVERSARIAL = ("classifier.unlabelled.adversarial_weight=1.0",)
 UNLABELLED = (
