@@ -171,7 +171,7 @@ def test_trained_runs_and_the_linear_model_are_saved_as_a_run(pair: Path, tmp_pa
     classifier = load_classifier(mean)
     texts = [prediction.label for prediction in classifier.predict(TEXTS)]
     assert [line.split()[0] for line in succeed_here(["predict", mean, *TEXTS]).splitlines()] == texts
-    assert f"--with-baseline --save {mean}" in (mean / "report.html").read_text()
+    assert f"--with-baseline --baseline-features tfidf --save {mean}" in (mean / "report.html").read_text()
     (mean / "ensemble.json").rename(tmp_path / "first.json")  # the predictions of the members make the same one again
     succeed_here(["ensemble", *members, "--with-baseline", "--save", mean])
     assert read_ensemble(mean) == file

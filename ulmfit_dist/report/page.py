@@ -185,7 +185,10 @@ def _stage(stage: str, title: str, runs: Sequence[Run], trained: Sequence[Run]) 
 def _commands(run: Run) -> dict[str, str]:
     """Return the commands that resume the run and that train a new one with its config."""
     if run.ensemble is not None and run.ensemble.kind == "runs":
-        option = " --with-baseline" if run.ensemble.linear_votes else ""
+        features = run.config.get("classifier.baseline_features")  # the first member's config may have others
+        option = (
+            f" --with-baseline{f' --baseline-features {features}' if features else ''}" if run.ensemble.linear_votes else ""
+        )
         members = " ".join(shlex.quote(str(member)) for member in run.ensemble.members)
         command = f"ulmfit-dist ensemble {members}{option} --save"
         folder = run.path.resolve()

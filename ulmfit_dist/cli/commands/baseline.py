@@ -11,7 +11,7 @@ from ulmfit_dist.cli.start import start
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add the command's arguments."""
-    help = "evaluate a linear model (TF-IDF or LSA) on the same documents, in seconds"
+    help = "evaluate a linear model (of TF-IDF features) on the same documents, in seconds"
     parser = add_run_command(subparsers, "baseline", help)
     add_json(parser)
     parser.set_defaults(is_resumable=False)
